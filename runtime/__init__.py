@@ -1,0 +1,26 @@
+"""Headrace: an on-device inference runtime. See `headrace.load` and the README."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrace.model import Model, load
+
+__all__ = ["Model", "__version__", "load"]
+__version__ = "0.1.0"
+
+_LAZY = {"Model": "headrace.model", "load": "headrace.model"}
+
+
+def __getattr__(name: str) -> Any:
+    # Every import of a part of the package runs this file first, so it imports nothing itself.
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
