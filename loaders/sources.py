@@ -1,0 +1,125 @@
+"""From what a user calls a model (file, directory, known name, hub id) to a file on this disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from headrace.errors import ModelFileError, ModelNotFoundError
+from headrace.loaders import pull as _pull
+
+SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
+
+
+def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path:
+    """The model file that `name` means; a known name or a hub id is fetched when not cached.
+
+    Args:
+        name: a file, a directory with one GGUF model, a name of `headrace.loaders.pull.KNOWN`,
+            or a Hugging Face id: `org/repo`, `org/repo:file.gguf`, `hf://org/repo/file.gguf`.
+            A known name wins over a file of that name; write `./name` for the file.
+        progress: called with (done bytes, total bytes or None, label) while fetching.
+
+    Raises:
+        ModelNotFoundError: nothing was found; the message says what was tried.
+        DownloadError: the model is known but could not be fetched.
+    """
+    if isinstance(name, str):
+        if name in _pull.KNOWN:
+            return _pull.pull(name, progress=progress)
+        if name.startswith("hf://"):
+            return _from_hub(name, progress)
+    text = os.fspath(name)
+    if not text:
+        raise ModelNotFoundError(
+            "the model's name is empty; give a .gguf file, a directory, a Hugging Face id "
+            f"or one of: {_known_names()}"
+        )
+    path = Path(os.path.expanduser(text))
+    try:
+        if path.is_dir():
+            return _in_directory(path)
+        if os.path.lexists(path):
+            return path if path.exists() else _dangling(path)
+    except PermissionError as error:
+        raise ModelFileError("no permission to look at this path", path=path) from error
+    if isinstance(name, str) and not _looks_like_path(text) and _pull.parse_hub_id(text):
+        return _from_hub(text, progress)
+    raise ModelNotFoundError(_not_found(text, path))
+
+
+def model_groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """GGUF names grouped into models: the first part of each split one -> all its parts."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        match = SPLIT_NAME.match(name)
+        first = f"{match['stem']}-00001-of-{match['parts']}.gguf" if match else name
+        groups.setdefault(first, []).append(name)
+    return groups
+
+
+def _in_directory(path: Path) -> Path:
+    names = [p.name for p in path.iterdir() if p.suffix.lower() == ".gguf"]
+    groups = model_groups(names)
+    if len(groups) == 1:
+        (first,) = groups
+        # The first part's own spelling (its case) is the one on disk.
+        found = next((n for n in names if n.lower() == first.lower()), None)
+        if found is None:
+            raise ModelNotFoundError(
+                f"{path} holds a part of a split model, but not its first: {first}; "
+                f"put all parts into one directory"
+            )
+        return path / found
+    if groups:
+        listing = "".join(f"\n  {path / first}" for first in groups)
+        raise ModelNotFoundError(f"{path} holds {len(groups)} models; name one of:{listing}")
+    raise ModelNotFoundError(f"{path} is a directory without a .gguf file; name the model's file")
+
+
+def _from_hub(text: str, progress: _pull.Progress | None) -> Path:
+    hub = _pull.parse_hub_id(text)
+    if hub is None:
+        raise ModelNotFoundError(f"{text!r} is no hub id; write hf://org/repo/file.gguf")
+    # A cached file is used as it is: only `headrace pull` asks the hub for a newer one.
+    return _pull.hub_cached(hub) or _pull.pull_hub(hub, progress=progress)
+
+
+def _looks_like_path(text: str) -> bool:
+    if text.startswith((".", "~", "/", "\\")) or "\\" in text or re.match(r"[A-Za-z]:", text):
+        return True
+    # `models/x` with a directory `models` here is a mistyped path sooner than a hub id.
+    return (text.lower().endswith(".gguf") and ":" not in text) or Path(text).parent.is_dir()
+
+
+def _dangling(path: Path) -> Path:
+    raise ModelNotFoundError(f"{path} is a link to {os.path.realpath(path)}, which does not exist")
+
+
+def _known_names() -> str:
+    return ", ".join(sorted(_pull.KNOWN))
+
+
+def _not_found(text: str, path: Path) -> str:
+    from difflib import get_close_matches  # only on the way to an error
+
+    directory = path.parent
+    if not directory.is_dir():
+        tried = f"no file {path}: the directory {directory} does not exist"
+        siblings: list[str] = []
+    else:
+        tried = f"no file or directory {path}"
+        try:
+            siblings = [p.name for p in directory.iterdir() if p.suffix == ".gguf" or p.is_dir()]
+        except OSError:
+            siblings = []
+    near = [str(directory / n) for n in get_close_matches(path.name, siblings, n=3, cutoff=0.5)]
+    near += get_close_matches(text.lower(), list(_pull.KNOWN), n=2, cutoff=0.5)
+    message = f"{tried}; not a name that `headrace pull` knows ({_known_names()})"
+    if near:
+        return f"{message}. Did you mean {' or '.join(near)}?"
+    if _pull.parse_hub_id(text):
+        return f"{message}. If it is a Hugging Face id, write hf://{text}"
+    return f"{message}. Give a .gguf file, a directory, or a Hugging Face id (org/repo)"

@@ -1,0 +1,140 @@
+"""The native loop: every thread of a team walks the steps of a plan, with barriers between them.
+
+Step (4 slots of 8 bytes): kernel address, argument block, flags (1: barrier after it), unused.
+Job (slots): 0 steps, 1 their number, 2 address of the barrier counter, 3 address of the cancel
+word, 4 address of a yield function of the operating system (0: none), 5 pauses before a waiting
+thread yields, 6 ticks array (0: no timing; one int64 per step and one more).
+Team (slots; each word that threads share has a cache line of its own, 8 slots):
+    0 generation, 8 done counter, 16 barrier counter, 24 cancel word, 32 job, 33 threads,
+    34 pauses before an idle thread parks, 35 yield function, 36 pauses before yielding, 37 stop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from headrace.targets.simd import (
+    arg_int,
+    arg_ptr,
+    atomic_add,
+    atomic_get,
+    atomic_put,
+    call_kernel,
+    call_void,
+    clock,
+    get_i64,
+    int_to_ptr,
+    put_i64,
+    spin_pause,
+)
+from headrace.targets.table import Case, Kernel
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GENERATION, DONE, BARRIER, CANCEL, JOB, THREADS, PARK, YIELD, PATIENCE, STOP = (
+    0, 8, 16, 24, 32, 33, 34, 35, 36, 37,
+)  # fmt: skip
+TEAM_SLOTS = 64
+STEP_BARRIER = 1
+
+
+def _walk(job: Any, thread: Any, n_threads: Any) -> None:
+    steps = arg_ptr(job, 0)
+    n_steps = arg_int(job, 1)
+    barrier = arg_ptr(job, 2)
+    cancel = arg_ptr(job, 3)
+    yield_address = arg_int(job, 4)
+    patience = arg_int(job, 5)
+    ticks = arg_int(job, 6)
+    expected = 0
+    stopped = False
+    i = 0
+    while i < n_steps and not stopped:
+        if ticks != 0 and thread == 0:
+            put_i64(int_to_ptr(ticks) + i * 8, clock())
+        step = steps + i * 32
+        call_kernel(arg_ptr(step, 0), arg_ptr(step, 1), thread, n_threads)
+        if arg_int(step, 2) != 0 and n_threads > 1:
+            expected += n_threads
+            atomic_add(barrier, 1)
+            spins = 0
+            while atomic_get(barrier) < expected and not stopped:
+                spin_pause()
+                spins += 1
+                if spins >= patience:
+                    spins = 0
+                    if yield_address != 0:
+                        call_void(int_to_ptr(yield_address))
+                    stopped = atomic_get(cancel) != 0
+        if atomic_get(cancel) != 0:
+            stopped = True
+        i += 1
+    if ticks != 0 and thread == 0:
+        put_i64(int_to_ptr(ticks) + n_steps * 8, clock())
+
+
+def lead(team: Any, thread: Any, n_threads: Any) -> None:
+    """Thread 0's part of a job: walk the steps, then wait until the others have left."""
+    _walk(arg_ptr(team, 32), 0, n_threads)
+    done = team + 64
+    spins = 0
+    while atomic_get(done) < n_threads - 1:
+        spin_pause()
+        spins += 1
+        if spins >= arg_int(team, 36):
+            spins = 0
+            if arg_int(team, 35) != 0:
+                call_void(int_to_ptr(arg_int(team, 35)))
+
+
+def work(own: Any, thread: Any, n_threads: Any) -> None:
+    """A worker: take part in every job until none has come for a while, or the team stops.
+
+    Slots of its own: 0 team, 1 last generation seen (updated).
+    """
+    team = arg_ptr(own, 0)
+    seen = arg_int(own, 1)
+    idle = 0
+    limit = arg_int(team, 34)
+    while idle < limit:
+        generation = atomic_get(team)
+        if generation == seen:
+            spin_pause()
+            idle += 1
+        else:
+            idle = 0
+            seen = generation
+            put_i64(own + 8, seen)
+            if atomic_get(team + 37 * 8) != 0:
+                idle = limit
+            else:
+                _walk(arg_ptr(team, 32), thread, arg_int(team, 33))
+            atomic_add(team + 64, 1)
+
+
+def bump(team: Any, thread: Any, n_threads: Any) -> None:
+    """Announce the next job to the workers."""
+    atomic_put(team + 64, 0)
+    atomic_put(team + 128, 0)
+    atomic_add(team, 1)
+
+
+def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """These need threads: tests/test_team.py runs them in a real team."""
+    return iter(())
+
+
+def kernels() -> dict[str, Kernel]:
+    """The rows "lead", "work" and "bump"."""
+    return {
+        name: Kernel(f"team_{name}", (lambda fn: lambda target: fn)(fn), (__name__,), _no_cases)
+        for name, fn in (("lead", lead), ("work", work), ("bump", bump))
+    }
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of this module."""
+    return list(kernels().values())

@@ -1,0 +1,273 @@
+"""Kernels that make the input of a matrix product: normalise, gate or copy, then code.
+
+One row per producer and kind of activation. In decode every thread makes the whole input for
+itself ("private"), which costs less than a barrier; in prefill threads share the tokens.
+All float rows are padded with zeros to a multiple of 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from headrace.kernels.math import gelu_tanh, silu
+from headrace.sparse.linear import pack_f32, quantize_q8
+from headrace.targets.simd import (
+    absolute,
+    arg_float,
+    arg_int,
+    arg_ptr,
+    fma,
+    get_f32,
+    get_i64,
+    load_f32,
+    max_f32,
+    maximum,
+    part,
+    put_f32,
+    put_u32,
+    round_i32,
+    splat_f32,
+    sqrt,
+    store_f32,
+    store_i8,
+    sum_f32,
+    sum_i32,
+    to_int,
+    zeros_f32,
+)
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+# --- producers: one float32 row ---------------------------------------------------------------------
+
+
+def inverse_rms(x: Any, n: Any, eps: Any) -> Any:
+    """1 / sqrt(mean of squares + eps) of a padded row of n values."""
+    total = zeros_f32(1)
+    for i in range(0, n, 16):
+        v = load_f32(x + i * 4, 1, 0)
+        total = fma(v, v, total)
+    return 1.0 / sqrt(sum_f32(total) / n + eps)
+
+
+def normalize(x: Any, weight: Any, n: Any, eps: Any, out: Any) -> None:
+    """out = x / rms(x) * weight on a padded row."""
+    scale = splat_f32(inverse_rms(x, n, eps))
+    for i in range(0, n, 16):
+        store_f32(out + i * 4, load_f32(x + i * 4, 1, 0) * scale * load_f32(weight + i * 4, 1, 0), 0)
+
+
+def _add_normalize(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
+    # a: residual stream (updated), b: what the last block adds, post: a norm of its own for b.
+    if mode == 1:
+        for i in range(0, n, 16):
+            at = i * 4
+            store_f32(a + at, load_f32(a + at, 1, 0) + load_f32(b + at, 1, 0), 0)
+    if mode == 2:
+        scale = splat_f32(inverse_rms(b, n, eps))
+        for i in range(0, n, 16):
+            at = i * 4
+            v = load_f32(b + at, 1, 0) * scale * load_f32(post + at, 1, 0)
+            store_f32(a + at, load_f32(a + at, 1, 0) + v, 0)
+    normalize(a, w, n, eps, out)
+
+
+def _gate_silu(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
+    for i in range(0, n, 16):
+        at = i * 4
+        store_f32(out + at, silu(load_f32(a + at, 1, 0)) * load_f32(b + at, 1, 0), 0)
+
+
+def _gate_gelu(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
+    for i in range(0, n, 16):
+        at = i * 4
+        store_f32(out + at, gelu_tanh(load_f32(a + at, 1, 0)) * load_f32(b + at, 1, 0), 0)
+
+
+def _copy(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
+    for i in range(0, n, 16):
+        store_f32(out + i * 4, load_f32(a + i * 4, 1, 0), 0)
+
+
+# --- consumers: a float32 row to one token's place among a group's activations -----------------------
+
+
+def _to_q8(row: Any, n: Any, out: Any, group: Any) -> None:
+    for i in range(0, n, 32):
+        low = load_f32(row + i * 4, 1, 0)
+        high = load_f32(row + (i * 4 + 64), 1, 0)
+        most = max_f32(maximum(absolute(low), absolute(high)))
+        inverse = splat_f32(127.0 / most if most > 0.0 else 0.0)
+        scale = most * (1.0 / 127.0)
+        q_low = round_i32(low * inverse)
+        q_high = round_i32(high * inverse)
+        at = out + (i // 32) * (48 * group)
+        store_i8(at, q_low)
+        store_i8(at + 16, q_high)
+        first = sum_i32(q_low)
+        total = first + sum_i32(q_high)
+        put_f32(at + 32, scale)
+        put_f32(at + 36, scale * total)
+        put_u32(at + 40, -total)
+        put_u32(at + 44, -first)
+
+
+def _to_f32(row: Any, n: Any, out: Any, group: Any) -> None:
+    for i in range(n):
+        put_f32(out + i * (4 * group), get_f32(row + i * 4))
+
+
+_PRODUCERS = {
+    "norm": _add_normalize,
+    "silu": _gate_silu,
+    "gelu": _gate_gelu,
+    "copy": _copy,
+}
+_CONSUMERS = {"q8": (_to_q8, 48), "f32": (_to_f32, 4)}
+
+
+def _prepare(producer_name: str, activation: str) -> KernelFunction:
+    """Slots: 0 a, 1 b, 2 weight, 3 post-norm weight, 4 out, 5 values in a row, 6 address of the
+    token count, 7 address of the first token, 8 bytes between tokens of a, 9 of b, 10 bytes between
+    token groups of out, 11 tokens in a group, 12 bytes between the threads' own a (0: shared),
+    13 the same for out, 14 scratch row, 15 bytes between the threads' scratch, 16 eps, 17 mode
+    (norm: 0 only normalise a, 1 add b to a first, 2 add the normalised b).
+    Private or not is decided by slot 13: then every thread makes all tokens.
+    """
+    produce = _PRODUCERS[producer_name]
+    consume, place = _CONSUMERS[activation]
+
+    def prepare(args: Any, thread: Any, n_threads: Any) -> None:
+        a = arg_ptr(args, 0) + arg_int(args, 12) * thread
+        b = arg_ptr(args, 1)
+        weight = arg_ptr(args, 2)
+        post = arg_ptr(args, 3)
+        private = arg_int(args, 13)
+        out = arg_ptr(args, 4) + private * thread
+        n = arg_int(args, 5)
+        count = get_i64(arg_ptr(args, 6))
+        start = get_i64(arg_ptr(args, 7))
+        a_stride = arg_int(args, 8)
+        b_stride = arg_int(args, 9)
+        group_stride = arg_int(args, 10)
+        group = arg_int(args, 11)
+        row = arg_ptr(args, 14) + arg_int(args, 15) * thread
+        eps = arg_float(args, 16)
+        mode = arg_int(args, 17)
+        first = count * thread // n_threads
+        last = count * (thread + 1) // n_threads
+        if private != 0:
+            first = 0
+            last = count
+        for token in range(first, last):
+            produce(
+                a + (start + token) * a_stride,
+                b + (start + token) * b_stride,
+                weight,
+                post,
+                n,
+                eps,
+                row,
+                mode,
+            )
+            at = out + ((token // group) * group_stride + (token % group) * place)
+            consume(row, n, at, group)
+
+    return prepare
+
+
+def _reference(name: str, a: Any, b: Any, w: Any, post: Any, eps: float, mode: int) -> Any:
+    import numpy as np
+
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if name == "copy":
+        return a, a
+    if name == "silu":
+        return a, a / (1 + np.exp(-a)) * b
+    if name == "gelu":
+        return a, 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))) * b
+    if mode == 1:
+        a = a + b
+    if mode == 2:
+        a = a + b / np.sqrt((b**2).mean(-1, keepdims=True) + eps) * post
+    return a, a / np.sqrt((a**2).mean(-1, keepdims=True) + eps) * w
+
+
+def _cases(name: str, activation: str) -> Any:
+    def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+        import numpy as np
+
+        eps = 1e-5
+        for n_tokens, n, mode in ((1, 32, 0), (6, 96, 1), (5, 576, 2)):
+            group = 1 if n_tokens == 1 else 4
+            padded = -(-n_tokens // group) * group
+            a = (rng.standard_normal((n_tokens, n)) * 3).astype(np.float32)
+            b = rng.standard_normal((n_tokens, n)).astype(np.float32)
+            a[0, :3] = (0, -80, 80)
+            w = rng.standard_normal(n).astype(np.float32)
+            post = rng.standard_normal(n).astype(np.float32)
+            _, values = _reference(name, a, b, w, post, eps, mode)
+            rows = np.zeros((padded, n), np.float32)
+            rows[:n_tokens] = values
+            pack = quantize_q8 if activation == "q8" else pack_f32
+            expected = pack(rows, group)
+            out = np.zeros_like(expected)
+            # Coded rows: a value may round to the neighbouring code; metadata follows it.
+            if activation == "q8":
+                tolerance: Any = _Q8Close(n)
+            else:
+                tolerance = np.abs(expected) * 4e-6 + 1e-6
+            count, start = np.array([n_tokens], np.int64), np.zeros(1, np.int64)
+            scratch = np.zeros((8, n), np.float32)
+            slots = [
+                a, b, w, post, out, n, count, start, n * 4, n * 4, out[0].nbytes, group, 0, 0,
+                scratch, n * 4, eps, mode,
+            ]  # fmt: skip
+            yield Case(slots, [(out, expected)], tolerance, f"{n_tokens}x{n}, mode {mode}")
+
+    return cases
+
+
+class _Q8Close:
+    """Compare coded activations by the values that they stand for."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, found: np.ndarray, expected: np.ndarray) -> bool:
+        import numpy as np
+
+        from headrace.sparse.linear import dequantize_q8
+
+        x, y = dequantize_q8(found, self.n), dequantize_q8(expected, self.n)
+        step = np.repeat(np.abs(y).reshape(len(y), -1, 32).max(-1) / 127, 32, axis=-1)
+        if not (np.abs(x - y) <= step * 1.001 + 1e-12).all():
+            return False
+        codes = found[..., :32].view(np.int8).astype(np.int64)
+        tail = np.ascontiguousarray(found[..., 32:])
+        ints, floats = tail.view(np.int32), tail.view(np.float32)
+        return bool(
+            (ints[..., 2] == -codes.sum(-1)).all()
+            and (ints[..., 3] == -codes[..., :16].sum(-1)).all()
+            and np.allclose(floats[..., 1], floats[..., 0] * codes.sum(-1), rtol=1e-6)
+        )
+
+
+def kernel(producer: str, activation: str) -> Kernel:
+    """The row of a producer ("norm", "silu", "gelu", "copy") and an activation kind."""
+    return Kernel(
+        f"{producer}_{activation}",
+        lambda target: _prepare(producer, activation),
+        (__name__, "headrace.kernels.math"),
+        _cases(producer, activation),
+    )
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of this module."""
+    return [kernel(p, a) for p in _PRODUCERS for a in _CONSUMERS]

@@ -1,0 +1,18 @@
+"""The whole kernel table."""
+
+from __future__ import annotations
+
+from headrace.kernels import attention, execute, prepare
+from headrace.sparse import linear
+from headrace.targets.table import Kernel
+
+
+def kernel_table() -> dict[str, Kernel]:
+    """Every kernel by name; dispatch, tests and benchmarks loop over it."""
+    rows = [
+        *linear.all_kernels(),
+        *prepare.all_kernels(),
+        *attention.all_kernels(),
+        *execute.all_kernels(),
+    ]
+    return {row.name: row for row in rows}

@@ -1,0 +1,291 @@
+"""Text to token ids and back, from the metadata of a GGUF file.
+
+Written out here rather than built with the `tokenizers` library because start-up counts: for a
+49k vocabulary two dictionaries take a fifth of the time and of the memory of its BPE model, and
+they follow llama.cpp where the library cannot (equal SentencePiece scores, spaces after special
+tokens). That library still cuts non-ASCII text into words, see `headrace.pretokenizers`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from headrace.bpe import merge
+from headrace.errors import HeadraceError
+from headrace.pretokenizers import PRE_TOKENIZERS
+from headrace.vocabulary import Vocabulary, read_vocabulary
+
+_SPACE = "\u2581"  # SentencePiece writes a space as a lower one eighth block
+_C_SPACES = " \t\n\v\f\r"
+_CACHED_WORDS = 1 << 15
+_CACHED_WORD_LENGTH = 64
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's printable stand-in for each byte."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in shown else next(others)) for byte in range(256)]
+
+
+_ALPHABET = _byte_alphabet()
+_TO_ALPHABET = dict(enumerate(_ALPHABET))
+_FROM_ALPHABET = {ord(letter): byte for byte, letter in enumerate(_ALPHABET)}
+
+
+class Tokenizer:
+    """Encodes and decodes; immutable apart from a cache, so it may be shared between threads.
+
+    Attributes:
+        n_vocab: Number of tokens.
+        bos_id, eos_id, eot_id, unk_id, pad_id: Ids of special tokens, or None.
+        eos_ids: Every id that ends generation.
+        add_bos, add_eos: Whether `encode` adds them.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._tokens = vocabulary.tokens
+        self._ids = vocabulary.ids
+        self._hidden = vocabulary.hidden
+        self._special = vocabulary.special
+        self.n_vocab = len(vocabulary.tokens)
+        self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
+        self.eot_id, self.unk_id = vocabulary.eot_id, vocabulary.unk_id
+        self.pad_id, self.eos_ids = vocabulary.pad_id, vocabulary.eos_ids
+        self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
+        self._byte_level = vocabulary.kind == "gpt2"
+        self._spm = vocabulary.kind == "llama"
+        self._words: dict[str, list[int]] = {}
+        # Longest first, as llama.cpp does: each is cut out of what the ones before it left.
+        texts = [(self._tokens[each], each) for each in self._special]
+        texts.sort(key=lambda each: (-len(each[0].encode("utf-8", "surrogateescape")), each[1]))
+        self._cut_first = texts
+        if self._spm:
+            costs, ids = vocabulary.costs, vocabulary.ids
+
+            def rank(text: str) -> float | None:
+                found = ids.get(text)
+                return None if found is None else costs[found]
+
+            self._rank, self._joint = rank, ""
+        else:
+            self._pre = PRE_TOKENIZERS[vocabulary.pre]
+            self._rank, self._joint = vocabulary.ranks.get, " "
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], path: str | Path | None) -> Tokenizer:
+        """Build the tokenizer that a GGUF file describes.
+
+        Args:
+            metadata: The file's metadata; keys `tokenizer.ggml.*` are read.
+            path: The file, for error messages.
+
+        Raises:
+            ModelFileError: A key is missing or inconsistent; the message names it.
+            UnsupportedError: The kind of tokenizer or pre-tokenizer is not known.
+        """
+        return cls(read_vocabulary(metadata, path))
+
+    def id_of(self, text: str) -> int | None:
+        """The id of the token with exactly this text (such as "<|im_start|>"), or None."""
+        return self._ids.get(text)
+
+    # --- text to ids ---
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Turn text into token ids.
+
+        Args:
+            text: Any text that can be written as UTF-8.
+            add_special: Add BOS and EOS where the model wants them.
+            parse_special: Read "<|im_end|>" and the like in `text` as the control token. Pass
+                False for text from somebody you do not trust.
+
+        Raises:
+            ValueError: `text` has a lone surrogate.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text has a lone surrogate (U+{ord(text[error.start]):04X}) at character"
+                f" {error.start}; decode the bytes with errors='replace' first"
+            ) from None
+        out: list[int] = []
+        if add_special and self.add_bos:
+            out.append(self.bos_id)  # type: ignore[arg-type]
+        after_special = True
+        for part in self._partition(text, parse_special):
+            if isinstance(part, int):
+                out.append(part)
+                after_special = True
+            else:
+                if after_special and self._vocabulary.add_space_prefix:
+                    part = " " + part
+                self._encode_text(part, out)
+                after_special = False
+        if add_special and self.add_eos:
+            out.append(self.eos_id)  # type: ignore[arg-type]
+        return out
+
+    def _partition(self, text: str, parse_special: bool) -> list[str | int]:
+        parts: list[str | int] = [text] if text else []
+        for special, token in self._cut_first:
+            if special not in text or (not parse_special and token in self._hidden):
+                continue
+            swallow = token in self._vocabulary.swallows_space
+            cut: list[str | int] = []
+            for part in parts:
+                if isinstance(part, int):
+                    cut.append(part)
+                    continue
+                first, *rest = part.split(special)
+                if first:
+                    cut.append(first)
+                for piece in rest:
+                    cut.append(token)
+                    if swallow:
+                        piece = piece.lstrip(_C_SPACES)
+                    if piece:
+                        cut.append(piece)
+            parts = cut
+        return parts
+
+    def _encode_text(self, text: str, out: list[int]) -> None:
+        cache = self._words
+        if self._spm:
+            words = self._spaced_words(text.replace(" ", _SPACE))
+        elif self._byte_level:
+            words = self._pre.split(text)
+        else:
+            words = self._pre.split(text.replace(" ", _SPACE))
+        for word in words:
+            found = cache.get(word)
+            if found is None:
+                found = self._encode_word(word)
+                if len(word) <= _CACHED_WORD_LENGTH:
+                    if len(cache) >= _CACHED_WORDS:
+                        cache.clear()
+                    cache[word] = found
+            out += found
+
+    def _spaced_words(self, text: str) -> list[str]:
+        """SentencePiece has no words; cut where no token reaches across, so merges cannot."""
+        if len(text) <= _CACHED_WORD_LENGTH or self._tokens_span_words:
+            return [text]
+        return re.findall(f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+", text)
+
+    @cached_property
+    def _tokens_span_words(self) -> bool:
+        """Whether any token has a space after something else."""
+        pattern = re.compile(f"[^{_SPACE}]{_SPACE}")
+        return any(map(pattern.search, self._tokens))
+
+    def _encode_word(self, word: str) -> list[int]:
+        ids = self._ids
+        if self._byte_level:
+            word = word.encode().decode("latin-1").translate(_TO_ALPHABET)
+        if not self._spm and (self._pre.ignore_merges or word.strip("\n") == ""):
+            # The second case is Gemma 4's: a run of newlines is a token, no merge makes it.
+            whole = ids.get(word)
+            if whole is not None:
+                return [whole]
+        out: list[int] = []
+        for symbol in merge(list(word), self._rank, self._joint):
+            found = ids.get(symbol)
+            if found is None:
+                out += self._fallback(symbol)
+            else:
+                out.append(found)
+        return out
+
+    def _fallback(self, symbol: str) -> Iterator[int]:
+        """A character that is no token: its bytes, else the unknown token, else nothing."""
+        if self._byte_level:
+            byte = _FROM_ALPHABET[ord(symbol)]
+            warnings.warn(
+                f"the vocabulary has no token for byte 0x{byte:02x}; it is left out",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+            return
+        for byte in symbol.encode():
+            found = self._ids.get(f"<0x{byte:02X}>")
+            if found is None and byte < 0x80:
+                found = self._ids.get(chr(byte))
+            if found is None:
+                found = self.unk_id
+            if found is None:
+                raise HeadraceError(
+                    f"the vocabulary has no token for {symbol!r}, no bytes and no unknown token"
+                )
+            yield found
+
+    # --- ids to text ---
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Turn token ids into text; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: Token ids.
+            skip_special: Leave control tokens out.
+
+        Raises:
+            ValueError: An id is outside the vocabulary.
+        """
+        sequence = [None, *ids]
+        pieces = [
+            self.piece_bytes(each, after=previous, skip_special=skip_special)
+            for previous, each in pairwise(sequence)
+        ]
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The exact bytes that a token stands for."""
+        if not 0 <= token < self.n_vocab:
+            raise ValueError(f"token id {token} is outside the vocabulary of {self.n_vocab} tokens")
+        text = self._tokens[token]
+        if token not in self._special:
+            byte = self._vocabulary.bytes_of.get(token)
+            if byte is not None:
+                return bytes((byte,))
+            if self._byte_level:
+                try:
+                    return text.translate(_FROM_ALPHABET).encode("latin-1")
+                except UnicodeEncodeError:  # a letter outside the byte alphabet stands for itself
+                    return _mixed_bytes(text)
+            text = text.replace(_SPACE, " ")
+        return text.encode("utf-8", "surrogateescape")
+
+    def piece_bytes(self, token: int, *, after: int | None, skip_special: bool = True) -> bytes:
+        """The bytes that a token adds to a text.
+
+        Args:
+            token: The token.
+            after: The token before it, None at the beginning: SentencePiece models that put a
+                space in front of every text do so after special tokens too; it is dropped there.
+            skip_special: Whether control tokens add nothing.
+        """
+        piece = self.token_bytes(token)
+        if token in self._special:
+            return b"" if skip_special and token in self._hidden else piece
+        if self._vocabulary.add_space_prefix and (after is None or after in self._special):
+            return piece.removeprefix(b" ")
+        return piece
+
+
+def _mixed_bytes(text: str) -> bytes:
+    out = bytearray()
+    for letter in text:
+        byte = _FROM_ALPHABET.get(ord(letter))
+        out += letter.encode("utf-8", "surrogateescape") if byte is None else bytes((byte,))
+    return bytes(out)

@@ -1,0 +1,262 @@
+"""GGML types that have no kernels here load as one that has, with no fewer bits per weight.
+
+The target is Q8_0 unless a smaller format holds the same weights exactly. What happens to them:
+
+    type                    becomes  weights
+    TQ1_0, TQ2_0            Q4_0     exact
+    MXFP4                   Q5_0     exact for scales of 2^-24 to 2^15 (beyond any real model)
+    Q3_K, IQ3_S             Q6_K     exact
+    IQ3_XXS                 Q6_K     exact if d / 2 is a float16: |d| >= 2^-13 suffices
+    IQ1_S, IQ1_M            Q6_K     exact if d / 8 is a float16: |d| >= 2^-11 suffices
+    IQ4_NL                  Q8_0     exact
+    IQ4_XS, IQ2_XXS         Q8_0     codes exact, scale of 32 weights rounded to float16 (2^-11)
+    Q2_K, Q5_K, Q5_1,       Q8_0     rounded: at most 1/225 of the largest of 32 weights
+      IQ2_XS, IQ2_S, NVFP4
+    I8, I16                 F16, F32 exact
+    F64                     F32      rounded
+    others gguf can decode  Q8_0     rounded as above
+
+Why these: a weight of the exact ones is `d * sub * code`, with a float16 d, a small integer `sub`
+for 16 or 32 weights and a small integer code. That is Q6_K's own form if |code| <= 31, and Q8_0's
+if d * sub is a float16. No smaller format holds a type with minimums (Q2_K, Q5_K, Q5_1), with codes
+beyond 31 and a scale for 16 weights (IQ2_XS, IQ2_S) or with float8 scales (NVFP4).
+The gguf package decodes all types but the plain ones; it is imported when first needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from headrace.errors import UnsupportedError
+from headrace.sparse import q5_0, q6_k
+from headrace.sparse.format import (
+    Bytes,
+    Floats,
+    Format,
+    as_rows,
+    byte_blocks,
+    half_bytes,
+    halves,
+    pack_nibbles,
+)
+from headrace.sparse.registry import FORMATS, by_ggml_type
+
+CHUNK_BYTES = 256 * 1024  # of raw bytes that are recoded at once
+_ONE = np.array([0x00, 0x3C], np.uint8)  # float16 1.0
+_LARGEST_Q8 = 127 * 65504.0
+_PLAIN = {"I8": ("f16", np.int8), "I16": ("f32", np.int16), "F64": ("f32", np.float64)}
+
+
+def plan_expansion(ggml_type: str) -> Format:
+    """Give the format in which a tensor of `ggml_type` is kept; its own, if that is one of ours.
+
+    Raises:
+        UnsupportedError: nothing here can decode the type.
+    """
+    own = by_ggml_type(ggml_type)
+    if own is not None:
+        return own
+    if ggml_type in _PLAIN:
+        return FORMATS[_PLAIN[ggml_type][0]]
+    if ggml_type in _RECODERS:
+        return FORMATS[_RECODERS[ggml_type][0]]
+    _decode(np.zeros((1, _block_bytes(ggml_type)), np.uint8), ggml_type)
+    return FORMATS["q8_0"]
+
+
+def expand(raw: Bytes, ggml_type: str, target: Format) -> Bytes:
+    """Recode a matrix, some rows at a time.
+
+    Args:
+        raw: uint8 [rows, row_bytes] of `ggml_type`.
+        ggml_type: GGML's name of the type, such as "Q5_K".
+        target: `plan_expansion(ggml_type)`, or another format that the decoded weights go through.
+
+    Raises:
+        UnsupportedError: nothing here can decode the type, or a weight is too large for `target`.
+    """
+    if ggml_type == target.ggml_type:
+        return raw
+    rows = raw.shape[0]
+    step = max(1, CHUNK_BYTES // max(1, raw.shape[1]))
+    first = _expand_rows(raw[:step], ggml_type, target)
+    out = np.empty((rows, first.shape[1]), np.uint8)
+    out[:step] = first
+    for at in range(step, rows, step):
+        out[at : at + step] = _expand_rows(raw[at : at + step], ggml_type, target)
+    return out
+
+
+@np.errstate(all="ignore")
+def _expand_rows(raw: Bytes, ggml_type: str, target: Format) -> Bytes:
+    name, recode = _RECODERS.get(ggml_type, ("", None))
+    if recode is not None and name == target.name:
+        return recode(raw, ggml_type)
+    own = by_ggml_type(ggml_type)
+    x = own.decode(raw) if own is not None else _decode(raw, ggml_type)
+    # NaN and infinity in the file stay what they are; a finite weight must not become one.
+    if target.name == "q8_0" and _LARGEST_Q8 < np.abs(x).max(initial=0) < np.inf:
+        raise UnsupportedError(
+            f"a {ggml_type} weight is beyond what Q8_0 holds ({_LARGEST_Q8:.0f}); "
+            "convert the file to F32 or BF16"
+        )
+    return target.encode(x)
+
+
+def _decode(raw: Bytes, ggml_type: str) -> Floats:
+    if ggml_type in _PLAIN:
+        plain = np.ascontiguousarray(raw).view(_PLAIN[ggml_type][1])
+        return plain.astype(np.float32)
+    from gguf import GGMLQuantizationType, quants
+
+    try:
+        return quants.dequantize(np.ascontiguousarray(raw), GGMLQuantizationType[ggml_type])
+    except (KeyError, NotImplementedError) as error:
+        raise _unsupported(ggml_type) from error
+
+
+def _block_bytes(ggml_type: str) -> int:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        return GGML_QUANT_SIZES[GGMLQuantizationType[ggml_type]][1]
+    except KeyError as error:
+        raise _unsupported(ggml_type) from error
+
+
+def _unsupported(ggml_type: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"no decoder for tensors of type {ggml_type}, neither here nor in the installed gguf "
+        "package; update gguf, or convert the file, for example to Q8_0"
+    )
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """A type whose weights are `d * (step * sub * code)` with integers `sub` and `code`.
+
+    With d replaced by 1, gguf's decoder gives `step * sub * code`, exact in float32; so only
+    `sub` has to be read here, and no table of codes is repeated.
+    """
+
+    d_at: int  # offset of the float16 d in the block
+    subs: Callable[[Bytes], Floats]  # row blocks [..., block_bytes] -> [..., 1 or 8 or 16]
+    step: float = 1.0
+
+    def split(self, raw: Bytes, ggml_type: str) -> tuple[Floats, Floats, Floats]:
+        """Give d * step [rows, n_blocks, 1], sub [.., n_subs, 1], code [.., n_subs, k]."""
+        blocks = byte_blocks(raw, _block_bytes(ggml_type)).copy()
+        if ggml_type == "IQ1_M":
+            d = _swap_scattered_d(blocks)
+        else:
+            d = blocks[..., self.d_at : self.d_at + 2].copy()
+            blocks[..., self.d_at : self.d_at + 2] = _ONE
+        sub = self.subs(blocks)[..., None]
+        units = _decode(as_rows(blocks), ggml_type).reshape(*sub.shape[:-1], -1)
+        codes = np.where(
+            sub == 0, -np.signbit(units).astype(np.float32), units / (sub * np.float32(self.step))
+        )
+        return halves(d) * np.float32(self.step), sub, codes.astype(np.float32)
+
+
+def _swap_scattered_d(blocks: Bytes) -> Bytes:
+    # IQ1_M keeps d in the upper nibbles of bytes 49, 51, 53, 55, lowest first; 1.0 is 0x3C00.
+    nibbles = blocks[..., 49::2] >> 4
+    d = np.stack([nibbles[..., 0] | nibbles[..., 1] << 4, nibbles[..., 2] | nibbles[..., 3] << 4])
+    blocks[..., 49::2] = (blocks[..., 49::2] & 0x0F) | np.array([0, 0, 0xC0, 0x30], np.uint8)
+    return np.ascontiguousarray(np.moveaxis(d, 0, -1))
+
+
+def _words(field: Bytes, dtype: str) -> Bytes:
+    return np.ascontiguousarray(field).view(dtype)
+
+
+def _odd(codes: Bytes) -> Floats:
+    return 2 * codes.astype(np.float32) + 1
+
+
+def _nibble_pairs(field: Bytes) -> Bytes:
+    pairs = np.stack([field & 0x0F, field >> 4], axis=-1)
+    return pairs.reshape(*field.shape[:-1], -1)
+
+
+def _subs_q3_k(blocks: Bytes) -> Floats:
+    low, high = blocks[..., 96:104], blocks[..., 104:108]
+    low = np.concatenate([low & 0x0F, low >> 4], axis=-1)
+    high = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
+    subs: Floats = (low | high << 4).astype(np.float32) - 32
+    return subs
+
+
+def _subs_iq4_xs(blocks: Bytes) -> Floats:
+    high = _words(blocks[..., 2:4], "<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    subs: Floats = (_nibble_pairs(blocks[..., 4:8]) | high << 4).astype(np.float32) - 32
+    return subs
+
+
+def _subs_iq1_m(blocks: Bytes) -> Floats:
+    words = _words(blocks[..., 48:56], "<u2")[..., None] >> np.array([0, 3, 6, 9], np.uint16)
+    return _odd((words & 7).reshape(*blocks.shape[:-1], 16))
+
+
+_LATTICES = {
+    "Q3_K": _Lattice(108, _subs_q3_k),
+    "IQ3_S": _Lattice(0, lambda blocks: _odd(_nibble_pairs(blocks[..., 106:110]))),
+    "IQ3_XXS": _Lattice(0, lambda blocks: _odd(blocks[..., 69:98:4] >> 4), 1 / 2),
+    "IQ1_S": _Lattice(0, lambda blocks: _odd(blocks[..., 35:50:2] >> 4 & 7), 1 / 8),
+    "IQ1_M": _Lattice(-1, _subs_iq1_m, 1 / 8),
+    "IQ4_NL": _Lattice(0, lambda blocks: np.ones((*blocks.shape[:-1], 1), np.float32)),
+    "IQ4_XS": _Lattice(0, _subs_iq4_xs),
+    "IQ2_XXS": _Lattice(0, lambda blocks: _odd(blocks[..., 9:66:8] >> 4), 1 / 8),
+}
+
+
+def _to_q8_0(raw: Bytes, ggml_type: str) -> Bytes:
+    d, sub, codes = _LATTICES[ggml_type].split(raw, ggml_type)  # codes (rows, n_blocks, n_subs, 32)
+    scales = half_bytes(d[..., None] * sub)
+    blocks = np.concatenate([scales, codes.astype(np.int8).view(np.uint8)], axis=-1)
+    return blocks.reshape(raw.shape[0], -1)
+
+
+def _to_q6_k(raw: Bytes, ggml_type: str) -> Bytes:
+    d, sub, codes = _LATTICES[ggml_type].split(raw, ggml_type)
+    scales = np.repeat(sub[..., 0], 16 // sub.shape[-2], axis=-1).astype(np.int8)
+    unsigned = (codes + 32).astype(np.uint8).reshape(-1, 256)
+    joined = q6_k.join(half_bytes(d).reshape(-1, 2), scales.reshape(-1, 16), unsigned)
+    return joined.reshape(raw.shape[0], -1)
+
+
+def _ternary_to_q4_0(raw: Bytes, ggml_type: str) -> Bytes:
+    blocks = byte_blocks(raw, _block_bytes(ggml_type)).copy()
+    d = blocks[..., -2:].copy()
+    blocks[..., -2:] = _ONE
+    codes = (_decode(as_rows(blocks), ggml_type) + 8).astype(np.uint8)
+    packed = pack_nibbles(codes.reshape(*blocks.shape[:2], 8, 32))
+    scales = np.broadcast_to(d[..., None, :], (*packed.shape[:-1], 2))
+    return np.concatenate([scales, packed], axis=-1).reshape(raw.shape[0], -1)
+
+
+def _mxfp4_to_q5_0(raw: Bytes, ggml_type: str) -> Bytes:
+    blocks = byte_blocks(raw, 17).copy()
+    exponent = blocks[..., :1].astype(np.int32) - 128
+    blocks[..., 0] = 128  # 2^0
+    codes = _decode(as_rows(blocks), ggml_type).reshape(*blocks.shape[:2], 32)
+    used = np.any(codes, axis=-1, keepdims=True)
+    if np.any(used & (exponent > 15)):
+        raise UnsupportedError(
+            "an MXFP4 scale is beyond 2^15, which float16 scales do not hold; "
+            "convert the file to F32 or BF16"
+        )
+    d = half_bytes(np.where(used, np.exp2(exponent.astype(np.float32)), np.float32(0)))
+    return as_rows(q5_0.join(d, (codes + 16).astype(np.uint8)))
+
+
+_RECODERS: dict[str, tuple[str, Callable[[Bytes, str], Bytes]]] = {
+    "TQ1_0": ("q4_0", _ternary_to_q4_0),
+    "TQ2_0": ("q4_0", _ternary_to_q4_0),
+    "MXFP4": ("q5_0", _mxfp4_to_q5_0),
+    **{name: ("q6_k", _to_q6_k) for name in ("Q3_K", "IQ3_S", "IQ3_XXS", "IQ1_S", "IQ1_M")},
+    **{name: ("q8_0", _to_q8_0) for name in ("IQ4_NL", "IQ4_XS", "IQ2_XXS")},
+}

@@ -1,0 +1,92 @@
+"""F16: IEEE half precision, no blocks.
+
+Row, 2 bytes a weight (raw):
+    bytes               what
+    2k .. 2k+1          weight of input k, little-endian
+
+Tile block, 32 bytes (16 rows r of one input; any number of inputs):
+    bytes               what
+    2r .. 2r+1          weight of row r
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from headrace.sparse.format import (
+    Bytes,
+    Floats,
+    Format,
+    as_rows,
+    byte_blocks,
+    deinterleave,
+    half_bytes,
+    halves,
+    interleave,
+)
+from headrace.sparse.interleaving import interleave_halves
+from headrace.targets.simd import (
+    bcast_f32,
+    fma_outer,
+    get_f16,
+    load_f16,
+    put_f32,
+)
+
+RUNS = ((2, 2),)
+
+
+@np.errstate(all="ignore")
+def encode(x: Floats) -> Bytes:
+    """Round to nearest even; what is beyond 65504 becomes infinite."""
+    return half_bytes(np.asarray(x, np.float32))
+
+
+@np.errstate(all="ignore")
+def decode(raw: Bytes) -> Floats:
+    """Give the float32 weights."""
+    return halves(raw)
+
+
+def tile(raw: Bytes) -> Bytes:
+    """Put the weights of 16 rows side by side, input by input."""
+    return interleave(byte_blocks(raw, 2), RUNS)
+
+
+def untile(tiled: Bytes, rows: int) -> Bytes:
+    """Give back the raw bytes of the first `rows` rows."""
+    return as_rows(deinterleave(tiled, rows, RUNS))
+
+
+
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+    """acc + one input of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
+    return fma_outer(load_f16(w, tiles, stride), bcast_f32(x, tokens, 4), acc)
+
+
+def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
+    """One weight of each of 16 raw rows to a tile block."""
+    interleave_halves(src, row_bytes, dst)
+
+
+def row_block(w: Any, lane: Any, out: Any) -> None:
+    """The weight of row `lane` of a tile block."""
+    put_f32(out, get_f16(w + lane * 2))
+
+
+FORMAT = Format(
+    name="f16",
+    ggml_type="F16",
+    block=1,
+    block_bytes=2,
+    tile_block_bytes=32,
+    activation="f32",
+    encode=encode,
+    decode=decode,
+    tile=tile,
+    untile=untile,
+    product=product,
+    tile_block=tile_block,
+    row_block=row_block,
+)

@@ -1,0 +1,347 @@
+"""Kernels that are written once for every format: matrix products, tiling and row lookup.
+
+A format gives three functions over the markers of `headrace.targets.simd`:
+    product(acc, w, tile_stride, x, T, R)   acc += one block of R tiles times T tokens
+    tile_block(src, row_bytes, dst)         16 raw rows' block, `row_bytes` apart, to a tile block
+    row_block(w, lane, out)                 one row (lane) of a tile block to float32
+
+Activations lie T tokens side by side, so that one register addresses them all:
+    "q8": [token group][block of 32][token in group] x 48 bytes: 32 int8 codes, float32 scale,
+          float32 scale * sum of codes, int32 -(sum of codes), int32 -(sum of the first 16 codes)
+    "f32": [token group][input][token in group] float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.registry import FORMATS
+from headrace.targets.simd import (
+    arg_float,
+    arg_int,
+    arg_ptr,
+    get_f32,
+    get_i64,
+    load_f32,
+    outer,
+    put_f32,
+    repeat,
+    splat_f32,
+    store_f32_grid,
+)
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Q8_BLOCK = 32
+Q8_BLOCK_BYTES = 48
+# Coded weights do many products per byte: one tile at a time saturates a thread. Plain floats do
+# one multiply-add per load, and its latency hides only behind several tiles' sums.
+GEMV_TILES = {"q8": 1, "f32": 4}
+
+
+def activation_bytes(kind: str, inputs: int) -> int:
+    """Bytes of one token's activations of `inputs` values, of kind "q8" or "f32"."""
+    return inputs // Q8_BLOCK * Q8_BLOCK_BYTES if kind == "q8" else inputs * 4
+
+
+def _linear(fmt: Format, tiles: int, tokens: int) -> KernelFunction:
+    """y[token, row] = bias[row] + sum over inputs of w[row, input] * x[token, input].
+
+    Slots: 0 tiled weights, 1 activations, 2 y, 3 blocks in a row, 4 tiles, 5 address of the token
+    count, 6 bytes between the threads' own activations (0: one for all), 7 bytes between tokens
+    of y, 8 bias (float32, 16 a tile), 9 bytes between token groups of the activations.
+    Threads share the tiles. Rows of y up to the end of the last token group are written.
+    """
+    product = fmt.product
+    tile_block_bytes = fmt.tile_block_bytes
+    x_advance = activation_bytes(fmt.activation, fmt.block) * tokens
+
+    def some(
+        w: Any, x: Any, y: Any, n_blocks: Any, tile_stride: Any, y_stride: Any, bias: Any, rows: Any
+    ) -> None:
+        acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(1.0), tokens))
+        for _ in range(n_blocks):
+            acc = product(acc, w, tile_stride, x, tokens, rows)
+            w = w + tile_block_bytes
+            x = x + x_advance
+        store_f32_grid(y, acc, tokens, 64, y_stride)
+
+    def linear(args: Any, thread: Any, n_threads: Any) -> None:
+        w = arg_ptr(args, 0)
+        x = arg_ptr(args, 1) + arg_int(args, 6) * thread
+        y = arg_ptr(args, 2)
+        n_blocks = arg_int(args, 3)
+        n_tiles = arg_int(args, 4)
+        n_tokens = get_i64(arg_ptr(args, 5))
+        y_stride = arg_int(args, 7)
+        bias = arg_ptr(args, 8)
+        x_stride = arg_int(args, 9)
+        tile_stride = n_blocks * tile_block_bytes
+        n_groups = (n_tokens + tokens - 1) // tokens
+        t = n_tiles * thread // n_threads
+        last = n_tiles * (thread + 1) // n_threads
+        while t + tiles <= last:
+            for g in range(n_groups):
+                some(
+                    w + t * tile_stride,
+                    x + g * x_stride,
+                    y + (t * 64 + g * tokens * y_stride),
+                    n_blocks,
+                    tile_stride,
+                    y_stride,
+                    bias + t * 64,
+                    tiles,
+                )
+            t += tiles
+        if tiles > 1:
+            while t < last:
+                for g in range(n_groups):
+                    some(
+                        w + t * tile_stride,
+                        x + g * x_stride,
+                        y + (t * 64 + g * tokens * y_stride),
+                        n_blocks,
+                        tile_stride,
+                        y_stride,
+                        bias + t * 64,
+                        1,
+                    )
+                t += 1
+
+    return linear
+
+
+def _tile(fmt: Format) -> KernelFunction:
+    """Tile raw rows. Slots: 0 raw rows, 1 bytes of a row, 2 tiled, 3 blocks in a row, 4 tiles.
+
+    The raw rows are a multiple of 16 (the caller fills up with zero bytes). Threads share tiles.
+    """
+    tile_block = fmt.tile_block
+    block_bytes = fmt.block_bytes
+    tile_block_bytes = fmt.tile_block_bytes
+
+    def tile(args: Any, thread: Any, n_threads: Any) -> None:
+        src = arg_ptr(args, 0)
+        row_bytes = arg_int(args, 1)
+        dst = arg_ptr(args, 2)
+        n_blocks = arg_int(args, 3)
+        n_tiles = arg_int(args, 4)
+        for t in range(n_tiles * thread // n_threads, n_tiles * (thread + 1) // n_threads):
+            for b in range(n_blocks):
+                tile_block(
+                    src + (t * 16 * row_bytes + b * block_bytes),
+                    row_bytes,
+                    dst + (t * n_blocks + b) * tile_block_bytes,
+                )
+
+    return tile
+
+
+def _rows(fmt: Format) -> KernelFunction:
+    """Look up rows of a tiled matrix: x[token] = scale * w[ids[token]].
+
+    Slots: 0 tiled weights, 1 x, 2 ids (int64), 3 blocks in a row, 4 address of the token count,
+    5 bytes between tokens of x, 6 bytes between the threads' own x (0: threads share the tokens),
+    7 scale (float32), 8 row length.
+    """
+    row_block = fmt.row_block
+    tile_block_bytes = fmt.tile_block_bytes
+    block = fmt.block
+
+    def rows(args: Any, thread: Any, n_threads: Any) -> None:
+        w = arg_ptr(args, 0)
+        private = arg_int(args, 6)
+        x = arg_ptr(args, 1) + private * thread
+        ids = arg_ptr(args, 2)
+        n_blocks = arg_int(args, 3)
+        n_tokens = get_i64(arg_ptr(args, 4))
+        x_stride = arg_int(args, 5)
+        scale = arg_float(args, 7)
+        width = arg_int(args, 8)
+        first = n_tokens * thread // n_threads
+        last = n_tokens * (thread + 1) // n_threads
+        if private != 0:
+            first = 0
+            last = n_tokens
+        for token in range(first, last):
+            row = get_i64(ids + token * 8)
+            out = x + token * x_stride
+            at = w + (row // 16) * n_blocks * tile_block_bytes
+            for b in range(n_blocks):
+                row_block(at + b * tile_block_bytes, row % 16, out + b * block * 4)
+            for i in range(width):
+                put_f32(out + i * 4, get_f32(out + i * 4) * scale)
+
+    return rows
+
+
+# --- the rows of the table ------------------------------------------------------------------------
+
+
+def quantize_q8(x: np.ndarray, tokens: int) -> np.ndarray:
+    """Reference of the "q8" activations: float32 [n_tokens, n] -> uint8, n_tokens % tokens == 0."""
+    import numpy as np
+
+    n_tokens, n = x.shape
+    blocks = x.reshape(n_tokens, n // Q8_BLOCK, Q8_BLOCK).astype(np.float32)
+    most = np.abs(blocks).max(axis=-1)
+    scale = most * np.float32(1 / 127)
+    inverse = np.where(most > 0, np.float32(127) / np.where(most > 0, most, 1), 0).astype("f4")
+    codes = np.rint(blocks * inverse[..., None]).astype(np.int32)
+    sums = codes.sum(axis=-1, dtype=np.int32)
+    out = np.empty((n_tokens, n // Q8_BLOCK, Q8_BLOCK_BYTES), np.uint8)
+    out[..., :32] = codes.astype(np.int8).view(np.uint8)
+    tail = out[..., 32:].view(np.int32)
+    tail[..., 0] = scale.view(np.int32)
+    tail[..., 1] = (scale * sums.astype(np.float32)).view(np.int32)
+    tail[..., 2] = -sums
+    tail[..., 3] = -codes[..., :16].sum(axis=-1, dtype=np.int32)
+    grouped = out.reshape(n_tokens // tokens, tokens, n // Q8_BLOCK, Q8_BLOCK_BYTES)
+    return np.ascontiguousarray(grouped.transpose(0, 2, 1, 3))
+
+
+def dequantize_q8(packed: np.ndarray, n: int) -> np.ndarray:
+    """The values that "q8" activations stand for: float64 [n_tokens, n]."""
+    import numpy as np
+
+    groups, blocks, tokens, _ = packed.shape
+    by_token = np.ascontiguousarray(packed.transpose(0, 2, 1, 3))
+    codes = by_token[..., :32].view(np.int8).astype(np.float64)
+    scale = by_token[..., 32:36].copy().view(np.float32).astype(np.float64)
+    return (codes * scale).reshape(groups * tokens, blocks * Q8_BLOCK)[:, :n]
+
+
+def pack_f32(x: np.ndarray, tokens: int) -> np.ndarray:
+    """Reference of the "f32" activations: [groups, n, tokens]."""
+    import numpy as np
+
+    n_tokens, n = x.shape
+    grouped = x.astype(np.float32).reshape(n_tokens // tokens, tokens, n)
+    return np.ascontiguousarray(grouped.transpose(0, 2, 1))
+
+
+def _random_raw(fmt: Format, rng: np.random.Generator, rows: int, n: int) -> np.ndarray:
+    """Raw rows with every code, extreme rows among them; finite scales."""
+    import numpy as np
+
+    x = rng.standard_normal((rows, n)).astype(np.float32)
+    x[rows // 2] *= 100
+    x[-1] = 0
+    x[0] = np.where(np.arange(n) % 2, 3.0, -3.0)
+    return fmt.encode(x)
+
+
+def _linear_cases(fmt: Format, tokens: int) -> Any:
+    def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+        import numpy as np
+
+        group = tokens or target.gemm_tokens
+        for rows, blocks, n_tokens in ((16, 1, 1), (100, 3, group), (37, 2, 3 * group - 1)):
+            n = fmt.block * blocks * (1 if fmt.block > 1 else 11)
+            n_tokens = 1 if group == 1 else n_tokens
+            padded = -(-n_tokens // group) * group
+            raw = _random_raw(fmt, rng, rows, n)
+            x = rng.standard_normal((padded, n)).astype(np.float32)
+            x[0] *= 1000
+            if fmt.activation == "q8":
+                packed = quantize_q8(x, group)
+                exact_x = dequantize_q8(packed, n)
+            else:
+                packed = pack_f32(x, group)
+                exact_x = x.astype(np.float64)
+            w = fmt.decode(raw).astype(np.float64)
+            bias = np.zeros(-(-rows // TILE_ROWS) * TILE_ROWS, np.float32)
+            bias[:rows] = rng.standard_normal(rows)
+            y = np.zeros((padded, len(bias)), np.float32)
+            expected = exact_x @ w.T + bias[:rows]
+            # Each block adds a few roundings of the running sum: bounded by the sum of magnitudes.
+            # Zero points are taken off as sums, so codes count with their whole offset.
+            size = np.abs(exact_x) @ (np.abs(w) + np.abs(w).max(axis=1, keepdims=True)).T
+            tolerance = np.zeros_like(y)
+            tolerance[:n_tokens, :rows] = (size + np.abs(bias[:rows]))[:n_tokens] * (
+                (n // min(fmt.block, 32) + 8) * 2.0**-23
+            )
+            tolerance[n_tokens:] = np.inf
+            full = np.zeros_like(y)
+            full[:n_tokens, :rows] = expected[:n_tokens]
+            count = np.array([n_tokens], np.int64)
+            slots = [
+                fmt.tile(raw), packed, y, n // fmt.block, len(bias) // 16, count, 0,
+                y.strides[0], bias, packed[0].nbytes,
+            ]  # fmt: skip
+            yield Case(slots, [(y, full)], tolerance, f"{rows}x{n}, {n_tokens} tokens")
+
+    return cases
+
+
+def _tile_cases(fmt: Format) -> Any:
+    def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+        import numpy as np
+
+        for rows, blocks in ((16, 1), (48, 3)):
+            n = fmt.block * blocks * (1 if fmt.block > 1 else 7)
+            raw = rng.integers(0, 256, (rows, fmt.row_bytes(n)), dtype=np.uint8)
+            expected = fmt.tile(raw)
+            out = np.zeros_like(expected)
+            slots = [raw, raw.shape[1], out, n // fmt.block, rows // 16]
+            yield Case(slots, [(out, expected)], 0, f"{rows}x{n}")
+
+    return cases
+
+
+def _rows_cases(fmt: Format) -> Any:
+    def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+        import numpy as np
+
+        rows = 40
+        n = fmt.block * (3 if fmt.block > 1 else 33)
+        raw = _random_raw(fmt, rng, rows, n)
+        ids = np.array([0, 39, 17, 17, 5], np.int64)
+        scale = 1.5
+        expected = fmt.decode(raw)[ids] * np.float32(scale)
+        x = np.zeros_like(expected)
+        count = np.array([len(ids)], np.int64)
+        slots = [fmt.tile(raw), x, ids, n // fmt.block, count, x.strides[0], 0, scale, n]
+        yield Case(slots, [(x, expected)], 0, f"{rows}x{n}")
+
+    return cases
+
+
+def _sources(fmt: Format) -> tuple[str, ...]:
+    return (__name__, "headrace.sparse.format", f"headrace.sparse.{fmt.name}")
+
+
+def kernels(fmt: Format) -> dict[str, Kernel]:
+    """The rows of the kernel table that a format has, by operation.
+
+    "gemv" is one token (decode), "gemm" groups of tokens (prefill).
+    """
+    gemv_tiles = GEMV_TILES[fmt.activation]
+    sources = _sources(fmt)
+    made = {
+        "gemv": Kernel(
+            f"gemv_{fmt.name}",
+            lambda target: _linear(fmt, gemv_tiles, 1),
+            sources,
+            _linear_cases(fmt, 1),
+        ),
+        "gemm": Kernel(
+            f"gemm_{fmt.name}",
+            lambda target: _linear(fmt, target.gemm_tiles, target.gemm_tokens),
+            sources,
+            _linear_cases(fmt, 0),
+        ),
+        "tile": Kernel(f"tile_{fmt.name}", lambda target: _tile(fmt), sources, _tile_cases(fmt)),
+        "rows": Kernel(f"rows_{fmt.name}", lambda target: _rows(fmt), sources, _rows_cases(fmt)),
+    }
+    return made
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of the table that belongs to a weight format."""
+    return [kernel for fmt in FORMATS.values() for kernel in kernels(fmt).values()]

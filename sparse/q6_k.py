@@ -1,0 +1,277 @@
+"""Q6_K: 256 weights in 16 sub-blocks of 16, each with an int8 scale. 6.5625 bits.
+
+A weight of sub-block s is `(d * scale[s]) * (code - 32)`, code 0..63.
+Source: `block_q6_K` of ggml-common.h; `quantize_row_q6_K_ref`, `make_qx_quants` of ggml-quants.c.
+
+Row block, 210 bytes (raw), halves h = 0..1 of 128 inputs, b = 0..31:
+    bytes             what
+    64h + b           ql: bits 0..3 of input 128h + b (low nibble), of 128h + 64 + b (high nibble)
+    64h + 32 + b      ql: the same of input 128h + 32 + b and of 128h + 96 + b
+    128 + 32h + b     qh: bits 2k..2k+1 = bits 4..5 of input 128h + 32k + b, k = 0..3
+    192 + s           scale[s], int8
+    208..209          d, float16
+
+Tile block, 3360 bytes (16 rows r, chunks c = 0..7 of 32 inputs, i = 0..3):
+    bytes                          what
+    2r .. 2r+1                     d of row r
+    32 + 16s + r                   scale[s] of row r, int8
+    288 + 256c + 64j + 4r + i      bits 0..3 of input 32c + 4j + i (low nibble) and of input
+                                   32c + 16 + 4j + i (high nibble) of row r, j = 0..3
+    2336 + 128c + 64v + 4r + i     bits 2k..2k+1 = bits 4..5 of input 32c + 16v + 4k + i of row r,
+                                   k = 0..3, v = 0..1
+
+So the low nibbles of group j go with bits 2j..2j+1 of vector v = 0, the high nibbles with those of
+vector v = 1, lane by lane.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from headrace.sparse.format import (
+    Bytes,
+    Floats,
+    Format,
+    as_rows,
+    byte_blocks,
+    deinterleave,
+    half_bytes,
+    halves,
+    interleave,
+    pack_nibbles,
+    unpack_nibbles,
+    weight_blocks,
+)
+from headrace.sparse.interleaving import interleave_halves, interleave_words
+from headrace.targets.simd import (
+    and_u8,
+    bcast_f32,
+    bcast_i32,
+    bcast_i8x4,
+    dot4,
+    dot_init,
+    dot_result,
+    f32,
+    fma,
+    get_f16,
+    get_i8,
+    get_u8,
+    load_f16,
+    load_i8_i32,
+    load_u8,
+    outer,
+    put_f32,
+    put_u8,
+    shl,
+    shl_u8,
+    shr_u8,
+    to_f32,
+)
+
+BLOCK = 256
+BLOCK_BYTES = 210
+RUNS = ((2, 2), (16, 1), (128, 4), (64, 4))
+CHUNK = 2048  # blocks that `encode` searches at once: some 20 MB of temporaries
+_EPSILON = np.float32(1e-15)  # a group below it counts as zero, as in ggml
+_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
+
+
+@np.errstate(all="ignore")
+def encode(x: Floats) -> Bytes:
+    """Quantise by ggml's reference search over 19 scales per sub-block, without importances."""
+    blocks = weight_blocks(x, BLOCK)
+    flat = blocks.reshape(-1, BLOCK)
+    raw = np.empty((len(flat), BLOCK_BYTES), np.uint8)
+    for at in range(0, len(flat), CHUNK):
+        raw[at : at + CHUNK] = _encode_blocks(flat[at : at + CHUNK])
+    return as_rows(raw.reshape(*blocks.shape[:2], BLOCK_BYTES))
+
+
+def _encode_blocks(blocks: Floats) -> Bytes:
+    # [n, 256] -> [n, 210]
+    x = np.ascontiguousarray(blocks.reshape(-1, 16).T)  # (16, sub-blocks): sums run in C's order
+    scale, codes = _search(x)
+    scale = scale.reshape(-1, 16)
+    at = np.abs(scale).argmax(axis=-1, keepdims=True)
+    most = np.take_along_axis(scale, at, axis=-1)
+    zero = np.abs(most) < _EPSILON  # (n, 1)
+    inverse = np.where(zero, np.float32(0), np.float32(-128) / most)
+    d = half_bytes(np.where(zero, np.float32(0), 1 / inverse))
+    scale_codes = np.minimum(np.rint(inverse * scale), 127).astype(np.int8)
+    step = (halves(d) * scale_codes).ravel()
+    again = np.rint(x / step).clip(-32, 31) + 32
+    codes = np.where(step == 0, codes, again).astype(np.uint8)
+    by_block = np.ascontiguousarray(codes.T).reshape(-1, BLOCK)
+    return np.where(zero, np.uint8(0), join(d, scale_codes, by_block))
+
+
+def _search(x: Floats) -> tuple[Floats, Floats]:
+    # [16, n] -> scale [n], codes 0..63 [16, n]: ggml's make_qx_quants, weights x * x.
+    at = np.abs(x).argmax(axis=0, keepdims=True)
+    most = np.take_along_axis(x, at, axis=0)[0]
+    zero = np.abs(most) < _EPSILON
+    weight = x * x
+    codes, scale, best = np.zeros_like(x), np.zeros_like(most), np.zeros_like(most)
+    for step in (0, *range(-9, 0), *range(1, 10)):
+        inverse = -(np.float32(32) + np.float32(0.1) * np.float32(step)) / most
+        tried = np.rint(inverse * x).clip(-32, 31)
+        sum_lx, sum_l2 = (weight * x * tried).sum(axis=0), (weight * tried * tried).sum(axis=0)
+        better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2) if step else sum_l2 > 0
+        codes = np.where(better if step else True, tried + 32, codes)
+        scale = np.where(better, sum_lx / sum_l2, scale)
+        best = np.where(better, scale * sum_lx, best)
+    return np.where(zero, 0, scale), np.where(zero, 0, codes)
+
+
+def join(d: Bytes, scales: Bytes, codes: Bytes) -> Bytes:
+    """Build row blocks from the bytes of d [n, 2], int8 scales [n, 16] and codes [n, 256]."""
+    quarters = codes.reshape(-1, 2, 4, 32)  # (n, h, k, b)
+    low = pack_nibbles((quarters & 0x0F).reshape(-1, 2, 128)).reshape(-1, 128)
+    high = np.bitwise_or.reduce(quarters >> 4 << _SHIFTS[:, None], axis=2).reshape(-1, 64)
+    return np.concatenate([low, high, scales.view(np.uint8), d], axis=-1)
+
+
+def _codes(blocks: Bytes) -> Bytes:
+    # Codes 0..63 in the order of the inputs: [rows, n_blocks, 210] -> [rows, n_blocks, 256].
+    shape = blocks.shape[:2]
+    low = unpack_nibbles(blocks[..., :128].reshape(*shape, 2, 64)).reshape(*shape, 2, 4, 32)
+    high = blocks[..., 128:192].reshape(*shape, 2, 1, 32) >> _SHIFTS[:, None] & 3
+    codes: Bytes = low | (high << 4)
+    return codes.reshape(*shape, BLOCK)
+
+
+@np.errstate(all="ignore")
+def decode(raw: Bytes) -> Floats:
+    """Give the float32 weights."""
+    blocks = byte_blocks(raw, BLOCK_BYTES)
+    shape = blocks.shape[:2]
+    scales = halves(blocks[..., 208:]) * blocks[..., 192:208].view(np.int8)  # (.., 16)
+    codes = _codes(blocks).astype(np.float32).reshape(*shape, 16, 16) - 32
+    return as_rows((scales[..., None] * codes).reshape(*shape, BLOCK))
+
+
+def tile(raw: Bytes) -> Bytes:
+    """Interleave 16 rows, the codes in the order of the inputs: the tile block above."""
+    blocks = byte_blocks(raw, BLOCK_BYTES)
+    shape = blocks.shape[:2]
+    codes = _codes(blocks)
+    low = pack_nibbles((codes & 0x0F).reshape(*shape, 8, 32)).reshape(*shape, 128)
+    quads = codes.reshape(*shape, 16, 4, 4) >> 4 << _SHIFTS[:, None]  # (.., c and v, k, i)
+    high = np.bitwise_or.reduce(quads, axis=-2).reshape(*shape, 64)
+    ordered = np.concatenate([blocks[..., 208:], blocks[..., 192:208], low, high], axis=-1)
+    return interleave(ordered, RUNS)
+
+
+def untile(tiled: Bytes, rows: int) -> Bytes:
+    """Give back the raw bytes of the first `rows` rows."""
+    blocks = deinterleave(tiled, rows, RUNS)
+    shape = blocks.shape[:2]
+    low = unpack_nibbles(blocks[..., 18:146].reshape(*shape, 8, 16)).reshape(-1, BLOCK)
+    high = blocks[..., 146:].reshape(*shape, 16, 1, 4) >> _SHIFTS[:, None] & 3
+    codes = low | (high.reshape(-1, BLOCK) << 4)
+    flat = blocks.reshape(-1, BLOCK_BYTES)
+    return as_rows(join(flat[:, :2], flat[:, 2:18], codes).reshape(*shape, BLOCK_BYTES))
+
+
+
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+    """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
+    d = load_f16(w, tiles, stride)
+    for c in range(8):
+        a = x + c * (48 * tokens)
+        codes = w + (288 + 256 * c)
+        bits = w + (2336 + 128 * c)
+        first = bcast_i32(a + 44, tokens, 48)
+        low = dot_init(shl(first, 5), tiles)
+        high = dot_init(shl(bcast_i32(a + 40, tokens, 48) - first, 5), tiles)
+        h0 = load_u8(bits, tiles, stride)
+        h1 = load_u8(bits + 64, tiles, stride)
+        v = load_u8(codes, tiles, stride)
+        q = and_u8(v, 15) | and_u8(shl_u8(h0, 4), 48)
+        low = dot4(low, q, bcast_i8x4(a, tokens, 48), 6)
+        q = shr_u8(v, 4) | and_u8(shl_u8(h1, 4), 48)
+        high = dot4(high, q, bcast_i8x4(a + 16, tokens, 48), 6)
+        v = load_u8(codes + 64, tiles, stride)
+        q = and_u8(v, 15) | and_u8(shl_u8(h0, 2), 48)
+        low = dot4(low, q, bcast_i8x4(a + 4, tokens, 48), 6)
+        q = shr_u8(v, 4) | and_u8(shl_u8(h1, 2), 48)
+        high = dot4(high, q, bcast_i8x4(a + 20, tokens, 48), 6)
+        v = load_u8(codes + 128, tiles, stride)
+        q = and_u8(v, 15) | and_u8(h0, 48)
+        low = dot4(low, q, bcast_i8x4(a + 8, tokens, 48), 6)
+        q = shr_u8(v, 4) | and_u8(h1, 48)
+        high = dot4(high, q, bcast_i8x4(a + 24, tokens, 48), 6)
+        v = load_u8(codes + 192, tiles, stride)
+        q = and_u8(v, 15) | and_u8(shr_u8(h0, 2), 48)
+        low = dot4(low, q, bcast_i8x4(a + 12, tokens, 48), 6)
+        q = shr_u8(v, 4) | and_u8(shr_u8(h1, 2), 48)
+        high = dot4(high, q, bcast_i8x4(a + 28, tokens, 48), 6)
+        xs = bcast_f32(a + 32, tokens, 48)
+        scale = d * to_f32(load_i8_i32(w + (32 + 32 * c), tiles, stride))
+        acc = fma(outer(scale, xs), to_f32(dot_result(low, 6)), acc)
+        scale = d * to_f32(load_i8_i32(w + (48 + 32 * c), tiles, stride))
+        acc = fma(outer(scale, xs), to_f32(dot_result(high, 6)), acc)
+    return acc
+
+
+def _raw_code(block: Any, i: Any) -> Any:
+    """Code 0..63 of input i of a raw block (dequantize_row_q6_K of ggml-quants.c)."""
+    half = i // 128
+    quarter = i % 128 // 32
+    k = i % 32
+    low = get_u8(block + (half * 64 + quarter % 2 * 32 + k))
+    high = get_u8(block + (128 + half * 32 + k))
+    return ((low >> (4 * (quarter // 2))) & 15) | (((high >> (2 * quarter)) & 3) << 4)
+
+
+def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
+    """One block of 16 raw rows to a tile block."""
+    interleave_halves(src + 208, row_bytes, dst)
+    for row in range(16):
+        block = src + row * row_bytes
+        for s in range(16):
+            put_u8(dst + (32 + s * 16 + row), get_u8(block + (192 + s)))
+        for c in range(8):
+            for i in range(4):
+                h0 = 0
+                h1 = 0
+                for j in range(4):
+                    a = _raw_code(block, 32 * c + 4 * j + i)
+                    b = _raw_code(block, 32 * c + 16 + 4 * j + i)
+                    put_u8(dst + (288 + 256 * c + 64 * j + 4 * row + i), (a & 15) | (b & 15) << 4)
+                    h0 |= (a >> 4) << (2 * j)
+                    h1 |= (b >> 4) << (2 * j)
+                put_u8(dst + (2336 + 128 * c + 4 * row + i), h0)
+                put_u8(dst + (2400 + 128 * c + 4 * row + i), h1)
+
+
+def row_block(w: Any, lane: Any, out: Any) -> None:
+    """The 256 weights of row `lane` of a tile block."""
+    d = get_f16(w + lane * 2)
+    for i in range(256):
+        c = i // 32
+        upper = i % 32 // 16
+        j = i % 16 // 4
+        at = lane * 4 + i % 4
+        low = (get_u8(w + (288 + 256 * c + 64 * j + at)) >> (4 * upper)) & 15
+        high = (get_u8(w + (2336 + 128 * c + 64 * upper + at)) >> (2 * j)) & 3
+        scale = d * f32(get_i8(w + (32 + i // 16 * 16 + lane)))
+        put_f32(out + i * 4, scale * f32((low | (high << 4)) - 32))
+
+
+FORMAT = Format(
+    name="q6_k",
+    ggml_type="Q6_K",
+    block=BLOCK,
+    block_bytes=BLOCK_BYTES,
+    tile_block_bytes=3360,
+    activation="q8",
+    encode=encode,
+    decode=decode,
+    tile=tile,
+    untile=untile,
+    product=product,
+    tile_block=tile_block,
+    row_block=row_block,
+)

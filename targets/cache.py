@@ -1,0 +1,142 @@
+"""Compiled kernels on disk, keyed by everything that decides their code.
+
+A hit needs llvmlite alone; a miss imports the compiler, and Numba with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from headrace.targets.loading import LoadedKernels
+from headrace.targets.table import Kernel
+from headrace.targets.target import Target
+
+Progress = Callable[[int, int, str], None]
+
+_COMMON_SOURCES = (
+    "headrace.targets.simd",
+    "headrace.targets.lowering",
+    "headrace.targets.compiler",
+    "headrace.targets.x86",
+)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels lie: HEADRACE_CACHE or the user's cache directory."""
+    root = os.environ.get("HEADRACE_CACHE")
+    if root:
+        return Path(root) / "kernels"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("headrace")) / "kernels"
+
+
+@lru_cache(maxsize=None)
+def _source(module: str) -> bytes:
+    loaded = sys.modules.get(module)
+    origin = getattr(loaded, "__file__", None)
+    if origin is None:
+        spec = importlib.util.find_spec(module)
+        origin = spec.origin if spec else None
+    if origin is None:
+        raise ModuleNotFoundError(module)
+    return Path(origin).read_bytes()
+
+
+@lru_cache(maxsize=None)
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+@lru_cache(maxsize=None)
+def _digest(modules: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(_source(module))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _key(kernel: Kernel, target: Target) -> str:
+    what = (
+        kernel.name,
+        target.name,
+        target.triple,
+        target.cpu,
+        target.features,
+        str((target.gemm_tiles, target.gemm_tokens, target.signed_dot_bias)),
+        _version("numba"),
+        _version("llvmlite"),
+        _digest(_COMMON_SOURCES),
+        _digest(kernel.sources),
+    )
+    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:32]
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+class KernelStore:
+    """Kernels of one target, loaded on demand: memory, then disk, then the compiler."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._loaded = LoadedKernels(target)
+        self._addresses: dict[str, int] = {}
+        self.compiled = 0
+
+    def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> dict[str, int]:
+        """Addresses of kernels by name; compiles what neither memory nor disk has.
+
+        Raises:
+            KernelError: a kernel does not compile for this target.
+        """
+        wanted = {kernel.name: kernel for kernel in kernels}
+        missing: list[tuple[Kernel, Path]] = []
+        for name, kernel in wanted.items():
+            if name in self._addresses:
+                continue
+            path = cache_folder() / self.target.name / f"{name}-{_key(kernel, self.target)}.o"
+            try:
+                code = path.read_bytes()
+            except OSError:
+                missing.append((kernel, path))
+                continue
+            self._addresses[name] = self._loaded.add(name, code)
+        for done, (kernel, path) in enumerate(missing):
+            if progress is not None:
+                progress(done, len(missing), f"compiling {kernel.name}")
+            self._addresses[kernel.name] = self._loaded.add(
+                kernel.name, self._compile(kernel, path)
+            )
+            self.compiled += 1
+        if progress is not None and missing:
+            progress(len(missing), len(missing), "compiled")
+        return {name: self._addresses[name] for name in wanted}
+
+    def _compile(self, kernel: Kernel, path: Path) -> bytes:
+        from headrace.targets.compiler import compile_kernel
+
+        code = compile_kernel(kernel.build(self.target), self.target, name=kernel.name)
+        with contextlib.suppress(OSError):  # a read-only cache costs time, not correctness
+            _write(path, code)
+        return code

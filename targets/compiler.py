@@ -1,0 +1,188 @@
+"""Compile a kernel for a target: Numba's front end, LLVM's optimiser and code generator.
+
+The only module that imports Numba (through `headrace.targets.lowering`). Kernels are plain functions
+over the markers of `headrace.targets.simd`; plain functions that they call are inlined.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import types as python_types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+import numba
+from numba.core import cgutils, codegen, compiler, cpu, registry, types
+from numba.core.compiler_lock import global_compiler_lock
+
+from headrace.errors import KernelError
+from headrace.targets import lowering, simd
+from headrace.targets.loading import SYMBOL
+from headrace.targets.target import Target
+
+_KERNEL_ARGS = (lowering.PTR, types.int64, types.int64)
+
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+
+
+def _target_machine(target: Target) -> llvm.TargetMachine:
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu,
+        features=target.features,
+        opt=3,
+        reloc="pic",
+        codemodel="small",
+    )
+
+
+class _CrossCodegen(codegen.AOTCPUCodegen):
+    """Numba's code generator for a CPU that need not be the host."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        super().__init__("headrace", target.cpu)
+
+    def _create_empty_module(self, name: str) -> ir.Module:
+        module = ir.Module(cgutils.normalize_ir_text(name))
+        module.triple = self._target.triple
+        if self._data_layout:
+            module.data_layout = self._data_layout
+        return module
+
+    def _init(self, llvm_module: Any) -> None:
+        del llvm_module
+        self._tm_features = self._target.features
+        self._tm = _target_machine(self._target)
+        self._target_data = self._tm.target_data
+        self._data_layout = str(self._target_data)
+        self._loopvect = False
+        self._opt_level = 0
+        self._engine = None
+
+
+class _CrossContext(cpu.CPUContext):
+    """Numba's target context around that code generator."""
+
+    def __init__(self, target: Target) -> None:
+        self._headrace_target = target
+        super().__init__(registry.cpu_target.typing_context)
+
+    def init(self) -> None:
+        self.is32bit = False
+        self._internal_codegen = _CrossCodegen(self._headrace_target)
+        self.refresh()
+
+    def create_module(self, name: str) -> ir.Module:
+        return self._internal_codegen._create_empty_module(name)
+
+
+def _inlinable(fn: Callable[..., Any], seen: dict[Any, Any]) -> Callable[..., Any]:
+    """A copy of `fn` whose plain Python callees are marked for inlining, recursively."""
+    if fn in seen:
+        return seen[fn]
+
+    def convert(value: Any) -> Any:
+        is_plain = isinstance(value, python_types.FunctionType)
+        if is_plain and simd.MARKERS.get(value.__name__) is not value:
+            return numba.njit(_inlinable(value, seen), inline="always", no_cpython_wrapper=True)
+        return value
+
+    names = set(fn.__code__.co_names)
+    scope = {k: (convert(v) if k in names else v) for k, v in fn.__globals__.items()}
+    cells = tuple(
+        python_types.CellType(convert(cell.cell_contents)) for cell in fn.__closure__ or ()
+    )
+    copy = python_types.FunctionType(
+        fn.__code__, scope, fn.__name__, fn.__defaults__, cells or None
+    )
+    seen[fn] = copy
+    return copy
+
+
+def _wrapper(symbol: str, mangled: str) -> str:
+    """The C entry point: void (args, thread, n_threads); a kernel cannot fail, so no status."""
+    return f"""
+define void @{symbol}(ptr %args, i64 %thread, i64 %threads) {{
+  %ret = alloca ptr
+  %exc = alloca ptr
+  %status = call i32 @"{mangled}"(ptr %ret, ptr %exc, ptr %args, i64 %thread, i64 %threads)
+  ret void
+}}
+"""
+
+
+def _front_end(fn: Callable[..., Any], target: Target) -> str:
+    flags = compiler.Flags()
+    flags.no_compile = True
+    flags.enable_looplift = False
+    flags.no_cpython_wrapper = True
+    flags.no_cfunc_wrapper = True
+    flags.error_model = "numpy"
+    flags.nrt = False
+    flags.boundscheck = False
+    context = _CrossContext(target)
+    with global_compiler_lock, lowering.lowering_for(target):
+        result = compiler.compile_extra(
+            registry.cpu_target.typing_context,
+            context,
+            _inlinable(fn, {}),
+            _KERNEL_ARGS,
+            types.none,
+            flags,
+            {},
+        )
+        result.library.finalize()
+        text = str(result.library._final_module)
+    mangled = result.fndesc.mangled_name
+    text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
+    return text + _wrapper(SYMBOL, mangled)
+
+
+def build_ir(fn: Callable[..., Any], target: Target) -> llvm.ModuleRef:
+    """Optimised LLVM module of a kernel, with one external function, `SYMBOL`.
+
+    Raises:
+        KernelError: the function is not a kernel, or LLVM refuses it.
+    """
+    try:
+        text = _front_end(fn, target)
+    except Exception as error:
+        raise KernelError(
+            f"kernel {fn.__qualname__} does not compile for {target.name}: {error}"
+        ) from error
+    tm = _target_machine(target)
+    header = f'target triple = "{target.triple}"\ntarget datalayout = "{tm.target_data}"\n'
+    module = llvm.parse_assembly(header + text)
+    for function in module.functions:
+        if not function.is_declaration and function.name != SYMBOL:
+            function.linkage = "internal"
+            function.add_function_attribute("alwaysinline")
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = True
+    options.slp_vectorization = False  # kernels are vectors already; what is left is scalar
+    options.loop_unrolling = True
+    builder = llvm.create_pass_builder(tm, options)
+    builder.getModulePassManager().run(module, builder)
+    module.verify()
+    return module
+
+
+def compile_kernel(fn: Callable[..., Any], target: Target, name: str | None = None) -> bytes:
+    """Object code of a kernel (ELF for a Linux triple) whose one symbol is `SYMBOL`.
+
+    With HEADRACE_DEBUG=2 the optimised IR and the assembly are written beside each other in
+    `HEADRACE_DUMP` (default: ./headrace-dump).
+    """
+    module = build_ir(fn, target)
+    if os.environ.get("HEADRACE_DEBUG", "") == "2":
+        folder = Path(os.environ.get("HEADRACE_DUMP", "headrace-dump")) / target.name
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = name or fn.__name__
+        (folder / f"{stem}.ll").write_text(str(module))
+        (folder / f"{stem}.s").write_text(_target_machine(target).emit_assembly(module))
+    return _target_machine(target).emit_object(module)

@@ -1,0 +1,55 @@
+"""Which targets can this CPU run?"""
+
+from __future__ import annotations
+
+import platform
+
+from headrace.errors import KernelError
+from headrace.targets.target import Target, all_targets
+
+
+def host_features() -> frozenset[str]:
+    """The features that LLVM sees in this CPU (and that the operating system saves)."""
+    import llvmlite.binding as llvm
+
+    return frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
+
+
+def _same_architecture(target: Target) -> bool:
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        platform.machine().lower(), platform.machine().lower()
+    )
+    return target.triple.split("-", 1)[0] == machine
+
+
+def runnable_targets() -> list[Target]:
+    """Targets that this CPU can run, the best last."""
+    features = host_features()
+    return [t for t in all_targets().values() if _same_architecture(t) and t.needs <= features]
+
+
+def pick_target(name: str | None = None) -> Target:
+    """The best target for this CPU, or the one asked for.
+
+    Raises:
+        KernelError: there is no such target, or this CPU cannot run it.
+    """
+    runnable = runnable_targets()
+    if name is None:
+        if not runnable:
+            raise KernelError(
+                f"no kernels for this CPU ({platform.machine()}); "
+                f"targets: {', '.join(all_targets())}"
+            )
+        return runnable[-1]
+    targets = all_targets()
+    if name not in targets:
+        raise KernelError(f"unknown target {name!r}; targets: {', '.join(targets)}")
+    target = targets[name]
+    if target not in runnable:
+        missing = sorted(target.needs - host_features())
+        raise KernelError(
+            f"this CPU cannot run {name}: it lacks {', '.join(missing) or 'the architecture'}; "
+            f"it runs {', '.join(t.name for t in runnable)}"
+        )
+    return target

@@ -1,0 +1,793 @@
+"""What each marker of `headrace.targets.simd` means: its Numba type and its LLVM code.
+
+Importing this module imports Numba and registers the markers with it; only the compiler does so.
+A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import llvmlite.ir as ir
+from numba.core import cgutils, types
+from numba.core.datamodel import models
+from numba.core.extending import lower_builtin, register_model
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+
+from headrace.targets import simd
+from headrace.targets.target import Target
+
+LANES = 16
+BYTES = 64
+
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+_F32, _F16 = ir.FloatType(), ir.HalfType()
+_ELEMENT = {"u8": _I8, "i32": _I32, "f32": _F32}
+
+
+class PtrType(types.Type):
+    """An address without an element type."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Ptr")
+
+
+class VecType(types.Type):
+    """A block of `count` vectors; 64 lanes of u8, else 16 lanes."""
+
+    def __init__(self, element: str, count: int) -> None:
+        self.element = element
+        self.count = count
+        super().__init__(name=f"Vec({element}, {count})")
+
+    @property
+    def lanes(self) -> int:
+        return BYTES if self.element == "u8" else LANES
+
+
+class DotType(types.Type):
+    """Sums of products in progress: int32 sums and, for targets that want them, 16-bit ones."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__(name=f"Dot({count})")
+
+
+PTR = PtrType()
+
+
+def vector_type(element: str) -> ir.VectorType:
+    """The LLVM type of one vector."""
+    return ir.VectorType(_ELEMENT[element], BYTES if element == "u8" else LANES)
+
+
+def _block_type(element: str, count: int) -> ir.Type:
+    one = vector_type(element)
+    return one if count == 1 else ir.ArrayType(one, count)
+
+
+@register_model(PtrType)
+class _PtrModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _I8.as_pointer())
+
+
+@register_model(VecType)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: VecType) -> None:
+        super().__init__(dmm, fe_type, _block_type(fe_type.element, fe_type.count))
+
+
+@register_model(DotType)
+class _DotModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: DotType) -> None:
+        sums = ir.ArrayType(vector_type("i32"), fe_type.count)
+        super().__init__(dmm, fe_type, ir.LiteralStructType([sums, sums]))
+
+
+_current: list[Target] = []
+
+
+@contextlib.contextmanager
+def lowering_for(target: Target) -> Iterator[None]:
+    """Lower markers for `target` while the context is open."""
+    _current.append(target)
+    try:
+        yield
+    finally:
+        _current.pop()
+
+
+def _primitive(name: str) -> Callable[..., Any] | None:
+    return _current[-1].primitives.get(name)
+
+
+# --- building blocks ------------------------------------------------------------------------------
+
+
+def _split(b: ir.IRBuilder, value: ir.Value, count: int) -> list[ir.Value]:
+    return [value] if count == 1 else [b.extract_value(value, i) for i in range(count)]
+
+
+def _join(b: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
+    if len(parts) == 1:
+        return parts[0]
+    block = ir.Constant(ir.ArrayType(parts[0].type, len(parts)), ir.Undefined)
+    for i, one in enumerate(parts):
+        block = b.insert_value(block, one, i)
+    return block
+
+
+def splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+    """A scalar in every lane."""
+    ty = ir.VectorType(scalar.type, lanes)
+    undef = ir.Constant(ty, ir.Undefined)
+    first = b.insert_element(undef, scalar, ir.Constant(_I32, 0))
+    return b.shuffle_vector(first, undef, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+
+
+def intrinsic_call(
+    b: ir.IRBuilder, name: str, result: ir.Type, args: Sequence[ir.Value]
+) -> ir.Value:
+    """Call an LLVM intrinsic by its full name."""
+    fn_type = ir.FunctionType(result, [a.type for a in args])
+    return b.call(cgutils.get_or_insert_function(b.module, fn_type, name), list(args))
+
+
+def _at(b: ir.IRBuilder, p: ir.Value, ty: ir.Type) -> ir.Value:
+    return b.bitcast(p, ty.as_pointer())
+
+
+def _offset(b: ir.IRBuilder, p: ir.Value, n_bytes: ir.Value) -> ir.Value:
+    return b.gep(p, [n_bytes], inbounds=True)
+
+
+def _load(b: ir.IRBuilder, p: ir.Value, ty: ir.Type, align: int = 1) -> ir.Value:
+    value = b.load(_at(b, p, ty))
+    value.align = align
+    return value
+
+
+def _store(b: ir.IRBuilder, p: ir.Value, value: ir.Value, align: int = 1) -> None:
+    b.store(value, _at(b, p, value.type)).align = align
+
+
+def _as_i64(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    if isinstance(value.type, ir.IntType) and value.type.width < 64:
+        return b.sext(value, _I64)
+    return value
+
+
+def _as_f32(b: ir.IRBuilder, value: ir.Value, ty: types.Type) -> ir.Value:
+    ty = types.unliteral(ty)
+    if isinstance(ty, types.Integer):
+        convert = b.sitofp if ty.signed else b.uitofp
+        return convert(value, _F32)
+    return b.fptrunc(value, _F32) if ty == types.float64 else value
+
+
+def _literal(ty: types.Type, what: str) -> int:
+    if not isinstance(ty, types.Literal):
+        raise TypeError(f"{what} must be a constant at compile time, not {ty}")
+    return int(ty.literal_value)
+
+
+# --- registration ---------------------------------------------------------------------------------
+
+Typer = Callable[..., types.Type | None]
+Lower = Callable[[Any, ir.IRBuilder, Any, Sequence[ir.Value]], Any]
+
+
+def _template(key: Any, typer: Typer) -> type[AbstractTemplate]:
+    def generic(self: Any, args: Any, kws: Any) -> Any:
+        del self
+        if kws:
+            raise TypeError(f"{getattr(key, '__name__', key)}: pass arguments by position")
+        result = typer(*args)
+        return None if result is None else signature(result, *args)
+
+    return type(
+        f"_Type_{getattr(key, '__name__', 'op')}",
+        (AbstractTemplate,),
+        {"key": key, "prefer_literal": True, "generic": generic},
+    )
+
+
+def _marker(name: str, typer: Typer) -> Callable[[Lower], Lower]:
+    def wrap(lower: Lower) -> Lower:
+        fn = simd.MARKERS[name]
+        infer_global(fn)(_template(fn, typer))
+
+        @lower_builtin(fn, types.VarArg(types.Any))
+        def _lower(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            result = lower(context, builder, sig, args)
+            return context.get_dummy_value() if sig.return_type == types.none else result
+
+        return lower
+
+    return wrap
+
+
+def _vec(element: str, count: types.Type | int) -> VecType:
+    n = count if isinstance(count, int) else _literal(count, "count")
+    return VecType(element, n)
+
+
+# --- pointers -------------------------------------------------------------------------------------
+
+
+def _ptr_add_type(a: types.Type, b: types.Type) -> types.Type | None:
+    return PTR if isinstance(a, PtrType) and isinstance(types.unliteral(b), types.Integer) else None
+
+
+infer_global(operator.add)(_template(operator.add, _ptr_add_type))
+
+
+@lower_builtin(operator.add, PtrType, types.Integer)
+@lower_builtin(operator.add, PtrType, types.IntegerLiteral)
+def _ptr_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _offset(b, args[0], _as_i64(b, args[1]))
+
+
+def _slot(b: ir.IRBuilder, args: Any) -> ir.Value:
+    return _offset(b, args[0], b.mul(_as_i64(b, args[1]), ir.Constant(_I64, 8)))
+
+
+@_marker("arg_ptr", lambda p, slot: PTR)
+def _arg_ptr(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _load(b, _slot(b, args), _I8.as_pointer(), 4)
+
+
+@_marker("arg_int", lambda p, slot: types.int64)
+def _arg_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _load(b, _slot(b, args), _I64, 4)
+
+
+@_marker("arg_float", lambda p, slot: types.float32)
+def _arg_float(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _load(b, _slot(b, args), _F32, 4)
+
+
+@_marker("ptr_to_int", lambda p: types.int64)
+def _ptr_to_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return b.ptrtoint(args[0], _I64)
+
+
+@_marker("int_to_ptr", lambda v: PTR)
+def _int_to_ptr(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return b.inttoptr(_as_i64(b, args[0]), _I8.as_pointer())
+
+
+# --- scalars --------------------------------------------------------------------------------------
+
+
+def half_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """IEEE halves, given as their 16-bit integers (scalar or vector), as float32."""
+    own = _primitive("half_to_f32")
+    if own is not None:
+        return own(b, value)
+    if isinstance(value.type, ir.VectorType):
+        n = value.type.count
+        return b.fpext(b.bitcast(value, ir.VectorType(_F16, n)), ir.VectorType(_F32, n))
+    return b.fpext(b.bitcast(value, _F16), _F32)
+
+
+def f32_to_half(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Float32 (scalar or vector) rounded to IEEE halves, as 16-bit integers."""
+    own = _primitive("f32_to_half")
+    if own is not None:
+        return own(b, value)
+    if isinstance(value.type, ir.VectorType):
+        n = value.type.count
+        return b.bitcast(b.fptrunc(value, ir.VectorType(_F16, n)), ir.VectorType(_I16, n))
+    return b.bitcast(b.fptrunc(value, _F16), _I16)
+
+
+def _bf16_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    if isinstance(value.type, ir.VectorType):
+        n = value.type.count
+        wide = b.zext(value, ir.VectorType(_I32, n))
+        shift = ir.Constant(wide.type, [16] * n)
+        return b.bitcast(b.shl(wide, shift), ir.VectorType(_F32, n))
+    return b.bitcast(b.shl(b.zext(value, _I32), ir.Constant(_I32, 16)), _F32)
+
+
+def _get(name: str, result: types.Type, memory: ir.Type, convert: Callable[..., Any]) -> None:
+    @_marker(name, lambda p: result)
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        return convert(b, _load(b, args[0], memory))
+
+
+_get("get_u8", types.int64, _I8, lambda b, v: b.zext(v, _I64))
+_get("get_i8", types.int64, _I8, lambda b, v: b.sext(v, _I64))
+_get("get_i32", types.int64, _I32, lambda b, v: b.sext(v, _I64))
+_get("get_u32", types.int64, _I32, lambda b, v: b.zext(v, _I64))
+_get("get_i64", types.int64, _I64, lambda b, v: v)
+_get("get_f32", types.float32, _F32, lambda b, v: v)
+_get("get_f16", types.float32, _I16, half_to_f32)
+_get("get_bf16", types.float32, _I16, _bf16_to_f32)
+
+
+def _put_int(name: str, memory: ir.IntType) -> None:
+    @_marker(name, lambda p, v: types.none)
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+        value = _as_i64(b, args[1])
+        _store(b, args[0], value if memory.width == 64 else b.trunc(value, memory))
+
+
+_put_int("put_u8", _I8)
+_put_int("put_u32", _I32)
+_put_int("put_i64", _I64)
+
+
+@_marker("put_f32", lambda p, v: types.none)
+def _put_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    _store(b, args[0], _as_f32(b, args[1], sig.args[1]))
+
+
+@_marker("put_f16", lambda p, v: types.none)
+def _put_f16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    _store(b, args[0], f32_to_half(b, _as_f32(b, args[1], sig.args[1])))
+
+
+@_marker("f32", lambda v: types.float32)
+def _f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _as_f32(b, args[0], sig.args[0])
+
+
+@_marker("to_int", lambda v: types.int64)
+def _to_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return b.fptosi(args[0], _I64)
+
+
+@_marker("sqrt", lambda v: types.float32)
+def _sqrt(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return intrinsic_call(b, "llvm.sqrt.f32", _F32, [_as_f32(b, args[0], sig.args[0])])
+
+
+def _scalar_pair(a: types.Type, b: types.Type) -> types.Type:
+    both = types.unliteral(a), types.unliteral(b)
+    return types.int64 if all(isinstance(t, types.Integer) for t in both) else types.float32
+
+
+def _choose(name: str, take_second_when_less: bool) -> None:
+    @_marker(name, _scalar_pair)
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        if sig.return_type == types.int64:
+            x, y = (_as_i64(b, v) for v in args)
+            less = b.icmp_signed("<", x, y)
+        else:
+            x, y = (_as_f32(b, v, t) for v, t in zip(args, sig.args, strict=True))
+            less = b.fcmp_ordered("<", x, y)
+        return b.select(less, y, x) if take_second_when_less else b.select(less, x, y)
+
+
+_choose("larger", True)
+_choose("smaller", False)
+
+
+# --- loads and stores -----------------------------------------------------------------------------
+
+
+def _load_block(name: str, element: str, memory: ir.Type, convert: Callable[..., Any]) -> None:
+    @_marker(name, lambda p, count, stride: _vec(element, count))
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        p, stride = args[0], _as_i64(b, args[2])
+        parts = []
+        for i in range(sig.return_type.count):
+            at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
+            parts.append(convert(b, _load(b, at, memory)))
+        return _join(b, parts)
+
+
+def _widen(signed: bool) -> Callable[..., Any]:
+    def convert(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+        return (b.sext if signed else b.zext)(v, vector_type("i32"))
+
+    return convert
+
+
+_load_block("load_u8", "u8", vector_type("u8"), lambda b, v: v)
+_load_block("load_u8_i32", "i32", ir.VectorType(_I8, LANES), _widen(False))
+_load_block("load_i8_i32", "i32", ir.VectorType(_I8, LANES), _widen(True))
+_load_block("load_f32", "f32", vector_type("f32"), lambda b, v: v)
+_load_block("load_f16", "f32", ir.VectorType(_I16, LANES), half_to_f32)
+_load_block("load_bf16", "f32", ir.VectorType(_I16, LANES), _bf16_to_f32)
+_load_block(
+    "bcast_i8x4", "u8", _I32, lambda b, v: b.bitcast(splat(b, v, LANES), vector_type("u8"))
+)
+_load_block("bcast_f32", "f32", _F32, lambda b, v: splat(b, v, LANES))
+_load_block("bcast_i32", "i32", _I32, lambda b, v: splat(b, v, LANES))
+
+
+def _store_block(name: str, convert: Callable[..., Any]) -> None:
+    @_marker(name, lambda p, value, stride: types.none)
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+        p, stride = args[0], _as_i64(b, args[2])
+        for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+            at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
+            _store(b, at, convert(b, one))
+
+
+_store_block("store_f32", lambda b, v: v)
+
+
+def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int, c: int) -> Any:
+    at = p if r == 0 else _offset(b, p, b.mul(row, ir.Constant(_I64, r)))
+    return at if c == 0 else _offset(b, at, b.mul(column, ir.Constant(_I64, c)))
+
+
+@_marker(
+    "load_f32_grid",
+    lambda p, rows, columns, rs, cs: _vec(
+        "f32", _literal(rows, "rows") * _literal(columns, "columns")
+    ),
+)
+def _load_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    rows, columns = _literal(sig.args[1], "rows"), _literal(sig.args[2], "columns")
+    rs, cs = _as_i64(b, args[3]), _as_i64(b, args[4])
+    places = [(r, k) for r in range(rows) for k in range(columns)]
+    return _join(
+        b, [_load(b, _grid(b, args[0], rs, cs, r, k), vector_type("f32")) for r, k in places]
+    )
+
+
+@_marker("store_f32_grid", lambda p, value, columns, rs, cs: types.none)
+def _store_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    columns = _literal(sig.args[2], "columns")
+    rs, cs = _as_i64(b, args[3]), _as_i64(b, args[4])
+    for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+        _store(b, _grid(b, args[0], rs, cs, i // columns, i % columns), one)
+
+
+_store_block("store_f16", f32_to_half)
+
+
+@_marker("store_i8", lambda p, value: types.none)
+def _store_i8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    _store(b, args[0], b.trunc(args[1], ir.VectorType(_I8, LANES)))
+
+
+@_marker("store_u8", lambda p, value: types.none)
+def _store_u8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    _store(b, args[0], args[1])
+
+
+# --- making vectors -------------------------------------------------------------------------------
+
+
+@_marker("zeros_f32", lambda count: _vec("f32", count))
+def _zeros_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return ir.Constant(_block_type("f32", sig.return_type.count), None)
+
+
+@_marker("splat_f32", lambda v: _vec("f32", 1))
+def _splat_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return splat(b, _as_f32(b, args[0], sig.args[0]), LANES)
+
+
+@_marker("splat_i32", lambda v: _vec("i32", 1))
+def _splat_i32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return splat(b, b.trunc(_as_i64(b, args[0]), _I32), LANES)
+
+
+@_marker("iota_i32", lambda: _vec("i32", 1))
+def _iota(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return ir.Constant(vector_type("i32"), list(range(LANES)))
+
+
+@_marker("repeat", lambda v, n: _vec(v.element, v.count * _literal(n, "count")))
+def _repeat(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    parts = _split(b, args[0], sig.args[0].count)
+    return _join(b, parts * (sig.return_type.count // len(parts)))
+
+
+@_marker("part", lambda v, i: _vec(v.element, 1))
+def _part(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _split(b, args[0], sig.args[0].count)[_literal(sig.args[1], "index")]
+
+
+@_marker("sub_block", lambda v, start, n: _vec(v.element, n))
+def _sub_block(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    start = _literal(sig.args[1], "start")
+    parts = _split(b, args[0], sig.args[0].count)
+    return _join(b, parts[start : start + sig.return_type.count])
+
+
+@_marker("lane0", lambda v: types.float32)
+def _lane0(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return b.extract_element(args[0], ir.Constant(_I32, 0))
+
+
+def _pick(name: str, first: int) -> None:
+    @_marker(name, lambda a, v: _same(a, v))
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        index = ir.Constant(ir.VectorType(_I32, LANES), list(range(first, 2 * LANES, 2)))
+        return b.shuffle_vector(args[0], args[1], index)
+
+
+_pick("evens", 0)
+_pick("odds", 1)
+
+
+# --- lane by lane ---------------------------------------------------------------------------------
+
+
+def _same(*args: types.Type) -> VecType | None:
+    """Blocks of one element type; a single vector goes with a block of any count."""
+    if not all(isinstance(a, VecType) for a in args):
+        return None
+    if len({a.element for a in args}) != 1:
+        return None
+    counts = {a.count for a in args}
+    if len(counts - {1}) > 1:
+        raise TypeError(f"blocks of different shapes: {args}")
+    return VecType(args[0].element, max(counts))
+
+
+def _map(b: ir.IRBuilder, sig: Any, args: Any, fn: Callable[..., ir.Value]) -> ir.Value:
+    columns = []
+    for value, ty in zip(args, sig.args, strict=True):
+        parts = _split(b, value, ty.count)
+        columns.append(parts * sig.return_type.count if ty.count == 1 else parts)
+    return _join(b, [fn(*row) for row in zip(*columns, strict=False)])
+
+
+def _operator(op: Any, integer: str, floating: str | None) -> None:
+    infer_global(op)(_template(op, lambda *a: _same(*a) if len(a) == 2 else None))
+
+    @lower_builtin(op, VecType, VecType)
+    def _lower(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        name = floating if sig.return_type.element == "f32" else integer
+        if name is None:
+            raise TypeError(f"{op.__name__} has no meaning for float lanes")
+        return _map(b, sig, args, getattr(b, name))
+
+
+_operator(operator.add, "add", "fadd")
+_operator(operator.sub, "sub", "fsub")
+_operator(operator.mul, "mul", "fmul")
+_operator(operator.truediv, "sdiv", "fdiv")
+_operator(operator.and_, "and_", None)
+_operator(operator.or_, "or_", None)
+_operator(operator.xor, "xor", None)
+
+
+def _f32_type() -> ir.Type:
+    return vector_type("f32")
+
+
+def _fma_vectors(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    own = _primitive("fma")
+    if own is not None:
+        return own(b, x, y, z)
+    return intrinsic_call(b, "llvm.fma.v16f32", _f32_type(), [x, y, z])
+
+
+def _fma_type(*args: types.Type) -> types.Type | None:
+    if all(isinstance(types.unliteral(a), types.Float) for a in args):
+        return types.float32
+    return _same(*args)
+
+
+@_marker("fma", _fma_type)
+def _fma(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    if sig.return_type == types.float32:
+        scalars = [_as_f32(b, v, t) for v, t in zip(args, sig.args, strict=True)]
+        return intrinsic_call(b, "llvm.fma.f32", _F32, scalars)
+    return _map(b, sig, args, lambda x, y, z: _fma_vectors(b, x, y, z))
+
+
+def _unary(name: str, result: str | None, fn: Callable[..., ir.Value]) -> None:
+    @_marker(name, lambda v, *rest: VecType(result or v.element, v.count))
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        constants = [_literal(t, "argument") for t in sig.args[1:]]
+        parts = _split(b, args[0], sig.args[0].count)
+        return _join(b, [fn(b, v, *constants) for v in parts])
+
+
+def _constant(element: str, value: int) -> ir.Constant:
+    ty = vector_type(element)
+    return ir.Constant(ty, [value] * ty.count)
+
+
+def _round(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    # Adding 1.5 * 2**23 leaves the rounded integer in the low bits of the mantissa: one addition
+    # in the default rounding mode, the same on every target.
+    magic = ir.Constant(_f32_type(), [12582912.0] * LANES)
+    bits = b.bitcast(b.fadd(v, magic), vector_type("i32"))
+    return b.sub(bits, _constant("i32", 0x4B400000))
+
+
+_unary("to_f32", "f32", lambda b, v: b.sitofp(v, _f32_type()))
+_unary("round_i32", "i32", _round)
+_unary("bits_f32", "f32", lambda b, v: b.bitcast(v, _f32_type()))
+_unary("bits_i32", "i32", lambda b, v: b.bitcast(v, vector_type("i32")))
+_unary("shl", None, lambda b, v, n: b.shl(v, _constant("i32", n)))
+_unary("shr_u8", None, lambda b, v, n: b.lshr(v, _constant("u8", n)))
+_unary("shl_u8", None, lambda b, v, n: b.shl(v, _constant("u8", n)))
+_unary("and_u8", None, lambda b, v, mask: b.and_(v, _constant("u8", mask)))
+_unary(
+    "absolute", None, lambda b, v: intrinsic_call(b, "llvm.fabs.v16f32", _f32_type(), [v])
+)
+
+
+def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    if x.type == _f32_type():
+        return b.fcmp_ordered("<", x, y)
+    return b.icmp_signed("<", x, y)
+
+
+def _minmax(name: str, keep_first_when_less: bool) -> None:
+    @_marker(name, lambda x, y: _same(x, y))
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        # Compare-and-select: one instruction on x86, and no NaN rules that differ by target.
+        def one(x: ir.Value, y: ir.Value) -> ir.Value:
+            less = b.fcmp_ordered("<", x, y)
+            return b.select(less, x, y) if keep_first_when_less else b.select(less, y, x)
+
+        return _map(b, sig, args, one)
+
+
+_minmax("minimum", True)
+_minmax("maximum", False)
+
+
+@_marker("select_lt", lambda a, b, yes, no: _same(yes, no))
+def _select_lt(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _map(b, sig, args, lambda x, y, yes, no: b.select(_compare(b, x, y), yes, no))
+
+
+# --- across lanes ---------------------------------------------------------------------------------
+
+
+def _reduce(name: str, result: types.Type, fn: Callable[..., ir.Value]) -> None:
+    @_marker(name, lambda v: result)
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        value = args[0]
+        if sig.args[0].count != 1:
+            raise TypeError(f"{name} takes one vector")
+        width = LANES
+        while width > 1:  # fold the upper half onto the lower one
+            width //= 2
+            undef = ir.Constant(value.type, ir.Undefined)
+            index = ir.VectorType(_I32, width)
+            low = b.shuffle_vector(value, undef, ir.Constant(index, list(range(width))))
+            high = b.shuffle_vector(
+                value, undef, ir.Constant(index, list(range(width, 2 * width)))
+            )
+            value = fn(b, low, high)
+        scalar = b.extract_element(value, ir.Constant(_I32, 0))
+        return b.sext(scalar, _I64) if result == types.int64 else scalar
+
+
+_reduce("sum_f32", types.float32, lambda b, x, y: b.fadd(x, y))
+_reduce("sum_i32", types.int64, lambda b, x, y: b.add(x, y))
+_reduce(
+    "max_f32", types.float32, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x)
+)
+
+
+# --- inner products -------------------------------------------------------------------------------
+
+
+@_marker("dot_bias", lambda bits: types.IntegerLiteral(_current[-1].dot_bias(_literal(bits, "bits"))))
+def _dot_bias(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return ir.Constant(_I64, _current[-1].dot_bias(_literal(sig.args[0], "bits")))
+
+
+@_marker("dot_init", lambda start, rows: DotType(start.count * _literal(rows, "rows")))
+def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    n = sig.return_type.count
+    start = _split(b, args[0], sig.args[0].count)
+    sums = ir.ArrayType(vector_type("i32"), n)
+    block = ir.Constant(sums, ir.Undefined)
+    for i, one in enumerate(start * (n // len(start))):
+        block = b.insert_value(block, one, i)
+    whole = ir.Constant(ir.LiteralStructType([sums, sums]), ir.Undefined)
+    whole = b.insert_value(whole, block, 0)
+    return b.insert_value(whole, ir.Constant(sums, None), 1)
+
+
+@_marker("dot4", lambda acc, w, x, bits: acc)
+def _dot4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    acc, w_block, x_block, _ = args
+    bits = _literal(sig.args[3], "bits")
+    weights = _split(b, w_block, sig.args[1].count)
+    xs = _split(b, x_block, sig.args[2].count)
+    if sig.args[0].count != len(weights) * len(xs):
+        raise TypeError("dot4: acc must have R * T vectors")
+    step = _primitive("dot4")
+    if step is None:
+        raise TypeError(f"target {_current[-1].name} has no dot4")
+    prepare = _primitive("dot4_weights")
+    prepared = [prepare(b, w, bits) for w in weights] if prepare else weights
+    # Activations outermost: each broadcast is used R times at once and its register is free again.
+    for t, x in enumerate(xs):
+        for r, w in enumerate(prepared):
+            i = r * len(xs) + t
+            wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
+            wide, narrow = step(b, wide, narrow, w, x, bits)
+            acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
+    return acc
+
+
+@_marker("dot_result", lambda acc, bits: VecType("i32", acc.count))
+def _dot_result(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    bits = _literal(sig.args[1], "bits")
+    finish = _primitive("dot_result")
+    parts = []
+    for i in range(sig.args[0].count):
+        wide, narrow = b.extract_value(args[0], (0, i)), b.extract_value(args[0], (1, i))
+        parts.append(wide if finish is None else finish(b, wide, narrow, bits))
+    return _join(b, parts)
+
+
+@_marker("outer", lambda a, x: VecType("f32", a.count * x.count))
+def _outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    rows, columns = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    return _join(b, [b.fmul(r, t) for r in rows for t in columns])
+
+
+@_marker("fma_outer", lambda a, x, acc: acc)
+def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    rows, columns, sums = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    if len(sums) != len(rows) * len(columns):
+        raise TypeError("fma_outer: the sum must have R * T vectors")
+    pairs = [(r, t) for r in rows for t in columns]
+    return _join(
+        b, [_fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)]
+    )
+
+
+# --- memory and threads ---------------------------------------------------------------------------
+
+
+@_marker("prefetch", lambda p: types.none)
+def _prefetch(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    fn_type = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    fn = cgutils.get_or_insert_function(b.module, fn_type, "llvm.prefetch.p0")
+    b.call(fn, [args[0], ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+
+
+@_marker("atomic_add", lambda p, v: types.int64)
+def _atomic_add(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return b.atomic_rmw("add", _at(b, args[0], _I64), _as_i64(b, args[1]), "seq_cst")
+
+
+@_marker("atomic_get", lambda p: types.int64)
+def _atomic_get(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return b.load_atomic(_at(b, args[0], _I64), "acquire", 8)
+
+
+@_marker("atomic_put", lambda p, v: types.none)
+def _atomic_put(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    b.store_atomic(_as_i64(b, args[1]), _at(b, args[0], _I64), "release", 8)
+
+
+@_marker("spin_pause", lambda: types.none)
+def _spin_pause(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    own = _primitive("spin_pause")
+    if own is not None:
+        own(b)
+
+
+@_marker("clock", lambda: types.int64)
+def _clock(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    own = _primitive("clock")
+    return ir.Constant(_I64, 0) if own is None else own(b)
+
+
+@_marker("call_kernel", lambda f, args, t, n: types.none)
+def _call_kernel(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    fn_type = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I64, _I64])
+    fn = b.bitcast(args[0], fn_type.as_pointer())
+    b.call(fn, [args[1], _as_i64(b, args[2]), _as_i64(b, args[3])])
+
+
+@_marker("call_void", lambda f: types.none)
+def _call_void(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    b.call(b.bitcast(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])

@@ -1,0 +1,537 @@
+"""Typed SIMD values: the vocabulary that every kernel is written in.
+
+These are marker functions. Kernels call them, and `headrace.targets.lowering` tells Numba what each
+one means in LLVM; calling one from Python is an error. Nothing here imports Numba, so that reading a
+format or a kernel costs nothing.
+
+Values
+    Ptr        an address; ``p + n`` moves it by n bytes.
+    vectors    a *block* of ``count`` vectors of 16 lanes (64 lanes for bytes). A block is a plain
+               value: LLVM keeps its vectors in registers where they fit. Arithmetic (+ - * & | ^)
+               works lane by lane on blocks of equal shape, and between a block and one vector.
+
+A lane count of 16 is a logical width: a CPU with shorter registers gets several instructions.
+``count`` and ``bits`` must be constants at compile time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+MARKERS: dict[str, Callable[..., Any]] = {}
+
+
+def _marker(fn: Callable[..., Any]) -> Callable[..., Any]:
+    MARKERS[fn.__name__] = fn
+    return fn
+
+
+def _only_compiled() -> Any:
+    raise RuntimeError("a SIMD marker runs only inside a compiled kernel")
+
+
+# --- argument blocks: 8-byte slots --------------------------------------------------------------
+
+
+@_marker
+def arg_ptr(args: Any, slot: int) -> Any:
+    """Slot `slot` of an argument block as an address."""
+    return _only_compiled()
+
+
+@_marker
+def arg_int(args: Any, slot: int) -> Any:
+    """Slot `slot` of an argument block as a signed 64-bit integer."""
+    return _only_compiled()
+
+
+@_marker
+def arg_float(args: Any, slot: int) -> Any:
+    """Slot `slot` of an argument block as a float32 (its low 4 bytes)."""
+    return _only_compiled()
+
+
+# --- scalars ------------------------------------------------------------------------------------
+
+
+@_marker
+def get_u8(p: Any) -> Any:
+    """One unsigned byte as an integer."""
+    return _only_compiled()
+
+
+@_marker
+def get_i8(p: Any) -> Any:
+    """One signed byte as an integer."""
+    return _only_compiled()
+
+
+@_marker
+def get_i32(p: Any) -> Any:
+    """A 32-bit integer as an integer."""
+    return _only_compiled()
+
+
+@_marker
+def get_u32(p: Any) -> Any:
+    """An unsigned 32-bit integer as an integer."""
+    return _only_compiled()
+
+
+@_marker
+def get_i64(p: Any) -> Any:
+    """A 64-bit integer."""
+    return _only_compiled()
+
+
+@_marker
+def get_f32(p: Any) -> Any:
+    """A float32."""
+    return _only_compiled()
+
+
+@_marker
+def get_f16(p: Any) -> Any:
+    """An IEEE half as a float32."""
+    return _only_compiled()
+
+
+@_marker
+def get_bf16(p: Any) -> Any:
+    """A bfloat16 as a float32."""
+    return _only_compiled()
+
+
+@_marker
+def put_u8(p: Any, value: Any) -> None:
+    """Store the low 8 bits of an integer."""
+    _only_compiled()
+
+
+@_marker
+def put_u32(p: Any, value: Any) -> None:
+    """Store the low 32 bits of an integer."""
+    _only_compiled()
+
+
+@_marker
+def put_i64(p: Any, value: Any) -> None:
+    """Store a 64-bit integer."""
+    _only_compiled()
+
+
+@_marker
+def put_f32(p: Any, value: Any) -> None:
+    """Store a float32."""
+    _only_compiled()
+
+
+@_marker
+def put_f16(p: Any, value: Any) -> None:
+    """Store a float32 rounded to an IEEE half (nearest, ties to even)."""
+    _only_compiled()
+
+
+# --- loads: `count` vectors, `stride` bytes apart -------------------------------------------------
+
+
+@_marker
+def load_u8(p: Any, count: int, stride: Any) -> Any:
+    """count x 64 unsigned bytes."""
+    return _only_compiled()
+
+
+@_marker
+def load_u8_i32(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 unsigned bytes, widened to int32."""
+    return _only_compiled()
+
+
+@_marker
+def load_i8_i32(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 signed bytes, widened to int32."""
+    return _only_compiled()
+
+
+@_marker
+def load_f32(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 float32."""
+    return _only_compiled()
+
+
+@_marker
+def load_f16(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 halves, widened to float32."""
+    return _only_compiled()
+
+
+@_marker
+def load_bf16(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 bfloat16, widened to float32."""
+    return _only_compiled()
+
+
+@_marker
+def bcast_i8x4(p: Any, count: int, stride: Any) -> Any:
+    """count x 64 bytes: the same 4 bytes in each of the 16 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def bcast_f32(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 float32: one value of memory in every lane."""
+    return _only_compiled()
+
+
+@_marker
+def bcast_i32(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 int32: one value of memory in every lane."""
+    return _only_compiled()
+
+
+@_marker
+def load_f32_grid(p: Any, rows: int, columns: int, row_stride: Any, column_stride: Any) -> Any:
+    """rows x columns vectors of 16 float32, columns innermost."""
+    return _only_compiled()
+
+
+# --- stores ---------------------------------------------------------------------------------------
+
+
+@_marker
+def store_f32(p: Any, value: Any, stride: Any) -> None:
+    """Store count x 16 float32, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
+def store_f32_grid(p: Any, value: Any, columns: int, row_stride: Any, column_stride: Any) -> None:
+    """Store a block of rows x columns vectors of 16 float32, columns innermost."""
+    _only_compiled()
+
+
+@_marker
+def store_f16(p: Any, value: Any, stride: Any) -> None:
+    """Store count x 16 float32 as halves (nearest, ties to even)."""
+    _only_compiled()
+
+
+@_marker
+def store_i8(p: Any, value: Any) -> None:
+    """Store the low bytes of 16 int32."""
+    _only_compiled()
+
+
+@_marker
+def store_u8(p: Any, value: Any) -> None:
+    """Store 64 bytes."""
+    _only_compiled()
+
+
+# --- making vectors -------------------------------------------------------------------------------
+
+
+@_marker
+def zeros_f32(count: int) -> Any:
+    """count x 16 float32 zeros."""
+    return _only_compiled()
+
+
+@_marker
+def splat_f32(value: Any) -> Any:
+    """A float in 16 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def splat_i32(value: Any) -> Any:
+    """An integer in 16 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def iota_i32() -> Any:
+    """0, 1, ..., 15."""
+    return _only_compiled()
+
+
+@_marker
+def repeat(value: Any, count: int) -> Any:
+    """A block of T vectors, `count` times over: [count * T], the given block innermost."""
+    return _only_compiled()
+
+
+@_marker
+def part(value: Any, index: int) -> Any:
+    """Vector `index` of a block."""
+    return _only_compiled()
+
+
+@_marker
+def sub_block(value: Any, start: int, count: int) -> Any:
+    """Vectors start .. start + count - 1 of a block."""
+    return _only_compiled()
+
+
+@_marker
+def lane0(value: Any) -> Any:
+    """Lane 0 of one vector of float32, as a float32."""
+    return _only_compiled()
+
+
+@_marker
+def evens(a: Any, b: Any) -> Any:
+    """Lanes 0, 2, ... of two vectors laid end to end."""
+    return _only_compiled()
+
+
+@_marker
+def odds(a: Any, b: Any) -> Any:
+    """Lanes 1, 3, ... of two vectors laid end to end."""
+    return _only_compiled()
+
+
+# --- lane by lane ---------------------------------------------------------------------------------
+
+
+@_marker
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c rounded once, on every target."""
+    return _only_compiled()
+
+
+@_marker
+def to_f32(value: Any) -> Any:
+    """int32 lanes to float32."""
+    return _only_compiled()
+
+
+@_marker
+def round_i32(value: Any) -> Any:
+    """float32 lanes to int32, nearest, ties to even; |value| must be below 2**22."""
+    return _only_compiled()
+
+
+@_marker
+def bits_f32(value: Any) -> Any:
+    """The bits of int32 lanes as float32."""
+    return _only_compiled()
+
+
+@_marker
+def bits_i32(value: Any) -> Any:
+    """The bits of float32 lanes as int32."""
+    return _only_compiled()
+
+
+@_marker
+def shl(value: Any, bits: int) -> Any:
+    """Shift int32 lanes left by a constant."""
+    return _only_compiled()
+
+
+@_marker
+def shr_u8(value: Any, bits: int) -> Any:
+    """Shift 64 bytes right by a constant."""
+    return _only_compiled()
+
+
+@_marker
+def shl_u8(value: Any, bits: int) -> Any:
+    """Shift 64 bytes left by a constant."""
+    return _only_compiled()
+
+
+@_marker
+def and_u8(value: Any, mask: int) -> Any:
+    """64 bytes AND a constant byte."""
+    return _only_compiled()
+
+
+@_marker
+def maximum(a: Any, b: Any) -> Any:
+    """The larger of two float32 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of two float32 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def absolute(a: Any) -> Any:
+    """The magnitude of float32 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def select_lt(a: Any, b: Any, yes: Any, no: Any) -> Any:
+    """yes where a < b, else no (a and b int32 or float32 lanes)."""
+    return _only_compiled()
+
+
+# --- across lanes (one vector): a fixed tree, so the same result on every target -------------------
+
+
+@_marker
+def sum_f32(value: Any) -> Any:
+    """The sum of 16 float32 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def max_f32(value: Any) -> Any:
+    """The largest of 16 float32 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def sum_i32(value: Any) -> Any:
+    """The sum of 16 int32 lanes."""
+    return _only_compiled()
+
+
+# --- inner products -------------------------------------------------------------------------------
+
+
+@_marker
+def dot_bias(bits: int) -> Any:
+    """What `dot4` adds to every weight code of `bits` bits before it multiplies (a constant).
+
+    `bits` is 4, 5 or 6 for unsigned codes (bias 0) and 8 for signed ones, where an unsigned-by-signed
+    instruction wants 128 added: start the sum at -dot_bias * (sum of activations) to cancel it.
+    """
+    return _only_compiled()
+
+
+@_marker
+def dot_init(start: Any, rows: int) -> Any:
+    """A sum of products for `rows` row vectors that begins at int32 `start` (a block of T vectors).
+
+    The result is opaque until `dot_result`: a target may keep 16-bit partial sums beside it.
+    """
+    return _only_compiled()
+
+
+@_marker
+def dot4(acc: Any, weights: Any, activations: Any, bits: int) -> Any:
+    """acc[r, t, lane] += sum over 4 bytes of (weights[r] + dot_bias) * activations[t], exactly.
+
+    `weights` is a block of R, `activations` of T, `acc` of R * T (t innermost). For bits = 4 at most
+    8 calls may follow one `dot_init`; activations lie in -127..127.
+    """
+    return _only_compiled()
+
+
+@_marker
+def dot_result(acc: Any, bits: int) -> Any:
+    """The int32 sums of a `dot_init` block that `dot4` filled with codes of `bits` bits."""
+    return _only_compiled()
+
+
+@_marker
+def outer(a: Any, b: Any) -> Any:
+    """a[r] * b[t] for blocks of R and T vectors: R * T vectors, t innermost."""
+    return _only_compiled()
+
+
+@_marker
+def fma_outer(a: Any, b: Any, c: Any) -> Any:
+    """c[r, t] + a[r] * b[t], rounded once."""
+    return _only_compiled()
+
+
+# --- memory and threads ---------------------------------------------------------------------------
+
+
+@_marker
+def prefetch(p: Any) -> None:
+    """Ask for the cache line of an address that will be read."""
+    _only_compiled()
+
+
+@_marker
+def atomic_add(p: Any, value: Any) -> Any:
+    """Add to a 64-bit integer in memory; gives the old value (sequentially consistent)."""
+    return _only_compiled()
+
+
+@_marker
+def atomic_get(p: Any) -> Any:
+    """Load a 64-bit integer (acquire)."""
+    return _only_compiled()
+
+
+@_marker
+def atomic_put(p: Any, value: Any) -> None:
+    """Store a 64-bit integer (release)."""
+    _only_compiled()
+
+
+@_marker
+def spin_pause() -> None:
+    """Tell the CPU that this is a spin loop."""
+    _only_compiled()
+
+
+@_marker
+def clock() -> Any:
+    """A cheap monotonic counter in ticks of a fixed, unknown rate (0 where the target has none)."""
+    return _only_compiled()
+
+
+@_marker
+def call_kernel(function: Any, args: Any, thread: Any, n_threads: Any) -> None:
+    """Call a kernel by address: void (args, int64, int64)."""
+    _only_compiled()
+
+
+@_marker
+def call_void(function: Any) -> None:
+    """Call an operating system function without arguments by address."""
+    _only_compiled()
+
+
+@_marker
+def to_int(value: Any) -> Any:
+    """A float32 scalar to an integer, toward zero."""
+    return _only_compiled()
+
+
+@_marker
+def f32(value: Any) -> Any:
+    """A number as a float32 scalar."""
+    return _only_compiled()
+
+
+@_marker
+def sqrt(value: Any) -> Any:
+    """The square root of a float32 scalar."""
+    return _only_compiled()
+
+
+@_marker
+def larger(a: Any, b: Any) -> Any:
+    """The larger of two integers or of two float32 scalars."""
+    return _only_compiled()
+
+
+@_marker
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller of two integers or of two float32 scalars."""
+    return _only_compiled()
+
+
+@_marker
+def ptr_to_int(p: Any) -> Any:
+    """An address as an integer."""
+    return _only_compiled()
+
+
+@_marker
+def int_to_ptr(value: Any) -> Any:
+    """An integer as an address."""
+    return _only_compiled()

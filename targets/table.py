@@ -1,0 +1,52 @@
+"""The kernel table: one row per kernel; dispatch, tests and benchmarks are loops over it.
+
+Rows are filled by whoever owns the kernels: the weight formats (`headrace.sparse`) and the kernels
+that belong to no format (`headrace.kernels`). This module only says what a row is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KernelFunction = Callable[[Any, Any, Any], None]  # (args, thread, n_threads)
+
+
+@dataclass
+class Case:
+    """One call of a kernel with what the numpy reference says must come out.
+
+    Attributes:
+        slots: the argument block; an array stands for its address, an int or float for itself.
+        expected: for each output array (an object that is in `slots`), its expected content.
+        tolerance: largest allowed |difference| per element (0: bit for bit), by output or for all.
+        label: shape and data, for the test's name.
+    """
+
+    slots: list[Any]
+    expected: list[tuple[np.ndarray, np.ndarray]]
+    tolerance: Any
+    label: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A row of the table.
+
+    Attributes:
+        name: operation, then format or shape it is built for: `linear_q4_0_1x1`.
+        build: gives the function to compile for a target (blocking comes from the target).
+        sources: modules whose text decides the code, besides the markers and the target's own.
+        cases: test cases with their numpy reference; takes the target and a random generator.
+    """
+
+    name: str
+    build: Callable[[Target], KernelFunction]
+    sources: tuple[str, ...]
+    cases: Callable[[Target, np.random.Generator], Iterator[Case]]

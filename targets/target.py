@@ -1,0 +1,58 @@
+"""A target: a CPU as data, and the few primitives that LLVM does not choose well by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU level that kernels are built for.
+
+    `primitives` maps a name of `headrace.targets.simd` to a function that emits LLVM code; what is
+    missing there is left to LLVM. `gemm_tiles` x `gemm_tokens` is the block of sums that a matrix
+    product keeps in registers, in tiles of 16 rows by tokens.
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    features: str
+    vector_bytes: int
+    gemm_tiles: int
+    gemm_tokens: int
+    needs: frozenset[str]  # CPU features that the host must have, in LLVM's names
+    rank: int  # the highest rank that the host can run is chosen
+    signed_dot_bias: int = 0  # see simd.dot_bias
+    load_primitives: Callable[[], Mapping[str, Callable[..., Any]]] = field(default=dict)
+
+    @property
+    def primitives(self) -> Mapping[str, Callable[..., Any]]:
+        """Own code for primitives; imports llvmlite's IR builder on first use."""
+        cached = _primitives.get(self.name)
+        if cached is None:
+            cached = _primitives[self.name] = self.load_primitives()
+        return cached
+
+    def dot_bias(self, bits: int) -> int:
+        """See `simd.dot_bias`."""
+        return self.signed_dot_bias if bits == 8 else 0
+
+
+_primitives: dict[str, Mapping[str, Callable[..., Any]]] = {}
+
+
+def all_targets() -> dict[str, Target]:
+    """Every target, by name: the modules of this folder that define `TARGET`."""
+    import headrace.targets as package
+
+    found = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.startswith("target_"):
+            target = importlib.import_module(f"headrace.targets.{module.name}").TARGET
+            found[target.name] = target
+    return dict(sorted(found.items(), key=lambda item: item[1].rank))

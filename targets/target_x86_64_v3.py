@@ -1,0 +1,28 @@
+"""x86-64-v3: AVX2, FMA, F16C; no VNNI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from headrace.targets.target import Target
+
+
+def _primitives() -> Mapping[str, Callable[..., Any]]:
+    from headrace.targets import x86
+
+    return x86.multiply_add(256)
+
+
+TARGET = Target(
+    name="x86-64-v3",
+    triple="x86_64-unknown-linux-gnu",
+    cpu="x86-64-v3",
+    features="",
+    vector_bytes=32,
+    gemm_tiles=1,
+    gemm_tokens=4,
+    needs=frozenset({"avx2", "fma", "f16c", "bmi2"}),
+    rank=3,
+    load_primitives=_primitives,
+)

@@ -1,0 +1,29 @@
+"""x86-64-v3 with AVX-VNNI: 256-bit vectors with the 4-way byte dot product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from headrace.targets.target import Target
+
+
+def _primitives() -> Mapping[str, Callable[..., Any]]:
+    from headrace.targets import x86
+
+    return x86.vnni(256)
+
+
+TARGET = Target(
+    name="x86-64-v3-vnni",
+    triple="x86_64-unknown-linux-gnu",
+    cpu="x86-64-v3",
+    features="+avxvnni",
+    vector_bytes=32,
+    gemm_tiles=1,
+    gemm_tokens=4,
+    needs=frozenset({"avx2", "fma", "f16c", "bmi2", "avxvnni"}),
+    rank=4,
+    signed_dot_bias=128,
+    load_primitives=_primitives,
+)

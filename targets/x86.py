@@ -1,0 +1,192 @@
+"""x86 primitives, in LLVM's IR builder; the target files pick from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import llvmlite.ir as ir
+
+from headrace.targets.lowering import intrinsic_call
+
+_I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+_F32 = ir.FloatType()
+
+
+def _vec(element: ir.Type, n: int) -> ir.VectorType:
+    return ir.VectorType(element, n)
+
+
+def _halves(b: ir.IRBuilder, value: ir.Value, pieces: int) -> list[ir.Value]:
+    """Cut a vector in `pieces` equal parts."""
+    n = value.type.count // pieces
+    undef = ir.Constant(value.type, ir.Undefined)
+    return [
+        b.shuffle_vector(
+            value, undef, ir.Constant(_vec(_I32, n), list(range(i * n, (i + 1) * n)))
+        )
+        for i in range(pieces)
+    ]
+
+
+def _concat(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
+    while len(parts) > 1:
+        n = parts[0].type.count
+        index = ir.Constant(_vec(_I32, 2 * n), list(range(2 * n)))
+        parts = [
+            b.shuffle_vector(parts[i], parts[i + 1], index) for i in range(0, len(parts), 2)
+        ]
+    return parts[0]
+
+
+def _pause(b: ir.IRBuilder) -> None:
+    intrinsic_call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
+
+
+def _clock(b: ir.IRBuilder) -> ir.Value:
+    return intrinsic_call(b, "llvm.x86.rdtsc", _I64, [])
+
+
+COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "clock": _clock}
+
+
+# --- VNNI: unsigned by signed bytes, four at a time, into 32 bits ----------------------------------
+
+
+def _flip_sign(b: ir.IRBuilder, w: ir.Value, bits: int) -> ir.Value:
+    # Signed codes become unsigned ones with 128 added: that is the target's dot_bias.
+    return b.xor(w, ir.Constant(w.type, [0x80] * w.type.count)) if bits == 8 else w
+
+
+def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
+    """`vpdpbusd` at 512 or 256 bits."""
+    pieces = 512 // width
+    lanes = width // 32
+
+    def dot4(
+        b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: ir.Value, x: ir.Value, bits: int
+    ) -> tuple[ir.Value, ir.Value]:
+        out = [
+            intrinsic_call(b, f"llvm.x86.avx512.vpdpbusd.{width}", _vec(_I32, lanes), list(row))
+            for row in zip(*(_halves(b, v, pieces) for v in (wide, w, x)), strict=True)
+        ]
+        return _concat(b, out), narrow
+
+    return {**COMMON, "dot4": dot4, "dot4_weights": _flip_sign}
+
+
+# --- without VNNI: byte products to 16 bits, pairs to 32 --------------------------------------------
+
+
+def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
+    """`pmaddubsw` and `pmaddwd` at 256 (AVX2) or 128 bits (SSSE3)."""
+    pieces = 512 // width
+    n16, n8 = width // 16, width // 8
+    maddubs = {256: "llvm.x86.avx2.pmadd.ub.sw", 128: "llvm.x86.ssse3.pmadd.ub.sw.128"}[width]
+    maddwd = {256: "llvm.x86.avx2.pmadd.wd", 128: "llvm.x86.sse2.pmadd.wd"}[width]
+    psign = {256: "llvm.x86.avx2.psign.b", 128: "llvm.x86.ssse3.psign.b.128"}[width]
+    ones = ir.Constant(_vec(_I16, n16), [1] * n16)
+
+    def pairs(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
+        return intrinsic_call(b, maddwd, _vec(_I32, n16 // 2), [words, ones])
+
+    def weights(b: ir.IRBuilder, w: ir.Value, bits: int) -> Any:
+        if bits != 8:
+            return w
+        zero = ir.Constant(w.type, None)
+        magnitude = b.select(b.icmp_signed("<", w, zero), b.sub(zero, w), w)
+        return magnitude, w
+
+    def dot4(
+        b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: Any, x: ir.Value, bits: int
+    ) -> tuple[ir.Value, ir.Value]:
+        word = _vec(_I16, n16)
+        xs = _halves(b, x, pieces)
+        if bits == 8:
+            # |w| <= 128 and |x| <= 127: a pair sums to at most 32512, so nothing saturates.
+            magnitude, signed = w
+            us = _halves(b, magnitude, pieces)
+            xs = [
+                intrinsic_call(b, psign, _vec(_I8, n8), [one, s])
+                for one, s in zip(xs, _halves(b, signed, pieces), strict=True)
+            ]
+        else:
+            us = _halves(b, w, pieces)
+        products = [
+            intrinsic_call(b, maddubs, word, [u, one]) for u, one in zip(us, xs, strict=True)
+        ]
+        if bits == 4:
+            # 8 steps x 2 products x 15 x 127 = 30480: a whole 32-block fits 16 bits.
+            whole = b.bitcast(narrow, _vec(_I16, 32))
+            return wide, b.bitcast(b.add(whole, _concat(b, products)), narrow.type)
+        return b.add(wide, _concat(b, [pairs(b, p) for p in products])), narrow
+
+    def result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) -> ir.Value:
+        if bits != 4:
+            return wide
+        words = _halves(b, b.bitcast(narrow, _vec(_I16, 32)), pieces)
+        return b.add(wide, _concat(b, [pairs(b, w) for w in words]))
+
+    return {**COMMON, "dot4": dot4, "dot4_weights": weights, "dot_result": result}
+
+
+# --- before F16C and FMA -----------------------------------------------------------------------------
+
+
+def _like(ty: ir.Type, value: int) -> ir.Constant:
+    if isinstance(ty, ir.VectorType):
+        return ir.Constant(ty, [value] * ty.count)
+    return ir.Constant(ty, value)
+
+
+def _shape(ty: ir.Type, element: ir.Type) -> ir.Type:
+    return _vec(element, ty.count) if isinstance(ty, ir.VectorType) else element
+
+
+def half_to_f32_by_bits(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
+    """Exact widening of halves with integer operations and one exact multiplication by 2**112."""
+    wide = b.zext(half, _shape(half.type, _I32))
+    ty = wide.type
+    magnitude = b.shl(b.and_(wide, _like(ty, 0x7FFF)), _like(ty, 13))
+    scale = b.bitcast(_like(ty, 0x77800000), _shape(ty, _F32))  # 2**112
+    scaled = b.bitcast(b.fmul(b.bitcast(magnitude, scale.type), scale), ty)
+    special = b.icmp_unsigned(">=", magnitude, _like(ty, 0x0F800000))  # inf and NaN
+    value = b.select(special, b.or_(magnitude, _like(ty, 0x7F800000)), scaled)
+    sign = b.shl(b.and_(wide, _like(ty, 0x8000)), _like(ty, 16))
+    return b.bitcast(b.or_(value, sign), scale.type)
+
+
+def f32_to_half_by_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Rounding to halves (nearest even) with integers; subnormals through one float addition."""
+    bits = b.bitcast(value, _shape(value.type, _I32))
+    ty = bits.type
+    sign = b.and_(bits, _like(ty, 0x80000000))
+    mag = b.xor(bits, sign)
+    nan = b.icmp_unsigned(">", mag, _like(ty, 0x7F800000))
+    overflow = b.select(nan, _like(ty, 0x7E00), _like(ty, 0x7C00))
+    magic = b.bitcast(_like(ty, 0x3F000000), _shape(ty, _F32))  # 0.5 aligns a subnormal's last bit
+    small = b.sub(
+        b.bitcast(b.fadd(b.bitcast(mag, magic.type), magic), ty), _like(ty, 0x3F000000)
+    )
+    odd = b.and_(b.lshr(mag, _like(ty, 13)), _like(ty, 1))
+    normal = b.lshr(
+        b.add(b.add(mag, _like(ty, (15 - 127) * (1 << 23) + 0xFFF & 0xFFFFFFFF)), odd),
+        _like(ty, 13),
+    )
+    half = b.select(b.icmp_unsigned("<", mag, _like(ty, 0x38800000)), small, normal)
+    half = b.select(b.icmp_unsigned(">=", mag, _like(ty, 0x47800000)), overflow, half)
+    return b.trunc(b.or_(half, b.lshr(sign, _like(ty, 16))), _shape(ty, _I16))
+
+
+def separate_multiply_add(
+    b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value
+) -> ir.Value:
+    """a * b + c with two roundings, for CPUs without FMA."""
+    return b.fadd(b.fmul(x, y), z)
+
+
+BEFORE_V3: Mapping[str, Callable[..., Any]] = {
+    "half_to_f32": half_to_f32_by_bits,
+    "f32_to_half": f32_to_half_by_bits,
+    "fma": separate_multiply_add,
+}

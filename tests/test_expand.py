@@ -1,0 +1,209 @@
+"""Expansion of foreign GGML types: what is claimed exact is compared bit for bit with gguf."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from headrace.errors import UnsupportedError
+from headrace.sparse.expand import CHUNK_BYTES, expand, plan_expansion
+from headrace.sparse.registry import FORMATS
+
+# type -> offsets of float16 scales in the block; the rest of a random block may hold anything.
+SCALES_AT = {
+    "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q5_K": (0, 2), "TQ1_0": (52,),
+    "TQ2_0": (64,), "IQ1_S": (0,), "IQ1_M": (), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,),
+    "IQ3_XXS": (0,), "IQ3_S": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,), "MXFP4": (), "NVFP4": (),
+}  # fmt: skip
+TARGETS = {
+    "TQ1_0": "q4_0", "TQ2_0": "q4_0", "MXFP4": "q5_0", "Q3_K": "q6_k", "IQ3_S": "q6_k",
+    "IQ3_XXS": "q6_k", "IQ1_S": "q6_k", "IQ1_M": "q6_k",
+}  # fmt: skip
+ANY_SCALE = ("TQ1_0", "TQ2_0", "Q3_K", "IQ3_S", "IQ4_NL")
+NORMAL_SCALE = ("IQ3_XXS", "IQ1_S", "IQ1_M", "MXFP4")
+CODES_KEPT = ("IQ4_XS", "IQ2_XXS")
+ROUNDED = ("Q5_1", "Q2_K", "Q5_K", "IQ2_XS", "IQ2_S", "NVFP4")
+
+
+def gguf_decode(raw: np.ndarray, ggml_type: str) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return quants.dequantize(raw, GGMLQuantizationType[ggml_type])
+
+
+def random_raw(ggml_type: str, rows: int = 21, seed: int = 0) -> np.ndarray:
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[ggml_type]]
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (rows, 1024 // block, block_bytes), dtype=np.uint8)
+
+
+def with_usual_scales(raw: np.ndarray, ggml_type: str) -> np.ndarray:
+    """Give the random blocks finite scales of 2^-11 and more, of either sign."""
+    rng = np.random.default_rng(1)
+    for at in SCALES_AT[ggml_type]:
+        size = 2.0 ** rng.uniform(-11, 3, raw.shape[:2]) * rng.choice([-1, 1], raw.shape[:2])
+        raw[..., at : at + 2] = size.astype(np.float16)[..., None].view(np.uint8)
+    if ggml_type == "MXFP4":
+        raw[..., 0] = rng.integers(104, 144, raw.shape[:2])
+        raw[0, 0, 1:], raw[0, 0, 0] = 0, 255  # a block of zeros may have any scale
+        raw[0, 1, 1:], raw[0, 1, 0] = 0x88, 0
+    if ggml_type == "IQ1_M":
+        words = raw[..., 48:].view(np.uint16)
+        nibbles = rng.integers(0, 16, (*raw.shape[:2], 4), dtype=np.uint16)
+        nibbles[..., 3] = rng.choice([2, 3, 10, 11], raw.shape[:2])  # 2^-7 to 2, either sign
+        words[...] = (words & 0x0FFF) | nibbles << 12
+    return raw
+
+
+def flat(raw: np.ndarray) -> np.ndarray:
+    return raw.reshape(raw.shape[0], -1)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    nan = np.isnan(a) & np.isnan(b)
+    return bool(np.all(nan | (a.view(np.uint32) == b.view(np.uint32))))
+
+
+def test_every_type_that_gguf_decodes_has_a_target_with_no_fewer_bits() -> None:
+    tried = 0
+    for kind, (block, block_bytes) in GGML_QUANT_SIZES.items():
+        try:
+            quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        target = plan_expansion(kind.name)
+        assert target.bits_per_weight >= 8 * block_bytes / block, kind.name
+        assert block % target.block == 0, "a valid row length of the type must be one of the target"
+        tried += 1
+    assert tried >= 26
+
+
+@pytest.mark.parametrize("ggml_type", SCALES_AT)
+def test_target(ggml_type: str) -> None:
+    assert plan_expansion(ggml_type).name == TARGETS.get(ggml_type, "q8_0")
+
+
+@pytest.mark.parametrize("ggml_type", ANY_SCALE)
+def test_exact_for_any_bytes(ggml_type: str) -> None:
+    target = plan_expansion(ggml_type)
+    for seed in range(3):
+        raw = flat(random_raw(ggml_type, seed=seed))
+        expected = gguf_decode(raw, ggml_type)
+        assert same_bits(target.decode(expand(raw, ggml_type, target)), expected)
+    for byte in (0x00, 0xFF):
+        raw = np.full_like(raw, byte)
+        recoded = expand(raw, ggml_type, target)
+        assert same_bits(target.decode(recoded), gguf_decode(raw, ggml_type))
+
+
+@pytest.mark.parametrize("ggml_type", NORMAL_SCALE)
+def test_exact_for_scales_in_range(ggml_type: str) -> None:
+    target = plan_expansion(ggml_type)
+    raw = flat(with_usual_scales(random_raw(ggml_type), ggml_type))
+    expected = gguf_decode(raw, ggml_type)
+    assert np.isfinite(expected).all()
+    assert np.unique(expected).size > 100
+    assert same_bits(target.decode(expand(raw, ggml_type, target)), expected)
+
+
+@pytest.mark.parametrize("ggml_type", ("IQ3_XXS", "IQ1_S"))
+def test_scale_below_range_is_off_by_half_a_subnormal(ggml_type: str) -> None:
+    target = plan_expansion(ggml_type)
+    raw = random_raw(ggml_type)
+    raw[..., :2] = np.array([0x03, 0x00], np.uint8)  # 3 * 2^-24: neither halves nor eighths
+    got = target.decode(expand(flat(raw), ggml_type, target))
+    # |sub * code| is at most 31 * 31 in IQ3_XXS and 15 * 9 in IQ1_S.
+    most = {"IQ3_XXS": 31 * 31, "IQ1_S": 15 * 9}[ggml_type]
+    assert np.abs(got - gguf_decode(flat(raw), ggml_type)).max() <= most * 2.0**-25
+
+
+@pytest.mark.parametrize("ggml_type", CODES_KEPT)
+def test_scale_rounded_once(ggml_type: str) -> None:
+    target = plan_expansion(ggml_type)
+    raw = flat(with_usual_scales(random_raw(ggml_type), ggml_type))
+    expected = gguf_decode(raw, ggml_type)
+    got = target.decode(expand(raw, ggml_type, target))
+    # Rounding the scale to float16 changes each weight by the same 2^-11 at most (2^-25 below
+    # the smallest normal scale, times a code of 127 at most).
+    assert np.all(np.abs(got - expected) <= np.maximum(np.abs(expected) * 2.0**-11, 127 * 2.0**-25))
+    assert np.mean(got == expected) > 0.02
+
+
+@pytest.mark.parametrize("ggml_type", ROUNDED)
+def test_rounded_to_q8_0(ggml_type: str) -> None:
+    raw = flat(with_usual_scales(random_raw(ggml_type), ggml_type))
+    expected = gguf_decode(raw, ggml_type)
+    got = FORMATS["q8_0"].decode(expand(raw, ggml_type, FORMATS["q8_0"]))
+    # Half a code of amax / 127, and that scale itself rounded by 2^-11 (or 2^-25).
+    amax = np.abs(expected.reshape(-1, 32)).max(axis=1, keepdims=True)
+    bound = amax * (1 / 254 + 2.0**-11) * (1 + 2.0**-20) + 127 * 2.0**-25
+    assert np.all(np.abs(got - expected).reshape(-1, 32) <= bound)
+    assert np.all(1 / 254 + 2.0**-11 < 1 / 225)
+
+
+def test_own_types_pass_through() -> None:
+    for target in FORMATS.values():
+        raw = np.zeros((3, target.row_bytes(256)), np.uint8)
+        assert plan_expansion(target.ggml_type) is target
+        assert expand(raw, target.ggml_type, target) is raw
+
+
+def test_another_target_goes_through_the_weights() -> None:
+    raw = flat(with_usual_scales(random_raw("Q5_K"), "Q5_K"))
+    exact = FORMATS["f32"].decode(expand(raw, "Q5_K", FORMATS["f32"]))
+    assert same_bits(exact, gguf_decode(raw, "Q5_K"))
+    own = FORMATS["q4_0"].encode(exact)
+    assert same_bits(
+        FORMATS["f32"].decode(expand(own, "Q4_0", FORMATS["f32"])), FORMATS["q4_0"].decode(own)
+    )
+
+
+@pytest.mark.parametrize(
+    ("ggml_type", "values"),
+    [
+        ("I8", np.arange(-128, 127, dtype=np.int8)),
+        ("I16", np.arange(-32768, 32767, 7, dtype=np.int16)),
+        ("F64", np.array([0.5, -1e30, 3.25])),
+    ],
+)
+def test_plain_numbers(ggml_type: str, values: np.ndarray) -> None:
+    raw = np.ascontiguousarray(values)[None].view(np.uint8)
+    target = plan_expansion(ggml_type)
+    got = target.decode(expand(raw, ggml_type, target))
+    assert np.array_equal(got[0], values.astype(np.float32))
+
+
+def test_rows_beyond_one_chunk() -> None:
+    rows = 3 * CHUNK_BYTES // (4 * 110) + 5
+    raw = flat(random_raw("Q3_K", rows=rows))
+    target = plan_expansion("Q3_K")
+    whole = expand(raw, "Q3_K", target)
+    for row in (0, rows // 2, rows - 1):
+        assert np.array_equal(whole[row : row + 1], expand(raw[row : row + 1], "Q3_K", target))
+
+
+@pytest.mark.parametrize("ggml_type", ("Q8_1", "Q8_K", "I32", "I64", "Q9_9"))
+def test_undecodable_types_say_what_to_do(ggml_type: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{ggml_type}.*convert"):
+        plan_expansion(ggml_type)
+
+
+def test_weights_too_large_for_the_scale_are_refused() -> None:
+    huge = random_raw("MXFP4")
+    huge[..., 0] = 200
+    with pytest.raises(UnsupportedError, match="MXFP4"):
+        expand(flat(huge), "MXFP4", plan_expansion("MXFP4"))
+    doubles = np.full((1, 32), 1e7).view(np.uint8)
+    with pytest.raises(UnsupportedError, match="Q8_0"):
+        expand(doubles, "F64", FORMATS["q8_0"])
+
+
+def test_gguf_is_imported_only_when_needed() -> None:
+    code = (
+        "import sys; from headrace.sparse.expand import plan_expansion;"
+        "plan_expansion('Q3_K'); plan_expansion('Q4_0'); assert 'gguf' not in sys.modules;"
+        "plan_expansion('Q5_K'); assert 'gguf' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,325 @@
+"""Weight formats: bytes against gguf, tile layouts against scalar definitions, error bounds.
+
+The first part loops over whatever `sparse/` holds, so a new format needs no line here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.registry import FORMATS, by_ggml_type
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+
+
+def random_raw(fmt: Format, rows: int, n: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (rows, fmt.row_bytes(n)), dtype=np.uint8)
+
+
+def steady_weights(rows: int, n: int) -> np.ndarray:
+    """Weights that are the same with every numpy: integers mixed, then one cube."""
+    k = np.arange(rows * n, dtype=np.uint64)
+    mixed = (k * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)  # 24 bits
+    unit = mixed.astype(np.float64) / 2.0**23 - 1
+    return (unit * unit * unit * 0.25).astype(np.float32).reshape(rows, n)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    nan = np.isnan(a) & np.isnan(b)
+    return bool(np.all(nan | (a.view(np.uint32) == b.view(np.uint32))))
+
+
+def gguf_decode(raw: np.ndarray, fmt: Format) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return quants.dequantize(raw, GGMLQuantizationType[fmt.ggml_type])
+
+
+@every_format
+def test_decode_equals_gguf_for_any_bytes(fmt: Format) -> None:
+    for seed in range(3):
+        raw = random_raw(fmt, 33, 2048, seed)
+        got = fmt.decode(raw)
+        assert got.dtype == np.float32
+        assert got.shape == (33, 2048)
+        assert same_bits(got, gguf_decode(raw, fmt))
+
+
+@every_format
+@pytest.mark.parametrize("byte", [0x00, 0xFF, 0x7C, 0x7E, 0xFC, 0x80, 0x01, 0x3C])
+def test_decode_equals_gguf_for_equal_bytes(fmt: Format, byte: int) -> None:
+    # Covers scales of zero, NaN (0xFFFF, 0x7E7E, 0x7C7C), subnormals and negative zero-like ones.
+    raw = np.full((2, fmt.row_bytes(512)), byte, np.uint8)
+    assert same_bits(fmt.decode(raw), gguf_decode(raw, fmt))
+
+
+@every_format
+@pytest.mark.parametrize("scale", [0x7C00, 0xFC00, 0x8000, 0x0001, 0x83FF, 0x7E00, 0x7BFF])
+def test_decode_equals_gguf_for_special_words(fmt: Format, scale: int) -> None:
+    # Infinity, minus zero, subnormals, NaN and the largest, at every even place in turn.
+    raw = random_raw(fmt, 1, 256).view(np.uint16)
+    rows = np.repeat(raw, raw.shape[1], axis=0)
+    np.fill_diagonal(rows, scale)
+    assert same_bits(fmt.decode(rows.view(np.uint8)), gguf_decode(rows.view(np.uint8), fmt))
+
+
+@every_format
+def test_encode_equals_gguf_where_it_can(fmt: Format) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((33, 2048)).astype(np.float32)
+    x[1], x[2], x[3], x[4] = 0, 1, -0.25, np.abs(x[4])
+    x[5], x[6], x[7] = x[5] * 1e-6, x[6] * 1e4, np.round(x[7])
+    try:
+        expected = quants.quantize(x, GGMLQuantizationType[fmt.ggml_type]).view(np.uint8)
+    except NotImplementedError:
+        got = fmt.encode(x)
+        assert got.shape == (33, fmt.row_bytes(2048))
+        assert got.dtype == np.uint8
+        return
+    assert np.array_equal(fmt.encode(x), expected)
+
+
+@every_format
+def test_encode_error_is_within_the_bits(fmt: Format) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((32, 2048)).astype(np.float32)
+    x[1], x[2], x[3] = 0, np.abs(x[2]) + 1, -0.25
+    x[np.abs(x) < 2.0**-14] = 0  # what follows is about normal numbers, and this is float16's least
+    error = np.abs(fmt.decode(fmt.encode(x)) - x)
+    if fmt.block == 1:  # a rounded number: off by the unit of its own significand, which we probe
+        digits = next(k for k in range(1, 64) if _rounds_away(fmt, 1 + 2.0**-k))
+        assert np.all(error <= np.abs(x) * 2.0**-digits)
+        return
+    # b-bit codes span twice the largest weight, so a step is 2^(1-b) of it; a weight is off by one
+    # step where the range is cut (code 8 of Q4_0), and a quarter of one is for the rounded scales.
+    step = np.abs(x.reshape(-1, fmt.block)).max(axis=1) * 2.0 ** (1 - int(fmt.bits_per_weight))
+    assert np.all(error.reshape(-1, fmt.block).max(axis=1) <= 1.25 * step)
+
+
+def _rounds_away(fmt: Format, value: float) -> bool:
+    one = np.full((1, 1), value, np.float32)
+    return float(fmt.decode(fmt.encode(one))[0, 0]) != value
+
+
+@every_format
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 48])
+def test_untile_undoes_tile(fmt: Format, rows: int) -> None:
+    raw = random_raw(fmt, rows, 768)
+    tiled = fmt.tile(raw)
+    tiles = math.ceil(rows / TILE_ROWS)
+    assert tiled.shape == (tiles, 768 // fmt.block, fmt.tile_block_bytes)
+    assert tiled.nbytes == fmt.tiled_bytes(rows, 768)
+    assert tiled.flags.c_contiguous
+    assert np.array_equal(fmt.untile(tiled, rows), raw)
+
+
+@every_format
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 40), blocks=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
+def test_tiling_is_per_block_and_pads_with_zero_rows(
+    fmt: Format, rows: int, blocks: int, seed: int
+) -> None:
+    raw = random_raw(fmt, rows, blocks * fmt.block, seed)
+    tiled = fmt.tile(raw)
+    assert np.array_equal(fmt.untile(tiled, rows), raw)
+    padded = np.zeros((-(-rows // TILE_ROWS) * TILE_ROWS, raw.shape[1]), np.uint8)
+    padded[:rows] = raw
+    assert np.array_equal(fmt.tile(padded), tiled)
+    at = slice((blocks - 1) * fmt.block_bytes, blocks * fmt.block_bytes)
+    assert np.array_equal(fmt.tile(raw[:, at])[:, 0], tiled[:, -1])
+    assert np.array_equal(fmt.tile(raw[-(-rows // 16) * 16 - 16 :])[0], tiled[-1])
+
+
+@every_format
+def test_sizes(fmt: Format) -> None:
+    kind = GGMLQuantizationType[fmt.ggml_type]
+    assert GGML_QUANT_SIZES[kind] == (fmt.block, fmt.block_bytes)
+    assert fmt.bits_per_weight == 8 * fmt.block_bytes / fmt.block
+    assert fmt.row_bytes(3 * fmt.block) == 3 * fmt.block_bytes
+    assert by_ggml_type(fmt.ggml_type) is fmt
+    assert fmt.name == fmt.ggml_type.lower()
+
+
+@every_format
+def test_memory_that_is_read_only_or_strided(fmt: Format) -> None:
+    raw = random_raw(fmt, 5, 512)
+    wide = np.zeros((5, 2 * raw.shape[1]), np.uint8)
+    wide[:, ::2] = raw
+    raw.flags.writeable = False
+    assert same_bits(fmt.decode(wide[:, ::2]), fmt.decode(raw))
+    assert np.array_equal(fmt.tile(wide[:, ::2]), fmt.tile(raw))
+
+
+@every_format
+def test_rows_of_a_wrong_length_are_refused(fmt: Format) -> None:
+    if fmt.block > 1:
+        with pytest.raises(ValueError, match=str(fmt.block)):
+            fmt.row_bytes(fmt.block + 1)
+        with pytest.raises(ValueError, match=str(fmt.block)):
+            fmt.encode(np.zeros((1, fmt.block + 1), np.float32))
+    with pytest.raises(ValueError):
+        fmt.decode(np.zeros((1, fmt.block_bytes + 1), np.uint8))
+    with pytest.raises(ValueError):
+        fmt.tile(np.zeros((1, fmt.block_bytes + 1), np.uint8))
+    with pytest.raises(ValueError, match="rows"):
+        fmt.untile(np.zeros((1, 1, fmt.tile_block_bytes), np.uint8), 17)
+
+
+def test_registry_imports_numpy_only() -> None:
+    code = (
+        "import sys, headrace.sparse.registry;"
+        "heavy = {'gguf', 'numba', 'llvmlite', 'rich', 'typer'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert by_ggml_type("Q9_9") is None
+
+
+# SHA-256 of what ggml's own C (llama-cpp-python's libggml-base, quantize_row_*_ref) makes of
+# `steady_weights(16, 2048)`: gguf cannot quantise these types.
+GGML_ENCODES = {
+    "q4_k": "1b6ba55fb4f90ebb7d17250175dc36806963e00d65b3b4733a85c184e7f5cc05",
+    "q6_k": "6ac543d5eeb504d0e453a6b8c848c64fdbea2385956fa5800969d929d78f1c0e",
+}
+
+
+@pytest.mark.parametrize("name", GGML_ENCODES)
+def test_encode_equals_ggml(name: str) -> None:
+    got = FORMATS[name].encode(steady_weights(16, 2048))
+    assert hashlib.sha256(got.tobytes()).hexdigest() == GGML_ENCODES[name]
+
+
+@pytest.mark.parametrize("name", GGML_ENCODES)
+def test_encode_in_chunks_and_of_degenerate_blocks(name: str) -> None:
+    fmt = FORMATS[name]
+    x = steady_weights(2100, 256)  # more blocks than are searched at once
+    assert np.array_equal(fmt.encode(x)[2090:], fmt.encode(x[2090:]))
+    flat = np.zeros((5, 256), np.float32)
+    flat[1], flat[2], flat[3], flat[4, 7] = 0.5, -0.5, 1e-20, 2
+    # d is rounded to float16, and so is dmin; a code of 15 at most carries the error of d.
+    assert np.all(np.abs(fmt.decode(fmt.encode(flat)) - flat) <= np.abs(flat) * 2.0**-10 + 1e-19)
+
+
+# The tile layouts once more, from the codes of single weights, in plain Python. Each function
+# gives {byte of the tile block: value}; `rows` are the bytes of one block of 16 rows.
+
+
+def _place(out: dict[int, int], at: int, value: int) -> None:
+    out[at] = out.get(at, 0) | value
+
+
+def _scale(out: dict[int, int], at: int, row: bytes, source: int, r: int) -> None:
+    _place(out, at + 2 * r, row[source])
+    _place(out, at + 2 * r + 1, row[source + 1])
+
+
+def _nibble(row: bytes, at: int, k: int) -> int:
+    """Code of input k of 32, whose 16 bytes start at `at`."""
+    return row[at + k] & 15 if k < 16 else row[at + k - 16] >> 4
+
+
+def layout_q4_0(rows: list[bytes], at: int = 32, source: int = 2) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 0, r)
+        for k in range(32):
+            j, i = k % 16 // 4, k % 4
+            _place(out, at + 64 * j + 4 * r + i, _nibble(row, source, k) << (4 * (k // 16)))
+    return out
+
+
+def layout_q4_1(rows: list[bytes]) -> dict[int, int]:
+    out = layout_q4_0(rows, 64, 4)
+    for r, row in enumerate(rows):
+        _scale(out, 32, row, 2, r)
+    return out
+
+
+def layout_q5_0(rows: list[bytes]) -> dict[int, int]:
+    out = layout_q4_0(rows, 96, 6)
+    for r, row in enumerate(rows):
+        high = int.from_bytes(row[2:6], "little")
+        for k in range(32):
+            _place(out, 32 + 4 * r + k % 4, (high >> k & 1) << (k // 4))
+    return out
+
+
+def layout_q8_0(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 0, r)
+        for k in range(32):
+            _place(out, 32 + 64 * (k // 4) + 4 * r + k % 4, row[2 + k])
+    return out
+
+
+def layout_q4_k(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 0, r)
+        _scale(out, 32, row, 2, r)
+        packed = row[4:16]
+        for s in range(8):
+            if s < 4:
+                scale, low = packed[s] & 63, packed[s + 4] & 63
+            else:
+                scale = packed[s + 4] & 15 | packed[s - 4] >> 6 << 4
+                low = packed[s + 4] >> 4 | packed[s] >> 6 << 4
+            _place(out, 64 + 32 * s + r, scale)
+            _place(out, 64 + 32 * s + 16 + r, low)
+        for k in range(256):
+            p, half, inner = k // 64, k % 64 // 32, k % 32
+            code = row[16 + 32 * p + inner] >> (4 * half) & 15
+            at = 320 + 512 * p + 64 * (inner // 4) + 4 * r + k % 4
+            _place(out, at, code << (4 * half))
+    return out
+
+
+def layout_q6_k(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 208, r)
+        for s in range(16):
+            _place(out, 32 + 16 * s + r, row[192 + s])
+        for k in range(256):
+            h, quarter, b = k // 128, k % 128 // 32, k % 32
+            low = row[64 * h + 32 * (quarter % 2) + b] >> (4 * (quarter // 2)) & 15
+            high = row[128 + 32 * h + b] >> (2 * quarter) & 3
+            c, v, j, i = k // 32, k % 32 // 16, k % 16 // 4, k % 4
+            _place(out, 288 + 256 * c + 64 * j + 4 * r + i, low << (4 * v))
+            _place(out, 2336 + 128 * c + 64 * v + 4 * r + i, high << (2 * j))
+    return out
+
+
+def layout_f16(rows: list[bytes]) -> dict[int, int]:
+    size = len(rows[0])
+    return {size * r + i: row[i] for r, row in enumerate(rows) for i in range(size)}
+
+
+LAYOUTS = {
+    "q4_0": layout_q4_0, "q4_1": layout_q4_1, "q5_0": layout_q5_0, "q8_0": layout_q8_0,
+    "q4_k": layout_q4_k, "q6_k": layout_q6_k,
+    "f16": layout_f16, "bf16": layout_f16, "f32": layout_f16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tile_layout(name: str) -> None:
+    fmt = FORMATS[name]
+    raw = random_raw(fmt, 32, 2 * fmt.block)
+    tiled = fmt.tile(raw)
+    for t in range(2):
+        for b in range(2):
+            at = slice(b * fmt.block_bytes, (b + 1) * fmt.block_bytes)
+            expected = LAYOUTS[name]([bytes(row[at]) for row in raw[16 * t : 16 * t + 16]])
+            assert sorted(expected) == list(range(fmt.tile_block_bytes))
+            assert bytes(expected[k] for k in range(fmt.tile_block_bytes)) == tiled[t, b].tobytes()
