@@ -75,7 +75,7 @@ _AGAIN = "truncated or corrupt, download it again"
 class StringArray(Sequence[str]):
     """An array of strings from a header, decoded when asked for, and not kept.
 
-    Of a 49k vocabulary with its merges this holds 2 MB instead of 12, and opening the file does
+    Of a 49k vocabulary with its merges this holds 2 MB instead of 8, and opening the file does
     not pay for strings that `plan` or `inspect` never look at. `tolist()` decodes all of them.
     """
 

@@ -12,7 +12,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from datetime import datetime
 from typing import Any
 
@@ -21,24 +21,26 @@ from jinja2.exceptions import SecurityError
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from headrace.errors import TemplateError
 
 MAX_SECONDS = 2.0
 MAX_STEPS = 1_000_000
-MAX_CHARS = 1 << 24
-MAX_NUMBER = 1 << 64
+MAX_CHARS = 1 << 22  # and eight times what the caller passed in
+MAX_ITEMS = 200_000
 MAX_WIDTH = 4096
 
 
 class _Limits(threading.local):
-    """What the rendering in this thread has used."""
+    """What the rendering in this thread has used, and may use."""
 
     def __init__(self) -> None:
         self.reset()
 
-    def reset(self) -> None:
+    def reset(self, given_chars: int = 0) -> None:
         self.steps = self.chars = 0
+        self.max_chars = MAX_CHARS + 8 * given_chars
         self.deadline = time.monotonic() + MAX_SECONDS
 
     def step(self, chars: int = 0) -> str:
@@ -52,74 +54,99 @@ class _Limits(threading.local):
 
     def count(self, chars: int) -> None:
         self.chars += chars
-        if self.chars > MAX_CHARS:
-            raise SecurityError(f"the template writes more than {MAX_CHARS} characters")
+        if self.chars > self.max_chars:
+            raise SecurityError(f"the template writes more than {self.max_chars} characters")
 
-    def printed(self, value: Any) -> Any:
-        if type(value) is str:
-            self.count(len(value))
-            return value
-        text = str(value)
+    def allow(self, chars: int) -> None:
+        if chars > self.max_chars:
+            raise SecurityError(f"the template makes a value of more than {self.max_chars} items")
+
+    def printed(self, value: Any) -> str:
+        text = self.text(value)
         self.count(len(text))
         return text
 
+    def text(self, value: Any) -> str:
+        self.weigh(value)
+        return value if type(value) is str else str(value)
+
+    def weigh(self, value: Any) -> int:
+        """Characters of `value` written out; a list that holds another twice counts it twice."""
+        if isinstance(value, (str, bytes)):
+            return len(value)
+        chars, items, pending = 0, 0, [value]
+        while pending:
+            value = pending.pop()
+            items += 1
+            if isinstance(value, (str, bytes)):
+                chars += len(value)
+            elif isinstance(value, Mapping):
+                pending += value
+                pending += value.values()
+            elif isinstance(value, (list, tuple, set, frozenset)):
+                pending += value
+            elif isinstance(value, Namespace):
+                pending.append(value._Namespace__attrs)  # type: ignore[attr-defined]
+            elif isinstance(value, range):
+                chars += 8 * len(value)
+            if items + len(pending) > MAX_ITEMS:
+                raise SecurityError(f"the template makes a value of more than {MAX_ITEMS} items")
+        self.allow(chars + items)
+        return chars + items
+
 
 _LIMITS = _Limits()
-
-
-def _allow(size: int) -> None:
-    if size > MAX_CHARS:
-        raise SecurityError(f"the template makes a value of more than {MAX_CHARS} items")
 
 
 def _size(value: Any) -> int:
     return len(value) if isinstance(value, (str, bytes, list, tuple)) else 1
 
 
-def _width(value: Any) -> None:
-    if isinstance(value, int) and value > MAX_WIDTH:
-        raise SecurityError(f"the template asks for a field of {value} characters")
-
-
-def _format(text: Any) -> None:
-    if isinstance(text, str) and re.search(r"\d{4}|\*|\{[^}]*\{", text):
-        raise SecurityError("the template uses a format with a wide or variable field")
-
-
-# What a method or filter may cost, checked before it runs: arguments start with the text.
-def _check_replace(text: Any, old: Any = "", new: Any = "", *_: Any) -> None:
-    if isinstance(text, str) and isinstance(old, str):
-        _allow(len(text) + (text.count(old) + 1) * _size(new))
-
-
-def _check_join(joint: Any, items: Any = (), *_: Any) -> None:
-    if isinstance(items, (list, tuple, str, dict, range)):
-        _allow(sum(_size(item) for item in items) + len(items) * _size(joint))
-
-
+# What a method or filter may cost, checked before it runs. The text comes first.
 def _check_width(_text: Any, *arguments: Any) -> None:
     for argument in arguments:
-        _width(argument)
+        if isinstance(argument, int) and argument > MAX_WIDTH:
+            raise SecurityError(f"the template asks for a field of {argument} characters")
 
 
 def _check_format(text: Any, *_: Any) -> None:
-    _format(text)
+    if isinstance(text, (str, bytes)):
+        text = text if isinstance(text, str) else text.decode("latin-1")
+        if re.search(r"\d{4}|\*|\{[^}]*\{", text):
+            raise SecurityError("the template uses a format with a wide or variable field")
+
+
+def _check_replace(text: Any, old: Any = "", new: Any = "", *_: Any) -> None:
+    text, old, new = str(text), str(old), str(new)
+    _LIMITS.allow(len(text) + text.count(old) * len(new))
+
+
+def _check_join(joint: Any, items: Any = (), *_: Any) -> None:
+    if isinstance(items, Sized):
+        _LIMITS.allow(_LIMITS.weigh(items) + len(items) * _size(joint))
+
+
+def _check_translate(text: Any, table: Any = (), *_: Any) -> None:
+    if isinstance(table, dict):
+        _LIMITS.allow(len(text) * max(map(_size, table.values()), default=1))
+
+
+def _check_indent(text: Any, width: Any = 4, *_: Any) -> None:
+    _check_width(text, width)
+    _LIMITS.allow(str(text).count("\n") * (_size(width) if isinstance(width, str) else MAX_WIDTH))
 
 
 _METHODS: dict[str, Callable[..., None]] = {
     "replace": _check_replace,
     "join": _check_join,
-    "translate": lambda text, table=(), *_: _allow(
-        _size(text) * max(map(_size, table.values()), default=1) if isinstance(table, dict) else 0
-    ),
-    "format": _check_format,
-    "format_map": _check_format,
-    **dict.fromkeys(("center", "ljust", "rjust", "zfill", "expandtabs"), _check_width),
+    "translate": _check_translate,
+    **dict.fromkeys(("center", "ljust", "rjust", "zfill", "expandtabs", "to_bytes"), _check_width),
 }
 _FILTERS: dict[str, Callable[..., None]] = {
     "replace": _check_replace,
     "format": _check_format,
-    **dict.fromkeys(("center", "indent", "batch", "slice", "round"), _check_width),
+    "indent": _check_indent,
+    **dict.fromkeys(("center", "batch", "slice", "round"), _check_width),
 }
 _UNAVAILABLE_FILTERS = ("pprint", "wordwrap", "urlize", "xmlattr", "random")
 
@@ -139,8 +166,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for concat in list(tree.find_all(nodes.Concat)):  # `a ~ b` must be bounded, too
-            concat.nodes = [_call("concat", concat.nodes, concat.lineno)]
+        for concat in list(tree.find_all(nodes.Concat)):
+            concat.nodes = [_call("joined", concat.nodes, concat.lineno)]
+        _weigh_literals(tree)
         for body in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
             chars = sum(len(data.data) for data in body.find_all(nodes.TemplateData))
             step = _call("step", [nodes.Const(chars)], body.lineno)
@@ -151,36 +179,51 @@ class _Environment(ImmutableSandboxedEnvironment):
     def step(self, chars: int) -> str:
         return _LIMITS.step(chars)
 
-    def concat(self, *values: Any) -> str:
-        texts = [str(value) for value in values]
-        _allow(sum(map(len, texts)))
+    def joined(self, *values: Any) -> str:
+        texts = [_LIMITS.text(value) for value in values]
+        _LIMITS.allow(sum(map(len, texts)))
         return "".join(texts)
 
+    def weighed(self, value: Any) -> Any:
+        _LIMITS.weigh(value)
+        return value
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%":
-            _format(left)
-        elif operator == "**":
-            if isinstance(left, int) and isinstance(right, int) and right > 0:
-                _allow(left.bit_length() * right)
-        elif operator == "+":
-            if not isinstance(left, (int, float)):
-                _allow(_size(left) + _size(right))
-        elif isinstance(left, int) and isinstance(right, int):
-            if abs(left) > MAX_NUMBER or abs(right) > MAX_NUMBER:
-                raise SecurityError("the template multiplies numbers of more than 64 bits")
+        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
+        if numbers:
+            bits = [value.bit_length() if isinstance(value, int) else 0 for value in (left, right)]
+            if operator == "**" and isinstance(right, int):
+                bits = [bits[0] * abs(right)]
+            if sum(bits) > MAX_WIDTH:
+                raise SecurityError(f"the template makes a number of more than {MAX_WIDTH} bits")
         else:
-            times = left if isinstance(left, int) else right
-            _allow(_size(left) * _size(right) * (times if isinstance(times, int) else 1))
+            sizes = _LIMITS.weigh(left), _LIMITS.weigh(right)
+            if operator == "%":
+                _check_format(left)
+            elif operator == "*":
+                size = sizes[1] if isinstance(left, int) else sizes[0]
+                times = left if isinstance(left, int) else right
+                _LIMITS.allow(size * times if isinstance(times, int) else 0)
+            else:
+                _LIMITS.allow(sum(sizes))
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         _LIMITS.step()
+        _LIMITS.weigh(args)
+        _LIMITS.weigh(kwargs)
         owner = getattr(function, "__self__", None)
-        if isinstance(owner, str):
+        if isinstance(owner, (str, bytes, int)):
             check = _METHODS.get(getattr(function, "__name__", ""))
             if check is not None:
                 check(owner, *args, *kwargs.values())
-        return super().call(context, function, *args, **kwargs)
+        return self.weighed(super().call(context, function, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_format(value.__self__)
+        return wrapped
 
 
 def _call(name: str, arguments: list[Any], line: int) -> nodes.Call:
@@ -188,19 +231,49 @@ def _call(name: str, arguments: list[Any], line: int) -> nodes.Call:
     return nodes.Call(function, arguments, [], None, None, lineno=line)
 
 
-def _checked(check: Callable[..., None], apply: Callable[..., Any]) -> Callable[..., Any]:
-    def guarded(value: Any, *args: Any, **kwargs: Any) -> Any:
-        check(value, *args, *kwargs.values())
-        return apply(value, *args, **kwargs)
+def _weigh_literals(tree: nodes.Node) -> None:
+    """Weigh each list, tuple and dict as it is made: doubled often enough, a pair is endless."""
+    for field, value in tree.iter_fields():
+        children = value if isinstance(value, list) else [value]
+        for index, child in enumerate(children):
+            if not isinstance(child, nodes.Node):
+                continue
+            _weigh_literals(child)
+            literal = isinstance(child, (nodes.List, nodes.Dict, nodes.Tuple))
+            if literal and getattr(child, "ctx", "load") == "load":
+                weighed = _call("weighed", [child], child.lineno)
+                if isinstance(value, list):
+                    value[index] = weighed
+                else:
+                    setattr(tree, field, weighed)
 
-    return guarded
+
+def _bounded(name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is measured before and after."""
+    wants = getattr(apply, "jinja_pass_arg", None)
+    first = 0 if wants is None else 1
+    check = _FILTERS.get(name)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _LIMITS.step()
+        values = (*args[first:], *kwargs.values())
+        _LIMITS.weigh(values)
+        if check is not None:
+            check(*values)
+        result = apply(*args, **kwargs)
+        _LIMITS.weigh(result)
+        return result
+
+    if wants is not None:
+        run.jinja_pass_arg = wants  # type: ignore[attr-defined]
+    return run
 
 
-def _join_filter(value: Any, d: str = "", attribute: Any = None) -> str:
-    items = list(value)
+def _join_filter(items: Any, d: str = "", attribute: Any = None) -> str:
+    items = list(items)
     if attribute is not None:
-        items = [item[attribute] if isinstance(item, Mapping) else "" for item in items]
-    texts = [str(item) for item in items]
+        items = [item.get(attribute, "") if isinstance(item, Mapping) else "" for item in items]
+    texts = [_LIMITS.text(item) for item in items]
     _check_join(d, texts)
     return d.join(texts)
 
@@ -210,7 +283,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(form: str) -> str:
-    _format(form)
+    _check_format(form)
     return datetime.now().strftime(form)
 
 
@@ -221,7 +294,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    _width(indent)
+    _check_width(value, indent)
     # Unlike jinja2's own, this does not escape HTML: the text is for a model.
     return json.dumps(
         value,
@@ -242,15 +315,14 @@ def _environment() -> _Environment:
     )
     environment.globals.pop("lipsum")
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    filters = environment.filters
     for name in _UNAVAILABLE_FILTERS:
-        environment.filters.pop(name)
-    for name, check in _FILTERS.items():
-        apply = environment.filters[name]
-        if getattr(apply, "jinja_pass_arg", None) is None:
-            environment.filters[name] = _checked(check, apply)
-    environment.filters["replace"] = _checked(_check_replace, lambda s, *a: str(s).replace(*a))
-    environment.filters["join"] = _join_filter
-    environment.filters["tojson"] = _to_json
+        filters.pop(name)
+    filters["tojson"] = _to_json
+    filters["join"] = _join_filter
+    filters["replace"] = lambda text, *arguments: str(text).replace(*arguments)
+    for name, apply in filters.items():
+        filters[name] = _bounded(name, apply)
     return environment
 
 
@@ -271,9 +343,9 @@ def compile_template(source: str) -> Template:
 
 def render(template: Template, variables: dict[str, Any]) -> str:
     """Run a compiled template within the limits of this module."""
-    _LIMITS.reset()
     parts = []
     try:
+        _LIMITS.reset(_given_chars(variables))
         for part in template.generate(**variables):
             parts.append(part)
     except Exception as error:
@@ -281,6 +353,10 @@ def render(template: Template, variables: dict[str, Any]) -> str:
         where = f" at line {line}" if line else ""
         raise TemplateError(f"the chat template fails{where}: {_reason(error)}") from None
     return "".join(parts)
+
+
+def _given_chars(variables: dict[str, Any]) -> int:
+    return sum(len(str(value)) for value in variables.values())
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.pretokenizers import PRE_TOKENIZERS
 
@@ -122,7 +123,8 @@ class _Reader:
             )
         pre = self.pre_tokenizer(kind)
         tokens = self.tokens()
-        ids = dict(zip(tokens, range(len(tokens)), strict=True))
+        numbers = list(range(len(tokens)))
+        ids = dict(zip(tokens, numbers, strict=True))
         if len(ids) != len(tokens):
             index = next(i for i, text in enumerate(tokens) if ids[text] != i)
             raise self.fault("tokens", f"[{index}] = {tokens[index]!r} is there twice")
@@ -130,7 +132,7 @@ class _Reader:
         if kind == "llama":
             vocabulary.costs = self.costs(len(tokens))
         else:
-            vocabulary.ranks = self.ranks(tokens, ids)
+            vocabulary.ranks = self.ranks(tokens, ids, numbers)
         self.special_ids(vocabulary)
         self.kinds_of_token(vocabulary)
         self.flags(vocabulary)
@@ -228,10 +230,13 @@ class _Reader:
             raise self.fault("scores", f"[{int(np.isnan(scores).argmax())}] is not a number")
         return np.negative(scores, dtype=np.float32).tolist()
 
-    def ranks(self, tokens: list[str], ids: dict[str, int]) -> dict[str, int]:
+    def ranks(self, tokens: list[str], ids: dict[str, int], numbers: list[int]) -> dict[str, int]:
         merges = self.strings("merges")
         count = len(merges)
-        ranks = dict(zip(reversed(merges), range(count - 1, -1, -1), strict=True))  # first wins
+        numbers += range(len(numbers), count)
+        ranks = dict(zip(merges, numbers, strict=False))  # the ids' own int objects, not copies
+        if len(ranks) != count:  # the first of two equal rules counts
+            ranks = dict(zip(reversed(merges), range(count - 1, -1, -1), strict=True))
         # Most vocabularies end with the results of their merges, in order: one comparison.
         joined = "\0".join(merges).replace(" ", "")
         if (

@@ -82,7 +82,8 @@ def _key(kernel: Kernel, target: Target) -> str:
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:32]
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary file beside it, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
@@ -93,6 +94,16 @@ def _write(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _read(path: Path) -> bytes | None:
+    """Object code of the cache; None when there is none or the file is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    code = data[32:]
+    return code if hashlib.sha256(code).digest() == data[:32] else None
 
 
 class KernelStore:
@@ -116,9 +127,8 @@ class KernelStore:
             if name in self._addresses:
                 continue
             path = cache_folder() / self.target.name / f"{name}-{_key(kernel, self.target)}.o"
-            try:
-                code = path.read_bytes()
-            except OSError:
+            code = _read(path)
+            if code is None:
                 missing.append((kernel, path))
                 continue
             self._addresses[name] = self._loaded.add(name, code)
@@ -138,5 +148,5 @@ class KernelStore:
 
         code = compile_kernel(kernel.build(self.target), self.target, name=kernel.name)
         with contextlib.suppress(OSError):  # a read-only cache costs time, not correctness
-            _write(path, code)
+            write_atomically(path, hashlib.sha256(code).digest() + code)
         return code

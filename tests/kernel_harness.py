@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from typing import Any
 
 import numpy as np
+from headrace.kernels.invoke import ENTRY, argument_block
 from headrace.targets.table import Case
-
-ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-
-
-def argument_block(slots: list[Any]) -> np.ndarray:
-    """8 bytes a slot: the address of an array, a float32 or an int64."""
-    block = np.zeros(len(slots), np.int64)
-    for i, value in enumerate(slots):
-        if isinstance(value, np.ndarray):
-            block[i] = value.ctypes.data
-        elif isinstance(value, float):
-            block[i : i + 1].view(np.float32)[0] = value
-        else:
-            block[i] = value
-    return block
-
 
 def call(address: int, slots: list[Any], n_threads: int) -> None:
     """Call a kernel once per thread, all at the same time."""

@@ -1,1 +1,39 @@
+"""Model families: one file each, named as `general.architecture`."""
 
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.families.decoder import Decoder
+    from headrace.loaders.gguf import ModelFile
+
+_PARTS = ("common", "decoder")
+
+
+def names() -> list[str]:
+    """The architectures that have a file here."""
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PARTS]
+
+
+def describe(model: ModelFile) -> Decoder:
+    """Describe a model file, its family chosen by `general.architecture`.
+
+    Raises:
+        UnsupportedError: there is no file for this architecture.
+        ModelFileError: the metadata are wrong or incomplete.
+    """
+    from headrace.errors import UnsupportedError
+
+    architecture = model.get("general.architecture", str)
+    # The name comes from the file: it is looked up in a list, never imported as it is.
+    if not re.fullmatch(r"[a-z0-9_]{1,32}", architecture) or architecture not in names():
+        raise UnsupportedError(
+            f"architecture {architecture[:64]!r} is not supported; these are: {', '.join(names())}",
+            path=model.paths[0],
+        )
+    return importlib.import_module(f"{__name__}.{architecture}").build(model)

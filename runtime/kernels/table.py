@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.kernels import attention, execute, prepare
+from headrace.kernels import attention, execute, prepare, probe
 from headrace.sparse import linear
 from headrace.targets.table import Kernel
 
@@ -14,5 +14,6 @@ def kernel_table() -> dict[str, Kernel]:
         *prepare.all_kernels(),
         *attention.all_kernels(),
         *execute.all_kernels(),
+        *probe.all_kernels(),
     ]
     return {row.name: row for row in rows}

@@ -1,0 +1,212 @@
+"""What the families share: reading sizes, naming a block's tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.errors import ModelFileError, UnsupportedError
+from headrace.families.decoder import (
+    Attention,
+    Decoder,
+    FeedForward,
+    Layer,
+    Matrix,
+    Rope,
+    Vector,
+)
+from headrace.loaders.gguf import ModelFile
+
+# Far above any known model: a hostile header must not make us build millions of layers.
+MAX_LAYERS = 1024
+MAX_WIDTH = 1 << 20
+MAX_CONTEXT = 1 << 28
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers that every decoder has, from `<architecture>.*` metadata."""
+
+    prefix: str
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head: int
+    rotated: int
+    context: int
+    vocabulary: int
+    eps: float
+
+
+def read_sizes(model: ModelFile, prefix: str) -> Sizes:
+    """Sizes of a model whose keys start with `prefix`.
+
+    Raises:
+        ModelFileError: a key is missing, out of bounds or contradicts another.
+        UnsupportedError: layers differ in their sizes.
+    """
+    layers = model.get(f"{prefix}.block_count", int, low=1, high=MAX_LAYERS)
+
+    def uniform(key: str, default: int | None = None) -> int:
+        values = model.get_per_layer(
+            f"{prefix}.{key}", layers, default, low=1, high=MAX_WIDTH
+        )
+        if len(set(values)) > 1:
+            raise UnsupportedError(
+                f"{prefix}.{key} differs from layer to layer; such models are not supported",
+                path=model.paths[0],
+            )
+        return values[0]
+
+    width = model.get(f"{prefix}.embedding_length", int, low=1, high=MAX_WIDTH)
+    heads = uniform("attention.head_count")
+    kv_heads = uniform("attention.head_count_kv", heads)
+    head = model.get(f"{prefix}.attention.key_length", int, width // heads, low=1, high=4096)
+    value = model.get(f"{prefix}.attention.value_length", int, head, low=1, high=4096)
+    rotated = model.get(f"{prefix}.rope.dimension_count", int, head, low=0, high=4096)
+    for problem, wrong in (
+        (f"{heads} heads do not divide among {kv_heads} KV heads", heads % kv_heads != 0),
+        (f"keys of {head} and values of {value} differ", head != value),
+        (f"{rotated} rotated of {head} values of a head", rotated > head or rotated % 2 != 0),
+        ("heads have no width", head < 1),
+    ):
+        if wrong:
+            raise ModelFileError(f"inconsistent metadata: {problem}", path=model.paths[0])
+    embedding = model.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelFileError(
+            "no token embedding matrix: this file holds no language model that can run alone",
+            path=model.paths[0],
+            tensor="token_embd.weight",
+        )
+    return Sizes(
+        prefix=prefix,
+        layers=layers,
+        width=width,
+        feed_forward=uniform("feed_forward_length"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head=head,
+        rotated=rotated,
+        context=model.get(f"{prefix}.context_length", int, 2048, low=1, high=MAX_CONTEXT),
+        vocabulary=embedding.shape[0],
+        eps=model.get(
+            f"{prefix}.attention.layer_norm_rms_epsilon", float, 1e-5, low=0.0, high=1.0
+        ),
+    )
+
+
+def read_rope(model: ModelFile, sizes: Sizes, base: float = 10000.0) -> Rope:
+    """The rotary embedding, with linear scaling or Llama 3's factors where the file has them.
+
+    Raises:
+        UnsupportedError: another kind of scaling.
+    """
+    key = f"{sizes.prefix}.rope.scaling"
+    kind = model.get(f"{key}.type", str, "none")
+    factor = model.get(f"{key}.factor", float, 1.0, low=1e-3, high=1e6)
+    if kind not in ("none", "linear"):
+        raise UnsupportedError(
+            f"rope scaling {kind!r} is not supported (none, linear and Llama 3's factors are)",
+            path=model.paths[0],
+        )
+    has_factors = "rope_freqs.weight" in model.tensors
+    return Rope(
+        base=model.get(f"{sizes.prefix}.rope.freq_base", float, base, low=1.0, high=1e12),
+        width=sizes.rotated,
+        factor=factor if kind == "linear" else 1.0,
+        factors="rope_freqs.weight" if has_factors else None,
+    )
+
+
+def _matrix(model: ModelFile, stem: str, rows: int, columns: int) -> Matrix:
+    bias = f"{stem}.bias"
+    return Matrix(f"{stem}.weight", rows, columns, bias if bias in model.tensors else None)
+
+
+def _norm(model: ModelFile, stem: str, size: int) -> Vector | None:
+    name = f"{stem}.weight"
+    return Vector(name, size) if name in model.tensors else None
+
+
+def attention(
+    model: ModelFile,
+    sizes: Sizes,
+    layer: int,
+    rope: Rope,
+    *,
+    paired: bool,
+    window: int = 0,
+    scale: float | None = None,
+    soft_cap: float = 0.0,
+) -> Attention:
+    """Attention of one layer with GGUF's tensor names; QK norms and biases where the file has any."""
+    block = f"blk.{layer}"
+    q, kv = sizes.heads * sizes.head, sizes.kv_heads * sizes.head
+    return Attention(
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head=sizes.head,
+        scale=sizes.head**-0.5 if scale is None else scale,
+        rope=rope,
+        paired=paired,
+        query=_matrix(model, f"{block}.attn_q", q, sizes.width),
+        key=_matrix(model, f"{block}.attn_k", kv, sizes.width),
+        value=_matrix(model, f"{block}.attn_v", kv, sizes.width),
+        output=_matrix(model, f"{block}.attn_output", sizes.width, q),
+        window=window,
+        soft_cap=soft_cap,
+        query_norm=_norm(model, f"{block}.attn_q_norm", sizes.head),
+        key_norm=_norm(model, f"{block}.attn_k_norm", sizes.head),
+    )
+
+
+def layer(
+    model: ModelFile,
+    sizes: Sizes,
+    index: int,
+    attending: Attention,
+    activation: str = "silu",
+) -> Layer:
+    """A block around its attention, with GGUF's tensor names."""
+    block = f"blk.{index}"
+    return Layer(
+        attention_norm=Vector(f"{block}.attn_norm.weight", sizes.width),
+        attention=attending,
+        attention_post_norm=_norm(model, f"{block}.post_attention_norm", sizes.width),
+        feed_forward_norm=Vector(f"{block}.ffn_norm.weight", sizes.width),
+        feed_forward=FeedForward(
+            gate=_matrix(model, f"{block}.ffn_gate", sizes.feed_forward, sizes.width),
+            up=_matrix(model, f"{block}.ffn_up", sizes.feed_forward, sizes.width),
+            down=_matrix(model, f"{block}.ffn_down", sizes.width, sizes.feed_forward),
+            activation="gelu" if activation == "gelu" else "silu",
+        ),
+        feed_forward_post_norm=_norm(model, f"{block}.post_ffw_norm", sizes.width),
+    )
+
+
+def decoder(
+    model: ModelFile,
+    sizes: Sizes,
+    layers: list[Layer],
+    *,
+    embedding_scale: float = 1.0,
+    soft_cap: float = 0.0,
+) -> Decoder:
+    """A decoder of these layers; its head is the embedding where the file has no own."""
+    embedding = Matrix("token_embd.weight", sizes.vocabulary, sizes.width)
+    tied = "output.weight" not in model.tensors
+    return Decoder(
+        architecture=sizes.prefix,
+        width=sizes.width,
+        vocabulary=sizes.vocabulary,
+        context=sizes.context,
+        eps=sizes.eps,
+        embedding=embedding,
+        embedding_scale=embedding_scale,
+        layers=tuple(layers),
+        norm=Vector("output_norm.weight", sizes.width),
+        head=embedding if tied else _matrix(model, "output", sizes.vocabulary, sizes.width),
+        soft_cap=soft_cap,
+    )

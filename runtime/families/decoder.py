@@ -1,0 +1,175 @@
+"""What a decoder-only language model is made of: data that plans and loaders read.
+
+A family file turns the metadata of a model file into a `Decoder`; nothing here runs.
+Names are GGUF tensor names; shapes follow from the sizes and are checked when tensors are looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from headrace.errors import ModelFileError
+from headrace.loaders.gguf import ModelFile, TensorInfo
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix [rows, columns], columns being inputs."""
+
+    name: str
+    rows: int
+    columns: int
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector of `size` floats: a norm weight or a bias."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding: position * base**(-2i / width) / (factor * factors[i]).
+
+    `factors` names a tensor of width / 2 divisors (Llama 3's scaling), if there is one.
+    """
+
+    base: float
+    width: int
+    factor: float = 1.0
+    factors: str | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal attention with grouped KV heads."""
+
+    heads: int
+    kv_heads: int
+    head: int
+    scale: float
+    rope: Rope
+    paired: bool
+    query: Matrix
+    key: Matrix
+    value: Matrix
+    output: Matrix
+    window: int = 0
+    soft_cap: float = 0.0
+    query_norm: Vector | None = None
+    key_norm: Vector | None = None
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """down(activation(gate(x)) * up(x))."""
+
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    activation: Literal["silu", "gelu"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block: norm, attention, (norm,) add; norm, feed-forward, (norm,) add."""
+
+    attention_norm: Vector
+    attention: Attention
+    attention_post_norm: Vector | None
+    feed_forward_norm: Vector
+    feed_forward: FeedForward
+    feed_forward_post_norm: Vector | None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole model. `embedding` and `head` may be the same matrix."""
+
+    architecture: str
+    width: int
+    vocabulary: int
+    context: int
+    eps: float
+    embedding: Matrix
+    embedding_scale: float
+    layers: tuple[Layer, ...]
+    norm: Vector
+    head: Matrix
+    soft_cap: float = 0.0
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Every matrix once, in the order in which a pass reads them; the head last."""
+        if self.embedding.name != self.head.name:
+            yield self.embedding
+        for layer in self.layers:
+            a, f = layer.attention, layer.feed_forward
+            yield from (a.query, a.key, a.value, a.output, f.gate, f.up, f.down)
+        yield self.head
+
+    def vectors(self) -> Iterator[Vector]:
+        """Every vector: norms, then biases of matrices, then rope factors."""
+        ropes = set()
+        for layer in self.layers:
+            yield layer.attention_norm
+            yield layer.feed_forward_norm
+            a = layer.attention
+            for extra in (
+                layer.attention_post_norm,
+                layer.feed_forward_post_norm,
+                a.query_norm,
+                a.key_norm,
+            ):
+                if extra is not None:
+                    yield extra
+            if a.rope.factors is not None:
+                ropes.add(Vector(a.rope.factors, a.rope.width // 2))
+        yield self.norm
+        for matrix in self.matrices():
+            if matrix.bias is not None:
+                yield Vector(matrix.bias, matrix.rows)
+        yield from ropes
+
+
+def tensor_of(model: ModelFile, wanted: Matrix | Vector) -> TensorInfo:
+    """The tensor that a matrix or vector names, its shape checked.
+
+    Raises:
+        ModelFileError: it is missing or has another shape.
+    """
+    info = model.tensors.get(wanted.name)
+    if info is None:
+        raise ModelFileError(
+            "the model file lacks this tensor; it is incomplete or of another architecture",
+            path=model.paths[0],
+            tensor=wanted.name,
+        )
+    shape = (wanted.rows, wanted.columns) if isinstance(wanted, Matrix) else (wanted.size,)
+    if info.shape != shape:
+        raise ModelFileError(
+            f"has shape {list(info.shape)}, but the metadata call for {list(shape)}",
+            path=info.path,
+            tensor=info.name,
+            offset=info.offset,
+        )
+    return info
+
+
+def rope_table(rope: Rope, factors: np.ndarray | None, positions: int) -> np.ndarray:
+    """float32 [positions, width]: cosines of width / 2 angles, then their sines."""
+    half = rope.width // 2
+    frequency = rope.base ** -(np.arange(half, dtype=np.float64) * 2 / rope.width) / rope.factor
+    if factors is not None:
+        frequency = frequency / factors.astype(np.float64)
+    angle = np.arange(positions, dtype=np.float64)[:, None] * frequency
+    table = np.empty((positions, rope.width), np.float32)
+    table[:, :half] = np.cos(angle)
+    table[:, half:] = np.sin(angle)
+    return table

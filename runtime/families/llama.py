@@ -1,0 +1,37 @@
+"""Llama 2 and 3, SmolLM2, Mistral (with a sliding window where the file gives one).
+
+Llama 2: 2307.09288; Llama 3: 2407.21783; Mistral: 2310.06825. Rotary pairs lie side by side in
+GGUF's llama files.
+"""
+
+from __future__ import annotations
+
+from headrace.errors import UnsupportedError
+from headrace.families import common
+from headrace.families.decoder import Decoder
+from headrace.loaders.gguf import ModelFile
+
+
+def build(model: ModelFile) -> Decoder:
+    """Describe a model of `general.architecture` "llama".
+
+    Raises:
+        ModelFileError, UnsupportedError: see `headrace.families.common`.
+    """
+    if model.get("llama.expert_count", int, 0) > 0:
+        raise UnsupportedError(
+            "this is a mixture of experts, which is not supported yet", path=model.paths[0]
+        )
+    sizes = common.read_sizes(model, "llama")
+    rope = common.read_rope(model, sizes)
+    window = model.get("llama.attention.sliding_window", int, 0, low=0, high=common.MAX_CONTEXT)
+    layers = [
+        common.layer(
+            model,
+            sizes,
+            i,
+            common.attention(model, sizes, i, rope, paired=True, window=window),
+        )
+        for i in range(sizes.layers)
+    ]
+    return common.decoder(model, sizes, layers)

@@ -1,0 +1,79 @@
+"""What this machine can do, measured: memory read bandwidth, cached per CPU and thread count."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+
+from headrace.kernels import execute, probe
+from headrace.kernels.invoke import argument_block
+from headrace.memory import Arena
+from headrace.targets.cache import KernelStore, cache_folder, write_atomically
+from headrace.team import Team
+
+QUICK_BYTES = 256 << 20
+BENCH_BYTES = 1 << 30
+
+
+def read_bandwidth(store: KernelStore, team: Team, n_bytes: int, runs: int = 5) -> float:
+    """Bytes per second that all threads of `team` read together from huge pages; best of `runs`."""
+    buffer = Arena({"data": n_bytes})
+    buffer.view("data")[::4096] = 1  # touch every page
+    out = np.zeros(team.n_threads * 64 + 64, np.uint8)
+    address = store.load([probe.kernel()])["probe_read"]
+    block = argument_block([buffer.address("data"), n_bytes // 512, out])
+    steps = np.array([[address, block.ctypes.data, execute.STEP_BARRIER, 0]], np.int64)
+    best = float("inf")
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        team.run(steps)
+        best = min(best, time.perf_counter() - start)
+    return n_bytes / best
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith(("model name", "Hardware", "Processor")):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cache_file() -> Path:
+    return cache_folder().parent / "machine.json"
+
+
+def cached_read_bandwidth(target_name: str | None, threads: int) -> float:
+    """Read bandwidth in bytes per second, measured at most once for this CPU and thread count."""
+    from headrace.targets.host import pick_target
+
+    target = pick_target(target_name)
+    key = f"{_cpu_name()}; {os.cpu_count()} CPUs; {threads} threads; {target.name}"
+    try:
+        known = json.loads(_cache_file().read_text())
+        value = float(known[key])
+        if value > 0:
+            return value
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    store = KernelStore(target)
+    team = Team(store.load(execute.kernels().values()), threads)
+    try:
+        value = read_bandwidth(store, team, QUICK_BYTES)
+    finally:
+        team.close()
+    known = known if isinstance(known, dict) else {}
+    known[key] = value
+    try:
+        write_atomically(_cache_file(), json.dumps(known, indent=1).encode())
+    except OSError:
+        pass  # measured again next time
+    return value

@@ -1,0 +1,516 @@
+"""Load a model and generate text with it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from headrace import plan as plans
+from headrace.detokenizer import Detokenizer
+from headrace.errors import BusyError, CancelledError, ContextOverflowError, HeadraceError
+from headrace.loaders.sources import resolve
+from headrace.planning import MemoryPlan, Prepared, check_budget, memory_plan, prepare
+from headrace.sampling import Sampler, SamplingParams, StopMatcher
+from headrace.sizes import parse_size
+from headrace.targets.cache import KernelStore
+from headrace.team import Team
+from headrace.tokenizer import Tokenizer
+from headrace.trace import Trace, trace_from_environment
+from headrace.weights import Activations, Weights
+
+Progress = Callable[[int, int | None, str], None]
+FinishReason = Literal["eos", "length", "stop", "cancelled"]
+
+# Work that may take longer than this runs where Ctrl-C can interrupt it at once.
+PATIENCE_S = 0.1
+_SLOW_BYTES_S = 10e9
+_SLOW_PRODUCTS_S = 50e9
+
+
+@dataclass
+class Stats:
+    """How a generation went. Times in seconds; `prefill_s` ends with the first token's logits."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    new_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    finish_reason: FinishReason | None = None
+
+
+def load(
+    model: str | Path,
+    *,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    progress: Progress | None = None,
+    target: str | None = None,
+    activations: Activations = "q8",
+) -> Model:
+    """Load a language model into memory.
+
+    Args:
+        model: a GGUF file, a directory with one, a Hugging Face id or a name `headrace pull` knows.
+        memory: the most memory that the process may take: bytes, "300MB", "1.5GiB" or "50%".
+        threads: native threads; default: the physical cores that this process may use.
+        context: tokens of context to keep; default: the model's own, at most 4096.
+        progress: called with (done, total or None, what) while fetching, compiling and loading.
+        target: CPU level to use, such as "x86-64-v3"; default: the best that this CPU has.
+        activations: "q8" multiplies coded weights by 8-bit activations; "f32" is a switch for
+            debugging that expands the weights to float32.
+
+    Raises:
+        ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
+        BudgetError: `memory` is less than the model needs.
+        ContextOverflowError: `context` is longer than the model's.
+    """
+    path = resolve(model, progress=progress)
+    prepared = prepare(
+        path, context=context, threads=threads, target=target, activations=activations
+    )
+    budget = parse_size(memory) if isinstance(memory, str) else memory
+    plan = memory_plan(prepared, budget=budget)
+    check_budget(plan)
+    return Model(prepared, plan, progress)
+
+
+class Model:
+    """A loaded language model; made by `headrace.load`.
+
+    One thread at a time may use it: a second one gets `BusyError`. Starting a new generation ends
+    one that was left half read. `cancel` may be called from any thread.
+    """
+
+    def __init__(self, prepared: Prepared, plan: MemoryPlan, progress: Progress | None) -> None:
+        self.plan = plan
+        self._decoder = prepared.decoder
+        self._metadata: Mapping[str, Any] = prepared.file.metadata
+        self._path = prepared.file.paths[0]
+        self._lock = threading.Lock()
+        self._owner: object | None = None
+        self._cancelled = False
+        self._closed = False
+        self._kept: list[int] = []  # tokens whose keys and values are in the cache
+        self._tokenizer: Tokenizer | None = None
+        self._template: Any = None
+        self._store = KernelStore(prepared.target)
+        addresses = self._store.load(
+            plans.kernels_of(prepared.decoder, prepared.placed), progress
+        )
+        self._weights = Weights(prepared.file, prepared.decoder, prepared.placed)
+        self._weights.load(addresses, prepared.shape.threads, progress)
+        self._programs = plans.Programs(
+            prepared.decoder, self._weights, prepared.target, addresses, prepared.shape
+        )
+        self._team = Team(addresses, prepared.shape.threads)
+        self._trace: Trace | None = trace_from_environment()
+
+    # --- properties -----------------------------------------------------------------------------
+
+    @property
+    def context(self) -> int:
+        """Tokens of context that the KV cache holds."""
+        return self._programs.shape.context
+
+    @property
+    def threads(self) -> int:
+        """Native threads."""
+        return self._team.n_threads
+
+    @property
+    def target(self) -> str:
+        """Name of the CPU level whose kernels run."""
+        return self._store.target.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, built on first use."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_metadata(self._metadata, self._path)
+            if self._tokenizer.n_vocab > self._decoder.vocabulary:
+                raise HeadraceError(
+                    f"{self._path}: the vocabulary has {self._tokenizer.n_vocab} tokens, but the "
+                    f"embedding only {self._decoder.vocabulary} rows"
+                )
+        return self._tokenizer
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of a text, with the model's begin-of-text token where it wants one."""
+        return self.tokenizer.encode(text, add_special=add_special)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **extra: Any) -> str:
+        """A conversation as a prompt, by the file's chat template.
+
+        Raises:
+            TemplateError: the file has no template, or it is broken.
+        """
+        if self._template is None:
+            from headrace.chat import ChatTemplate
+
+            self._template = ChatTemplate.from_metadata(self._metadata, self.tokenizer)
+        return str(self._template.render(messages, **extra))
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        raw: bool = False,
+    ) -> Generation:
+        """Answer a prompt; iterate over the result for pieces of text as they come.
+
+        Args:
+            prompt: a question for the chat template; with `raw`, text to continue; or token ids.
+            max_tokens: end after so many new tokens.
+            temperature, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingParams`.
+            stop: end before any of these texts.
+            raw: do not apply the chat template.
+
+        Raises:
+            ContextOverflowError: the prompt does not fit in the context. Nothing is cut.
+            TemplateError: not `raw`, and the model has no usable chat template.
+            ValueError: a parameter is out of range.
+        """
+        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
+        if isinstance(prompt, str):
+            if raw:
+                ids = self.tokenize(prompt)
+            else:
+                text = self.render_chat([{"role": "user", "content": prompt}])
+                ids = self.tokenizer.encode(text, add_special=False)
+        else:
+            ids = [int(i) for i in prompt]
+        return Generation(self, ids, max_tokens, params, stop, reuse=False)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation that remembers its turns and what the model has already read of them."""
+        return Chat(self, system)
+
+    def logits(
+        self, ids: Sequence[int], *, last: int | None = None, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Logits after each token, read from an empty context: float32 [n, vocabulary].
+
+        Args:
+            ids: the tokens.
+            last: only those of the last so many tokens.
+
+        Raises:
+            ContextOverflowError: more tokens than the context holds.
+        """
+        self._check_ids(ids)
+        wanted = len(ids) if last is None else min(last, len(ids))
+        out = np.empty((wanted, self._decoder.vocabulary), np.float32)
+        owner = object()
+        with self._busy(owner, begins=True):
+            self._kept = []
+            step = self._programs.shape.chunk
+            for first in range(0, len(ids), step):
+                chunk = list(ids[first : first + step])
+                skip = max(0, len(ids) - wanted - first)
+                if skip < len(chunk):
+                    at = first + skip - (len(ids) - wanted)
+                    self._read_chunk(chunk, first, out=out[at : at + len(chunk) - skip])
+                else:
+                    self._read_chunk(chunk, first)
+                if progress is not None:
+                    progress(min(first + step, len(ids)), len(ids), "reading")
+        return out
+
+    def cancel(self) -> None:
+        """Stop what the model is doing, from any thread: generations end with "cancelled"."""
+        self._cancelled = True
+        self._team.cancel()
+
+    def close(self) -> None:
+        """End the threads. The memory goes when the model is no longer referenced."""
+        if not self._closed:
+            self._closed = True
+            self.cancel()
+            with self._lock:
+                self._team.close()
+                if self._trace is not None:
+                    self._trace.report()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and hasattr(self, "_team"):
+            self.close()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _busy(self, owner: object, *, begins: bool) -> _Busy:
+        return _Busy(self, owner, begins)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise ValueError("the prompt is empty: there must be at least one token")
+        if len(ids) > self.context:
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} tokens, the context {self.context}; shorten it, or load "
+                f"the model with a longer context (it was trained for {self._decoder.context})"
+            )
+        if min(ids) < 0 or max(ids) >= self._decoder.vocabulary:
+            raise ValueError(f"token ids must lie in 0..{self._decoder.vocabulary - 1}")
+
+    def _read(self, ids: Sequence[int], start: int) -> np.ndarray:
+        """Run tokens at positions from `start`; logits after the last one (a view)."""
+        step = self._programs.shape.chunk
+        for first in range(0, len(ids), step):
+            self._read_chunk(list(ids[first : first + step]), start + first)
+        return self._logits()
+
+    def _logits(self) -> np.ndarray:
+        row: np.ndarray = self._programs.logits[0, : self._decoder.vocabulary]
+        cap = self._decoder.soft_cap
+        return row if cap == 0 else (cap * np.tanh(row / np.float32(cap))).astype(np.float32)
+
+    def _read_chunk(self, ids: list[int], position: int, out: np.ndarray | None = None) -> None:
+        """Run one chunk; with `out` [k, vocabulary], the logits after the last k tokens go there."""
+        if self._cancelled:
+            raise CancelledError("cancelled")
+        programs, n = self._programs, len(ids)
+        programs.ids[:n] = ids
+        state = programs.state
+        state[plans.COUNT] = n
+        state[plans.POSITION] = position
+        wanted = 1 if out is None else len(out)
+        state[plans.OUT_FIRST] = n - wanted
+        state[plans.OUT_COUNT] = wanted
+        program = programs.decode if n == 1 else programs.prefill
+        rows = programs.logits
+        if wanted > 1:
+            padded = -(-wanted // rows.shape[0]) * rows.shape[0]
+            rows = np.empty((padded, rows.shape[1]), np.float32)
+        programs.write_logits_to(rows)
+        # Until the step is done, what it overwrites must not count as kept.
+        del self._kept[position:]
+        if not self._run(program, n):
+            raise CancelledError("cancelled")
+        self._kept += ids
+        if out is not None:
+            out[:] = rows[:wanted, : self._decoder.vocabulary]
+            cap = self._decoder.soft_cap
+            if cap:
+                out[:] = cap * np.tanh(out / cap)
+
+    def _run(self, program: plans.Program, n_tokens: int) -> bool:
+        seconds = max(
+            self.plan.bytes_per_token / _SLOW_BYTES_S,
+            self.plan.parameters * n_tokens / _SLOW_PRODUCTS_S if n_tokens > 1 else 0,
+        )
+        interruptible = (
+            seconds > PATIENCE_S and threading.current_thread() is threading.main_thread()
+        )
+        if self._trace is None:
+            return self._team.run(program.table, interruptible=interruptible)
+        with self._trace.measure(program) as ticks:
+            return self._team.run(program.table, ticks=ticks, interruptible=interruptible)
+
+
+class _Busy:
+    """Holds the model for one step; refuses when another thread holds it."""
+
+    def __init__(self, model: Model, owner: object, begins: bool) -> None:
+        self._model = model
+        self._owner = owner
+        self._begins = begins
+
+    def __enter__(self) -> None:
+        model = self._model
+        if not model._lock.acquire(blocking=False):
+            raise BusyError(
+                "this model is at work in another thread; wait for it, or load the model twice"
+            )
+        if model._closed:
+            model._lock.release()
+            raise HeadraceError("this model is closed")
+        if self._begins:
+            model._owner = self._owner
+            model._cancelled = False
+        elif model._owner is not self._owner:
+            model._lock.release()
+            raise BusyError("a newer generation has taken over this model; this one cannot go on")
+
+    def __exit__(self, *_: object) -> None:
+        self._model._lock.release()
+
+
+class Generation:
+    """An iterator over pieces of generated text; `stats` and `ids` tell how it went.
+
+    The prompt is read when the first piece is asked for.
+    """
+
+    def __init__(
+        self, model: Model, ids: list[int], max_tokens: int, params: SamplingParams,
+        stop: Sequence[str], *, reuse: bool,
+    ) -> None:  # fmt: skip
+        model._check_ids(ids)
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+        self.stats = Stats(prompt_tokens=len(ids))
+        self.ids: list[int] = []
+        self._model = model
+        self._matcher = StopMatcher(stop)
+        self._sampler = Sampler(params)
+        self._pieces = self._run(ids, max_tokens, reuse)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End it here."""
+        self._pieces.close()
+
+    def text(self) -> str:
+        """The rest of the text as one string."""
+        return "".join(self)
+
+    def _step(self, ids: Sequence[int], start: int) -> tuple[int, float]:
+        began = time.perf_counter()
+        model = self._model
+        with model._busy(self, begins=not self.ids):
+            logits = model._read(ids, start)
+            token = self._sampler.sample(logits, self._recent)
+        return token, time.perf_counter() - began
+
+    def _run(self, prompt: list[int], max_tokens: int, reuse: bool) -> Iterator[str]:
+        model, stats = self._model, self.stats
+        detokenizer = Detokenizer(model.tokenizer, after=prompt[-1])
+        self._recent = list(prompt)
+        start = 0
+        if reuse:
+            start = _common_prefix(model._kept, prompt[:-1])
+            stats.reused_tokens = start
+        try:
+            token, seconds = self._step(prompt[start:], start)
+            stats.prefill_s = seconds
+            position = len(prompt)
+            while True:
+                self.ids.append(token)
+                self._recent.append(token)
+                stats.new_tokens += 1
+                if token in model.tokenizer.eos_ids:
+                    stats.finish_reason = "eos"
+                    break
+                piece = self._matcher.push(detokenizer.push(token))
+                if piece:
+                    yield piece
+                if self._matcher.stopped:
+                    stats.finish_reason = "stop"
+                    return
+                if stats.new_tokens >= max_tokens or position >= model.context:
+                    stats.finish_reason = "length"
+                    break
+                token, seconds = self._step([token], position)
+                stats.decode_s += seconds
+                position += 1
+        except CancelledError:
+            stats.finish_reason = "cancelled"
+        rest = self._matcher.push(detokenizer.finish()) + self._matcher.finish()
+        if rest:
+            yield rest
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+class Chat:
+    """A conversation with a model: `send` a message, iterate over the answer.
+
+    The part of the conversation that the model has read already is not read again.
+    """
+
+    def __init__(self, model: Model, system: str | None = None) -> None:
+        self._model = model
+        self.messages: list[dict[str, str]] = []
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+
+    def send(
+        self,
+        text: str,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Reply:
+        """Say something; the answer is generated as the result is iterated over.
+
+        Arguments and errors are those of `Model.generate`. A message whose answer was cut short
+        stays in the conversation with what there was of it; one that fails before is taken back.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = self._model.render_chat(messages)
+        ids = self._model.tokenizer.encode(prompt, add_special=False)
+        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
+        generation = Generation(self._model, ids, max_tokens, params, stop, reuse=True)
+        return Reply(self, messages, generation)
+
+
+class Reply:
+    """An answer of a chat, as it comes; a `Generation` that ends up in the conversation."""
+
+    def __init__(self, chat: Chat, messages: list[dict[str, str]], generation: Generation) -> None:
+        self._chat = chat
+        self._messages = messages
+        self._generation = generation
+        self.stats = generation.stats
+
+    def __iter__(self) -> Iterator[str]:
+        pieces: list[str] = []
+        try:
+            for piece in self._generation:
+                pieces.append(piece)
+                yield piece
+        finally:
+            if self.stats.new_tokens:
+                answer = {"role": "assistant", "content": "".join(pieces)}
+                self._chat.messages = [*self._messages, answer]
+
+    def text(self) -> str:
+        """The whole answer as one string."""
+        return "".join(self)

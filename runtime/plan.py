@@ -1,0 +1,339 @@
+"""Compile a decoder's forward pass into flat lists of kernel calls over one arena of activations.
+
+Two lists share the buffers: `decode` for one token, where every thread makes the inputs of matrix
+products for itself (cheaper than a barrier), and `prefill` for a chunk of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from headrace.families.decoder import Decoder, Layer, Matrix, Rope, Vector, rope_table
+from headrace.kernels import attention, execute, prepare
+from headrace.kernels.invoke import argument_block
+from headrace.memory import Arena
+from headrace.sparse.linear import activation_bytes
+from headrace.targets.table import Kernel
+from headrace.targets.target import Target
+from headrace.weights import PlacedMatrix, Weights, kernels_for, padded16
+
+# State words (int64) that steps read at run time.
+COUNT, POSITION, OUT_FIRST, OUT_COUNT, ZERO, ONE = range(6)
+STATE_WORDS = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call: `bytes` of weights that it reads, for reports."""
+
+    kernel: str
+    slots: list[Any]
+    barrier: bool
+    label: str
+    n_bytes: int = 0
+
+
+@dataclass
+class Program:
+    """Steps ready to run: `table` [n, 4] for the native loop, the rest kept alive or for reports."""
+
+    steps: list[Step]
+    table: np.ndarray
+    blocks: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that decide the buffers."""
+
+    context: int  # tokens that the KV cache holds, a multiple of 64
+    chunk: int  # most tokens of one prefill call
+    threads: int
+
+
+def kernels_of(decoder: Decoder, placed: Iterable[PlacedMatrix]) -> list[Kernel]:
+    """Every kernel that a decoder's programs and its loading need."""
+    placed = list(placed)
+    kinds = {p.format.activation for p in placed}
+    producers = {"norm", "copy"} | {
+        layer.feed_forward.activation for layer in decoder.layers
+    }
+    heads = {layer.attention.head for layer in decoder.layers}
+    found = [
+        *kernels_for(placed, decoder.embedding.name),
+        *(prepare.kernel(p, k) for p in sorted(producers) for k in sorted(kinds)),
+        *(k for head in sorted(heads) for k in attention.kernels(head).values()),
+        *execute.kernels().values(),
+    ]
+    return list({k.name: k for k in found}.values())
+
+
+def _round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def kv_sizes(layer: Layer, context: int) -> tuple[int, int]:
+    """Bytes of a layer's K and V caches per KV head."""
+    one = _round_up(context, attention.CACHE_STEP) * attention.padded(layer.attention.head) * 2
+    return one, one
+
+
+def kv_bytes(decoder: Decoder, context: int) -> int:
+    """Bytes of the whole KV cache."""
+    return sum(
+        sum(kv_sizes(layer, context)) * layer.attention.kv_heads for layer in decoder.layers
+    )
+
+
+class Programs:
+    """The buffers and both programs of one model."""
+
+    def __init__(
+        self, decoder: Decoder, weights: Weights, target: Target, addresses: dict[str, int],
+        shape: Shape,
+    ) -> None:  # fmt: skip
+        self.decoder = decoder
+        self.shape = shape
+        self._weights = weights
+        self._target = target
+        self._group = target.gemm_tokens
+        sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
+        self.buffers = Arena(sizes)
+        self.cache = Arena(
+            {
+                f"{kind}{i}": size * layer.attention.kv_heads
+                for i, layer in enumerate(decoder.layers)
+                for kind, size in zip("kv", kv_sizes(layer, shape.context), strict=True)
+            }
+        )
+        self.state = self.buffers.view("state", "i8")
+        self.state[ONE] = 1
+        self.ids = self.buffers.view("ids", "i8")
+        self.logits = self.buffers.view("logits", "f4").reshape(self._group, -1)
+        for rope, name in _ropes(decoder).items():
+            factors = None
+            if rope.factors is not None:
+                factors = weights.vectors.view(rope.factors, "f4")[: rope.width // 2]
+            table = self.buffers.view(name, "f4").reshape(shape.context, rope.width)
+            table[:] = rope_table(rope, factors, shape.context)
+        self.decode = self._program(self._steps(private=True), addresses)
+        self.prefill = self._program(self._steps(private=False), addresses)
+
+    # --- building -----------------------------------------------------------------------------------
+
+    def _program(self, steps: list[Step], addresses: dict[str, int]) -> Program:
+        width = max(len(step.slots) for step in steps)
+        blocks = np.zeros((len(steps), width), np.int64)
+        table = np.zeros((len(steps), 4), np.int64)
+        for i, step in enumerate(steps):
+            block = argument_block(step.slots)
+            blocks[i, : len(block)] = block
+            table[i, 0] = addresses[step.kernel]
+            table[i, 1] = blocks[i].ctypes.data
+            table[i, 2] = execute.STEP_BARRIER if step.barrier else 0
+        return Program(steps, table, blocks)
+
+    def _word(self, word: int) -> int:
+        return self.buffers.address("state") + 8 * word
+
+    def _vector(self, vector: Vector | None) -> int:
+        return 0 if vector is None else self._weights.vectors.address(vector.name)
+
+    def _steps(self, *, private: bool) -> list[Step]:
+        d = self.decoder
+        steps = [self._embed(private)]
+        add: tuple[str, Vector | None] | None = None  # what the next norm adds to x first
+        for i, layer in enumerate(d.layers):
+            a, f = layer.attention, layer.feed_forward
+            steps += self._norm(private, layer.attention_norm, add, [a.query, a.key, a.value])
+            steps += self._products(private, {"q": a.query, "k": a.key, "v": a.value})
+            steps += self._attention(private, i, layer)
+            steps += self._input(private, "copy", "attended", "", a.output)
+            steps += self._products(private, {"block": a.output})
+            add = ("block", layer.attention_post_norm)
+            steps += self._norm(private, layer.feed_forward_norm, add, [f.gate, f.up])
+            steps += self._products(private, {"gate": f.gate, "up": f.up})
+            steps += self._input(private, f.activation, "gate", "up", f.down)
+            steps += self._products(private, {"block": f.down})
+            add = ("block", layer.feed_forward_post_norm)
+        steps += self._norm(private, d.norm, add, [d.head], last=True)
+        steps += self._products(private, {"logits": d.head}, last=True)
+        return steps
+
+    def _row_bytes(self, name: str) -> int:
+        return _row_widths(self.decoder)[name] * 4
+
+    def _embed(self, private: bool) -> Step:
+        d = self.decoder
+        placed = self._weights.placed[d.embedding.name]
+        x_bytes = self._row_bytes("x")
+        slots = [
+            self._weights.matrices.address(d.embedding.name), self.buffers.address("x"),
+            self.buffers.address("ids"), d.width // placed.format.block,
+            self._word(ONE if private else COUNT), x_bytes, x_bytes if private else 0,
+            float(d.embedding_scale), d.width,
+        ]  # fmt: skip
+        return Step(f"rows_{placed.format.name}", slots, False, "embedding")
+
+    def _prepare(
+        self, private: bool, producer: str, kind: str, a: str, b: str, n: int,
+        weight: int = 0, post: int = 0, mode: int = 0, last: bool = False,
+    ) -> Step:  # fmt: skip
+        group = 1 if private else self._group
+        place = activation_bytes(kind, n)
+        a_bytes, b_bytes = self._row_bytes(a), self._row_bytes(b or a)
+        x_private = a_bytes if private and a == "x" else 0
+        count = ONE if private else (OUT_COUNT if last else COUNT)
+        start = OUT_FIRST if last and not private else ZERO
+        slots = [
+            self.buffers.address(a), self.buffers.address(b or a), weight, post,
+            self.buffers.address(f"input_{kind}"), n, self._word(count), self._word(start),
+            a_bytes, b_bytes, place * group, group, x_private,
+            self._private_bytes(kind) if private else 0, self.buffers.address("row"),
+            self._row_bytes("row"), float(self.decoder.eps), mode,
+        ]  # fmt: skip
+        return Step(f"{producer}_{kind}", slots, not private, f"{producer} to {kind}")
+
+    def _private_bytes(self, kind: str) -> int:
+        widest = max(m.columns for m in self.decoder.matrices())
+        return _round_up(activation_bytes(kind, _round_up(widest, 32)), 64)
+
+    def _kinds(self, matrices: list[Matrix]) -> list[str]:
+        return sorted({self._weights.placed[m.name].format.activation for m in matrices})
+
+    def _norm(
+        self, private: bool, norm: Vector, add: tuple[str, Vector | None] | None,
+        readers: list[Matrix], last: bool = False,
+    ) -> list[Step]:  # fmt: skip
+        """x += what the last block made; the normalised x as input, once per kind of activation."""
+        steps = []
+        for kind in self._kinds(readers):
+            b, post = add if add is not None else ("", None)
+            mode = 0 if add is None else (1 if post is None else 2)
+            steps.append(
+                self._prepare(
+                    private, "norm", kind, "x", b, self.decoder.width, self._vector(norm),
+                    self._vector(post), mode, last,
+                )  # fmt: skip
+            )
+            add = None  # a second kind of activation reads the x that the first one updated
+        return steps
+
+    def _input(self, private: bool, producer: str, a: str, b: str, reader: Matrix) -> list[Step]:
+        (kind,) = self._kinds([reader])
+        return [self._prepare(private, producer, kind, a, b, reader.columns)]
+
+    def _products(
+        self, private: bool, outputs: dict[str, Matrix], last: bool = False
+    ) -> list[Step]:
+        steps = []
+        for name, matrix in outputs.items():
+            placed = self._weights.placed[matrix.name]
+            fmt, kind = placed.format, placed.format.activation
+            group = 1 if private else self._group
+            bias = self._weights.vectors.address(matrix.bias) if matrix.bias else None
+            count = ONE if private else (OUT_COUNT if last else COUNT)
+            slots = [
+                self._weights.matrices.address(matrix.name), self.buffers.address(f"input_{kind}"),
+                self.buffers.address(name), matrix.columns // fmt.block,
+                padded16(matrix.rows) // 16, self._word(count),
+                self._private_bytes(kind) if private else 0, self._row_bytes(name),
+                bias or self.buffers.address("zeros"),
+                activation_bytes(kind, matrix.columns) * group,
+            ]  # fmt: skip
+            operation = "gemv" if private else "gemm"
+            steps.append(
+                Step(f"{operation}_{fmt.name}", slots, False, matrix.name, placed.n_bytes)
+            )
+        steps[-1] = replace(steps[-1], barrier=True)
+        return steps
+
+    def _attention(self, private: bool, index: int, layer: Layer) -> list[Step]:
+        a = layer.attention
+        k_stride, v_stride = kv_sizes(layer, self.shape.context)
+        address = self.buffers.address
+        slots = [
+            address("q"), address("k"), address("v"), self.cache.address(f"k{index}"),
+            self.cache.address(f"v{index}"), k_stride, v_stride, a.heads, a.kv_heads, a.head,
+            a.rope.width, address(_ropes(self.decoder)[a.rope]), a.rope.width * 4, int(a.paired),
+            self._vector(a.query_norm), self._vector(a.key_norm), float(self.decoder.eps),
+            float(a.scale), float(a.soft_cap), a.window, address("attended"), address("scratch"),
+            _scratch_bytes(self.decoder), address("partial"), address("counters"),
+            self._word(POSITION), _chunks(self.shape.context), self._word(COUNT),
+            self._row_bytes("q"), self._row_bytes("k"), self._row_bytes("v"), address("rotated"),
+            self._row_bytes("attended"),
+        ]  # fmt: skip
+        d = attention.padded(a.head)
+        if private:
+            return [Step(f"attention_decode_d{d}", slots, True, f"attention {index}")]
+        return [
+            Step(f"attention_rope_d{d}", slots, True, f"rope {index}"),
+            Step(f"attention_prefill_d{d}", slots, True, f"attention {index}"),
+        ]
+
+    def write_logits_to(self, out: np.ndarray) -> None:
+        """Let prefill write logits to float32 `out` [rows, padded vocabulary]; it must stay alive."""
+        self.prefill.blocks[-1, 2] = out.ctypes.data
+
+
+def _ropes(decoder: Decoder) -> dict[Rope, str]:
+    ropes = dict.fromkeys(layer.attention.rope for layer in decoder.layers)
+    return {rope: f"rope{i}" for i, rope in enumerate(ropes)}
+
+
+def _chunks(context: int) -> int:
+    return -(-context // attention.CHUNK) + 1
+
+
+def _scratch_bytes(decoder: Decoder) -> int:
+    head = max(layer.attention.head for layer in decoder.layers)
+    return _round_up(
+        max(attention.decode_scratch_bytes(head), attention.prefill_scratch_bytes(head)), 64
+    )
+
+
+def _row_widths(decoder: Decoder) -> dict[str, int]:
+    """Floats in a row of each float buffer, padded to vectors."""
+    q = max(layer.attention.heads * layer.attention.head for layer in decoder.layers)
+    kv = max(layer.attention.kv_heads * layer.attention.head for layer in decoder.layers)
+    inner = max(layer.feed_forward.gate.rows for layer in decoder.layers)
+    widest = max(max(m.rows, m.columns) for m in decoder.matrices() if m is not decoder.head)
+    widths = {
+        "x": decoder.width, "q": q, "k": kv, "v": kv, "attended": q, "block": decoder.width,
+        "gate": inner, "up": inner, "row": max(widest, q, inner), "logits": decoder.vocabulary,
+    }  # fmt: skip
+    return {name: _round_up(n, 32) for name, n in widths.items()}
+
+
+def buffer_sizes(
+    decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target, shape: Shape
+) -> dict[str, int]:
+    """Bytes of every activation buffer: what planning counts is what running allocates."""
+    group = target.gemm_tokens
+    tokens = _round_up(max(shape.chunk, 1), max(group, attention.QUERIES))
+    rows = _row_widths(decoder)
+    sizes = {"state": STATE_WORDS * 8, "ids": tokens * 8}
+    for name in ("q", "k", "v", "attended", "block", "gate", "up"):
+        sizes[name] = tokens * rows[name] * 4
+    sizes["x"] = max(tokens, shape.threads) * rows["x"] * 4
+    sizes["row"] = shape.threads * rows["row"] * 4
+    sizes["logits"] = group * rows["logits"] * 4
+    widest = max(m.columns for m in decoder.matrices())
+    biggest = max(padded16(m.rows) for m in decoder.matrices())
+    sizes["zeros"] = biggest * 4
+    for kind in sorted({p.format.activation for p in placed}):
+        one = _round_up(activation_bytes(kind, _round_up(widest, 32)), 64)
+        sizes[f"input_{kind}"] = one * max(tokens, shape.threads)
+    heads = max(layer.attention.heads for layer in decoder.layers)
+    head = max(attention.padded(layer.attention.head) for layer in decoder.layers)
+    sizes["rotated"] = tokens * heads * head * 4
+    sizes["scratch"] = shape.threads * _scratch_bytes(decoder)
+    sizes["partial"] = heads * _chunks(shape.context) * (head + 16) * 4
+    sizes["counters"] = heads * 8
+    for rope, name in _ropes(decoder).items():
+        sizes[name] = shape.context * rope.width * 4
+    return sizes

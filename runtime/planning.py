@@ -1,0 +1,222 @@
+"""Answer from a header alone: what a model takes in memory, what a token reads, how fast it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace import plan as plans
+from headrace.errors import BudgetError, ContextOverflowError
+from headrace.families import describe
+from headrace.families.decoder import Decoder
+from headrace.kernels import attention
+from headrace.loaders.gguf import ModelFile, read_gguf
+from headrace.sizes import format_size
+from headrace.targets.host import pick_target
+from headrace.targets.target import Target
+from headrace.team import default_threads
+from headrace.weights import Activations, PlacedMatrix, padded16, place
+
+DEFAULT_CONTEXT = 4096
+ACTIVATION_BUDGET_BYTES = 48 << 20
+MAX_CHUNK = 512
+# The interpreter with numpy, llvmlite and loaded kernels, and what a token of the vocabulary costs
+# (measured on Linux with Python 3.11; docs/performance.md).
+PROCESS_BYTES = 80 << 20
+VOCABULARY_ENTRY_BYTES = 420
+# What kernels reach of the read bandwidth, and a barrier's cost with the work around it.
+DECODE_SHARE = 0.90
+BARRIER_S = 1.5e-6
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What loading and running a model takes; all sizes in bytes.
+
+    Attributes:
+        weights: matrices as they lie in memory; `file` is what the model file has.
+        expanded: tensors whose type has no kernel: name, type in the file, format, both sizes.
+        bytes_per_token: weights that a decode step reads; each token of context adds
+            `kv_bytes_per_context_token` to it.
+        predicted_tok_s: decode speed at an empty context from `memory_read_gb_s`, measured on this
+            machine.
+    """
+
+    model: str
+    architecture: str
+    target: str
+    threads: int
+    context: int
+    chunk: int
+    file: int
+    weights: int
+    vectors: int
+    kv_cache: int
+    activations: int
+    process: int
+    peak_bytes: int
+    parameters: int
+    bytes_per_token: int
+    kv_bytes_per_context_token: int
+    memory_read_gb_s: float | None
+    predicted_tok_s: float | None
+    budget: int | None
+    fits: bool
+    expanded: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A header turned into everything that loading needs."""
+
+    file: ModelFile
+    decoder: Decoder
+    placed: list[PlacedMatrix]
+    target: Target
+    shape: plans.Shape
+
+
+def prepare(
+    path: Path, *, context: int | None, threads: int | None, target: str | None,
+    activations: Activations = "q8",
+) -> Prepared:  # fmt: skip
+    """Read a header and decide sizes; nothing large is read or allocated.
+
+    Raises:
+        ModelFileError, UnsupportedError: the file cannot be used.
+        ContextOverflowError: the context asked for is longer than the model's.
+        KernelError: the target is unknown or cannot run here.
+    """
+    file = read_gguf(path)
+    decoder = describe(file)
+    placed = place(file, decoder, activations)
+    chosen = pick_target(target)
+    if context is not None and context < 1:
+        raise ValueError(f"context must be at least 1 token, not {context}")
+    if context is not None and context > decoder.context:
+        raise ContextOverflowError(
+            f"{path}: a context of {context} tokens is longer than the {decoder.context} that the "
+            f"model was trained for; ask for {decoder.context} or fewer"
+        )
+    wanted = min(decoder.context, DEFAULT_CONTEXT) if context is None else context
+    n_threads = default_threads() if threads is None else threads
+    if n_threads < 1:
+        raise ValueError(f"threads must be at least 1, not {n_threads}")
+    rounded = -(-wanted // attention.CACHE_STEP) * attention.CACHE_STEP
+    chunk = _chunk(decoder, placed, chosen, rounded, n_threads)
+    return Prepared(file, decoder, placed, chosen, plans.Shape(rounded, chunk, n_threads))
+
+
+def _chunk(
+    decoder: Decoder, placed: list[PlacedMatrix], target: Target, context: int, threads: int
+) -> int:
+    """The longest chunk of prefill whose activations stay within their budget."""
+    chunk = min(MAX_CHUNK, -(-context // 16) * 16)
+    while chunk > 32:
+        shape = plans.Shape(context, chunk, threads)
+        if sum(plans.buffer_sizes(decoder, placed, target, shape).values()) <= (
+            ACTIVATION_BUDGET_BYTES + context * 1024
+        ):
+            break
+        chunk //= 2
+    return chunk
+
+
+def memory_plan(
+    prepared: Prepared, *, budget: int | None = None, bandwidth: float | None = None
+) -> MemoryPlan:
+    """Sizes and a prediction for a prepared model; `bandwidth` in bytes per second."""
+    p, d = prepared, prepared.decoder
+    sizes = plans.buffer_sizes(d, p.placed, p.target, p.shape)
+    weights = sum(one.n_bytes for one in p.placed)
+    vectors = sum(padded16(v.size) * 4 for v in {v.name: v for v in d.vectors()}.values())
+    kv = plans.kv_bytes(d, p.shape.context)
+    activations = sum(sizes.values())
+    process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * d.vocabulary
+    peak = weights + vectors + kv + activations + process
+    tied = d.embedding.name == d.head.name
+    read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
+    kv_token = kv // p.shape.context
+    predicted = None
+    if bandwidth is not None:
+        barriers = 5 * len(d.layers) + 2
+        predicted = 1 / (read / (bandwidth * DECODE_SHARE) + barriers * BARRIER_S)
+    return MemoryPlan(
+        model=str(p.file.paths[0]),
+        architecture=d.architecture,
+        target=p.target.name,
+        threads=p.shape.threads,
+        context=p.shape.context,
+        chunk=p.shape.chunk,
+        file=p.file.size_bytes,
+        weights=weights,
+        vectors=vectors,
+        kv_cache=kv,
+        activations=activations,
+        process=process,
+        peak_bytes=peak,
+        parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed),
+        bytes_per_token=read,
+        kv_bytes_per_context_token=kv_token,
+        memory_read_gb_s=None if bandwidth is None else bandwidth / 1e9,
+        predicted_tok_s=predicted,
+        budget=budget,
+        fits=budget is None or peak <= budget,
+        expanded=tuple(
+            {
+                "tensor": one.matrix.name,
+                "type": one.info.type,
+                "loads_as": one.format.name,
+                "file_bytes": one.info.n_bytes,
+                "bytes": one.n_bytes,
+            }
+            for one in p.placed
+            if one.expanded
+        ),
+    )
+
+
+def check_budget(plan: MemoryPlan) -> None:
+    """Refuse a budget that the plan does not fit in.
+
+    Raises:
+        BudgetError: names what is needed, and for what.
+    """
+    if plan.fits or plan.budget is None:
+        return
+    raise BudgetError(
+        f"{plan.model} needs {format_size(plan.peak_bytes)} of memory: weights "
+        f"{format_size(plan.weights)}, KV cache {format_size(plan.kv_cache)} for {plan.context} "
+        f"tokens of context, activations {format_size(plan.activations)}, the process "
+        f"{format_size(plan.process)}; --memory allows {format_size(plan.budget)}. Allow more, or "
+        "ask for a shorter --context",
+        needed_bytes=plan.peak_bytes,
+    )
+
+
+def plan_model(
+    path: str | Path,
+    *,
+    memory: int | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+    target: str | None = None,
+    measure: bool = True,
+) -> MemoryPlan:
+    """Plan a model from its header; with `measure`, predict its speed on this machine.
+
+    Raises:
+        what `prepare` raises. A budget that is too small is no error here: see `fits`.
+    """
+    prepared = prepare(Path(path), context=context, threads=threads, target=target)
+    bandwidth = None
+    if measure:
+        from headrace.machine import cached_read_bandwidth
+
+        bandwidth = cached_read_bandwidth(prepared.target.name, prepared.shape.threads)
+    return memory_plan(prepared, budget=memory, bandwidth=bandwidth)
