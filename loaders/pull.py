@@ -212,7 +212,8 @@ def _fetch(name: str, known: Known, tmp: Path, report: Progress) -> Path:
 
 # First match wins: (what the installer prints, what it means and what to do)
 _CAUSES = (
-    (r"do not match the hash|hash mismatch", "the file has a wrong hash: not the published one"),
+    (r"do not match the hash|hash mismatch",
+     "the file has a wrong hash: it was cut off, or is not the published one; try again"),
     (r"No space left|Errno 28|os error 28", "the disk is full: free space or set HEADRACE_CACHE"),
     (r"CERTIFICATE_VERIFY|certificate verify", "the index's certificate is not trusted: set pip's"
      " `cert` option or SSL_CERT_FILE"),

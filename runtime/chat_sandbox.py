@@ -169,7 +169,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         for concat in list(tree.find_all(nodes.Concat)):
             concat.nodes = [_call("joined", concat.nodes, concat.lineno)]
         _weigh_literals(tree)
-        for body in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+        loops: list[Any] = list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
+        for body in loops:
             chars = sum(len(data.data) for data in body.find_all(nodes.TemplateData))
             step = _call("step", [nodes.Const(chars)], body.lineno)
             body.body.insert(0, nodes.ExprStmt(step, lineno=body.lineno))

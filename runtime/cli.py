@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.errors import HeadraceError, TemplateError
+from headrace.peak import peak_rss_bytes
 from headrace.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -381,6 +382,10 @@ def _guarded(function: Callable[..., int], values: Mapping[str, Any]) -> int:
         hint = " (`run --raw` needs no chat template)" if isinstance(error, TemplateError) else ""
         _say(f"headrace: {error}{hint}")
         return 2
+    except ValueError as error:  # what the API raises for an argument out of bounds
+        _trace()
+        _say(f"headrace: {error}")
+        return 2
     except Exception as error:
         _trace()
         _say(f"headrace: unexpected {type(error).__name__}: {error} (HEADRACE_DEBUG=1 shows where)")
@@ -452,26 +457,6 @@ def _decode_tok_s(stats: Any) -> float | None:
     # The first token comes out of the prefill.
     steps = stats.new_tokens - 1
     return steps / stats.decode_s if steps > 0 and stats.decode_s > 0 else None
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has had resident."""
-    try:
-        # Not ru_maxrss on Linux: that one starts from the parent process's size.
-        with open("/proc/self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 _BAR_AFTER_S = 0.3
@@ -548,7 +533,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "parameters": sum(row["parameters"] for row in types.values()),
         "tokenizer": get("tokenizer.ggml.model"),
         "pre_tokenizer": get("tokenizer.ggml.pre"),
-        "vocabulary": len(vocabulary) if hasattr(vocabulary, "__len__") else None,
+        "vocabulary": len(vocabulary) if isinstance(vocabulary, Sequence) else None,
         "chat_template": "tokenizer.chat_template" in model.metadata,
         "types": sorted(types.values(), key=lambda row: -row["bytes"]),
         "metadata": {key: _shortened(value) for key, value in model.metadata.items()},
@@ -618,7 +603,7 @@ def _show(values: Mapping[str, Any], as_json: bool) -> None:
         _print_json(values)
         return
     tables = {k: v for k, v in values.items() if _is_table(v)}
-    plain = {k: v for k, v in values.items() if k not in tables and v is not None}
+    plain = {k: v for k, v in values.items() if k not in tables and v not in (None, [], ())}
     width = max((len(_label(k)) for k in plain), default=0)
     for key, value in plain.items():
         print(f"{_label(key):<{width}}  {_printable(_human(key, value))}")
@@ -637,6 +622,10 @@ def _label(key: str) -> str:
     return key.replace("_", " ")
 
 
+# The parts of a `MemoryPlan` are bytes whose names do not say so.
+_PLAN_PARTS = {"file", "weights", "vectors", "kv_cache", "activations", "process", "budget"}
+
+
 def _human(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{_label(k)} {_human(k, v)}" for k, v in value.items())
@@ -645,7 +634,7 @@ def _human(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        if key.endswith("bytes") or key.startswith("bytes"):
+        if "bytes" in key or key in _PLAN_PARTS:
             return format_size(value)
         units = {"_tok_s": " tok/s", "_gb_s": " GB/s", "_s": " s"}
         unit = next((text for end, text in units.items() if key.endswith(end)), "")

@@ -143,6 +143,29 @@ class Model:
                 )
         return self._tokenizer
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding: token ids lie below it."""
+        return self._decoder.vocabulary
+
+    @property
+    def format(self) -> str:
+        """The weight format that holds most bytes."""
+        sizes: dict[str, int] = {}
+        for placed in self._weights.placed.values():
+            sizes[placed.format.name] = sizes.get(placed.format.name, 0) + placed.n_bytes
+        return max(sizes, key=lambda name: sizes[name])
+
+    @property
+    def kernel_store(self) -> KernelStore:
+        """The kernels of this model's target."""
+        return self._store
+
+    @property
+    def team(self) -> Team:
+        """The native threads."""
+        return self._team
+
     def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of a text, with the model's begin-of-text token where it wants one."""
         return self.tokenizer.encode(text, add_special=add_special)
@@ -234,6 +257,27 @@ class Model:
                 if progress is not None:
                     progress(min(first + step, len(ids)), len(ids), "reading")
         return out
+
+    def read_tokens(self, ids: Sequence[int], start: int = 0) -> None:
+        """Read tokens at positions from `start` without sampling: the work that `bench` times.
+
+        Raises:
+            ValueError: `start` is beyond what has been read.
+            ContextOverflowError: they do not fit in the context.
+        """
+        with self._busy(self, begins=True):
+            if start > len(self._kept) or start < 0:
+                raise ValueError(f"only {len(self._kept)} tokens have been read, not {start}")
+            if start + len(ids) > self.context:
+                raise ContextOverflowError(
+                    f"{start + len(ids)} tokens do not fit in a context of {self.context}"
+                )
+            self._read(ids, start)
+
+    def forget(self) -> None:
+        """Drop what has been read: the next tokens start an empty context."""
+        with self._busy(self, begins=True):
+            self._kept = []
 
     def cancel(self) -> None:
         """Stop what the model is doing, from any thread: generations end with "cancelled"."""

@@ -57,6 +57,7 @@ class MemoryPlan:
     process: int
     peak_bytes: int
     parameters: int
+    layers: int
     bytes_per_token: int
     kv_bytes_per_context_token: int
     memory_read_gb_s: float | None
@@ -142,10 +143,7 @@ def memory_plan(
     tied = d.embedding.name == d.head.name
     read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
     kv_token = kv // p.shape.context
-    predicted = None
-    if bandwidth is not None:
-        barriers = 5 * len(d.layers) + 2
-        predicted = 1 / (read / (bandwidth * DECODE_SHARE) + barriers * BARRIER_S)
+    predicted = None if bandwidth is None else predict_tok_s(read, len(d.layers), bandwidth)
     return MemoryPlan(
         model=str(p.file.paths[0]),
         architecture=d.architecture,
@@ -161,6 +159,7 @@ def memory_plan(
         process=process,
         peak_bytes=peak,
         parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed),
+        layers=len(d.layers),
         bytes_per_token=read,
         kv_bytes_per_context_token=kv_token,
         memory_read_gb_s=None if bandwidth is None else bandwidth / 1e9,
@@ -179,6 +178,12 @@ def memory_plan(
             if one.expanded
         ),
     )
+
+
+def predict_tok_s(bytes_per_token: int, layers: int, bandwidth: float) -> float:
+    """Decode speed at an empty context: bytes at the memory's rate, and five barriers a layer."""
+    barriers = 5 * layers + 2
+    return 1 / (bytes_per_token / (bandwidth * DECODE_SHARE) + barriers * BARRIER_S)
 
 
 def check_budget(plan: MemoryPlan) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,7 @@ class Tokenizer:
         self._byte_level = vocabulary.kind == "gpt2"
         self._spm = vocabulary.kind == "llama"
         self._words: dict[str, list[int]] = {}
+        self._rank: Callable[[str], float | None]
         # Longest first, as llama.cpp does: each is cut out of what the ones before it left.
         texts = [(self._tokens[each], each) for each in self._special]
         texts.sort(key=lambda each: (-len(each[0].encode("utf-8", "surrogateescape")), each[1]))
@@ -242,11 +242,11 @@ class Tokenizer:
         Raises:
             ValueError: An id is outside the vocabulary.
         """
-        sequence = [None, *ids]
-        pieces = [
-            self.piece_bytes(each, after=previous, skip_special=skip_special)
-            for previous, each in pairwise(sequence)
-        ]
+        pieces = []
+        previous = None
+        for token in ids:
+            pieces.append(self.piece_bytes(token, after=previous, skip_special=skip_special))
+            previous = token
         return b"".join(pieces).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:

@@ -6,9 +6,9 @@ It covers what `llama` files may carry: grouped heads, tied heads, rope factors,
 scaling, sliding window.
 
 `tests/data/stories260K.gguf` is Andrej Karpathy's stories260K (TinyStories, MIT licence), from
-`stories260K/stories260K.bin` and `tok512.bin` of huggingface.co/karpathy/tinyllamas in the v0 format
-of llama2.c, made by `tests/data/make_goldens.py stories`; all weights F32, no value changed. llama2.c
-rotates adjacent pairs, as GGUF's llama does, so q and k are not permuted.
+`stories260K/stories260K.bin` and `tok512.bin` of huggingface.co/karpathy/tinyllamas in the v0
+format of llama2.c, made by `tests/data/make_goldens.py stories`; all weights F32, no value changed.
+llama2.c rotates adjacent pairs, as GGUF's llama does, so q and k are not permuted.
 
     python tests/reference_llama.py tests/data/stories260K.gguf    # prints a story
 """
@@ -68,7 +68,8 @@ class ReferenceLlama:
         k = self.rope((x @ w[layer + "attn_k.weight"].T).reshape(n_tok, self.n_kv, -1))
         v = (x @ w[layer + "attn_v.weight"].T).reshape(n_tok, self.n_kv, -1)
         k, v = (np.repeat(t, self.n_head // self.n_kv, axis=1) for t in (k, v))
-        score = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(x.dtype.type(self.d_head))
+        q, k, v = (t.transpose(1, 0, 2) for t in (q, k, v))  # (n_head, n_tok, d_head)
+        score = q @ k.transpose(0, 2, 1) / np.sqrt(x.dtype.type(self.d_head))
         back = np.subtract.outer(np.arange(n_tok), np.arange(n_tok))  # how far behind the query
         hidden = back < 0
         if window := self.key("attention.sliding_window"):
@@ -76,7 +77,8 @@ class ReferenceLlama:
         score = np.where(hidden, -np.inf, score)
         p = np.exp(score - score.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
-        return np.einsum("hqk,khd->qhd", p, v).reshape(n_tok, -1) @ w[layer + "attn_output.weight"].T
+        out = (p @ v).transpose(1, 0, 2).reshape(n_tok, -1)  # (n_tok, n_head * d_head)
+        return out @ w[layer + "attn_output.weight"].T
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """Logits of every position: (n_tok, n_vocab)."""
@@ -98,6 +100,15 @@ class ReferenceLlama:
         for _ in range(n_new):
             out.append(int(self.logits(out)[-1].argmax()))
         return out[len(ids) :]
+
+    def first_departure(self, ids: list[int], n_prompt: int) -> int | None:
+        """Where `ids` first differs from this model's greedy continuation of its first `n_prompt`.
+
+        One pass over `ids` answers what `greedy` needs a pass per token for. None: nowhere.
+        """
+        best = self.logits(ids[:-1])[n_prompt - 1 :].argmax(-1)
+        wrong = np.flatnonzero(best != np.asarray(ids[n_prompt:]))
+        return n_prompt + int(wrong[0]) if len(wrong) else None
 
     def text(self, ids: list[int]) -> str:
         """SentencePiece tokens as text."""

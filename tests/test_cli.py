@@ -137,6 +137,7 @@ def test_ctrl_c_keeps_what_was_generated(model: Model, capsys: pytest.CaptureFix
     [
         (ModelFileError("bad magic", path="m.gguf"), 2, "headrace: m.gguf: bad magic\n"),
         (TemplateError("none"), 2, "headrace: none (`run --raw` needs no chat template)\n"),
+        (ValueError("max_tokens must be at least 1"), 2, "headrace: max_tokens must be"),
         (ZeroDivisionError("x"), 1, "unexpected ZeroDivisionError: x (HEADRACE_DEBUG=1"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

@@ -1,0 +1,121 @@
+"""Measure a model: prefill, decode, start-up, memory, beside the memory's own read bandwidth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.machine import BENCH_BYTES, read_bandwidth
+from headrace.model import Model, load
+from headrace.peak import peak_rss_bytes
+
+Progress = Callable[[int, int | None, str], None]
+
+
+def bench(
+    model: str | Path,
+    *,
+    prompt_tokens: int = 512,
+    new_tokens: int = 128,
+    memory: int | None = None,
+    threads: int | None = None,
+    target: str | None = None,
+    context_tokens: int = 0,
+    runs: int = 3,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Best of `runs`: prefill of random tokens, then decode one by one from an empty context.
+
+    As llama-bench does it: random tokens, no sampling, logits of the last token only. With
+    `context_tokens`, decoding starts after that many tokens of context.
+
+    Raises:
+        what `headrace.load` raises; ValueError: a count is below 1.
+    """
+    if prompt_tokens < 1 or new_tokens < 1 or runs < 1 or context_tokens < 0:
+        raise ValueError("prompt tokens, new tokens and runs must be at least 1")
+    began = time.perf_counter()
+    needed = max(prompt_tokens, new_tokens + context_tokens)
+    with load(
+        model, memory=memory, threads=threads, target=target, progress=progress, context=needed
+    ) as loaded:
+        load_s = time.perf_counter() - began
+        random = np.random.default_rng(0)
+        first_token_s = _first_token(loaded, random)
+        # Before the bandwidth's large buffer: this is what the model itself took.
+        prefill, decode = [], []
+        for run in range(runs + 1):
+            if progress is not None:
+                progress(run, runs + 1, "measuring")
+            prefill.append(_timed(lambda: loaded.read_tokens(_ids(loaded, random, prompt_tokens))))
+            start = 0
+            if context_tokens:
+                loaded.read_tokens(_ids(loaded, random, context_tokens))
+                start = context_tokens
+            else:
+                loaded.forget()
+            ids = _ids(loaded, random, new_tokens)
+            decode.append(_timed(lambda i=ids, s=start: _one_by_one(loaded, i, s)))
+        peak = peak_rss_bytes()
+        bandwidth = read_bandwidth(loaded.kernel_store, loaded.team, BENCH_BYTES)
+        plan = loaded.plan
+        decode_tok_s = new_tokens / min(decode[1:])
+        mean_context = context_tokens + new_tokens / 2
+        n_bytes = plan.bytes_per_token
+        kv_read = int(mean_context * plan.kv_bytes_per_context_token)
+        return {
+            "model": str(plan.model),
+            "format": loaded.format,
+            "threads": plan.threads,
+            "target": plan.target,
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": new_tokens,
+            "context_tokens": context_tokens,
+            "prefill_tok_s": prompt_tokens / min(prefill[1:]),
+            "decode_tok_s": decode_tok_s,
+            "decode_tok_s_median": new_tokens / float(np.median(decode[1:])),
+            "bytes_per_token": n_bytes,
+            "kv_bytes_read_per_token": kv_read,
+            "memory_read_gb_s": bandwidth / 1e9,
+            "decode_share_of_limit": decode_tok_s * (n_bytes + kv_read) / bandwidth,
+            "predicted_tok_s": _predicted(loaded, bandwidth),
+            "expanded_bytes": sum(e["bytes"] - e["file_bytes"] for e in plan.expanded),
+            "weights_bytes": plan.weights,
+            "kv_cache_bytes": plan.kv_cache,
+            "planned_peak_bytes": plan.peak_bytes,
+            "peak_rss_bytes": peak,
+            "load_s": load_s,
+            "first_token_s": first_token_s,
+        }
+
+
+def _predicted(model: Model, bandwidth: float) -> float | None:
+    from headrace.planning import predict_tok_s
+
+    return predict_tok_s(model.plan.bytes_per_token, model.plan.layers, bandwidth)
+
+
+def _ids(model: Model, random: np.random.Generator, n: int) -> list[int]:
+    vocabulary = model.vocabulary
+    low = min(100, vocabulary // 2)
+    return [int(i) for i in random.integers(low, vocabulary, n)]
+
+
+def _timed(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _one_by_one(model: Model, ids: list[int], start: int) -> None:
+    for i, token in enumerate(ids):
+        model.read_tokens([token], start + i)
+
+
+def _first_token(model: Model, random: np.random.Generator) -> float:
+    ids = _ids(model, random, 5)
+    return _timed(lambda: model.read_tokens(ids))
