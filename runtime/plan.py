@@ -290,9 +290,15 @@ def _chunks(context: int) -> int:
 
 
 def _scratch_bytes(decoder: Decoder) -> int:
-    head = max(layer.attention.head for layer in decoder.layers)
     return _round_up(
-        max(attention.decode_scratch_bytes(head), attention.prefill_scratch_bytes(head)), 64
+        max(
+            max(
+                attention.decode_scratch_bytes(a.head),
+                attention.prefill_scratch_bytes(a.head, a.heads // a.kv_heads),
+            )
+            for a in (layer.attention for layer in decoder.layers)
+        ),
+        64,
     )
 
 

@@ -73,7 +73,7 @@ def _key(kernel: Kernel, target: Target) -> str:
         target.triple,
         target.cpu,
         target.features,
-        str((target.gemm_tiles, target.gemm_tokens, target.signed_dot_bias)),
+        str((target.gemm_tiles, target.gemm_tokens, target.signed_dot_bias, target.bf16_dot)),
         _version("numba"),
         _version("llvmlite"),
         _digest(_COMMON_SOURCES),

@@ -186,3 +186,8 @@ def compile_kernel(fn: Callable[..., Any], target: Target, name: str | None = No
         (folder / f"{stem}.ll").write_text(str(module))
         (folder / f"{stem}.s").write_text(_target_machine(target).emit_assembly(module))
     return _target_machine(target).emit_object(module)
+
+
+def assembly(fn: Callable[..., Any], target: Target) -> str:
+    """Assembly text of a kernel, to read."""
+    return _target_machine(target).emit_assembly(build_ir(fn, target))

@@ -393,6 +393,7 @@ def _widen(signed: bool) -> Callable[..., Any]:
 _load_block("load_u8", "u8", vector_type("u8"), lambda b, v: v)
 _load_block("load_u8_i32", "i32", ir.VectorType(_I8, LANES), _widen(False))
 _load_block("load_i8_i32", "i32", ir.VectorType(_I8, LANES), _widen(True))
+_load_block("load_i32", "i32", vector_type("i32"), lambda b, v: v)
 _load_block("load_f32", "f32", vector_type("f32"), lambda b, v: v)
 _load_block("load_f16", "f32", ir.VectorType(_I16, LANES), half_to_f32)
 _load_block("load_bf16", "f32", ir.VectorType(_I16, LANES), _bf16_to_f32)
@@ -413,6 +414,8 @@ def _store_block(name: str, convert: Callable[..., Any]) -> None:
 
 
 _store_block("store_f32", lambda b, v: v)
+_store_block("store_i32", lambda b, v: v)
+_store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, LANES)))
 
 
 def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int, c: int) -> Any:
@@ -444,11 +447,6 @@ def _store_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 
 _store_block("store_f16", f32_to_half)
-
-
-@_marker("store_i8", lambda p, value: types.none)
-def _store_i8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    _store(b, args[0], b.trunc(args[1], ir.VectorType(_I8, LANES)))
 
 
 @_marker("store_u8", lambda p, value: types.none)
@@ -488,6 +486,11 @@ def _repeat(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 @_marker("part", lambda v, i: _vec(v.element, 1))
 def _part(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _split(b, args[0], sig.args[0].count)[_literal(sig.args[1], "index")]
+
+
+@_marker("join4", lambda a, x, y, z: VecType(a.element, 4))
+def _join4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _join(b, list(args))
 
 
 @_marker("sub_block", lambda v, start, n: _vec(v.element, n))
@@ -671,6 +674,99 @@ _reduce(
 )
 
 
+def _shuffle(b: ir.IRBuilder, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes)))
+
+
+def _reduce_rows(b: ir.IRBuilder, rows: list[ir.Value], fn: Callable[..., ir.Value]) -> ir.Value:
+    """Fold pairs of vectors into one until one is left, then fold within it."""
+    width = LANES  # lanes that still belong to one row
+    while len(rows) > 1:
+        half = width // 2
+        first = [i for i in range(LANES) if i % width < half]
+        second = [i + half for i in first]
+        # Rows of `width` lanes become rows of half as many: x's in the lower lanes, y's above.
+        rows = [
+            fn(
+                b,
+                _shuffle(b, x, y, first + [i + LANES for i in first]),
+                _shuffle(b, x, y, second + [i + LANES for i in second]),
+            )
+            for x, y in zip(rows[0::2], rows[1::2], strict=True)
+        ]
+        width = half
+    value = rows[0]
+    while width > 1:
+        half = width // 2
+        undef = ir.Constant(value.type, ir.Undefined)
+        # Every lane i of the lower half of its row gets its partner; the others do not matter.
+        partner = [min(i + half, LANES - 1) for i in range(LANES)]
+        value = fn(b, value, _shuffle(b, value, undef, partner))
+        width = half
+    return value
+
+
+def _row_reduction(name: str, element: str, fn: Callable[..., ir.Value]) -> None:
+    @_marker(name, lambda v: VecType(element, 1))
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        n = sig.args[0].count
+        value = _reduce_rows(b, _split(b, args[0], n), fn)
+        undef = ir.Constant(value.type, ir.Undefined)
+        lanes = _merged_order(n)
+        return _shuffle(b, value, undef, [lanes[i] if i < n else 0 for i in range(LANES)])
+
+
+def _merged_order(n: int) -> list[int]:
+    """Where `_reduce_rows` leaves the result of each of n rows."""
+    places = [[i] for i in range(n)]
+    width = LANES
+    while len(places) > 1:
+        places = [x + y for x, y in zip(places[0::2], places[1::2], strict=True)]
+        width //= 2
+    return [places[0].index(i) * width for i in range(n)]
+
+
+@_marker("transpose16", lambda v: v if v.count == LANES else None)
+def _transpose16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    rows = _split(b, args[0], LANES)
+    width = LANES // 2
+    while width:
+        # Swap the upper `width` lanes of each run of x with the lower ones of its partner y.
+        out = list(rows)
+        low = [i if i % (2 * width) < width else i - width + LANES for i in range(LANES)]
+        high = [i + width if i % (2 * width) < width else i + LANES for i in range(LANES)]
+        for i in range(LANES):
+            if i % (2 * width) < width:
+                x, y = rows[i], rows[i + width]
+                out[i], out[i + width] = _shuffle(b, x, y, low), _shuffle(b, x, y, high)
+        rows = out
+        width //= 2
+    return _join(b, rows)
+
+
+_row_reduction("row_sum_i32", "i32", lambda b, x, y: b.add(x, y))
+_row_reduction(
+    "row_max_f32", "f32", lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x)
+)
+
+
+@_marker("splat_lane", lambda v, lane: VecType(v.element, 1))
+def _splat_lane(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    lane = _literal(sig.args[1], "lane")
+    return _shuffle(b, args[0], ir.Constant(args[0].type, ir.Undefined), [lane] * LANES)
+
+
+@_marker("store_lanes", lambda p, a, x, y, z, count, stride: types.none)
+def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    count, stride = _literal(sig.args[5], "count"), _as_i64(b, args[6])
+    ints = [b.bitcast(v, vector_type("i32")) for v in args[1:5]]
+    for i in range(count):
+        low = _shuffle(b, ints[0], ints[1], [i, i + LANES])
+        high = _shuffle(b, ints[2], ints[3], [i, i + LANES])
+        at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
+        _store(b, at, _shuffle(b, low, high, [0, 1, 2, 3]))
+
+
 # --- inner products -------------------------------------------------------------------------------
 
 
@@ -741,6 +837,33 @@ def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _join(
         b, [_fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)]
     )
+
+
+def _round_to_bf16(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    """The upper 16 bits of each int32 lane become the rounded bfloat16; the lower ones are noise."""
+    bits = b.bitcast(v, vector_type("i32"))
+    odd = b.and_(b.lshr(bits, _constant("i32", 16)), _constant("i32", 1))
+    return b.add(bits, b.add(odd, _constant("i32", 0x7FFF)))
+
+
+@_marker("bf16_pairs", lambda x, y: VecType("i32", 1))
+def _bf16_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    own = _primitive("bf16_pairs")
+    if own is not None:
+        return own(b, *args)
+    low = b.lshr(_round_to_bf16(b, args[0]), _constant("i32", 16))
+    high = b.and_(_round_to_bf16(b, args[1]), _constant("i32", 0xFFFF0000))
+    return b.or_(low, high)
+
+
+@_marker("bf16_dot", lambda acc, x, y: acc)
+def _bf16_dot(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    step = _primitive("bf16_dot")
+    if step is None:
+        raise TypeError(f"target {_current[-1].name} has no bf16_dot")
+    sums, rows, columns = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    pairs = [(r, t) for r in rows for t in columns]
+    return _join(b, [step(b, s, r, t) for (r, t), s in zip(pairs, sums, strict=True)])
 
 
 # --- memory and threads ---------------------------------------------------------------------------

@@ -218,8 +218,8 @@ def store_f16(p: Any, value: Any, stride: Any) -> None:
 
 
 @_marker
-def store_i8(p: Any, value: Any) -> None:
-    """Store the low bytes of 16 int32."""
+def store_i8(p: Any, value: Any, stride: Any) -> None:
+    """Store the low bytes of count x 16 int32, `stride` bytes apart."""
     _only_compiled()
 
 
@@ -269,6 +269,12 @@ def part(value: Any, index: int) -> Any:
 
 
 @_marker
+def join4(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Four single vectors as a block."""
+    return _only_compiled()
+
+
+@_marker
 def sub_block(value: Any, start: int, count: int) -> Any:
     """Vectors start .. start + count - 1 of a block."""
     return _only_compiled()
@@ -289,6 +295,12 @@ def evens(a: Any, b: Any) -> Any:
 @_marker
 def odds(a: Any, b: Any) -> Any:
     """Lanes 1, 3, ... of two vectors laid end to end."""
+    return _only_compiled()
+
+
+@_marker
+def transpose16(block: Any) -> Any:
+    """16 vectors: lane j of vector i becomes lane i of vector j."""
     return _only_compiled()
 
 
@@ -394,6 +406,30 @@ def sum_i32(value: Any) -> Any:
     return _only_compiled()
 
 
+@_marker
+def row_max_f32(block: Any) -> Any:
+    """One vector: lane i is the largest of 16 float32 lanes of vector i (of 1, 2, 4, 8 or 16)."""
+    return _only_compiled()
+
+
+@_marker
+def row_sum_i32(block: Any) -> Any:
+    """One vector: lane i is the sum of 16 int32 lanes of vector i (of 1, 2, 4, 8 or 16)."""
+    return _only_compiled()
+
+
+@_marker
+def splat_lane(value: Any, lane: int) -> Any:
+    """One lane of a vector in every lane."""
+    return _only_compiled()
+
+
+@_marker
+def store_lanes(p: Any, a: Any, b: Any, c: Any, d: Any, count: int, stride: Any) -> None:
+    """For lanes i = 0 .. count - 1: store a[i], b[i], c[i], d[i] (4 bytes each) at p + i * stride."""
+    _only_compiled()
+
+
 # --- inner products -------------------------------------------------------------------------------
 
 
@@ -441,6 +477,33 @@ def outer(a: Any, b: Any) -> Any:
 @_marker
 def fma_outer(a: Any, b: Any, c: Any) -> Any:
     """c[r, t] + a[r] * b[t], rounded once."""
+    return _only_compiled()
+
+
+@_marker
+def bf16_pairs(a: Any, b: Any) -> Any:
+    """int32 lanes: bfloat16 of a in the low half, of b in the high half (nearest, ties to even)."""
+    return _only_compiled()
+
+
+@_marker
+def bf16_dot(acc: Any, a: Any, b: Any) -> Any:
+    """acc[r, t] + a[r].low * b[t].low + a[r].high * b[t].high, for int32 lanes of `bf16_pairs`.
+
+    Only on targets with `bf16_dot`.
+    """
+    return _only_compiled()
+
+
+@_marker
+def store_i32(p: Any, value: Any, stride: Any) -> None:
+    """Store count x 16 int32, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
+def load_i32(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 int32."""
     return _only_compiled()
 
 

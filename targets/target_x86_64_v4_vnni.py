@@ -21,7 +21,7 @@ TARGET = Target(
     features="+avx512vnni,-prefer-256-bit",
     vector_bytes=64,
     gemm_tiles=2,
-    gemm_tokens=8,
+    gemm_tokens=4,
     needs=frozenset(
         {"avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"}
     ),

@@ -130,6 +130,47 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
     return {**COMMON, "dot4": dot4, "dot4_weights": weights, "dot_result": result}
 
 
+# --- bfloat16 pairs ---------------------------------------------------------------------------------
+
+
+class _BFloat(ir.Type):
+    """`bfloat`, which llvmlite's builder does not know."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash("bfloat")
+
+
+def _bf16_dot(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    pairs = ir.VectorType(_BFloat(), 32)
+    return intrinsic_call(
+        b,
+        "llvm.x86.avx512bf16.dpbf16ps.512",
+        acc.type,
+        [acc, b.bitcast(x, pairs), b.bitcast(y, pairs)],
+    )
+
+
+def _bf16_pairs(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    packed = intrinsic_call(
+        b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(_BFloat(), 32), [high, low]
+    )
+    words = b.bitcast(packed, _vec(_I16, 32))
+    order = [i // 2 + 16 * (i % 2) for i in range(32)]
+    undef = ir.Constant(words.type, ir.Undefined)
+    return b.bitcast(
+        b.shuffle_vector(words, undef, ir.Constant(_vec(_I32, 32), order)), _vec(_I32, 16)
+    )
+
+
+BF16: Mapping[str, Callable[..., Any]] = {"bf16_dot": _bf16_dot, "bf16_pairs": _bf16_pairs}
+
+
 # --- before F16C and FMA -----------------------------------------------------------------------------
 
 

@@ -23,6 +23,9 @@ from headrace.targets.simd import (
     atomic_add,
     atomic_put,
     bcast_f32,
+    bcast_i32,
+    bf16_dot,
+    bf16_pairs,
     evens,
     fma,
     fma_outer,
@@ -35,6 +38,7 @@ from headrace.targets.simd import (
     load_f16,
     load_f32,
     load_f32_grid,
+    load_i32,
     max_f32,
     maximum,
     odds,
@@ -49,7 +53,9 @@ from headrace.targets.simd import (
     store_f16,
     store_f32,
     store_f32_grid,
+    store_i32,
     sum_f32,
+    transpose16,
     zeros_f32,
 )
 from headrace.targets.table import Case, Kernel, KernelFunction
@@ -137,11 +143,15 @@ def rotate_head(
         put_f32(dst + i * 4, v * scale)
 
 
-def store_kv(key: Any, value: Any, head: Any, width: Any, k_cache: Any, v_cache: Any, t: Any) -> None:
-    """Write one token's rotated key and its value at position t of one head's cache."""
+def store_key(key: Any, head: Any, width: Any, k_cache: Any, t: Any) -> None:
+    """Write a rotated key at position t of one head's cache."""
     at = k_cache + ((t // 16) * (width * 32) + (t % 16) * 2)
     for d in range(head):
         put_f16(at + d * 32, get_f32(key + d * 4))
+
+
+def store_value(value: Any, head: Any, width: Any, v_cache: Any, t: Any) -> None:
+    """Write a value at position t of one head's cache."""
     to = v_cache + t * (width * 2)
     if head % 16 == 0:
         for d in range(0, head, 16):
@@ -300,7 +310,8 @@ def _decode(d16: int) -> KernelFunction:
                 # Several threads may store the same bytes; each does so before it reads them.
                 rotate_head(k + kv * head * 4, key, head, n_rot, table, paired,
                             arg_int(args, 15), eps, 1.0)  # fmt: skip
-                store_kv(key, v + kv * head * 4, head, width, kc, vc, position)
+                store_key(key, head, width, kc, position)
+                store_value(v + kv * head * 4, head, width, vc, position)
                 stored = kv
             if ready != h:
                 rotate_head(q + h * head * 4, rotated, head, n_rot, table, paired,
@@ -333,7 +344,7 @@ def _rope(d16: int) -> KernelFunction:
 
     Slots 0..16 and 25 as in decode (17: scale, put on the queries); 27 address of the token count,
     28..30 bytes between tokens of q, k, v; 31 rotated queries [token][head][D] float32;
-    21, 22 scratch of D floats. Threads share the tokens.
+    21, 22 scratch of 16 * D floats. Threads share the blocks of 16 positions.
     """
     width = d16 * 16
 
@@ -351,23 +362,49 @@ def _rope(d16: int) -> KernelFunction:
         eps = arg_float(args, 16)
         scale = arg_float(args, 17)
         position = get_i64(arg_ptr(args, 25))
-        count = get_i64(arg_ptr(args, 27))
-        key = arg_ptr(args, 21) + arg_int(args, 22) * thread
+        end = position + get_i64(arg_ptr(args, 27))
+        keys = arg_ptr(args, 21) + arg_int(args, 22) * thread
         rotated = arg_ptr(args, 31)
-        for i in range(count * thread // n_threads, count * (thread + 1) // n_threads):
-            table = arg_ptr(args, 11) + (position + i) * arg_int(args, 12)
-            for h in range(n_heads):
-                to = rotated + (i * n_heads + h) * (width * 4)
-                rotate_head(q + (i * arg_int(args, 28) + h * head * 4), to, head, n_rot, table,
-                            paired, arg_int(args, 14), eps, scale)  # fmt: skip
-                for d in range(head, width):
-                    put_f32(to + d * 4, 0.0)
+        table = arg_ptr(args, 11)
+        table_row = arg_int(args, 12)
+        k_token = arg_int(args, 29)
+        v_token = arg_int(args, 30)
+        first_block = position // 16
+        n_blocks = (end + 15) // 16 - first_block
+        for i in range(16):
+            for d in range(head, width):
+                put_f32(keys + (i * width + d) * 4, 0.0)
+        for block in range(
+            first_block + n_blocks * thread // n_threads,
+            first_block + n_blocks * (thread + 1) // n_threads,
+        ):
+            t0 = larger(position, block * 16)
+            t1 = smaller(end, block * 16 + 16)
+            for t in range(t0, t1):
+                for h in range(n_heads):
+                    to = rotated + ((t - position) * n_heads + h) * (width * 4)
+                    at = q + ((t - position) * arg_int(args, 28) + h * head * 4)
+                    rotate_head(at, to, head, n_rot, table + t * table_row, paired,
+                                arg_int(args, 14), eps, scale)  # fmt: skip
+                    for d in range(head, width):
+                        put_f32(to + d * 4, 0.0)
             for h in range(n_kv):
-                rotate_head(k + (i * arg_int(args, 29) + h * head * 4), key, head, n_rot, table,
-                            paired, arg_int(args, 15), eps, 1.0)  # fmt: skip
-                store_kv(key, v + (i * arg_int(args, 30) + h * head * 4), head, width,
-                         arg_ptr(args, 3) + h * k_stride, arg_ptr(args, 4) + h * v_stride,
-                         position + i)  # fmt: skip
+                k_cache = arg_ptr(args, 3) + h * k_stride
+                v_cache = arg_ptr(args, 4) + h * v_stride
+                for t in range(t0, t1):
+                    key = keys + (t % 16) * (width * 4)
+                    at = (t - position) * k_token + h * head * 4
+                    rotate_head(k + at, key, head, n_rot, table + t * table_row, paired,
+                                arg_int(args, 15), eps, 1.0)  # fmt: skip
+                    value = v + ((t - position) * v_token + h * head * 4)
+                    store_value(value, head, width, v_cache, t)
+                    if t1 - t0 < 16:
+                        store_key(key, head, width, k_cache, t)
+                if t1 - t0 == 16:
+                    for d in range(0, width, 16):
+                        tokens = load_f32(keys + d * 4, 16, width * 4)
+                        to = k_cache + (block * (width * 32) + d * 32)
+                        store_f16(to, transpose16(tokens), 32)
 
     return rope
 
@@ -494,9 +531,174 @@ def _prefill(d16: int, target: Target) -> KernelFunction:
     return prefill
 
 
-def prefill_scratch_bytes(head: int) -> int:
-    """Scratch that each thread needs in prefill."""
-    return QUERIES * (CHUNK + padded(head) + 2) * 4 + 64
+def _prefill_bf16(d16: int) -> KernelFunction:
+    """As `_prefill`, with products of bfloat16 pairs; threads take (block of queries, KV head).
+
+    Keys and values of a chunk are converted once for all queries of the block that share them.
+    """
+    width = d16 * 16
+    row = CHUNK * 4
+    value_vectors = _divisor(d16, 4)
+    many_v = 4 * value_vectors
+
+    def convert_keys(k: Any, t0: Any, t1: Any, out: Any) -> None:
+        # to [block of 16 tokens][pair of d][16 tokens]
+        for t in range(t0, t1, 16):
+            at = k + (t // 16) * (width * 32)
+            to = out + (t - t0) * (width * 2)
+            for d in range(0, width, 2):
+                pairs = bf16_pairs(load_f16(at + d * 32, 1, 0), load_f16(at + (d + 1) * 32, 1, 0))
+                store_i32(to + d * 32, pairs, 0)
+
+    def convert_values(v: Any, t0: Any, t1: Any, out: Any) -> None:
+        # to [pair of tokens][d]
+        for t in range(t0, t1, 2):
+            at = v + t * (width * 2)
+            to = out + (t - t0) * (width * 2)
+            for d in range(0, width, 16):
+                pairs = bf16_pairs(
+                    load_f16(at + d * 2, 1, 0), load_f16(at + (width + d) * 2, 1, 0)
+                )
+                store_i32(to + d * 4, pairs, 0)
+
+    def convert_row(src: Any, n: Any, out: Any) -> None:
+        for i in range(0, n, 32):
+            a = load_f32(src + i * 4, 1, 0)
+            b = load_f32(src + (i * 4 + 64), 1, 0)
+            store_i32(out + i * 2, bf16_pairs(evens(a, b), odds(a, b)), 0)
+
+    def scores_of(q: Any, keys: Any, n: Any, scores: Any) -> None:
+        for t in range(0, n, 64):
+            acc = repeat(zeros_f32(1), 16)
+            at = keys + t * (width * 2)
+            for d in range(0, width, 2):
+                k = load_i32(at + d * 32, 4, width * 32)
+                acc = bf16_dot(acc, k, bcast_i32(q + d * 2, 4, width * 2))
+            store_f32_grid(scores + t * 4, acc, 4, 64, row)
+
+    def values_of(values: Any, first: Any, last: Any, p: Any, out: Any) -> None:
+        for d in range(0, width, 16 * value_vectors):
+            acc = load_f32_grid(out + d * 4, value_vectors, 4, 64, width * 4)
+            for t in range(first, last, 2):
+                v = load_i32(values + (t * (width * 2) + d * 4), value_vectors, 64)
+                acc = bf16_dot(acc, v, bcast_i32(p + t * 2, 4, CHUNK * 2))
+            store_f32_grid(out + d * 4, acc, 4, 64, width * 4)
+
+    def softmax(scores: Any, p: Any, t0: Any, t1: Any, end: Any, low: Any, cap: Any, state: Any,
+                out: Any) -> None:  # fmt: skip
+        most = splat_f32(_FLOOR)
+        for t in range(t0, t1, 16):
+            s = _mask(soften(load_f32(scores + (t - t0) * 4, 1, 0), cap), t, low, end)
+            store_f32(scores + (t - t0) * 4, s, 0)
+            most = maximum(most, s)
+        old = get_f32(state)
+        m = larger(old, max_f32(most))
+        top = splat_f32(m)
+        total = zeros_f32(1)
+        for t in range(t0, t1, 32):
+            a = exp(load_f32(scores + (t - t0) * 4, 1, 0) - top)
+            b = exp(load_f32(scores + ((t - t0) * 4 + 64), 1, 0) - top)
+            store_i32(p + (t - t0) * 2, bf16_pairs(evens(a, b), odds(a, b)), 0)
+            total = total + a + b
+        keep = _exp1(old - m)
+        put_f32(state, m)
+        put_f32(state + 4, get_f32(state + 4) * keep + sum_f32(total))
+        if keep != 1.0:
+            for d in range(0, width, 16):
+                store_f32(out + d * 4, load_f32(out + d * 4, 1, 0) * splat_f32(keep), 0)
+
+    def prefill(args: Any, thread: Any, n_threads: Any) -> None:
+        n_heads = arg_int(args, 7)
+        n_kv = arg_int(args, 8)
+        head = arg_int(args, 9)
+        cap = arg_float(args, 18)
+        window = arg_int(args, 19)
+        position = get_i64(arg_ptr(args, 25))
+        count = get_i64(arg_ptr(args, 27))
+        rotated = arg_ptr(args, 31)
+        out_stride = arg_int(args, 32)
+        group = n_heads // n_kv
+        queries = smaller(64, larger(1, 64 // (group * 16)) * 16)
+        rows = queries * group
+        keys = arg_ptr(args, 21) + arg_int(args, 22) * thread
+        values = keys + CHUNK * width * 2
+        scores = values + CHUNK * width * 2
+        weights = scores + rows * row
+        sums = weights + rows * (CHUNK * 2)
+        coded = sums + rows * (width * 4)
+        state = coded + rows * (width * 2)
+        n_blocks = (count + queries - 1) // queries
+        for u in range(thread, n_blocks * n_kv, n_threads):
+            block = n_blocks - 1 - u // n_kv  # the longest first
+            kv = u % n_kv
+            kc = arg_ptr(args, 3) + kv * arg_int(args, 5)
+            vc = arg_ptr(args, 4) + kv * arg_int(args, 6)
+            first = block * queries
+            n_queries = smaller(queries, count - first)
+            whole = (n_queries + 3) // 4 * 4
+            start = position + first
+            low = 0
+            if window > 0:
+                low = larger(0, start + 1 - window)
+            end = start + n_queries
+            for g in range(group):
+                for i in range(n_queries):
+                    at = (first + i) * n_heads + kv * group + g
+                    convert_row(rotated + at * (width * 4), width,
+                                coded + (g * queries + i) * (width * 2))  # fmt: skip
+            for i in range(rows):
+                put_f32(state + i * 8, _FLOOR)
+                put_f32(state + (i * 8 + 4), 0.0)
+                for d in range(0, width, 16):
+                    store_f32(sums + (i * width + d) * 4, zeros_f32(1), 0)
+            for t0 in range((low // CHUNK) * CHUNK, end, CHUNK):
+                t1 = smaller(t0 + CHUNK, end)
+                n = (t1 - t0 + 63) // 64 * 64
+                skip = larger(0, low - t0) // 32 * 32  # nothing before is visible to any query
+                convert_keys(kc, t0, t0 + n, keys)
+                convert_values(vc, t0, t0 + n, values)
+                for g in range(group):
+                    for i in range(0, whole, 4):
+                        r = g * queries + i
+                        # What lies beyond the last query's own position need not be computed.
+                        some = smaller(n, (start + i + 4 - t0 + 63) // 64 * 64)
+                        scores_of(coded + r * (width * 2), keys, some, scores + r * row)
+                        many = (smaller(t1, start + i + 4) - t0 + 31) // 32 * 32
+                        for j in range(i, i + 4):
+                            own = g * queries + j
+                            own_low = 0
+                            if window > 0:
+                                own_low = larger(0, start + j + 1 - window)
+                            softmax(scores + own * row, weights + own * (CHUNK * 2), t0, t0 + many,
+                                    start + j + 1, own_low, cap, state + own * 8,
+                                    sums + own * (width * 4))  # fmt: skip
+                        values_of(values, skip, many, weights + r * (CHUNK * 2),
+                                  sums + r * (width * 4))  # fmt: skip
+            for g in range(group):
+                for i in range(n_queries):
+                    r = g * queries + i
+                    scale = 1.0 / get_f32(state + (r * 8 + 4))
+                    h = kv * group + g
+                    to = arg_ptr(args, 20) + ((first + i) * out_stride + h * head * 4)
+                    if head % 16 == 0:
+                        for d in range(0, head, 16):
+                            at = sums + (r * width + d) * 4
+                            store_f32(to + d * 4, load_f32(at, 1, 0) * splat_f32(scale), 0)
+                    else:
+                        for d in range(head):
+                            put_f32(to + d * 4, get_f32(sums + (r * width + d) * 4) * scale)
+
+    return prefill
+
+
+def prefill_scratch_bytes(head: int, group: int) -> int:
+    """Scratch that each thread needs in prefill when `group` heads share a KV head."""
+    width = padded(head)
+    rope = 16 * width * 4
+    plain = QUERIES * (CHUNK + width + 2) * 4
+    rows = min(64, max(1, 64 // (group * 16)) * 16) * group
+    pairs = 4 * CHUNK * width + rows * (CHUNK * 6 + width * 6 + 8)
+    return max(rope, plain, pairs) + 64
 
 
 # --- the rows of the table ------------------------------------------------------------------------------
@@ -511,19 +713,23 @@ def kernels(head: int) -> dict[str, Kernel]:
             f"attention_decode_d{d16 * 16}",
             lambda target: _decode(d16),
             sources,
-            lambda target, rng: _cases("decode", head, rng),
+            lambda target, rng: _cases("decode", head, target, rng),
         ),
         "rope": Kernel(
             f"attention_rope_d{d16 * 16}",
             lambda target: _rope(d16),
             sources,
-            lambda target, rng: _cases("rope", head, rng),
+            lambda target, rng: _cases("rope", head, target, rng),
         ),
         "prefill": Kernel(
             f"attention_prefill_d{d16 * 16}",
-            lambda target: _prefill(d16, target),
+            lambda target: (
+                _prefill_bf16(d16)
+                if target.bf16_dot and d16 % 2 == 0
+                else _prefill(d16, target)
+            ),
             sources,
-            lambda target, rng: _cases("prefill", head, rng),
+            lambda target, rng: _cases("prefill", head, target, rng),
         ),
     }
 
@@ -546,7 +752,9 @@ def _rotated(x: np.ndarray, table: np.ndarray, n_rot: int, paired: int, norm: An
     return np.concatenate([a * c - b * s, b * c + a * s, x[..., n_rot:]], axis=-1)
 
 
-def _cases(kind: str, head: int, rng: np.random.Generator) -> Iterator[Case]:
+def _cases(
+    kind: str, head: int, target: Target, rng: np.random.Generator
+) -> Iterator[Case]:
     """One shape per feature: plain, sliding window, soft cap, norms, partial rotation."""
     import numpy as np
 
@@ -599,7 +807,7 @@ def _cases(kind: str, head: int, rng: np.random.Generator) -> Iterator[Case]:
         out = np.zeros((tokens, n_heads, head), np.float32)
         new_k = np.ascontiguousarray(k[position:])
         new_v = np.ascontiguousarray(v[position:])
-        n_bytes = max(decode_scratch_bytes(head), prefill_scratch_bytes(head))
+        n_bytes = max(decode_scratch_bytes(head), prefill_scratch_bytes(head, n_heads // n_kv))
         scratch = np.zeros((8, n_bytes), np.uint8)
         chunks = total // CHUNK + 1
         partial = np.zeros((n_heads, chunks, width + 16), np.float32)
@@ -622,5 +830,7 @@ def _cases(kind: str, head: int, rng: np.random.Generator) -> Iterator[Case]:
             outputs.append((rotated, want))
         # A key may round to the neighbouring half, which moves a score by 2**-11 of its size.
         size = float(np.abs(queries).max() * np.abs(keys.astype("f4")).max())
-        tolerance = 2.0**-10 * max(1.0, size)
+        # bfloat16 products: 2**-8 of every score and of every weight and value.
+        pairs = kind == "prefill" and target.bf16_dot
+        tolerance = (2.0**-6 if pairs else 2.0**-10) * max(1.0, size)
         yield Case(slots, outputs, tolerance, f"{n_heads}/{n_kv}x{head} at {position}+{tokens}")

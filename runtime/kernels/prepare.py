@@ -20,20 +20,23 @@ from headrace.targets.simd import (
     fma,
     get_f32,
     get_i64,
+    join4,
     load_f32,
-    max_f32,
     maximum,
-    part,
     put_f32,
-    put_u32,
     round_i32,
+    row_max_f32,
+    row_sum_i32,
+    select_lt,
     splat_f32,
+    splat_i32,
+    splat_lane,
     sqrt,
     store_f32,
     store_i8,
+    store_lanes,
     sum_f32,
-    sum_i32,
-    to_int,
+    to_f32,
     zeros_f32,
 )
 from headrace.targets.table import Case, Kernel, KernelFunction
@@ -97,24 +100,43 @@ def _copy(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: A
 # --- consumers: a float32 row to one token's place among a group's activations -----------------------
 
 
+def _q8_blocks(row: Any, out: Any, group: Any, blocks: Any) -> None:
+    """Code `blocks` (1, 2 or 4) blocks of 32 values at once: their reductions share steps."""
+    low = load_f32(row, blocks, 128)
+    high = load_f32(row + 64, blocks, 128)
+    most = row_max_f32(maximum(absolute(low), absolute(high)))
+    zero = splat_f32(0.0)
+    inverse = select_lt(zero, most, splat_f32(127.0) / most, zero)
+    scale = most * splat_f32(1.0 / 127.0)
+    if blocks == 4:
+        each = join4(
+            splat_lane(inverse, 0), splat_lane(inverse, 1), splat_lane(inverse, 2),
+            splat_lane(inverse, 3),
+        )  # fmt: skip
+        q_low = round_i32(low * each)
+        q_high = round_i32(high * each)
+    else:
+        q_low = round_i32(low * splat_lane(inverse, 0))
+        q_high = round_i32(high * splat_lane(inverse, 0))
+    step = 48 * group
+    store_i8(out, q_low, step)
+    store_i8(out + 16, q_high, step)
+    first = row_sum_i32(q_low)
+    total = row_sum_i32(q_low + q_high)
+    none = splat_i32(0)
+    store_lanes(
+        out + 32, scale, scale * to_f32(total), none - total, none - first, blocks, step
+    )
+
+
 def _to_q8(row: Any, n: Any, out: Any, group: Any) -> None:
-    for i in range(0, n, 32):
-        low = load_f32(row + i * 4, 1, 0)
-        high = load_f32(row + (i * 4 + 64), 1, 0)
-        most = max_f32(maximum(absolute(low), absolute(high)))
-        inverse = splat_f32(127.0 / most if most > 0.0 else 0.0)
-        scale = most * (1.0 / 127.0)
-        q_low = round_i32(low * inverse)
-        q_high = round_i32(high * inverse)
-        at = out + (i // 32) * (48 * group)
-        store_i8(at, q_low)
-        store_i8(at + 16, q_high)
-        first = sum_i32(q_low)
-        total = first + sum_i32(q_high)
-        put_f32(at + 32, scale)
-        put_f32(at + 36, scale * total)
-        put_u32(at + 40, -total)
-        put_u32(at + 44, -first)
+    i = 0
+    while i + 128 <= n:
+        _q8_blocks(row + i * 4, out + (i // 32) * (48 * group), group, 4)
+        i += 128
+    while i < n:
+        _q8_blocks(row + i * 4, out + (i // 32) * (48 * group), group, 1)
+        i += 32
 
 
 def _to_f32(row: Any, n: Any, out: Any, group: Any) -> None:
