@@ -29,7 +29,12 @@ class Arena:
         self.n_bytes = total
         self._sizes = dict(sizes)
         self._offsets = offsets
-        self._map = mmap.mmap(-1, max(total, 1))
+        if hasattr(mmap, "MAP_PRIVATE"):
+            # Python's default is shared memory, for which the system gives no huge pages.
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            self._map = mmap.mmap(-1, max(total, 1), flags=flags)
+        else:
+            self._map = mmap.mmap(-1, max(total, 1))
         if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             try:
                 self._map.madvise(mmap.MADV_HUGEPAGE)
