@@ -104,7 +104,7 @@ class Model:
         self._template: Any = None
         self._store = KernelStore(prepared.target)
         addresses = self._store.load(
-            plans.kernels_of(prepared.decoder, prepared.placed), progress
+            plans.kernels_of(prepared.decoder, prepared.placed, prepared.target), progress
         )
         self._weights = Weights(prepared.file, prepared.decoder, prepared.placed)
         self._weights.load(addresses, prepared.shape.threads, progress)
@@ -349,7 +349,9 @@ class Model:
         wanted = 1 if out is None else len(out)
         state[plans.OUT_FIRST] = n - wanted
         state[plans.OUT_COUNT] = wanted
-        program = programs.decode if n == 1 else programs.prefill
+        program = programs.prefill
+        if n <= plans.SHORT_TOKENS:
+            program = programs.decode if n == 1 else programs.short
         rows = programs.logits
         if wanted > 1:
             padded = -(-wanted // rows.shape[0]) * rows.shape[0]

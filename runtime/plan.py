@@ -1,7 +1,9 @@
 """Compile a decoder's forward pass into flat lists of kernel calls over one arena of activations.
 
-Two lists share the buffers: `decode` for one token, where every thread makes the inputs of matrix
-products for itself (cheaper than a barrier), and `prefill` for a chunk of tokens.
+Three lists share the buffers: `decode` for one token, where every thread makes the inputs of matrix
+products for itself (cheaper than a barrier), `prefill` for a chunk of tokens, and `short` for a few
+of them. Reading the weights binds decode and short chunks, not the products: there, activations of
+coded weights are pairs of bytes ("q8x2"), so that their rounding does not show.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from headrace.weights import PlacedMatrix, Weights, kernels_for, padded16
 COUNT, POSITION, OUT_FIRST, OUT_COUNT, ZERO, ONE = range(6)
 STATE_WORDS = 8
 
+SHORT_TOKENS = 16  # chunks up to here run as `short`
+
 
 @dataclass(frozen=True)
 class Step:
@@ -47,6 +51,39 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Mode:
+    """What distinguishes the programs.
+
+    Attributes:
+        private: every thread makes its own inputs of products; for one token.
+        pairs: activations of coded weights are "q8x2" instead of "q8".
+        group: tokens that lie side by side in inputs of products.
+    """
+
+    private: bool
+    pairs: bool
+    group: int
+
+    def kind(self, activation: str) -> str:
+        """The activations that a format's kernels get."""
+        return "q8x2" if activation == "q8" and self.pairs else activation
+
+    def operation(self, activation: str) -> str:
+        """The kernel that multiplies them."""
+        name = "gemv" if self.private else "gemm"
+        return f"{name}2" if self.kind(activation) == "q8x2" else name
+
+
+def modes(target: Target) -> dict[str, Mode]:
+    """The programs of a target by name."""
+    return {
+        "decode": Mode(True, target.decode_pairs, 1),
+        "short": Mode(False, True, target.gemm_tokens // 2),
+        "prefill": Mode(False, False, target.gemm_tokens),
+    }
+
+
+@dataclass(frozen=True)
 class Shape:
     """Sizes that decide the buffers."""
 
@@ -55,16 +92,20 @@ class Shape:
     threads: int
 
 
-def kernels_of(decoder: Decoder, placed: Iterable[PlacedMatrix]) -> list[Kernel]:
+def kernels_of(
+    decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target
+) -> list[Kernel]:
     """Every kernel that a decoder's programs and its loading need."""
     placed = list(placed)
-    kinds = {p.format.activation for p in placed}
-    producers = {"norm", "copy"} | {
-        layer.feed_forward.activation for layer in decoder.layers
-    }
+    activations = sorted({p.format.activation for p in placed})
+    kinds = {mode.kind(a) for mode in modes(target).values() for a in activations}
+    producers = {"norm", "copy"} | {layer.feed_forward.activation for layer in decoder.layers}
     heads = {layer.attention.head for layer in decoder.layers}
+    operations = {
+        a: ["tile", *(mode.operation(a) for mode in modes(target).values())] for a in activations
+    }
     found = [
-        *kernels_for(placed, decoder.embedding.name),
+        *kernels_for(placed, decoder.embedding.name, operations),
         *(prepare.kernel(p, k) for p in sorted(producers) for k in sorted(kinds)),
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
@@ -100,7 +141,6 @@ class Programs:
         self.shape = shape
         self._weights = weights
         self._target = target
-        self._group = target.gemm_tokens
         sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
         self.buffers = Arena(sizes)
         self.cache = Arena(
@@ -113,15 +153,20 @@ class Programs:
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
         self.ids = self.buffers.view("ids", "i8")
-        self.logits = self.buffers.view("logits", "f4").reshape(self._group, -1)
+        self.logits = self.buffers.view("logits", "f4").reshape(target.gemm_tokens, -1)
         for rope, name in _ropes(decoder).items():
             factors = None
             if rope.factors is not None:
                 factors = weights.vectors.view(rope.factors, "f4")[: rope.width // 2]
             table = self.buffers.view(name, "f4").reshape(shape.context, rope.width)
             table[:] = rope_table(rope, factors, shape.context)
-        self.decode = self._program(self._steps(private=True), addresses)
-        self.prefill = self._program(self._steps(private=False), addresses)
+        made = {
+            name: self._program(self._steps(mode), addresses)
+            for name, mode in modes(target).items()
+        }
+        self.decode, self.short, self.prefill = (
+            made["decode"], made["short"], made["prefill"],
+        )  # fmt: skip
 
     # --- building -----------------------------------------------------------------------------------
 
@@ -143,116 +188,115 @@ class Programs:
     def _vector(self, vector: Vector | None) -> int:
         return 0 if vector is None else self._weights.vectors.address(vector.name)
 
-    def _steps(self, *, private: bool) -> list[Step]:
+    def _steps(self, mode: Mode) -> list[Step]:
         d = self.decoder
-        steps = [self._embed(private)]
+        steps = [self._embed(mode)]
         add: tuple[str, Vector | None] | None = None  # what the next norm adds to x first
         for i, layer in enumerate(d.layers):
             a, f = layer.attention, layer.feed_forward
-            steps += self._norm(private, layer.attention_norm, add, [a.query, a.key, a.value])
-            steps += self._products(private, {"q": a.query, "k": a.key, "v": a.value})
-            steps += self._attention(private, i, layer)
-            steps += self._input(private, "copy", "attended", "", a.output)
-            steps += self._products(private, {"block": a.output})
+            steps += self._norm(mode, layer.attention_norm, add, [a.query, a.key, a.value])
+            steps += self._products(mode, {"q": a.query, "k": a.key, "v": a.value})
+            steps += self._attention(mode, i, layer)
+            steps += self._input(mode, "copy", "attended", "", a.output)
+            steps += self._products(mode, {"block": a.output})
             add = ("block", layer.attention_post_norm)
-            steps += self._norm(private, layer.feed_forward_norm, add, [f.gate, f.up])
-            steps += self._products(private, {"gate": f.gate, "up": f.up})
-            steps += self._input(private, f.activation, "gate", "up", f.down)
-            steps += self._products(private, {"block": f.down})
+            steps += self._norm(mode, layer.feed_forward_norm, add, [f.gate, f.up])
+            steps += self._products(mode, {"gate": f.gate, "up": f.up})
+            steps += self._input(mode, f.activation, "gate", "up", f.down)
+            steps += self._products(mode, {"block": f.down})
             add = ("block", layer.feed_forward_post_norm)
-        steps += self._norm(private, d.norm, add, [d.head], last=True)
-        steps += self._products(private, {"logits": d.head}, last=True)
+        steps += self._norm(mode, d.norm, add, [d.head], last=True)
+        steps += self._products(mode, {"logits": d.head}, last=True)
         return steps
 
     def _row_bytes(self, name: str) -> int:
         return _row_widths(self.decoder)[name] * 4
 
-    def _embed(self, private: bool) -> Step:
+    def _embed(self, mode: Mode) -> Step:
         d = self.decoder
         placed = self._weights.placed[d.embedding.name]
         x_bytes = self._row_bytes("x")
         slots = [
             self._weights.matrices.address(d.embedding.name), self.buffers.address("x"),
             self.buffers.address("ids"), d.width // placed.format.block,
-            self._word(ONE if private else COUNT), x_bytes, x_bytes if private else 0,
+            self._word(ONE if mode.private else COUNT), x_bytes, x_bytes if mode.private else 0,
             float(d.embedding_scale), d.width,
         ]  # fmt: skip
         return Step(f"rows_{placed.format.name}", slots, False, "embedding")
 
     def _prepare(
-        self, private: bool, producer: str, kind: str, a: str, b: str, n: int,
-        weight: int = 0, post: int = 0, mode: int = 0, last: bool = False,
+        self, mode: Mode, producer: str, kind: str, a: str, b: str, n: int,
+        weight: int = 0, post: int = 0, add: int = 0, last: bool = False,
     ) -> Step:  # fmt: skip
-        group = 1 if private else self._group
+        group = mode.group
         place = activation_bytes(kind, n)
         a_bytes, b_bytes = self._row_bytes(a), self._row_bytes(b or a)
-        x_private = a_bytes if private and a == "x" else 0
-        count = ONE if private else (OUT_COUNT if last else COUNT)
-        start = OUT_FIRST if last and not private else ZERO
+        x_private = a_bytes if mode.private and a == "x" else 0
+        count = ONE if mode.private else (OUT_COUNT if last else COUNT)
+        start = OUT_FIRST if last and not mode.private else ZERO
         slots = [
             self.buffers.address(a), self.buffers.address(b or a), weight, post,
             self.buffers.address(f"input_{kind}"), n, self._word(count), self._word(start),
             a_bytes, b_bytes, place * group, group, x_private,
-            self._private_bytes(kind) if private else 0, self.buffers.address("row"),
-            self._row_bytes("row"), float(self.decoder.eps), mode,
+            self._private_bytes(kind) if mode.private else 0, self.buffers.address("row"),
+            self._row_bytes("row"), float(self.decoder.eps), add,
         ]  # fmt: skip
-        return Step(f"{producer}_{kind}", slots, not private, f"{producer} to {kind}")
+        return Step(f"{producer}_{kind}", slots, not mode.private, f"{producer} to {kind}")
 
     def _private_bytes(self, kind: str) -> int:
         widest = max(m.columns for m in self.decoder.matrices())
         return _round_up(activation_bytes(kind, _round_up(widest, 32)), 64)
 
-    def _kinds(self, matrices: list[Matrix]) -> list[str]:
-        return sorted({self._weights.placed[m.name].format.activation for m in matrices})
+    def _kinds(self, mode: Mode, matrices: list[Matrix]) -> list[str]:
+        return sorted({mode.kind(self._weights.placed[m.name].format.activation) for m in matrices})
 
     def _norm(
-        self, private: bool, norm: Vector, add: tuple[str, Vector | None] | None,
+        self, mode: Mode, norm: Vector, add: tuple[str, Vector | None] | None,
         readers: list[Matrix], last: bool = False,
     ) -> list[Step]:  # fmt: skip
         """x += what the last block made; the normalised x as input, once per kind of activation."""
         steps = []
-        for kind in self._kinds(readers):
+        for kind in self._kinds(mode, readers):
             b, post = add if add is not None else ("", None)
-            mode = 0 if add is None else (1 if post is None else 2)
+            how = 0 if add is None else (1 if post is None else 2)
             steps.append(
                 self._prepare(
-                    private, "norm", kind, "x", b, self.decoder.width, self._vector(norm),
-                    self._vector(post), mode, last,
+                    mode, "norm", kind, "x", b, self.decoder.width, self._vector(norm),
+                    self._vector(post), how, last,
                 )  # fmt: skip
             )
             add = None  # a second kind of activation reads the x that the first one updated
         return steps
 
-    def _input(self, private: bool, producer: str, a: str, b: str, reader: Matrix) -> list[Step]:
-        (kind,) = self._kinds([reader])
-        return [self._prepare(private, producer, kind, a, b, reader.columns)]
+    def _input(self, mode: Mode, producer: str, a: str, b: str, reader: Matrix) -> list[Step]:
+        (kind,) = self._kinds(mode, [reader])
+        return [self._prepare(mode, producer, kind, a, b, reader.columns)]
 
     def _products(
-        self, private: bool, outputs: dict[str, Matrix], last: bool = False
+        self, mode: Mode, outputs: dict[str, Matrix], last: bool = False
     ) -> list[Step]:
         steps = []
         for name, matrix in outputs.items():
             placed = self._weights.placed[matrix.name]
-            fmt, kind = placed.format, placed.format.activation
-            group = 1 if private else self._group
+            fmt = placed.format
+            kind = mode.kind(fmt.activation)
+            group = mode.group
             bias = self._weights.vectors.address(matrix.bias) if matrix.bias else None
-            count = ONE if private else (OUT_COUNT if last else COUNT)
+            count = ONE if mode.private else (OUT_COUNT if last else COUNT)
             slots = [
                 self._weights.matrices.address(matrix.name), self.buffers.address(f"input_{kind}"),
                 self.buffers.address(name), matrix.columns // fmt.block,
                 padded16(matrix.rows) // 16, self._word(count),
-                self._private_bytes(kind) if private else 0, self._row_bytes(name),
+                self._private_bytes(kind) if mode.private else 0, self._row_bytes(name),
                 bias or self.buffers.address("zeros"),
                 activation_bytes(kind, matrix.columns) * group,
             ]  # fmt: skip
-            operation = "gemv" if private else "gemm"
-            steps.append(
-                Step(f"{operation}_{fmt.name}", slots, False, matrix.name, placed.n_bytes)
-            )
+            kernel = f"{mode.operation(fmt.activation)}_{fmt.name}"
+            steps.append(Step(kernel, slots, False, matrix.name, placed.n_bytes))
         steps[-1] = replace(steps[-1], barrier=True)
         return steps
 
-    def _attention(self, private: bool, index: int, layer: Layer) -> list[Step]:
+    def _attention(self, mode: Mode, index: int, layer: Layer) -> list[Step]:
         a = layer.attention
         k_stride, v_stride = kv_sizes(layer, self.shape.context)
         address = self.buffers.address
@@ -268,7 +312,7 @@ class Programs:
             self._row_bytes("attended"),
         ]  # fmt: skip
         d = attention.padded(a.head)
-        if private:
+        if mode.private:
             return [Step(f"attention_decode_d{d}", slots, True, f"attention {index}")]
         return [
             Step(f"attention_rope_d{d}", slots, True, f"rope {index}"),
@@ -277,7 +321,8 @@ class Programs:
 
     def write_logits_to(self, out: np.ndarray) -> None:
         """Let prefill write logits to float32 `out` [rows, padded vocabulary]; it must stay alive."""
-        self.prefill.blocks[-1, 2] = out.ctypes.data
+        for program in (self.short, self.prefill):
+            program.blocks[-1, 2] = out.ctypes.data
 
 
 def _ropes(decoder: Decoder) -> dict[Rope, str]:
@@ -331,9 +376,12 @@ def buffer_sizes(
     widest = max(m.columns for m in decoder.matrices())
     biggest = max(padded16(m.rows) for m in decoder.matrices())
     sizes["zeros"] = biggest * 4
-    for kind in sorted({p.format.activation for p in placed}):
+    kinds = {mode.kind(p.format.activation) for p in placed for mode in modes(target).values()}
+    for kind in sorted(kinds):
         one = _round_up(activation_bytes(kind, _round_up(widest, 32)), 64)
-        sizes[f"input_{kind}"] = one * max(tokens, shape.threads)
+        # Only few tokens at a time come in pairs.
+        rows_of = SHORT_TOKENS if kind == "q8x2" else tokens
+        sizes[f"input_{kind}"] = one * max(rows_of, shape.threads)
     heads = max(layer.attention.heads for layer in decoder.layers)
     head = max(attention.padded(layer.attention.head) for layer in decoder.layers)
     sizes["rotated"] = tokens * heads * head * 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -178,14 +178,15 @@ def _expand(raw: np.ndarray, ggml_type: str, fmt: Format) -> np.ndarray:
     return np.ascontiguousarray(expand(raw, ggml_type, fmt))
 
 
-def kernels_for(placed: Iterable[PlacedMatrix], embedding: str) -> list[Kernel]:
-    """The kernels that these weights need, each once."""
+def kernels_for(
+    placed: Iterable[PlacedMatrix], embedding: str, operations: Mapping[str, Iterable[str]]
+) -> list[Kernel]:
+    """The kernels that these weights need, each once; `operations` by kind of activation."""
     found: dict[str, Kernel] = {}
     for p in placed:
         rows = linear.kernels(p.format)
-        operations = ["tile", "gemv", "gemm"]
-        if p.matrix.name == embedding:
-            operations.append("rows")
-        for operation in operations:
+        for operation in operations[p.format.activation]:
             found[rows[operation].name] = rows[operation]
+        if p.matrix.name == embedding:
+            found[rows["rows"].name] = rows["rows"]
     return list(found.values())

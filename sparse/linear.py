@@ -8,6 +8,8 @@ A format gives three functions over the markers of `headrace.targets.simd`:
 Activations lie T tokens side by side, so that one register addresses them all:
     "q8": [token group][block of 32][token in group] x 48 bytes: 32 int8 codes, float32 scale,
           float32 scale * sum of codes, int32 -(sum of codes), int32 -(sum of the first 16 codes)
+    "q8x2": as "q8" with two entries for each token: the codes, and the codes of what they leave out,
+          which together are worth 15 bits
     "f32": [token group][input][token in group] float32
 """
 
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS
 from headrace.targets.simd import (
+    add_pairs,
     arg_float,
     arg_int,
     arg_ptr,
@@ -45,12 +48,16 @@ GEMV_TILES = {"q8": 1, "f32": 4}
 
 
 def activation_bytes(kind: str, inputs: int) -> int:
-    """Bytes of one token's activations of `inputs` values, of kind "q8" or "f32"."""
-    return inputs // Q8_BLOCK * Q8_BLOCK_BYTES if kind == "q8" else inputs * 4
+    """Bytes of one token's activations of `inputs` values, of kind "q8", "q8x2" or "f32"."""
+    if kind == "f32":
+        return inputs * 4
+    return inputs // Q8_BLOCK * Q8_BLOCK_BYTES * (2 if kind == "q8x2" else 1)
 
 
-def _linear(fmt: Format, tiles: int, tokens: int) -> KernelFunction:
+def _linear(fmt: Format, tiles: int, tokens: int, pairs: bool = False) -> KernelFunction:
     """y[token, row] = bias[row] + sum over inputs of w[row, input] * x[token, input].
+
+    `tokens` columns are multiplied at once; with `pairs` two of them make a token ("q8x2").
 
     Slots: 0 tiled weights, 1 activations, 2 y, 3 blocks in a row, 4 tiles, 5 address of the token
     count, 6 bytes between the threads' own activations (0: one for all), 7 bytes between tokens
@@ -60,16 +67,21 @@ def _linear(fmt: Format, tiles: int, tokens: int) -> KernelFunction:
     product = fmt.product
     tile_block_bytes = fmt.tile_block_bytes
     x_advance = activation_bytes(fmt.activation, fmt.block) * tokens
+    out_tokens = tokens // 2 if pairs else tokens
+    share = 0.5 if pairs else 1.0  # of the bias, which both columns of a pair start from
 
     def some(
         w: Any, x: Any, y: Any, n_blocks: Any, tile_stride: Any, y_stride: Any, bias: Any, rows: Any
     ) -> None:
-        acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(1.0), tokens))
+        acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(share), tokens))
         for _ in range(n_blocks):
             acc = product(acc, w, tile_stride, x, tokens, rows)
             w = w + tile_block_bytes
             x = x + x_advance
-        store_f32_grid(y, acc, tokens, 64, y_stride)
+        if pairs:
+            store_f32_grid(y, add_pairs(acc), out_tokens, 64, y_stride)
+        else:
+            store_f32_grid(y, acc, tokens, 64, y_stride)
 
     def linear(args: Any, thread: Any, n_threads: Any) -> None:
         w = arg_ptr(args, 0)
@@ -82,7 +94,7 @@ def _linear(fmt: Format, tiles: int, tokens: int) -> KernelFunction:
         bias = arg_ptr(args, 8)
         x_stride = arg_int(args, 9)
         tile_stride = n_blocks * tile_block_bytes
-        n_groups = (n_tokens + tokens - 1) // tokens
+        n_groups = (n_tokens + out_tokens - 1) // out_tokens
         t = n_tiles * thread // n_threads
         last = n_tiles * (thread + 1) // n_threads
         while t + tiles <= last:
@@ -90,7 +102,7 @@ def _linear(fmt: Format, tiles: int, tokens: int) -> KernelFunction:
                 some(
                     w + t * tile_stride,
                     x + g * x_stride,
-                    y + (t * 64 + g * tokens * y_stride),
+                    y + (t * 64 + g * out_tokens * y_stride),
                     n_blocks,
                     tile_stride,
                     y_stride,
@@ -104,7 +116,7 @@ def _linear(fmt: Format, tiles: int, tokens: int) -> KernelFunction:
                     some(
                         w + t * tile_stride,
                         x + g * x_stride,
-                        y + (t * 64 + g * tokens * y_stride),
+                        y + (t * 64 + g * out_tokens * y_stride),
                         n_blocks,
                         tile_stride,
                         y_stride,
@@ -205,6 +217,23 @@ def quantize_q8(x: np.ndarray, tokens: int) -> np.ndarray:
     return np.ascontiguousarray(grouped.transpose(0, 2, 1, 3))
 
 
+def quantize_q8x2(x: np.ndarray, tokens: int) -> np.ndarray:
+    """Reference of the "q8x2" activations; `tokens` counts tokens, not entries."""
+    import numpy as np
+
+    n_tokens, n = x.shape
+    first = quantize_q8(x, 1)
+    # float32 throughout: what the codes leave out is exact, the code times the scale is not.
+    scale = first[:, :, 0, 32:36].copy().view(np.float32)
+    codes = first[:, :, 0, :32].view(np.int8).astype(np.float32)
+    rest = x.reshape(n_tokens, -1, Q8_BLOCK).astype(np.float32) - codes * scale
+    second = quantize_q8(rest.reshape(n_tokens, n), 1)
+    both = np.stack([first, second], axis=2).reshape(n_tokens // tokens, tokens, -1, 2, 48)
+    return np.ascontiguousarray(both.transpose(0, 2, 1, 3, 4)).reshape(
+        n_tokens // tokens, n // Q8_BLOCK, 2 * tokens, Q8_BLOCK_BYTES
+    )
+
+
 def dequantize_q8(packed: np.ndarray, n: int) -> np.ndarray:
     """The values that "q8" activations stand for: float64 [n_tokens, n]."""
     import numpy as np
@@ -236,11 +265,11 @@ def _random_raw(fmt: Format, rng: np.random.Generator, rows: int, n: int) -> np.
     return fmt.encode(x)
 
 
-def _linear_cases(fmt: Format, tokens: int) -> Any:
+def _linear_cases(fmt: Format, tokens: int, pairs: bool = False) -> Any:
     def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         import numpy as np
 
-        group = tokens or target.gemm_tokens
+        group = tokens or (target.gemm_tokens // 2 if pairs else target.gemm_tokens)
         for rows, blocks, n_tokens in ((16, 1, 1), (100, 3, group), (37, 2, 3 * group - 1)):
             n = fmt.block * blocks * (1 if fmt.block > 1 else 11)
             n_tokens = 1 if group == 1 else n_tokens
@@ -248,7 +277,11 @@ def _linear_cases(fmt: Format, tokens: int) -> Any:
             raw = _random_raw(fmt, rng, rows, n)
             x = rng.standard_normal((padded, n)).astype(np.float32)
             x[0] *= 1000
-            if fmt.activation == "q8":
+            if pairs:
+                packed = quantize_q8x2(x, group)
+                entries = dequantize_q8(packed, n)
+                exact_x = entries[0::2] + entries[1::2]
+            elif fmt.activation == "q8":
                 packed = quantize_q8(x, group)
                 exact_x = dequantize_q8(packed, n)
             else:
@@ -319,26 +352,32 @@ def _sources(fmt: Format) -> tuple[str, ...]:
 def kernels(fmt: Format) -> dict[str, Kernel]:
     """The rows of the kernel table that a format has, by operation.
 
-    "gemv" is one token (decode), "gemm" groups of tokens (prefill).
+    "gemv" is one token (decode), "gemm" groups of tokens (prefill); "gemv2" and "gemm2" are the
+    same for "q8x2" activations.
     """
     gemv_tiles = GEMV_TILES[fmt.activation]
     sources = _sources(fmt)
+
+    def row(operation: str, build: Any, cases: Any) -> Kernel:
+        return Kernel(f"{operation}_{fmt.name}", build, sources, cases)
+
     made = {
-        "gemv": Kernel(
-            f"gemv_{fmt.name}",
-            lambda target: _linear(fmt, gemv_tiles, 1),
-            sources,
-            _linear_cases(fmt, 1),
+        "gemv": row("gemv", lambda t: _linear(fmt, gemv_tiles, 1), _linear_cases(fmt, 1)),
+        "gemm": row(
+            "gemm", lambda t: _linear(fmt, t.gemm_tiles, t.gemm_tokens), _linear_cases(fmt, 0)
         ),
-        "gemm": Kernel(
-            f"gemm_{fmt.name}",
-            lambda target: _linear(fmt, target.gemm_tiles, target.gemm_tokens),
-            sources,
-            _linear_cases(fmt, 0),
-        ),
-        "tile": Kernel(f"tile_{fmt.name}", lambda target: _tile(fmt), sources, _tile_cases(fmt)),
-        "rows": Kernel(f"rows_{fmt.name}", lambda target: _rows(fmt), sources, _rows_cases(fmt)),
+        "tile": row("tile", lambda t: _tile(fmt), _tile_cases(fmt)),
+        "rows": row("rows", lambda t: _rows(fmt), _rows_cases(fmt)),
     }
+    if fmt.activation == "q8":
+        made["gemv2"] = row(
+            "gemv2", lambda t: _linear(fmt, t.gemm_tiles, 2, True), _linear_cases(fmt, 1, True)
+        )
+        made["gemm2"] = row(
+            "gemm2",
+            lambda t: _linear(fmt, t.gemm_tiles, t.gemm_tokens, True),
+            _linear_cases(fmt, 0, True),
+        )
     return made
 
 

@@ -493,6 +493,12 @@ def _join4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _join(b, list(args))
 
 
+@_marker("join", lambda a, x: VecType(a.element, 2 * a.count))
+def _join_two(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    n = sig.args[0].count
+    return _join(b, [*_split(b, args[0], n), *_split(b, args[1], n)])
+
+
 @_marker("sub_block", lambda v, start, n: _vec(v.element, n))
 def _sub_block(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     start = _literal(sig.args[1], "start")
@@ -837,6 +843,12 @@ def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _join(
         b, [_fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)]
     )
+
+
+@_marker("add_pairs", lambda v: VecType("f32", v.count // 2))
+def _add_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    parts = _split(b, args[0], sig.args[0].count)
+    return _join(b, [b.fadd(x, y) for x, y in zip(parts[0::2], parts[1::2], strict=True)])
 
 
 def _round_to_bf16(b: ir.IRBuilder, v: ir.Value) -> ir.Value:

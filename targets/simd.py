@@ -275,6 +275,12 @@ def join4(a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @_marker
+def join(a: Any, b: Any) -> Any:
+    """Two blocks of equal shape as one: a's vectors, then b's."""
+    return _only_compiled()
+
+
+@_marker
 def sub_block(value: Any, start: int, count: int) -> Any:
     """Vectors start .. start + count - 1 of a block."""
     return _only_compiled()
@@ -504,6 +510,12 @@ def store_i32(p: Any, value: Any, stride: Any) -> None:
 @_marker
 def load_i32(p: Any, count: int, stride: Any) -> Any:
     """count x 16 int32."""
+    return _only_compiled()
+
+
+@_marker
+def add_pairs(value: Any) -> Any:
+    """A block of half as many float32 vectors: vector 2i + vector 2i + 1."""
     return _only_compiled()
 
 

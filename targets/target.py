@@ -28,6 +28,8 @@ class Target:
     needs: frozenset[str]  # CPU features that the host must have, in LLVM's names
     rank: int  # the highest rank that the host can run is chosen
     signed_dot_bias: int = 0  # see simd.dot_bias
+    # Decode with 16-bit activations: where byte products are so cheap that memory still binds.
+    decode_pairs: bool = False
     bf16_dot: bool = False  # has simd.bf16_dot at twice the rate of float32 products
     load_primitives: Callable[[], Mapping[str, Callable[..., Any]]] = field(default=dict)
 

@@ -25,5 +25,6 @@ TARGET = Target(
     needs=frozenset({"avx2", "fma", "f16c", "bmi2", "avxvnni"}),
     rank=4,
     signed_dot_bias=128,
+    decode_pairs=True,
     load_primitives=_primitives,
 )

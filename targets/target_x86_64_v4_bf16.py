@@ -27,6 +27,7 @@ TARGET = Target(
     ),
     rank=6,
     signed_dot_bias=128,
+    decode_pairs=True,
     bf16_dot=True,
     load_primitives=_primitives,
 )

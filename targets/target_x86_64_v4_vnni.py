@@ -27,5 +27,6 @@ TARGET = Target(
     ),
     rank=5,
     signed_dot_bias=128,
+    decode_pairs=True,
     load_primitives=_primitives,
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.math import gelu_tanh, silu
-from headrace.sparse.linear import pack_f32, quantize_q8
+from headrace.sparse.linear import dequantize_q8, pack_f32, quantize_q8, quantize_q8x2
 from headrace.targets.simd import (
     absolute,
     arg_float,
@@ -20,6 +20,7 @@ from headrace.targets.simd import (
     fma,
     get_f32,
     get_i64,
+    join,
     join4,
     load_f32,
     maximum,
@@ -35,6 +36,7 @@ from headrace.targets.simd import (
     store_f32,
     store_i8,
     store_lanes,
+    sub_block,
     sum_f32,
     to_f32,
     zeros_f32,
@@ -100,43 +102,62 @@ def _copy(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: A
 # --- consumers: a float32 row to one token's place among a group's activations -----------------------
 
 
-def _q8_blocks(row: Any, out: Any, group: Any, blocks: Any) -> None:
-    """Code `blocks` (1, 2 or 4) blocks of 32 values at once: their reductions share steps."""
-    low = load_f32(row, blocks, 128)
-    high = load_f32(row + 64, blocks, 128)
+def _code(low: Any, high: Any, out: Any, step: Any, blocks: Any) -> Any:
+    """Code `blocks` (1 or 4) blocks of 32 values at once, `step` bytes apart in `out`.
+
+    `low` and `high` are the blocks' halves. Gives what the codes leave out, as one block of
+    vectors: all lower halves, then all upper ones.
+    """
     most = row_max_f32(maximum(absolute(low), absolute(high)))
     zero = splat_f32(0.0)
     inverse = select_lt(zero, most, splat_f32(127.0) / most, zero)
     scale = most * splat_f32(1.0 / 127.0)
     if blocks == 4:
-        each = join4(
+        up = join4(
             splat_lane(inverse, 0), splat_lane(inverse, 1), splat_lane(inverse, 2),
             splat_lane(inverse, 3),
         )  # fmt: skip
-        q_low = round_i32(low * each)
-        q_high = round_i32(high * each)
+        down = join4(
+            splat_lane(scale, 0), splat_lane(scale, 1), splat_lane(scale, 2), splat_lane(scale, 3)
+        )
     else:
-        q_low = round_i32(low * splat_lane(inverse, 0))
-        q_high = round_i32(high * splat_lane(inverse, 0))
-    step = 48 * group
+        up = splat_lane(inverse, 0)
+        down = splat_lane(scale, 0)
+    q_low = round_i32(low * up)
+    q_high = round_i32(high * up)
     store_i8(out, q_low, step)
     store_i8(out + 16, q_high, step)
     first = row_sum_i32(q_low)
     total = row_sum_i32(q_low + q_high)
     none = splat_i32(0)
-    store_lanes(
-        out + 32, scale, scale * to_f32(total), none - total, none - first, blocks, step
-    )
+    store_lanes(out + 32, scale, scale * to_f32(total), none - total, none - first, blocks, step)
+    return join(low - to_f32(q_low) * down, high - to_f32(q_high) * down)
+
+
+def _blocks(row: Any, out: Any, step: Any, pairs: Any, blocks: Any) -> None:
+    rest = _code(load_f32(row, blocks, 128), load_f32(row + 64, blocks, 128), out, step, blocks)
+    if pairs:
+        low = sub_block(rest, 0, blocks)
+        high = sub_block(rest, blocks, blocks)
+        _code(low, high, out + 48, step, blocks)
+
+
+def _to_coded(row: Any, n: Any, out: Any, step: Any, pairs: Any) -> None:
+    i = 0
+    while i + 128 <= n:
+        _blocks(row + i * 4, out + (i // 32) * step, step, pairs, 4)
+        i += 128
+    while i < n:
+        _blocks(row + i * 4, out + (i // 32) * step, step, pairs, 1)
+        i += 32
 
 
 def _to_q8(row: Any, n: Any, out: Any, group: Any) -> None:
-    i = 0
-    while i + 128 <= n:
-        _q8_blocks(row + i * 4, out + (i // 32) * (48 * group), group, 4)
-        i += 128
-    while i < n:
-        _q8_blocks(row + i * 4, out + (i // 32) * (48 * group), group, 1)
-        i += 32
+    _to_coded(row, n, out, 48 * group, False)
+
+
+def _to_q8x2(row: Any, n: Any, out: Any, group: Any) -> None:
+    _to_coded(row, n, out, 96 * group, True)
 
 
 def _to_f32(row: Any, n: Any, out: Any, group: Any) -> None:
@@ -150,7 +171,7 @@ _PRODUCERS = {
     "gelu": _gate_gelu,
     "copy": _copy,
 }
-_CONSUMERS = {"q8": (_to_q8, 48), "f32": (_to_f32, 4)}
+_CONSUMERS = {"q8": (_to_q8, 48), "q8x2": (_to_q8x2, 96), "f32": (_to_f32, 4)}
 
 
 def _prepare(producer_name: str, activation: str) -> KernelFunction:
@@ -236,12 +257,11 @@ def _cases(name: str, activation: str) -> Any:
             _, values = _reference(name, a, b, w, post, eps, mode)
             rows = np.zeros((padded, n), np.float32)
             rows[:n_tokens] = values
-            pack = quantize_q8 if activation == "q8" else pack_f32
-            expected = pack(rows, group)
+            expected = _PACK[activation](rows, group)
             out = np.zeros_like(expected)
             # Coded rows: a value may round to the neighbouring code; metadata follows it.
-            if activation == "q8":
-                tolerance: Any = _Q8Close(n)
+            if activation != "f32":
+                tolerance: Any = _CodedClose(n, rows, activation == "q8x2")
             else:
                 tolerance = np.abs(expected) * 4e-6 + 1e-6
             count, start = np.array([n_tokens], np.int64), np.zeros(1, np.int64)
@@ -255,20 +275,25 @@ def _cases(name: str, activation: str) -> Any:
     return cases
 
 
-class _Q8Close:
-    """Compare coded activations by the values that they stand for."""
+class _CodedClose:
+    """Do coded activations stand for the values, and do their sums belong to their codes?"""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, rows: np.ndarray, pairs: bool) -> None:
         self.n = n
+        self.rows = rows
+        self.pairs = pairs
 
     def __call__(self, found: np.ndarray, expected: np.ndarray) -> bool:
         import numpy as np
 
-        from headrace.sparse.linear import dequantize_q8
-
-        x, y = dequantize_q8(found, self.n), dequantize_q8(expected, self.n)
-        step = np.repeat(np.abs(y).reshape(len(y), -1, 32).max(-1) / 127, 32, axis=-1)
-        if not (np.abs(x - y) <= step * 1.001 + 1e-12).all():
+        values = dequantize_q8(found, self.n)
+        most = np.abs(self.rows.reshape(len(self.rows), -1, 32)).max(-1).repeat(32, axis=-1)
+        step = most / 127
+        if self.pairs:
+            values = values[0::2] + values[1::2]
+            step = step / 254 + most * 2.0**-20  # and the roundings of the value itself
+        tokens = len(self.rows)
+        if not (np.abs(values[:tokens] - self.rows) <= step * 0.502 + most * 4e-6 + 1e-12).all():
             return False
         codes = found[..., :32].view(np.int8).astype(np.int64)
         tail = np.ascontiguousarray(found[..., 32:])
@@ -278,6 +303,9 @@ class _Q8Close:
             and (ints[..., 3] == -codes[..., :16].sum(-1)).all()
             and np.allclose(floats[..., 1], floats[..., 0] * codes.sum(-1), rtol=1e-6)
         )
+
+
+_PACK = {"q8": quantize_q8, "q8x2": quantize_q8x2, "f32": pack_f32}
 
 
 def kernel(producer: str, activation: str) -> Kernel:
