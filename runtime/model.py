@@ -359,7 +359,13 @@ class Model:
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]
-        if not self._run(program, n):
+        finished = False
+        try:
+            finished = self._run(program, n)
+        finally:
+            if not finished:
+                programs.restore()
+        if not finished:
             raise CancelledError("cancelled")
         self._kept += ids
         if out is not None:

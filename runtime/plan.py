@@ -319,6 +319,10 @@ class Programs:
             Step(f"attention_prefill_d{d}", slots, True, f"attention {index}"),
         ]
 
+    def restore(self) -> None:
+        """Clear what a run that was cut short left half done: attention counts chunks."""
+        self.buffers.view("counters")[:] = 0
+
     def write_logits_to(self, out: np.ndarray) -> None:
         """Let prefill write logits to float32 `out` [rows, padded vocabulary]; it must stay alive."""
         for program in (self.short, self.prefill):

@@ -33,6 +33,7 @@ from headrace.targets.simd import (
     repeat,
     splat_f32,
     store_f32_grid,
+    zeros_f32,
 )
 from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 
 Q8_BLOCK = 32
 Q8_BLOCK_BYTES = 48
-# Coded weights do many products per byte: one tile at a time saturates a thread. Plain floats do
-# one multiply-add per load, and its latency hides only behind several tiles' sums.
-GEMV_TILES = {"q8": 1, "f32": 4}
+# A decode step reads one tile at a time: several streams of weights at once are slower from memory.
+# Plain floats do one multiply-add per load, whose latency hides behind several sums of one tile.
+CHAINS = {"q8": 1, "f32": 4}
 
 
 def activation_bytes(kind: str, inputs: int) -> int:
@@ -70,14 +71,37 @@ def _linear(fmt: Format, tiles: int, tokens: int, pairs: bool = False) -> Kernel
     out_tokens = tokens // 2 if pairs else tokens
     share = 0.5 if pairs else 1.0  # of the bias, which both columns of a pair start from
 
+    chains = CHAINS[fmt.activation] if tokens == 1 and tiles == 1 else 1
+
     def some(
         w: Any, x: Any, y: Any, n_blocks: Any, tile_stride: Any, y_stride: Any, bias: Any, rows: Any
     ) -> None:
         acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(share), tokens))
-        for _ in range(n_blocks):
+        b = 0
+        if chains == 4:
+            acc1 = zeros_f32(1)
+            acc2 = acc1
+            acc3 = acc1
+            while b + 4 <= n_blocks:
+                acc = product(acc, w, tile_stride, x, tokens, rows)
+                w1 = w + tile_block_bytes
+                x1 = x + x_advance
+                acc1 = product(acc1, w1, tile_stride, x1, tokens, rows)
+                w2 = w1 + tile_block_bytes
+                x2 = x1 + x_advance
+                acc2 = product(acc2, w2, tile_stride, x2, tokens, rows)
+                w3 = w2 + tile_block_bytes
+                x3 = x2 + x_advance
+                acc3 = product(acc3, w3, tile_stride, x3, tokens, rows)
+                w = w3 + tile_block_bytes
+                x = x3 + x_advance
+                b += 4
+            acc = (acc + acc1) + (acc2 + acc3)
+        while b < n_blocks:
             acc = product(acc, w, tile_stride, x, tokens, rows)
             w = w + tile_block_bytes
             x = x + x_advance
+            b += 1
         if pairs:
             store_f32_grid(y, add_pairs(acc), out_tokens, 64, y_stride)
         else:
@@ -355,14 +379,13 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
     "gemv" is one token (decode), "gemm" groups of tokens (prefill); "gemv2" and "gemm2" are the
     same for "q8x2" activations.
     """
-    gemv_tiles = GEMV_TILES[fmt.activation]
     sources = _sources(fmt)
 
     def row(operation: str, build: Any, cases: Any) -> Kernel:
         return Kernel(f"{operation}_{fmt.name}", build, sources, cases)
 
     made = {
-        "gemv": row("gemv", lambda t: _linear(fmt, gemv_tiles, 1), _linear_cases(fmt, 1)),
+        "gemv": row("gemv", lambda t: _linear(fmt, 1, 1), _linear_cases(fmt, 1)),
         "gemm": row(
             "gemm", lambda t: _linear(fmt, t.gemm_tiles, t.gemm_tokens), _linear_cases(fmt, 0)
         ),
@@ -371,7 +394,7 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
     }
     if fmt.activation == "q8":
         made["gemv2"] = row(
-            "gemv2", lambda t: _linear(fmt, t.gemm_tiles, 2, True), _linear_cases(fmt, 1, True)
+            "gemv2", lambda t: _linear(fmt, 1, 2, True), _linear_cases(fmt, 1, True)
         )
         made["gemm2"] = row(
             "gemm2",
