@@ -369,7 +369,8 @@ def buffer_sizes(
 ) -> dict[str, int]:
     """Bytes of every activation buffer: what planning counts is what running allocates."""
     group = target.gemm_tokens
-    tokens = _round_up(max(shape.chunk, 1), max(group, attention.QUERIES))
+    # Kernels write whole groups of tokens, and attention reads whole blocks of queries.
+    tokens = _round_up(shape.chunk, attention.QUERIES) + group
     rows = _row_widths(decoder)
     sizes = {"state": STATE_WORDS * 8, "ids": tokens * 8}
     for name in ("q", "k", "v", "attended", "block", "gate", "up"):
