@@ -57,16 +57,20 @@ class Mode:
     Attributes:
         private: every thread makes its own inputs of products; for one token.
         pairs: activations of coded weights are "q8x2" instead of "q8".
-        group: tokens that lie side by side in inputs of products.
+        columns: columns that products multiply at once, as inputs lie side by side.
     """
 
     private: bool
     pairs: bool
-    group: int
+    columns: int
 
     def kind(self, activation: str) -> str:
         """The activations that a format's kernels get."""
         return "q8x2" if activation == "q8" and self.pairs else activation
+
+    def group(self, kind: str) -> int:
+        """Tokens that lie side by side in inputs of products: two columns each in "q8x2"."""
+        return max(1, self.columns // 2) if kind == "q8x2" else self.columns
 
     def operation(self, activation: str) -> str:
         """The kernel that multiplies them."""
@@ -78,7 +82,7 @@ def modes(target: Target) -> dict[str, Mode]:
     """The programs of a target by name."""
     return {
         "decode": Mode(True, target.decode_pairs, 1),
-        "short": Mode(False, True, target.gemm_tokens // 2),
+        "short": Mode(False, True, target.gemm_tokens),
         "prefill": Mode(False, False, target.gemm_tokens),
     }
 
@@ -140,7 +144,11 @@ class Programs:
         self.decoder = decoder
         self.shape = shape
         self._weights = weights
-        self._target = target
+        # Asked for at every step: worked out once.
+        self._row_widths = _row_widths(decoder)
+        self._rope_names = _ropes(decoder)
+        self._widest = max(m.columns for m in decoder.matrices())
+        self._scratch_bytes = _scratch_bytes(decoder)
         sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
         self.buffers = Arena(sizes)
         self.cache = Arena(
@@ -148,13 +156,14 @@ class Programs:
                 f"{kind}{i}": size * layer.attention.kv_heads
                 for i, layer in enumerate(decoder.layers)
                 for kind, size in zip("kv", kv_sizes(layer, shape.context), strict=True)
-            }
+            },
+            huge=False,  # a short conversation in a long context takes memory for what it uses
         )
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
         self.ids = self.buffers.view("ids", "i8")
         self.logits = self.buffers.view("logits", "f4").reshape(target.gemm_tokens, -1)
-        for rope, name in _ropes(decoder).items():
+        for rope, name in self._rope_names.items():
             factors = None
             if rope.factors is not None:
                 factors = weights.vectors.view(rope.factors, "f4")[: rope.width // 2]
@@ -210,7 +219,7 @@ class Programs:
         return steps
 
     def _row_bytes(self, name: str) -> int:
-        return _row_widths(self.decoder)[name] * 4
+        return self._row_widths[name] * 4
 
     def _embed(self, mode: Mode) -> Step:
         d = self.decoder
@@ -228,7 +237,7 @@ class Programs:
         self, mode: Mode, producer: str, kind: str, a: str, b: str, n: int,
         weight: int = 0, post: int = 0, add: int = 0, last: bool = False,
     ) -> Step:  # fmt: skip
-        group = mode.group
+        group = mode.group(kind)
         place = activation_bytes(kind, n)
         a_bytes, b_bytes = self._row_bytes(a), self._row_bytes(b or a)
         x_private = a_bytes if mode.private and a == "x" else 0
@@ -244,8 +253,7 @@ class Programs:
         return Step(f"{producer}_{kind}", slots, not mode.private, f"{producer} to {kind}")
 
     def _private_bytes(self, kind: str) -> int:
-        widest = max(m.columns for m in self.decoder.matrices())
-        return _round_up(activation_bytes(kind, _round_up(widest, 32)), 64)
+        return _round_up(activation_bytes(kind, _round_up(self._widest, 32)), 64)
 
     def _kinds(self, mode: Mode, matrices: list[Matrix]) -> list[str]:
         return sorted({mode.kind(self._weights.placed[m.name].format.activation) for m in matrices})
@@ -280,7 +288,7 @@ class Programs:
             placed = self._weights.placed[matrix.name]
             fmt = placed.format
             kind = mode.kind(fmt.activation)
-            group = mode.group
+            group = mode.group(kind)
             bias = self._weights.vectors.address(matrix.bias) if matrix.bias else None
             count = ONE if mode.private else (OUT_COUNT if last else COUNT)
             slots = [
@@ -303,10 +311,10 @@ class Programs:
         slots = [
             address("q"), address("k"), address("v"), self.cache.address(f"k{index}"),
             self.cache.address(f"v{index}"), k_stride, v_stride, a.heads, a.kv_heads, a.head,
-            a.rope.width, address(_ropes(self.decoder)[a.rope]), a.rope.width * 4, int(a.paired),
+            a.rope.width, address(self._rope_names[a.rope]), a.rope.width * 4, int(a.paired),
             self._vector(a.query_norm), self._vector(a.key_norm), float(self.decoder.eps),
             float(a.scale), float(a.soft_cap), a.window, address("attended"), address("scratch"),
-            _scratch_bytes(self.decoder), address("partial"), address("counters"),
+            self._scratch_bytes, address("partial"), address("counters"),
             self._word(POSITION), _chunks(self.shape.context), self._word(COUNT),
             self._row_bytes("q"), self._row_bytes("k"), self._row_bytes("v"), address("rotated"),
             self._row_bytes("attended"),

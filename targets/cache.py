@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -27,6 +26,9 @@ _COMMON_SOURCES = (
     "headrace.targets.lowering",
     "headrace.targets.compiler",
     "headrace.targets.x86",
+    # The versions of the compiler, as text: importing Numba to ask it would cost 0.2 s.
+    "numba/_version.py",
+    "llvmlite/_version.py",
 )
 
 
@@ -42,6 +44,12 @@ def cache_folder() -> Path:
 
 @lru_cache(maxsize=None)
 def _source(module: str) -> bytes:
+    package, _, file = module.partition("/")
+    if file:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(package)
+        return (Path(spec.origin).parent / file).read_bytes()
     loaded = sys.modules.get(module)
     origin = getattr(loaded, "__file__", None)
     if origin is None:
@@ -50,11 +58,6 @@ def _source(module: str) -> bytes:
     if origin is None:
         raise ModuleNotFoundError(module)
     return Path(origin).read_bytes()
-
-
-@lru_cache(maxsize=None)
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
 
 
 @lru_cache(maxsize=None)
@@ -74,8 +77,6 @@ def _key(kernel: Kernel, target: Target) -> str:
         target.cpu,
         target.features,
         str((target.gemm_tiles, target.gemm_tokens, target.signed_dot_bias, target.bf16_dot)),
-        _version("numba"),
-        _version("llvmlite"),
         _digest(_COMMON_SOURCES),
         _digest(kernel.sources),
     )

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import headrace
 import numpy as np
 import pytest
+
+import headrace
 from headrace.targets.host import runnable_targets
 
 GOLDEN: dict[str, Any] = json.loads(
