@@ -91,7 +91,7 @@ def modes(target: Target) -> dict[str, Mode]:
 class Shape:
     """Sizes that decide the buffers."""
 
-    context: int  # tokens that the KV cache holds, a multiple of 64
+    context: int  # tokens that may be read; the KV cache has room for whole chunks
     chunk: int  # most tokens of one prefill call
     threads: int
 
@@ -121,17 +121,19 @@ def _round_up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def kv_sizes(layer: Layer, context: int) -> tuple[int, int]:
-    """Bytes of a layer's K and V caches per KV head."""
-    one = _round_up(context, attention.CACHE_STEP) * attention.padded(layer.attention.head) * 2
-    return one, one
+def _head_chunk_bytes(layer: Layer) -> int:
+    """Bytes of the keys, or of the values, of one KV head in a chunk of the cache."""
+    return attention.CHUNK * attention.padded(layer.attention.head) * 2
+
+
+def _chunk_bytes(decoder: Decoder) -> int:
+    """Bytes of a chunk of the cache: keys and values of all layers."""
+    return sum(2 * layer.attention.kv_heads * _head_chunk_bytes(layer) for layer in decoder.layers)
 
 
 def kv_bytes(decoder: Decoder, context: int) -> int:
     """Bytes of the whole KV cache."""
-    return sum(
-        sum(kv_sizes(layer, context)) * layer.attention.kv_heads for layer in decoder.layers
-    )
+    return _round_up(context, attention.CHUNK) // attention.CHUNK * _chunk_bytes(decoder)
 
 
 class Programs:
@@ -151,14 +153,12 @@ class Programs:
         self._scratch_bytes = _scratch_bytes(decoder)
         sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
         self.buffers = Arena(sizes)
-        self.cache = Arena(
-            {
-                f"{kind}{i}": size * layer.attention.kv_heads
-                for i, layer in enumerate(decoder.layers)
-                for kind, size in zip("kv", kv_sizes(layer, shape.context), strict=True)
-            },
-            huge=False,  # a short conversation in a long context takes memory for what it uses
-        )
+        self.cache = Arena({"kv": kv_bytes(decoder, shape.context)})
+        self._chunk_bytes = _chunk_bytes(decoder)
+        self._layer_offsets = [0]
+        for layer in decoder.layers:
+            size = 2 * layer.attention.kv_heads * _head_chunk_bytes(layer)
+            self._layer_offsets.append(self._layer_offsets[-1] + size)
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
         self.ids = self.buffers.view("ids", "i8")
@@ -306,18 +306,19 @@ class Programs:
 
     def _attention(self, mode: Mode, index: int, layer: Layer) -> list[Step]:
         a = layer.attention
-        k_stride, v_stride = kv_sizes(layer, self.shape.context)
+        stride = _head_chunk_bytes(layer)
+        keys = self.cache.address("kv") + self._layer_offsets[index]
         address = self.buffers.address
         slots = [
-            address("q"), address("k"), address("v"), self.cache.address(f"k{index}"),
-            self.cache.address(f"v{index}"), k_stride, v_stride, a.heads, a.kv_heads, a.head,
+            address("q"), address("k"), address("v"), keys, keys + a.kv_heads * stride,
+            stride, stride, a.heads, a.kv_heads, a.head,
             a.rope.width, address(self._rope_names[a.rope]), a.rope.width * 4, int(a.paired),
             self._vector(a.query_norm), self._vector(a.key_norm), float(self.decoder.eps),
             float(a.scale), float(a.soft_cap), a.window, address("attended"), address("scratch"),
             self._scratch_bytes, address("partial"), address("counters"),
             self._word(POSITION), _chunks(self.shape.context), self._word(COUNT),
             self._row_bytes("q"), self._row_bytes("k"), self._row_bytes("v"), address("rotated"),
-            self._row_bytes("attended"),
+            self._row_bytes("attended"), self._chunk_bytes, self._chunk_bytes,
         ]  # fmt: skip
         d = attention.padded(a.head)
         if mode.private:

@@ -108,9 +108,8 @@ def prepare(
     n_threads = default_threads() if threads is None else threads
     if n_threads < 1:
         raise ValueError(f"threads must be at least 1, not {n_threads}")
-    rounded = -(-wanted // attention.CACHE_STEP) * attention.CACHE_STEP
-    chunk = _chunk(decoder, placed, chosen, rounded, n_threads)
-    return Prepared(file, decoder, placed, chosen, plans.Shape(rounded, chunk, n_threads))
+    chunk = _chunk(decoder, placed, chosen, wanted, n_threads)
+    return Prepared(file, decoder, placed, chosen, plans.Shape(wanted, chunk, n_threads))
 
 
 def _chunk(
@@ -142,7 +141,7 @@ def memory_plan(
     peak = weights + vectors + kv + activations + process
     tied = d.embedding.name == d.head.name
     read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
-    kv_token = kv // p.shape.context
+    kv_token = plans.kv_bytes(d, 1) // attention.CHUNK
     predicted = None if bandwidth is None else predict_tok_s(read, len(d.layers), bandwidth)
     return MemoryPlan(
         model=str(p.file.paths[0]),

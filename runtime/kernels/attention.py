@@ -1,9 +1,11 @@
 """Attention over a half-precision KV cache: rotary embedding, cache update, softmax, values.
 
-Cache layout of one layer and KV head, for D = head width padded to a multiple of 16:
+The cache is cut in chunks of 256 tokens, each of which holds all layers, so that a conversation
+takes memory for what it uses. In a chunk, of one layer and KV head, for D = head width padded to a
+multiple of 16:
     K: [block of 16 tokens][D][16 tokens] float16, so that scores of 16 tokens are one vector
     V: [token][D] float16
-Long contexts are cut in chunks of 256 tokens, each with its own softmax, combined in order of
+Decode gives each chunk its own softmax and combines them in order of
 position: the result depends neither on the number of threads nor on who computed which chunk.
 
 Rotated heads are kept in half-split (NEOX) order whatever the file's pairing is: queries and keys
@@ -66,7 +68,6 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 QUERIES = 16  # queries that share a pass over the keys in prefill
-CACHE_STEP = 64  # the cache holds a multiple of this many tokens
 _MASKED = -1e30
 _FLOOR = -1e29  # a row maximum is at least this, so that masked scores vanish in exp
 
@@ -144,14 +145,14 @@ def rotate_head(
 
 
 def store_key(key: Any, head: Any, width: Any, k_cache: Any, t: Any) -> None:
-    """Write a rotated key at position t of one head's cache."""
+    """Write a rotated key as token t of one head's chunk."""
     at = k_cache + ((t // 16) * (width * 32) + (t % 16) * 2)
     for d in range(head):
         put_f16(at + d * 32, get_f32(key + d * 4))
 
 
 def store_value(value: Any, head: Any, width: Any, v_cache: Any, t: Any) -> None:
-    """Write a value at position t of one head's cache."""
+    """Write a value as token t of one head's chunk."""
     to = v_cache + t * (width * 2)
     if head % 16 == 0:
         for d in range(0, head, 16):
@@ -190,7 +191,8 @@ def _decode(d16: int) -> KernelFunction:
     of a table row, 13 pairs side by side (1) or half-split (0), 14 q norm (0: none), 15 k norm,
     16 eps, 17 scale of scores, 18 soft cap (0: none), 19 window (0: none), 20 out, 21 scratch,
     22 bytes between the threads' scratch, 23 partial results, 24 chunk counters (one a head, 0),
-    25 address of the position, 26 chunks that partial results have room for.
+    25 address of the position, 26 chunks that partial results have room for, 33 bytes between
+    chunks of K, 34 of V.
     Threads share the (head, chunk) pairs.
     """
     width = d16 * 16
@@ -201,7 +203,7 @@ def _decode(d16: int) -> KernelFunction:
         # out: width values, unnormalised; then the maximum; then the sum
         for t in range(t0, t1, 64):
             acc = repeat(zeros_f32(1), 4)
-            at = k + (t // 16) * (width * 32)
+            at = k + (t - t0) * (width * 2)
             for d in range(width):
                 acc = fma(load_f16(at + d * 32, 4, width * 32), bcast_f32(q + d * 4, 1, 0), acc)
             store_f32(scores + (t - t0) * 4, acc, 64)
@@ -224,13 +226,14 @@ def _decode(d16: int) -> KernelFunction:
             while t + 2 <= t1:
                 p0 = bcast_f32(scores + (t - t0) * 4, 1, 0)
                 p1 = bcast_f32(scores + ((t - t0) * 4 + 4), 1, 0)
-                acc0 = fma(load_f16(v + t * (width * 2), d16, 32), p0, acc0)
-                acc1 = fma(load_f16(v + (t + 1) * (width * 2), d16, 32), p1, acc1)
+                at = v + (t - t0) * (width * 2)
+                acc0 = fma(load_f16(at, d16, 32), p0, acc0)
+                acc1 = fma(load_f16(at + width * 2, d16, 32), p1, acc1)
                 t += 2
             acc0 = acc0 + acc1
         while t < t1:
             p = bcast_f32(scores + (t - t0) * 4, 1, 0)
-            acc0 = fma(load_f16(v + t * (width * 2), d16, 32), p, acc0)
+            acc0 = fma(load_f16(v + (t - t0) * (width * 2), d16, 32), p, acc0)
             t += 1
         store_f32(out, acc0, 64)
         put_f32(out + width * 4, m)
@@ -282,6 +285,8 @@ def _decode(d16: int) -> KernelFunction:
         position = get_i64(arg_ptr(args, 25))
         stride = width * 4 + 64
         room = arg_int(args, 26)
+        k_chunk = arg_int(args, 33)
+        v_chunk = arg_int(args, 34)
         table = arg_ptr(args, 11) + position * arg_int(args, 12)
         low = 0
         if window > 0:
@@ -302,16 +307,16 @@ def _decode(d16: int) -> KernelFunction:
             kv = u // (group * n_chunks)
             c = (u % (group * n_chunks)) // group
             h = kv * group + u % group
-            kc = k_cache + kv * k_stride
-            vc = v_cache + kv * v_stride
+            kc = k_cache + ((first_chunk + c) * k_chunk + kv * k_stride)
+            vc = v_cache + ((first_chunk + c) * v_chunk + kv * v_stride)
             t0 = (first_chunk + c) * CHUNK
             t1 = smaller(t0 + CHUNK, position + 1)
             if c == n_chunks - 1 and stored != kv:
                 # Several threads may store the same bytes; each does so before it reads them.
                 rotate_head(k + kv * head * 4, key, head, n_rot, table, paired,
                             arg_int(args, 15), eps, 1.0)  # fmt: skip
-                store_key(key, head, width, kc, position)
-                store_value(v + kv * head * 4, head, width, vc, position)
+                store_key(key, head, width, kc, position - t0)
+                store_value(v + kv * head * 4, head, width, vc, position - t0)
                 stored = kv
             if ready != h:
                 rotate_head(q + h * head * 4, rotated, head, n_rot, table, paired,
@@ -367,6 +372,8 @@ def _rope(d16: int) -> KernelFunction:
         rotated = arg_ptr(args, 31)
         table = arg_ptr(args, 11)
         table_row = arg_int(args, 12)
+        k_chunk = arg_int(args, 33)
+        v_chunk = arg_int(args, 34)
         k_token = arg_int(args, 29)
         v_token = arg_int(args, 30)
         first_block = position // 16
@@ -389,21 +396,21 @@ def _rope(d16: int) -> KernelFunction:
                     for d in range(head, width):
                         put_f32(to + d * 4, 0.0)
             for h in range(n_kv):
-                k_cache = arg_ptr(args, 3) + h * k_stride
-                v_cache = arg_ptr(args, 4) + h * v_stride
+                k_cache = arg_ptr(args, 3) + (t0 // CHUNK * k_chunk + h * k_stride)
+                v_cache = arg_ptr(args, 4) + (t0 // CHUNK * v_chunk + h * v_stride)
                 for t in range(t0, t1):
                     key = keys + (t % 16) * (width * 4)
                     at = (t - position) * k_token + h * head * 4
                     rotate_head(k + at, key, head, n_rot, table + t * table_row, paired,
                                 arg_int(args, 15), eps, 1.0)  # fmt: skip
                     value = v + ((t - position) * v_token + h * head * 4)
-                    store_value(value, head, width, v_cache, t)
+                    store_value(value, head, width, v_cache, t % CHUNK)
                     if t1 - t0 < 16:
-                        store_key(key, head, width, k_cache, t)
+                        store_key(key, head, width, k_cache, t % CHUNK)
                 if t1 - t0 == 16:
                     for d in range(0, width, 16):
                         tokens = load_f32(keys + d * 4, 16, width * 4)
-                        to = k_cache + (block * (width * 32) + d * 32)
+                        to = k_cache + (block * 16 % CHUNK * (width * 2) + d * 32)
                         store_f16(to, transpose16(tokens), 32)
 
     return rope
@@ -433,7 +440,7 @@ def _prefill(d16: int, target: Target) -> KernelFunction:
     def scores_of(q: Any, q_stride: Any, k: Any, t0: Any, t1: Any, scores: Any) -> None:
         for t in range(t0, t1, step):
             acc = repeat(zeros_f32(1), many_k)
-            at = k + (t // 16) * (width * 32)
+            at = k + (t - t0) * (width * 2)
             for d in range(width):
                 keys = load_f16(at + d * 32, key_vectors, width * 32)
                 acc = fma_outer(keys, bcast_f32(q + d * 4, 4, q_stride), acc)
@@ -443,7 +450,7 @@ def _prefill(d16: int, target: Target) -> KernelFunction:
         for d in range(0, width, 16 * value_vectors):
             acc = load_f32_grid(out + d * 4, value_vectors, 4, 64, width * 4)
             for t in range(low, t1):
-                values = load_f16(v + (t * (width * 2) + d * 2), value_vectors, 32)
+                values = load_f16(v + ((t - t0) * (width * 2) + d * 2), value_vectors, 32)
                 acc = fma_outer(values, bcast_f32(scores + (t - t0) * 4, 4, row), acc)
             store_f32_grid(out + d * 4, acc, 4, 64, width * 4)
 
@@ -506,8 +513,10 @@ def _prefill(d16: int, target: Target) -> KernelFunction:
                     store_f32(sums + (i * width + d) * 4, zeros_f32(1), 0)
             for t0 in range((low // CHUNK) * CHUNK, end, CHUNK):
                 t1 = smaller(t0 + CHUNK, end)
+                kt = kc + t0 // CHUNK * arg_int(args, 33)
+                vt = vc + t0 // CHUNK * arg_int(args, 34)
                 for i in range(0, n_queries, 4):
-                    scores_of(q + i * q_stride, q_stride, kc, t0, t1, scores + i * row)
+                    scores_of(q + i * q_stride, q_stride, kt, t0, t1, scores + i * row)
                 for i in range((n_queries + 3) // 4 * 4):
                     own_low = 0
                     if window > 0:
@@ -515,7 +524,7 @@ def _prefill(d16: int, target: Target) -> KernelFunction:
                     softmax(scores + i * row, t0, t1, start + i + 1, own_low, cap, state + i * 8,
                             sums + i * width * 4)  # fmt: skip
                 for i in range(0, n_queries, 4):
-                    values_of(vc, t0, larger(t0, low), smaller(t1, start + i + 4), scores + i * row,
+                    values_of(vt, t0, larger(t0, low), smaller(t1, start + i + 4), scores + i * row,
                               sums + i * width * 4)  # fmt: skip
             for i in range(n_queries):
                 scale = 1.0 / get_f32(state + (i * 8 + 4))
@@ -541,20 +550,20 @@ def _prefill_bf16(d16: int) -> KernelFunction:
     value_vectors = _divisor(d16, 4)
     many_v = 4 * value_vectors
 
-    def convert_keys(k: Any, t0: Any, t1: Any, out: Any) -> None:
+    def convert_keys(k: Any, n: Any, out: Any) -> None:
         # to [block of 16 tokens][pair of d][16 tokens]
-        for t in range(t0, t1, 16):
-            at = k + (t // 16) * (width * 32)
-            to = out + (t - t0) * (width * 2)
+        for t in range(0, n, 16):
+            at = k + t * (width * 2)
+            to = out + t * (width * 2)
             for d in range(0, width, 2):
                 pairs = bf16_pairs(load_f16(at + d * 32, 1, 0), load_f16(at + (d + 1) * 32, 1, 0))
                 store_i32(to + d * 32, pairs, 0)
 
-    def convert_values(v: Any, t0: Any, t1: Any, out: Any) -> None:
+    def convert_values(v: Any, n: Any, out: Any) -> None:
         # to [pair of tokens][d]
-        for t in range(t0, t1, 2):
+        for t in range(0, n, 2):
             at = v + t * (width * 2)
-            to = out + (t - t0) * (width * 2)
+            to = out + t * (width * 2)
             for d in range(0, width, 16):
                 pairs = bf16_pairs(
                     load_f16(at + d * 2, 1, 0), load_f16(at + (width + d) * 2, 1, 0)
@@ -655,8 +664,8 @@ def _prefill_bf16(d16: int) -> KernelFunction:
                 t1 = smaller(t0 + CHUNK, end)
                 n = (t1 - t0 + 63) // 64 * 64
                 skip = larger(0, low - t0) // 32 * 32  # nothing before is visible to any query
-                convert_keys(kc, t0, t0 + n, keys)
-                convert_values(vc, t0, t0 + n, values)
+                convert_keys(kc + t0 // CHUNK * arg_int(args, 33), n, keys)
+                convert_values(vc + t0 // CHUNK * arg_int(args, 34), n, values)
                 for g in range(group):
                     for i in range(0, whole, 4):
                         r = g * queries + i
@@ -767,7 +776,7 @@ def _cases(
     for n_heads, n_kv, position, tokens, window, cap, paired, norms, n_rot in settings:
         tokens = 1 if kind == "decode" else tokens
         width, total = padded(head), position + tokens
-        room = -(-total // CACHE_STEP) * CACHE_STEP
+        room = -(-total // CHUNK) * CHUNK
         q = rng.standard_normal((tokens, n_heads, head)).astype(np.float32)
         k = rng.standard_normal((total, n_kv, head)).astype(np.float32)
         v = rng.standard_normal((total, n_kv, head)).astype(np.float32)
@@ -790,14 +799,16 @@ def _cases(
                 s = cap * np.tanh(s / cap) if cap else s
                 p = np.exp(s - s.max())
                 expected[i, h] = (p / p.sum()) @ values[span, g].astype(np.float64)
-        k_cache = np.zeros((n_kv, room // 16, width, 16), np.float16)
-        v_cache = np.zeros((n_kv, room, width), np.float16)
+        k_cache = np.zeros((room // CHUNK, n_kv, CHUNK // 16, width, 16), np.float16)
+        v_cache = np.zeros((room // CHUNK, n_kv, CHUNK, width), np.float16)
         full_k, full_v = k_cache.copy(), v_cache.copy()
         for cache_k, cache_v, n in ((full_k, full_v, total), (k_cache, v_cache, position)):
             by_token = np.zeros((n_kv, room, width), np.float16)
             by_token[:, :n, :head] = keys[:n].transpose(1, 0, 2)
-            cache_k[:] = by_token.reshape(n_kv, room // 16, 16, width).transpose(0, 1, 3, 2)
-            cache_v[:, :n, :head] = values[:n].transpose(1, 0, 2)
+            blocks = by_token.reshape(n_kv, room // CHUNK, CHUNK // 16, 16, width)
+            cache_k[:] = blocks.transpose(1, 0, 2, 4, 3)
+            by_token[:, :n, :head] = values[:n].transpose(1, 0, 2)
+            cache_v[:] = by_token.reshape(n_kv, room // CHUNK, CHUNK, width).transpose(1, 0, 2, 3)
         if kind == "prefill":
             k_cache[:], v_cache[:] = full_k, full_v
         padded_tokens = -(-tokens // QUERIES) * QUERIES
@@ -812,12 +823,12 @@ def _cases(
         chunks = total // CHUNK + 1
         partial = np.zeros((n_heads, chunks, width + 16), np.float32)
         slots = [
-            q, new_k, new_v, k_cache, v_cache, k_cache[0].nbytes, v_cache[0].nbytes, n_heads,
+            q, new_k, new_v, k_cache, v_cache, k_cache[0, 0].nbytes, v_cache[0, 0].nbytes, n_heads,
             n_kv, head, n_rot, table, n_rot * 4, paired, 0 if q_norm is None else q_norm,
             0 if k_norm is None else k_norm, 1e-5, float(scale), cap, window, out, scratch,
             n_bytes, partial, np.zeros(n_heads, np.int64), np.array([position], np.int64), chunks,
             np.array([tokens], np.int64), q[0].nbytes, new_k[0].nbytes, new_v[0].nbytes, rotated,
-            out[0].nbytes,
+            out[0].nbytes, k_cache[0].nbytes, v_cache[0].nbytes,
         ]  # fmt: skip
         outputs: list[tuple[Any, Any]] = []
         if kind != "rope":
