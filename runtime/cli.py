@@ -174,6 +174,24 @@ def inspect(*, model: str, json: bool) -> int:
     return 0
 
 
+def compress(*, src: str, dst: str, format: str, force: bool) -> int:
+    """Write a model as a file of our own, which loads faster and can be streamed from disk.
+
+    Other programs can list what is in it, but not run it: keep the source if you need it elsewhere.
+    """
+    import shlex
+
+    from headrace.compress import compress as write
+
+    with _progress() as progress:
+        done = write(src, dst, format=format, force=force, progress=progress)
+    _say(
+        f"{done.path}: {format_size(done.size_bytes)} (from {format_size(done.source_bytes)}); "
+        f'try `headrace run {shlex.quote(str(done.path))} "Why is the sky blue?"`'
+    )
+    return 0
+
+
 def pull(*, name: str, file: str | None) -> int:
     """Fetch a model into the cache and print its path."""
     from headrace.loaders.pull import pull as fetch
@@ -241,6 +259,15 @@ COMMANDS: dict[str, Command] = {
             Opt("chunks", int, None, "only so many windows", ("--chunks",)),
             *_MACHINE,
             _JSON,
+        ),
+    ),
+    "compress": Command(
+        compress,
+        (
+            Opt("src", str, _REQUIRED, _MODEL.help),
+            Opt("dst", str, _REQUIRED, "the file to write, such as model.headrace.gguf"),
+            Opt("format", str, "keep", "keep: each matrix as it loads", ("--format",)),
+            Opt("force", bool, False, "replace the file if it exists", ("--force",)),
         ),
     ),
     "pull": Command(
@@ -506,9 +533,9 @@ def describe_model(path: Path) -> dict[str, Any]:
     """What `headrace inspect` shows; only the header is read."""
     import math
 
-    from headrace.loaders.gguf import read_gguf
+    from headrace.loaders.tiled import open_model
 
-    model = read_gguf(path)
+    model = open_model(path)
     get = model.metadata.get
     vocabulary = get("tokenizer.ggml.tokens")
     types: dict[str, dict[str, Any]] = {}
@@ -544,9 +571,15 @@ def _how_it_loads(tensor: Any) -> tuple[str, int]:
     """(the kernel's format or what it is expanded to, bytes then)."""
     import math
 
+    from headrace.loaders.tiled import format_name
     from headrace.sparse.expand import plan_expansion
     from headrace.sparse.registry import by_ggml_type
 
+    if format_name(tensor.type) is not None:
+        from headrace.weights import tiled_format
+
+        tiled_format(tensor)
+        return "kernel", tensor.n_bytes
     if by_ggml_type(tensor.type) is not None:
         return "kernel", tensor.n_bytes
     try:

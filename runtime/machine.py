@@ -27,7 +27,7 @@ def read_bandwidth(store: KernelStore, team: Team, n_bytes: int, runs: int = 5) 
     out = np.zeros(team.n_threads * 64 + 64, np.uint8)
     address = store.load([probe.kernel()])["probe_read"]
     block = argument_block([buffer.address("data"), n_bytes // 512, out])
-    steps = np.array([[address, block.ctypes.data, execute.STEP_BARRIER, 0]], np.int64)
+    steps = np.array([[address, block.ctypes.data, execute.STEP_BARRIER, 0, 0, 0]], np.int64)
     best = float("inf")
     for _ in range(runs + 1):
         start = time.perf_counter()

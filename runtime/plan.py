@@ -27,6 +27,7 @@ from headrace.weights import PlacedMatrix, Weights, kernels_for, padded16
 COUNT, POSITION, OUT_FIRST, OUT_COUNT, ZERO, ONE = range(6)
 STATE_WORDS = 8
 
+PREFETCH_BYTES = 1 << 14  # smaller matrices are not worth asking for ahead
 SHORT_TOKENS = 16  # chunks up to here run as `short`
 
 
@@ -43,7 +44,7 @@ class Step:
 
 @dataclass
 class Program:
-    """Steps ready to run: `table` [n, 4] for the native loop, the rest kept alive or for reports."""
+    """Steps ready to run: `table` [n, 6] for the native loop, the rest kept alive or for reports."""
 
     steps: list[Step]
     table: np.ndarray
@@ -182,7 +183,13 @@ class Programs:
     def _program(self, steps: list[Step], addresses: dict[str, int]) -> Program:
         width = max(len(step.slots) for step in steps)
         blocks = np.zeros((len(steps), width), np.int64)
-        table = np.zeros((len(steps), 4), np.int64)
+        table = np.zeros((len(steps), execute.STEP_SLOTS), np.int64)
+        ahead = (0, 0)
+        for i in range(len(steps) - 1, -1, -1):
+            if steps[i].barrier:
+                table[i, 3:5] = ahead
+            if steps[i].n_bytes > PREFETCH_BYTES:
+                ahead = (steps[i].slots[0], steps[i].n_bytes)
         for i, step in enumerate(steps):
             block = argument_block(step.slots)
             blocks[i, : len(block)] = block

@@ -11,7 +11,8 @@ from headrace.errors import BudgetError, ContextOverflowError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.kernels import attention
-from headrace.loaders.gguf import ModelFile, read_gguf
+from headrace.loaders.gguf import ModelFile
+from headrace.loaders.tiled import open_model
 from headrace.sizes import format_size
 from headrace.targets.host import pick_target
 from headrace.targets.target import Target
@@ -93,7 +94,7 @@ def prepare(
         ContextOverflowError: the context asked for is longer than the model's.
         KernelError: the target is unknown or cannot run here.
     """
-    file = read_gguf(path)
+    file = open_model(path)
     decoder = describe(file)
     placed = place(file, decoder, activations)
     chosen = pick_target(target)

@@ -134,7 +134,7 @@ class Team:
     def run(
         self, steps: np.ndarray, *, ticks: np.ndarray | None = None, interruptible: bool = False
     ) -> bool:
-        """Run a plan's steps [n, 4] on all threads; False when it was cancelled on the way.
+        """Run a plan's steps [n, 6] on all threads; False when it was cancelled on the way.
 
         Args:
             ticks: int64 [n + 1] that receives the clock before each step and after the last.

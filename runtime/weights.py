@@ -1,18 +1,20 @@
-"""Weights in memory: which format each tensor gets, how many bytes, and loading them tile by tile."""
+"""Weights in memory: which format each tensor gets, how many bytes, loading them tile by tile."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from headrace.errors import ModelFileError, UnsupportedError
 from headrace.families.decoder import Decoder, Matrix, Vector, tensor_of
 from headrace.kernels.invoke import invoke
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
+from headrace.loaders.tiled import format_name
 from headrace.memory import Arena
 from headrace.sparse import linear
 from headrace.sparse.format import TILE_ROWS, Format
@@ -23,6 +25,7 @@ Activations = Literal["q8", "f32"]
 Progress = Callable[[int, int, str], None]
 
 PIECE_BYTES = 1 << 20  # raw bytes read at a time by each thread
+STRAIGHT_BYTES = 4 << 20  # the same, when they go straight to their place
 
 
 def padded16(n: int) -> int:
@@ -46,7 +49,12 @@ class PlacedMatrix:
     @property
     def expanded(self) -> bool:
         """Whether memory holds another coding than the file."""
-        return self.format.ggml_type != self.info.type
+        return not self.straight and self.format.ggml_type != self.info.type
+
+    @property
+    def straight(self) -> bool:
+        """Whether the file's bytes are those of memory."""
+        return format_name(self.info.type) == self.format.name
 
 
 def place(model: ModelFile, decoder: Decoder, activations: Activations) -> list[PlacedMatrix]:
@@ -62,7 +70,7 @@ def place(model: ModelFile, decoder: Decoder, activations: Activations) -> list[
 
 def _place_one(model: ModelFile, matrix: Matrix, activations: Activations) -> PlacedMatrix:
     info = tensor_of(model, matrix)
-    fmt = by_ggml_type(info.type)
+    fmt = tiled_format(info) or by_ggml_type(info.type)
     if fmt is None:
         from headrace.sparse.expand import plan_expansion
 
@@ -72,8 +80,34 @@ def _place_one(model: ModelFile, matrix: Matrix, activations: Activations) -> Pl
     return PlacedMatrix(matrix, info, fmt)
 
 
+def tiled_format(info: TensorInfo) -> Format | None:
+    """The format of a matrix that the file has tiled, its size checked; None if it is not tiled.
+
+    Raises:
+        UnsupportedError: there is no such format.
+        ModelFileError: the tensor's bytes are not those of a matrix of its shape.
+    """
+    name = format_name(info.type)
+    if name is None:
+        return None
+    fmt = FORMATS.get(name)
+    where = {"path": info.path, "tensor": info.name, "offset": info.offset}
+    if fmt is None:
+        raise UnsupportedError(
+            f"this release has no weight format {name!r}: update Headrace", **where
+        )
+    rows, columns = info.shape
+    if columns % fmt.block or fmt.tiled_bytes(rows, columns) != info.n_bytes:
+        raise ModelFileError(
+            f"its {info.n_bytes:,} bytes are no {name} matrix of {rows} x {columns}: changed by "
+            "another program or corrupt; write the file again",
+            **where,
+        )
+    return fmt
+
+
 class Weights:
-    """All weights of a decoder: matrices tiled in one arena, vectors as padded float32 in another."""
+    """All weights of a decoder: tiled matrices in one arena, vectors as padded float32 in another."""
 
     def __init__(self, model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix]) -> None:
         self._model = model
@@ -132,31 +166,61 @@ class Weights:
         first: int,
         last: int,
     ) -> None:
-        info, fmt, matrix = placed.info, placed.format, placed.matrix
-        row_bytes = info.n_bytes // matrix.rows
-        rows = last - first
-        n_tiles = -(-rows // TILE_ROWS)
-        raw = np.zeros((n_tiles * TILE_ROWS, row_bytes), np.uint8)
-        reader.readinto(info, first * row_bytes, raw[:rows])
-        if placed.expanded:
-            raw = _expand(raw, info.type, fmt)
+        fmt, matrix = placed.format, placed.matrix
+        at = first // TILE_ROWS * fmt.tiled_bytes(TILE_ROWS, matrix.columns)
+        n_tiles = -(-(last - first) // TILE_ROWS)
+        if placed.straight:
+            n_bytes = fmt.tiled_bytes(last - first, matrix.columns)
+            here = self.matrices.view(matrix.name)[at : at + n_bytes]
+            reader.readinto(placed.info, at, here)
+            return
+        raw = _raw_rows(reader, placed, first, last)
         invoke(
             addresses[f"tile_{fmt.name}"],
             [
                 raw,
                 raw.shape[1],
-                self.matrices.address(matrix.name)
-                + first // TILE_ROWS * fmt.tiled_bytes(TILE_ROWS, matrix.columns),
+                self.matrices.address(matrix.name) + at,
                 matrix.columns // fmt.block,
                 n_tiles,
             ],
         )
 
 
+def read_tiled(reader: TensorReader, placed: PlacedMatrix) -> Iterator[np.ndarray]:
+    """The tiled bytes of a matrix piece by piece, made without kernels."""
+    fmt, columns = placed.format, placed.matrix.columns
+    for _, first, last in _pieces(placed):
+        if placed.straight:
+            data = np.empty(fmt.tiled_bytes(last - first, columns), np.uint8)
+            reader.readinto(placed.info, fmt.tiled_bytes(first, columns), data)
+            yield data
+        else:
+            yield fmt.tile(_raw_rows(reader, placed, first, last)).reshape(-1)
+
+
+def _raw_rows(reader: TensorReader, placed: PlacedMatrix, first: int, last: int) -> np.ndarray:
+    """Rows in the raw bytes of the format in memory, filled up to whole tiles with zero bytes."""
+    info, fmt = placed.info, placed.format
+    rows = last - first
+    n_tiles = -(-rows // TILE_ROWS)
+    own = tiled_format(info)
+    if own is None:
+        row_bytes = info.n_bytes // placed.matrix.rows
+        raw = np.zeros((n_tiles * TILE_ROWS, row_bytes), np.uint8)
+        reader.readinto(info, first * row_bytes, raw[:rows])
+        return _expand(raw, info.type, fmt) if placed.expanded else raw
+    columns = placed.matrix.columns
+    tiled = np.empty((n_tiles, columns // own.block, own.tile_block_bytes), np.uint8)
+    reader.readinto(info, own.tiled_bytes(first, columns), tiled)
+    return fmt.encode(own.decode(own.untile(tiled, n_tiles * TILE_ROWS)))
+
+
 def _pieces(placed: PlacedMatrix) -> Iterable[tuple[PlacedMatrix, int, int]]:
     rows = placed.matrix.rows
     row_bytes = max(1, placed.info.n_bytes // rows)
-    step = max(TILE_ROWS, PIECE_BYTES // row_bytes // TILE_ROWS * TILE_ROWS)
+    piece = STRAIGHT_BYTES if placed.straight else PIECE_BYTES
+    step = max(TILE_ROWS, piece // row_bytes // TILE_ROWS * TILE_ROWS)
     return [(placed, first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
@@ -186,6 +250,8 @@ def kernels_for(
     for p in placed:
         rows = linear.kernels(p.format)
         for operation in operations[p.format.activation]:
+            if operation == "tile" and p.straight:
+                continue
             found[rows[operation].name] = rows[operation]
         if p.matrix.name == embedding:
             found[rows["rows"].name] = rows["rows"]

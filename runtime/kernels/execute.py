@@ -1,6 +1,8 @@
 """The native loop: every thread of a team walks the steps of a plan, with barriers between them.
 
-Step (4 slots of 8 bytes): kernel address, argument block, flags (1: barrier after it), unused.
+Step (6 slots of 8 bytes): kernel address, argument block, flags (1: barrier after it), address and
+bytes of the weights that come next (0: none), unused. A thread that has reached a barrier asks for
+the first lines of its share of those: the memory works while the threads wait for each other.
 Job (slots): 0 steps, 1 their number, 2 address of the barrier counter, 3 address of the cancel
 word, 4 address of a yield function of the operating system (0: none), 5 pauses before a waiting
 thread yields, 6 ticks array (0: no timing; one int64 per step and one more).
@@ -25,6 +27,7 @@ from headrace.targets.simd import (
     clock,
     get_i64,
     int_to_ptr,
+    prefetch,
     put_i64,
     spin_pause,
 )
@@ -39,6 +42,8 @@ GENERATION, DONE, BARRIER, CANCEL, JOB, THREADS, PARK, YIELD, PATIENCE, STOP = (
 )  # fmt: skip
 TEAM_SLOTS = 64
 STEP_BARRIER = 1
+STEP_SLOTS = 6
+PREFETCH_LINES = 32
 
 
 def _walk(job: Any, thread: Any, n_threads: Any) -> None:
@@ -55,11 +60,16 @@ def _walk(job: Any, thread: Any, n_threads: Any) -> None:
     while i < n_steps and not stopped:
         if ticks != 0 and thread == 0:
             put_i64(int_to_ptr(ticks) + i * 8, clock())
-        step = steps + i * 32
+        step = steps + i * (STEP_SLOTS * 8)
         call_kernel(arg_ptr(step, 0), arg_ptr(step, 1), thread, n_threads)
         if arg_int(step, 2) != 0 and n_threads > 1:
             expected += n_threads
             atomic_add(barrier, 1)
+            ahead = arg_int(step, 4)
+            if ahead != 0:
+                lines = int_to_ptr(arg_int(step, 3)) + ahead // n_threads * thread
+                for line in range(PREFETCH_LINES):
+                    prefetch(lines + line * 64)
             spins = 0
             while atomic_get(barrier) < expected and not stopped:
                 spin_pause()
