@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.machine import BENCH_BYTES, read_bandwidth
+from headrace.machine import BENCH_BYTES, read_bandwidth, remember_read_bandwidth
 from headrace.model import Model, load
 from headrace.peak import peak_rss_bytes
 
@@ -63,6 +63,7 @@ def bench(
         peak = peak_rss_bytes()
         bandwidth = read_bandwidth(loaded.kernel_store, loaded.team, BENCH_BYTES)
         plan = loaded.plan
+        remember_read_bandwidth(plan.target, plan.threads, bandwidth)
         decode_tok_s = new_tokens / min(decode[1:])
         mean_context = context_tokens + new_tokens / 2
         n_bytes = plan.bytes_per_token

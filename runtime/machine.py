@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -51,29 +52,40 @@ def _cache_file() -> Path:
     return cache_folder().parent / "machine.json"
 
 
+def _key(target_name: str, threads: int) -> str:
+    return f"{_cpu_name()}; {os.cpu_count()} CPUs; {threads} threads; {target_name}"
+
+
+def _known() -> dict[str, float]:
+    try:
+        known = json.loads(_cache_file().read_text())
+        return {str(k): float(v) for k, v in known.items() if float(v) > 0}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def remember_read_bandwidth(target_name: str, threads: int, value: float) -> None:
+    """Keep a measured bandwidth for later plans; the best counts, as other work only slows it."""
+    known = _known()
+    key = _key(target_name, threads)
+    known[key] = max(value, known.get(key, 0.0))
+    with contextlib.suppress(OSError):  # measured again next time
+        write_atomically(_cache_file(), json.dumps(known, indent=1).encode())
+
+
 def cached_read_bandwidth(target_name: str | None, threads: int) -> float:
-    """Read bandwidth in bytes per second, measured at most once for this CPU and thread count."""
+    """Read bandwidth in bytes per second, measured once for this CPU and thread count."""
     from headrace.targets.host import pick_target
 
     target = pick_target(target_name)
-    key = f"{_cpu_name()}; {os.cpu_count()} CPUs; {threads} threads; {target.name}"
-    try:
-        known = json.loads(_cache_file().read_text())
-        value = float(known[key])
-        if value > 0:
-            return value
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
+    known = _known().get(_key(target.name, threads))
+    if known is not None:
+        return known
     store = KernelStore(target)
     team = Team(store.load(execute.kernels().values()), threads)
     try:
         value = read_bandwidth(store, team, QUICK_BYTES)
     finally:
         team.close()
-    known = known if isinstance(known, dict) else {}
-    known[key] = value
-    try:
-        write_atomically(_cache_file(), json.dumps(known, indent=1).encode())
-    except OSError:
-        pass  # measured again next time
+    remember_read_bandwidth(target.name, threads, value)
     return value

@@ -16,7 +16,14 @@ from headrace import plan as plans
 from headrace.detokenizer import Detokenizer
 from headrace.errors import BusyError, CancelledError, ContextOverflowError, HeadraceError
 from headrace.loaders.sources import resolve
-from headrace.planning import MemoryPlan, Prepared, check_budget, memory_plan, prepare
+from headrace.planning import (
+    MemoryPlan,
+    Prepared,
+    check_available,
+    check_budget,
+    memory_plan,
+    prepare,
+)
 from headrace.sampling import Sampler, SamplingParams, StopMatcher
 from headrace.sizes import parse_size
 from headrace.targets.cache import KernelStore
@@ -70,7 +77,7 @@ def load(
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
-        BudgetError: `memory` is less than the model needs.
+        BudgetError: `memory`, or what is free, is less than the model needs.
         ContextOverflowError: `context` is longer than the model's.
     """
     path = resolve(model, progress=progress)
@@ -80,6 +87,8 @@ def load(
     budget = parse_size(memory) if isinstance(memory, str) else memory
     plan = memory_plan(prepared, budget=budget)
     check_budget(plan)
+    if budget is None:
+        check_available(plan)
     return Model(prepared, plan, progress)
 
 
@@ -262,9 +271,10 @@ class Model:
         """Read tokens at positions from `start` without sampling: the work that `bench` times.
 
         Raises:
-            ValueError: `start` is beyond what has been read.
+            ValueError: `start` is beyond what has been read, or an id is no token.
             ContextOverflowError: they do not fit in the context.
         """
+        self._check_ids(ids)
         with self._busy(self, begins=True):
             if start > len(self._kept) or start < 0:
                 raise ValueError(f"only {len(self._kept)} tokens have been read, not {start}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace import plan as plans
+from headrace.available import available_bytes
 from headrace.errors import BudgetError, ContextOverflowError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
@@ -192,14 +193,31 @@ def check_budget(plan: MemoryPlan) -> None:
     Raises:
         BudgetError: names what is needed, and for what.
     """
-    if plan.fits or plan.budget is None:
-        return
-    raise BudgetError(
+    if plan.budget is not None and not plan.fits:
+        raise _too_small(plan, f"--memory allows {format_size(plan.budget)}. Allow more, or ask")
+
+
+def check_available(plan: MemoryPlan) -> None:
+    """Refuse a model that the machine has no room for: a process that is killed says nothing.
+
+    Raises:
+        BudgetError: names what is needed, and for what.
+    """
+    available = available_bytes()
+    if available is not None and plan.peak_bytes > available:
+        raise _too_small(
+            plan,
+            f"this process can have {format_size(available)} (free memory and cgroup limit). End "
+            "other programs, take a smaller model, or ask",
+        )
+
+
+def _too_small(plan: MemoryPlan, limit: str) -> BudgetError:
+    return BudgetError(
         f"{plan.model} needs {format_size(plan.peak_bytes)} of memory: weights "
         f"{format_size(plan.weights)}, KV cache {format_size(plan.kv_cache)} for {plan.context} "
         f"tokens of context, activations {format_size(plan.activations)}, the process "
-        f"{format_size(plan.process)}; --memory allows {format_size(plan.budget)}. Allow more, or "
-        "ask for a shorter --context",
+        f"{format_size(plan.process)}; {limit} for a shorter --context",
         needed_bytes=plan.peak_bytes,
     )
 

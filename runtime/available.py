@@ -1,0 +1,73 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_CGROUPS = (
+    # (limit, use, statistics, the statistics' name of cache that the kernel gives back)
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
+)
+
+
+def available_bytes() -> int | None:
+    """Free and reclaimable memory, within the limits of this process's cgroups; None if unknown."""
+    found = [n for n in (_machine(), _cgroup()) if n is not None]
+    return min(found) if found else None
+
+
+def _machine() -> int | None:
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    except (ImportError, OSError):
+        return None
+
+
+def _cgroup() -> int | None:
+    """The tightest limit on the way from this process's cgroup to the root (versions 1 and 2)."""
+    left = []
+    for folder in _cgroup_folders():
+        for limit_name, use_name, stat_name, cache_name in _CGROUPS:
+            try:
+                limit = (folder / limit_name).read_text().strip()
+                if limit == "max":
+                    continue
+                used = int((folder / use_name).read_text())
+                stat = dict(
+                    line.split() for line in (folder / stat_name).read_text().splitlines()
+                )
+            except (OSError, ValueError):
+                continue
+            left.append(int(limit) - used + int(stat.get(cache_name, 0)))
+    return max(0, min(left)) if left else None
+
+
+def _cgroup_folders() -> list[Path]:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root = Path("/sys/fs/cgroup")
+        elif "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+        else:
+            continue
+        here = root / path.lstrip("/")
+        while here != root.parent and root in (here, *here.parents):
+            folders.append(here)
+            here = here.parent
+    return folders
