@@ -11,16 +11,13 @@ import threading
 import time
 
 import headrace
-from headrace.errors import CancelledError
 
 
 def answer(model: headrace.Model, prompt: str, out: queue.Queue[str | None]) -> None:
     """Generate an answer; runs in a thread of its own, and leaves the GIL to the others."""
     try:
-        for piece in model.generate(prompt, max_tokens=2000, raw=False):
+        for piece in model.generate(prompt, max_tokens=2000):
             out.put(piece)
-    except CancelledError:
-        pass
     finally:
         out.put(None)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from headrace.errors import ModelFileError, ModelNotFoundError
 from headrace.loaders import pull as _pull
-
-SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
+from headrace.loaders.split_names import model_groups
 
 
 def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path:
@@ -48,16 +46,6 @@ def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path
     if isinstance(name, str) and not _looks_like_path(text) and _pull.parse_hub_id(text):
         return _from_hub(text, progress)
     raise ModelNotFoundError(_not_found(text, path))
-
-
-def model_groups(names: Iterable[str]) -> dict[str, list[str]]:
-    """GGUF names grouped into models: the first part of each split one -> all its parts."""
-    groups: dict[str, list[str]] = {}
-    for name in sorted(names):
-        match = SPLIT_NAME.match(name)
-        first = f"{match['stem']}-00001-of-{match['parts']}.gguf" if match else name
-        groups.setdefault(first, []).append(name)
-    return groups
 
 
 def _in_directory(path: Path) -> Path:

@@ -43,9 +43,7 @@ def _cgroup() -> int | None:
                 if limit == "max":
                     continue
                 used = int((folder / use_name).read_text())
-                stat = dict(
-                    line.split() for line in (folder / stat_name).read_text().splitlines()
-                )
+                stat = dict(line.split() for line in (folder / stat_name).read_text().splitlines())
             except (OSError, ValueError):
                 continue
             left.append(int(limit) - used + int(stat.get(cache_name, 0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def bench(
             else:
                 loaded.forget()
             ids = _ids(loaded, random, new_tokens)
-            decode.append(_timed(lambda i=ids, s=start: _one_by_one(loaded, i, s)))
+            decode.append(_timed(partial(_one_by_one, loaded, ids, start)))
         peak = peak_rss_bytes()
         bandwidth = read_bandwidth(loaded.kernel_store, loaded.team, BENCH_BYTES)
         plan = loaded.plan

@@ -86,7 +86,7 @@ class _Limits(threading.local):
             elif isinstance(value, (list, tuple, set, frozenset)):
                 pending += value
             elif isinstance(value, Namespace):
-                pending.append(value._Namespace__attrs)  # type: ignore[attr-defined]
+                pending.append(value._Namespace__attrs)
             elif isinstance(value, range):
                 chars += 8 * len(value)
             if items + len(pending) > MAX_ITEMS:

@@ -93,7 +93,9 @@ def run(
             }
         )
     else:
-        parts = [f"{stats.new_tokens} tokens", f"{_decode_tok_s(stats) or 0:.0f} tok/s"]
+        rate = _decode_tok_s(stats)
+        parts = [f"{stats.new_tokens} tokens"]
+        parts += [f"{rate:.0f} tok/s"] if rate is not None else []
         parts += [f"first token {first_token_s:.2f} s"] if first_token_s is not None else []
         parts += [f"peak memory {format_size(peak_rss_bytes())}"]
         _say(("interrupted · " if code else "") + " · ".join(parts))

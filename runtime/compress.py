@@ -87,7 +87,7 @@ def compress(
             for source, place_at, entry in zip(sources, places, entries, strict=True):
                 file.write(bytes(place_at - file.tell()))
                 for data in _bytes_of(reader, source):
-                    file.write(data)
+                    file.write(data.data)
                 if file.tell() - place_at != entry.n_bytes:
                     raise AssertionError(f"{entry.name} takes other bytes than announced")
                 if progress is not None:

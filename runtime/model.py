@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -329,7 +329,7 @@ class Model:
             raise ValueError("the prompt is empty: there must be at least one token")
         if len(ids) > self.context:
             raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens, the context {self.context}; shorten it, or load "
+                f"the prompt has {len(ids)} tokens, the context {self.context}; shorten it or load "
                 f"the model with a longer context (it was trained for {self._decoder.context})"
             )
         if min(ids) < 0 or max(ids) >= self._decoder.vocabulary:
@@ -348,7 +348,7 @@ class Model:
         return row if cap == 0 else (cap * np.tanh(row / np.float32(cap))).astype(np.float32)
 
     def _read_chunk(self, ids: list[int], position: int, out: np.ndarray | None = None) -> None:
-        """Run one chunk; with `out` [k, vocabulary], the logits after the last k tokens go there."""
+        """Run one chunk; with `out` [k, vocabulary], logits after the last k tokens go there."""
         if self._cancelled:
             raise CancelledError("cancelled")
         programs, n = self._programs, len(ids)
@@ -468,7 +468,7 @@ class Generation:
             token = self._sampler.sample(logits, self._recent)
         return token, time.perf_counter() - began
 
-    def _run(self, prompt: list[int], max_tokens: int, reuse: bool) -> Iterator[str]:
+    def _run(self, prompt: list[int], max_tokens: int, reuse: bool) -> Generator[str, None, None]:
         model, stats = self._model, self.stats
         detokenizer = Detokenizer(model.tokenizer, after=prompt[-1])
         self._recent = list(prompt)

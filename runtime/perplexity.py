@@ -76,4 +76,5 @@ def _losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     top = logits.max(axis=1, keepdims=True)
     total = np.exp(logits - top).sum(axis=1, dtype=np.float64)
     chosen = logits[np.arange(len(targets)), targets] - top[:, 0]
-    return np.log(total) - chosen
+    losses: np.ndarray = np.log(total) - chosen
+    return losses

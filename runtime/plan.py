@@ -44,7 +44,7 @@ class Step:
 
 @dataclass
 class Program:
-    """Steps ready to run: `table` [n, 6] for the native loop, the rest kept alive or for reports."""
+    """Steps ready to run: `table` [n, 6] for the native loop; the rest is kept alive, or shown."""
 
     steps: list[Step]
     table: np.ndarray
@@ -97,16 +97,14 @@ class Shape:
     threads: int
 
 
-def kernels_of(
-    decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target
-) -> list[Kernel]:
+def kernels_of(decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target) -> list[Kernel]:
     """Every kernel that a decoder's programs and its loading need."""
     placed = list(placed)
     activations = sorted({p.format.activation for p in placed})
     kinds = {mode.kind(a) for mode in modes(target).values() for a in activations}
     producers = {"norm", "copy"} | {layer.feed_forward.activation for layer in decoder.layers}
     heads = {layer.attention.head for layer in decoder.layers}
-    operations = {
+    operations: dict[str, list[str]] = {
         a: ["tile", *(mode.operation(a) for mode in modes(target).values())] for a in activations
     }
     found = [
@@ -178,7 +176,7 @@ class Programs:
             made["decode"], made["short"], made["prefill"],
         )  # fmt: skip
 
-    # --- building -----------------------------------------------------------------------------------
+    # --- building ---------------------------------------------------------------------------------
 
     def _program(self, steps: list[Step], addresses: dict[str, int]) -> Program:
         width = max(len(step.slots) for step in steps)
@@ -274,11 +272,9 @@ class Programs:
         for kind in self._kinds(mode, readers):
             b, post = add if add is not None else ("", None)
             how = 0 if add is None else (1 if post is None else 2)
+            at = self._vector(norm), self._vector(post)
             steps.append(
-                self._prepare(
-                    mode, "norm", kind, "x", b, self.decoder.width, self._vector(norm),
-                    self._vector(post), how, last,
-                )  # fmt: skip
+                self._prepare(mode, "norm", kind, "x", b, self.decoder.width, *at, how, last)
             )
             add = None  # a second kind of activation reads the x that the first one updated
         return steps
@@ -287,9 +283,7 @@ class Programs:
         (kind,) = self._kinds(mode, [reader])
         return [self._prepare(mode, producer, kind, a, b, reader.columns)]
 
-    def _products(
-        self, mode: Mode, outputs: dict[str, Matrix], last: bool = False
-    ) -> list[Step]:
+    def _products(self, mode: Mode, outputs: dict[str, Matrix], last: bool = False) -> list[Step]:
         steps = []
         for name, matrix in outputs.items():
             placed = self._weights.placed[matrix.name]
@@ -340,7 +334,7 @@ class Programs:
         self.buffers.view("counters")[:] = 0
 
     def write_logits_to(self, out: np.ndarray) -> None:
-        """Let prefill write logits to float32 `out` [rows, padded vocabulary]; it must stay alive."""
+        """Let prefill write logits to float32 `out` [rows, padded vocabulary], which must live."""
         for program in (self.short, self.prefill):
             program.blocks[-1, 2] = out.ctypes.data
 

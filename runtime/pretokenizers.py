@@ -1,17 +1,13 @@
 """How BPE vocabularies cut text into words: one row per name in `tokenizer.ggml.pre`.
 
 Each expression cuts every piece left by the one before it; matches and the gaps between them
-both become pieces. ASCII text goes through Python's `re` with the Unicode classes narrowed to
-ASCII, which is exact; other text goes through Oniguruma in the `tokenizers` library, imported
-only then.
+both become pieces. The `tokenizers` library does the cutting, with Oniguruma.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -84,81 +80,12 @@ class PreTokenizer:
     ignore_merges: bool = False
     add_bos: bool = False
 
-    def split(self, text: str) -> list[str]:
-        """Cut `text` into words; joined, they give `text` again."""
-        if not text:
-            return []
-        if self._portable or text.isascii():
-            pieces = [text]
-            for findall, finditer in self._compiled:
-                pieces = [word for piece in pieces for word in _isolate(findall, finditer, piece)]
-            return pieces
-        return [word for word, _ in self._unicode.pre_tokenize_str(text)]
-
-    @cached_property
-    def _portable(self) -> bool:
-        """No class whose Unicode meaning differs from its ASCII one, so `re` is always exact."""
-        return not any(re.search(r"\\[pPsSdDwWbB]", each) for each in self.expressions)
-
-    @cached_property
-    def _compiled(self) -> list[tuple[Callable, Callable]]:
-        patterns = [re.compile(_narrow(each), re.ASCII) for each in self.expressions]
-        return [(pattern.findall, pattern.finditer) for pattern in patterns]
-
-    @cached_property
-    def _unicode(self):
+    def steps(self) -> list[Any]:
+        """The library's pre-tokenizers, to be applied one after the other."""
         from tokenizers import Regex
-        from tokenizers.pre_tokenizers import Sequence, Split
+        from tokenizers.pre_tokenizers import Split
 
-        return Sequence([Split(Regex(each), "isolated") for each in self.expressions])
-
-
-def _isolate(findall: Callable, finditer: Callable, piece: str) -> list[str]:
-    words = findall(piece)
-    if sum(map(len, words)) == len(piece):
-        return words  # the common case: no gaps
-    words, end = [], 0
-    for match in finditer(piece):
-        if match.start() > end:
-            words.append(piece[end : match.start()])
-        words.append(match.group())
-        end = match.end()
-    if end < len(piece):
-        words.append(piece[end:])
-    return words
-
-
-_ASCII_CLASS = {
-    "L": "A-Za-z",
-    "Lu": "A-Z",
-    "Ll": "a-z",
-    "Lt": "",
-    "Lm": "",
-    "Lo": "",
-    "M": "",
-    "N": "0-9",
-    "P": r"!-#%-*,-/:;?@\[-\]_{}",
-    "S": r"$+<->^`|~",
-}
-
-
-def _narrow(expression: str) -> str:
-    r"""Replace `\p{..}` by its ASCII members."""
-    inside = False
-
-    def replace(match: re.Match[str]) -> str:
-        nonlocal inside
-        text = match.group()
-        if text == "[":
-            inside = True
-        elif text == "]":
-            inside = False
-        elif text.startswith(r"\p"):
-            members = _ASCII_CLASS[match.group(1)]
-            return members if inside else f"[{members}]"
-        return text
-
-    return re.sub(r"\\p\{(\w+)\}|\\.|\[|\]", replace, expression)
+        return [Split(Regex(each), "isolated") for each in self.expressions]
 
 
 # Names as in llama.cpp. Left out because they need more than expressions: kimi-k2, afmoe,

@@ -78,7 +78,7 @@ class Sampler:
         if not math.isfinite(largest):
             raise HeadraceError(
                 f"the model computed logits without a finite maximum ({largest} at token {best});"
-                " the weights are damaged or a kernel is wrong: run `headrace targets test`"
+                " the weights are damaged; download the model again, or try another --target"
             )
         if params.temperature == 0.0 or params.top_k == 1:
             return best

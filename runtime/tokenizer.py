@@ -1,41 +1,29 @@
 """Text to token ids and back, from the metadata of a GGUF file.
 
-Written out here rather than built with the `tokenizers` library because start-up counts: for a
-49k vocabulary two dictionaries take a fifth of the time and of the memory of its BPE model, and
-they follow llama.cpp where the library cannot (equal SentencePiece scores, spaces after special
-tokens). That library still cuts non-ASCII text into words, see `headrace.pretokenizers`.
+BPE goes through the `tokenizers` library and SentencePiece through a merge of our own; see
+`headrace.bpe` for why. Special tokens are cut out here, because the library cannot do it as
+llama.cpp does: the longest first whatever its place in the text, and user-defined ones even where
+control tokens are to be read as plain text.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from headrace.bpe import merge
+from headrace.bpe import ALPHABET, merge
 from headrace.errors import HeadraceError
-from headrace.pretokenizers import PRE_TOKENIZERS
 from headrace.vocabulary import Vocabulary, read_vocabulary
 
 _SPACE = "\u2581"  # SentencePiece writes a space as a lower one eighth block
 _C_SPACES = " \t\n\v\f\r"
 _CACHED_WORDS = 1 << 15
 _CACHED_WORD_LENGTH = 64
-
-
-def _byte_alphabet() -> list[str]:
-    """GPT-2's printable stand-in for each byte."""
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in shown else next(others)) for byte in range(256)]
-
-
-_ALPHABET = _byte_alphabet()
-_TO_ALPHABET = dict(enumerate(_ALPHABET))
-_FROM_ALPHABET = {ord(letter): byte for byte, letter in enumerate(_ALPHABET)}
+_FROM_ALPHABET = {ord(letter): byte for byte, letter in enumerate(ALPHABET)}
 
 
 class Tokenizer:
@@ -51,7 +39,8 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._tokens = vocabulary.tokens
-        self._ids = vocabulary.ids
+        self._bpe = vocabulary.bpe
+        self._find = vocabulary.ids.get if self._bpe is None else self._bpe.id_of
         self._hidden = vocabulary.hidden
         self._special = vocabulary.special
         self.n_vocab = len(vocabulary.tokens)
@@ -60,24 +49,11 @@ class Tokenizer:
         self.pad_id, self.eos_ids = vocabulary.pad_id, vocabulary.eos_ids
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
         self._byte_level = vocabulary.kind == "gpt2"
-        self._spm = vocabulary.kind == "llama"
         self._words: dict[str, list[int]] = {}
-        self._rank: Callable[[str], float | None]
         # Longest first, as llama.cpp does: each is cut out of what the ones before it left.
         texts = [(self._tokens[each], each) for each in self._special]
         texts.sort(key=lambda each: (-len(each[0].encode("utf-8", "surrogateescape")), each[1]))
         self._cut_first = texts
-        if self._spm:
-            costs, ids = vocabulary.costs, vocabulary.ids
-
-            def rank(text: str) -> float | None:
-                found = ids.get(text)
-                return None if found is None else costs[found]
-
-            self._rank, self._joint = rank, ""
-        else:
-            self._pre = PRE_TOKENIZERS[vocabulary.pre]
-            self._rank, self._joint = vocabulary.ranks.get, " "
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], path: str | Path | None) -> Tokenizer:
@@ -95,7 +71,7 @@ class Tokenizer:
 
     def id_of(self, text: str) -> int | None:
         """The id of the token with exactly this text (such as "<|im_start|>"), or None."""
-        return self._ids.get(text)
+        return self._find(text)
 
     # --- text to ids ---
 
@@ -161,14 +137,36 @@ class Tokenizer:
         return parts
 
     def _encode_text(self, text: str, out: list[int]) -> None:
-        cache = self._words
-        if self._spm:
-            words = self._spaced_words(text.replace(" ", _SPACE))
+        if self._bpe is None:
+            self._encode_sentencepiece(text.replace(" ", _SPACE), out)
         elif self._byte_level:
-            words = self._pre.split(text)
-        else:
-            words = self._pre.split(text.replace(" ", _SPACE))
-        for word in words:
+            out += self._bpe.encode(text, self._missing_byte)
+        else:  # Gemma 4: a run of newlines is a token, and no merge makes it
+            for part in re.split("(\n+)", text.replace(" ", _SPACE)):
+                whole = self._find(part) if part.startswith("\n") else None
+                if whole is None:
+                    out += self._bpe.encode(part, self._missing_byte)
+                else:
+                    out.append(whole)
+
+    def _missing_byte(self, byte: int) -> list[int]:
+        """A byte without a token: the unknown token; byte-level vocabularies leave it out."""
+        if self._byte_level:
+            warnings.warn(
+                f"the vocabulary has no token for byte 0x{byte:02x}; it is left out",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            return []
+        if self.unk_id is None:
+            raise HeadraceError(
+                f"the vocabulary has no token for byte 0x{byte:02x} and no unknown token"
+            )
+        return [self.unk_id]
+
+    def _encode_sentencepiece(self, text: str, out: list[int]) -> None:
+        cache = self._words
+        for word in self._spaced_words(text):
             found = cache.get(word)
             if found is None:
                 found = self._encode_word(word)
@@ -191,44 +189,22 @@ class Tokenizer:
         return any(map(pattern.search, self._tokens))
 
     def _encode_word(self, word: str) -> list[int]:
-        ids = self._ids
-        if self._byte_level:
-            word = word.encode().decode("latin-1").translate(_TO_ALPHABET)
-        if not self._spm and (self._pre.ignore_merges or word.strip("\n") == ""):
-            # The second case is Gemma 4's: a run of newlines is a token, no merge makes it.
-            whole = ids.get(word)
-            if whole is not None:
-                return [whole]
-        out: list[int] = []
-        for symbol in merge(list(word), self._rank, self._joint):
-            found = ids.get(symbol)
-            if found is None:
-                out += self._fallback(symbol)
-            else:
-                out.append(found)
-        return out
+        ids, costs = self._vocabulary.ids, self._vocabulary.costs
 
-    def _fallback(self, symbol: str) -> Iterator[int]:
-        """A character that is no token: its bytes, else the unknown token, else nothing."""
-        if self._byte_level:
-            byte = _FROM_ALPHABET[ord(symbol)]
-            warnings.warn(
-                f"the vocabulary has no token for byte 0x{byte:02x}; it is left out",
-                RuntimeWarning,
-                stacklevel=6,
-            )
-            return
-        for byte in symbol.encode():
-            found = self._ids.get(f"<0x{byte:02X}>")
-            if found is None and byte < 0x80:
-                found = self._ids.get(chr(byte))
-            if found is None:
-                found = self.unk_id
-            if found is None:
-                raise HeadraceError(
-                    f"the vocabulary has no token for {symbol!r}, no bytes and no unknown token"
-                )
-            yield found
+        def rank(text: str) -> float | None:
+            found = ids.get(text)
+            return None if found is None else costs[found]
+
+        out: list[int] = []
+        for symbol in merge(list(word), rank):
+            whole = ids.get(symbol)
+            if whole is not None:
+                out.append(whole)
+                continue
+            for byte in symbol.encode():
+                found = ids.get(f"<0x{byte:02X}>")
+                out += self._missing_byte(byte) if found is None else [found]
+        return out
 
     # --- ids to text ---
 

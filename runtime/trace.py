@@ -17,7 +17,7 @@ from headrace.plan import Program
 
 
 class Trace:
-    """Best time of every step, as thread 0 sees it (barriers included), and the mean of whole runs."""
+    """Best time of every step as thread 0 sees it (with barriers), and the mean of whole runs."""
 
     def __init__(self) -> None:
         self._ticks: dict[int, tuple[Program, np.ndarray, int, int]] = {}
@@ -60,7 +60,8 @@ class Trace:
             total_s = sum(time_s for _, time_s, _ in rows.values())
             print(
                 f"plan of {len(program.steps)} steps, run {runs} times, mean "
-                f"{ticks * seconds / runs * 1e3:.3f} ms, best steps together {total_s * 1e3:.3f} ms",
+                f"{ticks * seconds / runs * 1e3:.3f} ms, best steps together "
+                f"{total_s * 1e3:.3f} ms",
                 file=sys.stderr,
             )
             for name, (count, time_s, n_bytes) in sorted(rows.items(), key=lambda r: -r[1][1]):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.bpe import Bpe
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.pretokenizers import PRE_TOKENIZERS
 
@@ -73,22 +74,22 @@ class Vocabulary:
         kind: "gpt2" (byte-level BPE), "llama" (SentencePiece) or "gemma4" (BPE on raw text).
         pre: Name of the pre-tokenizer; "" for SentencePiece.
         tokens: Text of each token, as in the file.
-        ids: Id of each text.
+        bpe: The library's vocabulary; None for SentencePiece.
+        ids: Id of each text; empty for BPE, where `bpe` has them.
         hidden: Control and unknown tokens: left out of decoded text.
         special: Those and the user-defined ones: found in a prompt before anything else.
         bytes_of: Byte tokens, id to value.
-        ranks: Merge rules, "left right" to rank; empty for SentencePiece.
         costs: Minus the score of each token; empty for BPE.
     """
 
     kind: str
     pre: str
-    tokens: list[str]
-    ids: dict[str, int]
+    tokens: Sequence[str]
+    bpe: Bpe | None = None
+    ids: dict[str, int] = field(default_factory=dict)
     hidden: frozenset[int] = frozenset()
     special: frozenset[int] = frozenset()
     bytes_of: dict[int, int] = field(default_factory=dict)
-    ranks: dict[str, int] = field(default_factory=dict)
     costs: list[float] = field(default_factory=list)
     bos_id: int | None = None
     eos_id: int | None = None
@@ -111,6 +112,8 @@ class _Reader:
     def __init__(self, metadata: Mapping[str, Any], path: str | Path | None) -> None:
         self.metadata = metadata
         self.path = path
+        self.ids: dict[str, int] = {}
+        self.kept: Sequence[str] = ()  # the tokens, to keep
 
     def read(self) -> Vocabulary:
         kind = self.text("model")
@@ -123,16 +126,15 @@ class _Reader:
             )
         pre = self.pre_tokenizer(kind)
         tokens = self.tokens()
-        numbers = list(range(len(tokens)))
-        ids = dict(zip(tokens, numbers, strict=True))
+        ids = self.ids = dict(zip(tokens, range(len(tokens)), strict=True))
         if len(ids) != len(tokens):
             index = next(i for i, text in enumerate(tokens) if ids[text] != i)
             raise self.fault("tokens", f"[{index}] = {tokens[index]!r} is there twice")
-        vocabulary = Vocabulary(kind=kind, pre=pre, tokens=tokens, ids=ids)
+        vocabulary = Vocabulary(kind=kind, pre=pre, tokens=self.kept)
         if kind == "llama":
-            vocabulary.costs = self.costs(len(tokens))
+            vocabulary.ids, vocabulary.costs = ids, self.costs(len(tokens))
         else:
-            vocabulary.ranks = self.ranks(tokens, ids, numbers)
+            vocabulary.bpe = self.bpe(kind, pre)
         self.special_ids(vocabulary)
         self.kinds_of_token(vocabulary)
         self.flags(vocabulary)
@@ -219,7 +221,10 @@ class _Reader:
         if not tokens:
             raise self.fault("tokens", "is empty")
         if "" in tokens:  # llama.cpp gives these the same name
-            tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)]
+            self.kept = tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
+        else:  # a file's own array takes a third of a list's memory
+            array = self.metadata[PREFIX + "tokens"]
+            self.kept = array if isinstance(array, Sequence) else tokens
         return tokens
 
     def costs(self, n_vocab: int) -> list[float]:
@@ -230,31 +235,22 @@ class _Reader:
             raise self.fault("scores", f"[{int(np.isnan(scores).argmax())}] is not a number")
         return np.negative(scores, dtype=np.float32).tolist()
 
-    def ranks(self, tokens: list[str], ids: dict[str, int], numbers: list[int]) -> dict[str, int]:
+    def bpe(self, kind: str, pre: str) -> Bpe:
         merges = self.strings("merges")
-        count = len(merges)
-        numbers += range(len(numbers), count)
-        ranks = dict(zip(merges, numbers, strict=False))  # the ids' own int objects, not copies
-        if len(ranks) != count:  # the first of two equal rules counts
-            ranks = dict(zip(reversed(merges), range(count - 1, -1, -1), strict=True))
-        # Most vocabularies end with the results of their merges, in order: one comparison.
-        joined = "\0".join(merges).replace(" ", "")
-        if (
-            merges
-            and joined != "\0".join(tokens[-count:])
-            and not all(map(ids.__contains__, joined.split("\0")))
-        ):
-            self.blame_merge(merges, ids)
-        return ranks
+        try:
+            return Bpe(self.ids, merges, PRE_TOKENIZERS[pre], byte_level=kind == "gpt2")
+        except ValueError as error:
+            self.blame_merge(merges)
+            raise self.fault("merges", f"cannot be used: {error}") from None
 
-    def blame_merge(self, merges: list[str], ids: dict[str, int]) -> None:
+    def blame_merge(self, merges: Sequence[str]) -> None:
         for index, rule in enumerate(merges):
-            left, space, right = rule[1:].partition(" ")
+            left, _, right = rule[1:].partition(" ")
             left = rule[:1] + left
-            if not (space and left and right):
+            if not right:
                 raise self.fault("merges", f"[{index}] = {rule!r} is not two parts")
             for part in (left, right, left + right):
-                if part not in ids:
+                if part not in self.ids:
                     raise self.fault(
                         "merges", f"[{index}] = {rule!r}: {part!r} is not in {PREFIX}tokens"
                     )
@@ -262,7 +258,7 @@ class _Reader:
     # --- special tokens ---
 
     def special_ids(self, vocabulary: Vocabulary) -> None:
-        n_vocab, ids = len(vocabulary.tokens), vocabulary.ids
+        n_vocab, ids = len(vocabulary.tokens), self.ids
 
         def find(key: str, texts: Iterable[str] = ()) -> int | None:
             found = self.id(key, n_vocab)
@@ -285,7 +281,7 @@ class _Reader:
         vocabulary.eos_ids = frozenset(each for each in ends if each is not None)
 
     def kinds_of_token(self, vocabulary: Vocabulary) -> None:
-        ids, n_vocab = vocabulary.ids, len(vocabulary.tokens)
+        ids, n_vocab = self.ids, len(vocabulary.tokens)
         by_kind: dict[int, set[int]] = {kind: set() for kind in range(7)}
         if PREFIX + "token_type" in self.metadata:
             types = self.numbers("token_type", n_vocab, "iu")
@@ -302,10 +298,9 @@ class _Reader:
         vocabulary.special = frozenset(control | by_kind[UNKNOWN] | shown)
         vocabulary.bytes_of = self.byte_tokens(vocabulary, by_kind[BYTE])
 
-    @staticmethod
-    def exceptions(vocabulary: Vocabulary, control: set[int], shown: set[int]) -> set[int]:
+    def exceptions(self, vocabulary: Vocabulary, control: set[int], shown: set[int]) -> set[int]:
         """The models whose end-looking tokens mean something else; returns ordinary tokens."""
-        ids = vocabulary.ids
+        ids = self.ids
         moved = {ids[text] for text in _ALWAYS_SHOWN if text in ids}
         call = "<|call|>" in ids or "<|calls|>" in ids
         if "<|end|>" in ids and call and ("<|return|>" in ids or "<|flush|>" in ids):
@@ -344,5 +339,5 @@ class _Reader:
                 raise self.fault(key, "is missing, but prompts must carry that token")
         name = self.metadata.get("general.name")
         if isinstance(name, str) and ("phi-3" in name.lower() or "phi3" in name.lower()):
-            kept = {vocabulary.ids.get(text) for text in ("<unk>", "<s>", "<|endoftext|>")}
+            kept = {self.ids.get(text) for text in ("<unk>", "<s>", "<|endoftext|>")}
             vocabulary.swallows_space = vocabulary.special - kept

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -65,19 +64,36 @@ def place(model: ModelFile, decoder: Decoder, activations: Activations) -> list[
     Raises:
         ModelFileError, UnsupportedError: a tensor is missing, misshapen or of an unusable type.
     """
-    return [_place_one(model, m, activations) for m in decoder.matrices()]
+    placed = [_place_one(model, m, activations) for m in decoder.matrices()]
+    for vector in decoder.vectors():
+        _readable(tensor_of(model, vector))
+    return placed
+
+
+def _readable(info: TensorInfo) -> Format:
+    """The format that a tensor of the file is read as, of those that are not tiled."""
+    own = by_ggml_type(info.type)
+    if own is not None:
+        return own
+    from headrace.sparse.expand import plan_expansion
+
+    try:
+        return plan_expansion(info.type)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            str(error), path=info.path, tensor=info.name, offset=info.offset
+        ) from None
 
 
 def _place_one(model: ModelFile, matrix: Matrix, activations: Activations) -> PlacedMatrix:
     info = tensor_of(model, matrix)
-    fmt = tiled_format(info) or by_ggml_type(info.type)
-    if fmt is None:
-        from headrace.sparse.expand import plan_expansion
-
-        fmt = plan_expansion(info.type)
+    fmt = tiled_format(info) or _readable(info)
     if fmt.activation == "q8" and (activations == "f32" or matrix.columns % fmt.block):
         fmt = FORMATS["f32"]
     return PlacedMatrix(matrix, info, fmt)
+
+
+_Job = tuple[PlacedMatrix, int, int]  # rows of a matrix: the first, and the one after the last
 
 
 def tiled_format(info: TensorInfo) -> Format | None:
@@ -91,7 +107,7 @@ def tiled_format(info: TensorInfo) -> Format | None:
     if name is None:
         return None
     fmt = FORMATS.get(name)
-    where = {"path": info.path, "tensor": info.name, "offset": info.offset}
+    where: dict[str, Any] = {"path": info.path, "tensor": info.name, "offset": info.offset}
     if fmt is None:
         raise UnsupportedError(
             f"this release has no weight format {name!r}: update Headrace", **where
@@ -107,7 +123,7 @@ def tiled_format(info: TensorInfo) -> Format | None:
 
 
 class Weights:
-    """All weights of a decoder: tiled matrices in one arena, vectors as padded float32 in another."""
+    """All weights of a decoder: tiled matrices in one arena, padded float32 vectors in another."""
 
     def __init__(self, model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix]) -> None:
         self._model = model
@@ -129,26 +145,24 @@ class Weights:
             ModelFileError: the file cannot be read to the end.
         """
         total = sum(p.info.n_bytes for p in self.placed.values())
-        done = 0
-        lock = threading.Lock()
-        with TensorReader() as reader, ThreadPoolExecutor(n_threads) as pool:
+        jobs = [job for p in self.placed.values() for job in _pieces(p)]
+        done, lock = 0, threading.Lock()
+        with TensorReader() as reader:
             for vector in self._vectors:
                 self.vectors.view(vector.name, "f4")[: vector.size] = self._vector(reader, vector)
 
-            def piece(job: tuple[PlacedMatrix, int, int]) -> int:
-                self._piece(reader, addresses, *job)
-                return job[2] - job[1]
+            def work(job: _Job) -> None:
+                nonlocal done
+                placed, first, last = job
+                self._piece(reader, addresses, placed, first, last)
+                with lock:
+                    done += (last - first) * placed.info.n_bytes // placed.matrix.rows
 
-            jobs = [job for p in self.placed.values() for job in _pieces(p)]
-            try:
-                for (placed, first, last), _ in zip(jobs, pool.map(piece, jobs), strict=True):
-                    if progress is not None:
-                        with lock:
-                            done += (last - first) * placed.info.n_bytes // placed.matrix.rows
-                        progress(min(done, total), total, "loading weights")
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            def report() -> None:
+                if progress is not None:
+                    progress(min(done, total), total, "loading weights")
+
+            _share(jobs, work, n_threads, report)
         if progress is not None:
             progress(total, total, "loading weights")
 
@@ -216,12 +230,52 @@ def _raw_rows(reader: TensorReader, placed: PlacedMatrix, first: int, last: int)
     return fmt.encode(own.decode(own.untile(tiled, n_tiles * TILE_ROWS)))
 
 
-def _pieces(placed: PlacedMatrix) -> Iterable[tuple[PlacedMatrix, int, int]]:
+def _pieces(placed: PlacedMatrix) -> list[_Job]:
     rows = placed.matrix.rows
     row_bytes = max(1, placed.info.n_bytes // rows)
     piece = STRAIGHT_BYTES if placed.straight else PIECE_BYTES
     step = max(TILE_ROWS, piece // row_bytes // TILE_ROWS * TILE_ROWS)
     return [(placed, first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def _share(
+    jobs: Iterable[_Job], work: Callable[[_Job], None], n_threads: int, report: Callable[[], None]
+) -> None:
+    """Do `work` for each job on `n_threads` threads: this one, which reports as well, and others.
+
+    What goes wrong anywhere is raised here, when all threads have ended. (A ThreadPoolExecutor
+    would do, but takes 3 ms to import.)
+    """
+    lock, rest, errors = threading.Lock(), iter(jobs), list[BaseException]()
+
+    def some(after: Callable[[], None]) -> None:
+        try:
+            while not errors:
+                with lock:
+                    job = next(rest, None)
+                if job is None:
+                    return
+                work(job)
+                after()
+        except BaseException as error:
+            errors.append(error)
+
+    others = [
+        threading.Thread(target=some, args=(lambda: None,), daemon=True)
+        for _ in range(n_threads - 1)
+    ]
+    for other in others:
+        other.start()
+    some(report)
+    try:
+        for other in others:
+            other.join()
+    except BaseException as error:  # Ctrl-C
+        errors.append(error)
+        for other in others:
+            other.join()
+    if errors:
+        raise errors[0]
 
 
 def _as_floats(raw: np.ndarray, ggml_type: str) -> np.ndarray:

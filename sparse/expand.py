@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
 from headrace.errors import UnsupportedError
 from headrace.sparse import q5_0, q6_k
 from headrace.sparse.format import (

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -57,7 +58,6 @@ def tile(raw: Bytes) -> Bytes:
 def untile(tiled: Bytes, rows: int) -> Bytes:
     """Give back the raw bytes of the first `rows` rows."""
     return as_rows(deinterleave(tiled, rows, RUNS))
-
 
 
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:

@@ -8,8 +8,8 @@ A format gives three functions over the markers of `headrace.targets.simd`:
 Activations lie T tokens side by side, so that one register addresses them all:
     "q8": [token group][block of 32][token in group] x 48 bytes: 32 int8 codes, float32 scale,
           float32 scale * sum of codes, int32 -(sum of codes), int32 -(sum of the first 16 codes)
-    "q8x2": as "q8" with two entries for each token: the codes, and the codes of what they leave out,
-          which together are worth 15 bits
+    "q8x2": as "q8" with two entries for each token: the codes, and the codes of what they leave
+          out, which together are worth 15 bits
     "f32": [token group][input][token in group] float32
 """
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -36,8 +37,8 @@ from headrace.sparse.interleaving import interleave_halves, interleave_words
 from headrace.targets.simd import (
     and_u8,
     bcast_f32,
-    bcast_i32,
     bcast_i8x4,
+    bcast_i32,
     dot4,
     dot_init,
     dot_result,
@@ -86,7 +87,6 @@ def tile(raw: Bytes) -> Bytes:
 def untile(tiled: Bytes, rows: int) -> Bytes:
     """Give back the raw bytes of the first `rows` rows."""
     return as_rows(deinterleave(tiled, rows, RUNS))
-
 
 
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:

@@ -28,6 +28,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -181,7 +182,6 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     blocks = deinterleave(tiled, rows, RUNS)
     packed = _pack_scales(blocks[..., 4:20:2], blocks[..., 5:20:2])
     return as_rows(np.concatenate([blocks[..., :4], packed, blocks[..., 20:]], axis=-1))
-
 
 
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:

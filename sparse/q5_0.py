@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -41,16 +42,16 @@ from headrace.sparse.interleaving import interleave_halves, interleave_words
 from headrace.targets.simd import (
     and_u8,
     bcast_f32,
-    bcast_i32,
     bcast_i8x4,
+    bcast_i32,
     dot4,
     dot_init,
     dot_result,
     f32,
     fma,
     get_f16,
-    get_u32,
     get_u8,
+    get_u32,
     load_f16,
     load_u8,
     outer,
@@ -112,7 +113,6 @@ def _regroup(high: Bytes, groups: int) -> Bytes:
     bits = np.unpackbits(high, axis=-1, bitorder="little")
     matrix = bits.reshape(*high.shape[:-1], groups, 32 // groups).swapaxes(-1, -2)
     return np.packbits(matrix.reshape(bits.shape), axis=-1, bitorder="little")
-
 
 
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:

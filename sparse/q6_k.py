@@ -29,6 +29,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -43,12 +44,12 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves, interleave_words
+from headrace.sparse.interleaving import interleave_halves
 from headrace.targets.simd import (
     and_u8,
     bcast_f32,
-    bcast_i32,
     bcast_i8x4,
+    bcast_i32,
     dot4,
     dot_init,
     dot_result,
@@ -172,7 +173,6 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     codes = low | (high.reshape(-1, BLOCK) << 4)
     flat = blocks.reshape(-1, BLOCK_BYTES)
     return as_rows(join(flat[:, :2], flat[:, 2:18], codes).reshape(*shape, BLOCK_BYTES))
-
 
 
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from headrace.targets.loading import LoadedKernels
@@ -42,7 +42,7 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("headrace")) / "kernels"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _source(module: str) -> bytes:
     package, _, file = module.partition("/")
     if file:
@@ -60,7 +60,7 @@ def _source(module: str) -> bytes:
     return Path(origin).read_bytes()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digest(modules: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for module in modules:

@@ -1,7 +1,7 @@
 """Compile a kernel for a target: Numba's front end, LLVM's optimiser and code generator.
 
-The only module that imports Numba (through `headrace.targets.lowering`). Kernels are plain functions
-over the markers of `headrace.targets.simd`; plain functions that they call are inlined.
+The only module that imports Numba (through `headrace.targets.lowering`). Kernels are plain
+functions over the markers of `headrace.targets.simd`; plain functions that they call are inlined.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _CrossContext(cpu.CPUContext):
 
     def init(self) -> None:
         self.is32bit = False
-        self._internal_codegen = _CrossCodegen(self._headrace_target)
+        self._internal_codegen: Any = _CrossCodegen(self._headrace_target)
         self.refresh()
 
     def create_module(self, name: str) -> ir.Module:

@@ -397,9 +397,7 @@ _load_block("load_i32", "i32", vector_type("i32"), lambda b, v: v)
 _load_block("load_f32", "f32", vector_type("f32"), lambda b, v: v)
 _load_block("load_f16", "f32", ir.VectorType(_I16, LANES), half_to_f32)
 _load_block("load_bf16", "f32", ir.VectorType(_I16, LANES), _bf16_to_f32)
-_load_block(
-    "bcast_i8x4", "u8", _I32, lambda b, v: b.bitcast(splat(b, v, LANES), vector_type("u8"))
-)
+_load_block("bcast_i8x4", "u8", _I32, lambda b, v: b.bitcast(splat(b, v, LANES), vector_type("u8")))
 _load_block("bcast_f32", "f32", _F32, lambda b, v: splat(b, v, LANES))
 _load_block("bcast_i32", "i32", _I32, lambda b, v: splat(b, v, LANES))
 
@@ -619,9 +617,7 @@ _unary("shl", None, lambda b, v, n: b.shl(v, _constant("i32", n)))
 _unary("shr_u8", None, lambda b, v, n: b.lshr(v, _constant("u8", n)))
 _unary("shl_u8", None, lambda b, v, n: b.shl(v, _constant("u8", n)))
 _unary("and_u8", None, lambda b, v, mask: b.and_(v, _constant("u8", mask)))
-_unary(
-    "absolute", None, lambda b, v: intrinsic_call(b, "llvm.fabs.v16f32", _f32_type(), [v])
-)
+_unary("absolute", None, lambda b, v: intrinsic_call(b, "llvm.fabs.v16f32", _f32_type(), [v]))
 
 
 def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -665,9 +661,7 @@ def _reduce(name: str, result: types.Type, fn: Callable[..., ir.Value]) -> None:
             undef = ir.Constant(value.type, ir.Undefined)
             index = ir.VectorType(_I32, width)
             low = b.shuffle_vector(value, undef, ir.Constant(index, list(range(width))))
-            high = b.shuffle_vector(
-                value, undef, ir.Constant(index, list(range(width, 2 * width)))
-            )
+            high = b.shuffle_vector(value, undef, ir.Constant(index, list(range(width, 2 * width))))
             value = fn(b, low, high)
         scalar = b.extract_element(value, ir.Constant(_I32, 0))
         return b.sext(scalar, _I64) if result == types.int64 else scalar
@@ -675,9 +669,7 @@ def _reduce(name: str, result: types.Type, fn: Callable[..., ir.Value]) -> None:
 
 _reduce("sum_f32", types.float32, lambda b, x, y: b.fadd(x, y))
 _reduce("sum_i32", types.int64, lambda b, x, y: b.add(x, y))
-_reduce(
-    "max_f32", types.float32, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x)
-)
+_reduce("max_f32", types.float32, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x))
 
 
 def _shuffle(b: ir.IRBuilder, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:
@@ -751,9 +743,7 @@ def _transpose16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 _row_reduction("row_sum_i32", "i32", lambda b, x, y: b.add(x, y))
-_row_reduction(
-    "row_max_f32", "f32", lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x)
-)
+_row_reduction("row_max_f32", "f32", lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x))
 
 
 @_marker("splat_lane", lambda v, lane: VecType(v.element, 1))
@@ -776,7 +766,9 @@ def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 # --- inner products -------------------------------------------------------------------------------
 
 
-@_marker("dot_bias", lambda bits: types.IntegerLiteral(_current[-1].dot_bias(_literal(bits, "bits"))))
+@_marker(
+    "dot_bias", lambda bits: types.IntegerLiteral(_current[-1].dot_bias(_literal(bits, "bits")))
+)
 def _dot_bias(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return ir.Constant(_I64, _current[-1].dot_bias(_literal(sig.args[0], "bits")))
 
@@ -840,9 +832,7 @@ def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if len(sums) != len(rows) * len(columns):
         raise TypeError("fma_outer: the sum must have R * T vectors")
     pairs = [(r, t) for r in rows for t in columns]
-    return _join(
-        b, [_fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)]
-    )
+    return _join(b, [_fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)])
 
 
 @_marker("add_pairs", lambda v: VecType("f32", v.count // 2))
@@ -852,7 +842,7 @@ def _add_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 def _round_to_bf16(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
-    """The upper 16 bits of each int32 lane become the rounded bfloat16; the lower ones are noise."""
+    """The upper 16 bits of each int32 lane become the rounded bfloat16; the rest is noise."""
     bits = b.bitcast(v, vector_type("i32"))
     odd = b.and_(b.lshr(bits, _constant("i32", 16)), _constant("i32", 1))
     return b.add(bits, b.add(odd, _constant("i32", 0x7FFF)))

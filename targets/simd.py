@@ -1,8 +1,8 @@
 """Typed SIMD values: the vocabulary that every kernel is written in.
 
 These are marker functions. Kernels call them, and `headrace.targets.lowering` tells Numba what each
-one means in LLVM; calling one from Python is an error. Nothing here imports Numba, so that reading a
-format or a kernel costs nothing.
+one means in LLVM; calling one from Python is an error. Nothing here imports Numba, so that reading
+a format or a kernel costs nothing.
 
 Values
     Ptr        an address; ``p + n`` moves it by n bytes.
@@ -391,7 +391,7 @@ def select_lt(a: Any, b: Any, yes: Any, no: Any) -> Any:
     return _only_compiled()
 
 
-# --- across lanes (one vector): a fixed tree, so the same result on every target -------------------
+# --- across lanes (one vector): a fixed tree, so the same result on every target ------------------
 
 
 @_marker
@@ -432,7 +432,7 @@ def splat_lane(value: Any, lane: int) -> Any:
 
 @_marker
 def store_lanes(p: Any, a: Any, b: Any, c: Any, d: Any, count: int, stride: Any) -> None:
-    """For lanes i = 0 .. count - 1: store a[i], b[i], c[i], d[i] (4 bytes each) at p + i * stride."""
+    """For lane i of `count`: store a[i], b[i], c[i], d[i] (4 bytes each) at p + i * stride."""
     _only_compiled()
 
 
@@ -443,8 +443,9 @@ def store_lanes(p: Any, a: Any, b: Any, c: Any, d: Any, count: int, stride: Any)
 def dot_bias(bits: int) -> Any:
     """What `dot4` adds to every weight code of `bits` bits before it multiplies (a constant).
 
-    `bits` is 4, 5 or 6 for unsigned codes (bias 0) and 8 for signed ones, where an unsigned-by-signed
-    instruction wants 128 added: start the sum at -dot_bias * (sum of activations) to cancel it.
+    `bits` is 4, 5 or 6 for unsigned codes (bias 0) and 8 for signed ones, where an instruction of
+    unsigned by signed wants 128 added: start the sum at -dot_bias * (sum of activations) to
+    cancel it.
     """
     return _only_compiled()
 
@@ -462,8 +463,8 @@ def dot_init(start: Any, rows: int) -> Any:
 def dot4(acc: Any, weights: Any, activations: Any, bits: int) -> Any:
     """acc[r, t, lane] += sum over 4 bytes of (weights[r] + dot_bias) * activations[t], exactly.
 
-    `weights` is a block of R, `activations` of T, `acc` of R * T (t innermost). For bits = 4 at most
-    8 calls may follow one `dot_init`; activations lie in -127..127.
+    `weights` is a block of R, `activations` of T, `acc` of R * T (t innermost). For bits = 4 at
+    most 8 calls may follow one `dot_init`; activations lie in -127..127.
     """
     return _only_compiled()
 

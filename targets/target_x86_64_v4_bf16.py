@@ -23,7 +23,18 @@ TARGET = Target(
     gemm_tiles=2,
     gemm_tokens=4,
     needs=frozenset(
-        {"avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16"}
+        {
+            "avx2",
+            "fma",
+            "f16c",
+            "bmi2",
+            "avx512f",
+            "avx512bw",
+            "avx512vl",
+            "avx512dq",
+            "avx512vnni",
+            "avx512bf16",
+        }
     ),
     rank=6,
     signed_dot_bias=128,

@@ -22,9 +22,7 @@ def _halves(b: ir.IRBuilder, value: ir.Value, pieces: int) -> list[ir.Value]:
     n = value.type.count // pieces
     undef = ir.Constant(value.type, ir.Undefined)
     return [
-        b.shuffle_vector(
-            value, undef, ir.Constant(_vec(_I32, n), list(range(i * n, (i + 1) * n)))
-        )
+        b.shuffle_vector(value, undef, ir.Constant(_vec(_I32, n), list(range(i * n, (i + 1) * n))))
         for i in range(pieces)
     ]
 
@@ -33,9 +31,7 @@ def _concat(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
     while len(parts) > 1:
         n = parts[0].type.count
         index = ir.Constant(_vec(_I32, 2 * n), list(range(2 * n)))
-        parts = [
-            b.shuffle_vector(parts[i], parts[i + 1], index) for i in range(0, len(parts), 2)
-        ]
+        parts = [b.shuffle_vector(parts[i], parts[i + 1], index) for i in range(0, len(parts), 2)]
     return parts[0]
 
 
@@ -50,7 +46,7 @@ def _clock(b: ir.IRBuilder) -> ir.Value:
 COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "clock": _clock}
 
 
-# --- VNNI: unsigned by signed bytes, four at a time, into 32 bits ----------------------------------
+# --- VNNI: unsigned by signed bytes, four at a time, into 32 bits ---------------------------------
 
 
 def _flip_sign(b: ir.IRBuilder, w: ir.Value, bits: int) -> ir.Value:
@@ -75,7 +71,7 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
     return {**COMMON, "dot4": dot4, "dot4_weights": _flip_sign}
 
 
-# --- without VNNI: byte products to 16 bits, pairs to 32 --------------------------------------------
+# --- without VNNI: byte products to 16 bits, pairs to 32 ------------------------------------------
 
 
 def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
@@ -130,7 +126,7 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
     return {**COMMON, "dot4": dot4, "dot4_weights": weights, "dot_result": result}
 
 
-# --- bfloat16 pairs ---------------------------------------------------------------------------------
+# --- bfloat16 pairs -------------------------------------------------------------------------------
 
 
 class _BFloat(ir.Type):
@@ -171,7 +167,7 @@ def _bf16_pairs(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
 BF16: Mapping[str, Callable[..., Any]] = {"bf16_dot": _bf16_dot, "bf16_pairs": _bf16_pairs}
 
 
-# --- before F16C and FMA -----------------------------------------------------------------------------
+# --- before F16C and FMA --------------------------------------------------------------------------
 
 
 def _like(ty: ir.Type, value: int) -> ir.Constant:
@@ -206,9 +202,7 @@ def f32_to_half_by_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     nan = b.icmp_unsigned(">", mag, _like(ty, 0x7F800000))
     overflow = b.select(nan, _like(ty, 0x7E00), _like(ty, 0x7C00))
     magic = b.bitcast(_like(ty, 0x3F000000), _shape(ty, _F32))  # 0.5 aligns a subnormal's last bit
-    small = b.sub(
-        b.bitcast(b.fadd(b.bitcast(mag, magic.type), magic), ty), _like(ty, 0x3F000000)
-    )
+    small = b.sub(b.bitcast(b.fadd(b.bitcast(mag, magic.type), magic), ty), _like(ty, 0x3F000000))
     odd = b.and_(b.lshr(mag, _like(ty, 13)), _like(ty, 1))
     normal = b.lshr(
         b.add(b.add(mag, _like(ty, (15 - 127) * (1 << 23) + 0xFFF & 0xFFFFFFFF)), odd),
@@ -219,9 +213,7 @@ def f32_to_half_by_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return b.trunc(b.or_(half, b.lshr(sign, _like(ty, 16))), _shape(ty, _I16))
 
 
-def separate_multiply_add(
-    b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value
-) -> ir.Value:
+def separate_multiply_add(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     """a * b + c with two roundings, for CPUs without FMA."""
     return b.fadd(b.fmul(x, y), z)
 

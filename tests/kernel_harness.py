@@ -6,8 +6,10 @@ import threading
 from typing import Any
 
 import numpy as np
+
 from headrace.kernels.invoke import ENTRY, argument_block
 from headrace.targets.table import Case
+
 
 def call(address: int, slots: list[Any], n_threads: int) -> None:
     """Call a kernel once per thread, all at the same time."""

@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tokenizer import byte_level, make, sentencepiece
 
+from headrace.bpe import ALPHABET
 from headrace.detokenizer import Detokenizer
-from headrace.tokenizer import _ALPHABET, Tokenizer
+from headrace.tokenizer import Tokenizer
 
 BYTES = make(byte_level("Ã ©", "Ġ a", special=("<|x|>", "<|im_end|>")))
 SPACED = make(sentencepiece(["▁", "a", "▁a", "é", "▁▁"]))
 
 
 def byte_id(byte: int) -> int:
-    found = BYTES.id_of(_ALPHABET[byte])
+    found = BYTES.id_of(ALPHABET[byte])
     assert found is not None
     return found
 

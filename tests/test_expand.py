@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+
 from headrace.errors import UnsupportedError
 from headrace.sparse.expand import CHUNK_BYTES, expand, plan_expansion
 from headrace.sparse.registry import FORMATS

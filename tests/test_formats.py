@@ -13,10 +13,11 @@ import sys
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
-from headrace.sparse.format import TILE_ROWS, Format
-from headrace.sparse.registry import FORMATS, by_ggml_type
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.registry import FORMATS, by_ggml_type
 
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 

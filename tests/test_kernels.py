@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kernel_harness import call, check
+
 from headrace.kernels.table import kernel_table
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import runnable_targets
 from headrace.targets.target import Target
-from kernel_harness import call, check
 
 TABLE = kernel_table()
 TARGETS = {target.name: target for target in runnable_targets()}

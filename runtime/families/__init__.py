@@ -36,4 +36,5 @@ def describe(model: ModelFile) -> Decoder:
             f"architecture {architecture[:64]!r} is not supported; these are: {', '.join(names())}",
             path=model.paths[0],
         )
-    return importlib.import_module(f"{__name__}.{architecture}").build(model)
+    decoder: Decoder = importlib.import_module(f"{__name__}.{architecture}").build(model)
+    return decoder

@@ -49,9 +49,7 @@ def read_sizes(model: ModelFile, prefix: str) -> Sizes:
     layers = model.get(f"{prefix}.block_count", int, low=1, high=MAX_LAYERS)
 
     def uniform(key: str, default: int | None = None) -> int:
-        values = model.get_per_layer(
-            f"{prefix}.{key}", layers, default, low=1, high=MAX_WIDTH
-        )
+        values = model.get_per_layer(f"{prefix}.{key}", layers, default, low=1, high=MAX_WIDTH)
         if len(set(values)) > 1:
             raise UnsupportedError(
                 f"{prefix}.{key} differs from layer to layer; such models are not supported",
@@ -91,9 +89,7 @@ def read_sizes(model: ModelFile, prefix: str) -> Sizes:
         rotated=rotated,
         context=model.get(f"{prefix}.context_length", int, 2048, low=1, high=MAX_CONTEXT),
         vocabulary=embedding.shape[0],
-        eps=model.get(
-            f"{prefix}.attention.layer_norm_rms_epsilon", float, 1e-5, low=0.0, high=1.0
-        ),
+        eps=model.get(f"{prefix}.attention.layer_norm_rms_epsilon", float, 1e-5, low=0.0, high=1.0),
     )
 
 
@@ -141,7 +137,7 @@ def attention(
     scale: float | None = None,
     soft_cap: float = 0.0,
 ) -> Attention:
-    """Attention of one layer with GGUF's tensor names; QK norms and biases where the file has any."""
+    """Attention of one layer by GGUF's tensor names; QK norms and biases where the file has any."""
     block = f"blk.{layer}"
     q, kv = sizes.heads * sizes.head, sizes.kv_heads * sizes.head
     return Attention(

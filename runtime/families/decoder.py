@@ -1,7 +1,7 @@
 """What a decoder-only language model is made of: data that plans and loaders read.
 
 A family file turns the metadata of a model file into a `Decoder`; nothing here runs.
-Names are GGUF tensor names; shapes follow from the sizes and are checked when tensors are looked up.
+Names are GGUF's; shapes follow from the sizes and are checked when tensors are looked up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gemma 2: soft-capped scores and logits, norms before and after each part, every other layer local.
+"""Gemma 2: soft-capped scores and logits, norms around each part, every other layer local.
 
 Technical report 2408.00118.
 """
@@ -18,14 +18,10 @@ def build(model: ModelFile) -> Decoder:
     """Describe a model of `general.architecture` "gemma2"."""
     sizes = common.read_sizes(model, "gemma2")
     rope = common.read_rope(model, sizes)
-    window = model.get(
-        "gemma2.attention.sliding_window", int, 4096, low=0, high=common.MAX_CONTEXT
-    )
+    window = model.get("gemma2.attention.sliding_window", int, 4096, low=0, high=common.MAX_CONTEXT)
     cap = model.get("gemma2.attn_logit_softcapping", float, 50.0, low=0.0)
     scale = (
-        (sizes.width / sizes.heads) ** -0.5
-        if sizes.layers == LAYERS_OF_27B
-        else sizes.head**-0.5
+        (sizes.width / sizes.heads) ** -0.5 if sizes.layers == LAYERS_OF_27B else sizes.head**-0.5
     )
     layers = []
     for i in range(sizes.layers):

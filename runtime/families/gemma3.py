@@ -24,15 +24,11 @@ def build(model: ModelFile) -> Decoder:
         base=model.get("gemma3.rope.freq_base_swa", float, 10000.0, low=1.0, high=1e12),
         width=sizes.rotated,
     )
-    window = model.get(
-        "gemma3.attention.sliding_window", int, 0, low=0, high=common.MAX_CONTEXT
-    )
+    window = model.get("gemma3.attention.sliding_window", int, 0, low=0, high=common.MAX_CONTEXT)
     cap = model.get("gemma3.attn_logit_softcapping", float, 0.0, low=0.0)
     # The 27B model alone scales queries by the width per head instead of the head's own.
     scale = (
-        (sizes.width / sizes.heads) ** -0.5
-        if sizes.layers == LAYERS_OF_27B
-        else sizes.head**-0.5
+        (sizes.width / sizes.heads) ** -0.5 if sizes.layers == LAYERS_OF_27B else sizes.head**-0.5
     )
     layers = []
     for i in range(sizes.layers):

@@ -12,9 +12,7 @@ def build(model: ModelFile) -> Decoder:
     sizes = common.read_sizes(model, "qwen2")
     rope = common.read_rope(model, sizes)
     layers = [
-        common.layer(
-            model, sizes, i, common.attention(model, sizes, i, rope, paired=False)
-        )
+        common.layer(model, sizes, i, common.attention(model, sizes, i, rope, paired=False))
         for i in range(sizes.layers)
     ]
     return common.decoder(model, sizes, layers)

@@ -77,7 +77,7 @@ def padded(head: int) -> int:
     return -(-head // 16) * 16
 
 
-# --- rotary embedding and cache update ----------------------------------------------------------------
+# --- rotary embedding and cache update ------------------------------------------------------------
 
 
 def rotate_head(
@@ -180,7 +180,7 @@ def _exp1(x: Any) -> Any:
     return lane0(exp(splat_f32(x)))
 
 
-# --- decode: one query ----------------------------------------------------------------------------------
+# --- decode: one query ----------------------------------------------------------------------------
 
 
 def _decode(d16: int) -> KernelFunction:
@@ -341,7 +341,7 @@ def decode_scratch_bytes(head: int) -> int:
     return (3 * padded(head) + CHUNK + 16) * 4
 
 
-# --- prefill: many queries ------------------------------------------------------------------------------
+# --- prefill: many queries ------------------------------------------------------------------------
 
 
 def _rope(d16: int) -> KernelFunction:
@@ -435,7 +435,6 @@ def _prefill(d16: int, target: Target) -> KernelFunction:
     step = 16 * key_vectors
     row = CHUNK * 4  # bytes of a row of scores
     many_k = 4 * key_vectors
-    many_v = 4 * value_vectors
 
     def scores_of(q: Any, q_stride: Any, k: Any, t0: Any, t1: Any, scores: Any) -> None:
         for t in range(t0, t1, step):
@@ -548,7 +547,6 @@ def _prefill_bf16(d16: int) -> KernelFunction:
     width = d16 * 16
     row = CHUNK * 4
     value_vectors = _divisor(d16, 4)
-    many_v = 4 * value_vectors
 
     def convert_keys(k: Any, n: Any, out: Any) -> None:
         # to [block of 16 tokens][pair of d][16 tokens]
@@ -565,9 +563,7 @@ def _prefill_bf16(d16: int) -> KernelFunction:
             at = v + t * (width * 2)
             to = out + t * (width * 2)
             for d in range(0, width, 16):
-                pairs = bf16_pairs(
-                    load_f16(at + d * 2, 1, 0), load_f16(at + (width + d) * 2, 1, 0)
-                )
+                pairs = bf16_pairs(load_f16(at + d * 2, 1, 0), load_f16(at + (width + d) * 2, 1, 0))
                 store_i32(to + d * 4, pairs, 0)
 
     def convert_row(src: Any, n: Any, out: Any) -> None:
@@ -710,7 +706,7 @@ def prefill_scratch_bytes(head: int, group: int) -> int:
     return max(rope, plain, pairs) + 64
 
 
-# --- the rows of the table ------------------------------------------------------------------------------
+# --- the rows of the table ------------------------------------------------------------------------
 
 
 def kernels(head: int) -> dict[str, Kernel]:
@@ -733,9 +729,7 @@ def kernels(head: int) -> dict[str, Kernel]:
         "prefill": Kernel(
             f"attention_prefill_d{d16 * 16}",
             lambda target: (
-                _prefill_bf16(d16)
-                if target.bf16_dot and d16 % 2 == 0
-                else _prefill(d16, target)
+                _prefill_bf16(d16) if target.bf16_dot and d16 % 2 == 0 else _prefill(d16, target)
             ),
             sources,
             lambda target, rng: _cases("prefill", head, target, rng),
@@ -761,9 +755,7 @@ def _rotated(x: np.ndarray, table: np.ndarray, n_rot: int, paired: int, norm: An
     return np.concatenate([a * c - b * s, b * c + a * s, x[..., n_rot:]], axis=-1)
 
 
-def _cases(
-    kind: str, head: int, target: Target, rng: np.random.Generator
-) -> Iterator[Case]:
+def _cases(kind: str, head: int, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """One shape per feature: plain, sliding window, soft cap, norms, partial rotation."""
     import numpy as np
 

@@ -14,6 +14,7 @@ Team (slots; each word that threads share has a cache line of its own, 8 slots):
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.targets.simd import (
@@ -25,13 +26,12 @@ from headrace.targets.simd import (
     call_kernel,
     call_void,
     clock,
-    get_i64,
     int_to_ptr,
     prefetch,
     put_i64,
     spin_pause,
 )
-from headrace.targets.table import Case, Kernel
+from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
 
 if TYPE_CHECKING:
@@ -137,10 +137,14 @@ def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     return iter(())
 
 
+def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
+    return fn
+
+
 def kernels() -> dict[str, Kernel]:
     """The rows "lead", "work" and "bump"."""
     return {
-        name: Kernel(f"team_{name}", (lambda fn: lambda target: fn)(fn), (__name__,), _no_cases)
+        name: Kernel(f"team_{name}", partial(_for_every_target, fn), (__name__,), _no_cases)
         for name, fn in (("lead", lead), ("work", work), ("bump", bump))
     }
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# --- producers: one float32 row ---------------------------------------------------------------------
+# --- producers: one float32 row -------------------------------------------------------------------
 
 
 def inverse_rms(x: Any, n: Any, eps: Any) -> Any:
@@ -64,10 +64,14 @@ def normalize(x: Any, weight: Any, n: Any, eps: Any, out: Any) -> None:
     """out = x / rms(x) * weight on a padded row."""
     scale = splat_f32(inverse_rms(x, n, eps))
     for i in range(0, n, 16):
-        store_f32(out + i * 4, load_f32(x + i * 4, 1, 0) * scale * load_f32(weight + i * 4, 1, 0), 0)
+        store_f32(
+            out + i * 4, load_f32(x + i * 4, 1, 0) * scale * load_f32(weight + i * 4, 1, 0), 0
+        )
 
 
-def _add_normalize(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
+def _add_normalize(
+    a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any
+) -> None:
     # a: residual stream (updated), b: what the last block adds, post: a norm of its own for b.
     if mode == 1:
         for i in range(0, n, 16):
@@ -99,7 +103,7 @@ def _copy(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: A
         store_f32(out + i * 4, load_f32(a + i * 4, 1, 0), 0)
 
 
-# --- consumers: a float32 row to one token's place among a group's activations -----------------------
+# --- consumers: a float32 row to one token's place among a group's activations --------------------
 
 
 def _code(low: Any, high: Any, out: Any, step: Any, blocks: Any) -> Any:

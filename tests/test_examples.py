@@ -1,0 +1,111 @@
+"""The examples run as they stand, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+TINY = ROOT / "tests" / "data" / "stories260K.gguf"
+
+
+def run(*command: object, text: str = "", ok: bool = True) -> subprocess.CompletedProcess[str]:
+    """A script of the examples; its output, and whether it ended as wanted."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+    assert (done.returncode == 0) == ok, done.stderr
+    return done
+
+
+def test_chat(smollm2_path: Path) -> None:
+    out = run(EXAMPLES / "chat.py", smollm2_path, text="Say hello.\nAnd goodbye.\n").stdout
+    first, *answers = out.splitlines()
+    assert "Ctrl-D" in first
+    assert len([line for line in answers if line.strip()]) >= 2
+
+
+def test_in_a_thread(smollm2_path: Path) -> None:
+    out = run(EXAMPLES / "in_a_thread.py", smollm2_path).stdout
+    assert len(out.split()) > 5
+
+
+def test_startup(tmp_path: Path) -> None:
+    kept = tmp_path / "out.json"
+    script = EXAMPLES / "benchmarks" / "startup.py"
+    out = run(script, TINY, "--runs", 1, "--threads", 2, "--json", kept).stdout
+    assert "| headrace |" in out
+    found = json.loads(kept.read_text())
+    assert found["sides"]["headrace"]["first_token_s"] > 0
+    assert found["sides"]["headrace"]["peak_rss_bytes"] > 10e6
+    parts = found["parts_s"]
+    assert {"start of Python", "header and plan", "load kernels", "weights", "programs",
+            "tokenizer", "prefill", "rest"} <= set(parts)  # fmt: skip
+    assert min(parts.values()) > -1e-3
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Path:
+    """An "interpreter" that has measured already: half of ours would be a bold guess."""
+    path = tmp_path / "python"
+    answer = {"peer": "stand-in 1", "prefill_tok_s": 50.0, "decode_tok_s": 4.0}
+    path.write_text(f"#!/bin/sh\necho noise\necho '{json.dumps(answer)}'\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_peers(peer: Path, tmp_path: Path) -> None:
+    kept, readme = tmp_path / "out.json", tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
+    out = run(
+        EXAMPLES / "benchmarks" / "peers.py", TINY, "--peer", f"other={peer}", "--rounds", 2,
+        "--runs", 1, "-p", 32, "-n", 4, "--context", 64, "--threads", 2, "--patience", 0,
+        "--against", TINY, "--json", kept, "--readme", readme,
+    ).stdout  # fmt: skip
+    head, rule, *rows = [line for line in out.splitlines() if line.startswith("|")]
+    assert "other, tok/s" in head
+    assert len({line.count("|") for line in (head, rule, *rows)}) == 1
+    assert [row.split("|")[2].strip() for row in rows] == [
+        "prefill 32", "decode 4", "decode 4 after 64",
+    ]  # fmt: skip
+    found = json.loads(kept.read_text())
+    prefill, decode, depth = found["rows"]
+    assert prefill["best"]["other"] == 50.0
+    assert depth["best"]["other"] == 4.0
+    assert prefill["best"]["headrace"] == max(prefill["rates"]["headrace"])
+    assert len(decode["rates"]["headrace"]) == len(decode["rates"]["other"]) == 2
+    assert prefill["share"] is None
+    assert decode["share"] > 0
+    # In the second round the sides swap places.
+    assert [one["side"] for one in found["said"]] == [
+        *("headrace", "other") * 2, *("other", "headrace") * 2,
+    ]  # fmt: skip
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- benchmark -->\n|")
+    assert text.endswith("<!-- /benchmark -->\nafter\n")
+    assert "old" not in text
+    assert str(tmp_path) not in text
+
+
+def test_peers_says_what_failed() -> None:
+    script = EXAMPLES / "benchmarks" / "peers.py"
+    few = ("--rounds", 1, "--runs", 1, "-p", 8, "-n", 2, "--patience", 0)
+    done = run(script, TINY, "--peer", "no=/bin/false", *few, ok=False)
+    assert "/bin/false" in done.stderr
+
+
+def test_benchmark_scripts_explain_themselves() -> None:
+    for name in ("peers.py", "startup.py", "make_synthetic.py"):
+        assert "usage" in run(EXAMPLES / "benchmarks" / name, "--help").stdout
