@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace.pretokenizers import PreTokenizer
@@ -117,7 +118,7 @@ class _Pairs(Sequence[tuple[str, str]]):
     def __len__(self) -> int:
         return len(self._rules)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         raise NotImplementedError  # the library iterates
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -128,7 +129,7 @@ class _Pairs(Sequence[tuple[str, str]]):
             yield rule[:at], rule[at + 1 :]
 
 
-def _model(vocab: dict[str, int], rules: list[str], whole_words: bool, byte_fallback: bool):
+def _model(vocab: dict[str, int], rules: list[str], whole_words: bool, byte_fallback: bool) -> Any:
     from tokenizers.models import BPE
 
     return BPE(vocab, _Pairs(rules), ignore_merges=whole_words, byte_fallback=byte_fallback)

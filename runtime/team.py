@@ -11,6 +11,7 @@ import ctypes
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,29 @@ YIELD_PAUSES = 2_000
 def default_threads() -> int:
     """Physical cores that this process may use, within its cgroup's CPU quota."""
     try:
-        allowed = len(os.sched_getaffinity(0))
+        cpus = sorted(os.sched_getaffinity(0))
     except AttributeError:
-        allowed = os.cpu_count() or 1
+        cpus = list(range(os.cpu_count() or 1))
+    return max(1, min(len(cpus), _physical(cpus), _quota() or len(cpus)))
+
+
+def _physical(cpus: list[int]) -> int:
+    """Cores behind logical CPUs: hardware threads of one core share its vector units."""
+    try:
+        # Read directly on Linux: psutil takes 9 ms to import.
+        cores = {
+            Path(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list").read_text()
+            for i in cpus
+        }
+        return len(cores)
+    except OSError:
+        pass
     try:
         import psutil
 
-        physical = psutil.cpu_count(logical=False) or allowed
+        return psutil.cpu_count(logical=False) or len(cpus)
     except (ImportError, OSError):
-        physical = allowed
-    return max(1, min(allowed, physical, _quota() or allowed))
+        return len(cpus)
 
 
 def _quota() -> int | None:

@@ -233,7 +233,8 @@ class _Reader:
         scores = self.numbers("scores", n_vocab, "fiu")
         if np.isnan(scores).any():
             raise self.fault("scores", f"[{int(np.isnan(scores).argmax())}] is not a number")
-        return np.negative(scores, dtype=np.float32).tolist()
+        costs: list[float] = np.negative(scores, dtype=np.float32).tolist()
+        return costs
 
     def bpe(self, kind: str, pre: str) -> Bpe:
         merges = self.strings("merges")

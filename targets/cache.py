@@ -124,6 +124,7 @@ class KernelStore:
         """
         wanted = {kernel.name: kernel for kernel in kernels}
         missing: list[tuple[Kernel, Path]] = []
+        objects: dict[str, bytes] = {}
         for name, kernel in wanted.items():
             if name in self._addresses:
                 continue
@@ -132,16 +133,16 @@ class KernelStore:
             if code is None:
                 missing.append((kernel, path))
                 continue
-            self._addresses[name] = self._loaded.add(name, code)
+            objects[name] = code
         for done, (kernel, path) in enumerate(missing):
             if progress is not None:
                 progress(done, len(missing), f"compiling {kernel.name}")
-            self._addresses[kernel.name] = self._loaded.add(
-                kernel.name, self._compile(kernel, path)
-            )
+            objects[kernel.name] = self._compile(kernel, path)
             self.compiled += 1
         if progress is not None and missing:
             progress(len(missing), len(missing), "compiled")
+        if objects:
+            self._addresses.update(self._loaded.add(objects))
         return {name: self._addresses[name] for name in wanted}
 
     def _compile(self, kernel: Kernel, path: Path) -> bytes:

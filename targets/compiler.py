@@ -21,7 +21,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from headrace.errors import KernelError
 from headrace.targets import lowering, simd
-from headrace.targets.loading import SYMBOL
+from headrace.targets.loading import symbol_of
 from headrace.targets.target import Target
 
 _KERNEL_ARGS = (lowering.PTR, types.int64, types.int64)
@@ -116,7 +116,7 @@ define void @{symbol}(ptr %args, i64 %thread, i64 %threads) {{
 """
 
 
-def _front_end(fn: Callable[..., Any], target: Target) -> str:
+def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     flags = compiler.Flags()
     flags.no_compile = True
     flags.enable_looplift = False
@@ -140,26 +140,27 @@ def _front_end(fn: Callable[..., Any], target: Target) -> str:
         text = str(result.library._final_module)
     mangled = result.fndesc.mangled_name
     text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
-    return text + _wrapper(SYMBOL, mangled)
+    return text + _wrapper(symbol, mangled)
 
 
-def build_ir(fn: Callable[..., Any], target: Target) -> llvm.ModuleRef:
-    """Optimised LLVM module of a kernel, with one external function, `SYMBOL`.
+def build_ir(fn: Callable[..., Any], target: Target, name: str) -> llvm.ModuleRef:
+    """Optimised LLVM module of a kernel, with one external function, `symbol_of(name)`.
 
     Raises:
         KernelError: the function is not a kernel, or LLVM refuses it.
     """
+    symbol = symbol_of(name)
     try:
-        text = _front_end(fn, target)
+        text = _front_end(fn, target, symbol)
     except Exception as error:
         raise KernelError(
-            f"kernel {fn.__qualname__} does not compile for {target.name}: {error}"
+            f"kernel {name} does not compile for {target.name}: {error}"
         ) from error
     tm = _target_machine(target)
     header = f'target triple = "{target.triple}"\ntarget datalayout = "{tm.target_data}"\n'
     module = llvm.parse_assembly(header + text)
     for function in module.functions:
-        if not function.is_declaration and function.name != SYMBOL:
+        if not function.is_declaration and function.name != symbol:
             function.linkage = "internal"
             function.add_function_attribute("alwaysinline")
     options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -172,22 +173,16 @@ def build_ir(fn: Callable[..., Any], target: Target) -> llvm.ModuleRef:
     return module
 
 
-def compile_kernel(fn: Callable[..., Any], target: Target, name: str | None = None) -> bytes:
-    """Object code of a kernel (ELF for a Linux triple) whose one symbol is `SYMBOL`.
+def compile_kernel(fn: Callable[..., Any], target: Target, name: str) -> bytes:
+    """Object code of a kernel (ELF for a Linux triple) whose one symbol is `symbol_of(name)`.
 
     With HEADRACE_DEBUG=2 the optimised IR and the assembly are written beside each other in
     `HEADRACE_DUMP` (default: ./headrace-dump).
     """
-    module = build_ir(fn, target)
+    module = build_ir(fn, target, name)
     if os.environ.get("HEADRACE_DEBUG", "") == "2":
         folder = Path(os.environ.get("HEADRACE_DUMP", "headrace-dump")) / target.name
         folder.mkdir(parents=True, exist_ok=True)
-        stem = name or fn.__name__
-        (folder / f"{stem}.ll").write_text(str(module))
-        (folder / f"{stem}.s").write_text(_target_machine(target).emit_assembly(module))
+        (folder / f"{name}.ll").write_text(str(module))
+        (folder / f"{name}.s").write_text(_target_machine(target).emit_assembly(module))
     return _target_machine(target).emit_object(module)
-
-
-def assembly(fn: Callable[..., Any], target: Target) -> str:
-    """Assembly text of a kernel, to read."""
-    return _target_machine(target).emit_assembly(build_ir(fn, target))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import llvmlite.binding as llvm
 
 from headrace.errors import KernelError
 from headrace.targets.target import Target
 
-SYMBOL = "headrace_kernel"
+def symbol_of(kernel: str) -> str:
+    """The one external symbol of a kernel's object."""
+    return f"headrace_{kernel}"
 
 
 class LoadedKernels:
@@ -19,18 +23,20 @@ class LoadedKernels:
         self._target = target
         self._engines: list[llvm.ExecutionEngine] = []
 
-    def add(self, name: str, object_code: bytes) -> int:
-        """Load one kernel's object; gives the address of its entry point.
+    def add(self, objects: Mapping[str, bytes]) -> dict[str, int]:
+        """Load kernels' objects, by kernel name; gives the addresses of their entry points.
 
         Raises:
-            KernelError: the object has no entry point.
+            KernelError: an object has no entry point.
         """
         machine = llvm.Target.from_triple(self._target.triple).create_target_machine()
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
+        for code in objects.values():
+            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        address = engine.get_function_address(SYMBOL)
-        if not address:
-            raise KernelError(f"object of kernel {name} has no symbol {SYMBOL}")
+        addresses = {name: int(engine.get_function_address(symbol_of(name))) for name in objects}
+        for name, address in addresses.items():
+            if not address:
+                raise KernelError(f"object of kernel {name} has no symbol {symbol_of(name)}")
         self._engines.append(engine)
-        return int(address)
+        return addresses
