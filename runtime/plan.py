@@ -151,7 +151,7 @@ class Programs:
         self._widest = max(m.columns for m in decoder.matrices())
         self._scratch_bytes = _scratch_bytes(decoder)
         sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
-        self.buffers = Arena(sizes)
+        self.buffers = Arena(sizes, huge=False)
         self.cache = Arena({"kv": kv_bytes(decoder, shape.context)})
         self._chunk_bytes = _chunk_bytes(decoder)
         self._layer_offsets = [0]
