@@ -15,6 +15,7 @@ import numpy as np
 from headrace import plan as plans
 from headrace.detokenizer import Detokenizer
 from headrace.errors import BusyError, CancelledError, ContextOverflowError, HeadraceError
+from headrace.interruptible import run_aside
 from headrace.loaders.sources import resolve
 from headrace.planning import (
     MemoryPlan,
@@ -106,7 +107,8 @@ class Model:
         self._path = prepared.file.paths[0]
         self._lock = threading.Lock()
         self._owner: object | None = None
-        self._cancelled = False
+        self._cancels = 0  # how often `cancel` was called
+        self._heeded = 0  # the calls before the present work began, which do not concern it
         self._closed = False
         self._kept: list[int] = []  # tokens whose keys and values are in the cache
         self._tokenizer: Tokenizer | None = None
@@ -144,12 +146,14 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, built on first use."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_metadata(self._metadata, self._path)
-            if self._tokenizer.n_vocab > self._decoder.vocabulary:
+            # Aside: the library's conversions drop a KeyboardInterrupt that falls into them.
+            built = run_aside(lambda: Tokenizer.from_metadata(self._metadata, self._path))
+            if built.n_vocab > self._decoder.vocabulary:
                 raise HeadraceError(
-                    f"{self._path}: the vocabulary has {self._tokenizer.n_vocab} tokens, but the "
+                    f"{self._path}: the vocabulary has {built.n_vocab} tokens, but the "
                     f"embedding only {self._decoder.vocabulary} rows"
                 )
+            self._tokenizer = built
         return self._tokenizer
 
     @property
@@ -291,7 +295,7 @@ class Model:
 
     def cancel(self) -> None:
         """Stop what the model is doing, from any thread: generations end with "cancelled"."""
-        self._cancelled = True
+        self._cancels += 1
         self._team.cancel()
 
     def close(self) -> None:
@@ -349,7 +353,7 @@ class Model:
 
     def _read_chunk(self, ids: list[int], position: int, out: np.ndarray | None = None) -> None:
         """Run one chunk; with `out` [k, vocabulary], logits after the last k tokens go there."""
-        if self._cancelled:
+        if self._cancels != self._heeded:
             raise CancelledError("cancelled")
         programs, n = self._programs, len(ids)
         programs.ids[:n] = ids
@@ -417,7 +421,7 @@ class _Busy:
             raise HeadraceError("this model is closed")
         if self._begins:
             model._owner = self._owner
-            model._cancelled = False
+            model._heeded = getattr(self._owner, "began_after", model._cancels)
         elif model._owner is not self._owner:
             model._lock.release()
             raise BusyError("a newer generation has taken over this model; this one cannot go on")
@@ -439,6 +443,7 @@ class Generation:
         model._check_ids(ids)
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+        self.began_after = model._cancels  # a `cancel` from here on ends this generation
         self.stats = Stats(prompt_tokens=len(ids))
         self.ids: list[int] = []
         self._model = model

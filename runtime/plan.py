@@ -136,7 +136,7 @@ def kv_bytes(decoder: Decoder, context: int) -> int:
 
 
 class Programs:
-    """The buffers and both programs of one model."""
+    """The buffers and programs of one model."""
 
     def __init__(
         self, decoder: Decoder, weights: Weights, target: Target, addresses: dict[str, int],

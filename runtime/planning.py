@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ ACTIVATION_BUDGET_BYTES = 48 << 20
 MAX_CHUNK = 512
 # The interpreter with numpy, llvmlite and loaded kernels, and what a token of the vocabulary costs
 # (measured on Linux with Python 3.11; docs/performance.md).
-PROCESS_BYTES = 80 << 20
-VOCABULARY_ENTRY_BYTES = 420
+PROCESS_BYTES = 100 << 20
+VOCABULARY_ENTRY_BYTES = 500
 # What kernels reach of the read bandwidth, and a barrier's cost with the work around it.
 DECODE_SHARE = 0.90
 BARRIER_S = 1.5e-6
@@ -99,6 +99,8 @@ def prepare(
     decoder = describe(file)
     placed = place(file, decoder, activations)
     chosen = pick_target(target)
+    if activations == "f32":
+        chosen = replace(chosen, bf16_dot=False)  # float32 throughout
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1 token, not {context}")
     if context is not None and context > decoder.context:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.interruptible import run_aside
 from headrace.kernels import execute
 
 ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -161,7 +162,7 @@ class Team:
         job[6] = 0 if ticks is None else ticks.ctypes.data
         shared[execute.CANCEL] = 0
         if interruptible:
-            self._run_detached()
+            run_aside(self._lead_job, self.cancel)
         else:
             self._lead_job()
         return not shared[execute.CANCEL]
@@ -169,27 +170,6 @@ class Team:
     def _lead_job(self) -> None:
         self._announce()
         self._lead(self._base, 0, self.n_threads)
-
-    def _run_detached(self) -> None:
-        finished = threading.Event()
-
-        def body() -> None:
-            try:
-                self._lead_job()
-            finally:
-                finished.set()
-
-        thread = threading.Thread(target=body, name="headrace-0", daemon=True)
-        thread.start()
-        try:
-            while not finished.wait(0.1):
-                pass
-        except BaseException:
-            self.cancel()
-            finished.wait()
-            raise
-        finally:
-            finished.wait()
 
     def cancel(self) -> None:
         """Stop the running job at its next step; may be called from any thread."""

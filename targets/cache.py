@@ -116,6 +116,10 @@ class KernelStore:
         self._addresses: dict[str, int] = {}
         self.compiled = 0
 
+    def is_cached(self, kernel: Kernel) -> bool:
+        """Does its object code lie on disk?"""
+        return self._path(kernel).is_file()
+
     def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> dict[str, int]:
         """Addresses of kernels by name; compiles what neither memory nor disk has.
 
@@ -128,7 +132,7 @@ class KernelStore:
         for name, kernel in wanted.items():
             if name in self._addresses:
                 continue
-            path = cache_folder() / self.target.name / f"{name}-{_key(kernel, self.target)}.o"
+            path = self._path(kernel)
             code = _read(path)
             if code is None:
                 missing.append((kernel, path))
@@ -144,6 +148,9 @@ class KernelStore:
         if objects:
             self._addresses.update(self._loaded.add(objects))
         return {name: self._addresses[name] for name in wanted}
+
+    def _path(self, kernel: Kernel) -> Path:
+        return cache_folder() / self.target.name / f"{kernel.name}-{_key(kernel, self.target)}.o"
 
     def _compile(self, kernel: Kernel, path: Path) -> bytes:
         from headrace.targets.compiler import compile_kernel

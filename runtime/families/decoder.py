@@ -163,10 +163,16 @@ def tensor_of(model: ModelFile, wanted: Matrix | Vector) -> TensorInfo:
 
 
 def rope_table(rope: Rope, factors: np.ndarray | None, positions: int) -> np.ndarray:
-    """float32 [positions, width]: cosines of width / 2 angles, then their sines."""
+    """float32 [positions, width]: cosines of width / 2 angles, then their sines.
+
+    Raises:
+        ModelFileError: a factor is zero, negative or no number.
+    """
     half = rope.width // 2
     frequency = rope.base ** -(np.arange(half, dtype=np.float64) * 2 / rope.width) / rope.factor
     if factors is not None:
+        if not (np.isfinite(factors) & (factors > 0)).all():
+            raise ModelFileError("rope factors must be positive numbers", tensor=rope.factors)
         frequency = frequency / factors.astype(np.float64)
     angle = np.arange(positions, dtype=np.float64)[:, None] * frequency
     table = np.empty((positions, rope.width), np.float32)
