@@ -34,8 +34,7 @@ from headrace.loaders.layout import (
     place,
 )
 from headrace.loaders.model_file import ModelFile, StringArray, TensorInfo
-from headrace.loaders.reader import TensorReader
-from headrace.loaders.reader import open_regular as _open
+from headrace.loaders.reader import TensorReader, open_regular
 from headrace.loaders.split import all_headers
 
 __all__ = ["ModelFile", "StringArray", "TensorInfo", "TensorReader", "read_gguf"]
@@ -261,7 +260,7 @@ def _tensor(c: _Cursor, index: int) -> RawTensor:
 
 
 def _read_header(path: Path) -> Header:
-    with _open(path) as file:
+    with open_regular(path) as file:
         c = _Cursor(file, path)
         _check_magic(c)
         version = _version(c)

@@ -28,6 +28,7 @@ COUNT, POSITION, OUT_FIRST, OUT_COUNT, ZERO, ONE = range(6)
 STATE_WORDS = 8
 
 PREFETCH_BYTES = 1 << 14  # smaller matrices are not worth asking for ahead
+PREFILL = "prefill."  # begins the names of the buffers of long chunks
 SHORT_TOKENS = 16  # chunks up to here run as `short`
 
 
@@ -64,6 +65,11 @@ class Mode:
     private: bool
     pairs: bool
     columns: int
+
+    @property
+    def large(self) -> bool:
+        """Whether it runs on the buffers of long chunks."""
+        return not self.private and not self.pairs
 
     def kind(self, activation: str) -> str:
         """The activations that a format's kernels get."""
@@ -151,7 +157,11 @@ class Programs:
         self._widest = max(m.columns for m in decoder.matrices())
         self._scratch_bytes = _scratch_bytes(decoder)
         sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
-        self.buffers = Arena(sizes, huge=False)
+        # Long chunks run over megabytes of activations, faster on huge pages; the rest is small.
+        self.buffers = Arena(
+            {n: k for n, k in sizes.items() if not n.startswith(PREFILL)}, huge=False
+        )
+        self._large = Arena({n: k for n, k in sizes.items() if n.startswith(PREFILL)})
         self.cache = Arena({"kv": kv_bytes(decoder, shape.context)})
         self._chunk_bytes = _chunk_bytes(decoder)
         self._layer_offsets = [0]
@@ -196,6 +206,12 @@ class Programs:
             table[i, 2] = execute.STEP_BARRIER if step.barrier else 0
         return Program(steps, table, blocks)
 
+    def _address(self, mode: Mode, name: str) -> int:
+        """Where a buffer of this mode's begins."""
+        if mode.large and PREFILL + name in self._large:
+            return self._large.address(PREFILL + name)
+        return self.buffers.address(name)
+
     def _word(self, word: int) -> int:
         return self.buffers.address("state") + 8 * word
 
@@ -231,8 +247,8 @@ class Programs:
         placed = self._weights.placed[d.embedding.name]
         x_bytes = self._row_bytes("x")
         slots = [
-            self._weights.matrices.address(d.embedding.name), self.buffers.address("x"),
-            self.buffers.address("ids"), d.width // placed.format.block,
+            self._weights.matrices.address(d.embedding.name), self._address(mode, "x"),
+            self._address(mode, "ids"), d.width // placed.format.block,
             self._word(ONE if mode.private else COUNT), x_bytes, x_bytes if mode.private else 0,
             float(d.embedding_scale), d.width,
         ]  # fmt: skip
@@ -249,10 +265,10 @@ class Programs:
         count = ONE if mode.private else (OUT_COUNT if last else COUNT)
         start = OUT_FIRST if last and not mode.private else ZERO
         slots = [
-            self.buffers.address(a), self.buffers.address(b or a), weight, post,
-            self.buffers.address(f"input_{kind}"), n, self._word(count), self._word(start),
+            self._address(mode, a), self._address(mode, b or a), weight, post,
+            self._address(mode, f"input_{kind}"), n, self._word(count), self._word(start),
             a_bytes, b_bytes, place * group, group, x_private,
-            self._private_bytes(kind) if mode.private else 0, self.buffers.address("row"),
+            self._private_bytes(kind) if mode.private else 0, self._address(mode, "row"),
             self._row_bytes("row"), float(self.decoder.eps), add,
         ]  # fmt: skip
         return Step(f"{producer}_{kind}", slots, not mode.private, f"{producer} to {kind}")
@@ -293,11 +309,11 @@ class Programs:
             bias = self._weights.vectors.address(matrix.bias) if matrix.bias else None
             count = ONE if mode.private else (OUT_COUNT if last else COUNT)
             slots = [
-                self._weights.matrices.address(matrix.name), self.buffers.address(f"input_{kind}"),
-                self.buffers.address(name), matrix.columns // fmt.block,
+                self._weights.matrices.address(matrix.name), self._address(mode, f"input_{kind}"),
+                self._address(mode, name), matrix.columns // fmt.block,
                 padded16(matrix.rows) // 16, self._word(count),
                 self._private_bytes(kind) if mode.private else 0, self._row_bytes(name),
-                bias or self.buffers.address("zeros"),
+                bias or self._address(mode, "zeros"),
                 activation_bytes(kind, matrix.columns) * group,
             ]  # fmt: skip
             kernel = f"{mode.operation(fmt.activation)}_{fmt.name}"
@@ -309,16 +325,19 @@ class Programs:
         a = layer.attention
         stride = _head_chunk_bytes(layer)
         keys = self.cache.address("kv") + self._layer_offsets[index]
-        address = self.buffers.address
+
+        def at(name: str) -> int:
+            return self._address(mode, name)
+
         slots = [
-            address("q"), address("k"), address("v"), keys, keys + a.kv_heads * stride,
+            at("q"), at("k"), at("v"), keys, keys + a.kv_heads * stride,
             stride, stride, a.heads, a.kv_heads, a.head,
-            a.rope.width, address(self._rope_names[a.rope]), a.rope.width * 4, int(a.paired),
+            a.rope.width, at(self._rope_names[a.rope]), a.rope.width * 4, int(a.paired),
             self._vector(a.query_norm), self._vector(a.key_norm), float(self.decoder.eps),
-            float(a.scale), float(a.soft_cap), a.window, address("attended"), address("scratch"),
-            self._scratch_bytes, address("partial"), address("counters"),
+            float(a.scale), float(a.soft_cap), a.window, at("attended"), at("scratch"),
+            self._scratch_bytes, at("partial"), at("counters"),
             self._word(POSITION), _chunks(self.shape.context), self._word(COUNT),
-            self._row_bytes("q"), self._row_bytes("k"), self._row_bytes("v"), address("rotated"),
+            self._row_bytes("q"), self._row_bytes("k"), self._row_bytes("v"), at("rotated"),
             self._row_bytes("attended"), self._chunk_bytes, self._chunk_bytes,
         ]  # fmt: skip
         d = attention.padded(a.head)
@@ -377,32 +396,40 @@ def _row_widths(decoder: Decoder) -> dict[str, int]:
 def buffer_sizes(
     decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target, shape: Shape
 ) -> dict[str, int]:
-    """Bytes of every activation buffer: what planning counts is what running allocates."""
-    group = target.gemm_tokens
-    # Kernels write whole groups of tokens, and attention reads whole blocks of queries.
-    tokens = _round_up(shape.chunk, attention.QUERIES) + group
+    """Bytes of every activation buffer: what planning counts is what running allocates.
+
+    Buffers with a row for each token are there twice, for `decode` and `short`, and, with names
+    that begin with "prefill.", for long chunks: those take memory when a long prompt comes.
+    """
     rows = _row_widths(decoder)
-    sizes = {"state": STATE_WORDS * 8, "ids": tokens * 8}
-    for name in ("q", "k", "v", "attended", "block", "gate", "up"):
-        sizes[name] = tokens * rows[name] * 4
-    sizes["x"] = max(tokens, shape.threads) * rows["x"] * 4
-    sizes["row"] = shape.threads * rows["row"] * 4
-    sizes["logits"] = group * rows["logits"] * 4
-    widest = max(m.columns for m in decoder.matrices())
-    biggest = max(padded16(m.rows) for m in decoder.matrices())
-    sizes["zeros"] = biggest * 4
-    kinds = {mode.kind(p.format.activation) for p in placed for mode in modes(target).values()}
-    for kind in sorted(kinds):
-        one = _round_up(activation_bytes(kind, _round_up(widest, 32)), 64)
-        # Only few tokens at a time come in pairs.
-        rows_of = SHORT_TOKENS if kind == "q8x2" else tokens
-        sizes[f"input_{kind}"] = one * max(rows_of, shape.threads)
     heads = max(layer.attention.heads for layer in decoder.layers)
     head = max(attention.padded(layer.attention.head) for layer in decoder.layers)
-    sizes["rotated"] = tokens * heads * head * 4
-    sizes["scratch"] = shape.threads * _scratch_bytes(decoder)
-    sizes["partial"] = heads * _chunks(shape.context) * (head + 16) * 4
-    sizes["counters"] = heads * 8
+    widest = _round_up(max(m.columns for m in decoder.matrices()), 32)
+    placed = list(placed)
+    # Kernels write whole groups of tokens, and attention reads whole blocks of queries.
+    room = {
+        "": max(SHORT_TOKENS + target.gemm_tokens, shape.threads),
+        PREFILL: _round_up(shape.chunk, attention.QUERIES) + target.gemm_tokens,
+    }
+    sizes = {
+        "state": STATE_WORDS * 8,
+        "ids": max(room.values()) * 8,
+        "row": shape.threads * rows["row"] * 4,
+        "logits": target.gemm_tokens * rows["logits"] * 4,
+        "zeros": max(padded16(m.rows) for m in decoder.matrices()) * 4,
+        "scratch": shape.threads * _scratch_bytes(decoder),
+        "partial": heads * _chunks(shape.context) * (head + 16) * 4,
+        "counters": heads * 8,
+    }
     for rope, name in _ropes(decoder).items():
         sizes[name] = shape.context * rope.width * 4
+    for prefix, tokens in room.items():
+        for name in ("x", "q", "k", "v", "attended", "block", "gate", "up"):
+            sizes[prefix + name] = tokens * rows[name] * 4
+        sizes[f"{prefix}rotated"] = tokens * heads * head * 4
+        for mode in modes(target).values():
+            if mode.large == (prefix == PREFILL):
+                for kind in sorted({mode.kind(p.format.activation) for p in placed}):
+                    one = _round_up(activation_bytes(kind, widest), 64)
+                    sizes[f"{prefix}input_{kind}"] = one * tokens
     return sizes

@@ -153,9 +153,7 @@ def build_ir(fn: Callable[..., Any], target: Target, name: str) -> llvm.ModuleRe
     try:
         text = _front_end(fn, target, symbol)
     except Exception as error:
-        raise KernelError(
-            f"kernel {name} does not compile for {target.name}: {error}"
-        ) from error
+        raise KernelError(f"kernel {name} does not compile for {target.name}: {error}") from error
     tm = _target_machine(target)
     header = f'target triple = "{target.triple}"\ntarget datalayout = "{tm.target_data}"\n'
     module = llvm.parse_assembly(header + text)

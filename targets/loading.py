@@ -9,6 +9,7 @@ import llvmlite.binding as llvm
 from headrace.errors import KernelError
 from headrace.targets.target import Target
 
+
 def symbol_of(kernel: str) -> str:
     """The one external symbol of a kernel's object."""
     return f"headrace_{kernel}"

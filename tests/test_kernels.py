@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,15 @@ WHOLE = {"x86-64-v3", *list(TARGETS)[-1:]}
 HEAD = "_d64"
 
 
-def rows() -> Iterator[Any]:
+def rows() -> list[Any]:
+    """Every kernel on every target; `slow` are those that CI can do without."""
+    found = []
     for name in TABLE:
         for target in TARGETS:
             spared = name.startswith("attention_") and not name.endswith(HEAD)
             slow = spared and target not in WHOLE
-            yield pytest.param(name, target, marks=[pytest.mark.slow] if slow else [])
+            found.append(pytest.param(name, target, marks=[pytest.mark.slow] if slow else []))
+    return found
 
 
 def store_for(target: Target) -> KernelStore:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.math import exp, tanh
+from headrace.kernels.math import exp, exp_down, tanh
 from headrace.targets.simd import (
     arg_float,
     arg_int,
@@ -592,17 +592,24 @@ def _prefill_bf16(d16: int) -> KernelFunction:
     def softmax(scores: Any, p: Any, t0: Any, t1: Any, end: Any, low: Any, cap: Any, state: Any,
                 out: Any) -> None:  # fmt: skip
         most = splat_f32(_FLOOR)
+        # Masks cost as much as the rest of this loop: only at the edges of what is visible.
+        plain = larger(t0, smaller(t1, end // 16 * 16))
+        first = smaller(plain, t0 + (larger(0, low - t0) + 15) // 16 * 16)
         for t in range(t0, t1, 16):
-            s = _mask(soften(load_f32(scores + (t - t0) * 4, 1, 0), cap), t, low, end)
-            store_f32(scores + (t - t0) * 4, s, 0)
+            s = soften(load_f32(scores + (t - t0) * 4, 1, 0), cap)
+            if t < first or t >= plain:
+                s = _mask(s, t, low, end)
+                store_f32(scores + (t - t0) * 4, s, 0)
+            elif cap > 0.0:
+                store_f32(scores + (t - t0) * 4, s, 0)
             most = maximum(most, s)
         old = get_f32(state)
         m = larger(old, max_f32(most))
         top = splat_f32(m)
         total = zeros_f32(1)
         for t in range(t0, t1, 32):
-            a = exp(load_f32(scores + (t - t0) * 4, 1, 0) - top)
-            b = exp(load_f32(scores + ((t - t0) * 4 + 64), 1, 0) - top)
+            a = exp_down(load_f32(scores + (t - t0) * 4, 1, 0) - top)
+            b = exp_down(load_f32(scores + ((t - t0) * 4 + 64), 1, 0) - top)
             store_i32(p + (t - t0) * 2, bf16_pairs(evens(a, b), odds(a, b)), 0)
             total = total + a + b
         keep = _exp1(old - m)

@@ -26,6 +26,11 @@ def exp(x: Any) -> Any:
     polynomial with XNNPACK's constants (f32-raddextexp), power of two through the exponent bits.
     """
     x = minimum(x, splat_f32(88.0))
+    return select_lt(x, splat_f32(-87.0), splat_f32(0.0), exp_down(x))
+
+
+def exp_down(x: Any) -> Any:
+    """As `exp` for x <= 88, but e**-87 (1.6e-38) for everything below -87: for softmax."""
     safe = maximum(x, splat_f32(-87.0))
     n = round_i32(safe * splat_f32(1.4426950408889634))
     nf = to_f32(n)
@@ -37,7 +42,7 @@ def exp(x: Any) -> Any:
     p = fma(p, t, splat_f32(0.999999762))
     p = fma(p, t, splat_f32(1.0))
     power = bits_f32(shl(n + splat_i32(127), 23))
-    return select_lt(x, splat_f32(-87.0), splat_f32(0.0), p * power)
+    return p * power
 
 
 def silu(x: Any) -> Any:
