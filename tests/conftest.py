@@ -32,21 +32,22 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Compile on all cores what the selected tests want compiled; see `compile_ahead`."""
-    wanted, models = set(), False
+    wanted, models = set(), set()
     for item in session.items:
         if item.path.name == "test_kernels.py" and isinstance(item, pytest.Function):
             wanted.add((item.callspec.params["name"], item.callspec.params["target_name"]))
-        models |= item.path.name == "test_families.py"
+        if item.path.name == "test_families.py" and isinstance(item, pytest.Function):
+            parameters = getattr(item, "callspec", None)
+            values = parameters.params if parameters else {}
+            models.add(values.get("target") or values.get("loaded", ("", ""))[1])
     if session.config.option.collectonly or not (wanted or models):
         return
     from compile_ahead import HEADS, compile_ahead
 
     from headrace.kernels import attention
-    from headrace.targets.host import runnable_targets
 
-    if models:
-        names = [kernel.name for head in HEADS for kernel in attention.kernels(head).values()]
-        wanted |= {(name, target.name) for name in names for target in runnable_targets()}
+    names = [kernel.name for head in HEADS for kernel in attention.kernels(head).values()]
+    wanted |= {(name, target) for name in names for target in models if target}
     compile_ahead(wanted)
 
 

@@ -16,17 +16,16 @@ import gguf
 import numpy as np
 import pytest
 from reference_llama import ReferenceLlama
+from targets_here import TARGETS, mark, target_params
 
 import headrace
 from headrace import families
 from headrace.loaders.gguf import read_gguf
 from headrace.model import Model
 from headrace.planning import memory_plan, prepare
-from headrace.targets.host import runnable_targets
 
 DATA = Path(__file__).parent / "data"
 PATHS = {path.stem: path for path in sorted((DATA / "families").glob("*.gguf"))}
-TARGETS = {target.name: target for target in runnable_targets()}
 WINDOWED = {
     "mistral": "llama.attention.sliding_window",
     "gemma2": "gemma2.attention.sliding_window",
@@ -87,7 +86,10 @@ def one_by_one(model: Model, ids: list[int], pieces: Callable[[int], int]) -> np
     return out
 
 
-@pytest.fixture(scope="module", params=[(f, t) for f in PATHS for t in TARGETS], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((f, t), id=f"{f}-{t}", marks=mark(t)) for f in PATHS for t in TARGETS],
+)
 def loaded(request: pytest.FixtureRequest) -> Iterator[tuple[Model, Golden]]:
     name, target = request.param
     with headrace.load(PATHS[name], activations="f32", threads=2, target=target) as model:
@@ -171,7 +173,7 @@ def with_number(path: Path, key: str, value: int, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("name", WINDOWED)
 def test_the_window_hides_what_lies_before_it(name: str, target: str, tmp_path: Path) -> None:
     golden = Golden(name)
@@ -229,7 +231,7 @@ def recoded(path: Path, kind: gguf.GGMLQuantizationType, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0", "Q4_1", "F16", "BF16", "F32"])
 @pytest.mark.parametrize("name", ["llama2", "qwen2"])
 def test_every_program_with_every_kind_of_activations(
@@ -267,7 +269,7 @@ def stories() -> ReferenceLlama:
     return ReferenceLlama(DATA / "stories260K.gguf")
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("prompt", ["", "Once upon a time", "The little dog was"])
 def test_stories_greedy_equals_the_reference(
     stories: ReferenceLlama, prompt: str, target: str

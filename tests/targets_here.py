@@ -1,0 +1,24 @@
+"""The targets that this CPU runs, and which of them CI tests whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from headrace.targets.host import runnable_targets
+
+TARGETS = {target.name: target for target in runnable_targets()}
+# Everything runs on the best target and on plain AVX2; the others have few pieces of code of their
+# own, which are tested everywhere.
+WHOLE = {"x86-64-v3", *list(TARGETS)[-1:]}
+
+
+def mark(target: str) -> list[pytest.MarkDecorator]:
+    """`slow` for targets that CI can do without."""
+    return [] if target in WHOLE else [pytest.mark.slow]
+
+
+def target_params() -> list[Any]:
+    """Every target as a parameter of a test."""
+    return [pytest.param(name, id=name, marks=mark(name)) for name in TARGETS]
