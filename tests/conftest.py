@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
     root = Path(str(config.rootpath), ".pytest_cache", "d", "headrace")
     root.mkdir(parents=True, exist_ok=True)
     os.environ["HEADRACE_CACHE"] = str(root)
+    # A shell starts background jobs with SIGINT ignored, which children inherit: tests of Ctrl-C
+    # need the handler that Python has otherwise.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
