@@ -37,7 +37,8 @@ def perplexity(
     if context < 4:
         raise ValueError(f"a window must have at least 4 tokens, not {context}")
     tokenizer = model.tokenizer
-    ids = tokenizer.encode(text, add_special=True)
+    # As plain text: a corpus may spell <unk> or <eos>, which are no control tokens there.
+    ids = tokenizer.encode(text, add_special=True, parse_special=False)
     windows = len(ids) // context
     if chunks is not None:
         windows = min(windows, chunks)
