@@ -177,7 +177,7 @@ def inspect(*, model: str, json: bool) -> int:
 
 
 def compress(*, src: str, dst: str, format: str, force: bool) -> int:
-    """Write a model as a file of our own, which loads faster and can be streamed from disk.
+    """Write a model as a file of our own, which loads without repacking.
 
     Other programs can list what is in it, but not run it: keep the source if you need it elsewhere.
     """

@@ -41,6 +41,8 @@ def perplexity(
     ids = tokenizer.encode(text, add_special=True, parse_special=False)
     windows = len(ids) // context
     if chunks is not None:
+        if chunks < 1:
+            raise ValueError(f"chunks must be at least 1, not {chunks}")
         windows = min(windows, chunks)
     if windows < 1:
         raise HeadraceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ def prepare(
     n_threads = default_threads() if threads is None else threads
     if n_threads < 1:
         raise ValueError(f"threads must be at least 1, not {n_threads}")
+    most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
+    if n_threads > most:
+        raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     chunk = _chunk(decoder, placed, chosen, wanted, n_threads)
     return Prepared(file, decoder, placed, chosen, plans.Shape(wanted, chunk, n_threads))
 
