@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from headrace.families.decoder import Decoder, Layer, Matrix, Rope, Vector, rope_table
-from headrace.kernels import attention, execute, prepare
+from headrace.kernels import attention, execute, kv_cache, prepare
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.sparse.linear import activation_bytes
@@ -128,7 +128,7 @@ def _round_up(n: int, to: int) -> int:
 
 def _head_chunk_bytes(layer: Layer) -> int:
     """Bytes of the keys, or of the values, of one KV head in a chunk of the cache."""
-    return attention.CHUNK * attention.padded(layer.attention.head) * 2
+    return kv_cache.CHUNK * kv_cache.padded(layer.attention.head) * 2
 
 
 def _chunk_bytes(decoder: Decoder) -> int:
@@ -138,7 +138,7 @@ def _chunk_bytes(decoder: Decoder) -> int:
 
 def kv_bytes(decoder: Decoder, context: int) -> int:
     """Bytes of the whole KV cache."""
-    return _round_up(context, attention.CHUNK) // attention.CHUNK * _chunk_bytes(decoder)
+    return _round_up(context, kv_cache.CHUNK) // kv_cache.CHUNK * _chunk_bytes(decoder)
 
 
 class Programs:
@@ -340,7 +340,7 @@ class Programs:
             self._row_bytes("q"), self._row_bytes("k"), self._row_bytes("v"), at("rotated"),
             self._row_bytes("attended"), self._chunk_bytes, self._chunk_bytes,
         ]  # fmt: skip
-        d = attention.padded(a.head)
+        d = kv_cache.padded(a.head)
         if mode.private:
             return [Step(f"attention_decode_d{d}", slots, True, f"attention {index}")]
         return [
@@ -364,7 +364,7 @@ def _ropes(decoder: Decoder) -> dict[Rope, str]:
 
 
 def _chunks(context: int) -> int:
-    return -(-context // attention.CHUNK) + 1
+    return -(-context // kv_cache.CHUNK) + 1
 
 
 def _scratch_bytes(decoder: Decoder) -> int:
@@ -403,7 +403,7 @@ def buffer_sizes(
     """
     rows = _row_widths(decoder)
     heads = max(layer.attention.heads for layer in decoder.layers)
-    head = max(attention.padded(layer.attention.head) for layer in decoder.layers)
+    head = max(kv_cache.padded(layer.attention.head) for layer in decoder.layers)
     widest = _round_up(max(m.columns for m in decoder.matrices()), 32)
     placed = list(placed)
     # Kernels write whole groups of tokens, and attention reads whole blocks of queries.

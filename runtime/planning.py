@@ -12,7 +12,7 @@ from headrace.available import available_bytes
 from headrace.errors import BudgetError, ContextOverflowError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
-from headrace.kernels import attention
+from headrace.kernels import kv_cache
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.tiled import open_model
 from headrace.sizes import format_size
@@ -149,7 +149,7 @@ def memory_plan(
     peak = weights + vectors + kv + activations + process
     tied = d.embedding.name == d.head.name
     read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
-    kv_token = plans.kv_bytes(d, 1) // attention.CHUNK
+    kv_token = plans.kv_bytes(d, 1) // kv_cache.CHUNK
     predicted = None if bandwidth is None else predict_tok_s(read, len(d.layers), bandwidth)
     return MemoryPlan(
         model=str(p.file.paths[0]),
