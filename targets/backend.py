@@ -107,6 +107,12 @@ def emit_object(text: str, target: Target, name: str) -> bytes:
     return make(text, target, name)
 
 
+def emit_plain(text: str, target: Target) -> bytes:
+    """Object code of IR as it stands: machine code in front of functions bears no optimiser."""
+    code: bytes = target_machine(target, 0).emit_object(parse(text, target))
+    return code
+
+
 def main() -> None:
     """Compile the IR on stdin for a target (first argument) as a kernel (second) to stdout."""
     target, name = sys.argv[1:]
