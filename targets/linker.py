@@ -20,7 +20,7 @@ LINK_LIMIT_S = 60.0
 
 def _versioned() -> list[str]:
     """Linkers that a distribution installs with their version in the name, the newest first."""
-    found = {}
+    found: dict[int, str] = {}
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         for path in Path(folder or ".").glob("ld.lld-*"):
             if match := re.fullmatch(r"ld\.lld-(\d+)", path.name):

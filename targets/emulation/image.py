@@ -1,4 +1,4 @@
-"""What goes to an emulated program and comes back: argument blocks and arrays, in one block of bytes.
+"""What goes to an emulated program and comes back: argument blocks and arrays in one piece.
 
 Layout (little-endian 64-bit words): number of places, number of calls; the places, which are
 offsets of words that hold an offset and shall hold its address; of each call the offset of its

@@ -26,9 +26,9 @@ class IllegalInstructionError(KernelError):
 
 def why_not(machine: str) -> str | None:
     """What is missing to run kernels on a machine (a command line); None when nothing is."""
-    emulator = shlex.split(machine)[0]
-    if shutil.which(emulator) is None:
-        return f"{emulator} is not installed (Debian's package qemu-user)"
+    for emulator in shlex.split(machine)[:1]:  # none: this CPU
+        if shutil.which(emulator) is None:
+            return f"{emulator} is not installed (Debian's package qemu-user)"
     try:
         find_linker()
     except KernelError as error:

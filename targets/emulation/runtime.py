@@ -44,14 +44,24 @@ def _words(*words: int) -> bytes:
     return b"".join(word.to_bytes(4, "little") for word in words)
 
 
-_GENERIC = {"read": 63, "write": 64, "exit": 93}
-
 SYSTEMS = {
     # mov x8, x0; mov x0, x1; mov x1, x2; mov x2, x3; svc #0; ret
     "aarch64": System(
         "i64",
         _words(0xAA0003E8, 0xAA0103E0, 0xAA0203E1, 0xAA0303E2, 0xD4000001, 0xD65F03C0),
-        **_GENERIC,
+        read=63,
+        write=64,
+        exit=93,
+    ),
+    # mov rax, rdi; mov rdi, rsi; mov rsi, rdx; mov rdx, rcx; syscall; ret
+    # A call leaves the stack 8 bytes off what Linux starts with: sub rsp, 8.
+    "x86_64": System(
+        "i64",
+        bytes.fromhex("4889f8 4889f7 4889d6 4889ca 0f05 c3"),
+        read=0,
+        write=1,
+        exit=60,
+        start=bytes.fromhex("4883ec08"),
     ),
 }
 
