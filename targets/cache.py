@@ -25,7 +25,7 @@ _COMMON_SOURCES = (
     "headrace.targets.simd",
     "headrace.targets.lowering",
     "headrace.targets.compiler",
-    "headrace.targets.x86",
+    "headrace.targets.backend",
     # The versions of the compiler, as text: importing Numba to ask it would cost 0.2 s.
     "numba/_version.py",
     "llvmlite/_version.py",
@@ -72,12 +72,8 @@ def _digest(modules: tuple[str, ...]) -> str:
 def _key(kernel: Kernel, target: Target) -> str:
     what = (
         kernel.name,
-        target.name,
-        target.triple,
-        target.cpu,
-        target.features,
-        str((target.gemm_tiles, target.gemm_tokens, target.signed_dot_bias, target.bf16_dot)),
-        _digest(_COMMON_SOURCES),
+        target.code_key,
+        _digest((*_COMMON_SOURCES, *target.sources, target.load_primitives.__module__)),
         _digest(kernel.sources),
     )
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:32]
@@ -108,11 +104,11 @@ def _read(path: Path) -> bytes | None:
 
 
 class KernelStore:
-    """Kernels of one target, loaded on demand: memory, then disk, then the compiler."""
+    """Kernels of one target: memory, then disk, then the compiler."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._loaded = LoadedKernels(target)
+        self._loaded: LoadedKernels | None = None
         self._addresses: dict[str, int] = {}
         self.compiled = 0
 
@@ -127,17 +123,30 @@ class KernelStore:
             KernelError: a kernel does not compile for this target.
         """
         wanted = {kernel.name: kernel for kernel in kernels}
+        absent = [kernel for name, kernel in wanted.items() if name not in self._addresses]
+        if objects := self.objects(absent, progress):
+            if self._loaded is None:
+                self._loaded = LoadedKernels(self.target)
+            self._addresses.update(self._loaded.add(objects))
+        return {name: self._addresses[name] for name in wanted}
+
+    def objects(
+        self, kernels: Iterable[Kernel], progress: Progress | None = None
+    ) -> dict[str, bytes]:
+        """Object code of kernels by name; compiles what the disk does not have.
+
+        Raises:
+            KernelError: a kernel does not compile for this target.
+        """
         missing: list[tuple[Kernel, Path]] = []
         objects: dict[str, bytes] = {}
-        for name, kernel in wanted.items():
-            if name in self._addresses:
-                continue
+        for kernel in kernels:
             path = self._path(kernel)
             code = _read(path)
             if code is None:
                 missing.append((kernel, path))
                 continue
-            objects[name] = code
+            objects[kernel.name] = code
         for done, (kernel, path) in enumerate(missing):
             if progress is not None:
                 progress(done, len(missing), f"compiling {kernel.name}")
@@ -145,9 +154,7 @@ class KernelStore:
             self.compiled += 1
         if progress is not None and missing:
             progress(len(missing), len(missing), "compiled")
-        if objects:
-            self._addresses.update(self._loaded.add(objects))
-        return {name: self._addresses[name] for name in wanted}
+        return objects
 
     def _path(self, kernel: Kernel) -> Path:
         return cache_folder() / self.target.name / f"{kernel.name}-{_key(kernel, self.target)}.o"

@@ -1,4 +1,4 @@
-"""Compile a kernel for a target: Numba's front end, LLVM's optimiser and code generator.
+"""Compile a kernel for a target: Numba's front end; LLVM's part is `headrace.targets.backend`.
 
 The only module that imports Numba (through `headrace.targets.lowering`). Kernels are plain
 functions over the markers of `headrace.targets.simd`; plain functions that they call are inlined.
@@ -6,14 +6,11 @@ functions over the markers of `headrace.targets.simd`; plain functions that they
 
 from __future__ import annotations
 
-import os
 import re
 import types as python_types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numba
 from numba.core import cgutils, codegen, compiler, cpu, registry, types
@@ -21,23 +18,11 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from headrace.errors import KernelError
 from headrace.targets import lowering, simd
+from headrace.targets.backend import emit_object, target_machine
 from headrace.targets.loading import symbol_of
 from headrace.targets.target import Target
 
 _KERNEL_ARGS = (lowering.PTR, types.int64, types.int64)
-
-llvm.initialize_all_targets()
-llvm.initialize_all_asmprinters()
-
-
-def _target_machine(target: Target) -> llvm.TargetMachine:
-    return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu,
-        features=target.features,
-        opt=3,
-        reloc="pic",
-        codemodel="small",
-    )
 
 
 class _CrossCodegen(codegen.AOTCPUCodegen):
@@ -57,7 +42,7 @@ class _CrossCodegen(codegen.AOTCPUCodegen):
     def _init(self, llvm_module: Any) -> None:
         del llvm_module
         self._tm_features = self._target.features
-        self._tm = _target_machine(self._target)
+        self._tm = target_machine(self._target)
         self._target_data = self._tm.target_data
         self._data_layout = str(self._target_data)
         self._loopvect = False
@@ -143,44 +128,14 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     return text + _wrapper(symbol, mangled)
 
 
-def build_ir(fn: Callable[..., Any], target: Target, name: str) -> llvm.ModuleRef:
-    """Optimised LLVM module of a kernel, with one external function, `symbol_of(name)`.
+def compile_kernel(fn: Callable[..., Any], target: Target, name: str) -> bytes:
+    """Object code of a kernel; see `headrace.targets.backend.emit_object`.
 
     Raises:
         KernelError: the function is not a kernel, or LLVM refuses it.
     """
-    symbol = symbol_of(name)
     try:
-        text = _front_end(fn, target, symbol)
+        text = _front_end(fn, target, symbol_of(name))
     except Exception as error:
         raise KernelError(f"kernel {name} does not compile for {target.name}: {error}") from error
-    tm = _target_machine(target)
-    header = f'target triple = "{target.triple}"\ntarget datalayout = "{tm.target_data}"\n'
-    module = llvm.parse_assembly(header + text)
-    for function in module.functions:
-        if not function.is_declaration and function.name != symbol:
-            function.linkage = "internal"
-            function.add_function_attribute("alwaysinline")
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.loop_vectorization = True
-    options.slp_vectorization = False  # kernels are vectors already; what is left is scalar
-    options.loop_unrolling = True
-    builder = llvm.create_pass_builder(tm, options)
-    builder.getModulePassManager().run(module, builder)
-    module.verify()
-    return module
-
-
-def compile_kernel(fn: Callable[..., Any], target: Target, name: str) -> bytes:
-    """Object code of a kernel (ELF for a Linux triple) whose one symbol is `symbol_of(name)`.
-
-    With HEADRACE_DEBUG=2 the optimised IR and the assembly are written beside each other in
-    `HEADRACE_DUMP` (default: ./headrace-dump).
-    """
-    module = build_ir(fn, target, name)
-    if os.environ.get("HEADRACE_DEBUG", "") == "2":
-        folder = Path(os.environ.get("HEADRACE_DUMP", "headrace-dump")) / target.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.ll").write_text(str(module))
-        (folder / f"{name}.s").write_text(_target_machine(target).emit_assembly(module))
-    return _target_machine(target).emit_object(module)
+    return emit_object(text, target, name)

@@ -15,17 +15,18 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
 
 
-def _same_architecture(target: Target) -> bool:
+def same_architecture(target: Target) -> bool:
+    """Is this machine's instruction set the target's?"""
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
         platform.machine().lower(), platform.machine().lower()
     )
-    return target.triple.split("-", 1)[0] == machine
+    return target.architecture == machine
 
 
 def runnable_targets() -> list[Target]:
     """Targets that this CPU can run, the best last."""
     features = host_features()
-    return [t for t in all_targets().values() if _same_architecture(t) and t.needs <= features]
+    return [t for t in all_targets().values() if same_architecture(t) and t.needs <= features]
 
 
 def pick_target(name: str | None = None) -> Target:

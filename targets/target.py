@@ -5,8 +5,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
+
+_NO_CODE = {"needs", "rank", "machines", "too_old", "load_primitives"}
+
+
+def _no_primitives() -> Mapping[str, Callable[..., Any]]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,24 @@ class Target:
     # Decode with 16-bit activations: where byte products are so cheap that memory still binds.
     decode_pairs: bool = False
     bf16_dot: bool = False  # has simd.bf16_dot at twice the rate of float32 products
-    load_primitives: Callable[[], Mapping[str, Callable[..., Any]]] = field(default=dict)
+    abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it
+    # Modules whose text decides the primitives' code, besides the target's own.
+    sources: tuple[str, ...] = ("headrace.targets.x86",)
+    # Emulators of CPUs that must run it (the weakest first) and of some that must refuse to.
+    machines: tuple[str, ...] = ()
+    too_old: tuple[str, ...] = ()
+    load_primitives: Callable[[], Mapping[str, Callable[..., Any]]] = _no_primitives
+
+    @property
+    def architecture(self) -> str:
+        """First part of the triple."""
+        return self.triple.split("-", 1)[0]
+
+    @property
+    def code_key(self) -> str:
+        """All of the fields that decide a kernel's code, as text."""
+        names = (one.name for one in fields(self) if one.name not in _NO_CODE)
+        return " ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     @property
     def primitives(self) -> Mapping[str, Callable[..., Any]]:

@@ -71,7 +71,7 @@ def main() -> None:
     for line in sys.stdin:
         name, target = line.split()
         try:
-            KernelStore(targets[target]).load([rows[name]])
+            KernelStore(targets[target]).objects([rows[name]])
         except KernelError as error:
             print(error, file=sys.stderr)
 

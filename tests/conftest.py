@@ -13,10 +13,19 @@ import pytest
 
 CALL_LIMIT_S = 120.0
 SLOW_LIMIT_S = 900.0
+KERNEL_TESTS = ("test_kernels.py", "test_emulated_kernels.py")
 SETUP_LIMIT_S = 900.0  # fetching the model over a slow line is no hang
 
 _real_cache = os.environ.get("HEADRACE_CACHE")
 _stderr_fd = 2
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-instructions",
+        action="store_true",
+        help="write what was counted to tests/emulated/instructions.json",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,7 +48,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     """Compile on all cores what the selected tests want compiled; see `compile_ahead`."""
     wanted, models = set(), set()
     for item in session.items:
-        if item.path.name == "test_kernels.py" and isinstance(item, pytest.Function):
+        if item.path.name in KERNEL_TESTS and isinstance(item, pytest.Function):
             wanted.add((item.callspec.params["name"], item.callspec.params["target_name"]))
         if item.path.name == "test_families.py" and isinstance(item, pytest.Function):
             parameters = getattr(item, "callspec", None)

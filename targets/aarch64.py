@@ -1,0 +1,68 @@
+"""AArch64 primitives, in LLVM's IR builder; the target files pick from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import llvmlite.ir as ir
+
+from headrace.targets.lowering import intrinsic_call
+from headrace.targets.pieces import concat, cut
+
+_I8, _I16, _I32 = (ir.IntType(n) for n in (8, 16, 32))
+_Q8, _Q16, _Q32 = ir.VectorType(_I8, 16), ir.VectorType(_I16, 8), ir.VectorType(_I32, 4)
+
+Pair = tuple[ir.Value, ir.Value]
+
+
+def _pause(b: ir.IRBuilder) -> None:
+    intrinsic_call(b, "llvm.aarch64.hint", ir.VoidType(), [ir.Constant(_I32, 1)])
+
+
+COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause}
+
+
+# --- dotprod: signed bytes, four at a time, into 32 bits ------------------------------------------
+
+
+def _sdot(
+    b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: ir.Value, x: ir.Value, bits: int
+) -> Pair:
+    out = [
+        intrinsic_call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", _Q32, list(row))
+        for row in zip(*(cut(b, v, 16) for v in (wide, w, x)), strict=True)
+    ]
+    return concat(b, out), narrow
+
+
+DOTPROD: Mapping[str, Callable[..., Any]] = {**COMMON, "dot4": _sdot}
+
+
+# --- without dotprod: byte products to 16 bits, pairs to 32 ---------------------------------------
+
+
+def _products(b: ir.IRBuilder, w: ir.Value, x: ir.Value) -> list[ir.Value]:
+    return [
+        intrinsic_call(b, "llvm.aarch64.neon.smull.v8i16", _Q16, list(row))
+        for row in zip(cut(b, w, 8), cut(b, x, 8), strict=True)
+    ]
+
+
+def _sum_pairs(b: ir.IRBuilder, words: list[ir.Value]) -> ir.Value:
+    """Sums of 4 words each of two registers, as int32."""
+    both = intrinsic_call(b, "llvm.aarch64.neon.addp.v8i16", _Q16, words)
+    return intrinsic_call(b, "llvm.aarch64.neon.saddlp.v4i32.v8i16", _Q32, [both])
+
+
+def _smull(
+    b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: ir.Value, x: ir.Value, bits: int
+) -> Pair:
+    # |w * x| <= 128 * 127: the sum of two products fits in 16 bits.
+    sums = [
+        _sum_pairs(b, _products(b, *row)) for row in zip(cut(b, w, 16), cut(b, x, 16), strict=True)
+    ]
+    return b.add(wide, concat(b, sums)), narrow
+
+
+NEON: Mapping[str, Callable[..., Any]] = {**COMMON, "dot4": _smull}

@@ -1,0 +1,1 @@
+"""Run kernels that are built for other CPUs, in an emulator: tests and instruction counts."""

@@ -1,0 +1,59 @@
+/* QEMU plugin: how often are the instructions at addresses lo <= a < hi executed?
+   Arguments: lo=, hi= (numbers), out= (file for the count, as decimal text).
+   It declares what it needs of the plugin interface itself, so that no header is needed. */
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct block;
+struct instruction;
+typedef uint64_t plugin_id;
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE_ADD_U64 0
+
+size_t qemu_plugin_tb_n_insns(const struct block *);
+struct instruction *qemu_plugin_tb_get_insn(const struct block *, size_t);
+uint64_t qemu_plugin_insn_vaddr(const struct instruction *);
+void qemu_plugin_register_vcpu_insn_exec_inline(struct instruction *, int, void *, uint64_t);
+void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, void (*)(plugin_id, struct block *));
+void qemu_plugin_register_atexit_cb(plugin_id, void (*)(plugin_id, void *), void *);
+
+EXPORT int qemu_plugin_version = 1;
+
+static uint64_t count, low, high;
+static const char *out;
+
+static void translated(plugin_id id, struct block *block) {
+  size_t n = qemu_plugin_tb_n_insns(block);
+  for (size_t i = 0; i < n; i++) {
+    struct instruction *one = qemu_plugin_tb_get_insn(block, i);
+    uint64_t at = qemu_plugin_insn_vaddr(one);
+    if (at >= low && at < high)
+      qemu_plugin_register_vcpu_insn_exec_inline(one, INLINE_ADD_U64, &count, 1);
+  }
+}
+
+static void finished(plugin_id id, void *unused) {
+  FILE *file = fopen(out, "w");
+  if (file) {
+    fprintf(file, "%" PRIu64 "\n", count);
+    fclose(file);
+  }
+}
+
+EXPORT int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv) {
+  for (int i = 0; i < argc; i++) {
+    if (!strncmp(argv[i], "lo=", 3)) low = strtoull(argv[i] + 3, NULL, 0);
+    if (!strncmp(argv[i], "hi=", 3)) high = strtoull(argv[i] + 3, NULL, 0);
+    if (!strncmp(argv[i], "out=", 4)) out = strdup(argv[i] + 4);
+  }
+  if (!out) return 1;
+  qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
+  qemu_plugin_register_atexit_cb(id, finished, NULL);
+  return 0;
+}

@@ -1,0 +1,124 @@
+"""Count the instructions that a kernel executes: a measure of speed that is always the same.
+
+In QEMU by a plugin (`count.c`, built with the C compiler that is here) or else from the log of
+executed instructions; natively (machine "") by single steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from headrace.errors import KernelError
+from headrace.targets.cache import cache_folder, write_atomically
+from headrace.targets.emulation.image import Image, Launch
+from headrace.targets.emulation.run import link_kernel, run_image
+from headrace.targets.emulation.stepping import count_steps
+from headrace.targets.emulation.symbols import function_range
+from headrace.targets.loading import symbol_of
+from headrace.targets.target import Target
+
+BUILD_LIMIT_S = 120.0
+NATIVE = ""
+
+
+def _compilers() -> list[list[str]]:
+    found = [[path] for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
+    if importlib.util.find_spec("ziglang"):
+        found.append([sys.executable, "-m", "ziglang", "cc"])
+    return found
+
+
+@cache
+def plugin() -> Path | None:
+    """The built plugin, from the cache if it is there; None without a C compiler."""
+    source = Path(__file__).with_suffix(".c")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    path = cache_folder().parent / "plugins" / f"count-{digest}.so"
+    if path.is_file():
+        return path
+    for compiler in _compilers():
+        with tempfile.TemporaryDirectory(prefix="headrace-plugin-") as folder:
+            built = Path(folder, path.name)
+            command = [*compiler, "-shared", "-fPIC", "-O2", "-Wl,-z,undefs", str(source), "-o"]
+            done = subprocess.run(
+                [*command, str(built)], capture_output=True, timeout=BUILD_LIMIT_S
+            )
+            if done.returncode == 0:
+                write_atomically(path, built.read_bytes())
+                return path
+    return None
+
+
+@cache
+def _step_option(emulator: str) -> str:
+    """What makes every instruction a block of its own; QEMU renamed it in version 8."""
+    help_text = subprocess.run([emulator, "--help"], capture_output=True, text=True).stdout
+    return "-one-insn-per-tb" if "-one-insn-per-tb" in help_text else "-singlestep"
+
+
+def _counted(options: list[str], machine: str, path: Path, image: Image, what: str) -> None:
+    emulator, *own = shlex.split(machine)
+    run_image([emulator, *own, *options, str(path)], image, what)
+
+
+def _by_plugin(
+    library: Path, machine: str, path: Path, low: int, high: int, image: Image, what: str
+) -> int:
+    out = path.with_suffix(".count")
+    option = f"{library},lo={low:#x},hi={high:#x},out={out}"
+    _counted(["-plugin", option], machine, path, image, what)
+    return int(out.read_text())
+
+
+def _by_log(machine: str, path: Path, low: int, high: int, image: Image, what: str) -> int:
+    log = path.with_suffix(".log")
+    options = ["-d", "exec,nochain", "-D", str(log), "-dfilter", f"{low:#x}+{high - low:#x}"]
+    _counted([_step_option(shlex.split(machine)[0]), *options], machine, path, image, what)
+    with log.open("rb") as file:
+        return sum(line.startswith(b"Trace") for line in file)
+
+
+def count_instructions(
+    kernel: str,
+    code: bytes,
+    target: Target,
+    machine: str,
+    launches: Sequence[Launch],
+    *,
+    compiled_plugin: bool = True,
+) -> int:
+    """Instructions that a kernel itself executes in all of `launches`.
+
+    Args:
+        kernel, code, target, machine, launches: as in `headrace.targets.emulation.run.run`; machine
+            `NATIVE` is this one.
+        compiled_plugin: use the plugin where it can be built.
+
+    Raises:
+        KernelError: the program cannot be run or counted.
+    """
+    what = f"kernel {kernel} of {target.name} on {machine or 'this CPU'}"
+    with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
+        path = Path(folder, kernel)
+        link_kernel(kernel, code, target, path)
+        low, high = function_range(path, symbol_of(kernel))
+        image = Image(launches)
+        if machine == NATIVE:
+            count, output = count_steps([str(path)], image.data, low, high)
+            image.restore(output)
+            return count
+        if compiled_plugin and (library := plugin()):
+            try:
+                return _by_plugin(library, machine, path, low, high, image, what)
+            except KernelError:
+                pass  # this QEMU has another plugin interface, or none
+        return _by_log(machine, path, low, high, image, what)

@@ -1,0 +1,76 @@
+"""Run a kernel that is built for another CPU, in an emulator of that CPU."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from headrace.errors import KernelError
+from headrace.targets.emulation.image import Image, Launch
+from headrace.targets.emulation.runtime import KERNEL, runtime_object
+from headrace.targets.linker import find_linker, link_static
+from headrace.targets.loading import symbol_of
+from headrace.targets.target import Target
+
+RUN_LIMIT_S = 300.0
+
+
+class IllegalInstructionError(KernelError):
+    """A kernel uses an instruction that the emulated CPU does not have."""
+
+
+def why_not(machine: str) -> str | None:
+    """What is missing to run kernels on a machine (a command line); None when nothing is."""
+    for emulator in shlex.split(machine)[:1]:  # none: this CPU
+        if shutil.which(emulator) is None:
+            return f"{emulator} is not installed (Debian's package qemu-user)"
+    try:
+        find_linker()
+    except KernelError as error:
+        return str(error)
+    return None
+
+
+def link_kernel(kernel: str, code: bytes, target: Target, path: Path) -> None:
+    """Link a kernel's object code with the program that calls it, as an executable at `path`."""
+    link_static([runtime_object(target), code], path, {KERNEL: symbol_of(kernel)})
+
+
+def run_image(command: Sequence[str], image: Image, what: str) -> None:
+    """Run an emulator with an image and give the image's arrays what comes back."""
+    done = subprocess.run(command, input=image.data, capture_output=True, timeout=RUN_LIMIT_S)
+    if done.returncode == -signal.SIGILL:
+        raise IllegalInstructionError(f"{what}: illegal instruction")
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise KernelError(f"{what}: exit status {done.returncode} {said}".rstrip())
+    try:
+        image.restore(done.stdout)
+    except KernelError as error:
+        raise KernelError(f"{what}: {error}") from error
+
+
+def run(kernel: str, code: bytes, target: Target, machine: str, launches: Sequence[Launch]) -> None:
+    """Call a kernel as `launches` say, in one process; their arrays change as they would here.
+
+    The threads of a launch run one after the other: no kernel of the table waits for another.
+
+    Args:
+        kernel: its name in the table.
+        code: its object code for `target`.
+        machine: command line of the emulator, such as "qemu-aarch64 -cpu cortex-a53".
+
+    Raises:
+        IllegalInstructionError: the machine lacks an instruction.
+        KernelError: the program fails otherwise, or stores beside an array.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-run-") as folder:
+        path = Path(folder, kernel)
+        link_kernel(kernel, code, target, path)
+        command = [*shlex.split(machine), str(path)]
+        run_image(command, Image(launches), f"kernel {kernel} of {target.name} on {machine}")

@@ -1,0 +1,65 @@
+"""Link object code to a static ELF with LLVM's linker, from wherever it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from headrace.errors import KernelError
+
+LINK_LIMIT_S = 60.0
+
+
+def _versioned() -> list[str]:
+    """Linkers that a distribution installs with their version in the name, the newest first."""
+    found: dict[int, str] = {}
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        for path in Path(folder or ".").glob("ld.lld-*"):
+            if match := re.fullmatch(r"ld\.lld-(\d+)", path.name):
+                found.setdefault(int(match[1]), str(path))
+    return [found[version] for version in sorted(found, reverse=True)]
+
+
+@cache
+def find_linker() -> tuple[str, ...]:
+    """The command that runs ld.lld.
+
+    Raises:
+        KernelError: there is none; the message says how to install one.
+    """
+    if path := shutil.which("ld.lld"):
+        return (path,)
+    if versioned := _versioned():
+        return (versioned[0],)
+    if importlib.util.find_spec("ziglang"):
+        return (sys.executable, "-m", "ziglang", "ld.lld")
+    raise KernelError(
+        "no linker ld.lld here: install Debian's package lld, or `pip install ziglang`"
+    )
+
+
+def link_static(
+    objects: Sequence[bytes], path: Path, symbols: Mapping[str, str] | None = None
+) -> None:
+    """Link objects to a static executable at `path`; `symbols` gives names to defined symbols.
+
+    Raises:
+        KernelError: there is no linker, or it finds an error.
+    """
+    defined = [f"--defsym={name}={value}" for name, value in (symbols or {}).items()]
+    with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
+        files = [Path(folder, f"{i}.o") for i in range(len(objects))]
+        for file, code in zip(files, objects, strict=True):
+            file.write_bytes(code)
+        command = [*find_linker(), "-static", "-o", str(path), *defined, *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_LIMIT_S)
+    if done.returncode:
+        raise KernelError(f"{path.name} cannot be linked: {done.stderr.strip()}")

@@ -1,0 +1,73 @@
+"""Every row of the kernel table, for every foreign target, on emulated CPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from foreign import FOREIGN, param
+from kernel_harness import check
+
+from headrace.kernels.table import kernel_table
+from headrace.targets.cache import KernelStore
+from headrace.targets.emulation.run import IllegalInstructionError, run
+from headrace.targets.target import Target
+
+TABLE = kernel_table()
+THREADS = (1, 3)  # one after the other: no kernel waits for another thread
+# What CI runs: each kind of kernel, for a format of one scale and one of several.
+PART = {
+    *(f"{kind}_{fmt}" for kind in ("gemv", "gemm", "tile", "rows") for fmt in ("q4_0", "q4_k")),
+    "gemm2_q8_0",
+    "gemm_f16",
+    "attention_decode_d64",
+    "norm_q8",
+    "silu_q8x2",
+}
+
+
+def rows() -> list[Any]:
+    """Every kernel that has cases, on every machine of every target; CI takes a part."""
+    names = [name for name in TABLE if not name.startswith("team_")]  # these need threads
+    return [
+        param(target, machine, name, slow=name not in PART or machine != target.machines[0])
+        for target in FOREIGN.values()
+        for machine in target.machines
+        for name in names
+    ]
+
+
+def too_old() -> list[Any]:
+    """Targets on CPUs that lack their instructions."""
+    return [
+        param(target, machine, "gemm_q4_0")
+        for target in FOREIGN.values()
+        for machine in target.too_old
+    ]
+
+
+def run_cases(name: str, target: Target, machine: str) -> None:
+    kernel = TABLE[name]
+    code = KernelStore(target).objects([kernel])[name]
+    # A case owns its outputs: make it anew for every number of threads, from the same seed.
+    launches = [
+        (case, n_threads)
+        for n_threads in THREADS
+        for case in kernel.cases(target, np.random.default_rng(1))
+    ]
+    assert launches
+    run(name, code, target, machine, [(case.slots, n) for case, n in launches])
+    for case, _ in launches:
+        check(case)
+
+
+@pytest.mark.parametrize(("target_name", "machine", "name"), rows())
+def test_kernel_equals_reference(target_name: str, machine: str, name: str) -> None:
+    run_cases(name, FOREIGN[target_name], machine)
+
+
+@pytest.mark.parametrize(("target_name", "machine", "name"), too_old())
+def test_an_older_cpu_stops_a_newer_build(target_name: str, machine: str, name: str) -> None:
+    with pytest.raises(IllegalInstructionError):
+        run_cases(name, FOREIGN[target_name], machine)

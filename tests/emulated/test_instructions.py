@@ -1,0 +1,57 @@
+"""Instructions per multiply-add do not grow: compared with `instructions.json`.
+
+`pytest tests/emulated --update-instructions` writes what it counts to that table.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foreign import param
+from instructions import OPERATIONS, machine_for, per_multiply_add
+
+from headrace.sparse.registry import FORMATS
+from headrace.targets.emulation.count import NATIVE
+from headrace.targets.host import runnable_targets
+from headrace.targets.target import all_targets
+
+PATH = Path(__file__).with_name("instructions.json")
+TABLE: dict[str, dict[str, float]] = json.loads(PATH.read_text()) if PATH.exists() else {}
+SLACK = 1.01  # versions of the compiler that the package allows differ by so much
+PART = ("q4_0", "q4_k")  # counted by CI
+
+ALL = all_targets()
+
+
+def rows() -> list[Any]:
+    native = {target.name for target in runnable_targets()}
+    return [
+        param(target, machine_for(target), operation, fmt, slow=slow)
+        for target in ALL.values()
+        if target.name in native or target.machines
+        for operation in OPERATIONS
+        for fmt in FORMATS
+        # Single steps take seconds.
+        for slow in [fmt not in PART or (machine_for(target) == NATIVE and operation == "gemm")]
+    ]
+
+
+@pytest.mark.parametrize(("target_name", "machine", "operation", "format_name"), rows())
+def test_instructions_per_multiply_add(
+    target_name: str,
+    machine: str,
+    operation: str,
+    format_name: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    found = per_multiply_add(ALL[target_name], operation, format_name)
+    kernel = f"{operation}_{format_name}"
+    if request.config.option.update_instructions:
+        TABLE.setdefault(target_name, {})[kernel] = round(found, 4)
+        PATH.write_text(json.dumps(TABLE, indent=1, sort_keys=True) + "\n")
+        return
+    known = TABLE[target_name][kernel]
+    assert found <= known * SLACK, f"{kernel} of {target_name}: {found:.4f}, was {known}"

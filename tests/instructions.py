@@ -1,0 +1,39 @@
+"""Count instructions per multiply-add of the matrix products."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headrace.sparse.linear import activation_bytes, kernels
+from headrace.sparse.registry import FORMATS
+from headrace.targets.cache import KernelStore
+from headrace.targets.emulation.count import NATIVE, count_instructions
+from headrace.targets.host import same_architecture
+from headrace.targets.target import Target
+
+ROWS, INPUTS = 32, 512
+TOKENS = 48  # whole groups of 1 to 4, 6, 8, 12, 16 or 24 tokens
+OPERATIONS = {"gemv": 1, "gemm": TOKENS}
+
+
+def machine_for(target: Target) -> str:
+    """Where its kernels are counted: natively, or on the weakest CPU that runs them."""
+    return NATIVE if same_architecture(target) else target.machines[0]
+
+
+def per_multiply_add(target: Target, operation: str, format_name: str) -> float:
+    """Count one product of a matrix of zeros: its values decide nothing about what is executed."""
+    fmt = FORMATS[format_name]
+    kernel, tokens = kernels(fmt)[operation], OPERATIONS[operation]
+    group = 1 if tokens == 1 else target.gemm_tokens
+    weights = np.zeros(fmt.tiled_bytes(ROWS, INPUTS), np.uint8)
+    entry = activation_bytes(fmt.activation, INPUTS) * group
+    activations = np.zeros((tokens // group, entry), np.uint8)
+    y = np.zeros((tokens, ROWS), np.float32)
+    slots = [
+        weights, activations, y, INPUTS // fmt.block, ROWS // 16, np.array([tokens]), 0,
+        y.strides[0], np.zeros(ROWS, np.float32), entry,
+    ]  # fmt: skip
+    code = KernelStore(target).objects([kernel])[kernel.name]
+    count = count_instructions(kernel.name, code, target, machine_for(target), [(slots, 1)])
+    return count / (ROWS * INPUTS * tokens)
