@@ -10,9 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from headrace.machine import BENCH_BYTES, read_bandwidth, remember_read_bandwidth
+from headrace.machine import (
+    BENCH_BYTES,
+    buffer_bytes,
+    read_bandwidth,
+    remember_read_bandwidth,
+)
 from headrace.model import Model, load
 from headrace.peak import peak_rss_bytes
+from headrace.planning import predict_tok_s
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -47,7 +53,6 @@ def bench(
         load_s = time.perf_counter() - began
         random = np.random.default_rng(0)
         first_token_s = _first_token(loaded, random)
-        # Before the bandwidth's large buffer: this is what the model itself took.
         prefill, decode = [], []
         for run in range(runs + 1):
             if progress is not None:
@@ -61,10 +66,10 @@ def bench(
                 loaded.forget()
             ids = _ids(loaded, random, new_tokens)
             decode.append(_timed(partial(_one_by_one, loaded, ids, start)))
+        # Before the bandwidth's large buffer: this is what the model itself took.
         peak = peak_rss_bytes()
-        bandwidth = read_bandwidth(loaded.kernel_store, loaded.team, BENCH_BYTES)
         plan = loaded.plan
-        remember_read_bandwidth(plan.target, plan.threads, bandwidth)
+        bandwidth = _bandwidth(loaded)
         decode_tok_s = new_tokens / min(decode[1:])
         mean_context = context_tokens + new_tokens / 2
         n_bytes = plan.bytes_per_token
@@ -82,9 +87,13 @@ def bench(
             "decode_tok_s_median": new_tokens / float(np.median(decode[1:])),
             "bytes_per_token": n_bytes,
             "kv_bytes_read_per_token": kv_read,
-            "memory_read_gb_s": bandwidth / 1e9,
-            "decode_share_of_limit": decode_tok_s * (n_bytes + kv_read) / bandwidth,
-            "predicted_tok_s": _predicted(loaded, bandwidth),
+            "memory_read_gb_s": None if bandwidth is None else bandwidth / 1e9,
+            "decode_share_of_limit": (
+                None if bandwidth is None else decode_tok_s * (n_bytes + kv_read) / bandwidth
+            ),
+            "predicted_tok_s": (
+                None if bandwidth is None else predict_tok_s(n_bytes, plan.layers, bandwidth)
+            ),
             "expanded_bytes": sum(e["bytes"] - e["file_bytes"] for e in plan.expanded),
             "weights_bytes": plan.weights,
             "kv_cache_bytes": plan.kv_cache,
@@ -95,10 +104,17 @@ def bench(
         }
 
 
-def _predicted(model: Model, bandwidth: float) -> float | None:
-    from headrace.planning import predict_tok_s
-
-    return predict_tok_s(model.plan.bytes_per_token, model.plan.layers, bandwidth)
+def _bandwidth(model: Model) -> float | None:
+    """Bytes per second that memory gives; None where the budget has no room for the buffer."""
+    plan = model.plan
+    left = BENCH_BYTES if plan.budget is None else plan.budget - plan.peak_bytes
+    n_bytes = buffer_bytes(min(left, BENCH_BYTES))
+    if n_bytes is None:
+        return None
+    bandwidth = read_bandwidth(model.kernel_store, model.team, n_bytes)
+    if n_bytes == BENCH_BYTES:
+        remember_read_bandwidth(plan.target, plan.threads, bandwidth)
+    return bandwidth
 
 
 def _ids(model: Model, random: np.random.Generator, n: int) -> list[int]:

@@ -49,7 +49,7 @@ class DownloadError(HeadraceError):
 
 
 class BudgetError(HeadraceError):
-    """The memory budget is too small; `needed_bytes` is the smallest that works."""
+    """The memory budget is too small; `needed_bytes` is what was asked for needs."""
 
     def __init__(self, message: str, *, needed_bytes: int) -> None:
         self.needed_bytes = needed_bytes

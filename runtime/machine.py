@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headrace.available import available_bytes
 from headrace.kernels import execute, probe
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
@@ -19,6 +20,7 @@ from headrace.team import Team
 
 QUICK_BYTES = 256 << 20
 BENCH_BYTES = 1 << 30
+LEAST_BYTES = 128 << 20  # less may lie in a cache
 
 
 def read_bandwidth(store: KernelStore, team: Team, n_bytes: int, runs: int = 5) -> float:
@@ -35,6 +37,13 @@ def read_bandwidth(store: KernelStore, team: Team, n_bytes: int, runs: int = 5) 
         team.run(steps)
         best = min(best, time.perf_counter() - start)
     return n_bytes / best
+
+
+def buffer_bytes(wanted: int) -> int | None:
+    """Size of a buffer to measure with, half of what is free at most; None: that is too small."""
+    available = available_bytes()
+    most = wanted if available is None else min(wanted, available // 2)
+    return None if most < LEAST_BYTES else most >> 20 << 20
 
 
 def _cpu_name() -> str:
@@ -70,18 +79,24 @@ def remember_read_bandwidth(target_name: str, threads: int, value: float) -> Non
         write_atomically(_cache_file(), json.dumps(known, indent=1).encode())
 
 
-def cached_read_bandwidth(target_name: str | None, threads: int) -> float:
-    """Read bandwidth in bytes per second, measured once for this CPU and thread count."""
+def cached_read_bandwidth(target_name: str | None, threads: int) -> float | None:
+    """Read bandwidth in bytes per second, measured once for this CPU and thread count.
+
+    None when it is not known yet, and there is too little memory free to measure it.
+    """
     from headrace.targets.host import pick_target
 
     target = pick_target(target_name)
     known = _known().get(_key(target.name, threads))
     if known is not None:
         return known
+    n_bytes = buffer_bytes(QUICK_BYTES)
+    if n_bytes is None:
+        return None
     store = KernelStore(target)
     team = Team(store.load(execute.kernels().values()), threads)
     try:
-        value = read_bandwidth(store, team, QUICK_BYTES)
+        value = read_bandwidth(store, team, n_bytes)
     finally:
         team.close()
     remember_read_bandwidth(target.name, threads, value)

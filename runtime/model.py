@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from headrace import plan as plans
+from headrace.arguments import token_ids, whole
+from headrace.conversation import Chat
 from headrace.detokenizer import Detokenizer
-from headrace.errors import BusyError, CancelledError, ContextOverflowError, HeadraceError
+from headrace.errors import (
+    BusyError,
+    CancelledError,
+    ContextOverflowError,
+    HeadraceError,
+    ModelFileError,
+)
+from headrace.generation import Generation
 from headrace.interruptible import run_aside
 from headrace.loaders.sources import resolve
 from headrace.planning import (
@@ -22,10 +29,11 @@ from headrace.planning import (
     Prepared,
     check_available,
     check_budget,
+    compilers,
     memory_plan,
     prepare,
 )
-from headrace.sampling import Sampler, SamplingParams, StopMatcher
+from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
 from headrace.targets.cache import KernelStore
 from headrace.team import Team
@@ -34,24 +42,11 @@ from headrace.trace import Trace, trace_from_environment
 from headrace.weights import Activations, Weights
 
 Progress = Callable[[int, int | None, str], None]
-FinishReason = Literal["eos", "length", "stop", "cancelled"]
 
 # Work that may take longer than this runs where Ctrl-C can interrupt it at once.
 PATIENCE_S = 0.1
 _SLOW_BYTES_S = 10e9
 _SLOW_PRODUCTS_S = 50e9
-
-
-@dataclass
-class Stats:
-    """How a generation went. Times in seconds; `prefill_s` ends with the first token's logits."""
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    new_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    finish_reason: FinishReason | None = None
 
 
 def load(
@@ -80,17 +75,23 @@ def load(
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
         BudgetError: `memory`, or what is free, is less than the model needs.
         ContextOverflowError: `context` is longer than the model's.
+        TypeError, ValueError: an argument is of the wrong type, or out of range.
     """
+    budget = None if memory is None else _budget(memory)
+    context = None if context is None else whole("context", context, low=1)
+    threads = None if threads is None else whole("threads", threads, low=1)
     path = resolve(model, progress=progress)
     prepared = prepare(
         path, context=context, threads=threads, target=target, activations=activations
     )
-    budget = parse_size(memory) if isinstance(memory, str) else memory
     plan = memory_plan(prepared, budget=budget)
     check_budget(plan)
-    if budget is None:
-        check_available(plan)
+    check_available(plan)
     return Model(prepared, plan, progress)
+
+
+def _budget(memory: int | str) -> int:
+    return parse_size(memory if isinstance(memory, str) else whole("memory", memory, low=1))
 
 
 class Model:
@@ -113,7 +114,7 @@ class Model:
         self._kept: list[int] = []  # tokens whose keys and values are in the cache
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
-        self._store = KernelStore(prepared.target)
+        self._store = KernelStore(prepared.target, compilers(plan))
         addresses = self._store.load(
             plans.kernels_of(prepared.decoder, prepared.placed, prepared.target), progress
         )
@@ -149,9 +150,10 @@ class Model:
             # Aside: the library's conversions drop a KeyboardInterrupt that falls into them.
             built = run_aside(lambda: Tokenizer.from_metadata(self._metadata, self._path))
             if built.n_vocab > self._decoder.vocabulary:
-                raise HeadraceError(
-                    f"{self._path}: the vocabulary has {built.n_vocab} tokens, but the "
-                    f"embedding only {self._decoder.vocabulary} rows"
+                raise ModelFileError(
+                    f"the vocabulary has {built.n_vocab} tokens, but the embedding only "
+                    f"{self._decoder.vocabulary} rows",
+                    path=self._path,
                 )
             self._tokenizer = built
         return self._tokenizer
@@ -183,6 +185,26 @@ class Model:
         """Token ids of a text, with the model's begin-of-text token where it wants one."""
         return self.tokenizer.encode(text, add_special=add_special)
 
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of token ids; what is no whole character becomes U+FFFD, control tokens nothing."""
+        pieces = Detokenizer(self.tokenizer)
+        return "".join([*map(pieces.push, self._known(ids)), pieces.finish()])
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **extra: Any) -> list[int]:
+        """Token ids of a conversation as `render_chat` writes it.
+
+        A begin-of-text token that the model wants and its template forgets is put in front.
+
+        Raises:
+            TemplateError: the file has no template, or it is broken.
+        """
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(self.render_chat(messages, **extra), add_special=False)
+        bos = tokenizer.bos_id
+        if tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            ids = [bos, *ids]
+        return ids
+
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **extra: Any) -> str:
         """A conversation as a prompt, by the file's chat template.
 
@@ -208,7 +230,7 @@ class Model:
         min_p: float = 0.0,
         repeat_penalty: float = 1.0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         raw: bool = False,
     ) -> Generation:
         """Answer a prompt; iterate over the result for pieces of text as they come.
@@ -223,17 +245,16 @@ class Model:
         Raises:
             ContextOverflowError: the prompt does not fit in the context. Nothing is cut.
             TemplateError: not `raw`, and the model has no usable chat template.
-            ValueError: a parameter is out of range.
+            TypeError, ValueError: an argument is of the wrong type, or out of range.
         """
         params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
         if isinstance(prompt, str):
             if raw:
                 ids = self.tokenize(prompt)
             else:
-                text = self.render_chat([{"role": "user", "content": prompt}])
-                ids = self.tokenizer.encode(text, add_special=False)
+                ids = self.tokenize_chat([{"role": "user", "content": prompt}])
         else:
-            ids = [int(i) for i in prompt]
+            ids = self._checked(prompt)
         return Generation(self, ids, max_tokens, params, stop, reuse=False)
 
     def chat(self, system: str | None = None) -> Chat:
@@ -252,15 +273,14 @@ class Model:
         Raises:
             ContextOverflowError: more tokens than the context holds.
         """
-        self._check_ids(ids)
-        wanted = len(ids) if last is None else min(last, len(ids))
+        ids = self._checked(ids)
+        wanted = len(ids) if last is None else min(whole("last", last, low=1), len(ids))
         out = np.empty((wanted, self._decoder.vocabulary), np.float32)
-        owner = object()
-        with self._busy(owner, begins=True):
+        with self._begin():
             self._kept = []
             step = self._programs.shape.chunk
             for first in range(0, len(ids), step):
-                chunk = list(ids[first : first + step])
+                chunk = ids[first : first + step]
                 skip = max(0, len(ids) - wanted - first)
                 if skip < len(chunk):
                     at = first + skip - (len(ids) - wanted)
@@ -278,8 +298,8 @@ class Model:
             ValueError: `start` is beyond what has been read, or an id is no token.
             ContextOverflowError: they do not fit in the context.
         """
-        self._check_ids(ids)
-        with self._busy(self, begins=True):
+        ids = self._checked(ids)
+        with self._begin():
             if start > len(self._kept) or start < 0:
                 raise ValueError(f"only {len(self._kept)} tokens have been read, not {start}")
             if start + len(ids) > self.context:
@@ -290,7 +310,7 @@ class Model:
 
     def forget(self) -> None:
         """Drop what has been read: the next tokens start an empty context."""
-        with self._busy(self, begins=True):
+        with self._begin():
             self._kept = []
 
     def cancel(self) -> None:
@@ -325,10 +345,27 @@ class Model:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _busy(self, owner: object, *, begins: bool) -> _Busy:
-        return _Busy(self, owner, begins)
+    def _begin(self, owner: object = None, cancels: int | None = None) -> _Busy:
+        """Hold the model for the first step of some work.
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
+        Args:
+            owner: a token that lets the work go on later; None for work that this step ends.
+            cancels: how often `cancel` had been called when the work was asked for; default: now.
+        """
+        return _Busy(self, owner, self._cancels if cancels is None else cancels)
+
+    def _resume(self, owner: object) -> _Busy:
+        """Hold the model for a later step."""
+        return _Busy(self, owner, None)
+
+    def _known(self, given: Sequence[int]) -> list[int]:
+        ids = token_ids(given)
+        if ids and (min(ids) < 0 or max(ids) >= self._decoder.vocabulary):
+            raise ValueError(f"token ids must lie in 0..{self._decoder.vocabulary - 1}")
+        return ids
+
+    def _checked(self, given: Sequence[int]) -> list[int]:
+        ids = self._known(given)
         if not ids:
             raise ValueError("the prompt is empty: there must be at least one token")
         if len(ids) > self.context:
@@ -336,14 +373,13 @@ class Model:
                 f"the prompt has {len(ids)} tokens, the context {self.context}; shorten it or load "
                 f"the model with a longer context (it was trained for {self._decoder.context})"
             )
-        if min(ids) < 0 or max(ids) >= self._decoder.vocabulary:
-            raise ValueError(f"token ids must lie in 0..{self._decoder.vocabulary - 1}")
+        return ids
 
-    def _read(self, ids: Sequence[int], start: int) -> np.ndarray:
+    def _read(self, ids: list[int], start: int) -> np.ndarray:
         """Run tokens at positions from `start`; logits after the last one (a view)."""
         step = self._programs.shape.chunk
         for first in range(0, len(ids), step):
-            self._read_chunk(list(ids[first : first + step]), start + first)
+            self._read_chunk(ids[first : first + step], start + first)
         return self._logits()
 
     def _logits(self) -> np.ndarray:
@@ -355,6 +391,8 @@ class Model:
         """Run one chunk; with `out` [k, vocabulary], logits after the last k tokens go there."""
         if self._cancels != self._heeded:
             raise CancelledError("cancelled")
+        if position > len(self._kept):
+            raise AssertionError(f"{position} tokens before this one, {len(self._kept)} read")
         programs, n = self._programs, len(ids)
         programs.ids[:n] = ids
         state = programs.state
@@ -405,10 +443,10 @@ class Model:
 class _Busy:
     """Holds the model for one step; refuses when another thread holds it."""
 
-    def __init__(self, model: Model, owner: object, begins: bool) -> None:
+    def __init__(self, model: Model, owner: object, cancels: int | None) -> None:
         self._model = model
         self._owner = owner
-        self._begins = begins
+        self._cancels = cancels  # None: a later step
 
     def __enter__(self) -> None:
         model = self._model
@@ -419,165 +457,12 @@ class _Busy:
         if model._closed:
             model._lock.release()
             raise HeadraceError("this model is closed")
-        if self._begins:
+        if self._cancels is not None:
             model._owner = self._owner
-            model._heeded = getattr(self._owner, "began_after", model._cancels)
+            model._heeded = self._cancels
         elif model._owner is not self._owner:
             model._lock.release()
             raise BusyError("a newer generation has taken over this model; this one cannot go on")
 
     def __exit__(self, *_: object) -> None:
         self._model._lock.release()
-
-
-class Generation:
-    """An iterator over pieces of generated text; `stats` and `ids` tell how it went.
-
-    The prompt is read when the first piece is asked for.
-    """
-
-    def __init__(
-        self, model: Model, ids: list[int], max_tokens: int, params: SamplingParams,
-        stop: Sequence[str], *, reuse: bool,
-    ) -> None:  # fmt: skip
-        model._check_ids(ids)
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        self.began_after = model._cancels  # a `cancel` from here on ends this generation
-        self.stats = Stats(prompt_tokens=len(ids))
-        self.ids: list[int] = []
-        self._model = model
-        self._matcher = StopMatcher(stop)
-        self._sampler = Sampler(params)
-        self._pieces = self._run(ids, max_tokens, reuse)
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """End it here."""
-        self._pieces.close()
-
-    def text(self) -> str:
-        """The rest of the text as one string."""
-        return "".join(self)
-
-    def _step(self, ids: Sequence[int], start: int) -> tuple[int, float]:
-        began = time.perf_counter()
-        model = self._model
-        with model._busy(self, begins=not self.ids):
-            logits = model._read(ids, start)
-            token = self._sampler.sample(logits, self._recent)
-        return token, time.perf_counter() - began
-
-    def _run(self, prompt: list[int], max_tokens: int, reuse: bool) -> Generator[str, None, None]:
-        model, stats = self._model, self.stats
-        detokenizer = Detokenizer(model.tokenizer, after=prompt[-1])
-        self._recent = list(prompt)
-        start = 0
-        if reuse:
-            start = _common_prefix(model._kept, prompt[:-1])
-            stats.reused_tokens = start
-        try:
-            token, seconds = self._step(prompt[start:], start)
-            stats.prefill_s = seconds
-            position = len(prompt)
-            while True:
-                self.ids.append(token)
-                self._recent.append(token)
-                stats.new_tokens += 1
-                if token in model.tokenizer.eos_ids:
-                    stats.finish_reason = "eos"
-                    break
-                piece = self._matcher.push(detokenizer.push(token))
-                if piece:
-                    yield piece
-                if self._matcher.stopped:
-                    stats.finish_reason = "stop"
-                    return
-                if stats.new_tokens >= max_tokens or position >= model.context:
-                    stats.finish_reason = "length"
-                    break
-                token, seconds = self._step([token], position)
-                stats.decode_s += seconds
-                position += 1
-        except CancelledError:
-            stats.finish_reason = "cancelled"
-        rest = self._matcher.push(detokenizer.finish()) + self._matcher.finish()
-        if rest:
-            yield rest
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
-
-
-class Chat:
-    """A conversation with a model: `send` a message, iterate over the answer.
-
-    The part of the conversation that the model has read already is not read again.
-    """
-
-    def __init__(self, model: Model, system: str | None = None) -> None:
-        self._model = model
-        self.messages: list[dict[str, str]] = []
-        if system is not None:
-            self.messages.append({"role": "system", "content": system})
-
-    def send(
-        self,
-        text: str,
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Reply:
-        """Say something; the answer is generated as the result is iterated over.
-
-        Arguments and errors are those of `Model.generate`. A message whose answer was cut short
-        stays in the conversation with what there was of it; one that fails before is taken back.
-        """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        prompt = self._model.render_chat(messages)
-        ids = self._model.tokenizer.encode(prompt, add_special=False)
-        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
-        generation = Generation(self._model, ids, max_tokens, params, stop, reuse=True)
-        return Reply(self, messages, generation)
-
-
-class Reply:
-    """An answer of a chat, as it comes; a `Generation` that ends up in the conversation."""
-
-    def __init__(self, chat: Chat, messages: list[dict[str, str]], generation: Generation) -> None:
-        self._chat = chat
-        self._messages = messages
-        self._generation = generation
-        self.stats = generation.stats
-
-    def __iter__(self) -> Iterator[str]:
-        pieces: list[str] = []
-        try:
-            for piece in self._generation:
-                pieces.append(piece)
-                yield piece
-        finally:
-            if self.stats.new_tokens:
-                answer = {"role": "assistant", "content": "".join(pieces)}
-                self._chat.messages = [*self._messages, answer]
-
-    def text(self) -> str:
-        """The whole answer as one string."""
-        return "".join(self)

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from headrace.families.decoder import Decoder, Layer, Matrix, Rope, Vector, rope_table
-from headrace.kernels import attention, execute, kv_cache, prepare
+from headrace.kernels import (
+    attention,
+    attention_decode,
+    attention_prefill,
+    execute,
+    kv_cache,
+    prepare,
+)
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.sparse.linear import activation_bytes
@@ -371,8 +378,8 @@ def _scratch_bytes(decoder: Decoder) -> int:
     return _round_up(
         max(
             max(
-                attention.decode_scratch_bytes(a.head),
-                attention.prefill_scratch_bytes(a.head, a.heads // a.kv_heads),
+                attention_decode.decode_scratch_bytes(a.head),
+                attention_prefill.prefill_scratch_bytes(a.head, a.heads // a.kv_heads),
             )
             for a in (layer.attention for layer in decoder.layers)
         ),
@@ -409,7 +416,7 @@ def buffer_sizes(
     # Kernels write whole groups of tokens, and attention reads whole blocks of queries.
     room = {
         "": max(SHORT_TOKENS + target.gemm_tokens, shape.threads),
-        PREFILL: _round_up(shape.chunk, attention.QUERIES) + target.gemm_tokens,
+        PREFILL: _round_up(shape.chunk, attention_prefill.QUERIES) + target.gemm_tokens,
     }
     sizes = {
         "state": STATE_WORDS * 8,

@@ -28,6 +28,8 @@ MAX_CHUNK = 512
 # (measured on Linux with Python 3.11; docs/performance.md).
 PROCESS_BYTES = 100 << 20
 VOCABULARY_ENTRY_BYTES = 500
+# A process that compiles kernels: as many as fit in the plan's peak work at once, one at least.
+COMPILER_BYTES = 200 << 20
 # What kernels reach of the read bandwidth, and a barrier's cost with the work around it.
 DECODE_SHARE = 0.90
 BARRIER_S = 1.5e-6
@@ -187,6 +189,11 @@ def memory_plan(
     )
 
 
+def compilers(plan: MemoryPlan) -> int:
+    """How many processes may compile kernels at once, before anything of the model is loaded."""
+    return max(1, min(default_threads(), (plan.peak_bytes - PROCESS_BYTES) // COMPILER_BYTES))
+
+
 def predict_tok_s(bytes_per_token: int, layers: int, bandwidth: float) -> float:
     """Decode speed at an empty context: bytes at the memory's rate, and five barriers a layer."""
     barriers = 5 * layers + 2
@@ -200,7 +207,9 @@ def check_budget(plan: MemoryPlan) -> None:
         BudgetError: names what is needed, and for what.
     """
     if plan.budget is not None and not plan.fits:
-        raise _too_small(plan, f"--memory allows {format_size(plan.budget)}. Allow more, or ask")
+        raise _too_small(
+            plan, f"the budget (`memory`) is {format_size(plan.budget)}. Allow more, or ask"
+        )
 
 
 def check_available(plan: MemoryPlan) -> None:
@@ -223,7 +232,7 @@ def _too_small(plan: MemoryPlan, limit: str) -> BudgetError:
         f"{plan.model} needs {format_size(plan.peak_bytes)} of memory: weights "
         f"{format_size(plan.weights)}, KV cache {format_size(plan.kv_cache)} for {plan.context} "
         f"tokens of context, activations {format_size(plan.activations)}, the process "
-        f"{format_size(plan.process)}; {limit} for a shorter --context",
+        f"{format_size(plan.process)}; {limit} for a shorter context",
         needed_bytes=plan.peak_bytes,
     )
 

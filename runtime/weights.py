@@ -70,6 +70,18 @@ def place(model: ModelFile, decoder: Decoder, activations: Activations) -> list[
     return placed
 
 
+def format_of(info: TensorInfo, activations: Activations = "q8") -> Format:
+    """The format that a matrix has in memory, or that a vector is read as.
+
+    Raises:
+        ModelFileError, UnsupportedError: its type cannot be used.
+    """
+    fmt = tiled_format(info) or _readable(info)
+    if fmt.activation == "q8" and (activations == "f32" or info.shape[-1] % fmt.block):
+        fmt = FORMATS["f32"]
+    return fmt
+
+
 def _readable(info: TensorInfo) -> Format:
     """The format that a tensor of the file is read as, of those that are not tiled."""
     own = by_ggml_type(info.type)
@@ -87,10 +99,7 @@ def _readable(info: TensorInfo) -> Format:
 
 def _place_one(model: ModelFile, matrix: Matrix, activations: Activations) -> PlacedMatrix:
     info = tensor_of(model, matrix)
-    fmt = tiled_format(info) or _readable(info)
-    if fmt.activation == "q8" and (activations == "f32" or matrix.columns % fmt.block):
-        fmt = FORMATS["f32"]
-    return PlacedMatrix(matrix, info, fmt)
+    return PlacedMatrix(matrix, info, format_of(info, activations))
 
 
 _Job = tuple[PlacedMatrix, int, int]  # rows of a matrix: the first, and the one after the last

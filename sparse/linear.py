@@ -370,7 +370,12 @@ def _rows_cases(fmt: Format) -> Any:
 
 
 def _sources(fmt: Format) -> tuple[str, ...]:
-    return (__name__, "headrace.sparse.format", f"headrace.sparse.{fmt.name}")
+    return (
+        __name__,
+        "headrace.sparse.format",
+        "headrace.sparse.interleaving",
+        f"headrace.sparse.{fmt.name}",
+    )
 
 
 def kernels(fmt: Format) -> dict[str, Kernel]:
@@ -382,7 +387,7 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
     sources = _sources(fmt)
 
     def row(operation: str, build: Any, cases: Any) -> Kernel:
-        return Kernel(f"{operation}_{fmt.name}", build, sources, cases)
+        return Kernel(f"{operation}_{fmt.name}", build, sources, cases, __name__)
 
     made = {
         "gemv": row("gemv", lambda t: _linear(fmt, 1, 1), _linear_cases(fmt, 1)),
@@ -407,3 +412,9 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
 def all_kernels() -> list[Kernel]:
     """Every row of the table that belongs to a weight format."""
     return [kernel for fmt in FORMATS.values() for kernel in kernels(fmt).values()]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    operation, _, fmt = name.partition("_")
+    return kernels(FORMATS[fmt])[operation]

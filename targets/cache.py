@@ -1,6 +1,6 @@
 """Compiled kernels on disk, keyed by everything that decides their code.
 
-A hit needs llvmlite alone; a miss imports the compiler, and Numba with it.
+A hit needs llvmlite alone; a miss starts the compiler, in processes of its own where it can.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from headrace.targets.table import Kernel
 from headrace.targets.target import Target
 
 Progress = Callable[[int, int, str], None]
+
+COMPILING = "compiling kernels"
 
 _COMMON_SOURCES = (
     "headrace.targets.simd",
@@ -106,15 +108,12 @@ def _read(path: Path) -> bytes | None:
 class KernelStore:
     """Kernels of one target: memory, then disk, then the compiler."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, n_workers: int = 1) -> None:
         self.target = target
+        self.n_workers = n_workers  # processes that compile what is missing
         self._loaded: LoadedKernels | None = None
         self._addresses: dict[str, int] = {}
         self.compiled = 0
-
-    def is_cached(self, kernel: Kernel) -> bool:
-        """Does its object code lie on disk?"""
-        return self._path(kernel).is_file()
 
     def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> dict[str, int]:
         """Addresses of kernels by name; compiles what neither memory nor disk has.
@@ -138,31 +137,43 @@ class KernelStore:
         Raises:
             KernelError: a kernel does not compile for this target.
         """
-        missing: list[tuple[Kernel, Path]] = []
-        objects: dict[str, bytes] = {}
-        for kernel in kernels:
-            path = self._path(kernel)
-            code = _read(path)
-            if code is None:
-                missing.append((kernel, path))
-                continue
-            objects[kernel.name] = code
-        for done, (kernel, path) in enumerate(missing):
-            if progress is not None:
-                progress(done, len(missing), f"compiling {kernel.name}")
-            objects[kernel.name] = self._compile(kernel, path)
-            self.compiled += 1
+        kernels = list(kernels)
+        objects = {k.name: code for k in kernels if (code := _read(self._path(k))) is not None}
+        missing = [kernel for kernel in kernels if kernel.name not in objects]
         if progress is not None and missing:
-            progress(len(missing), len(missing), "compiled")
+            progress(0, len(missing), COMPILING)
+        for kernel, code in self._compile(missing):
+            with contextlib.suppress(OSError):  # a read-only cache costs time, not correctness
+                write_atomically(self._path(kernel), hashlib.sha256(code).digest() + code)
+            objects[kernel.name] = code
+            self.compiled += 1
+            if progress is not None:
+                progress(self.compiled, len(missing), COMPILING)
         return objects
 
     def _path(self, kernel: Kernel) -> Path:
         return cache_folder() / self.target.name / f"{kernel.name}-{_key(kernel, self.target)}.o"
 
-    def _compile(self, kernel: Kernel, path: Path) -> bytes:
-        from headrace.targets.compiler import compile_kernel
+    def _compile(self, missing: list[Kernel]) -> Iterator[tuple[Kernel, bytes]]:
+        from headrace.targets import workers
 
-        code = compile_kernel(kernel.build(self.target), self.target, name=kernel.name)
-        with contextlib.suppress(OSError):  # a read-only cache costs time, not correctness
-            write_atomically(path, hashlib.sha256(code).digest() + code)
-        return code
+        # What takes longest first, so that no process is left alone with it at the end.
+        rest = {
+            k.name: k for k in sorted(missing, key=lambda k: not k.name.startswith("attention"))
+        }
+        if workers.available():
+            pairs = [(kernel, self.target) for kernel in rest.values() if kernel.owner]
+            with (
+                contextlib.suppress(OSError),  # no process to be had: here, then
+                contextlib.closing(workers.compile_aside(pairs, self.n_workers)) as results,
+            ):
+                for kernel, _, code in results:
+                    del rest[kernel.name]
+                    yield kernel, code
+        for kernel in rest.values():
+            from headrace.targets.compiler import compile_kernel
+
+            yield (
+                kernel,
+                compile_kernel(kernel.build(self.target), self.target, name=kernel.name),
+            )

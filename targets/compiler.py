@@ -123,9 +123,11 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
         )
         result.library.finalize()
         text = str(result.library._final_module)
-    mangled = result.fndesc.mangled_name
+    # Numba numbers the functions that it compiles, and one source shall give the same bytes always.
+    mangled, plain = result.fndesc.mangled_name, "kernel"
+    text = text.replace(mangled.removeprefix("_ZN"), plain)
     text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
-    return text + _wrapper(symbol, mangled)
+    return text + _wrapper(symbol, f"_ZN{plain}")
 
 
 def compile_kernel(fn: Callable[..., Any], target: Target, name: str) -> bytes:

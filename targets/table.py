@@ -40,13 +40,16 @@ class Kernel:
     """A row of the table.
 
     Attributes:
-        name: operation, then format or shape it is built for: `linear_q4_0_1x1`.
+        name: operation, then format or shape it is built for: `gemv_q4_0`.
         build: gives the function to compile for a target (blocking comes from the target).
         sources: modules whose text decides the code, besides the markers and the target's own.
         cases: test cases with their numpy reference; takes the target and a random generator.
+        owner: module whose `kernel_named(name)` gives the row, so that another process can build
+            it; a row without one is compiled where it is wanted.
     """
 
     name: str
     build: Callable[[Target], KernelFunction]
     sources: tuple[str, ...]
     cases: Callable[[Target, np.random.Generator], Iterator[Case]]
+    owner: str | None = None

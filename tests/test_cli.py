@@ -13,8 +13,13 @@ from typing import Any
 
 import pytest
 
-from headrace import __version__, cli
-from headrace.errors import ModelFileError, TemplateError
+from headrace import __version__, cli, cli_options, cli_output
+from headrace.errors import ContextOverflowError, ModelFileError, TemplateError
+
+
+def app() -> Any:
+    """The typer application of the command."""
+    return cli_options.build_app(cli.COMMANDS, cli._guarded, cli._print_version)
 
 
 class Generation:
@@ -48,8 +53,8 @@ class Model:
         self.calls.append(("generate", prompt, options))
         return Generation(self.pieces)
 
-    def chat(self) -> Model:
-        self.calls.append(("chat",))
+    def chat(self, system: str | None = None) -> Model:
+        self.calls.append(("chat", *([system] if system else [])))
         return self
 
     def send(self, text: str, **options: Any) -> Generation:
@@ -84,7 +89,7 @@ def test_run_prints_the_text_and_then_the_figures(
     out, err = capsys.readouterr()
     assert out == "Rayleigh scattering\n"
     assert err.startswith("3 tokens · 100 tok/s · first token ")
-    assert err.strip().endswith("MB")
+    assert err.strip().endswith("B")
     (_, name, options), (_, prompt, sampling), _ = model.calls
     assert (name, options, prompt) == ("m.gguf", {"threads": 2}, "why?")
     assert sampling["max_tokens"] == 3
@@ -119,8 +124,19 @@ def test_the_prompt_from_stdin(model: Model, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_prompt_on_a_terminal(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "m.gguf"]) == 2
-    assert "there is no prompt; write `headrace run m.gguf" in capsys.readouterr().err
+    assert cli.main(["run", "m"]) == 2
+    assert "there is no prompt; write `headrace run m " in capsys.readouterr().err
+    assert cli.main(["run", "no-such.gguf"]) == 2
+    assert "no file or directory no-such.gguf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_stream_may_be_closed(model: Model, monkeypatch: pytest.MonkeyPatch, stream: str) -> None:
+    monkeypatch.setattr(sys, stream, None)
+    assert cli.main(["run", "m.gguf", "why?"]) == 0
+    if stream == "stdin":
+        assert cli.main(["run", "m.gguf", "-"]) == 2
+        assert cli.main(["chat", "m.gguf"]) == 2
 
 
 def test_ctrl_c_keeps_what_was_generated(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +190,33 @@ def test_chat(
     assert capsys.readouterr().out == "Rayleigh scattering\n" * 2
 
 
+def test_chat_takes_bytes_that_are_no_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin(monkeypatch, b"a \xff b\n")
+    assert cli.main(["chat", "m.gguf", "--system", "You are a mill."]) == 0
+    assert model.calls[1] == ("chat", "You are a mill.")
+    assert model.calls[2][1] == "a \ufffd b"
+
+
+def test_a_chat_goes_on_after_an_error(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = iter(["too long", "again", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(words))
+    pieces, model.pieces = model.pieces, [ContextOverflowError("it does not fit")]
+    sent = model.send
+
+    def send(text: str, **options: Any) -> Generation:
+        generation = sent(text, **options)
+        model.pieces = pieces
+        return generation
+
+    monkeypatch.setattr(model, "send", send)
+    assert cli.main(["chat", "m.gguf"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "Rayleigh scattering\n"
+    assert err == "headrace: it does not fit (/reset begins a new conversation)\n"
+
+
 def test_the_quick_parser_and_typer_agree(
     model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,7 +235,7 @@ def test_the_quick_parser_and_typer_agree(
         record = command._replace(function=lambda **values: seen.append(values) or 0)
         monkeypatch.setitem(cli.COMMANDS, name, record)
     for line in lines:
-        quick = cli._parse(cli.COMMANDS[line[0]], line[1:])
+        quick = cli_options.parse(cli.COMMANDS[line[0]], line[1:])
         assert quick is not None, line
         assert cli._typer_main(line) == 0
         slow = seen.pop()
@@ -216,7 +259,7 @@ def test_the_quick_parser_and_typer_agree(
 def test_wrong_usage(line: list[str], message: str) -> None:
     from typer.testing import CliRunner
 
-    result = CliRunner().invoke(cli.build_app(), line)
+    result = CliRunner().invoke(app(), line)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert cli.main(line) == 2
@@ -227,7 +270,7 @@ def test_help(command: str) -> None:
     from typer.testing import CliRunner
 
     line = [command, "--help"] if command else ["--help"]
-    result = CliRunner().invoke(cli.build_app(), line, env={"COLUMNS": "120", "TERM": "dumb"})
+    result = CliRunner().invoke(app(), line, env={"COLUMNS": "120", "TERM": "dumb"})
     assert result.exit_code == 0
     if command:
         for option in cli.COMMANDS[command].options:
@@ -271,7 +314,7 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["F32"]["loads_as"] == "kernel"
     assert rows["Q5_1"]["loads_as"] == "expanded to Q8_0"
     assert rows["Q5_1"]["bytes"] == 4 * 2 * 24
-    assert rows["Q5_1"]["loaded_bytes"] == 4 * 2 * 34
+    assert rows["Q5_1"]["loaded_bytes"] == 16 * 2 * 34  # rows fill a tile
     assert cli.main(["inspect", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "expanded to Q8_0" in out
@@ -299,8 +342,8 @@ def test_a_bar_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> N
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr(cli, "_BAR_AFTER_S", 0.0)
-    with cli._progress() as report:
+    monkeypatch.setattr(cli_output, "_BAR_AFTER_S", 0.0)
+    with cli_output.progress_bar() as report:
         report(50_000_000, 100_000_000, "Downloading [red]x")
     assert "50.0 MB/100 MB" in terminal.getvalue()
 
@@ -325,8 +368,8 @@ def test_a_closed_pipe_is_no_error() -> None:
 
 def test_a_parsed_command_line_imports_little() -> None:
     code = (
-        "import sys; from headrace import cli\n"
-        "cli._parse(cli.COMMANDS['run'], ['m', 'hi', '--memory', '1MB'])\n"
+        "import sys; from headrace import cli, cli_options\n"
+        "cli_options.parse(cli.COMMANDS['run'], ['m', 'hi', '--memory', '1MB'])\n"
         "print(*(sys.modules.keys() & {'typer', 'rich', 'click', 'numpy', 'inspect', 'jinja2'}))"
     )
     start_up = subprocess.check_output(

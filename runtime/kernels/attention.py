@@ -30,12 +30,14 @@ def kernels(head: int) -> dict[str, Kernel]:
             lambda target: decode(d16),
             sources("attention_decode"),
             lambda target, rng: _cases("decode", head, target, rng),
+            __name__,
         ),
         "rope": Kernel(
             f"attention_rope_d{d16 * 16}",
             lambda target: rope(d16),
             sources("rope"),
             lambda target, rng: _cases("rope", head, target, rng),
+            __name__,
         ),
         "prefill": Kernel(
             f"attention_prefill_d{d16 * 16}",
@@ -44,6 +46,7 @@ def kernels(head: int) -> dict[str, Kernel]:
             ),
             sources("attention_prefill"),
             lambda target, rng: _cases("prefill", head, target, rng),
+            __name__,
         ),
     }
 
@@ -51,6 +54,12 @@ def kernels(head: int) -> dict[str, Kernel]:
 def all_kernels() -> list[Kernel]:
     """Every row of this module for the head widths of common models."""
     return [kernel for head in (8, 64, 80, 128, 256) for kernel in kernels(head).values()]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name, of any head width."""
+    _, operation, width = name.split("_")
+    return kernels(int(width.removeprefix("d")))[operation]
 
 
 def _rotated(x: np.ndarray, table: np.ndarray, n_rot: int, paired: int, norm: Any) -> np.ndarray:

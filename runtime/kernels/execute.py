@@ -144,7 +144,9 @@ def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
 def kernels() -> dict[str, Kernel]:
     """The rows "lead", "work" and "bump"."""
     return {
-        name: Kernel(f"team_{name}", partial(_for_every_target, fn), (__name__,), _no_cases)
+        name: Kernel(
+            f"team_{name}", partial(_for_every_target, fn), (__name__,), _no_cases, __name__
+        )
         for name, fn in (("lead", lead), ("work", work), ("bump", bump))
     }
 
@@ -152,3 +154,8 @@ def kernels() -> dict[str, Kernel]:
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     return list(kernels().values())
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

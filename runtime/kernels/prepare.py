@@ -319,9 +319,15 @@ def kernel(producer: str, activation: str) -> Kernel:
         lambda target: _prepare(producer, activation),
         (__name__, "headrace.kernels.math"),
         _cases(producer, activation),
+        __name__,
     )
 
 
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     return [kernel(p, a) for p in _PRODUCERS for a in _CONSUMERS]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

@@ -45,9 +45,14 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 def kernel() -> Kernel:
     """The row "probe_read"."""
-    return Kernel("probe_read", lambda target: read, (__name__,), _cases)
+    return Kernel("probe_read", lambda target: read, (__name__,), _cases, __name__)
 
 
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     return [kernel()]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

@@ -1,0 +1,57 @@
+"""Checks of what a caller passes: the type first, then the range."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def whole(name: str, value: Any, *, low: int) -> int:
+    """A whole number of at least `low`; NumPy's count, booleans do not.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is less than `low`.
+    """
+    number = _index(value)
+    if number is None:
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if number < low:
+        raise ValueError(f"{name} must be at least {low}, not {number}")
+    return number
+
+
+def _index(value: Any) -> int | None:
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def token_ids(value: Any) -> list[int]:
+    """A sequence of token ids as a list.
+
+    Raises:
+        TypeError: it is no sequence of whole numbers.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray):
+        given = list(value)
+        ids = [number for one in given if (number := _index(one)) is not None]
+        if len(ids) == len(given):
+            return ids
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:60] + "..."
+    raise TypeError(f"expected token ids, a sequence of whole numbers, not {shown}")
+
+
+def texts(name: str, value: Any) -> Sequence[str]:
+    """Some texts, or a single one.
+
+    Raises:
+        TypeError: something else.
+    """
+    found = (value,) if isinstance(value, str) else value
+    if not isinstance(found, Sequence) or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"{name} must be a text or several, not {value!r}")
+    return found
