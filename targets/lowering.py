@@ -18,6 +18,7 @@ from numba.core.extending import lower_builtin, register_model
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 from headrace.targets import simd
+from headrace.targets.backend import UNROLL_MARK
 from headrace.targets.target import Target
 
 LANES = 16
@@ -56,6 +57,15 @@ class DotType(types.Type):
         super().__init__(name=f"Dot({count})")
 
 
+class Q8Type(types.Type):
+    """Entries of `count` tokens' "q8" activations: their address, or all of their words."""
+
+    def __init__(self, count: int, in_registers: bool) -> None:
+        self.count = count
+        self.in_registers = in_registers
+        super().__init__(name=f"Q8({count}, {in_registers})")
+
+
 PTR = PtrType()
 
 
@@ -86,6 +96,17 @@ class _DotModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: DotType) -> None:
         sums = ir.ArrayType(vector_type("i32"), fe_type.count)
         super().__init__(dmm, fe_type, ir.LiteralStructType([sums, sums]))
+
+
+Q8_BYTES = 48
+
+
+@register_model(Q8Type)
+class _Q8Model(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Q8Type) -> None:
+        quarter = ir.VectorType(_I32, 4)
+        words = ir.ArrayType(ir.ArrayType(quarter, 3), fe_type.count)
+        super().__init__(dmm, fe_type, words if fe_type.in_registers else _I8.as_pointer())
 
 
 _current: list[Target] = []
@@ -400,6 +421,50 @@ _load_block("load_bf16", "f32", ir.VectorType(_I16, LANES), _bf16_to_f32)
 _load_block("bcast_i8x4", "u8", _I32, lambda b, v: b.bitcast(splat(b, v, LANES), vector_type("u8")))
 _load_block("bcast_f32", "f32", _F32, lambda b, v: splat(b, v, LANES))
 _load_block("bcast_i32", "i32", _I32, lambda b, v: splat(b, v, LANES))
+
+
+@_marker("load_q8", lambda p, count: Q8Type(_literal(count, "count"), _current[-1].q8_in_registers))
+def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    if not sig.return_type.in_registers:
+        return args[0]
+    b.module.add_named_metadata(UNROLL_MARK)
+    quarter = ir.VectorType(_I32, 4)
+    block = ir.Constant(ir.ArrayType(ir.ArrayType(quarter, 3), sig.return_type.count), ir.Undefined)
+    load = _primitive("load_q8")
+    for i in range(sig.return_type.count):
+        at = _offset(b, args[0], ir.Constant(_I64, i * Q8_BYTES))
+        for k, one in enumerate(load(b, at)):
+            block = b.insert_value(block, one, (i, k))
+    return block
+
+
+def _q8_word(b: ir.IRBuilder, entry: ir.Value, i: int, offset: ir.Value) -> ir.Value:
+    """The 32-bit word at a byte offset of the i-th of some entries in registers."""
+    parts = [b.extract_value(entry, (i, k)) for k in range(3)]
+    first = _shuffle(b, parts[0], parts[1], range(8))
+    last = _shuffle(b, parts[2], ir.Constant(parts[2].type, ir.Undefined), [0, 1, 2, 3] * 2)
+    words = _shuffle(b, first, last, range(16))
+    return b.extract_element(words, b.lshr(offset, ir.Constant(_I64, 2)))
+
+
+def _q8_part(name: str, element: str, word: ir.Type) -> None:
+    @_marker(name, lambda entry, offset: VecType(element, entry.count))
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        entry, offset = args[0], _as_i64(b, args[1])
+        words = []
+        for i in range(sig.args[0].count):
+            if sig.args[0].in_registers:
+                words.append(b.bitcast(_q8_word(b, entry, i, offset), word))
+            else:
+                at = _offset(b, entry, offset)
+                at = at if i == 0 else _offset(b, at, ir.Constant(_I64, i * Q8_BYTES))
+                words.append(_load(b, at, word))
+        return _join(b, [b.bitcast(splat(b, v, LANES), vector_type(element)) for v in words])
+
+
+_q8_part("q8_codes", "u8", _I32)
+_q8_part("q8_f32", "f32", _F32)
+_q8_part("q8_i32", "i32", _I32)
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:

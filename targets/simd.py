@@ -196,6 +196,36 @@ def load_f32_grid(p: Any, rows: int, columns: int, row_stride: Any, column_strid
     return _only_compiled()
 
 
+# --- entries of "q8" activations (see `headrace.sparse.linear`) -----------------------------------
+
+
+@_marker
+def load_q8(p: Any, count: int) -> Any:
+    """The entries of `count` tokens, 48 bytes each: 32 int8 codes and 4 words of metadata.
+
+    A target keeps them in registers (`q8_in_registers`) or reads each part when it is used.
+    """
+    return _only_compiled()
+
+
+@_marker
+def q8_codes(entry: Any, offset: Any) -> Any:
+    """count x 64 bytes: the 4 codes at byte `offset` of the entry in each of the 16 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def q8_f32(entry: Any, offset: int) -> Any:
+    """count x 16 float32: the one at byte `offset` of the entry in every lane."""
+    return _only_compiled()
+
+
+@_marker
+def q8_i32(entry: Any, offset: int) -> Any:
+    """count x 16 int32: the one at byte `offset` of the entry in every lane."""
+    return _only_compiled()
+
+
 # --- stores ---------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,8 @@ class Target:
     # Decode with 16-bit activations: where byte products are so cheap that memory still binds.
     decode_pairs: bool = False
     bf16_dot: bool = False  # has simd.bf16_dot at twice the rate of float32 products
+    # Instructions multiply by one lane of a register: activations are loaded whole.
+    q8_in_registers: bool = False
     abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it
     # Modules whose text decides the primitives' code, besides the target's own.
     sources: tuple[str, ...] = ("headrace.targets.x86",)

@@ -24,6 +24,7 @@ TARGET = Target(
     gemm_tokens=4,
     needs=frozenset({"neon", "dotprod", "fullfp16"}),
     rank=11,
+    q8_in_registers=True,
     sources=("headrace.targets.aarch64", "headrace.targets.pieces"),
     machines=("qemu-aarch64 -cpu cortex-a76",),
     too_old=("qemu-aarch64 -cpu cortex-a53",),

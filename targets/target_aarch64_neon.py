@@ -24,6 +24,7 @@ TARGET = Target(
     gemm_tokens=4,
     needs=frozenset({"neon"}),
     rank=10,
+    q8_in_registers=True,
     sources=("headrace.targets.aarch64", "headrace.targets.pieces"),
     machines=("qemu-aarch64 -cpu cortex-a53",),
     load_primitives=_primitives,
