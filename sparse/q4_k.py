@@ -185,15 +185,15 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(np.concatenate([blocks[..., :4], packed, blocks[..., 20:]], axis=-1))
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     d = load_f16(w, tiles, stride)
     less = splat_f32(0.0) - load_f16(w + 32, tiles, stride)
     for p in range(4):
         low = dot_init(repeat(splat_i32(0), tokens), tiles)
         high = dot_init(repeat(splat_i32(0), tokens), tiles)
-        first = load_q8(x + 2 * p * (48 * tokens), tokens)
-        second = load_q8(x + (2 * p + 1) * (48 * tokens), tokens)
+        first = load_q8(x + 2 * p * (48 * group), tokens)
+        second = load_q8(x + (2 * p + 1) * (48 * group), tokens)
         for j in range(8):
             v = load_u8(w + (320 + 512 * p + 64 * j), tiles, stride)
             low = dot4(low, and_u8(v, 15), q8_codes(first, 4 * j), 4)

@@ -116,7 +116,7 @@ def _regroup(high: Bytes, groups: int) -> Bytes:
     return np.packbits(matrix.reshape(bits.shape), axis=-1, bitorder="little")
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     entry = load_q8(x, tokens)
     high = load_u8(w + 32, tiles, stride)

@@ -176,11 +176,11 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(join(flat[:, :2], flat[:, 2:18], codes).reshape(*shape, BLOCK_BYTES))
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     d = load_f16(w, tiles, stride)
     for c in range(8):
-        entry = load_q8(x + c * (48 * tokens), tokens)
+        entry = load_q8(x + c * (48 * group), tokens)
         codes = w + (288 + 256 * c)
         bits = w + (2336 + 128 * c)
         first = q8_i32(entry, 44)

@@ -11,6 +11,8 @@ Values
                works lane by lane on blocks of equal shape, and between a block and one vector.
 
 A lane count of 16 is a logical width: a CPU with shorter registers gets several instructions.
+Products and what surrounds them may be compiled for 4 or 8 lanes instead (`with_lanes`): then a
+block of weights is read in strips (`strip`), and 64 bytes become 4 times the number of lanes.
 ``count`` and ``bits`` must be constants at compile time.
 """
 
@@ -29,6 +31,12 @@ def _marker(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _only_compiled() -> Any:
     raise RuntimeError("a SIMD marker runs only inside a compiled kernel")
+
+
+def with_lanes(kernel: Callable[..., None], lanes: int) -> Callable[..., None]:
+    """A kernel whose vectors have so many lanes."""
+    kernel.__dict__["lanes"] = lanes
+    return kernel
 
 
 # --- argument blocks: 8-byte slots --------------------------------------------------------------
@@ -197,6 +205,16 @@ def load_f32_grid(p: Any, rows: int, columns: int, row_stride: Any, column_strid
 
 
 # --- entries of "q8" activations (see `headrace.sparse.linear`) -----------------------------------
+
+
+@_marker
+def strip(p: Any, index: Any) -> Any:
+    """An address whose vector loads give lanes index * n .. index * n + n - 1 of 16.
+
+    n is the number of lanes that the kernel is compiled for. Only loads of weights are meant; `+`
+    moves the address as a whole.
+    """
+    return _only_compiled()
 
 
 @_marker
