@@ -31,6 +31,7 @@ def bench(
     memory: int | None = None,
     threads: int | None = None,
     target: str | None = None,
+    kernels: str | Path | None = None,
     context_tokens: int = 0,
     runs: int = 3,
     progress: Progress | None = None,
@@ -48,8 +49,9 @@ def bench(
     began = time.perf_counter()
     needed = max(prompt_tokens, new_tokens + context_tokens)
     with load(
-        model, memory=memory, threads=threads, target=target, progress=progress, context=needed
-    ) as loaded:
+        model, memory=memory, threads=threads, target=target, kernels=kernels, context=needed,
+        progress=progress,
+    ) as loaded:  # fmt: skip
         load_s = time.perf_counter() - began
         random = np.random.default_rng(0)
         first_token_s = _first_token(loaded, random)

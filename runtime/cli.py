@@ -195,6 +195,42 @@ def compress(*, src: str, dst: str, format: str, force: bool) -> int:
     return 0
 
 
+def targets_list(*, json: bool) -> int:
+    """List the CPUs that kernels are built for, and which of them this one is."""
+    from headrace.target_list import describe_targets
+
+    rows = describe_targets()
+    if json:
+        print_json(rows)
+    else:
+        table(rows)
+    return 0
+
+
+def targets_build(*, target: str, output: str, cpu: str | None) -> int:
+    """Build a kernel pack: shared libraries for devices that have no compiler.
+
+    TARGET is a target's name (see `targets list`) or an architecture, such as aarch64-linux: then
+    the pack has all of its CPU levels, or with --cpu those up to that CPU's.
+    """
+    from headrace.kernels.table import kernel_table
+    from headrace.targets.pack import build, choose
+    from headrace.targets.target import all_targets
+    from headrace.team import default_threads
+
+    chosen = choose(all_targets().values(), target, cpu)
+    rows = list(kernel_table().values())
+    try:
+        with progress_bar() as progress:
+            folder = build(chosen, rows, output, n_workers=default_threads(), progress=progress)
+    except OSError as error:
+        raise HeadraceError(f"cannot write {output}: {error.strerror or error}") from error
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    names = ", ".join(one.name for one in chosen)
+    say(f"{folder}: {format_size(n_bytes)}, {len(rows)} kernels for {names}")
+    return 0
+
+
 def pull(*, name: str, file: str | None) -> int:
     """Fetch a model into the cache and print its path."""
     from headrace.loaders.pull import pull as fetch
@@ -215,6 +251,7 @@ _MACHINE = (
     Opt("memory", parse_size, None, "memory to use: 300MB, 1.5GiB, 50%", ("--memory",)),
     Opt("threads", int, None, "threads; default: the physical cores", ("--threads", "-t")),
     _TARGET,
+    Opt("kernels", str, None, "a kernel pack to use (see `targets build`)", ("--kernels",)),
 )
 _CONTEXT = Opt("context", int, None, "tokens of context; default: the model's", ("--context",))
 _SAMPLING = (
@@ -268,6 +305,21 @@ COMMANDS: dict[str, Command] = {
             Opt("force", bool, False, "replace the file if it exists", ("--force",)),
         ),
     ),
+    "targets list": Command(targets_list, (_JSON,)),
+    "targets build": Command(
+        targets_build,
+        (
+            Opt(
+                "target",
+                str,
+                REQUIRED,
+                "a target, or an architecture: aarch64-linux",
+                ("--target",),
+            ),
+            Opt("output", str, REQUIRED, "the folder to write", ("-o", "--output")),
+            Opt("cpu", str, None, "up to this CPU's level, such as cortex-a76", ("--cpu",)),
+        ),
+    ),
     "pull": Command(
         pull,
         (
@@ -288,8 +340,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     if arguments == ["--version"]:
         return _guarded(_print_version, {})
-    command = COMMANDS.get(arguments[0]) if arguments else None
-    values = parse(command, arguments[1:]) if command else None
+    words = 2 if arguments[:1] == ["targets"] else 1
+    command = COMMANDS.get(" ".join(arguments[:words]))
+    values = parse(command, arguments[words:]) if command else None
     if command is not None and values is not None:
         return _guarded(command.function, values)
     return _typer_main(arguments)
@@ -364,7 +417,7 @@ def _path(model: str) -> Path:
 def _loaded(model: str, options: Mapping[str, Any]) -> Iterator[Any]:
     from headrace.model import load
 
-    names = ("memory", "threads", "context", "target")
+    names = ("memory", "threads", "context", "target", "kernels")
     with progress_bar() as progress:
         chosen = {name: options[name] for name in names if options.get(name) is not None}
         loaded = load(model, progress=progress, **chosen)

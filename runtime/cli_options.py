@@ -90,8 +90,14 @@ def build_app(
     def _root(show: bool = shown) -> None:
         pass
 
+    groups: dict[str, Typer] = {}
     for name, command in commands.items():
-        app.command(name, help=command.function.__doc__)(_typer_function(command, run))
+        group, _, last = name.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = typer.Typer(no_args_is_help=True)
+            app.add_typer(groups[group], name=group, help=f"Commands about {group}.")
+        place = groups[group] if group else app
+        place.command(last, help=command.function.__doc__)(_typer_function(command, run))
     return app
 
 

@@ -15,7 +15,8 @@ from headrace.available import available_bytes
 from headrace.kernels import execute, probe
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
-from headrace.targets.cache import KernelStore, cache_folder, write_atomically
+from headrace.targets.cache import cache_folder, write_atomically
+from headrace.targets.pack import Kernels
 from headrace.team import Team
 
 QUICK_BYTES = 256 << 20
@@ -23,7 +24,7 @@ BENCH_BYTES = 1 << 30
 LEAST_BYTES = 128 << 20  # less may lie in a cache
 
 
-def read_bandwidth(store: KernelStore, team: Team, n_bytes: int, runs: int = 5) -> float:
+def read_bandwidth(store: Kernels, team: Team, n_bytes: int, runs: int = 5) -> float:
     """Bytes per second that all threads of `team` read together from huge pages; best of `runs`."""
     buffer = Arena({"data": n_bytes})
     buffer.view("data")[::4096] = 1  # touch every page
@@ -79,21 +80,18 @@ def remember_read_bandwidth(target_name: str, threads: int, value: float) -> Non
         write_atomically(_cache_file(), json.dumps(known, indent=1).encode())
 
 
-def cached_read_bandwidth(target_name: str | None, threads: int) -> float | None:
+def cached_read_bandwidth(store: Kernels, threads: int) -> float | None:
     """Read bandwidth in bytes per second, measured once for this CPU and thread count.
 
     None when it is not known yet, and there is too little memory free to measure it.
     """
-    from headrace.targets.host import pick_target
-
-    target = pick_target(target_name)
+    target = store.target
     known = _known().get(_key(target.name, threads))
     if known is not None:
         return known
     n_bytes = buffer_bytes(QUICK_BYTES)
     if n_bytes is None:
         return None
-    store = KernelStore(target)
     team = Team(store.load(execute.kernels().values()), threads)
     try:
         value = read_bandwidth(store, team, n_bytes)

@@ -29,13 +29,13 @@ from headrace.planning import (
     Prepared,
     check_available,
     check_budget,
-    compilers,
+    kernel_store,
     memory_plan,
     prepare,
 )
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
-from headrace.targets.cache import KernelStore
+from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
 from headrace.trace import Trace, trace_from_environment
@@ -58,6 +58,7 @@ def load(
     progress: Progress | None = None,
     target: str | None = None,
     activations: Activations = "q8",
+    kernels: str | Path | None = None,
 ) -> Model:
     """Load a language model into memory.
 
@@ -70,9 +71,11 @@ def load(
         target: CPU level to use, such as "x86-64-v3"; default: the best that this CPU has.
         activations: "q8" multiplies coded weights by 8-bit activations; "f32" is a switch for
             debugging that expands the weights to float32.
+        kernels: a kernel pack (`headrace targets build`) to use instead of compiling.
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
+        KernelError: no kernels for this CPU or `target`, or `kernels` is no usable pack.
         BudgetError: `memory`, or what is free, is less than the model needs.
         ContextOverflowError: `context` is longer than the model's.
         TypeError, ValueError: an argument is of the wrong type, or out of range.
@@ -82,8 +85,9 @@ def load(
     threads = None if threads is None else whole("threads", threads, low=1)
     path = resolve(model, progress=progress)
     prepared = prepare(
-        path, context=context, threads=threads, target=target, activations=activations
-    )
+        path, context=context, threads=threads, target=target, activations=activations,
+        kernels=kernels,
+    )  # fmt: skip
     plan = memory_plan(prepared, budget=budget)
     check_budget(plan)
     check_available(plan)
@@ -114,7 +118,7 @@ class Model:
         self._kept: list[int] = []  # tokens whose keys and values are in the cache
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
-        self._store = KernelStore(prepared.target, compilers(plan))
+        self._store = kernel_store(prepared, plan)
         addresses = self._store.load(
             plans.kernels_of(prepared.decoder, prepared.placed, prepared.target), progress
         )
@@ -172,7 +176,7 @@ class Model:
         return max(sizes, key=lambda name: sizes[name])
 
     @property
-    def kernel_store(self) -> KernelStore:
+    def kernel_store(self) -> Kernels:
         """The kernels of this model's target."""
         return self._store
 

@@ -16,7 +16,9 @@ from headrace.kernels import kv_cache
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.tiled import open_model
 from headrace.sizes import format_size
+from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
+from headrace.targets.pack import Kernels, Pack
 from headrace.targets.target import Target
 from headrace.team import default_threads
 from headrace.weights import Activations, PlacedMatrix, padded16, place
@@ -85,23 +87,25 @@ class Prepared:
     placed: list[PlacedMatrix]
     target: Target
     shape: plans.Shape
+    pack: Pack | None  # kernels built ahead; None: the cache of compiled ones
 
 
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,
-    activations: Activations = "q8",
+    activations: Activations = "q8", kernels: str | Path | None = None,
 ) -> Prepared:  # fmt: skip
     """Read a header and decide sizes; nothing large is read or allocated.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
         ContextOverflowError: the context asked for is longer than the model's.
-        KernelError: the target is unknown or cannot run here.
+        KernelError: the target is unknown or cannot run here, or `kernels` is no usable pack.
     """
+    pack = None if kernels is None else Pack(kernels)
     file = open_model(path)
     decoder = describe(file)
     placed = place(file, decoder, activations)
-    chosen = pick_target(target)
+    chosen = pick_target(target, None if pack is None else pack.levels)
     if activations == "f32":
         chosen = replace(chosen, bf16_dot=False)  # float32 throughout
     if context is not None and context < 1:
@@ -119,7 +123,7 @@ def prepare(
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     chunk = _chunk(decoder, placed, chosen, wanted, n_threads)
-    return Prepared(file, decoder, placed, chosen, plans.Shape(wanted, chunk, n_threads))
+    return Prepared(file, decoder, placed, chosen, plans.Shape(wanted, chunk, n_threads), pack)
 
 
 def _chunk(
@@ -189,9 +193,16 @@ def memory_plan(
     )
 
 
-def compilers(plan: MemoryPlan) -> int:
-    """How many processes may compile kernels at once, before anything of the model is loaded."""
-    return max(1, min(default_threads(), (plan.peak_bytes - PROCESS_BYTES) // COMPILER_BYTES))
+def kernel_store(prepared: Prepared, plan: MemoryPlan | None = None) -> Kernels:
+    """Where a prepared model's kernels come from: its pack, or the cache of compiled ones.
+
+    With a plan, as many processes compile what is missing as have room in its peak: that happens
+    before anything of the model is loaded.
+    """
+    if prepared.pack is not None:
+        return prepared.pack.store(prepared.target)
+    room = 0 if plan is None else (plan.peak_bytes - PROCESS_BYTES) // COMPILER_BYTES
+    return KernelStore(prepared.target, max(1, min(default_threads(), room)))
 
 
 def predict_tok_s(bytes_per_token: int, layers: int, bandwidth: float) -> float:
@@ -244,6 +255,7 @@ def plan_model(
     context: int | None = None,
     threads: int | None = None,
     target: str | None = None,
+    kernels: str | Path | None = None,
     measure: bool = True,
 ) -> MemoryPlan:
     """Plan a model from its header; with `measure`, predict its speed on this machine.
@@ -251,10 +263,10 @@ def plan_model(
     Raises:
         what `prepare` raises. A budget that is too small is no error here: see `fits`.
     """
-    prepared = prepare(Path(path), context=context, threads=threads, target=target)
+    prepared = prepare(Path(path), context=context, threads=threads, target=target, kernels=kernels)
     bandwidth = None
     if measure:
         from headrace.machine import cached_read_bandwidth
 
-        bandwidth = cached_read_bandwidth(prepared.target.name, prepared.shape.threads)
+        bandwidth = cached_read_bandwidth(kernel_store(prepared), prepared.shape.threads)
     return memory_plan(prepared, budget=memory, bandwidth=bandwidth)

@@ -17,7 +17,7 @@ import llvmlite.binding as llvm
 
 from headrace.errors import KernelError
 from headrace.targets.host import same_architecture
-from headrace.targets.loading import symbol_of
+from headrace.targets.table import symbol_of
 from headrace.targets.target import Target, all_targets
 
 CHILD_LIMIT_S = 300.0

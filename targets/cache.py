@@ -7,31 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from headrace.targets.loading import LoadedKernels
+from headrace.targets.keys import COMPILER, kernel_key
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    from headrace.targets.loading import LoadedKernels
 
 Progress = Callable[[int, int, str], None]
 
 COMPILING = "compiling kernels"
-
-_COMMON_SOURCES = (
-    "headrace.targets.simd",
-    "headrace.targets.lowering",
-    "headrace.targets.compiler",
-    "headrace.targets.backend",
-    # The versions of the compiler, as text: importing Numba to ask it would cost 0.2 s.
-    "numba/_version.py",
-    "llvmlite/_version.py",
-)
 
 
 def cache_folder() -> Path:
@@ -42,43 +33,6 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("headrace")) / "kernels"
-
-
-@cache
-def _source(module: str) -> bytes:
-    package, _, file = module.partition("/")
-    if file:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(package)
-        return (Path(spec.origin).parent / file).read_bytes()
-    loaded = sys.modules.get(module)
-    origin = getattr(loaded, "__file__", None)
-    if origin is None:
-        spec = importlib.util.find_spec(module)
-        origin = spec.origin if spec else None
-    if origin is None:
-        raise ModuleNotFoundError(module)
-    return Path(origin).read_bytes()
-
-
-@cache
-def _digest(modules: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for module in modules:
-        digest.update(_source(module))
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def _key(kernel: Kernel, target: Target) -> str:
-    what = (
-        kernel.name,
-        target.code_key,
-        _digest((*_COMMON_SOURCES, *target.sources, target.load_primitives.__module__)),
-        _digest(kernel.sources),
-    )
-    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:32]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -125,6 +79,8 @@ class KernelStore:
         absent = [kernel for name, kernel in wanted.items() if name not in self._addresses]
         if objects := self.objects(absent, progress):
             if self._loaded is None:
+                from headrace.targets.loading import LoadedKernels  # llvmlite
+
                 self._loaded = LoadedKernels(self.target)
             self._addresses.update(self._loaded.add(objects))
         return {name: self._addresses[name] for name in wanted}
@@ -152,7 +108,8 @@ class KernelStore:
         return objects
 
     def _path(self, kernel: Kernel) -> Path:
-        return cache_folder() / self.target.name / f"{kernel.name}-{_key(kernel, self.target)}.o"
+        key = kernel_key(kernel, self.target, *COMPILER)
+        return cache_folder() / self.target.name / f"{kernel.name}-{key}.o"
 
     def _compile(self, missing: list[Kernel]) -> Iterator[tuple[Kernel, bytes]]:
         from headrace.targets import workers

@@ -19,7 +19,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from headrace.errors import KernelError
 from headrace.targets import lowering, simd
 from headrace.targets.backend import emit_object, target_machine
-from headrace.targets.loading import symbol_of
+from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
 _KERNEL_ARGS = (lowering.PTR, types.int64, types.int64)

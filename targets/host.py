@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 
 from headrace.errors import KernelError
+from headrace.targets.features import host_features, machine
 from headrace.targets.target import Target, all_targets
-
-
-def host_features() -> frozenset[str]:
-    """The features that LLVM sees in this CPU (and that the operating system saves)."""
-    import llvmlite.binding as llvm
-
-    return frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
 
 
 def same_architecture(target: Target) -> bool:
     """Is this machine's instruction set the target's?"""
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
-        platform.machine().lower(), platform.machine().lower()
-    )
-    return target.architecture == machine
+    return target.architecture == machine()
 
 
 def runnable_targets() -> list[Target]:
@@ -29,21 +21,24 @@ def runnable_targets() -> list[Target]:
     return [t for t in all_targets().values() if same_architecture(t) and t.needs <= features]
 
 
-def pick_target(name: str | None = None) -> Target:
+def pick_target(name: str | None = None, among: Collection[str] | None = None) -> Target:
     """The best target for this CPU, or the one asked for.
+
+    Args:
+        name: the target asked for; None for the best.
+        among: names of the targets that there are kernels for; None for all.
 
     Raises:
         KernelError: there is no such target, or this CPU cannot run it.
     """
-    runnable = runnable_targets()
+    targets = {n: t for n, t in all_targets().items() if among is None or n in among}
+    runnable = [target for target in runnable_targets() if target.name in targets]
     if name is None:
         if not runnable:
             raise KernelError(
-                f"no kernels for this CPU ({platform.machine()}); "
-                f"targets: {', '.join(all_targets())}"
+                f"no kernels for this CPU ({platform.machine()}); targets: {', '.join(targets)}"
             )
         return runnable[-1]
-    targets = all_targets()
     if name not in targets:
         raise KernelError(f"unknown target {name!r}; targets: {', '.join(targets)}")
     target = targets[name]

@@ -1,4 +1,4 @@
-"""Link object code to a static ELF with LLVM's linker, from wherever it is installed."""
+"""Link object code to ELF files with LLVM's linker, from wherever it is installed."""
 
 from __future__ import annotations
 
@@ -55,11 +55,26 @@ def link_static(
         KernelError: there is no linker, or it finds an error.
     """
     defined = [f"--defsym={name}={value}" for name, value in (symbols or {}).items()]
+    _link(["-static", *defined], objects, path)
+
+
+def link_shared(objects: Sequence[bytes], path: Path) -> None:
+    """Link objects to a shared library at `path`; what they leave undefined, its user defines.
+
+    Raises:
+        KernelError: there is no linker, or it finds an error.
+    """
+    options = ["-shared", f"-soname={path.name}", "--hash-style=gnu", "--build-id=none"]
+    # 16 KiB pages are what newer ARM systems have; relocations are done at once and then locked.
+    _link([*options, "-zmax-page-size=16384", "-zrelro", "-znow", "--strip-all"], objects, path)
+
+
+def _link(options: Sequence[str], objects: Sequence[bytes], path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
         files = [Path(folder, f"{i}.o") for i in range(len(objects))]
         for file, code in zip(files, objects, strict=True):
             file.write_bytes(code)
-        command = [*find_linker(), "-static", "-o", str(path), *defined, *map(str, files)]
+        command = [*find_linker(), *options, "-o", str(path), *map(str, files)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_LIMIT_S)
     if done.returncode:
         raise KernelError(f"{path.name} cannot be linked: {done.stderr.strip()}")

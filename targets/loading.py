@@ -7,12 +7,8 @@ from collections.abc import Mapping
 import llvmlite.binding as llvm
 
 from headrace.errors import KernelError
+from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
-
-
-def symbol_of(kernel: str) -> str:
-    """The one external symbol of a kernel's object."""
-    return f"headrace_{kernel}"
 
 
 class LoadedKernels:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 KernelFunction = Callable[[Any, Any, Any], None]  # (args, thread, n_threads)
 
 
+def symbol_of(kernel: str) -> str:
+    """The one external symbol of a kernel's object."""
+    return f"headrace_{kernel}"
+
+
 @dataclass
 class Case:
     """One call of a kernel with what the numpy reference says must come out.

@@ -269,7 +269,7 @@ def test_wrong_usage(line: list[str], message: str) -> None:
 def test_help(command: str) -> None:
     from typer.testing import CliRunner
 
-    line = [command, "--help"] if command else ["--help"]
+    line = [*command.split(), "--help"]
     result = CliRunner().invoke(app(), line, env={"COLUMNS": "120", "TERM": "dumb"})
     assert result.exit_code == 0
     if command:

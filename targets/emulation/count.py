@@ -23,7 +23,7 @@ from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.run import link_kernel, run_image
 from headrace.targets.emulation.stepping import count_steps
 from headrace.targets.emulation.symbols import function_range
-from headrace.targets.loading import symbol_of
+from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
 BUILD_LIMIT_S = 120.0

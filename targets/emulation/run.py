@@ -14,7 +14,7 @@ from headrace.errors import KernelError
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.runtime import KERNEL, runtime_object
 from headrace.targets.linker import find_linker, link_static
-from headrace.targets.loading import symbol_of
+from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
 RUN_LIMIT_S = 300.0

@@ -15,7 +15,7 @@ from headrace.targets.emulation.count import count_instructions, plugin
 from headrace.targets.emulation.image import Image
 from headrace.targets.emulation.run import run, why_not
 from headrace.targets.host import same_architecture
-from headrace.targets.loading import symbol_of
+from headrace.targets.table import symbol_of
 from headrace.targets.target import Target, all_targets
 
 EVERY = [param(target, target.machines[0]) for target in FOREIGN.values()]

@@ -1,0 +1,218 @@
+"""Kernel packs: kernels built ahead as shared libraries, for machines without a compiler.
+
+A pack is a folder: `manifest.json`, and for each CPU level in it a shared library with one symbol
+for each kernel. The manifest has the library's SHA-256 and each kernel's key
+(`headrace.targets.keys`), so that code of another release is refused and not called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from headrace.errors import KernelError
+from headrace.targets.cache import KernelStore, write_atomically
+from headrace.targets.keys import kernel_key
+from headrace.targets.table import Kernel, symbol_of
+from headrace.targets.target import Target
+
+Progress = Callable[[int, int, str], None]
+
+Kernels: TypeAlias = "KernelStore | PackedKernels"
+
+MANIFEST = "manifest.json"
+# How kernels find their arguments and lay out weights; a pack of another version is refused.
+LAYOUT = 1
+MANIFEST_BYTES = 1 << 20
+LIBRARY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Level:
+    """The kernels of one target in a pack: the library's file and hash, the kernels' keys."""
+
+    file: str
+    sha256: str
+    kernels: dict[str, str]
+
+
+class Pack:
+    """A folder of kernels; nothing of it is loaded before it is needed.
+
+    Raises:
+        KernelError: there is no pack, it is damaged, or of another layout.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.levels = _read_manifest(self.folder / MANIFEST)
+
+    def lacking(self, kernels: Iterable[Kernel], target: Target) -> list[str]:
+        """Names of kernels that the pack does not have, or has from other sources."""
+        level = self.levels.get(target.name)
+        known = {} if level is None else level.kernels
+        return [one.name for one in kernels if known.get(one.name) != kernel_key(one, target)]
+
+    def store(self, target: Target) -> PackedKernels:
+        """The kernels of one of its targets."""
+        return PackedKernels(self, target)
+
+
+class PackedKernels:
+    """Kernels of one target out of a pack, as `headrace.targets.cache.KernelStore` gives them."""
+
+    compiled = 0
+
+    def __init__(self, pack: Pack, target: Target) -> None:
+        self.target = target
+        self._pack = pack
+        self._library: ctypes.CDLL | None = None
+
+    def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> dict[str, int]:
+        """Addresses of kernels by name.
+
+        Raises:
+            KernelError: the pack lacks a kernel, or has it from other sources; or it is damaged.
+        """
+        wanted = list(kernels)
+        if lacking := self._pack.lacking(wanted, self.target):
+            raise KernelError(
+                f"the kernel pack {self._pack.folder} has no {', '.join(lacking[:3])} of this "
+                f"release for {self.target.name}: build it again with `headrace targets build`"
+            )
+        if self._library is None:
+            self._library = _open(self._pack.folder, self._pack.levels[self.target.name])
+        return {one.name: self._address(one.name) for one in wanted}
+
+    def _address(self, kernel: str) -> int:
+        try:
+            function = getattr(self._library, symbol_of(kernel))
+        except AttributeError:
+            raise KernelError(
+                f"a library of the kernel pack {self._pack.folder} has no {symbol_of(kernel)}, "
+                "which its manifest promises"
+            ) from None
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _open(folder: Path, level: Level) -> ctypes.CDLL:
+    path = folder / level.file
+    try:
+        with path.open("rb") as file:
+            data = file.read(LIBRARY_BYTES + 1)
+        if len(data) > LIBRARY_BYTES or hashlib.sha256(data).hexdigest() != level.sha256:
+            raise KernelError(f"{path} is not the library that the pack's manifest describes")
+        return ctypes.CDLL(str(path.resolve()))
+    except OSError as error:
+        raise KernelError(f"{path} cannot be loaded: {error}") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Level]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise KernelError(f"{path.parent} is no kernel pack: {path}: {error.strerror}") from error
+    try:
+        if len(data) > MANIFEST_BYTES:
+            raise ValueError("it is too large")
+        manifest = json.loads(data)
+        layout = manifest["layout"]
+        if layout != LAYOUT:
+            raise KernelError(
+                f"{path}: the pack's layout is {layout!r}, this release's {LAYOUT}: build it again "
+                "with `headrace targets build`"
+            )
+        return {str(name): _level(facts) for name, facts in manifest["targets"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise KernelError(f"{path} is no manifest of a kernel pack: {error!r}") from error
+
+
+def _level(facts: Any) -> Level:
+    file, sha256, kernels = facts["file"], facts["sha256"], facts["kernels"]
+    texts = (file, sha256, *kernels, *kernels.values())
+    if not all(isinstance(text, str) for text in texts) or Path(file).name != file:
+        raise ValueError("a library is described wrongly")
+    return Level(file, sha256, dict(kernels))
+
+
+def build(
+    targets: Sequence[Target],
+    kernels: Sequence[Kernel],
+    folder: str | Path,
+    *,
+    n_workers: int = 1,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile and link a pack; gives its folder. The manifest is written last.
+
+    Raises:
+        KernelError: a kernel does not compile, or there is no linker.
+        OSError: the folder cannot be written.
+    """
+    from headrace.targets.linker import link_shared
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # it would describe other libraries
+        (folder / MANIFEST).unlink()
+    described: dict[str, Any] = {}
+    for target in targets:
+        objects = KernelStore(target, n_workers).objects(kernels, _for_target(progress, target))
+        path = folder / f"headrace-{target.name}.so"
+        link_shared([objects[kernel.name] for kernel in kernels], path)
+        described[target.name] = {
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "triple": target.triple,
+            "cpu": target.cpu,
+            "features": target.features,
+            "needs": sorted(target.needs),
+            "kernels": {kernel.name: kernel_key(kernel, target) for kernel in kernels},
+        }
+    manifest = {"layout": LAYOUT, "targets": described}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    return folder
+
+
+def _for_target(progress: Progress | None, target: Target) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, what: progress(done, total, f"{what} for {target.name}")
+
+
+def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Target]:
+    """The targets that `headrace targets build --target WHAT --cpu CPU` means, the best last.
+
+    Args:
+        targets: what there is.
+        what: a target's name, or an architecture such as "aarch64" or "aarch64-linux".
+        cpu: a CPU that one of them is made for: the levels above it are left out.
+
+    Raises:
+        KernelError: there is nothing of that name.
+    """
+    named = [target for target in targets if target.name == what]
+    if not named:
+        architecture = what.removesuffix("-linux")
+        named = [target for target in targets if target.architecture == architecture]
+    if not named:
+        names = sorted({target.architecture for target in targets})
+        raise KernelError(
+            f"unknown target {what!r}; architectures: {', '.join(names)}; targets: "
+            f"{', '.join(target.name for target in targets)}"
+        )
+    named.sort(key=lambda target: target.rank)
+    if cpu is None:
+        return named
+    if cpu not in (known := [target.cpu for target in named]):
+        raise KernelError(
+            f"no target of {what} is made for the CPU {cpu!r}; CPUs: {', '.join(known)}"
+        )
+    return named[: known.index(cpu) + 1]

@@ -1,0 +1,164 @@
+"""Kernel packs: built, loaded without a compiler, and refused when they do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_families import PATHS
+
+import headrace
+from headrace import plan as plans
+from headrace.errors import KernelError
+from headrace.kernels.table import kernel_table
+from headrace.planning import prepare
+from headrace.targets import features
+from headrace.targets.host import pick_target, runnable_targets
+from headrace.targets.linker import find_linker
+from headrace.targets.pack import LAYOUT, MANIFEST, Pack, build, choose
+from headrace.targets.target import all_targets
+
+STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
+BEST = pick_target(None)
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        find_linker()
+    except KernelError as error:
+        pytest.skip(str(error))
+    prepared = prepare(STORIES, context=None, threads=1, target=None)
+    rows = plans.kernels_of(prepared.decoder, prepared.placed, BEST)
+    return build([BEST], list(rows), tmp_path_factory.mktemp("pack"), n_workers=2)
+
+
+@pytest.fixture
+def changed(pack: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return shutil.copytree(pack, tmp_path / "pack")
+
+
+WITHOUT_A_COMPILER = """
+import sys
+class Blocked:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] in ("numba", "llvmlite"):
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Blocked())
+import headrace
+with headrace.load(sys.argv[1], kernels=sys.argv[2], threads=2) as model:
+    answer = model.generate("Once upon a time", raw=True, max_tokens=30)
+    answer.text()
+    print(*answer.ids)
+"""
+
+
+def test_a_pack_needs_no_compiler(pack: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_A_COMPILER, str(STORIES), str(pack)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    with headrace.load(STORIES) as model:
+        answer = model.generate("Once upon a time", raw=True, max_tokens=30)
+        answer.text()
+    assert [int(word) for word in done.stdout.split()] == answer.ids
+
+
+def test_the_same_sources_give_the_same_pack(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "empty"))  # all compiled anew
+    names = Pack(pack).levels[BEST.name].kernels
+    again = build([BEST], [kernel_table()[name] for name in names], tmp_path / "again", n_workers=2)
+    for path in pack.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_model_that_the_pack_has_no_kernels_for(pack: Path) -> None:
+    with pytest.raises(KernelError, match=r"has no .* of this release .* build it again"):
+        headrace.load(PATHS["gemma3"], kernels=pack)
+
+
+def test_no_level_for_this_cpu(pack: Path) -> None:
+    with pytest.raises(KernelError, match=f"unknown target 'x'; targets: {BEST.name}$"):
+        headrace.load(STORIES, kernels=pack, target="x")
+
+
+def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Change the manifest."""
+
+    def spoil(folder: Path) -> None:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        change(manifest)
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    return spoil
+
+
+def level(manifest: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = manifest["targets"][BEST.name]
+    return found
+
+
+def flip(folder: Path) -> None:
+    path = next(folder.glob("*.so"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another layout": (edit(lambda m: m.update(layout=LAYOUT + 1)), "layout is 2, this release's"),
+    "no layout": (edit(lambda m: m.pop("layout")), "no manifest of a kernel pack"),
+    "no targets": (edit(lambda m: m.update(targets=[1])), "no manifest of a kernel pack"),
+    "a path": (edit(lambda m: level(m).update(file="../x.so")), "described wrongly"),
+    "kernels": (edit(lambda m: level(m).update(kernels=[["a"]])), "no manifest of a kernel pack"),
+    "keys": (edit(lambda m: level(m)["kernels"].update(team_lead="0")), "has no team_lead of this"),
+    "a bit": (flip, "is not the library that the pack's manifest describes"),
+    "no library": (lambda f: next(f.glob("*.so")).unlink(), "cannot be loaded"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), "is no kernel pack"),
+    "text": (lambda f: (f / MANIFEST).write_text("<html>"), "no manifest of a kernel pack"),
+    "deep": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "no manifest of a kernel pack"),
+    "bytes": (lambda f: (f / MANIFEST).write_bytes(b"\xff" * 9), "no manifest of a kernel pack"),
+    "large": (lambda f: (f / MANIFEST).write_bytes(bytes(2 << 20)), "it is too large"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_pack_that_is_not_what_it_says_is_refused(what: str, changed: Path) -> None:
+    spoil, says = SPOILT[what]
+    spoil(changed)
+    with pytest.raises(KernelError, match=says):
+        headrace.load(STORIES, kernels=changed)
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none", STORIES):
+        with pytest.raises(KernelError, match="is no kernel pack"):
+            Pack(path)
+
+
+def test_what_to_build() -> None:
+    every = all_targets().values()
+    levels = [target.name for target in choose(every, "aarch64-linux", None)]
+    assert levels[:2] == ["aarch64-neon", "aarch64-dotprod"]
+    assert [t.name for t in choose(every, "aarch64", "cortex-a76")] == levels[:2]
+    assert [t.name for t in choose(every, "x86-64-v3", None)] == ["x86-64-v3"]
+    with pytest.raises(KernelError, match=r"unknown target 'vax'; architectures: aarch64, "):
+        choose(every, "vax", None)
+    with pytest.raises(KernelError, match="CPUs: cortex-a53, cortex-a76"):
+        choose(every, "aarch64", "z80")
+
+
+def test_the_system_and_llvm_see_the_same_cpu() -> None:
+    import llvmlite.binding as llvm
+
+    wanted = frozenset().union(*(target.needs for target in runnable_targets()))
+    seen = {name for name, on in llvm.get_host_cpu_features().items() if on}
+    assert wanted & features.host_features() == wanted & seen
