@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.cgroups import cgroup_folders
 from headrace.errors import HeadraceError
 from headrace.interruptible import persist, run_aside
 from headrace.kernels import execute
@@ -55,20 +56,21 @@ def _physical(cpus: list[int]) -> int:
 
 
 def _quota() -> int | None:
-    """Whole CPUs of the cgroup's quota (version 2, then 1), at least 1."""
+    """Whole CPUs of the tightest quota of this process's cgroups, at least 1; None: no quota."""
+    found = [n for n in map(_quota_of, cgroup_folders("cpu")) if n is not None]
+    return min(found) if found else None
+
+
+def _quota_of(folder: Path) -> int | None:
     try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        return None if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        pass
-    try:
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
-            micros = int(file.read())
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
-            period_us = int(file.read())
-        return None if micros <= 0 else max(1, micros // period_us)
-    except (OSError, ValueError):
+        if (folder / "cpu.max").exists():  # version 2
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        # No quota is "max" in version 2, and -1 in version 1.
+        return max(1, int(quota) // int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
         return None
 
 
