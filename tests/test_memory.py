@@ -42,8 +42,9 @@ def test_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
 def test_an_address_space_that_is_too_small() -> None:
     code = (
-        "import resource; from headrace.memory import Arena; from headrace.errors import BudgetError"
-        "\nresource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "import resource\nfrom headrace.memory import Arena\n"
+        "from headrace.errors import BudgetError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "try: Arena({'a': 8 << 30})\n"
         "except BudgetError as error: print(error.needed_bytes)"
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace import interruptible
+from headrace import interruptible as aside
 from headrace.errors import HeadraceError
 from headrace.kernels import execute
 from headrace.kernels.invoke import argument_block
@@ -308,7 +308,9 @@ def aside_runs() -> bool:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
-def test_ctrl_c_again_and_again(addresses: dict[str, int], make_team: Callable[[int], Team]) -> None:
+def test_ctrl_c_again_and_again(
+    addresses: dict[str, int], make_team: Callable[[int], Team]
+) -> None:
     team, job = make_team(2), Job(addresses)
     # A step without an end for about half a second, in which nothing can be cancelled.
     slow = Job(addresses, rounds=1, repeat=400_000)
@@ -344,7 +346,7 @@ def test_an_interrupt_before_the_thread_aside_runs(monkeypatch: pytest.MonkeyPat
     done: list[str] = []
     monkeypatch.setattr(threading.Thread, "start", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        interruptible.run_aside(lambda: done.append("work"), lambda: done.append("end"))
+        aside.run_aside(lambda: done.append("work"), lambda: done.append("end"))
     start(late[0])  # as if it had only been slow
     late[0].join()
     assert done == []
@@ -359,9 +361,9 @@ def test_persist_raises_when_all_is_done() -> None:
             raise KeyboardInterrupt(len(steps))
 
     with pytest.raises(KeyboardInterrupt, match="1"):
-        interruptible.persist(step, lambda: len(steps) == 5)
+        aside.persist(step, lambda: len(steps) == 5)
     assert len(steps) == 5
-    interruptible.persist(step, lambda: True)
+    aside.persist(step, lambda: True)
     assert len(steps) == 5
 
 
