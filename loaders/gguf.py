@@ -36,6 +36,7 @@ from headrace.loaders.layout import (
 from headrace.loaders.model_file import ModelFile, StringArray, TensorInfo
 from headrace.loaders.reader import TensorReader, open_regular
 from headrace.loaders.split import all_headers
+from headrace.loaders.value_types import ARRAY, BOOL, SCALARS, STRING, UINT32, UINT64
 
 __all__ = ["ModelFile", "StringArray", "TensorInfo", "TensorReader", "read_gguf"]
 
@@ -52,22 +53,8 @@ MAX_NESTED_ARRAYS = 65_536
 # One read covers most headers; a longer one doubles what has been read until it suffices.
 FIRST_READ_BYTES = 2 << 20
 
-_STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {
-    0: struct.Struct("<B"),
-    1: struct.Struct("<b"),
-    2: struct.Struct("<H"),
-    3: struct.Struct("<h"),
-    4: struct.Struct("<I"),
-    5: struct.Struct("<i"),
-    6: struct.Struct("<f"),
-    _BOOL: struct.Struct("<B"),
-    10: struct.Struct("<Q"),
-    11: struct.Struct("<q"),
-    12: struct.Struct("<d"),
-}
-_DTYPES = {kind: np.dtype(s.format) for kind, s in _SCALARS.items()}
-_U32, _U64 = _SCALARS[4], _SCALARS[10]
+_DTYPES = {kind: np.dtype(s.format) for kind, s in SCALARS.items()}
+_U32, _U64 = SCALARS[UINT32], SCALARS[UINT64]
 
 
 class _Cursor:
@@ -148,15 +135,15 @@ class _Cursor:
 
 
 def _value(c: _Cursor, kind: int, what: str, depth: int = 0) -> Any:
-    if kind == _STRING:
+    if kind == STRING:
         return c.bytes(what).decode("utf-8", "surrogateescape")
-    if kind == _ARRAY:
+    if kind == ARRAY:
         return _array(c, what, depth)
-    form = _SCALARS.get(kind)
+    form = SCALARS.get(kind)
     if form is None:
         raise c.error(f"{what} has the unknown value type {kind}; {AGAIN}")
     value = c.number(form, what)
-    if kind == _BOOL:
+    if kind == BOOL:
         if value > 1:
             raise c.error(f"{what} is a bool of value {value}; {AGAIN}")
         return bool(value)
@@ -166,9 +153,9 @@ def _value(c: _Cursor, kind: int, what: str, depth: int = 0) -> Any:
 def _array(c: _Cursor, what: str, depth: int) -> Any:
     kind: int = c.number(_U32, what)
     n: int = c.number(_U64, what)
-    if kind == _STRING:
+    if kind == STRING:
         return _string_array(c, n, what)
-    if kind == _ARRAY:
+    if kind == ARRAY:
         c.check_count(n, 12, what)
         c.nested_left -= n
         if depth + 1 >= MAX_ARRAY_DEPTH or c.nested_left < 0:
@@ -185,7 +172,7 @@ def _array(c: _Cursor, what: str, depth: int) -> Any:
     c.need(n * dtype.itemsize, what)
     # astype copies: the array must not keep the whole header in memory
     values = np.frombuffer(c.data, dtype, n, c.pos).astype(dtype.newbyteorder("="))
-    if kind == _BOOL:
+    if kind == BOOL:
         if n and values.max() > 1:
             raise c.error(f"{what} holds a bool that is neither 0 nor 1; {AGAIN}")
         values = values.view(np.bool_)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.errors import DownloadError, HeadraceError, ModelNotFoundError
-from headrace.loaders.known import Progress, file_size
-from headrace.loaders.split_names import SPLIT_NAME, model_groups
+from headrace.loaders.known import file_size
+from headrace.loaders.progress import CallbackError, Progress, guarded
+from headrace.loaders.split_names import all_parts, model_groups
 
 # huggingface_hub is imported where it is used: a warm start passes through this file.
 
@@ -69,7 +70,7 @@ def hub_cached(hub: HubId, *, any_file: bool = False) -> Path | None:
         snapshot = folder / "snapshots" / (commit or "main")
         names = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*.gguf")]
         chosen = _choose(hub, {name: file_size(snapshot / name) for name in names})
-        complete = all((snapshot / name).is_file() for name in _parts(chosen))
+        complete = all((snapshot / name).is_file() for name in all_parts(chosen))
         return snapshot / chosen if complete else None
     except (OSError, ModelNotFoundError):
         return None
@@ -91,7 +92,8 @@ def pull_hub(hub: HubId, *, progress: Progress | None = None) -> Path:
             hub.repo, revision=hub.revision, files_metadata=True
         )
         file = _choose(hub, {s.rfilename: s.size or 0 for s in info.siblings or ()})
-        options = _hub_options(huggingface_hub.hf_hub_download, file, progress)
+        report = guarded(progress)
+        options = _hub_options(huggingface_hub.hf_hub_download, file, report)
         paths = [
             huggingface_hub.hf_hub_download(
                 hub.repo,
@@ -101,10 +103,12 @@ def pull_hub(hub: HubId, *, progress: Progress | None = None) -> Path:
                 cache_dir=hub_cache_dir(),
                 **options,
             )
-            for part in _parts(file)
+            for part in all_parts(file)
         ]
     except HeadraceError:
         raise
+    except CallbackError as caught:
+        raise caught.error from None
     except Exception as error:
         if _is_offline(error) and (cached := hub_cached(hub, any_file=True)):
             return cached
@@ -117,7 +121,7 @@ def _choose(hub: HubId, sizes: dict[str, int]) -> str:
     groups = model_groups(names)
     wanted = (hub.file or "").lower()
     if wanted.endswith(".gguf"):
-        chosen = [first for first in groups if first == hub.file]
+        chosen = [first for first, parts in groups.items() if hub.file in (first, *parts)]
     elif wanted:
         chosen = [first for first in groups if wanted in first.lower()]
     else:  # image projectors lie beside the models that they belong to
@@ -135,21 +139,12 @@ def _choose(hub: HubId, sizes: dict[str, int]) -> str:
     raise ModelNotFoundError(f"{hub} has {len(chosen)} models that fit; name one of:{listing}")
 
 
-def _parts(file: str) -> list[str]:
-    match = SPLIT_NAME.match(file)
-    if match is None:
-        return [file]
-    count = int(match["parts"])
-    return [f"{match['stem']}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
-
-
-def _hub_options(download: Callable[..., Any], file: str, progress: Progress | None) -> Any:
-    """`tqdm_class` (hub 1.0 and newer) that reports to `progress` and prints nothing itself."""
+def _hub_options(download: Callable[..., Any], file: str, report: Progress) -> Any:
+    """`tqdm_class` (hub 1.0 and newer) that reports and prints nothing itself."""
     import inspect
 
     if "tqdm_class" not in inspect.signature(download).parameters:
-        if progress:
-            progress(0, None, f"Downloading {file}")
+        report(0, None, f"Downloading {file}")
         return {}
     from tqdm import tqdm
 
@@ -162,8 +157,7 @@ def _hub_options(download: Callable[..., Any], file: str, progress: Progress | N
 
         def update(self, n: float | None = 1) -> bool | None:
             self.n += n or 0
-            if progress:
-                progress(int(self.n), self.total and int(self.total), f"Downloading {file}")
+            report(int(self.n), self.total and int(self.total), f"Downloading {file}")
             return None
 
     return {"tqdm_class": Reporter}

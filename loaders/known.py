@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-Progress = Callable[[int, "int | None", str], None]
-"""Called with (bytes done, bytes in all or None, what is going on)."""
+from headrace.folders import cache_root
+from headrace.loaders.progress import Progress
 
 CHUNK = 1 << 20
 
@@ -47,18 +45,8 @@ KNOWN: dict[str, Known] = {
 
 
 def models_dir() -> Path:
-    """Where fetched models are kept: `$HEADRACE_CACHE/models`, or the user's cache directory."""
-    root = os.environ.get("HEADRACE_CACHE", "").strip()
-    if not root and sys.platform == "linux":
-        # As platformdirs (a test compares), whose import alone takes 6 ms of a warm start.
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
-        root = os.path.join(base, "headrace")
-    elif not root:
-        from platformdirs import user_cache_dir
-
-        root = user_cache_dir("headrace", appauthor=False)
-    return Path(root, "models")
+    """Where fetched models are kept."""
+    return cache_root() / "models"
 
 
 def sha256_of(path: Path, progress: Progress | None, label: str) -> str:

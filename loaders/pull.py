@@ -6,7 +6,8 @@ from pathlib import Path
 
 from headrace.errors import ModelNotFoundError
 from headrace.loaders.hub import HubId, hub_cache_dir, hub_cached, parse_hub_id, pull_hub
-from headrace.loaders.known import KNOWN, Known, Progress, file_size, models_dir, sha256_of
+from headrace.loaders.known import KNOWN, Known, file_size, models_dir, sha256_of
+from headrace.loaders.progress import Progress
 
 __all__ = [
     "KNOWN",

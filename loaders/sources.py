@@ -43,6 +43,8 @@ def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path
             return path if path.exists() else _dangling(path)
     except PermissionError as error:
         raise ModelFileError("no permission to look at this path", path=path) from error
+    except OSError as error:  # a name that is too long, links in a circle, a device that fails
+        raise ModelNotFoundError(f"{text[:80]!r} leads nowhere: {error.strerror}") from error
     if isinstance(name, str) and not _looks_like_path(text) and _pull.parse_hub_id(text):
         return _from_hub(text, progress)
     raise ModelNotFoundError(_not_found(text, path))
@@ -53,14 +55,12 @@ def _in_directory(path: Path) -> Path:
     groups = model_groups(names)
     if len(groups) == 1:
         (first,) = groups
-        # The first part's own spelling (its case) is the one on disk.
-        found = next((n for n in names if n.lower() == first.lower()), None)
-        if found is None:
+        if first not in names:
             raise ModelNotFoundError(
                 f"{path} holds a part of a split model, but not its first: {first}; "
                 f"put all parts into one directory"
             )
-        return path / found
+        return path / first
     if groups:
         listing = "".join(f"\n  {path / first}" for first in groups)
         raise ModelNotFoundError(f"{path} holds {len(groups)} models; name one of:{listing}")

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from headrace.errors import ModelFileError
 from headrace.loaders.layout import Header
-
-_PART_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
+from headrace.loaders.split_names import parse_split_name
 
 
 def _part_paths(h: Header, count: int) -> list[Path]:
-    match = _PART_NAME.fullmatch(h.path.name)
-    if match is None or int(match["count"]) != count:
+    name = parse_split_name(h.path.name)
+    if name is None or name.parts != count:
         raise ModelFileError(
             f"a part of a model split in {count}, but its name does not end in "
             f"-00001-of-{count:05}.gguf: give the parts their original names",
             path=h.path,
         )
-    paths = [
-        h.path.with_name(f"{match['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)
-    ]
+    paths = [h.path.with_name(part) for part in name.all_names()]
     missing = [p.name for p in paths if not p.exists()]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

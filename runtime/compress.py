@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from headrace.atomic_file import whole_file
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import tensor_of
@@ -82,7 +82,9 @@ def compress(
                 f"the disk of {target.parent} has {format_size(free)} free, and {target.name} "
                 f"takes {format_size(size)}; free some space"
             )
-        with _whole_file(target, force) as file, TensorReader() as reader:
+        # Another file of that name may come in the meantime.
+        check = partial(_check_target, target, force)
+        with whole_file(target, check=check) as file, TensorReader() as reader:
             file.write(header)
             for source, place_at, entry in zip(sources, places, entries, strict=True):
                 file.write(bytes(place_at - file.tell()))
@@ -140,27 +142,3 @@ def _bytes_of(reader: TensorReader, source: PlacedMatrix | TensorInfo) -> Iterat
         raw = np.empty(min(_COPY_BYTES, source.n_bytes - start), np.uint8)
         reader.readinto(source, start, raw)
         yield raw
-
-
-@contextlib.contextmanager
-def _whole_file(target: Path, force: bool) -> Iterator[BinaryIO]:
-    """A file that gets its name when all is written and on the disk; else nothing is left."""
-    temporary = target.with_name(f".{target.name[:99]}-{os.urandom(4).hex()}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _check_target(target, force)  # it may have come in the meantime
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    if os.name == "posix":
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

@@ -17,18 +17,21 @@ def run_aside(work: Callable[[], T], on_interrupt: Callable[[], None] | None = N
 
     Args:
         work: what to do; its result is returned and its exception raised.
-        on_interrupt: called when the wait is interrupted (KeyboardInterrupt); `work` should then
-            end soon, and is waited for. Without it `work` is left to end by itself.
+        on_interrupt: called when the wait is interrupted (KeyboardInterrupt, or what else a signal
+            handler raises); `work` should then end soon, and is waited for, whatever interrupts
+            come on top. Without it `work` is left to end by itself.
     """
     results: list[T] = []
     errors: list[BaseException] = []
     finished = threading.Event()
-    taken = threading.Event()
+    # Whose turn it is: the thread's, or, when it was interrupted before it got to run, ours. Who
+    # asks first decides, in one step that no signal divides.
+    turn: dict[str, str] = {}
 
     def body() -> None:
-        taken.set()
         try:
-            results.append(work())
+            if turn.setdefault("of", "work") == "work":
+                results.append(work())
         except BaseException as error:
             errors.append(error)
         finally:
@@ -40,12 +43,32 @@ def run_aside(work: Callable[[], T], on_interrupt: Callable[[], None] | None = N
         while not finished.wait(0.1):
             pass
     except BaseException:
-        if on_interrupt is not None:
-            on_interrupt()
-            # The interrupt may have come before the thread ran: give it a moment to begin.
-            while taken.wait(0.2) and not finished.wait(0.1):
-                on_interrupt()
+        if on_interrupt is not None and turn.setdefault("of", "caller") == "work":
+            end = on_interrupt
+
+            def wait() -> None:
+                end()
+                finished.wait(0.1)
+
+            persist(wait, finished.is_set)
         raise
     if errors:
         raise errors[0]
     return results[0]
+
+
+def persist(step: Callable[[], object], over: Callable[[], bool]) -> None:
+    """Repeat `step` until `over`, through all interrupts; the first of them is raised at the end.
+
+    For what must not be left half done: memory that a thread still uses, threads to be joined. An
+    interrupt is whatever a signal handler raises; `step` itself must not fail.
+    """
+    interrupt: BaseException | None = None
+    while not over():
+        try:
+            while not over():
+                step()
+        except BaseException as error:
+            interrupt = interrupt or error
+    if interrupt is not None:
+        raise interrupt

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from headrace.atomic_file import write_whole
 from headrace.available import available_bytes
+from headrace.folders import cache_root
 from headrace.kernels import execute, probe
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
-from headrace.targets.cache import cache_folder, write_atomically
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 
@@ -56,7 +57,7 @@ def _cpu_name() -> str:
 
 
 def _cache_file() -> Path:
-    return cache_folder().parent / "machine.json"
+    return cache_root() / "machine.json"
 
 
 def _key(target_name: str, threads: int) -> str:
@@ -77,7 +78,7 @@ def remember_read_bandwidth(target_name: str, threads: int, value: float) -> Non
     key = _key(target_name, threads)
     known[key] = max(value, known.get(key, 0.0))
     with contextlib.suppress(OSError):  # measured again next time
-        write_atomically(_cache_file(), json.dumps(known, indent=1).encode())
+        write_whole(_cache_file(), json.dumps(known, indent=1).encode(), durable=False)
 
 
 def cached_read_bandwidth(store: Kernels, threads: int) -> float | None:

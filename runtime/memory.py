@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 from collections.abc import Iterator
 
 import numpy as np
+
+from headrace.errors import BudgetError
+from headrace.sizes import format_size
 
 ALIGNMENT = 64
 
@@ -15,10 +19,31 @@ def _round_up(n: int, to: int = ALIGNMENT) -> int:
     return -(-n // to) * to
 
 
+def _map(n_bytes: int) -> mmap.mmap:
+    try:
+        if hasattr(mmap, "MAP_PRIVATE"):
+            # Python's default is shared memory, for which the system gives no huge pages.
+            return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return mmap.mmap(-1, n_bytes)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise BudgetError(
+            f"the system refuses {format_size(n_bytes)} of memory in one piece: end other programs,"
+            " raise the limit of this process (`ulimit -v`, vm.overcommit_memory), or take a "
+            "shorter context or a smaller model",
+            needed_bytes=n_bytes,
+        ) from error
+
+
 class Arena:
     """Named, aligned pieces of one anonymous mapping, on huge pages where the system has them.
 
-    Pages are zero and take memory only when touched.
+    Pages are zero and take memory only when touched. The mapping goes when neither the arena nor
+    one of its views is referenced any more; addresses do not keep it.
+
+    Raises:
+        BudgetError: the system does not give that much address space.
     """
 
     def __init__(self, sizes: dict[str, int], *, huge: bool = True) -> None:
@@ -30,12 +55,7 @@ class Arena:
         self.n_bytes = total
         self._sizes = dict(sizes)
         self._offsets = offsets
-        if hasattr(mmap, "MAP_PRIVATE"):
-            # Python's default is shared memory, for which the system gives no huge pages.
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            self._map = mmap.mmap(-1, max(total, 1), flags=flags)
-        else:
-            self._map = mmap.mmap(-1, max(total, 1))
+        self._map = _map(max(total, 1))
         if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without huge pages: slower, not wrong
                 self._map.madvise(mmap.MADV_HUGEPAGE)
@@ -53,6 +73,6 @@ class Arena:
         return self.base + self._offsets[name]
 
     def view(self, name: str, dtype: str = "u1") -> np.ndarray:
-        """A piece as an array; it must not outlive the arena's `close`."""
+        """A piece as an array, which keeps the whole mapping."""
         start = self._offsets[name]
         return self._bytes[start : start + self._sizes[name]].view(dtype)

@@ -30,9 +30,10 @@ class Trace:
         ticks = np.zeros(len(program.steps) + 1, np.int64)
         began = time.perf_counter()
         yield ticks
-        self._total_s += time.perf_counter() - began
+        spent_s = time.perf_counter() - began
         if ticks[-1] == 0:
             return  # cancelled on the way
+        self._total_s += spent_s
         self._total_ticks += int(ticks[-1] - ticks[0])
         spent = np.diff(ticks)
         _, best, total, runs = self._ticks.get(id(program), (program, spent, 0, 0))

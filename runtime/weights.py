@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.families.decoder import Decoder, Matrix, Vector, tensor_of
+from headrace.interruptible import persist
 from headrace.kernels.invoke import invoke
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
@@ -252,10 +254,11 @@ def _share(
 ) -> None:
     """Do `work` for each job on `n_threads` threads: this one, which reports as well, and others.
 
-    What goes wrong anywhere is raised here, when all threads have ended. (A ThreadPoolExecutor
-    would do, but takes 3 ms to import.)
+    What goes wrong anywhere is raised here, when no thread is at work any more. (A
+    ThreadPoolExecutor would do, but takes 3 ms to import.)
     """
     lock, rest, errors = threading.Lock(), iter(jobs), list[BaseException]()
+    at_work: set[int] = set()  # of the others
 
     def some(after: Callable[[], None]) -> None:
         try:
@@ -269,20 +272,21 @@ def _share(
         except BaseException as error:
             errors.append(error)
 
-    others = [
-        threading.Thread(target=some, args=(lambda: None,), daemon=True)
-        for _ in range(n_threads - 1)
-    ]
-    for other in others:
-        other.start()
-    some(report)
+    def other(index: int) -> None:
+        at_work.add(index)  # first of all, then `some` looks for errors
+        some(lambda: None)
+        at_work.discard(index)
+
+    others = [threading.Thread(target=other, args=(i,), daemon=True) for i in range(n_threads - 1)]
     try:
-        for other in others:
-            other.join()
-    except BaseException as error:  # Ctrl-C
+        for thread in others:
+            thread.start()
+        some(report)
+        for thread in others:
+            thread.join()
+    except BaseException as error:  # Ctrl-C, maybe with a thread half started
         errors.append(error)
-        for other in others:
-            other.join()
+        persist(lambda: time.sleep(0.001), lambda: not at_work)
     if errors:
         raise errors[0]
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.atomic_file import write_whole
+from headrace.folders import cache_root
 from headrace.targets.keys import COMPILER, kernel_key
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
@@ -23,30 +23,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 COMPILING = "compiling kernels"
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels lie: HEADRACE_CACHE or the user's cache directory."""
-    root = os.environ.get("HEADRACE_CACHE")
-    if root:
-        return Path(root) / "kernels"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("headrace")) / "kernels"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def _read(path: Path) -> bytes | None:
@@ -100,7 +76,8 @@ class KernelStore:
             progress(0, len(missing), COMPILING)
         for kernel, code in self._compile(missing):
             with contextlib.suppress(OSError):  # a read-only cache costs time, not correctness
-                write_atomically(self._path(kernel), hashlib.sha256(code).digest() + code)
+                data = hashlib.sha256(code).digest() + code
+                write_whole(self._path(kernel), data, durable=False)
             objects[kernel.name] = code
             self.compiled += 1
             if progress is not None:
@@ -109,7 +86,7 @@ class KernelStore:
 
     def _path(self, kernel: Kernel) -> Path:
         key = kernel_key(kernel, self.target, *COMPILER)
-        return cache_folder() / self.target.name / f"{kernel.name}-{key}.o"
+        return cache_root() / "kernels" / self.target.name / f"{kernel.name}-{key}.o"
 
     def _compile(self, missing: list[Kernel]) -> Iterator[tuple[Kernel, bytes]]:
         from headrace.targets import workers

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
-from headrace.targets.cache import KernelStore, write_atomically
+from headrace.targets.cache import KernelStore
 from headrace.targets.keys import kernel_key
 from headrace.targets.table import Kernel, symbol_of
 from headrace.targets.target import Target
@@ -177,7 +178,7 @@ def build(
             "kernels": {kernel.name: kernel_key(kernel, target) for kernel in kernels},
         }
     manifest = {"layout": LAYOUT, "targets": described}
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
     return folder
 
 

@@ -38,8 +38,8 @@ LOADS = {
     "headrace.kernels": ("headrace.kernels",),
     "headrace.loaders": ("headrace.loaders",),
     "headrace.loaders.gguf": ("headrace.loaders", "headrace.errors", "numpy"),
-    "headrace.loaders.pull": ("headrace.loaders", "headrace.errors"),
-    "headrace.loaders.sources": ("headrace.loaders", "headrace.errors"),
+    "headrace.loaders.pull": ("headrace.loaders", "headrace.errors", "headrace.folders"),
+    "headrace.loaders.sources": ("headrace.loaders", "headrace.errors", "headrace.folders"),
     "headrace.offload": ("headrace.offload",),
     "headrace.sparse": ("headrace.sparse",),
     "headrace.sparse.linear": ("headrace.sparse", "headrace.targets", "headrace.errors", "numpy"),
@@ -51,8 +51,10 @@ LOADS = {
 # What a part may import; all that is in runtime/ and not named here is the top and may do anything.
 LAYERS = {
     "errors": set(),
-    "targets": {"errors", "targets"},
-    "loaders": {"errors", "loaders"},
+    "atomic_file": set(),
+    "folders": set(),
+    "targets": {"errors", "atomic_file", "folders", "targets"},
+    "loaders": {"errors", "atomic_file", "folders", "loaders"},
     "sparse": {"errors", "targets", "sparse"},
     "kernels": {"errors", "targets", "sparse", "kernels"},
     "offload": {"errors", "targets", "sparse", "loaders", "offload"},

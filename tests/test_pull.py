@@ -268,14 +268,38 @@ def test_an_archive_that_lies_about_its_size(tmp_path: Path) -> None:
         wheels._extract(wheel, known(b""), part, lambda *_: None, "")
 
 
-def test_the_cache_directory_is_the_one_of_platformdirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from platformdirs import user_cache_dir
+def test_a_cache_that_is_a_file(index: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.raises(DownloadError, match=r"cache is not a directory: .*HEADRACE_CACHE"):
+        resolve("tiny")
 
-    monkeypatch.delenv("HEADRACE_CACHE")
-    for value in ("", "/x/cache"):
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-        expected = Path(user_cache_dir("headrace", appauthor=False)) / "models"
-        assert pulling.models_dir() == expected
+
+def test_a_cache_that_may_not_be_written(
+    index: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(DownloadError, match=r"cache is not writable: .*HEADRACE_CACHE"):
+        resolve("tiny")
+
+
+@pytest.mark.parametrize("when", ["Downloading", "Checking", "Unpacking"])
+def test_a_callback_that_fails_is_not_the_disk(index: FileServer, when: str) -> None:
+    """Progress goes to a pipe that is closed, say."""
+    failure = BrokenPipeError(32, "Broken pipe")
+
+    def progress(done: int, total: int | None, label: str) -> None:
+        if label.startswith(when):
+            raise failure
+
+    with pytest.raises(BrokenPipeError) as caught:
+        pull("tiny", progress=progress)
+    assert caught.value is failure
+    assert leftovers() == []
 
 
 def test_a_warm_name_costs_little(index: FileServer) -> None:
@@ -327,6 +351,26 @@ def test_a_split_model_in_a_directory(tmp_path: Path) -> None:
     parts[0].unlink()
     with pytest.raises(ModelNotFoundError, match=r"not its first: m-00001-of-00003\.gguf"):
         resolve(tmp_path)
+
+
+def test_part_names_are_taken_as_they_are_spelled(tmp_path: Path) -> None:
+    for i in (1, 2):
+        (tmp_path / f"M-{i:05d}-OF-00002.GGUF").write_bytes(b"GGUF")
+    assert resolve(tmp_path) == tmp_path / "M-00001-OF-00002.GGUF"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".gguf", "y/" + "x" * 300, "x/" * 3000])
+def test_names_too_long_for_a_file(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        resolve(name)
+    with pytest.raises(ModelNotFoundError):
+        resolve(Path(name))
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises(ModelNotFoundError):
+        resolve(tmp_path / "a" / "b.gguf")
 
 
 @pytest.mark.parametrize(
@@ -454,6 +498,31 @@ def test_all_parts_of_a_split_file(hub: FileServer) -> None:
     assert path.name == "big-00001-of-00002.gguf"
     assert path.with_name("big-00002-of-00002.gguf").read_bytes() == b"GGUF2"
     assert resolve("org/many:big-00001-of-00002.gguf") == path
+    assert resolve("org/many:big-00002-of-00002.gguf") == path
+
+
+def test_any_part_stands_for_a_split_file(hub: FileServer) -> None:
+    path = pull("org/many:big-00002-of-00002.gguf")
+    assert path.name == "big-00001-of-00002.gguf"
+    assert path.with_name("big-00002-of-00002.gguf").read_bytes() == b"GGUF2"
+
+
+def test_odd_part_names(hub: FileServer) -> None:
+    hub.repos["org/none-of"] = {"m-00001-of-00000.gguf": b"GGUF0"}
+    assert pull("org/none-of").read_bytes() == b"GGUF0"
+    hub.repos["org/upper"] = {f"M-{i:05d}-OF-00002.GGUF": b"GGUF%d" % i for i in (1, 2)}
+    path = pull("org/upper")
+    assert path.name == "M-00001-OF-00002.GGUF"
+    assert path.with_name("M-00002-OF-00002.GGUF").read_bytes() == b"GGUF2"
+    assert resolve("org/upper:M-00002-OF-00002.GGUF") == path
+
+
+def test_a_callback_that_fails_is_not_the_hub(hub: FileServer) -> None:
+    def progress(done: int, total: int | None, label: str) -> None:
+        raise ConnectionError("the caller's own")
+
+    with pytest.raises(ConnectionError, match="the caller's own"):
+        pull("org/one", progress=progress)
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from headrace import interruptible as aside
+from headrace.errors import HeadraceError
 from headrace.kernels import execute
 from headrace.kernels.invoke import argument_block
 from headrace.targets.cache import KernelStore
@@ -20,6 +24,7 @@ from headrace.targets.simd import arg_int, arg_ptr, get_i64, put_i64
 from headrace.targets.table import Case, Kernel
 from headrace.targets.target import Target
 from headrace.team import Team, default_threads
+from headrace.trace import Trace
 
 N = 240  # a multiple of no number of threads beyond 6, so that shares differ with 7
 ROUNDS = 300
@@ -163,14 +168,42 @@ def test_ticks(addresses: dict[str, int], make_team: Callable[[int], Team]) -> N
     assert np.array_equal(ticks, before)  # asked for once, not for ever
 
 
+def test_ticks_of_a_cancelled_job_have_no_end(
+    addresses: dict[str, int], make_team: Callable[[int], Team]
+) -> None:
+    team, long = make_team(2), Job(addresses, rounds=20_000, repeat=50)
+    ticks = np.zeros(long.rounds + 1, np.int64)
+    thread = threading.Thread(target=team.run, args=(long.steps,), kwargs={"ticks": ticks})
+    thread.start()
+    wait_until(lambda: bool(ticks[1]))
+    team.cancel()
+    thread.join()
+    assert ticks[-1] == 0
+
+
+def test_the_trace_leaves_out_cancelled_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    trace = Trace()
+    program = SimpleNamespace(steps=[SimpleNamespace(kernel="k", n_bytes=0)] * 2)
+    for ends in (300, 0, 300):
+        with trace.measure(program) as ticks:  # type: ignore[arg-type]
+            ticks[:] = [100, 200, ends]
+            if not ends:
+                time.sleep(0.2)  # a long wait that is no part of what completed runs took
+    trace.report()
+    shown = capsys.readouterr().err
+    assert "run 2 times" in shown
+    assert float(re.search(r"mean (\S+) ms", shown)[1]) < 50  # type: ignore[index]
+    assert "-" not in shown  # no negative times
+
+
 def test_idle_threads_park_and_wake(
     addresses: dict[str, int], make_team: Callable[[int], Team]
 ) -> None:
     team, job = make_team(4), Job(addresses, rounds=20)
-    wait_until(lambda: team._parked == 3)  # never had a job
+    wait_until(lambda: len(team._parked) == 3)  # never had a job
     job.run(team)
     for _ in range(5):
-        wait_until(lambda: team._parked == 3)
+        wait_until(lambda: len(team._parked) == 3)
         cpu, begin = time.process_time(), time.monotonic()
         time.sleep(0.05)
         assert time.process_time() - cpu < 0.5 * (time.monotonic() - begin)
@@ -222,6 +255,149 @@ def test_ctrl_c_within_a_job(addresses: dict[str, int], make_team: Callable[[int
         job.run(team)
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX timers")
+@pytest.mark.parametrize("parked", [False, True])
+def test_interrupts_at_any_instruction(
+    addresses: dict[str, int], make_team: Callable[[int], Team], parked: bool
+) -> None:
+    team, job = make_team(2), Job(addresses, rounds=3)
+    rng = np.random.default_rng(0)
+    interrupts = 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(300):
+            if parked:
+                wait_until(lambda: len(team._parked) == 1)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, float(rng.uniform(1e-5, 1e-4)))
+                for _ in range(100_000):
+                    team.run(job.steps)
+            except KeyboardInterrupt:
+                interrupts += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts == 300
+    job.run(team)
+
+
+def test_an_interrupt_before_the_job_begins(
+    addresses: dict[str, int], make_team: Callable[[int], Team]
+) -> None:
+    team, job = make_team(3), Job(addresses)
+    for name in ("_lead", "_wake"):
+        original = getattr(team, name)
+
+        def interrupt(*_: object, name: str = name, original: object = original) -> None:
+            setattr(team, name, original)
+            raise KeyboardInterrupt
+
+        setattr(team, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            team.run(job.steps)
+        job.run(team)
+        wait_until(lambda: len(team._parked) == 2)
+
+
+def aside_runs() -> bool:
+    return any(thread.name == "headrace-aside" for thread in threading.enumerate())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
+def test_ctrl_c_again_and_again(
+    addresses: dict[str, int], make_team: Callable[[int], Team]
+) -> None:
+    team, job = make_team(2), Job(addresses)
+    # A step without an end for about half a second, in which nothing can be cancelled.
+    slow = Job(addresses, rounds=1, repeat=400_000)
+    slow.reset()
+    over = threading.Event()
+
+    def press() -> None:
+        time.sleep(0.05)
+        while aside_runs() and not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            team.run(slow.steps, interruptible=True)
+        finally:
+            running = aside_runs()
+            over.set()
+    thread.join()
+    assert not running
+    job.run(team)
+
+
+def test_an_interrupt_before_the_thread_aside_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, late = threading.Thread.start, list[threading.Thread]()
+
+    def interrupt(thread: threading.Thread) -> None:
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    done: list[str] = []
+    monkeypatch.setattr(threading.Thread, "start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        aside.run_aside(lambda: done.append("work"), lambda: done.append("end"))
+    start(late[0])  # as if it had only been slow
+    late[0].join()
+    assert done == []
+
+
+def test_persist_raises_when_all_is_done() -> None:
+    steps: list[int] = []
+
+    def step() -> None:
+        steps.append(1)
+        if len(steps) < 4:
+            raise KeyboardInterrupt(len(steps))
+
+    with pytest.raises(KeyboardInterrupt, match="1"):
+        aside.persist(step, lambda: len(steps) == 5)
+    assert len(steps) == 5
+    aside.persist(step, lambda: True)
+    assert len(steps) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_has_no_team(addresses: dict[str, int], make_team: Callable[[int], Team]) -> None:
+    team, job = make_team(2), Job(addresses)
+    job.run(team)
+    child = os.fork()
+    if child == 0:
+        try:
+            team.run(job.steps)
+        except HeadraceError as error:
+            team.close()
+            os._exit(7 if "fork" in str(error) else 8)
+        os._exit(9)
+    timer = threading.Timer(20, os.kill, (child, signal.SIGKILL))
+    timer.start()
+    _, status = os.waitpid(child, 0)
+    timer.cancel()
+    assert os.waitstatus_to_exitcode(status) == 7
+    job.run(team)
+
+
+def test_nothing_runs_after_close(
+    addresses: dict[str, int], make_team: Callable[[int], Team]
+) -> None:
+    for n_threads in (1, 3):
+        team, job = make_team(n_threads), Job(addresses)
+        team.close()
+        with pytest.raises(HeadraceError, match="closed"):
+            team.run(job.steps)
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
 @pytest.mark.parametrize("state", ["new", "parked", "just ran", "cancelled", "interruptible"])
 def test_close(
@@ -231,7 +407,7 @@ def test_close(
     team, job = make_team(n_threads), Job(addresses, rounds=20)
     assert threading.active_count() == before + n_threads - 1
     if state == "parked":
-        wait_until(lambda: team._parked == n_threads - 1)
+        wait_until(lambda: len(team._parked) == n_threads - 1)
     elif state == "just ran":
         job.run(team)
     elif state == "cancelled":

@@ -5,7 +5,8 @@ bytes of the weights that come next (0: none), unused. A thread that has reached
 the first lines of its share of those: the memory works while the threads wait for each other.
 Job (slots): 0 steps, 1 their number, 2 address of the barrier counter, 3 address of the cancel
 word, 4 address of a yield function of the operating system (0: none), 5 pauses before a waiting
-thread yields, 6 ticks array (0: no timing; one int64 per step and one more).
+thread yields, 6 ticks array (0: no timing; one int64 per step and one more, which is written only
+when the job was not cancelled).
 Team (slots; each word that threads share has a cache line of its own, 8 slots):
     0 generation, 8 done counter, 16 barrier counter, 24 cancel word, 32 job, 33 threads,
     34 pauses before an idle thread parks, 35 yield function, 36 pauses before yielding, 37 stop
@@ -82,12 +83,22 @@ def _walk(job: Any, thread: Any, n_threads: Any) -> None:
         if atomic_get(cancel) != 0:
             stopped = True
         i += 1
-    if ticks != 0 and thread == 0:
+    if ticks != 0 and thread == 0 and not stopped:
         put_i64(int_to_ptr(ticks) + n_steps * 8, clock())
 
 
+def _announce(team: Any) -> None:
+    atomic_put(team + 64, 0)
+    atomic_put(team + 128, 0)
+    atomic_add(team, 1)
+
+
 def lead(team: Any, thread: Any, n_threads: Any) -> None:
-    """Thread 0's part of a job: walk the steps, then wait until the others have left."""
+    """Thread 0's part of a job: announce it, walk the steps, wait until the others have left.
+
+    All in one call: an exception of Python between them would leave the others waiting for ever.
+    """
+    _announce(team)
     _walk(arg_ptr(team, 32), 0, n_threads)
     done = team + 64
     spins = 0
@@ -125,11 +136,10 @@ def work(own: Any, thread: Any, n_threads: Any) -> None:
             atomic_add(team + 64, 1)
 
 
-def bump(team: Any, thread: Any, n_threads: Any) -> None:
-    """Announce the next job to the workers."""
-    atomic_put(team + 64, 0)
-    atomic_put(team + 128, 0)
-    atomic_add(team, 1)
+def stop(team: Any, thread: Any, n_threads: Any) -> None:
+    """Send the workers home; may be done again."""
+    atomic_put(team + 37 * 8, 1)
+    _announce(team)
 
 
 def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -142,12 +152,12 @@ def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
 
 
 def kernels() -> dict[str, Kernel]:
-    """The rows "lead", "work" and "bump"."""
+    """The rows "lead", "work" and "stop"."""
     return {
         name: Kernel(
             f"team_{name}", partial(_for_every_target, fn), (__name__,), _no_cases, __name__
         )
-        for name, fn in (("lead", lead), ("work", work), ("bump", bump))
+        for name, fn in (("lead", lead), ("work", work), ("stop", stop))
     }
 
 

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
-from headrace.targets.cache import cache_folder, write_atomically
+from headrace.folders import cache_root
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.run import link_kernel, run_image
 from headrace.targets.emulation.stepping import count_steps
@@ -42,7 +43,7 @@ def plugin() -> Path | None:
     """The built plugin, from the cache if it is there; None without a C compiler."""
     source = Path(__file__).with_suffix(".c")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    path = cache_folder().parent / "plugins" / f"count-{digest}.so"
+    path = cache_root() / "plugins" / f"count-{digest}.so"
     if path.is_file():
         return path
     for compiler in _compilers():
@@ -53,7 +54,7 @@ def plugin() -> Path | None:
                 [*command, str(built)], capture_output=True, timeout=BUILD_LIMIT_S
             )
             if done.returncode == 0:
-                write_atomically(path, built.read_bytes())
+                write_whole(path, built.read_bytes(), durable=False)
                 return path
     return None
 
