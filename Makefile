@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -31,8 +31,17 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed
 	@$(BIN)/headrace bench "$(MODEL)"
 
+# A wheel with kernels built ahead: where it is installed, nothing is compiled.
+ARCHITECTURES ?= x86_64 aarch64
+wheel: $(VENV)/.installed
+	@for a in $(ARCHITECTURES); do \
+	  $(BIN)/headrace targets build --target $$a -o targets/packs/$$a || exit 1; \
+	done
+	@$(PIP) wheel --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist targets/packs *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python

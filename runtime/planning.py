@@ -18,7 +18,7 @@ from headrace.loaders.tiled import open_model
 from headrace.sizes import format_size
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
-from headrace.targets.pack import Kernels, Pack
+from headrace.targets.pack import Kernels, Pack, shipped
 from headrace.targets.target import Target
 from headrace.team import default_threads
 from headrace.weights import Activations, PlacedMatrix, padded16, place
@@ -87,7 +87,7 @@ class Prepared:
     placed: list[PlacedMatrix]
     target: Target
     shape: plans.Shape
-    pack: Pack | None  # kernels built ahead; None: the cache of compiled ones
+    pack: Pack | None  # the kernel pack that was asked for
 
 
 def prepare(
@@ -194,13 +194,19 @@ def memory_plan(
 
 
 def kernel_store(prepared: Prepared, plan: MemoryPlan | None = None) -> Kernels:
-    """Where a prepared model's kernels come from: its pack, or the cache of compiled ones.
+    """Where a prepared model's kernels come from.
+
+    That is the pack that was asked for; or the one that the installation brought, if it has all
+    that the model needs; or the cache of compiled ones.
 
     With a plan, as many processes compile what is missing as have room in its peak: that happens
     before anything of the model is loaded.
     """
     if prepared.pack is not None:
         return prepared.pack.store(prepared.target)
+    needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target)
+    if packed := shipped(needed, prepared.target):
+        return packed
     room = 0 if plan is None else (plan.peak_bytes - PROCESS_BYTES) // COMPILER_BYTES
     return KernelStore(prepared.target, max(1, min(default_threads(), room)))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.atomic_file import write_whole
+from headrace.errors import KernelError
 from headrace.folders import cache_root
 from headrace.targets.keys import COMPILER, kernel_key
 from headrace.targets.table import Kernel
@@ -35,6 +36,17 @@ def _read(path: Path) -> bytes | None:
     return code if hashlib.sha256(code).digest() == data[:32] else None
 
 
+@contextlib.contextmanager
+def _compiler_needed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise KernelError(
+            f"there are no kernels for this model without a compiler ({error}): `pip install numba "
+            "llvmlite`, or give a kernel pack that another machine built (`--kernels`)"
+        ) from error
+
+
 class KernelStore:
     """Kernels of one target: memory, then disk, then the compiler."""
 
@@ -49,15 +61,16 @@ class KernelStore:
         """Addresses of kernels by name; compiles what neither memory nor disk has.
 
         Raises:
-            KernelError: a kernel does not compile for this target.
+            KernelError: a kernel does not compile for this target, or there is no compiler.
         """
         wanted = {kernel.name: kernel for kernel in kernels}
         absent = [kernel for name, kernel in wanted.items() if name not in self._addresses]
         if objects := self.objects(absent, progress):
             if self._loaded is None:
-                from headrace.targets.loading import LoadedKernels  # llvmlite
+                with _compiler_needed():
+                    from headrace.targets.loading import LoadedKernels
 
-                self._loaded = LoadedKernels(self.target)
+                    self._loaded = LoadedKernels(self.target)
             self._addresses.update(self._loaded.add(objects))
         return {name: self._addresses[name] for name in wanted}
 
@@ -67,21 +80,23 @@ class KernelStore:
         """Object code of kernels by name; compiles what the disk does not have.
 
         Raises:
-            KernelError: a kernel does not compile for this target.
+            KernelError: a kernel does not compile for this target, or there is no compiler.
         """
         kernels = list(kernels)
-        objects = {k.name: code for k in kernels if (code := _read(self._path(k))) is not None}
+        with _compiler_needed():
+            paths = {kernel.name: self._path(kernel) for kernel in kernels}
+        objects = {name: code for name, path in paths.items() if (code := _read(path)) is not None}
         missing = [kernel for kernel in kernels if kernel.name not in objects]
         if progress is not None and missing:
             progress(0, len(missing), COMPILING)
-        for kernel, code in self._compile(missing):
+        for done, (kernel, code) in enumerate(self._compile(missing), 1):
             with contextlib.suppress(OSError):  # a read-only cache costs time, not correctness
                 data = hashlib.sha256(code).digest() + code
-                write_whole(self._path(kernel), data, durable=False)
+                write_whole(paths[kernel.name], data, durable=False)
             objects[kernel.name] = code
             self.compiled += 1
             if progress is not None:
-                progress(self.compiled, len(missing), COMPILING)
+                progress(done, len(missing), COMPILING)
         return objects
 
     def _path(self, kernel: Kernel) -> Path:

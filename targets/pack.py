@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 LAYOUT = 1
 MANIFEST_BYTES = 1 << 20
 LIBRARY_BYTES = 64 << 20
+SHIPPED = Path(__file__).parent / "packs"  # what a wheel brings: a pack for each architecture
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,19 @@ class PackedKernels:
                 "which its manifest promises"
             ) from None
         return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def shipped(kernels: Iterable[Kernel], target: Target) -> PackedKernels | None:
+    """Kernels that this installation brought with it; None if it has not all of them.
+
+    Raises:
+        KernelError: it has a pack, but a damaged one.
+    """
+    folder = SHIPPED / target.architecture
+    if not (folder / MANIFEST).is_file():
+        return None
+    pack = Pack(folder)
+    return None if pack.lacking(kernels, target) else pack.store(target)
 
 
 def _open(folder: Path, level: Level) -> ctypes.CDLL:

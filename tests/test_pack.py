@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from headrace.planning import prepare
 from headrace.targets import features
 from headrace.targets.host import pick_target, runnable_targets
 from headrace.targets.linker import find_linker
-from headrace.targets.pack import LAYOUT, MANIFEST, Pack, build, choose
+from headrace.targets.pack import LAYOUT, MANIFEST, Pack, PackedKernels, build, choose
 from headrace.targets.target import all_targets
 
 STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
@@ -68,6 +69,43 @@ def test_a_pack_needs_no_compiler(pack: Path) -> None:
         answer = model.generate("Once upon a time", raw=True, max_tokens=30)
         answer.text()
     assert [int(word) for word in done.stdout.split()] == answer.ids
+
+
+def test_a_pack_that_the_installation_brought_is_used(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pack, tmp_path / "packs" / BEST.architecture)
+    monkeypatch.setattr("headrace.targets.pack.SHIPPED", tmp_path / "packs")
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "empty"))
+    with headrace.load(STORIES) as model:
+        assert isinstance(model.kernel_store, PackedKernels)
+        model.logits([1])
+    assert not (tmp_path / "empty" / "kernels").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("headrace.targets.pack.SHIPPED", tmp_path / "packs")
+    with headrace.load(PATHS["gemma3"]) as model:  # has kernels that the pack has not
+        assert not isinstance(model.kernel_store, PackedKernels)
+
+
+NO_COMPILER = (
+    WITHOUT_A_COMPILER.partition("import headrace")[0]
+    + """
+import headrace
+from headrace.errors import KernelError
+try:
+    headrace.load(sys.argv[1])
+except KernelError as error:
+    print(error)
+"""
+)
+
+
+def test_without_compiler_and_pack_it_says_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NO_COMPILER, str(STORIES)]
+    environment = os.environ | {"HEADRACE_CACHE": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "`pip install numba llvmlite`, or give a kernel pack" in done.stdout
 
 
 def test_the_same_sources_give_the_same_pack(
