@@ -2,7 +2,7 @@
 
 LLVM ends the process at some errors of a code generator, which for the host's own are not to be
 expected. So code for a foreign architecture is generated in a child process (this module run as a
-program), which needs llvmlite alone.
+program), which needs llvmlite alone; and so is code that wants a switch of LLVM's own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from headrace.targets.table import symbol_of
 from headrace.targets.target import Target, all_targets
 
 CHILD_LIMIT_S = 300.0
-# A module with this named metadata indexes registers by loop counters: its loops must be unrolled,
-# whatever LLVM thinks of their size. The switch is for a whole process, so a child's.
-UNROLL_MARK = "headrace.unroll"
-_UNROLL_OPTION = "-unroll-threshold=60000"
+# A module with this named metadata keeps the order of instructions that its source has. LLVM's
+# scheduler brings the loads of all columns of a product to the front, and then spills. The switch
+# is for a whole process, so a child's.
+IN_ORDER_MARK = "headrace.in_order"
+_IN_ORDER_OPTION = "-enable-misched=0"
 
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
@@ -107,7 +108,7 @@ def emit_object(text: str, target: Target, name: str) -> bytes:
     Raises:
         KernelError: LLVM refuses the code; its IR is kept in a file that the message names.
     """
-    in_child = UNROLL_MARK in text or not same_architecture(target)
+    in_child = IN_ORDER_MARK in text or not same_architecture(target)
     return (_generate_in_child if in_child else _generate)(text, target, name)
 
 
@@ -121,8 +122,8 @@ def main() -> None:
     """Compile the IR on stdin for a target (first argument) as a kernel (second) to stdout."""
     target, name = sys.argv[1:]
     text = sys.stdin.read()
-    if UNROLL_MARK in text:
-        llvm.set_option("headrace", _UNROLL_OPTION)
+    if IN_ORDER_MARK in text:
+        llvm.set_option("headrace", _IN_ORDER_OPTION)
     sys.stdout.buffer.write(_generate(text, all_targets()[target], name))
 
 

@@ -18,7 +18,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from headrace.errors import KernelError
 from headrace.targets import lowering, simd
-from headrace.targets.backend import emit_object, target_machine
+from headrace.targets.backend import IN_ORDER_MARK, emit_object, target_machine
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -126,6 +126,8 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
         )
         result.library.finalize()
         text = str(result.library._final_module)
+    if fn.__dict__.get("in_order"):
+        text += f"\n!{IN_ORDER_MARK} = !{{}}\n"
     # Numba numbers the functions that it compiles, and one source shall give the same bytes always.
     mangled, plain = result.fndesc.mangled_name, "kernel"
     text = text.replace(mangled.removeprefix("_ZN"), plain)
