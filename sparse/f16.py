@@ -60,7 +60,7 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(deinterleave(tiled, rows, RUNS))
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one input of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     return fma_outer(load_f16(w, tiles, stride), bcast_f32(x, tokens, 4), acc)
 

@@ -1,7 +1,8 @@
 """Kernels that are written once for every format: matrix products, tiling and row lookup.
 
 A format gives three functions over the markers of `headrace.targets.simd`:
-    product(acc, w, tile_stride, x, T, R)   acc += one block of R tiles times T tokens
+    product(acc, w, tile_stride, x, T, R, G)   acc += one block of R tiles times T tokens, of the G
+                                            that lie side by side
     tile_block(src, row_bytes, dst)         16 raw rows' block, `row_bytes` apart, to a tile block
     row_block(w, lane, out)                 one row (lane) of a tile block to float32
 
@@ -27,12 +28,16 @@ from headrace.targets.simd import (
     arg_ptr,
     get_f32,
     get_i64,
+    join,
     load_f32,
     outer,
     put_f32,
     repeat,
     splat_f32,
     store_f32_grid,
+    strip,
+    sub_block,
+    with_lanes,
     zeros_f32,
 )
 from headrace.targets.table import Case, Kernel, KernelFunction
@@ -46,6 +51,7 @@ Q8_BLOCK_BYTES = 48
 # A decode step reads one tile at a time: several streams of weights at once are slower from memory.
 # Plain floats do one multiply-add per load, whose latency hides behind several sums of one tile.
 CHAINS = {"q8": 1, "f32": 4}
+ALL = 1 << 16  # columns at a time: no limit
 
 
 def activation_bytes(kind: str, inputs: int) -> int:
@@ -55,22 +61,53 @@ def activation_bytes(kind: str, inputs: int) -> int:
     return inputs // Q8_BLOCK * Q8_BLOCK_BYTES * (2 if kind == "q8x2" else 1)
 
 
-def _linear(fmt: Format, tiles: int, tokens: int, pairs: bool = False) -> KernelFunction:
+def _by_columns(fmt: Format, tokens: int, columns: int, group: int) -> Any:
+    """The format's product for `tokens` of a group, at most `columns` of them at a time."""
+    product = fmt.product
+
+    def whole(acc: Any, w: Any, stride: Any, x: Any, rows: Any) -> Any:
+        return product(acc, w, stride, x, tokens, rows, group)
+
+    if tokens <= columns:
+        return whole
+    half = tokens // 2
+    one = _by_columns(fmt, half, columns, group)
+    ahead = half * (Q8_BLOCK_BYTES if fmt.activation == "q8" else 4)
+
+    def halves(acc: Any, w: Any, stride: Any, x: Any, rows: Any) -> Any:
+        first = one(sub_block(acc, 0, half), w, stride, x, rows)
+        second = one(sub_block(acc, half, half), w, stride, x + ahead, rows)
+        return join(first, second)
+
+    return halves
+
+
+def _linear(
+    fmt: Format,
+    tiles: int,
+    tokens: int,
+    pairs: bool = False,
+    lanes: int = TILE_ROWS,
+    columns: int = ALL,
+) -> KernelFunction:
     """y[token, row] = bias[row] + sum over inputs of w[row, input] * x[token, input].
 
-    `tokens` columns are multiplied at once; with `pairs` two of them make a token ("q8x2").
+    `tokens` columns are multiplied at once; with `pairs` two of them make a token ("q8x2"). With
+    fewer than 16 `lanes` a tile is cut in strips of so many rows, and products are formed for at
+    most `columns` columns at a time: registers then hold one strip's weights and many sums.
 
     Slots: 0 tiled weights, 1 activations, 2 y, 3 blocks in a row, 4 tiles, 5 address of the token
     count, 6 bytes between the threads' own activations (0: one for all), 7 bytes between tokens
     of y, 8 bias (float32, 16 a tile), 9 bytes between token groups of the activations.
     Threads share the tiles. Rows of y up to the end of the last token group are written.
     """
-    product = fmt.product
+    multiply = _by_columns(fmt, tokens, columns, tokens)
     tile_block_bytes = fmt.tile_block_bytes
     x_advance = activation_bytes(fmt.activation, fmt.block) * tokens
     out_tokens = tokens // 2 if pairs else tokens
     share = 0.5 if pairs else 1.0  # of the bias, which both columns of a pair start from
 
+    strips = TILE_ROWS // lanes
     chains = CHAINS[fmt.activation] if tokens == 1 and tiles == 1 else 1
 
     def some(
@@ -83,22 +120,22 @@ def _linear(fmt: Format, tiles: int, tokens: int, pairs: bool = False) -> Kernel
             acc2 = acc1
             acc3 = acc1
             while b + 4 <= n_blocks:
-                acc = product(acc, w, tile_stride, x, tokens, rows)
+                acc = multiply(acc, w, tile_stride, x, rows)
                 w1 = w + tile_block_bytes
                 x1 = x + x_advance
-                acc1 = product(acc1, w1, tile_stride, x1, tokens, rows)
+                acc1 = multiply(acc1, w1, tile_stride, x1, rows)
                 w2 = w1 + tile_block_bytes
                 x2 = x1 + x_advance
-                acc2 = product(acc2, w2, tile_stride, x2, tokens, rows)
+                acc2 = multiply(acc2, w2, tile_stride, x2, rows)
                 w3 = w2 + tile_block_bytes
                 x3 = x2 + x_advance
-                acc3 = product(acc3, w3, tile_stride, x3, tokens, rows)
+                acc3 = multiply(acc3, w3, tile_stride, x3, rows)
                 w = w3 + tile_block_bytes
                 x = x3 + x_advance
                 b += 4
             acc = (acc + acc1) + (acc2 + acc3)
         while b < n_blocks:
-            acc = product(acc, w, tile_stride, x, tokens, rows)
+            acc = multiply(acc, w, tile_stride, x, rows)
             w = w + tile_block_bytes
             x = x + x_advance
             b += 1
@@ -123,16 +160,29 @@ def _linear(fmt: Format, tiles: int, tokens: int, pairs: bool = False) -> Kernel
         last = n_tiles * (thread + 1) // n_threads
         while t + tiles <= last:
             for g in range(n_groups):
-                some(
-                    w + t * tile_stride,
-                    x + g * x_stride,
-                    y + (t * 64 + g * out_tokens * y_stride),
-                    n_blocks,
-                    tile_stride,
-                    y_stride,
-                    bias + t * 64,
-                    tiles,
-                )
+                if strips == 1:
+                    some(
+                        w + t * tile_stride,
+                        x + g * x_stride,
+                        y + (t * 64 + g * out_tokens * y_stride),
+                        n_blocks,
+                        tile_stride,
+                        y_stride,
+                        bias + t * 64,
+                        tiles,
+                    )
+                else:
+                    for s in range(strips):
+                        some(
+                            strip(w + t * tile_stride, s),
+                            x + g * x_stride,
+                            y + (t * 64 + s * lanes * 4 + g * out_tokens * y_stride),
+                            n_blocks,
+                            tile_stride,
+                            y_stride,
+                            bias + (t * 64 + s * lanes * 4),
+                            tiles,
+                        )
             t += tiles
         if tiles > 1:
             while t < last:
@@ -149,7 +199,21 @@ def _linear(fmt: Format, tiles: int, tokens: int, pairs: bool = False) -> Kernel
                     )
                 t += 1
 
-    return linear
+    return with_lanes(linear, lanes)
+
+
+def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
+    # One column at a time finds the weights of a strip in registers; those of a long block do not
+    # fit, and several columns share each load of them.
+    columns = 1 if fmt.block <= Q8_BLOCK else 4
+    return _linear(
+        fmt,
+        target.gemm_tiles,
+        target.gemm_tokens,
+        pairs,
+        target.gemm_lanes,
+        ALL if target.gemm_lanes == TILE_ROWS or fmt.activation == "f32" else columns,
+    )
 
 
 def _tile(fmt: Format) -> KernelFunction:
@@ -391,9 +455,7 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
 
     made = {
         "gemv": row("gemv", lambda t: _linear(fmt, 1, 1), _linear_cases(fmt, 1)),
-        "gemm": row(
-            "gemm", lambda t: _linear(fmt, t.gemm_tiles, t.gemm_tokens), _linear_cases(fmt, 0)
-        ),
+        "gemm": row("gemm", lambda t: _gemm(fmt, t, False), _linear_cases(fmt, 0)),
         "tile": row("tile", lambda t: _tile(fmt), _tile_cases(fmt)),
         "rows": row("rows", lambda t: _rows(fmt), _rows_cases(fmt)),
     }
@@ -403,7 +465,7 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
         )
         made["gemm2"] = row(
             "gemm2",
-            lambda t: _linear(fmt, t.gemm_tiles, t.gemm_tokens, True),
+            lambda t: _gemm(fmt, t, True),
             _linear_cases(fmt, 0, True),
         )
     return made

@@ -36,9 +36,6 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words
 from headrace.targets.simd import (
     and_u8,
-    bcast_f32,
-    bcast_i8x4,
-    bcast_i32,
     dot4,
     dot_init,
     dot_result,
@@ -47,9 +44,13 @@ from headrace.targets.simd import (
     get_f16,
     get_u8,
     load_f16,
+    load_q8,
     load_u8,
     outer,
     put_f32,
+    q8_codes,
+    q8_f32,
+    q8_i32,
     shl,
     shr_u8,
     to_f32,
@@ -89,14 +90,15 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(deinterleave(tiled, rows, RUNS))
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
-    total = dot_init(shl(bcast_i32(x + 40, tokens, 48), 3), tiles)
+    entry = load_q8(x, tokens)
+    total = dot_init(shl(q8_i32(entry, 40), 3), tiles)
     for j in range(4):
         v = load_u8(w + (32 + 64 * j), tiles, stride)
-        total = dot4(total, and_u8(v, 15), bcast_i8x4(x + 4 * j, tokens, 48), 4)
-        total = dot4(total, shr_u8(v, 4), bcast_i8x4(x + (16 + 4 * j), tokens, 48), 4)
-    scale = outer(load_f16(w, tiles, stride), bcast_f32(x + 32, tokens, 48))
+        total = dot4(total, and_u8(v, 15), q8_codes(entry, 4 * j), 4)
+        total = dot4(total, shr_u8(v, 4), q8_codes(entry, 16 + 4 * j), 4)
+    scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 4)), acc)
 
 

@@ -38,8 +38,6 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words
 from headrace.targets.simd import (
     and_u8,
-    bcast_f32,
-    bcast_i8x4,
     dot4,
     dot_init,
     dot_result,
@@ -49,9 +47,12 @@ from headrace.targets.simd import (
     get_f16,
     get_u8,
     load_f16,
+    load_q8,
     load_u8,
     outer,
     put_f32,
+    q8_codes,
+    q8_f32,
     repeat,
     shr_u8,
     splat_i32,
@@ -92,16 +93,17 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(deinterleave(tiled, rows, RUNS))
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
+    entry = load_q8(x, tokens)
     total = dot_init(repeat(splat_i32(0), tokens), tiles)
     for j in range(4):
         v = load_u8(w + (64 + 64 * j), tiles, stride)
-        total = dot4(total, and_u8(v, 15), bcast_i8x4(x + 4 * j, tokens, 48), 4)
-        total = dot4(total, shr_u8(v, 4), bcast_i8x4(x + (16 + 4 * j), tokens, 48), 4)
-    scale = outer(load_f16(w, tiles, stride), bcast_f32(x + 32, tokens, 48))
+        total = dot4(total, and_u8(v, 15), q8_codes(entry, 4 * j), 4)
+        total = dot4(total, shr_u8(v, 4), q8_codes(entry, 16 + 4 * j), 4)
+    scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     acc = fma(scale, to_f32(dot_result(total, 4)), acc)
-    return fma_outer(load_f16(w + 32, tiles, stride), bcast_f32(x + 36, tokens, 48), acc)
+    return fma_outer(load_f16(w + 32, tiles, stride), q8_f32(entry, 36), acc)
 
 
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:

@@ -46,8 +46,6 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words
 from headrace.targets.simd import (
     and_u8,
-    bcast_f32,
-    bcast_i8x4,
     dot4,
     dot_init,
     dot_result,
@@ -57,11 +55,14 @@ from headrace.targets.simd import (
     get_f16,
     get_u8,
     load_f16,
+    load_q8,
     load_u8,
     load_u8_i32,
     outer,
     put_f32,
     put_u8,
+    q8_codes,
+    q8_f32,
     repeat,
     shr_u8,
     splat_f32,
@@ -184,30 +185,28 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(np.concatenate([blocks[..., :4], packed, blocks[..., 20:]], axis=-1))
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     d = load_f16(w, tiles, stride)
     less = splat_f32(0.0) - load_f16(w + 32, tiles, stride)
     for p in range(4):
         low = dot_init(repeat(splat_i32(0), tokens), tiles)
         high = dot_init(repeat(splat_i32(0), tokens), tiles)
-        a = x + 2 * p * (48 * tokens)
-        b = a + 48 * tokens
+        first = load_q8(x + 2 * p * (48 * group), tokens)
+        second = load_q8(x + (2 * p + 1) * (48 * group), tokens)
         for j in range(8):
             v = load_u8(w + (320 + 512 * p + 64 * j), tiles, stride)
-            low = dot4(low, and_u8(v, 15), bcast_i8x4(a + 4 * j, tokens, 48), 4)
-            high = dot4(high, shr_u8(v, 4), bcast_i8x4(b + 4 * j, tokens, 48), 4)
+            low = dot4(low, and_u8(v, 15), q8_codes(first, 4 * j), 4)
+            high = dot4(high, shr_u8(v, 4), q8_codes(second, 4 * j), 4)
         at = w + (64 + 64 * p)
-        scale = outer(d * to_f32(load_u8_i32(at, tiles, stride)), bcast_f32(a + 32, tokens, 48))
+        scale = outer(d * to_f32(load_u8_i32(at, tiles, stride)), q8_f32(first, 32))
         acc = fma(scale, to_f32(dot_result(low, 4)), acc)
         least = less * to_f32(load_u8_i32(at + 16, tiles, stride))
-        acc = fma_outer(least, bcast_f32(a + 36, tokens, 48), acc)
-        scale = outer(
-            d * to_f32(load_u8_i32(at + 32, tiles, stride)), bcast_f32(b + 32, tokens, 48)
-        )
+        acc = fma_outer(least, q8_f32(first, 36), acc)
+        scale = outer(d * to_f32(load_u8_i32(at + 32, tiles, stride)), q8_f32(second, 32))
         acc = fma(scale, to_f32(dot_result(high, 4)), acc)
         least = less * to_f32(load_u8_i32(at + 48, tiles, stride))
-        acc = fma_outer(least, bcast_f32(b + 36, tokens, 48), acc)
+        acc = fma_outer(least, q8_f32(second, 36), acc)
     return acc
 
 

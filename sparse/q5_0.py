@@ -41,9 +41,6 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words
 from headrace.targets.simd import (
     and_u8,
-    bcast_f32,
-    bcast_i8x4,
-    bcast_i32,
     dot4,
     dot_init,
     dot_result,
@@ -53,10 +50,14 @@ from headrace.targets.simd import (
     get_u8,
     get_u32,
     load_f16,
+    load_q8,
     load_u8,
     outer,
     put_f32,
     put_u8,
+    q8_codes,
+    q8_f32,
+    q8_i32,
     shl,
     shl_u8,
     shr_u8,
@@ -115,32 +116,33 @@ def _regroup(high: Bytes, groups: int) -> Bytes:
     return np.packbits(matrix.reshape(bits.shape), axis=-1, bitorder="little")
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
+    entry = load_q8(x, tokens)
     high = load_u8(w + 32, tiles, stride)
-    total = dot_init(shl(bcast_i32(x + 40, tokens, 48), 4), tiles)
+    total = dot_init(shl(q8_i32(entry, 40), 4), tiles)
     # Bit g of a byte of `high` belongs to inputs 4g..4g+3: bring it to bit 4 of their codes.
     v = load_u8(w + 96, tiles, stride)
     c = and_u8(v, 15) | and_u8(shl_u8(high, 4), 16)
-    total = dot4(total, c, bcast_i8x4(x, tokens, 48), 5)
+    total = dot4(total, c, q8_codes(entry, 0), 5)
     c = shr_u8(v, 4) | and_u8(high, 16)
-    total = dot4(total, c, bcast_i8x4(x + 16, tokens, 48), 5)
+    total = dot4(total, c, q8_codes(entry, 16), 5)
     v = load_u8(w + 160, tiles, stride)
     c = and_u8(v, 15) | and_u8(shl_u8(high, 3), 16)
-    total = dot4(total, c, bcast_i8x4(x + 4, tokens, 48), 5)
+    total = dot4(total, c, q8_codes(entry, 4), 5)
     c = shr_u8(v, 4) | and_u8(shr_u8(high, 1), 16)
-    total = dot4(total, c, bcast_i8x4(x + 20, tokens, 48), 5)
+    total = dot4(total, c, q8_codes(entry, 20), 5)
     v = load_u8(w + 224, tiles, stride)
     c = and_u8(v, 15) | and_u8(shl_u8(high, 2), 16)
-    total = dot4(total, c, bcast_i8x4(x + 8, tokens, 48), 5)
+    total = dot4(total, c, q8_codes(entry, 8), 5)
     c = shr_u8(v, 4) | and_u8(shr_u8(high, 2), 16)
-    total = dot4(total, c, bcast_i8x4(x + 24, tokens, 48), 5)
+    total = dot4(total, c, q8_codes(entry, 24), 5)
     v = load_u8(w + 288, tiles, stride)
     c = and_u8(v, 15) | and_u8(shl_u8(high, 1), 16)
-    total = dot4(total, c, bcast_i8x4(x + 12, tokens, 48), 5)
+    total = dot4(total, c, q8_codes(entry, 12), 5)
     c = shr_u8(v, 4) | and_u8(shr_u8(high, 3), 16)
-    total = dot4(total, c, bcast_i8x4(x + 28, tokens, 48), 5)
-    scale = outer(load_f16(w, tiles, stride), bcast_f32(x + 32, tokens, 48))
+    total = dot4(total, c, q8_codes(entry, 28), 5)
+    scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 5)), acc)
 
 

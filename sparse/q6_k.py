@@ -47,9 +47,6 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves
 from headrace.targets.simd import (
     and_u8,
-    bcast_f32,
-    bcast_i8x4,
-    bcast_i32,
     dot4,
     dot_init,
     dot_result,
@@ -60,10 +57,14 @@ from headrace.targets.simd import (
     get_u8,
     load_f16,
     load_i8_i32,
+    load_q8,
     load_u8,
     outer,
     put_f32,
     put_u8,
+    q8_codes,
+    q8_f32,
+    q8_i32,
     shl,
     shl_u8,
     shr_u8,
@@ -175,39 +176,39 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(join(flat[:, :2], flat[:, 2:18], codes).reshape(*shape, BLOCK_BYTES))
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     d = load_f16(w, tiles, stride)
     for c in range(8):
-        a = x + c * (48 * tokens)
+        entry = load_q8(x + c * (48 * group), tokens)
         codes = w + (288 + 256 * c)
         bits = w + (2336 + 128 * c)
-        first = bcast_i32(a + 44, tokens, 48)
+        first = q8_i32(entry, 44)
         low = dot_init(shl(first, 5), tiles)
-        high = dot_init(shl(bcast_i32(a + 40, tokens, 48) - first, 5), tiles)
+        high = dot_init(shl(q8_i32(entry, 40) - first, 5), tiles)
         h0 = load_u8(bits, tiles, stride)
         h1 = load_u8(bits + 64, tiles, stride)
         v = load_u8(codes, tiles, stride)
         q = and_u8(v, 15) | and_u8(shl_u8(h0, 4), 48)
-        low = dot4(low, q, bcast_i8x4(a, tokens, 48), 6)
+        low = dot4(low, q, q8_codes(entry, 0), 6)
         q = shr_u8(v, 4) | and_u8(shl_u8(h1, 4), 48)
-        high = dot4(high, q, bcast_i8x4(a + 16, tokens, 48), 6)
+        high = dot4(high, q, q8_codes(entry, 16), 6)
         v = load_u8(codes + 64, tiles, stride)
         q = and_u8(v, 15) | and_u8(shl_u8(h0, 2), 48)
-        low = dot4(low, q, bcast_i8x4(a + 4, tokens, 48), 6)
+        low = dot4(low, q, q8_codes(entry, 4), 6)
         q = shr_u8(v, 4) | and_u8(shl_u8(h1, 2), 48)
-        high = dot4(high, q, bcast_i8x4(a + 20, tokens, 48), 6)
+        high = dot4(high, q, q8_codes(entry, 20), 6)
         v = load_u8(codes + 128, tiles, stride)
         q = and_u8(v, 15) | and_u8(h0, 48)
-        low = dot4(low, q, bcast_i8x4(a + 8, tokens, 48), 6)
+        low = dot4(low, q, q8_codes(entry, 8), 6)
         q = shr_u8(v, 4) | and_u8(h1, 48)
-        high = dot4(high, q, bcast_i8x4(a + 24, tokens, 48), 6)
+        high = dot4(high, q, q8_codes(entry, 24), 6)
         v = load_u8(codes + 192, tiles, stride)
         q = and_u8(v, 15) | and_u8(shr_u8(h0, 2), 48)
-        low = dot4(low, q, bcast_i8x4(a + 12, tokens, 48), 6)
+        low = dot4(low, q, q8_codes(entry, 12), 6)
         q = shr_u8(v, 4) | and_u8(shr_u8(h1, 2), 48)
-        high = dot4(high, q, bcast_i8x4(a + 28, tokens, 48), 6)
-        xs = bcast_f32(a + 32, tokens, 48)
+        high = dot4(high, q, q8_codes(entry, 28), 6)
+        xs = q8_f32(entry, 32)
         scale = d * to_f32(load_i8_i32(w + (32 + 32 * c), tiles, stride))
         acc = fma(outer(scale, xs), to_f32(dot_result(low, 6)), acc)
         scale = d * to_f32(load_i8_i32(w + (48 + 32 * c), tiles, stride))

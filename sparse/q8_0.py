@@ -33,9 +33,6 @@ from headrace.sparse.format import (
 )
 from headrace.sparse.interleaving import interleave_halves, interleave_words
 from headrace.targets.simd import (
-    bcast_f32,
-    bcast_i8x4,
-    bcast_i32,
     dot4,
     dot_bias,
     dot_init,
@@ -45,9 +42,13 @@ from headrace.targets.simd import (
     get_f16,
     get_i8,
     load_f16,
+    load_q8,
     load_u8,
     outer,
     put_f32,
+    q8_codes,
+    q8_f32,
+    q8_i32,
     splat_i32,
     to_f32,
 )
@@ -88,13 +89,14 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(deinterleave(tiled, rows, RUNS))
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any) -> Any:
+def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
-    total = dot_init(bcast_i32(x + 40, tokens, 48) * splat_i32(dot_bias(8)), tiles)
+    entry = load_q8(x, tokens)
+    total = dot_init(q8_i32(entry, 40) * splat_i32(dot_bias(8)), tiles)
     for j in range(8):
         v = load_u8(w + (32 + 64 * j), tiles, stride)
-        total = dot4(total, v, bcast_i8x4(x + 4 * j, tokens, 48), 8)
-    scale = outer(load_f16(w, tiles, stride), bcast_f32(x + 32, tokens, 48))
+        total = dot4(total, v, q8_codes(entry, 4 * j), 8)
+    scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 8)), acc)
 
 

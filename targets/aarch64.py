@@ -20,7 +20,13 @@ def _pause(b: ir.IRBuilder) -> None:
     intrinsic_call(b, "llvm.aarch64.hint", ir.VoidType(), [ir.Constant(_I32, 1)])
 
 
-COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause}
+def _load_q8(b: ir.IRBuilder, p: ir.Value) -> list[ir.Value]:
+    three = ir.LiteralStructType([_Q32] * 3)
+    loaded = intrinsic_call(b, "llvm.aarch64.neon.ld1x3.v4i32.p0", three, [p])
+    return [b.extract_value(loaded, i) for i in range(3)]
+
+
+COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "load_q8": _load_q8}
 
 
 # --- dotprod: signed bytes, four at a time, into 32 bits ------------------------------------------

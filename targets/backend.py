@@ -21,6 +21,10 @@ from headrace.targets.loading import symbol_of
 from headrace.targets.target import Target, all_targets
 
 CHILD_LIMIT_S = 300.0
+# A module with this named metadata indexes registers by loop counters: its loops must be unrolled,
+# whatever LLVM thinks of their size. The switch is for a whole process, so a child's.
+UNROLL_MARK = "headrace.unroll"
+_UNROLL_OPTION = "-unroll-threshold=60000"
 
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
@@ -103,8 +107,8 @@ def emit_object(text: str, target: Target, name: str) -> bytes:
     Raises:
         KernelError: LLVM refuses the code; its IR is kept in a file that the message names.
     """
-    make = _generate if same_architecture(target) else _generate_in_child
-    return make(text, target, name)
+    in_child = UNROLL_MARK in text or not same_architecture(target)
+    return (_generate_in_child if in_child else _generate)(text, target, name)
 
 
 def emit_plain(text: str, target: Target) -> bytes:
@@ -116,7 +120,10 @@ def emit_plain(text: str, target: Target) -> bytes:
 def main() -> None:
     """Compile the IR on stdin for a target (first argument) as a kernel (second) to stdout."""
     target, name = sys.argv[1:]
-    sys.stdout.buffer.write(_generate(sys.stdin.read(), all_targets()[target], name))
+    text = sys.stdin.read()
+    if UNROLL_MARK in text:
+        llvm.set_option("headrace", _UNROLL_OPTION)
+    sys.stdout.buffer.write(_generate(text, all_targets()[target], name))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,10 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     flags.nrt = False
     flags.boundscheck = False
     context = _CrossContext(target)
-    with global_compiler_lock, lowering.lowering_for(target):
+    with (
+        global_compiler_lock,
+        lowering.lowering_for(target, fn.__dict__.get("lanes", lowering.LANES)),
+    ):
         result = compiler.compile_extra(
             registry.cpu_target.typing_context,
             context,

@@ -18,10 +18,10 @@ from numba.core.extending import lower_builtin, register_model
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 from headrace.targets import simd
+from headrace.targets.backend import UNROLL_MARK
 from headrace.targets.target import Target
 
-LANES = 16
-BYTES = 64
+LANES = 16  # of a tile, and of vectors in kernels that do not ask for fewer
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _F32, _F16 = ir.FloatType(), ir.HalfType()
@@ -35,17 +35,21 @@ class PtrType(types.Type):
         super().__init__(name="Ptr")
 
 
+class StripType(types.Type):
+    """An address, and which strip of a tile its vector loads give."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Strip")
+
+
 class VecType(types.Type):
-    """A block of `count` vectors; 64 lanes of u8, else 16 lanes."""
+    """A block of `count` vectors of `lanes()` lanes, of u8 4 times as many."""
 
     def __init__(self, element: str, count: int) -> None:
         self.element = element
         self.count = count
-        super().__init__(name=f"Vec({element}, {count})")
-
-    @property
-    def lanes(self) -> int:
-        return BYTES if self.element == "u8" else LANES
+        self.llvm = vector_type(element)
+        super().__init__(name=f"Vec({element}, {count}, {self.llvm.count})")
 
 
 class DotType(types.Type):
@@ -53,19 +57,29 @@ class DotType(types.Type):
 
     def __init__(self, count: int) -> None:
         self.count = count
-        super().__init__(name=f"Dot({count})")
+        self.llvm = vector_type("i32")
+        super().__init__(name=f"Dot({count}, {self.llvm.count})")
+
+
+class Q8Type(types.Type):
+    """Entries of `count` tokens' "q8" activations: their address, or all of their words."""
+
+    def __init__(self, count: int, in_registers: bool) -> None:
+        self.count = count
+        self.in_registers = in_registers
+        super().__init__(name=f"Q8({count}, {in_registers})")
 
 
 PTR = PtrType()
+STRIP = StripType()
 
 
 def vector_type(element: str) -> ir.VectorType:
     """The LLVM type of one vector."""
-    return ir.VectorType(_ELEMENT[element], BYTES if element == "u8" else LANES)
+    return ir.VectorType(_ELEMENT[element], lanes() * (4 if element == "u8" else 1))
 
 
-def _block_type(element: str, count: int) -> ir.Type:
-    one = vector_type(element)
+def _block_type(one: ir.Type, count: int) -> ir.Type:
     return one if count == 1 else ir.ArrayType(one, count)
 
 
@@ -75,30 +89,55 @@ class _PtrModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, _I8.as_pointer())
 
 
+@register_model(StripType)
+class _StripModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, ir.LiteralStructType([_I8.as_pointer(), _I64]))
+
+
 @register_model(VecType)
 class _VecModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: VecType) -> None:
-        super().__init__(dmm, fe_type, _block_type(fe_type.element, fe_type.count))
+        super().__init__(dmm, fe_type, _block_type(fe_type.llvm, fe_type.count))
 
 
 @register_model(DotType)
 class _DotModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: DotType) -> None:
-        sums = ir.ArrayType(vector_type("i32"), fe_type.count)
+        sums = ir.ArrayType(fe_type.llvm, fe_type.count)
         super().__init__(dmm, fe_type, ir.LiteralStructType([sums, sums]))
 
 
+Q8_BYTES = 48
+
+
+@register_model(Q8Type)
+class _Q8Model(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Q8Type) -> None:
+        quarter = ir.VectorType(_I32, 4)
+        words = ir.ArrayType(ir.ArrayType(quarter, 3), fe_type.count)
+        super().__init__(dmm, fe_type, words if fe_type.in_registers else _I8.as_pointer())
+
+
 _current: list[Target] = []
+_lanes: list[int] = []
+
+
+def lanes() -> int:
+    """Lanes of a vector of 32-bit elements in the kernel that is being compiled."""
+    return _lanes[-1]
 
 
 @contextlib.contextmanager
-def lowering_for(target: Target) -> Iterator[None]:
-    """Lower markers for `target` while the context is open."""
+def lowering_for(target: Target, n_lanes: int = LANES) -> Iterator[None]:
+    """Lower markers for `target`, with vectors of `n_lanes` lanes, while the context is open."""
     _current.append(target)
+    _lanes.append(n_lanes)
     try:
         yield
     finally:
         _current.pop()
+        _lanes.pop()
 
 
 def _primitive(name: str) -> Callable[..., Any] | None:
@@ -220,7 +259,8 @@ def _vec(element: str, count: types.Type | int) -> VecType:
 
 
 def _ptr_add_type(a: types.Type, b: types.Type) -> types.Type | None:
-    return PTR if isinstance(a, PtrType) and isinstance(types.unliteral(b), types.Integer) else None
+    moves = isinstance(a, PtrType | StripType) and isinstance(types.unliteral(b), types.Integer)
+    return a if moves else None
 
 
 infer_global(operator.add)(_template(operator.add, _ptr_add_type))
@@ -230,6 +270,13 @@ infer_global(operator.add)(_template(operator.add, _ptr_add_type))
 @lower_builtin(operator.add, PtrType, types.IntegerLiteral)
 def _ptr_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _offset(b, args[0], _as_i64(b, args[1]))
+
+
+@lower_builtin(operator.add, StripType, types.Integer)
+@lower_builtin(operator.add, StripType, types.IntegerLiteral)
+def _strip_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    moved = _offset(b, b.extract_value(args[0], 0), _as_i64(b, args[1]))
+    return b.insert_value(args[0], moved, 0)
 
 
 def _slot(b: ir.IRBuilder, args: Any) -> ir.Value:
@@ -372,14 +419,29 @@ _choose("smaller", False)
 # --- loads and stores -----------------------------------------------------------------------------
 
 
-def _load_block(name: str, element: str, memory: ir.Type, convert: Callable[..., Any]) -> None:
+def _bits(ty: ir.Type) -> int:
+    return 32 if isinstance(ty, ir.FloatType) else int(ty.width)
+
+
+def _first(b: ir.IRBuilder, p: ir.Value, ty: types.Type, memory: ir.Type) -> ir.Value:
+    """Where a load begins: a strip of a tile is so many vectors ahead."""
+    if not isinstance(ty, StripType):
+        return p
+    n_bytes = ir.Constant(_I64, _bits(memory.element) * memory.count // 8)
+    return _offset(b, b.extract_value(p, 0), b.mul(b.extract_value(p, 1), n_bytes))
+
+
+def _load_block(
+    name: str, element: str, memory: Callable[[], ir.Type], convert: Callable[..., Any]
+) -> None:
     @_marker(name, lambda p, count, stride: _vec(element, count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        p, stride = args[0], _as_i64(b, args[2])
+        stride = _as_i64(b, args[2])
+        p = _first(b, args[0], sig.args[0], memory())
         parts = []
         for i in range(sig.return_type.count):
             at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
-            parts.append(convert(b, _load(b, at, memory)))
+            parts.append(convert(b, _load(b, at, memory())))
         return _join(b, parts)
 
 
@@ -390,16 +452,75 @@ def _widen(signed: bool) -> Callable[..., Any]:
     return convert
 
 
-_load_block("load_u8", "u8", vector_type("u8"), lambda b, v: v)
-_load_block("load_u8_i32", "i32", ir.VectorType(_I8, LANES), _widen(False))
-_load_block("load_i8_i32", "i32", ir.VectorType(_I8, LANES), _widen(True))
-_load_block("load_i32", "i32", vector_type("i32"), lambda b, v: v)
-_load_block("load_f32", "f32", vector_type("f32"), lambda b, v: v)
-_load_block("load_f16", "f32", ir.VectorType(_I16, LANES), half_to_f32)
-_load_block("load_bf16", "f32", ir.VectorType(_I16, LANES), _bf16_to_f32)
-_load_block("bcast_i8x4", "u8", _I32, lambda b, v: b.bitcast(splat(b, v, LANES), vector_type("u8")))
-_load_block("bcast_f32", "f32", _F32, lambda b, v: splat(b, v, LANES))
-_load_block("bcast_i32", "i32", _I32, lambda b, v: splat(b, v, LANES))
+def _memory(element: ir.Type) -> Callable[[], ir.Type]:
+    return lambda: ir.VectorType(element, lanes())
+
+
+_load_block("load_u8", "u8", lambda: vector_type("u8"), lambda b, v: v)
+_load_block("load_u8_i32", "i32", _memory(_I8), _widen(False))
+_load_block("load_i8_i32", "i32", _memory(_I8), _widen(True))
+_load_block("load_i32", "i32", _memory(_I32), lambda b, v: v)
+_load_block("load_f32", "f32", _memory(_F32), lambda b, v: v)
+_load_block("load_f16", "f32", _memory(_I16), half_to_f32)
+_load_block("load_bf16", "f32", _memory(_I16), _bf16_to_f32)
+_load_block(
+    "bcast_i8x4",
+    "u8",
+    lambda: _I32,
+    lambda b, v: b.bitcast(splat(b, v, lanes()), vector_type("u8")),
+)
+_load_block("bcast_f32", "f32", lambda: _F32, lambda b, v: splat(b, v, lanes()))
+_load_block("bcast_i32", "i32", lambda: _I32, lambda b, v: splat(b, v, lanes()))
+
+
+@_marker("strip", lambda p, index: STRIP)
+def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    both = ir.Constant(ir.LiteralStructType([_I8.as_pointer(), _I64]), ir.Undefined)
+    return b.insert_value(b.insert_value(both, args[0], 0), _as_i64(b, args[1]), 1)
+
+
+@_marker("load_q8", lambda p, count: Q8Type(_literal(count, "count"), _current[-1].q8_in_registers))
+def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    if not sig.return_type.in_registers:
+        return args[0]
+    b.module.add_named_metadata(UNROLL_MARK)
+    quarter = ir.VectorType(_I32, 4)
+    block = ir.Constant(ir.ArrayType(ir.ArrayType(quarter, 3), sig.return_type.count), ir.Undefined)
+    load = _primitive("load_q8")
+    for i in range(sig.return_type.count):
+        at = _offset(b, args[0], ir.Constant(_I64, i * Q8_BYTES))
+        for k, one in enumerate(load(b, at)):
+            block = b.insert_value(block, one, (i, k))
+    return block
+
+
+def _q8_word(b: ir.IRBuilder, entry: ir.Value, i: int, offset: ir.Value) -> ir.Value:
+    """The 32-bit word at a byte offset of the i-th of some entries in registers."""
+    parts = [b.extract_value(entry, (i, k)) for k in range(3)]
+    first = _shuffle(b, parts[0], parts[1], range(8))
+    last = _shuffle(b, parts[2], ir.Constant(parts[2].type, ir.Undefined), [0, 1, 2, 3] * 2)
+    words = _shuffle(b, first, last, range(16))
+    return b.extract_element(words, b.lshr(offset, ir.Constant(_I64, 2)))
+
+
+def _q8_part(name: str, element: str, word: ir.Type) -> None:
+    @_marker(name, lambda entry, offset: VecType(element, entry.count))
+    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        entry, offset = args[0], _as_i64(b, args[1])
+        words = []
+        for i in range(sig.args[0].count):
+            if sig.args[0].in_registers:
+                words.append(b.bitcast(_q8_word(b, entry, i, offset), word))
+            else:
+                at = _offset(b, entry, offset)
+                at = at if i == 0 else _offset(b, at, ir.Constant(_I64, i * Q8_BYTES))
+                words.append(_load(b, at, word))
+        return _join(b, [b.bitcast(splat(b, v, lanes()), vector_type(element)) for v in words])
+
+
+_q8_part("q8_codes", "u8", _I32)
+_q8_part("q8_f32", "f32", _F32)
+_q8_part("q8_i32", "i32", _I32)
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:
@@ -413,7 +534,7 @@ def _store_block(name: str, convert: Callable[..., Any]) -> None:
 
 _store_block("store_f32", lambda b, v: v)
 _store_block("store_i32", lambda b, v: v)
-_store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, LANES)))
+_store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, lanes())))
 
 
 def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int, c: int) -> Any:
@@ -457,22 +578,22 @@ def _store_u8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 @_marker("zeros_f32", lambda count: _vec("f32", count))
 def _zeros_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return ir.Constant(_block_type("f32", sig.return_type.count), None)
+    return ir.Constant(_block_type(vector_type("f32"), sig.return_type.count), None)
 
 
 @_marker("splat_f32", lambda v: _vec("f32", 1))
 def _splat_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return splat(b, _as_f32(b, args[0], sig.args[0]), LANES)
+    return splat(b, _as_f32(b, args[0], sig.args[0]), lanes())
 
 
 @_marker("splat_i32", lambda v: _vec("i32", 1))
 def _splat_i32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return splat(b, b.trunc(_as_i64(b, args[0]), _I32), LANES)
+    return splat(b, b.trunc(_as_i64(b, args[0]), _I32), lanes())
 
 
 @_marker("iota_i32", lambda: _vec("i32", 1))
 def _iota(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return ir.Constant(vector_type("i32"), list(range(LANES)))
+    return ir.Constant(vector_type("i32"), list(range(lanes())))
 
 
 @_marker("repeat", lambda v, n: _vec(v.element, v.count * _literal(n, "count")))
@@ -571,7 +692,7 @@ def _fma_vectors(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.V
     own = _primitive("fma")
     if own is not None:
         return own(b, x, y, z)
-    return intrinsic_call(b, "llvm.fma.v16f32", _f32_type(), [x, y, z])
+    return intrinsic_call(b, f"llvm.fma.v{lanes()}f32", _f32_type(), [x, y, z])
 
 
 def _fma_type(*args: types.Type) -> types.Type | None:
@@ -604,7 +725,7 @@ def _constant(element: str, value: int) -> ir.Constant:
 def _round(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
     # Adding 1.5 * 2**23 leaves the rounded integer in the low bits of the mantissa: one addition
     # in the default rounding mode, the same on every target.
-    magic = ir.Constant(_f32_type(), [12582912.0] * LANES)
+    magic = ir.Constant(_f32_type(), [12582912.0] * lanes())
     bits = b.bitcast(b.fadd(v, magic), vector_type("i32"))
     return b.sub(bits, _constant("i32", 0x4B400000))
 
@@ -617,7 +738,9 @@ _unary("shl", None, lambda b, v, n: b.shl(v, _constant("i32", n)))
 _unary("shr_u8", None, lambda b, v, n: b.lshr(v, _constant("u8", n)))
 _unary("shl_u8", None, lambda b, v, n: b.shl(v, _constant("u8", n)))
 _unary("and_u8", None, lambda b, v, mask: b.and_(v, _constant("u8", mask)))
-_unary("absolute", None, lambda b, v: intrinsic_call(b, "llvm.fabs.v16f32", _f32_type(), [v]))
+_unary(
+    "absolute", None, lambda b, v: intrinsic_call(b, f"llvm.fabs.v{lanes()}f32", _f32_type(), [v])
+)
 
 
 def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:

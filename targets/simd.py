@@ -11,6 +11,8 @@ Values
                works lane by lane on blocks of equal shape, and between a block and one vector.
 
 A lane count of 16 is a logical width: a CPU with shorter registers gets several instructions.
+Products and what surrounds them may be compiled for 4 or 8 lanes instead (`with_lanes`): then a
+block of weights is read in strips (`strip`), and 64 bytes become 4 times the number of lanes.
 ``count`` and ``bits`` must be constants at compile time.
 """
 
@@ -29,6 +31,12 @@ def _marker(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _only_compiled() -> Any:
     raise RuntimeError("a SIMD marker runs only inside a compiled kernel")
+
+
+def with_lanes(kernel: Callable[..., None], lanes: int) -> Callable[..., None]:
+    """A kernel whose vectors have so many lanes."""
+    kernel.__dict__["lanes"] = lanes
+    return kernel
 
 
 # --- argument blocks: 8-byte slots --------------------------------------------------------------
@@ -193,6 +201,46 @@ def bcast_i32(p: Any, count: int, stride: Any) -> Any:
 @_marker
 def load_f32_grid(p: Any, rows: int, columns: int, row_stride: Any, column_stride: Any) -> Any:
     """rows x columns vectors of 16 float32, columns innermost."""
+    return _only_compiled()
+
+
+# --- entries of "q8" activations (see `headrace.sparse.linear`) -----------------------------------
+
+
+@_marker
+def strip(p: Any, index: Any) -> Any:
+    """An address whose vector loads give lanes index * n .. index * n + n - 1 of 16.
+
+    n is the number of lanes that the kernel is compiled for. Only loads of weights are meant; `+`
+    moves the address as a whole.
+    """
+    return _only_compiled()
+
+
+@_marker
+def load_q8(p: Any, count: int) -> Any:
+    """The entries of `count` tokens, 48 bytes each: 32 int8 codes and 4 words of metadata.
+
+    A target keeps them in registers (`q8_in_registers`) or reads each part when it is used.
+    """
+    return _only_compiled()
+
+
+@_marker
+def q8_codes(entry: Any, offset: Any) -> Any:
+    """count x 64 bytes: the 4 codes at byte `offset` of the entry in each of the 16 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def q8_f32(entry: Any, offset: int) -> Any:
+    """count x 16 float32: the one at byte `offset` of the entry in every lane."""
+    return _only_compiled()
+
+
+@_marker
+def q8_i32(entry: Any, offset: int) -> Any:
+    """count x 16 int32: the one at byte `offset` of the entry in every lane."""
     return _only_compiled()
 
 

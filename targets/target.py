@@ -21,7 +21,7 @@ class Target:
 
     `primitives` maps a name of `headrace.targets.simd` to a function that emits LLVM code; what is
     missing there is left to LLVM. `gemm_tiles` x `gemm_tokens` is the block of sums that a matrix
-    product keeps in registers, in tiles of 16 rows by tokens.
+    product keeps in registers, in tiles of 16 rows (or strips of `gemm_lanes` rows) by tokens.
     """
 
     name: str
@@ -37,6 +37,9 @@ class Target:
     # Decode with 16-bit activations: where byte products are so cheap that memory still binds.
     decode_pairs: bool = False
     bf16_dot: bool = False  # has simd.bf16_dot at twice the rate of float32 products
+    # Instructions multiply by one lane of a register: activations are loaded whole.
+    q8_in_registers: bool = False
+    gemm_lanes: int = 16  # rows of a tile that a matrix product takes at once
     abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it
     # Modules whose text decides the primitives' code, besides the target's own.
     sources: tuple[str, ...] = ("headrace.targets.x86",)
