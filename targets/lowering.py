@@ -58,7 +58,9 @@ class DotType(types.Type):
     def __init__(self, count: int) -> None:
         self.count = count
         self.llvm = vector_type("i32")
-        super().__init__(name=f"Dot({count}, {self.llvm.count})")
+        kind = _primitive("dot_narrow")
+        self.narrow = self.llvm if kind is None else kind(lanes())
+        super().__init__(name=f"Dot({count}, {self.llvm.count}, {self.narrow})")
 
 
 class Q8Type(types.Type):
@@ -104,8 +106,8 @@ class _VecModel(models.PrimitiveModel):
 @register_model(DotType)
 class _DotModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: DotType) -> None:
-        sums = ir.ArrayType(fe_type.llvm, fe_type.count)
-        super().__init__(dmm, fe_type, ir.LiteralStructType([sums, sums]))
+        sums = [ir.ArrayType(one, fe_type.count) for one in (fe_type.llvm, fe_type.narrow)]
+        super().__init__(dmm, fe_type, ir.LiteralStructType(sums))
 
 
 Q8_BYTES = 48
@@ -904,9 +906,10 @@ def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     block = ir.Constant(sums, ir.Undefined)
     for i, one in enumerate(start * (n // len(start))):
         block = b.insert_value(block, one, i)
-    whole = ir.Constant(ir.LiteralStructType([sums, sums]), ir.Undefined)
+    narrow = ir.ArrayType(sig.return_type.narrow, n)
+    whole = ir.Constant(ir.LiteralStructType([sums, narrow]), ir.Undefined)
     whole = b.insert_value(whole, block, 0)
-    return b.insert_value(whole, ir.Constant(sums, None), 1)
+    return b.insert_value(whole, ir.Constant(narrow, None), 1)
 
 
 @_marker("dot4", lambda acc, w, x, bits: acc)

@@ -511,8 +511,9 @@ def dot_init(start: Any, rows: int) -> Any:
 def dot4(acc: Any, weights: Any, activations: Any, bits: int) -> Any:
     """acc[r, t, lane] += sum over 4 bytes of (weights[r] + dot_bias) * activations[t], exactly.
 
-    `weights` is a block of R, `activations` of T, `acc` of R * T (t innermost). For bits = 4 at
-    most 8 calls may follow one `dot_init`; activations lie in -127..127.
+    `weights` is a block of R, `activations` of T, `acc` of R * T (t innermost). At most 8 calls
+    may follow one `dot_init` (4 for bits = 6), so that products of less than 8 bits can be summed
+    in 16; activations lie in -127..127.
     """
     return _only_compiled()
 

@@ -53,6 +53,14 @@ SYSTEMS = {
         write=64,
         exit=93,
     ),
+    # mv a7, a0; mv a0, a1; mv a1, a2; mv a2, a3; ecall; ret
+    "riscv64": System(
+        "i64",
+        _words(0x00050893, 0x00058513, 0x00060593, 0x00068613, 0x00000073, 0x00008067),
+        read=63,
+        write=64,
+        exit=93,
+    ),
     # mov rax, rdi; mov rdi, rsi; mov rsi, rdx; mov rdx, rcx; syscall; ret
     # A call leaves the stack 8 bytes off what Linux starts with: sub rsp, 8.
     "x86_64": System(
@@ -66,20 +74,16 @@ SYSTEMS = {
 }
 
 
-def _constant(data: bytes) -> str:
-    return f'[{len(data)} x i8] c"' + "".join(f"\\{byte:02X}" for byte in data) + '"'
-
-
 def _text(system: System) -> str:
     w = system.word
-    start = f"prologue {_constant(system.start)} " if system.start else ""
+    start = f"prologue {backend.constant_bytes(system.start)} " if system.start else ""
     return f"""
 @image = internal global [{ROOM} x i8] zeroinitializer, align 4096
 
 declare void @{KERNEL}(ptr, i64, i64)
 
 define internal {w} @system({w} %number, {w} %a, {w} %b, {w} %c) noinline optnone align 16 \
-prologue {_constant(system.call)} {{
+prologue {backend.constant_bytes(system.call)} {{
   unreachable
 }}
 

@@ -1,0 +1,30 @@
+"""RISC-V 64 with vectors (RVV 1.0) of at least 256 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from headrace.targets.target import Target
+
+
+def _primitives() -> Mapping[str, Callable[..., Any]]:
+    from headrace.targets import riscv
+
+    return riscv.VECTOR
+
+
+TARGET = Target(
+    name="riscv64-v256",
+    triple="riscv64-unknown-linux-gnu",
+    cpu="generic-rv64",
+    features="+m,+a,+f,+d,+c,+v,+zvl256b",
+    abi="lp64d",
+    vector_bytes=32,
+    gemm_tiles=1,
+    gemm_tokens=4,
+    needs=frozenset({"m", "a", "f", "d", "c", "v", "zvl256b"}),
+    rank=22,
+    sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.halves"),
+    load_primitives=_primitives,
+)
