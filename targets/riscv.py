@@ -70,17 +70,3 @@ DOT: Mapping[str, Callable[..., Any]] = {
     "dot_result": _dot_result,
 }
 VECTOR: Mapping[str, Callable[..., Any]] = {**COMMON, **HALVES, **DOT}
-
-
-def vector_guard(bits: int) -> bytes:
-    """Machine code that stops where vector registers have less than so many bits.
-
-    Code for long vectors gives wrong results on short ones without a trap of its own.
-    """
-    words = (
-        0xC22022F3,  # csrr t0, vlenb
-        (bits // 8) << 20 | 0x00000313,  # li t1, bytes
-        0x0062F463,  # bgeu t0, t1, 8
-        0xC0001073,  # unimp
-    )
-    return b"".join(word.to_bytes(4, "little") for word in words)

@@ -13,7 +13,8 @@ Values
 A lane count of 16 is a logical width: a CPU with shorter registers gets several instructions.
 Products and what surrounds them may be compiled for 4 or 8 lanes instead (`with_lanes`): then a
 block of weights is read in strips (`strip`), and 64 bytes become 4 times the number of lanes.
-``count`` and ``bits`` must be constants at compile time.
+``count`` and ``bits`` must be constants at compile time. Elements in memory are aligned to their
+size, unless the marker says otherwise.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def get_i32(p: Any) -> Any:
 
 @_marker
 def get_u32(p: Any) -> Any:
-    """An unsigned 32-bit integer as an integer."""
+    """An unsigned 32-bit integer at any address, as an integer."""
     return _only_compiled()
 
 

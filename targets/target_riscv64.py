@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headrace.targets.target import Target
+from headrace.targets.vector_length import NO_VECTORS
 
 
 def _primitives() -> Mapping[str, Callable[..., Any]]:
@@ -27,6 +28,6 @@ TARGET = Target(
     needs=frozenset({"m", "a", "f", "d", "c"}),
     rank=20,
     sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.halves"),
-    machines=("qemu-riscv64 -cpu rv64,v=false",),
+    machines=(NO_VECTORS,),
     load_primitives=_primitives,
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headrace.targets.target import Target
+from headrace.targets.vector_length import guard, machine
 
 
 def _primitives() -> Mapping[str, Callable[..., Any]]:
@@ -20,11 +21,14 @@ TARGET = Target(
     cpu="generic-rv64",
     features="+m,+a,+f,+d,+c,+v,+zvl256b",
     abi="lp64d",
+    guard=guard(256),
     vector_bytes=32,
     gemm_tiles=1,
     gemm_tokens=4,
     needs=frozenset({"m", "a", "f", "d", "c", "v", "zvl256b"}),
     rank=22,
     sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.halves"),
+    machines=tuple(machine(bits) for bits in (256, 512, 1024)),
+    too_old=(machine(128),),
     load_primitives=_primitives,
 )
