@@ -112,7 +112,7 @@ def emit_object(text: str, target: Target, name: str) -> bytes:
     Raises:
         KernelError: LLVM refuses the code; its IR is kept in a file that the message names.
     """
-    in_child = UNROLL_MARK in text or not same_architecture(target)
+    in_child = UNROLL_MARK in text or target.llvm_options or not same_architecture(target)
     return (_generate_in_child if in_child else _generate)(text, target, name)
 
 
@@ -126,9 +126,10 @@ def main() -> None:
     """Compile the IR on stdin for a target (first argument) as a kernel (second) to stdout."""
     target, name = sys.argv[1:]
     text = sys.stdin.read()
-    if UNROLL_MARK in text:
-        llvm.set_option("headrace", _UNROLL_OPTION)
-    sys.stdout.buffer.write(_generate(text, all_targets()[target], name))
+    chosen = all_targets()[target]
+    for option in (*chosen.llvm_options, *([_UNROLL_OPTION] if UNROLL_MARK in text else [])):
+        llvm.set_option("headrace", option)
+    sys.stdout.buffer.write(_generate(text, chosen, name))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,17 @@ import platform
 
 from headrace.errors import KernelError
 from headrace.targets.target import Target, all_targets
+from headrace.targets.vector_length import host_lengths
 
 
 def host_features() -> frozenset[str]:
     """The features that LLVM sees in this CPU (and that the operating system saves)."""
     import llvmlite.binding as llvm
 
-    return frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
+    found = frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
+    if platform.machine() == "riscv64" and "v" in found:
+        found |= host_lengths()  # LLVM says that there are vectors, not how long they are
+    return found
 
 
 def same_architecture(target: Target) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headrace.targets.target import Target
-from headrace.targets.vector_length import NO_VECTORS, guard, machine
+from headrace.targets.vector_length import LENGTHS, NO_VECTORS, guard, machine
 
 
 def _primitives() -> Mapping[str, Callable[..., Any]]:
@@ -21,14 +21,17 @@ TARGET = Target(
     cpu="generic-rv64",
     features="+m,+a,+f,+d,+c,+v,+zvl128b",
     abi="lp64d",
+    # Other orders form more products at once than there are registers for.
+    llvm_options=("-misched=ilpmin",),
     guard=guard(128),
     vector_bytes=16,
     gemm_tiles=1,
     gemm_tokens=4,
+    gemm_lanes=8,
     needs=frozenset({"m", "a", "f", "d", "c", "v", "zvl128b"}),
     rank=21,
     sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.halves"),
-    machines=tuple(machine(bits) for bits in (128, 256, 512, 1024)),
+    machines=tuple(machine(bits) for bits in LENGTHS),
     too_old=(NO_VECTORS,),
     load_primitives=_primitives,
 )

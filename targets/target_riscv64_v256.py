@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headrace.targets.target import Target
-from headrace.targets.vector_length import guard, machine
+from headrace.targets.vector_length import LENGTHS, guard, machine
 
 
 def _primitives() -> Mapping[str, Callable[..., Any]]:
@@ -21,14 +21,16 @@ TARGET = Target(
     cpu="generic-rv64",
     features="+m,+a,+f,+d,+c,+v,+zvl256b",
     abi="lp64d",
+    # Other orders form more products at once than there are registers for.
+    llvm_options=("-enable-misched=false",),
     guard=guard(256),
     vector_bytes=32,
-    gemm_tiles=1,
-    gemm_tokens=4,
+    gemm_tiles=2,
+    gemm_tokens=2,
     needs=frozenset({"m", "a", "f", "d", "c", "v", "zvl256b"}),
-    rank=22,
+    rank=23,
     sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.halves"),
-    machines=tuple(machine(bits) for bits in (256, 512, 1024)),
+    machines=tuple(machine(bits) for bits in LENGTHS[1:]),
     too_old=(machine(128),),
     load_primitives=_primitives,
 )

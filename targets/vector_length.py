@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
+
+LENGTHS = (128, 256, 512, 1024)
+
 
 def guard(bits: int) -> bytes:
     """Machine code that stops where vector registers have less than so many bits.
@@ -17,11 +22,50 @@ def guard(bits: int) -> bytes:
     return b"".join(word.to_bytes(4, "little") for word in words)
 
 
-def machine(bits: int) -> str:
+def machine(bits: int, halves: bool = False) -> str:
     """An emulated CPU with vectors of so many bits."""
     # Lanes beyond a vector's end become ones, as they may on a CPU.
-    poison = "rvv_ta_all_1s=true,rvv_ma_all_1s=true"
-    return f"qemu-riscv64 -cpu rv64,v=true,vext_spec=v1.0,{poison},vlen={bits}"
+    options = "vext_spec=v1.0,rvv_ta_all_1s=true,rvv_ma_all_1s=true"
+    # QEMU 7.2 has no switch for halves in vectors: it always runs them.
+    scalars = ",Zfh=true" if halves else ""
+    return f"qemu-riscv64 -cpu rv64,v=true,{options}{scalars},vlen={bits}"
+
+
+# A kernel that says how long vectors are: it stores their bits at the address in slot 0.
+READ_BITS = """
+declare i64 @llvm.vscale.i64()
+
+define void @{symbol}(ptr %args, i64 %thread, i64 %threads) {{
+  %to = load ptr, ptr %args
+  %scale = call i64 @llvm.vscale.i64()
+  %bits = mul i64 %scale, 64
+  store i64 %bits, ptr %to
+  ret void
+}}
+"""
+
+
+@cache
+def host_bits() -> int:
+    """Bits of this CPU's vector registers; it must have some."""
+    from headrace.targets.backend import emit_object
+    from headrace.targets.loading import LoadedKernels, symbol_of
+    from headrace.targets.target import all_targets
+
+    name, target = "vector_bits", all_targets()["riscv64-v128"]
+    kernels = LoadedKernels(target)
+    code = emit_object(READ_BITS.format(symbol=symbol_of(name)), target, name)
+    address = kernels.add({name: code})[name]
+    bits = ctypes.c_int64()
+    slots = (ctypes.c_void_p * 1)(ctypes.addressof(bits))
+    entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(address)
+    entry(ctypes.addressof(slots), 0, 1)
+    return bits.value
+
+
+def host_lengths() -> frozenset[str]:
+    """The vector lengths that this CPU has, in LLVM's names of features."""
+    return frozenset(f"zvl{bits}b" for bits in LENGTHS if bits <= host_bits())
 
 
 NO_VECTORS = "qemu-riscv64 -cpu rv64,v=false"
