@@ -14,6 +14,7 @@ from functools import cache
 
 from headrace.errors import KernelError
 from headrace.targets import backend
+from headrace.targets.arm_helpers import HELPERS
 from headrace.targets.target import Target
 
 ROOM = 128 << 20  # bytes of the largest image; untouched pages cost nothing
@@ -29,6 +30,7 @@ class System:
         word: LLVM's type of a register.
         call: machine code of a function of (number, 3 arguments).
         start: machine code in front of the program that makes the stack as its functions want it.
+        helpers: functions in IR that LLVM calls for what the architecture has no instruction for.
         read, write, exit: numbers of the system calls.
     """
 
@@ -38,6 +40,7 @@ class System:
     write: int
     exit: int
     start: bytes = b""
+    helpers: str = ""
 
 
 def _words(*words: int) -> bytes:
@@ -52,6 +55,15 @@ SYSTEMS = {
         read=63,
         write=64,
         exit=93,
+    ),
+    # push {r7, lr}; mov r7, r0; mov r0, r1; mov r1, r2; mov r2, r3; svc #0; pop {r7, pc}
+    "armv7a": System(
+        "i32",
+        _words(0xE92D4080, 0xE1A07000, 0xE1A00001, 0xE1A01002, 0xE1A02003, 0xEF000000, 0xE8BD8080),
+        read=3,
+        write=4,
+        exit=1,
+        helpers=HELPERS,
     ),
     # mv a7, a0; mv a0, a1; mv a1, a2; mv a2, a3; ecall; ret
     "riscv64": System(
@@ -235,7 +247,7 @@ step:
 done:
   ret ptr %to
 }}
-"""
+{system.helpers}"""
 
 
 @cache
