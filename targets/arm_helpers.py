@@ -1,7 +1,8 @@
 """Functions that LLVM calls on 32-bit ARM for what has no instruction, in LLVM IR.
 
 Their names and conventions (floats in integer registers) are those of ARM's run-time ABI: 64-bit
-division, and 64-bit integers to floating point. Kernels call them a few times each, never in their inner loops.
+division, and 64-bit integers to floating point. Kernels call them a few times each, never in their
+inner loops.
 """
 
 HELPERS = """

@@ -36,7 +36,7 @@ def target_machine(target: Target, level: int = 3) -> llvm.TargetMachine:
         cpu=target.cpu,
         features=target.features,
         opt=level,
-        reloc="pic",
+        reloc="static" if target.architecture == "wasm32" else "pic",
         codemodel="small",
         abiname=target.abi,
     )

@@ -131,6 +131,8 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     mangled, plain = result.fndesc.mangled_name, "kernel"
     text = text.replace(mangled.removeprefix("_ZN"), plain)
     text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
+    if target.architecture == "wasm32":  # has no common symbols
+        text = text.replace("= common ", "= internal ")
     return text + _wrapper(symbol, f"_ZN{plain}", target.guard)
 
 

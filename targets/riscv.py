@@ -7,7 +7,7 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from headrace.targets.halves import f32_to_half_by_bits, half_to_f32_by_bits
+from headrace.targets.fallbacks import f32_to_half_by_bits, half_to_f32_by_bits
 from headrace.targets.lowering import intrinsic_call
 from headrace.targets.portable import dot4, every, widened
 

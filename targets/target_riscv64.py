@@ -27,7 +27,7 @@ TARGET = Target(
     gemm_lanes=4,
     needs=frozenset({"m", "a", "f", "d", "c"}),
     rank=20,
-    sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.halves"),
+    sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.fallbacks"),
     machines=(NO_VECTORS,),
     load_primitives=_primitives,
 )

@@ -30,7 +30,7 @@ TARGET = Target(
     gemm_lanes=8,
     needs=frozenset({"m", "a", "f", "d", "c", "v", "zvl128b", "zfhmin", "zvfhmin"}),
     rank=22,
-    sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.halves"),
+    sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.fallbacks"),
     machines=tuple(machine(bits, halves=True) for bits in LENGTHS),
     too_old=(NO_VECTORS,),
     load_primitives=_primitives,

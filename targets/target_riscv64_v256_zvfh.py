@@ -29,7 +29,7 @@ TARGET = Target(
     gemm_tokens=2,
     needs=frozenset({"m", "a", "f", "d", "c", "v", "zvl256b", "zfhmin", "zvfhmin"}),
     rank=24,
-    sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.halves"),
+    sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.fallbacks"),
     machines=tuple(machine(bits, halves=True) for bits in LENGTHS[1:]),
     too_old=(machine(128, halves=True),),
     load_primitives=_primitives,

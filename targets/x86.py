@@ -7,7 +7,11 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from headrace.targets.halves import f32_to_half_by_bits, half_to_f32_by_bits
+from headrace.targets.fallbacks import (
+    f32_to_half_by_bits,
+    half_to_f32_by_bits,
+    separate_multiply_add,
+)
 from headrace.targets.lowering import intrinsic_call
 
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
@@ -168,12 +172,6 @@ BF16: Mapping[str, Callable[..., Any]] = {"bf16_dot": _bf16_dot, "bf16_pairs": _
 
 
 # --- before F16C and FMA --------------------------------------------------------------------------
-
-
-def separate_multiply_add(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    """a * b + c with two roundings, for CPUs without FMA."""
-    return b.fadd(b.fmul(x, y), z)
-
 
 BEFORE_V3: Mapping[str, Callable[..., Any]] = {
     "half_to_f32": half_to_f32_by_bits,

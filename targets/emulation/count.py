@@ -1,8 +1,8 @@
 """Count the instructions that a kernel executes: a measure of speed that is always the same.
 
 In QEMU by a plugin (`count.c`, built with the C compiler that is here) or else from the log of
-executed instructions; natively (machine "") by single steps. One that works on several registers
-at once counts as so many (`lmul.py`).
+executed instructions; WebAssembly's engine counts by itself; natively (machine "") by single steps.
+An instruction on several registers at once counts as so many (`lmul.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from headrace.errors import KernelError
 from headrace.targets.cache import cache_folder, write_atomically
-from headrace.targets.emulation import lmul
+from headrace.targets.emulation import lmul, wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.run import link_kernel, run_image
 from headrace.targets.emulation.stepping import count_steps
@@ -119,6 +119,8 @@ def count_instructions(
     Raises:
         KernelError: the program cannot be run or counted.
     """
+    if machine == wasm.MACHINE:
+        return wasm.run(kernel, code, target, launches)
     what = f"kernel {kernel} of {target.name} on {machine or 'this CPU'}"
     with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
         path = Path(folder, kernel)

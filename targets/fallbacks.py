@@ -1,4 +1,4 @@
-"""Conversions of IEEE halves in integer operations, for CPUs without instructions for them."""
+"""What CPUs without half precision and fused multiply-adds do instead."""
 
 from __future__ import annotations
 
@@ -49,3 +49,8 @@ def f32_to_half_by_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     half = b.select(b.icmp_unsigned("<", mag, _like(ty, 0x38800000)), small, normal)
     half = b.select(b.icmp_unsigned(">=", mag, _like(ty, 0x47800000)), overflow, half)
     return b.trunc(b.or_(half, b.lshr(sign, _like(ty, 16))), _shape(ty, _I16))
+
+
+def separate_multiply_add(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """a * b + c with two roundings, for CPUs without FMA."""
+    return b.fadd(b.fmul(x, y), z)
