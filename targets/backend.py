@@ -37,7 +37,7 @@ def target_machine(target: Target, level: int = 3) -> llvm.TargetMachine:
         cpu=target.cpu,
         features=target.features,
         opt=level,
-        reloc="pic",
+        reloc="static" if target.architecture == "wasm32" else "pic",
         codemodel="small",
         abiname=target.abi,
     )
@@ -48,6 +48,11 @@ def parse(text: str, target: Target) -> llvm.ModuleRef:
     layout = target_machine(target).target_data
     header = f'target triple = "{target.triple}"\ntarget datalayout = "{layout}"\n'
     return llvm.parse_assembly(header + text)
+
+
+def constant_bytes(data: bytes) -> str:
+    """A constant array of bytes in IR text."""
+    return f'[{len(data)} x i8] c"' + "".join(f"\\{byte:02X}" for byte in data) + '"'
 
 
 def optimise(text: str, target: Target, name: str) -> llvm.ModuleRef:
@@ -108,7 +113,7 @@ def emit_object(text: str, target: Target, name: str) -> bytes:
     Raises:
         KernelError: LLVM refuses the code; its IR is kept in a file that the message names.
     """
-    in_child = IN_ORDER_MARK in text or not same_architecture(target)
+    in_child = IN_ORDER_MARK in text or target.llvm_options or not same_architecture(target)
     return (_generate_in_child if in_child else _generate)(text, target, name)
 
 
@@ -122,9 +127,10 @@ def main() -> None:
     """Compile the IR on stdin for a target (first argument) as a kernel (second) to stdout."""
     target, name = sys.argv[1:]
     text = sys.stdin.read()
-    if IN_ORDER_MARK in text:
-        llvm.set_option("headrace", _IN_ORDER_OPTION)
-    sys.stdout.buffer.write(_generate(text, all_targets()[target], name))
+    chosen = all_targets()[target]
+    for option in (*chosen.llvm_options, *([_IN_ORDER_OPTION] if IN_ORDER_MARK in text else [])):
+        llvm.set_option("headrace", option)
+    sys.stdout.buffer.write(_generate(text, chosen, name))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from headrace.errors import KernelError
 from headrace.targets import lowering, simd
-from headrace.targets.backend import IN_ORDER_MARK, emit_object, target_machine
+from headrace.targets.backend import (
+    IN_ORDER_MARK,
+    constant_bytes,
+    emit_object,
+    target_machine,
+)
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -89,10 +94,11 @@ def _inlinable(fn: Callable[..., Any], seen: dict[Any, Any]) -> Callable[..., An
     return copy
 
 
-def _wrapper(symbol: str, mangled: str) -> str:
+def _wrapper(symbol: str, mangled: str, guard: bytes) -> str:
     """The C entry point: void (args, thread, n_threads); a kernel cannot fail, so no status."""
+    prologue = f"prologue {constant_bytes(guard)} " if guard else ""
     return f"""
-define void @{symbol}(ptr %args, i64 %thread, i64 %threads) {{
+define void @{symbol}(ptr %args, i64 %thread, i64 %threads) {prologue}{{
   %ret = alloca ptr
   %exc = alloca ptr
   %status = call i32 @"{mangled}"(ptr %ret, ptr %exc, ptr %args, i64 %thread, i64 %threads)
@@ -132,7 +138,9 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     mangled, plain = result.fndesc.mangled_name, "kernel"
     text = text.replace(mangled.removeprefix("_ZN"), plain)
     text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
-    return text + _wrapper(symbol, f"_ZN{plain}")
+    if target.architecture == "wasm32":  # has no common symbols
+        text = text.replace("= common ", "= internal ")
+    return text + _wrapper(symbol, f"_ZN{plain}", target.guard)
 
 
 def compile_kernel(fn: Callable[..., Any], target: Target, name: str) -> bytes:

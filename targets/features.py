@@ -54,7 +54,8 @@ def _linux(architecture: str) -> frozenset[str] | None:
         if architecture == "armv7a":
             return _bits(_HWCAP, _ARM)
         if architecture == "riscv64":
-            return _bits(_HWCAP, _RISCV)
+            found = _bits(_HWCAP, _RISCV)
+            return found | _vector_lengths() if "v" in found else found
     except (OSError, AttributeError):  # no such file or function
         pass
     return None
@@ -68,6 +69,16 @@ def _cpuinfo_flags(text: str) -> frozenset[str] | None:
             dotted = {"sse4_1": "sse4.1", "sse4_2": "sse4.2", "pni": "sse3"}
             return frozenset(dotted.get(flag, flag.replace("_", "")) for flag in flags.split())
     return None
+
+
+def _vector_lengths() -> frozenset[str]:
+    """RISC-V: the system says that there are vectors, not how long they are."""
+    from headrace.targets.vector_length import host_lengths
+
+    try:
+        return host_lengths()
+    except ImportError:  # no LLVM to build the kernel that asks: 128 bits are the least
+        return frozenset({"zvl128b"})
 
 
 def _bits(kind: int, names: dict[str, int]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Link object code to ELF files with LLVM's linker, from wherever it is installed."""
+"""Link object code with LLVM's linker, from wherever it is installed."""
 
 from __future__ import annotations
 
@@ -18,32 +18,46 @@ from headrace.errors import KernelError
 LINK_LIMIT_S = 60.0
 
 
-def _versioned() -> list[str]:
+ELF, WASM = "ld.lld", "wasm-ld"
+
+
+def _versioned(name: str) -> list[str]:
     """Linkers that a distribution installs with their version in the name, the newest first."""
     found: dict[int, str] = {}
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        for path in Path(folder or ".").glob("ld.lld-*"):
-            if match := re.fullmatch(r"ld\.lld-(\d+)", path.name):
+        for path in Path(folder or ".").glob(f"{name}-*"):
+            if match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name):
                 found.setdefault(int(match[1]), str(path))
     return [found[version] for version in sorted(found, reverse=True)]
 
 
 @cache
-def find_linker() -> tuple[str, ...]:
-    """The command that runs ld.lld.
+def find_linker(name: str = ELF) -> tuple[str, ...]:
+    """The command that runs the linker for ELF or for WebAssembly.
 
     Raises:
         KernelError: there is none; the message says how to install one.
     """
-    if path := shutil.which("ld.lld"):
+    if path := shutil.which(name):
         return (path,)
-    if versioned := _versioned():
+    if versioned := _versioned(name):
         return (versioned[0],)
     if importlib.util.find_spec("ziglang"):
-        return (sys.executable, "-m", "ziglang", "ld.lld")
+        return (sys.executable, "-m", "ziglang", name)
     raise KernelError(
-        "no linker ld.lld here: install Debian's package lld, or `pip install ziglang`"
+        f"no linker {name} here: install Debian's package lld, or `pip install ziglang`"
     )
+
+
+def _link(options: Sequence[str], objects: Sequence[bytes], path: Path, linker: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
+        files = [Path(folder, f"{i}.o") for i in range(len(objects))]
+        for file, code in zip(files, objects, strict=True):
+            file.write_bytes(code)
+        command = [*find_linker(linker), *options, "-o", str(path), *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_LIMIT_S)
+    if done.returncode:
+        raise KernelError(f"{path.name} cannot be linked: {done.stderr.strip()}")
 
 
 def link_static(
@@ -55,7 +69,7 @@ def link_static(
         KernelError: there is no linker, or it finds an error.
     """
     defined = [f"--defsym={name}={value}" for name, value in (symbols or {}).items()]
-    _link(["-static", *defined], objects, path)
+    _link(["-static", *defined], objects, path, ELF)
 
 
 def link_shared(objects: Sequence[bytes], path: Path) -> None:
@@ -66,15 +80,14 @@ def link_shared(objects: Sequence[bytes], path: Path) -> None:
     """
     options = ["-shared", f"-soname={path.name}", "--hash-style=gnu", "--build-id=none"]
     # 16 KiB pages are what newer ARM systems have; relocations are done at once and then locked.
-    _link([*options, "-zmax-page-size=16384", "-zrelro", "-znow", "--strip-all"], objects, path)
+    options += ["-zmax-page-size=16384", "-zrelro", "-znow", "--strip-all"]
+    _link(options, objects, path, ELF)
 
 
-def _link(options: Sequence[str], objects: Sequence[bytes], path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
-        files = [Path(folder, f"{i}.o") for i in range(len(objects))]
-        for file, code in zip(files, objects, strict=True):
-            file.write_bytes(code)
-        command = [*find_linker(), *options, "-o", str(path), *map(str, files)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_LIMIT_S)
-    if done.returncode:
-        raise KernelError(f"{path.name} cannot be linked: {done.stderr.strip()}")
+def link_wasm(objects: Sequence[bytes], path: Path, exports: Sequence[str]) -> None:
+    """Link objects to a WebAssembly module with its own memory at `path`.
+
+    Raises:
+        KernelError: there is no linker, or it finds an error.
+    """
+    _link(["--no-entry", *(f"--export={name}" for name in exports)], objects, path, WASM)

@@ -57,7 +57,9 @@ class DotType(types.Type):
     def __init__(self, count: int) -> None:
         self.count = count
         self.llvm = vector_type("i32")
-        super().__init__(name=f"Dot({count}, {self.llvm.count})")
+        kind = _primitive("dot_narrow")
+        self.narrow = self.llvm if kind is None else kind(lanes())
+        super().__init__(name=f"Dot({count}, {self.llvm.count}, {self.narrow})")
 
 
 class Q8Type(types.Type):
@@ -103,8 +105,8 @@ class _VecModel(models.PrimitiveModel):
 @register_model(DotType)
 class _DotModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: DotType) -> None:
-        sums = ir.ArrayType(fe_type.llvm, fe_type.count)
-        super().__init__(dmm, fe_type, ir.LiteralStructType([sums, sums]))
+        sums = [ir.ArrayType(one, fe_type.count) for one in (fe_type.llvm, fe_type.narrow)]
+        super().__init__(dmm, fe_type, ir.LiteralStructType(sums))
 
 
 Q8_BYTES = 48
@@ -183,14 +185,20 @@ def _offset(b: ir.IRBuilder, p: ir.Value, n_bytes: ir.Value) -> ir.Value:
     return b.gep(p, [n_bytes], inbounds=True)
 
 
-def _load(b: ir.IRBuilder, p: ir.Value, ty: ir.Type, align: int = 1) -> ir.Value:
+def _element_bytes(ty: ir.Type) -> int:
+    one = ty.element if isinstance(ty, ir.VectorType) else ty
+    return 4 if isinstance(one, ir.FloatType) else int(one.width) // 8
+
+
+def _load(b: ir.IRBuilder, p: ir.Value, ty: ir.Type, align: int = 0) -> ir.Value:
+    """Load a value whose elements are aligned, as all but raw file data are."""
     value = b.load(_at(b, p, ty))
-    value.align = align
+    value.align = align or _element_bytes(ty)
     return value
 
 
-def _store(b: ir.IRBuilder, p: ir.Value, value: ir.Value, align: int = 1) -> None:
-    b.store(value, _at(b, p, value.type)).align = align
+def _store(b: ir.IRBuilder, p: ir.Value, value: ir.Value) -> None:
+    b.store(value, _at(b, p, value.type)).align = _element_bytes(value.type)
 
 
 def _as_i64(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -341,16 +349,18 @@ def _bf16_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return b.bitcast(b.shl(b.zext(value, _I32), ir.Constant(_I32, 16)), _F32)
 
 
-def _get(name: str, result: types.Type, memory: ir.Type, convert: Callable[..., Any]) -> None:
+def _get(
+    name: str, result: types.Type, memory: ir.Type, convert: Callable[..., Any], align: int = 0
+) -> None:
     @_marker(name, lambda p: result)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        return convert(b, _load(b, args[0], memory))
+        return convert(b, _load(b, args[0], memory, align))
 
 
 _get("get_u8", types.int64, _I8, lambda b, v: b.zext(v, _I64))
 _get("get_i8", types.int64, _I8, lambda b, v: b.sext(v, _I64))
 _get("get_i32", types.int64, _I32, lambda b, v: b.sext(v, _I64))
-_get("get_u32", types.int64, _I32, lambda b, v: b.zext(v, _I64))
+_get("get_u32", types.int64, _I32, lambda b, v: b.zext(v, _I64), align=1)
 _get("get_i64", types.int64, _I64, lambda b, v: v)
 _get("get_f32", types.float32, _F32, lambda b, v: v)
 _get("get_f16", types.float32, _I16, half_to_f32)
@@ -921,9 +931,10 @@ def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     block = ir.Constant(sums, ir.Undefined)
     for i, one in enumerate(start * (n // len(start))):
         block = b.insert_value(block, one, i)
-    whole = ir.Constant(ir.LiteralStructType([sums, sums]), ir.Undefined)
+    narrow = ir.ArrayType(sig.return_type.narrow, n)
+    whole = ir.Constant(ir.LiteralStructType([sums, narrow]), ir.Undefined)
     whole = b.insert_value(whole, block, 0)
-    return b.insert_value(whole, ir.Constant(sums, None), 1)
+    return b.insert_value(whole, ir.Constant(narrow, None), 1)
 
 
 @_marker("dot4", lambda acc, w, x, bits: acc)

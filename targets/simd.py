@@ -13,7 +13,8 @@ Values
 A lane count of 16 is a logical width: a CPU with shorter registers gets several instructions.
 Products and what surrounds them may be compiled for 4 or 8 lanes instead (`with_lanes`): then a
 block of weights is read in strips (`strip`), and 64 bytes become 4 times the number of lanes.
-``count`` and ``bits`` must be constants at compile time.
+``count`` and ``bits`` must be constants at compile time. Elements in memory are aligned to their
+size, unless the marker says otherwise.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def get_i32(p: Any) -> Any:
 
 @_marker
 def get_u32(p: Any) -> Any:
-    """An unsigned 32-bit integer as an integer."""
+    """An unsigned 32-bit integer at any address, as an integer."""
     return _only_compiled()
 
 
@@ -525,8 +526,9 @@ def dot_init(start: Any, rows: int) -> Any:
 def dot4(acc: Any, weights: Any, activations: Any, bits: int) -> Any:
     """acc[r, t, lane] += sum over 4 bytes of (weights[r] + dot_bias) * activations[t], exactly.
 
-    `weights` is a block of R, `activations` of T, `acc` of R * T (t innermost). For bits = 4 at
-    most 8 calls may follow one `dot_init`; activations lie in -127..127.
+    `weights` is a block of R, `activations` of T, `acc` of R * T (t innermost). At most 8 calls
+    may follow one `dot_init` (4 for bits = 6), so that products of less than 8 bits can be summed
+    in 16; activations lie in -127..127.
     """
     return _only_compiled()
 

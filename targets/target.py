@@ -41,8 +41,12 @@ class Target:
     q8_in_registers: bool = False
     gemm_lanes: int = 16  # rows of a tile that a matrix product takes at once
     abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it
+    # Switches of LLVM's command line; they hold for a whole process, so for one of the compiler's.
+    llvm_options: tuple[str, ...] = ()
+    # Machine code in front of every kernel that stops a CPU for which it would be silently wrong.
+    guard: bytes = b""
     # Modules whose text decides the primitives' code, besides the target's own.
-    sources: tuple[str, ...] = ("headrace.targets.x86",)
+    sources: tuple[str, ...] = ("headrace.targets.x86", "headrace.targets.fallbacks")
     # Emulators of CPUs that must run it (the weakest first) and of some that must refuse to.
     machines: tuple[str, ...] = ()
     too_old: tuple[str, ...] = ()

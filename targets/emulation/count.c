@@ -1,5 +1,5 @@
-/* QEMU plugin: how often are the instructions at addresses lo <= a < hi executed?
-   Arguments: lo=, hi= (numbers), out= (file for the count, as decimal text).
+/* QEMU plugin: how often is each instruction at addresses lo <= a < hi executed?
+   Arguments: lo=, hi= (numbers), out= (file for lines "address count", in decimal).
    It declares what it needs of the plugin interface itself, so that no header is needed. */
 #include <inttypes.h>
 #include <stdbool.h>
@@ -25,7 +25,7 @@ void qemu_plugin_register_atexit_cb(plugin_id, void (*)(plugin_id, void *), void
 
 EXPORT int qemu_plugin_version = 1;
 
-static uint64_t count, low, high;
+static uint64_t *counts, low, high;
 static const char *out;
 
 static void translated(plugin_id id, struct block *block) {
@@ -34,16 +34,16 @@ static void translated(plugin_id id, struct block *block) {
     struct instruction *one = qemu_plugin_tb_get_insn(block, i);
     uint64_t at = qemu_plugin_insn_vaddr(one);
     if (at >= low && at < high)
-      qemu_plugin_register_vcpu_insn_exec_inline(one, INLINE_ADD_U64, &count, 1);
+      qemu_plugin_register_vcpu_insn_exec_inline(one, INLINE_ADD_U64, &counts[at - low], 1);
   }
 }
 
 static void finished(plugin_id id, void *unused) {
   FILE *file = fopen(out, "w");
-  if (file) {
-    fprintf(file, "%" PRIu64 "\n", count);
-    fclose(file);
-  }
+  if (!file) return;
+  for (uint64_t i = 0; i < high - low; i++)
+    if (counts[i]) fprintf(file, "%" PRIu64 " %" PRIu64 "\n", low + i, counts[i]);
+  fclose(file);
 }
 
 EXPORT int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv) {
@@ -52,7 +52,7 @@ EXPORT int qemu_plugin_install(plugin_id id, const void *info, int argc, char **
     if (!strncmp(argv[i], "hi=", 3)) high = strtoull(argv[i] + 3, NULL, 0);
     if (!strncmp(argv[i], "out=", 4)) out = strdup(argv[i] + 4);
   }
-  if (!out) return 1;
+  if (!out || high < low || !(counts = calloc(high - low + 1, sizeof *counts))) return 1;
   qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
   qemu_plugin_register_atexit_cb(id, finished, NULL);
   return 0;

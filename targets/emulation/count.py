@@ -1,7 +1,8 @@
 """Count the instructions that a kernel executes: a measure of speed that is always the same.
 
 In QEMU by a plugin (`count.c`, built with the C compiler that is here) or else from the log of
-executed instructions; natively (machine "") by single steps.
+executed instructions; WebAssembly's engine counts by itself; natively (machine "") by single steps.
+An instruction on several registers at once counts as so many (`lmul.py`).
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
 from headrace.folders import cache_root
+from headrace.targets.emulation import lmul, wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.run import link_kernel, run_image
 from headrace.targets.emulation.stepping import count_steps
-from headrace.targets.emulation.symbols import function_range
+from headrace.targets.emulation.symbols import code_between, function_range
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -73,19 +76,29 @@ def _counted(options: list[str], machine: str, path: Path, image: Image, what: s
 
 def _by_plugin(
     library: Path, machine: str, path: Path, low: int, high: int, image: Image, what: str
-) -> int:
+) -> dict[int, int]:
     out = path.with_suffix(".count")
     option = f"{library},lo={low:#x},hi={high:#x},out={out}"
     _counted(["-plugin", option], machine, path, image, what)
-    return int(out.read_text())
+    lines = (line.split() for line in out.read_text().splitlines())
+    return {int(address): int(count) for address, count in lines}
 
 
-def _by_log(machine: str, path: Path, low: int, high: int, image: Image, what: str) -> int:
+def _by_log(
+    machine: str, path: Path, low: int, high: int, image: Image, what: str
+) -> dict[int, int]:
     log = path.with_suffix(".log")
     options = ["-d", "exec,nochain", "-D", str(log), "-dfilter", f"{low:#x}+{high - low:#x}"]
     _counted([_step_option(shlex.split(machine)[0]), *options], machine, path, image, what)
-    with log.open("rb") as file:
-        return sum(line.startswith(b"Trace") for line in file)
+    with log.open("rb") as file:  # Trace 0: ... [flags/address/...
+        return Counter(int(line.split(b"/")[1], 16) for line in file if line.startswith(b"Trace"))
+
+
+def _weighted(counts: Mapping[int, int], target: Target, path: Path, low: int, high: int) -> int:
+    if not target.architecture.startswith("riscv"):
+        return sum(counts.values())
+    weights = lmul.costs(code_between(path, low, high))
+    return sum(weights[address - low] * count for address, count in counts.items())
 
 
 def count_instructions(
@@ -107,6 +120,8 @@ def count_instructions(
     Raises:
         KernelError: the program cannot be run or counted.
     """
+    if machine == wasm.MACHINE:
+        return wasm.run(kernel, code, target, launches)
     what = f"kernel {kernel} of {target.name} on {machine or 'this CPU'}"
     with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
         path = Path(folder, kernel)
@@ -119,7 +134,9 @@ def count_instructions(
             return count
         if compiled_plugin and (library := plugin()):
             try:
-                return _by_plugin(library, machine, path, low, high, image, what)
+                counts = _by_plugin(library, machine, path, low, high, image, what)
+                return _weighted(counts, target, path, low, high)
             except KernelError:
                 pass  # this QEMU has another plugin interface, or none
-        return _by_log(machine, path, low, high, image, what)
+        counts = _by_log(machine, path, low, high, image, what)
+        return _weighted(counts, target, path, low, high)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.errors import KernelError
+from headrace.targets.emulation import wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.runtime import KERNEL, runtime_object
 from headrace.targets.linker import find_linker, link_static
@@ -26,6 +27,8 @@ class IllegalInstructionError(KernelError):
 
 def why_not(machine: str) -> str | None:
     """What is missing to run kernels on a machine (a command line); None when nothing is."""
+    if machine == wasm.MACHINE:
+        return wasm.why_not()
     for emulator in shlex.split(machine)[:1]:  # none: this CPU
         if shutil.which(emulator) is None:
             return f"{emulator} is not installed (Debian's package qemu-user)"
@@ -63,12 +66,16 @@ def run(kernel: str, code: bytes, target: Target, machine: str, launches: Sequen
     Args:
         kernel: its name in the table.
         code: its object code for `target`.
-        machine: command line of the emulator, such as "qemu-aarch64 -cpu cortex-a53".
+        machine: command line of the emulator, such as "qemu-aarch64 -cpu cortex-a53", or
+            "wasmtime", which runs in this process.
 
     Raises:
         IllegalInstructionError: the machine lacks an instruction.
         KernelError: the program fails otherwise, or stores beside an array.
     """
+    if machine == wasm.MACHINE:
+        wasm.run(kernel, code, target, launches)
+        return
     with tempfile.TemporaryDirectory(prefix="headrace-run-") as folder:
         path = Path(folder, kernel)
         link_kernel(kernel, code, target, path)

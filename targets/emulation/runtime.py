@@ -14,6 +14,7 @@ from functools import cache
 
 from headrace.errors import KernelError
 from headrace.targets import backend
+from headrace.targets.arm_helpers import HELPERS
 from headrace.targets.target import Target
 
 ROOM = 128 << 20  # bytes of the largest image; untouched pages cost nothing
@@ -29,6 +30,7 @@ class System:
         word: LLVM's type of a register.
         call: machine code of a function of (number, 3 arguments).
         start: machine code in front of the program that makes the stack as its functions want it.
+        helpers: functions in IR that LLVM calls for what the architecture has no instruction for.
         read, write, exit: numbers of the system calls.
     """
 
@@ -38,6 +40,7 @@ class System:
     write: int
     exit: int
     start: bytes = b""
+    helpers: str = ""
 
 
 def _words(*words: int) -> bytes:
@@ -49,6 +52,23 @@ SYSTEMS = {
     "aarch64": System(
         "i64",
         _words(0xAA0003E8, 0xAA0103E0, 0xAA0203E1, 0xAA0303E2, 0xD4000001, 0xD65F03C0),
+        read=63,
+        write=64,
+        exit=93,
+    ),
+    # push {r7, lr}; mov r7, r0; mov r0, r1; mov r1, r2; mov r2, r3; svc #0; pop {r7, pc}
+    "armv7a": System(
+        "i32",
+        _words(0xE92D4080, 0xE1A07000, 0xE1A00001, 0xE1A01002, 0xE1A02003, 0xEF000000, 0xE8BD8080),
+        read=3,
+        write=4,
+        exit=1,
+        helpers=HELPERS,
+    ),
+    # mv a7, a0; mv a0, a1; mv a1, a2; mv a2, a3; ecall; ret
+    "riscv64": System(
+        "i64",
+        _words(0x00050893, 0x00058513, 0x00060593, 0x00068613, 0x00000073, 0x00008067),
         read=63,
         write=64,
         exit=93,
@@ -66,20 +86,16 @@ SYSTEMS = {
 }
 
 
-def _constant(data: bytes) -> str:
-    return f'[{len(data)} x i8] c"' + "".join(f"\\{byte:02X}" for byte in data) + '"'
-
-
 def _text(system: System) -> str:
     w = system.word
-    start = f"prologue {_constant(system.start)} " if system.start else ""
+    start = f"prologue {backend.constant_bytes(system.start)} " if system.start else ""
     return f"""
 @image = internal global [{ROOM} x i8] zeroinitializer, align 4096
 
 declare void @{KERNEL}(ptr, i64, i64)
 
 define internal {w} @system({w} %number, {w} %a, {w} %b, {w} %c) noinline optnone align 16 \
-prologue {_constant(system.call)} {{
+prologue {backend.constant_bytes(system.call)} {{
   unreachable
 }}
 
@@ -231,7 +247,7 @@ step:
 done:
   ret ptr %to
 }}
-"""
+{system.helpers}"""
 
 
 @cache

@@ -1,0 +1,92 @@
+"""RISC-V primitives, in LLVM's IR builder; the target files pick from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import llvmlite.ir as ir
+
+from headrace.targets.fallbacks import f32_to_half_by_bits, half_to_f32_by_bits
+from headrace.targets.lowering import intrinsic_call
+from headrace.targets.portable import dot4, every, widened
+
+_I16, _I32, _I64 = (ir.IntType(n) for n in (16, 32, 64))
+
+Pair = tuple[ir.Value, ir.Value]
+
+
+def _clock(b: ir.IRBuilder) -> ir.Value:
+    return intrinsic_call(b, "llvm.readsteadycounter", _I64, [])
+
+
+HALVES: Mapping[str, Callable[..., Any]] = {
+    "half_to_f32": half_to_f32_by_bits,
+    "f32_to_half": f32_to_half_by_bits,
+}
+COMMON: Mapping[str, Callable[..., Any]] = {"clock": _clock}
+SCALAR: Mapping[str, Callable[..., Any]] = {**COMMON, **HALVES, "dot4": dot4}
+
+
+# --- vectors: byte products summed in 16 bits where 8 of them fit ---------------------------------
+
+
+def _narrow(lanes: int) -> ir.Type:
+    return ir.VectorType(_I16, 4 * lanes)
+
+
+def _pairs(b: ir.IRBuilder, value: ir.Value, width: int) -> ir.Value:
+    """Sums of neighbours, in `width` bits (`vnsrl` twice, then an addition)."""
+    low, high = every(b, value, 0, 2), every(b, value, 1, 2)
+    if width > value.type.element.width:
+        low, high = (widened(b, one, width) for one in (low, high))
+    return b.add(low, high)
+
+
+def _dot4(
+    b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: ir.Value, x: ir.Value, bits: int
+) -> Pair:
+    products = b.mul(widened(b, w, 16, bits), widened(b, x, 16))
+    if bits < 8:
+        # 8 x 31 x 127 and 4 x 63 x 127 fit in 16 bits: one sum for each byte.
+        return wide, b.add(narrow, products)
+    # So do two products of |w| <= 128 and |x| <= 127: their sums are summed in 32 bits.
+    sums = b.bitcast(narrow, ir.VectorType(_I32, narrow.type.count // 2))
+    pairs = widened(b, _pairs(b, products, 16), 32)
+    return wide, b.bitcast(b.add(sums, pairs), narrow.type)
+
+
+def _dot_result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) -> ir.Value:
+    if bits == 8:
+        sums = b.bitcast(narrow, ir.VectorType(_I32, narrow.type.count // 2))
+    else:
+        sums = _pairs(b, narrow, 16 if bits == 4 else 32)  # 2 x 8 x 15 x 127 still fits
+    return b.add(wide, _pairs(b, sums, 32))
+
+
+def _half_to_f32(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
+    """Exact widening of halves: what can be done on 16-bit elements costs half as much there."""
+    ty = half.type
+    if not isinstance(ty, ir.VectorType):
+        return half_to_f32_by_bits(b, half)
+
+    def constant(like: ir.Type, value: int) -> ir.Constant:
+        return ir.Constant(like, [value] * like.count)
+
+    special = b.icmp_unsigned(">", b.and_(half, constant(ty, 0x7FFF)), constant(ty, 0x7BFF))
+    # Copies of the sign lie between it and the exponent.
+    spread = b.shl(widened(b, half, 32), constant(ir.VectorType(_I32, ty.count), 13))
+    moved = b.and_(spread, constant(spread.type, 0x8FFFE000))
+    floats = ir.VectorType(ir.FloatType(), ty.count)
+    scaled = b.fmul(b.bitcast(moved, floats), ir.Constant(floats, [2.0**112] * ty.count))
+    infinite = b.bitcast(b.or_(moved, constant(moved.type, 0x7F800000)), floats)
+    return b.select(special, infinite, scaled)
+
+
+DOT: Mapping[str, Callable[..., Any]] = {
+    "dot_narrow": _narrow,
+    "dot4": _dot4,
+    "dot_result": _dot_result,
+}
+VECTOR_HALVES: Mapping[str, Callable[..., Any]] = {**COMMON, **DOT}
+VECTOR: Mapping[str, Callable[..., Any]] = {**VECTOR_HALVES, **HALVES, "half_to_f32": _half_to_f32}
