@@ -61,8 +61,8 @@ def _next(at: int, word: int, length: int) -> tuple[int, ...]:
         return () if opcode == _JALR and rd == 0 else (after,)
     kind = word & 3, _field(word, 15, 13)
     if kind == (1, 5):  # c.j
-        bits = ((12, 11), (11, 4), (10, 9), (9, 8), (8, 10), (7, 6), (6, 7), (5, 3), (4, 2), (3, 1))
-        offset = sum(_field(word, one, one) << to for one, to in (*bits, (2, 5)))
+        jump = ((12, 11), (11, 4), (10, 9), (9, 8), (8, 10), (7, 6), (6, 7), (5, 3), (4, 2), (3, 1))
+        offset = sum(_field(word, one, one) << to for one, to in (*jump, (2, 5)))
         return (at + _signed(offset, 12),)
     if kind in {(1, 6), (1, 7)}:  # c.beqz, c.bnez
         bits = ((12, 8), (11, 4), (10, 3), (6, 7), (5, 6), (4, 2), (3, 1), (2, 5))

@@ -61,8 +61,10 @@ def run(kernel: str, code: bytes, target: Target, launches: Sequence[Launch]) ->
     store = wasmtime.Store(engine)
     store.set_fuel(FUEL)
     exports = wasmtime.Instance(store, module, []).exports(store)
-    memory, entry = exports["memory"], exports[symbol_of(kernel)]
-    base = -(-exports["__heap_base"].value(store) // ALIGNMENT) * ALIGNMENT
+    memory, entry, end = exports["memory"], exports[symbol_of(kernel)], exports["__heap_base"]
+    assert isinstance(memory, wasmtime.Memory)
+    assert isinstance(entry, wasmtime.Func) and isinstance(end, wasmtime.Global)
+    base = -(-int(end.value(store)) // ALIGNMENT) * ALIGNMENT
     image = Image(launches)
     missing = base + len(image.data) - memory.data_len(store)
     if missing > 0:
