@@ -16,7 +16,7 @@ from headrace.errors import TemplateError
 if TYPE_CHECKING:
     from headrace.tokenizer import Tokenizer
 
-MAX_SOURCE_CHARS = 1 << 20
+MAX_SOURCE_CHARS = 1 << 17  # Gemma 4's, a long one, has 12,000
 
 CHATML = (
     "{% for message in messages %}"

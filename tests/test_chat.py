@@ -57,6 +57,27 @@ def test_smollm2_template() -> None:
         ("{{ 'a-b' | replace('-', '+') }} {{ '=' * 3 }} {{ '%s!' % 'x' }}", "a+b === x!"),
         ("{% if tools %}t{% elif enable_thinking is defined %}d{% else %}n{% endif %}", "n"),
         ("{{ nothing }}|{{ none }}|{{ 1.5 }}", "|None|1.5"),
+        (
+            "{{ 7 // 2 }} {{ 7 / 2 }} {{ 7 - 2 }} {{ 7 % 4 }} {{ 2 ** 3 }} {{ -3 }}",
+            "3 3.5 5 3 8 -3",
+        ),
+        (
+            "{{ 'ff' | int(base=16) }} {{ 3.14159 | round(2) }} {{ 1234 | round(-2) }}",
+            "255 3.14 1200",
+        ),
+        ("{{ [1, 2] | sum }} {{ [{'n': 0.5}] | sum(attribute='n', start=1) }}", "3 1.5"),
+        (
+            "{{ ['a', 'b', 'A'] | unique | join }} {{ dict([('k', 1)], v=2) | tojson }}",
+            'ab {"k": 1, "v": 2}',
+        ),
+        (
+            "{{ [1, none] | select('none') | list }} {{ 'upper' is filter }} {{ 3 is in [3] }}",
+            "[None] True True",
+        ),
+        (
+            "{{ 1 < 2 < 3 }} {{ [1, 2, 3][1:] }} {{ 'abc'[::-1] }} {{ not (1 == 2) }}",
+            "True [2, 3] cba True",
+        ),
     ],
 )
 def test_language(source: str, text: str) -> None:
@@ -77,7 +98,10 @@ def test_extra_variables_and_time() -> None:
         ("{{ messages[0].name.first }}", "fails at line 1: .* has no attribute 'name'"),
         ("{% include '/etc/passwd' %}", "no loader"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "cannot be compiled"),
-        ("x" * ((1 << 20) + 1), "more than 1048576"),
+        ("x" * ((1 << 17) + 1), "more than 131072"),
+        ("{{a}}" * 10_000, "10001 parts and 2 names"),
+        ("".join(f"{{% set a{i} = 1 %}}" for i in range(600)), "601 names"),
+        ("{% from 'x' import " + ", ".join(f"a{i}" for i in range(600)) + " %}", "601 names"),
     ],
 )
 def test_errors_name_the_line(source: str, message: str) -> None:
@@ -86,6 +110,11 @@ def test_errors_name_the_line(source: str, message: str) -> None:
 
 
 GROW = "{% set ns = namespace(x='aaaaaaaa', l=[1]) %}{% for i in range(60) %}GROW{% endfor %}"
+COLLIDING = f"range(0, 99999 * {2**61 - 1}, {2**61 - 1})"  # of one hash
+BIG_NUMBERS = (
+    "{% set a = ('f' * 4000000) | int(base=16) %}{% set b = ('f' * 2000000) | int(base=16) %}"
+)
+LISTS = "{% set a = range(99999) | list %}{% set b = range(99999) | list %}"
 HOSTILE = [
     "{{ ''.__class__.__mro__ }}",
     "{{ cycler.__init__.__globals__.os.system('id') }}",
@@ -111,6 +140,26 @@ HOSTILE = [
     "{% filter center(10000000000) %}x{% endfilter %}",
     "{% for i in range(90000) %}" + "x" * 1000 + "{% endfor %}",
     "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% for i in range(90000) %}{{ '" + "x" * 1000 + "' }}{% endfor %}",
+    "{{ ([[1]] * 60000) | sum(start=[]) | length }}",
+    "{{ ([[1]] * 60000) | sum(none, []) | length }}",
+    "{{ [[[1]] * 60000] | map('sum', start=[]) | list | length }}",
+    "{{ 5 | round(-10**9) }}",
+    f"{{{{ {COLLIDING} | unique | list | length }}}}",
+    f"{{{{ {{}}.fromkeys({COLLIDING}) | length }}}}",
+    f"{{{{ dict({COLLIDING} | batch(2)) | length }}}}",
+    f"{{{{ dict({COLLIDING} | batch(2) | list) | length }}}}",
+    BIG_NUMBERS + "{{ a // b }}",
+    BIG_NUMBERS + "{{ a is divisibleby(b) }}",
+    LISTS + "{{ range(100000, 199999) | select('in', a) | list }}",
+    LISTS + "{% if a == b %}{% endif %}" * 1900,
+    LISTS + "{% set c = a[1:] %}" * 1600 + "{{ a | first // 0 }}",
+    "{{ range(99999) | map('center', 4000) | list | length }}",
+    ("{{a" + "+a" * 40 + "}}") * 1500,
+    ("{{a" + " or a" * 140 + "}}") * 180,
+    "".join(f"{{% set a{i} = 1 %}}" for i in range(1500)) + "{% if a %}{% endif %}" * 4000,
+    "".join(f"{{% set a{i} = 1 %}}" for i in range(490))
+    + "".join(f"{{% block b{i} scoped %}}{{% endblock %}}" for i in range(2000)),
     GROW.replace("GROW", "{% set ns.x = ns.x ~ ns.x %}"),
     GROW.replace("GROW", "{% set ns.x = ns.x + ns.x %}"),
     GROW.replace("GROW", "{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = x %}"),
