@@ -22,7 +22,6 @@ TARGET = Target(
     vector_bytes=16,
     gemm_tiles=1,
     gemm_tokens=4,
-    gemm_lanes=4,
     needs=frozenset({"simd128"}),
     rank=1,
     sources=(
