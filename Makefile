@@ -14,10 +14,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	@$(BIN)/headrace run "$(MODEL)" "$(PROMPT)" -n 64
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.emulators
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.installed-test
+test-all: $(VENV)/.installed-test $(VENV)/.emulators
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-test
@@ -44,6 +44,21 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	@echo "installing what the tests need ..."
 	@$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/.installed
+
+# Emulators of other CPUs and a linker for them, where we may install them; tests that lack them are
+# skipped and say so.
+$(VENV)/.emulators: | $(VENV)/bin/python
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { \
+	    command -v qemu-aarch64 && ls /usr/bin/ld.lld*; } >/dev/null 2>&1; then \
+	  echo "installing emulators ..."; \
+	  { apt-get -qq update; \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends qemu-user; \
+	    for linker in lld-22 lld; do \
+	      DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$linker \
+	        && break; \
+	    done; } >/dev/null 2>&1 || echo "make: emulators cannot be installed"; \
+	fi
+	@touch $@
 
 # Debian keeps venv's pip in a package of its own: root gets it installed, others are told how.
 $(VENV)/bin/python:

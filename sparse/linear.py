@@ -199,21 +199,15 @@ def _linear(
                     )
                 t += 1
 
-    return with_lanes(linear, lanes)
+    return with_lanes(linear, lanes, in_order=columns < tokens)
 
 
 def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
-    # One column at a time finds the weights of a strip in registers; those of a long block do not
-    # fit, and several columns share each load of them.
-    columns = 1 if fmt.block <= Q8_BLOCK else 4
-    return _linear(
-        fmt,
-        target.gemm_tiles,
-        target.gemm_tokens,
-        pairs,
-        target.gemm_lanes,
-        ALL if target.gemm_lanes == TILE_ROWS or fmt.activation == "f32" else columns,
-    )
+    # One column at a time finds the weights of a strip in registers, and needs no more than one
+    # column's activations beside them. The weights of a long block do not fit.
+    one = target.gemm_lanes < TILE_ROWS and fmt.block == Q8_BLOCK
+    columns = 1 if one else ALL
+    return _linear(fmt, target.gemm_tiles, target.gemm_tokens, pairs, target.gemm_lanes, columns)
 
 
 def _tile(fmt: Format) -> KernelFunction:

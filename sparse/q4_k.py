@@ -185,6 +185,15 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(np.concatenate([blocks[..., :4], packed, blocks[..., 20:]], axis=-1))
 
 
+def _step(
+    low: Any, high: Any, codes: Any, stride: Any, first: Any, second: Any, tiles: Any, j: Any
+) -> Any:
+    v = load_u8(codes + 64 * j, tiles, stride)
+    low = dot4(low, and_u8(v, 15), q8_codes(first, 4 * j), 4)
+    high = dot4(high, shr_u8(v, 4), q8_codes(second, 4 * j), 4)
+    return low, high
+
+
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     d = load_f16(w, tiles, stride)
@@ -194,10 +203,15 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
         high = dot_init(repeat(splat_i32(0), tokens), tiles)
         first = load_q8(x + 2 * p * (48 * group), tokens)
         second = load_q8(x + (2 * p + 1) * (48 * group), tokens)
-        for j in range(8):
-            v = load_u8(w + (320 + 512 * p + 64 * j), tiles, stride)
-            low = dot4(low, and_u8(v, 15), q8_codes(first, 4 * j), 4)
-            high = dot4(high, shr_u8(v, 4), q8_codes(second, 4 * j), 4)
+        codes = w + (320 + 512 * p)
+        low, high = _step(low, high, codes, stride, first, second, tiles, 0)
+        low, high = _step(low, high, codes, stride, first, second, tiles, 1)
+        low, high = _step(low, high, codes, stride, first, second, tiles, 2)
+        low, high = _step(low, high, codes, stride, first, second, tiles, 3)
+        low, high = _step(low, high, codes, stride, first, second, tiles, 4)
+        low, high = _step(low, high, codes, stride, first, second, tiles, 5)
+        low, high = _step(low, high, codes, stride, first, second, tiles, 6)
+        low, high = _step(low, high, codes, stride, first, second, tiles, 7)
         at = w + (64 + 64 * p)
         scale = outer(d * to_f32(load_u8_i32(at, tiles, stride)), q8_f32(first, 32))
         acc = fma(scale, to_f32(dot_result(low, 4)), acc)

@@ -57,8 +57,7 @@ from headrace.targets.simd import (
     put_u8,
     q8_codes,
     q8_f32,
-    q8_i32,
-    shl,
+    q8_shifted,
     shl_u8,
     shr_u8,
     to_f32,
@@ -120,7 +119,7 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     entry = load_q8(x, tokens)
     high = load_u8(w + 32, tiles, stride)
-    total = dot_init(shl(q8_i32(entry, 40), 4), tiles)
+    total = dot_init(q8_shifted(entry, 40, 4), tiles)
     # Bit g of a byte of `high` belongs to inputs 4g..4g+3: bring it to bit 4 of their codes.
     v = load_u8(w + 96, tiles, stride)
     c = and_u8(v, 15) | and_u8(shl_u8(high, 4), 16)

@@ -89,13 +89,23 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(deinterleave(tiled, rows, RUNS))
 
 
+def _step(total: Any, w: Any, stride: Any, entry: Any, tiles: Any, j: Any) -> Any:
+    v = load_u8(w + (32 + 64 * j), tiles, stride)
+    return dot4(total, v, q8_codes(entry, 4 * j), 8)
+
+
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     entry = load_q8(x, tokens)
     total = dot_init(q8_i32(entry, 40) * splat_i32(dot_bias(8)), tiles)
-    for j in range(8):
-        v = load_u8(w + (32 + 64 * j), tiles, stride)
-        total = dot4(total, v, q8_codes(entry, 4 * j), 8)
+    total = _step(total, w, stride, entry, tiles, 0)
+    total = _step(total, w, stride, entry, tiles, 1)
+    total = _step(total, w, stride, entry, tiles, 2)
+    total = _step(total, w, stride, entry, tiles, 3)
+    total = _step(total, w, stride, entry, tiles, 4)
+    total = _step(total, w, stride, entry, tiles, 5)
+    total = _step(total, w, stride, entry, tiles, 6)
+    total = _step(total, w, stride, entry, tiles, 7)
     scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 8)), acc)
 

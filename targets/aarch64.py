@@ -26,7 +26,20 @@ def _load_q8(b: ir.IRBuilder, p: ir.Value) -> list[ir.Value]:
     return [b.extract_value(loaded, i) for i in range(3)]
 
 
-COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "load_q8": _load_q8}
+def _smull_words(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """Products of int16 lanes as int32; of a lane in every lane it is one instruction."""
+    out = [
+        intrinsic_call(b, "llvm.aarch64.neon.smull.v4i32", _Q32, list(row))
+        for row in zip(cut(b, x, 8), cut(b, y, 8), strict=True)
+    ]
+    return concat(b, out)
+
+
+COMMON: Mapping[str, Callable[..., Any]] = {
+    "spin_pause": _pause,
+    "load_q8": _load_q8,
+    "widening_product": _smull_words,
+}
 
 
 # --- dotprod: signed bytes, four at a time, into 32 bits ------------------------------------------

@@ -2,7 +2,7 @@
 
 LLVM ends the process at some errors of a code generator, which for the host's own are not to be
 expected. So code for a foreign architecture is generated in a child process (this module run as a
-program), which needs llvmlite alone.
+program), which needs llvmlite alone; and so is code that wants a switch of LLVM's own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from headrace.targets.loading import symbol_of
 from headrace.targets.target import Target, all_targets
 
 CHILD_LIMIT_S = 300.0
-# A module with this named metadata indexes registers by loop counters: its loops must be unrolled,
-# whatever LLVM thinks of their size. The switch is for a whole process, so a child's.
-UNROLL_MARK = "headrace.unroll"
-_UNROLL_OPTION = "-unroll-threshold=60000"
+# A module with this named metadata keeps the order of instructions that its source has. LLVM's
+# scheduler brings the loads of all columns of a product to the front, and then spills. The switch
+# is for a whole process, so a child's.
+IN_ORDER_MARK = "headrace.in_order"
+_IN_ORDER_OPTION = "-enable-misched=0"
 
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
@@ -112,7 +113,7 @@ def emit_object(text: str, target: Target, name: str) -> bytes:
     Raises:
         KernelError: LLVM refuses the code; its IR is kept in a file that the message names.
     """
-    in_child = UNROLL_MARK in text or target.llvm_options or not same_architecture(target)
+    in_child = IN_ORDER_MARK in text or target.llvm_options or not same_architecture(target)
     return (_generate_in_child if in_child else _generate)(text, target, name)
 
 
@@ -127,7 +128,9 @@ def main() -> None:
     target, name = sys.argv[1:]
     text = sys.stdin.read()
     chosen = all_targets()[target]
-    for option in (*chosen.llvm_options, *([_UNROLL_OPTION] if UNROLL_MARK in text else [])):
+    # The target's own choice of an order comes first.
+    ordered = [_IN_ORDER_OPTION] if IN_ORDER_MARK in text and not chosen.llvm_options else []
+    for option in (*chosen.llvm_options, *ordered):
         llvm.set_option("headrace", option)
     sys.stdout.buffer.write(_generate(text, chosen, name))
 

@@ -18,7 +18,12 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from headrace.errors import KernelError
 from headrace.targets import lowering, simd
-from headrace.targets.backend import constant_bytes, emit_object, target_machine
+from headrace.targets.backend import (
+    IN_ORDER_MARK,
+    constant_bytes,
+    emit_object,
+    target_machine,
+)
 from headrace.targets.loading import symbol_of
 from headrace.targets.target import Target
 
@@ -130,6 +135,8 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     # Numba numbers the functions that it compiles, and one source shall give the same bytes always.
     mangled, plain = result.fndesc.mangled_name, "kernel"
     text = text.replace(mangled.removeprefix("_ZN"), plain)
+    if fn.__dict__.get("in_order"):
+        text += f"\n!{IN_ORDER_MARK} = !{{}}\n"
     text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
     if target.architecture == "wasm32":  # has no common symbols
         text = text.replace("= common ", "= internal ")

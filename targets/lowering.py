@@ -18,7 +18,6 @@ from numba.core.extending import lower_builtin, register_model
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 from headrace.targets import simd
-from headrace.targets.backend import UNROLL_MARK
 from headrace.targets.target import Target
 
 LANES = 16  # of a tile, and of vectors in kernels that do not ask for fewer
@@ -493,7 +492,6 @@ def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not sig.return_type.in_registers:
         return args[0]
-    b.module.add_named_metadata(UNROLL_MARK)
     quarter = ir.VectorType(_I32, 4)
     block = ir.Constant(ir.ArrayType(ir.ArrayType(quarter, 3), sig.return_type.count), ir.Undefined)
     load = _primitive("load_q8")
@@ -513,24 +511,43 @@ def _q8_word(b: ir.IRBuilder, entry: ir.Value, i: int, offset: ir.Value) -> ir.V
     return b.extract_element(words, b.lshr(offset, ir.Constant(_I64, 2)))
 
 
+def _q8_words(
+    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: ir.Value, word: ir.Type
+) -> list[ir.Value]:
+    """The 32-bit word at a byte offset of each entry."""
+    if ty.in_registers:
+        return [b.bitcast(_q8_word(b, entry, i, offset), word) for i in range(ty.count)]
+    first = _offset(b, entry, offset)
+    places = [first] + [
+        _offset(b, first, ir.Constant(_I64, i * Q8_BYTES)) for i in range(1, ty.count)
+    ]
+    return [_load(b, at, word) for at in places]
+
+
 def _q8_part(name: str, element: str, word: ir.Type) -> None:
     @_marker(name, lambda entry, offset: VecType(element, entry.count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        entry, offset = args[0], _as_i64(b, args[1])
-        words = []
-        for i in range(sig.args[0].count):
-            if sig.args[0].in_registers:
-                words.append(b.bitcast(_q8_word(b, entry, i, offset), word))
-            else:
-                at = _offset(b, entry, offset)
-                at = at if i == 0 else _offset(b, at, ir.Constant(_I64, i * Q8_BYTES))
-                words.append(_load(b, at, word))
+        words = _q8_words(b, args[0], sig.args[0], _as_i64(b, args[1]), word)
         return _join(b, [b.bitcast(splat(b, v, lanes()), vector_type(element)) for v in words])
 
 
 _q8_part("q8_codes", "u8", _I32)
 _q8_part("q8_f32", "f32", _F32)
 _q8_part("q8_i32", "i32", _I32)
+
+
+@_marker("q8_shifted", lambda entry, offset, bits: VecType("i32", entry.count))
+def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    entry, ty, bits = args[0], sig.args[0], _literal(sig.args[2], "bits")
+    own = _primitive("widening_product") if ty.in_registers else None
+    parts = []
+    for word in _q8_words(b, entry, ty, _as_i64(b, args[1]), _I32):
+        if own is not None:
+            factors = [b.trunc(v, _I16) for v in (word, ir.Constant(_I32, 1 << bits))]
+            parts.append(own(b, *(splat(b, v, lanes()) for v in factors)))
+        else:
+            parts.append(b.shl(splat(b, word, lanes()), _constant("i32", bits)))
+    return _join(b, parts)
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:

@@ -34,9 +34,17 @@ def _only_compiled() -> Any:
     raise RuntimeError("a SIMD marker runs only inside a compiled kernel")
 
 
-def with_lanes(kernel: Callable[..., None], lanes: int) -> Callable[..., None]:
-    """A kernel whose vectors have so many lanes."""
-    kernel.__dict__["lanes"] = lanes
+def with_lanes(
+    kernel: Callable[..., None], lanes: int, *, in_order: bool = False
+) -> Callable[..., None]:
+    """A kernel whose vectors have so many lanes.
+
+    Args:
+        kernel: the function.
+        lanes: 4, 8 or 16.
+        in_order: the order of its instructions is chosen to fit the registers: LLVM shall keep it.
+    """
+    kernel.__dict__.update(lanes=lanes, in_order=in_order)
     return kernel
 
 
@@ -242,6 +250,12 @@ def q8_f32(entry: Any, offset: int) -> Any:
 @_marker
 def q8_i32(entry: Any, offset: int) -> Any:
     """count x 16 int32: the one at byte `offset` of the entry in every lane."""
+    return _only_compiled()
+
+
+@_marker
+def q8_shifted(entry: Any, offset: int, bits: int) -> Any:
+    """`q8_i32`, shifted left by a constant; the integer in memory must fit in 16 bits."""
     return _only_compiled()
 
 

@@ -12,8 +12,7 @@ from headrace.targets.host import same_architecture
 from headrace.targets.target import Target
 
 ROWS, INPUTS = 32, 512
-TOKENS = 48  # whole groups of 1 to 4, 6, 8, 12, 16 or 24 tokens
-OPERATIONS = {"gemv": 1, "gemm": TOKENS}
+OPERATIONS = ("gemv", "gemm")
 
 
 def machine_for(target: Target) -> str:
@@ -24,11 +23,11 @@ def machine_for(target: Target) -> str:
 def per_multiply_add(target: Target, operation: str, format_name: str) -> float:
     """Count one product of a matrix of zeros: its values decide nothing about what is executed."""
     fmt = FORMATS[format_name]
-    kernel, tokens = kernels(fmt)[operation], OPERATIONS[operation]
-    group = 1 if tokens == 1 else target.gemm_tokens
+    kernel = kernels(fmt)[operation]
+    tokens = 1 if operation == "gemv" else target.gemm_tokens  # one group
     weights = np.zeros(fmt.tiled_bytes(ROWS, INPUTS), np.uint8)
-    entry = activation_bytes(fmt.activation, INPUTS) * group
-    activations = np.zeros((tokens // group, entry), np.uint8)
+    entry = activation_bytes(fmt.activation, INPUTS) * tokens
+    activations = np.zeros(entry, np.uint8)
     y = np.zeros((tokens, ROWS), np.float32)
     slots = [
         weights, activations, y, INPUTS // fmt.block, ROWS // 16, np.array([tokens]), 0,
