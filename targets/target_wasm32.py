@@ -23,7 +23,7 @@ TARGET = Target(
     gemm_tiles=1,
     gemm_tokens=4,
     needs=frozenset({"simd128"}),
-    rank=1,
+    rank=30,
     sources=(
         "headrace.targets.wasm",
         "headrace.targets.fallbacks",

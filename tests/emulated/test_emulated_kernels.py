@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign import FOREIGN, param
+from foreign import FOREIGN, VARIANTS, param
 from kernel_harness import check
 
 from headrace.kernels.table import kernel_table
@@ -27,11 +27,15 @@ PART = {
 }
 
 
+def skipped_by_ci(target: Target, machine: str, name: str) -> bool:
+    return name not in PART or machine != target.machines[0] or target.name in VARIANTS
+
+
 def rows() -> list[Any]:
     """Every kernel that has cases, on every machine of every target; CI takes a part."""
     names = [name for name in TABLE if not name.startswith("team_")]  # these need threads
     return [
-        param(target, machine, name, slow=name not in PART or machine != target.machines[0])
+        param(target, machine, name, slow=skipped_by_ci(target, machine, name))
         for target in FOREIGN.values()
         for machine in target.machines
         for name in names
