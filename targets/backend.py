@@ -128,7 +128,9 @@ def main() -> None:
     target, name = sys.argv[1:]
     text = sys.stdin.read()
     chosen = all_targets()[target]
-    for option in (*chosen.llvm_options, *([_IN_ORDER_OPTION] if IN_ORDER_MARK in text else [])):
+    # The target's own choice of an order comes first.
+    ordered = [_IN_ORDER_OPTION] if IN_ORDER_MARK in text and not chosen.llvm_options else []
+    for option in (*chosen.llvm_options, *ordered):
         llvm.set_option("headrace", option)
     sys.stdout.buffer.write(_generate(text, chosen, name))
 

@@ -132,11 +132,11 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
         )
         result.library.finalize()
         text = str(result.library._final_module)
-    if fn.__dict__.get("in_order"):
-        text += f"\n!{IN_ORDER_MARK} = !{{}}\n"
     # Numba numbers the functions that it compiles, and one source shall give the same bytes always.
     mangled, plain = result.fndesc.mangled_name, "kernel"
     text = text.replace(mangled.removeprefix("_ZN"), plain)
+    if fn.__dict__.get("in_order"):
+        text += f"\n!{IN_ORDER_MARK} = !{{}}\n"
     text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
     if target.architecture == "wasm32":  # has no common symbols
         text = text.replace("= common ", "= internal ")

@@ -22,9 +22,8 @@ TARGET = Target(
     vector_bytes=16,
     gemm_tiles=1,
     gemm_tokens=4,
-    gemm_lanes=4,
     needs=frozenset({"simd128"}),
-    rank=1,
+    rank=30,
     sources=(
         "headrace.targets.wasm",
         "headrace.targets.fallbacks",

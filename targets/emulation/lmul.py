@@ -14,6 +14,9 @@ from headrace.errors import KernelError
 _ARITHMETIC, _LOAD, _STORE = 0x57, 0x07, 0x27
 _BRANCH, _JAL, _JALR = 0x63, 0x6F, 0x67
 _ELEMENT_BITS = {0: 8, 5: 16, 6: 32, 7: 64}  # by the width field of vector loads and stores
+# Where bits 2, 3, ... of compressed jumps and branches lie in the offset; 0 for none.
+_JUMP_BITS = (5, 1, 2, 3, 7, 6, 10, 8, 9, 4, 11)
+_BRANCH_BITS = (5, 1, 2, 6, 7, 0, 0, 0, 3, 4, 8)
 
 Setting = tuple[int, Fraction]  # element bits, LMUL
 
@@ -45,6 +48,11 @@ def _setting(word: int) -> Setting | None:
     return 8 << _field(word, 25, 23), Fraction(2) ** power
 
 
+def _compressed_offset(word: int, places: tuple[int, ...], bits: int) -> int:
+    moved = (_field(word, at, at) << to for at, to in enumerate(places, 2) if to)
+    return _signed(sum(moved), bits)
+
+
 def _next(at: int, word: int, length: int) -> tuple[int, ...]:
     """Offsets of the instructions that may follow in the function."""
     after = at + length
@@ -61,13 +69,9 @@ def _next(at: int, word: int, length: int) -> tuple[int, ...]:
         return () if opcode == _JALR and rd == 0 else (after,)
     kind = word & 3, _field(word, 15, 13)
     if kind == (1, 5):  # c.j
-        jump = ((12, 11), (11, 4), (10, 9), (9, 8), (8, 10), (7, 6), (6, 7), (5, 3), (4, 2), (3, 1))
-        offset = sum(_field(word, one, one) << to for one, to in (*jump, (2, 5)))
-        return (at + _signed(offset, 12),)
+        return (at + _compressed_offset(word, _JUMP_BITS, 12),)
     if kind in {(1, 6), (1, 7)}:  # c.beqz, c.bnez
-        bits = ((12, 8), (11, 4), (10, 3), (6, 7), (5, 6), (4, 2), (3, 1), (2, 5))
-        offset = sum(_field(word, one, one) << to for one, to in bits)
-        return after, at + _signed(offset, 9)
+        return after, at + _compressed_offset(word, _BRANCH_BITS, 9)
     returns = kind == (2, 4) and _field(word, 12, 12) == 0 and _field(word, 6, 2) == 0  # c.jr
     return () if returns else (after,)
 
