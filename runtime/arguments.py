@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 
@@ -43,6 +44,28 @@ def token_ids(value: Any) -> list[int]:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:60] + "..."
     raise TypeError(f"expected token ids, a sequence of whole numbers, not {shown}")
+
+
+def one_text(name: str, value: Any) -> str:
+    """A text.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text (str), not {value!r}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """A number; NumPy's count, booleans do not.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    return float(value)
 
 
 def texts(name: str, value: Any) -> Sequence[str]:

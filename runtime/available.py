@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from headrace.cgroups import cgroup_folders
 
 _CGROUPS = (
@@ -15,6 +17,21 @@ def available_bytes() -> int | None:
     """Free and reclaimable memory, within the limits of this process's cgroups; None if unknown."""
     found = [n for n in (_machine(), _cgroup()) if n is not None]
     return min(found) if found else None
+
+
+def resident_bytes() -> int:
+    """Memory that this process has now; 0 if unknown."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        pass
+    try:
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    except (ImportError, OSError):
+        return 0
 
 
 def _machine() -> int | None:

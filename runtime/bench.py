@@ -20,6 +20,8 @@ from headrace.model import Model, load
 from headrace.peak import peak_rss_bytes
 from headrace.planning import predict_tok_s
 
+FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
+
 Progress = Callable[[int, int | None, str], None]
 
 
@@ -47,7 +49,7 @@ def bench(
     if prompt_tokens < 1 or new_tokens < 1 or runs < 1 or context_tokens < 0:
         raise ValueError("prompt tokens, new tokens and runs must be at least 1")
     began = time.perf_counter()
-    needed = max(prompt_tokens, new_tokens + context_tokens)
+    needed = max(prompt_tokens, new_tokens + context_tokens, FIRST_TOKENS)
     with load(
         model, memory=memory, threads=threads, target=target, kernels=kernels, context=needed,
         progress=progress,
@@ -137,5 +139,5 @@ def _one_by_one(model: Model, ids: list[int], start: int) -> None:
 
 
 def _first_token(model: Model, random: np.random.Generator) -> float:
-    ids = _ids(model, random, 5)
+    ids = _ids(model, random, FIRST_TOKENS)
     return _timed(lambda: model.read_tokens(ids))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -279,6 +280,7 @@ COMMANDS: dict[str, Command] = {
             _MODEL,
             Opt("prompt_tokens", int, 512, "tokens of the prefill", ("-p", "--prompt-tokens")),
             Opt("new_tokens", int, 128, "tokens of the decode", ("-n", "--new-tokens")),
+            Opt("context_tokens", int, 0, "decode after so many tokens", ("--context-tokens",)),
             Opt("runs", int, 3, "take the best of so many", ("--runs",)),
             *_MACHINE,
             _JSON,
@@ -357,6 +359,7 @@ def _typer_main(arguments: list[str]) -> int:
 
 
 def _guarded(function: Callable[..., int], values: Mapping[str, Any]) -> int:
+    warnings.showwarning = lambda message, *_, **__: say(f"headrace: warning: {message}")
     try:
         code = function(**values)
         sys.stdout.flush()
@@ -377,6 +380,10 @@ def _guarded(function: Callable[..., int], values: Mapping[str, Any]) -> int:
         _trace()
         say(f"headrace: {error}")
         return 2
+    except OSError as error:  # stdout is a full disk, for one
+        _trace()
+        say(f"headrace: {error}")
+        return 1
     except Exception as error:
         _trace()
         say(f"headrace: unexpected {type(error).__name__}: {error} (HEADRACE_DEBUG=1 shows where)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +38,8 @@ def say(text: str) -> None:
     """A line on stderr, which may be closed."""
     if sys.stderr is None:
         return
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nowhere to complain to
+        print(text, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from headrace.arguments import one_text
 from headrace.generation import Generation
 from headrace.sampling import SamplingParams
 
@@ -22,7 +23,7 @@ class Chat:
         self._model = model
         self.messages: list[dict[str, str]] = []
         if system is not None:
-            self.messages.append({"role": "system", "content": system})
+            self.messages.append({"role": "system", "content": one_text("system", system)})
 
     def send(
         self,
@@ -42,7 +43,7 @@ class Chat:
         Arguments and errors are those of `Model.generate`. A message whose answer was cut short
         stays in the conversation with what there was of it; one that fails before is taken back.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, {"role": "user", "content": one_text("text", text)}]
         ids = self._model.tokenize_chat(messages)
         params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
         generation = Generation(self._model, ids, max_tokens, params, stop, reuse=True)
@@ -54,6 +55,7 @@ class Reply:
 
     def __init__(self, chat: Chat, messages: list[dict[str, str]], generation: Generation) -> None:
         self._chat = chat
+        self._last = chat.messages  # the conversation as this reply knows it
         self._messages = messages
         self._generation = generation
         self._answer = ""
@@ -63,15 +65,20 @@ class Reply:
         return self
 
     def __next__(self) -> str:
-        piece = ""
         try:
             piece = next(self._generation)
-        finally:  # at the end too: an answer may have no text
-            self._answer += piece
-            if self.stats.new_tokens:
-                answer = {"role": "assistant", "content": self._answer}
-                self._chat.messages = [*self._messages, answer]
+        except StopIteration:
+            self._keep("")  # an answer may have no text
+            raise
+        self._keep(piece)
         return piece
+
+    def _keep(self, piece: str) -> None:
+        self._answer += piece
+        # What was said since is not taken back by an older reply.
+        if self.stats.new_tokens and self._chat.messages is self._last:
+            answer = {"role": "assistant", "content": self._answer}
+            self._last = self._chat.messages = [*self._messages, answer]
 
     def text(self) -> str:
         """The rest of the answer as one string."""

@@ -68,6 +68,8 @@ def _how_it_loads(tensor: TensorInfo) -> tuple[str, int]:
 def _shortened(value: Any) -> Any:
     if isinstance(value, str):
         return value if len(value) <= 2000 else {"characters": len(value), "first": value[:200]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN
     if isinstance(value, int | float | bool):
         return value
     count = len(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headrace.arguments import texts, whole
 from headrace.detokenizer import Detokenizer
-from headrace.errors import CancelledError
+from headrace.errors import BusyError, CancelledError
 from headrace.sampling import Sampler, SamplingParams, StopMatcher
 
 if TYPE_CHECKING:
@@ -56,11 +56,18 @@ class Generation:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        try:
+            return next(self._pieces)
+        except ValueError as error:
+            if self._pieces.gi_running:  # in another thread
+                raise BusyError("this generation is being read by another thread") from error
+            raise
 
     def close(self) -> None:
         """End it here."""
         self._pieces.close()
+        if self.stats.finish_reason is None:
+            self.stats.finish_reason = "cancelled"
 
     def text(self) -> str:
         """The rest of the text as one string."""

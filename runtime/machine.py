@@ -81,22 +81,21 @@ def remember_read_bandwidth(target_name: str, threads: int, value: float) -> Non
         write_whole(_cache_file(), json.dumps(known, indent=1).encode(), durable=False)
 
 
-def cached_read_bandwidth(store: Kernels, threads: int) -> float | None:
-    """Read bandwidth in bytes per second, measured once for this CPU and thread count.
+def best_read_bandwidth(store: Kernels, threads: int) -> float | None:
+    """The best read bandwidth in bytes per second that was seen on this CPU with these threads.
 
-    None when it is not known yet, and there is too little memory free to measure it.
+    It is measured each time (0.1 s), since one moment may be a busy one. None when it is not known
+    yet, and there is too little memory free to measure it.
     """
     target = store.target
     known = _known().get(_key(target.name, threads))
-    if known is not None:
-        return known
     n_bytes = buffer_bytes(QUICK_BYTES)
     if n_bytes is None:
-        return None
+        return known
     team = Team(store.load(execute.kernels().values()), threads)
     try:
         value = read_bandwidth(store, team, n_bytes)
     finally:
         team.close()
     remember_read_bandwidth(target.name, threads, value)
-    return value
+    return max(value, known or 0.0)

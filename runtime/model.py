@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from headrace import plan as plans
-from headrace.arguments import token_ids, whole
+from headrace.arguments import one_text, token_ids, whole
 from headrace.conversation import Chat
 from headrace.detokenizer import Detokenizer
 from headrace.errors import (
@@ -22,6 +23,7 @@ from headrace.errors import (
     ModelFileError,
 )
 from headrace.generation import Generation
+from headrace.hold import Hold, Holder
 from headrace.interruptible import run_aside
 from headrace.loaders.sources import resolve
 from headrace.planning import (
@@ -64,7 +66,8 @@ def load(
 
     Args:
         model: a GGUF file, a directory with one, a Hugging Face id or a name `headrace pull` knows.
-        memory: the most memory that the process may take: bytes, "300MB", "1.5GiB" or "50%".
+        memory: the most memory that a process with this model may take: bytes, "300MB", "1.5GiB"
+            or "50%". Each model is held to its own; what else the process has is not counted.
         threads: native threads; default: the physical cores that this process may use.
         context: tokens of context to keep; default: the model's own, at most 4096.
         progress: called with (done, total or None, what) while fetching, compiling and loading.
@@ -81,8 +84,6 @@ def load(
         TypeError, ValueError: an argument is of the wrong type, or out of range.
     """
     budget = None if memory is None else _budget(memory)
-    context = None if context is None else whole("context", context, low=1)
-    threads = None if threads is None else whole("threads", threads, low=1)
     path = resolve(model, progress=progress)
     prepared = prepare(
         path, context=context, threads=threads, target=target, activations=activations,
@@ -110,11 +111,12 @@ class Model:
         self._decoder = prepared.decoder
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
-        self._lock = threading.Lock()
+        self._holder = Holder()
         self._owner: object | None = None
         self._cancels = 0  # how often `cancel` was called
         self._heeded = 0  # the calls before the present work began, which do not concern it
         self._closed = False
+        self._ended = False
         self._kept: list[int] = []  # tokens whose keys and values are in the cache
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
@@ -187,7 +189,7 @@ class Model:
 
     def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of a text, with the model's begin-of-text token where it wants one."""
-        return self.tokenizer.encode(text, add_special=add_special)
+        return self.tokenizer.encode(one_text("text", text), add_special=add_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of token ids; what is no whole character becomes U+FFFD, control tokens nothing."""
@@ -327,12 +329,22 @@ class Model:
         if not self._closed:
             self._closed = True
             self.cancel()
-            with self._lock:
-                self._team.close()
-                if self._trace is not None:
-                    self._trace.report()
+            hold = Hold(sys._getframe())
+            # Within a step (its progress callback, a signal handler) that step ends it.
+            if self._holder.wait(hold):
+                self._end()
+                self._holder.give_back(hold)
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._team.close()
+            if self._trace is not None:
+                self._trace.report()
 
     def __enter__(self) -> Model:
+        if self._closed:
+            raise HeadraceError("this model is closed")
         return self
 
     def __exit__(
@@ -387,9 +399,11 @@ class Model:
         return self._logits()
 
     def _logits(self) -> np.ndarray:
-        row: np.ndarray = self._programs.logits[0, : self._decoder.vocabulary]
-        cap = self._decoder.soft_cap
-        return row if cap == 0 else (cap * np.tanh(row / np.float32(cap))).astype(np.float32)
+        return self._capped(self._programs.logits[0, : self._decoder.vocabulary])
+
+    def _capped(self, logits: np.ndarray) -> np.ndarray:
+        cap = np.float32(self._decoder.soft_cap)
+        return cap * np.tanh(logits / cap) if cap else logits
 
     def _read_chunk(self, ids: list[int], position: int, out: np.ndarray | None = None) -> None:
         """Run one chunk; with `out` [k, vocabulary], logits after the last k tokens go there."""
@@ -425,10 +439,7 @@ class Model:
             raise CancelledError("cancelled")
         self._kept += ids
         if out is not None:
-            out[:] = rows[:wanted, : self._decoder.vocabulary]
-            cap = self._decoder.soft_cap
-            if cap:
-                out[:] = cap * np.tanh(out / cap)
+            out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
 
     def _run(self, program: plans.Program, n_tokens: int) -> bool:
         seconds = max(
@@ -454,19 +465,26 @@ class _Busy:
 
     def __enter__(self) -> None:
         model = self._model
-        if not model._lock.acquire(blocking=False):
+        self._hold = Hold(sys._getframe(1))
+        found = model._holder.take(self._hold)
+        if found is not self._hold:
+            here = found.thread == self._hold.thread
             raise BusyError(
-                "this model is at work in another thread; wait for it, or load the model twice"
+                "this model is at work further up in this thread; call it when that is done"
+                if here
+                else "this model is at work in another thread; wait for it, or load the model twice"
             )
         if model._closed:
-            model._lock.release()
+            model._holder.give_back(self._hold)
             raise HeadraceError("this model is closed")
         if self._cancels is not None:
             model._owner = self._owner
             model._heeded = self._cancels
         elif model._owner is not self._owner:
-            model._lock.release()
+            model._holder.give_back(self._hold)
             raise BusyError("a newer generation has taken over this model; this one cannot go on")
 
     def __exit__(self, *_: object) -> None:
-        self._model._lock.release()
+        if self._model._closed:  # by a callback or a signal handler of this thread
+            self._model._end()
+        self._model._holder.give_back(self._hold)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from headrace import plan as plans
-from headrace.available import available_bytes
+from headrace.arguments import whole
+from headrace.available import available_bytes, resident_bytes
 from headrace.errors import BudgetError, ContextOverflowError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
@@ -30,7 +31,7 @@ MAX_CHUNK = 512
 # (measured on Linux with Python 3.11; docs/performance.md).
 PROCESS_BYTES = 100 << 20
 VOCABULARY_ENTRY_BYTES = 500
-# A process that compiles kernels: as many as fit in the plan's peak work at once, one at least.
+# What a process that compiles kernels takes.
 COMPILER_BYTES = 200 << 20
 # What kernels reach of the read bandwidth, and a barrier's cost with the work around it.
 DECODE_SHARE = 0.90
@@ -108,17 +109,15 @@ def prepare(
     chosen = pick_target(target, None if pack is None else pack.levels)
     if activations == "f32":
         chosen = replace(chosen, bf16_dot=False)  # float32 throughout
-    if context is not None and context < 1:
-        raise ValueError(f"context must be at least 1 token, not {context}")
-    if context is not None and context > decoder.context:
+    if activations not in get_args(Activations):
+        raise ValueError(f"activations must be 'q8' or 'f32', not {activations!r}")
+    if context is not None and whole("context", context, low=1) > decoder.context:
         raise ContextOverflowError(
             f"{path}: a context of {context} tokens is longer than the {decoder.context} that the "
             f"model was trained for; ask for {decoder.context} or fewer"
         )
     wanted = min(decoder.context, DEFAULT_CONTEXT) if context is None else context
-    n_threads = default_threads() if threads is None else threads
-    if n_threads < 1:
-        raise ValueError(f"threads must be at least 1, not {n_threads}")
+    n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
@@ -199,16 +198,18 @@ def kernel_store(prepared: Prepared, plan: MemoryPlan | None = None) -> Kernels:
     That is the pack that was asked for; or the one that the installation brought, if it has all
     that the model needs; or the cache of compiled ones.
 
-    With a plan, as many processes compile what is missing as have room in its peak: that happens
-    before anything of the model is loaded.
+    All cores compile what is missing. With a budget, only as many processes as have room in the
+    plan's peak: that happens before anything of the model is loaded.
     """
     if prepared.pack is not None:
         return prepared.pack.store(prepared.target)
     needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target)
     if packed := shipped(needed, prepared.target):
         return packed
-    room = 0 if plan is None else (plan.peak_bytes - PROCESS_BYTES) // COMPILER_BYTES
-    return KernelStore(prepared.target, max(1, min(default_threads(), room)))
+    n_workers = default_threads()
+    if plan is not None and plan.budget is not None:
+        n_workers = min(n_workers, (plan.peak_bytes - PROCESS_BYTES) // COMPILER_BYTES)
+    return KernelStore(prepared.target, max(1, n_workers))
 
 
 def predict_tok_s(bytes_per_token: int, layers: int, bandwidth: float) -> float:
@@ -236,6 +237,8 @@ def check_available(plan: MemoryPlan) -> None:
         BudgetError: names what is needed, and for what.
     """
     available = available_bytes()
+    if available is not None:
+        available += resident_bytes()  # the plan's peak counts the process whole
     if available is not None and plan.peak_bytes > available:
         raise _too_small(
             plan,
@@ -272,7 +275,7 @@ def plan_model(
     prepared = prepare(Path(path), context=context, threads=threads, target=target, kernels=kernels)
     bandwidth = None
     if measure:
-        from headrace.machine import cached_read_bandwidth
+        from headrace.machine import best_read_bandwidth
 
-        bandwidth = cached_read_bandwidth(kernel_store(prepared), prepared.shape.threads)
+        bandwidth = best_read_bandwidth(kernel_store(prepared), prepared.shape.threads)
     return memory_plan(prepared, budget=memory, bandwidth=bandwidth)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from headrace.arguments import number, whole
 from headrace.errors import HeadraceError
 
 
@@ -26,7 +27,7 @@ class SamplingParams:
         seed: The same seed gives the same text; None is different every time.
 
     Raises:
-        ValueError: A value is out of its range.
+        TypeError, ValueError: A value is of the wrong type, or out of its range.
     """
 
     temperature: float = 0.0
@@ -38,14 +39,20 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
+            number(name, getattr(self, name))
+        for name in ("top_k", "repeat_window", "seed"):
+            if name != "seed" or self.seed is not None:
+                whole(name, getattr(self, name), low=0)
         for name, valid, wanted in (
-            ("temperature", 0.0 <= self.temperature < math.inf, "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            (
+                "temperature",
+                self.temperature == 0.0 or 1e-3 <= self.temperature <= 1e3,
+                "0 (greedy), or from 0.001 to 1000",
+            ),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
             ("min_p", 0.0 <= self.min_p <= 1.0, "from 0 (off) to 1"),
-            ("repeat_penalty", 0.0 < self.repeat_penalty < math.inf, "above 0 (1 is off)"),
-            ("repeat_window", self.repeat_window >= 0, "0 or more"),
-            ("seed", self.seed is None or self.seed >= 0, "0 or more, or None"),
+            ("repeat_penalty", 0.01 <= self.repeat_penalty <= 100, "from 0.01 to 100 (1 is off)"),
         ):
             if not valid:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {wanted}")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
-from headrace.folders import cache_root
+from headrace.folders import cache_root, why_unusable
 from headrace.targets.keys import COMPILER, kernel_key
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
@@ -90,9 +91,14 @@ class KernelStore:
         if progress is not None and missing:
             progress(0, len(missing), COMPILING)
         for done, (kernel, code) in enumerate(self._compile(missing), 1):
-            with contextlib.suppress(OSError):  # a read-only cache costs time, not correctness
+            try:
                 data = hashlib.sha256(code).digest() + code
                 write_whole(paths[kernel.name], data, durable=False)
+            except OSError as error:  # that costs time, not correctness
+                reason = why_unusable(paths[kernel.name].parent) or str(error)
+                warnings.warn(
+                    f"compiled kernels cannot be kept for the next start: {reason}", stacklevel=2
+                )
             objects[kernel.name] = code
             self.compiled += 1
             if progress is not None:

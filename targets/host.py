@@ -40,7 +40,8 @@ def pick_target(name: str | None = None, among: Collection[str] | None = None) -
             )
         return runnable[-1]
     if name not in targets:
-        raise KernelError(f"unknown target {name!r}; targets: {', '.join(targets)}")
+        what = "there are no kernels for the" if name in all_targets() else "unknown"
+        raise KernelError(f"{what} target {name!r}; targets: {', '.join(targets) or 'none'}")
     target = targets[name]
     if target not in runnable:
         missing = sorted(target.needs - host_features())

@@ -226,8 +226,8 @@ def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Targ
     named.sort(key=lambda target: target.rank)
     if cpu is None:
         return named
-    if cpu not in (known := [target.cpu for target in named]):
-        raise KernelError(
-            f"no target of {what} is made for the CPU {cpu!r}; CPUs: {', '.join(known)}"
-        )
-    return named[: known.index(cpu) + 1]
+    fitting = [i for i, target in enumerate(named) if target.cpu == cpu]
+    if not fitting:
+        known = ", ".join(dict.fromkeys(target.cpu for target in named))
+        raise KernelError(f"no target of {what} is made for the CPU {cpu!r}; CPUs: {known}")
+    return named[: fitting[-1] + 1]

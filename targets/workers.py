@@ -129,8 +129,11 @@ def _serve(requests: BufferedReader, answers: BinaryIO) -> None:
         try:
             kernel = importlib.import_module(owner).kernel_named(name)
             data = compile_kernel(kernel.build(target), target, name=name)
-        except KernelError as error:
-            kind, data = "error", str(error).encode()
+        except (
+            Exception
+        ) as error:  # also what has nothing to do with the kernel: a folder to dump to
+            said = str(error) if isinstance(error, KernelError) else repr(error)
+            kind, data = "error", said.encode()
         answers.write(f"{kind} {len(data)}\n".encode() + data)
         answers.flush()
 
