@@ -21,6 +21,8 @@ TARGET = Target(
     cpu="generic-rv64",
     features="+m,+a,+f,+d,+c",
     abi="lp64d",
+    # Other orders need more registers than there are.
+    llvm_options=("-misched=ilpmin",),
     vector_bytes=16,
     gemm_tiles=1,
     gemm_tokens=4,
