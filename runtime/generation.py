@@ -59,7 +59,7 @@ class Generation:
         try:
             return next(self._pieces)
         except ValueError as error:
-            if self._pieces.gi_running:  # in another thread
+            if "already executing" in str(error):  # in another thread
                 raise BusyError("this generation is being read by another thread") from error
             raise
 
