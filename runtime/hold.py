@@ -20,6 +20,10 @@ class Hold:
         self.thread = threading.get_ident()
         self._frame: FrameType | None = frame
 
+    def end(self) -> None:
+        """Let go of the frame, which may well refer to this hold."""
+        self._frame = None
+
     def is_void(self) -> bool:
         """Has the frame that took it gone, without giving it back? (Or its thread, by a fork.)"""
         at = sys._current_frames().get(self.thread)
@@ -49,6 +53,11 @@ class Holder:
         """End a hold; nothing happens if it is not the present one."""
         if self._held.get("") is hold:
             self._held.pop("", None)
+        hold.end()
+
+    def is_taken(self) -> bool:
+        """Is there a hold?"""
+        return bool(self._held)
 
     def wait(self, hold: Hold) -> bool:
         """Take it as soon as it is free; False if this thread itself holds it further up."""

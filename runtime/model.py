@@ -333,7 +333,7 @@ class Model:
             # Within a step (its progress callback, a signal handler) that step ends it.
             if self._holder.wait(hold):
                 self._end()
-                self._holder.give_back(hold)
+            self._holder.give_back(hold)
 
     def _end(self) -> None:
         if not self._ended:
@@ -468,6 +468,7 @@ class _Busy:
         self._hold = Hold(sys._getframe(1))
         found = model._holder.take(self._hold)
         if found is not self._hold:
+            self._hold.end()
             here = found.thread == self._hold.thread
             raise BusyError(
                 "this model is at work further up in this thread; call it when that is done"

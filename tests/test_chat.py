@@ -152,7 +152,7 @@ HOSTILE = [
     BIG_NUMBERS + "{{ a // b }}",
     BIG_NUMBERS + "{{ a is divisibleby(b) }}",
     LISTS + "{{ range(100000, 199999) | select('in', a) | list }}",
-    LISTS + "{% if a == b %}{% endif %}" * 1900,
+    LISTS + "{% if a == b %}{% endif %}" * 3800,
     LISTS + "{% set c = a[1:] %}" * 1600 + "{{ a | first // 0 }}",
     "{{ range(99999) | map('center', 4000) | list | length }}",
     ("{{a" + "+a" * 40 + "}}") * 1500,

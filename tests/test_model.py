@@ -436,7 +436,7 @@ def test_a_message_that_fails_is_taken_back(smollm2: headrace.Model) -> None:
 def test_a_second_thread_is_refused(smollm2: headrace.Model) -> None:
     ids = random_ids(smollm2, 8000)
     thread, raised = in_thread(lambda: smollm2.logits(ids, last=1))
-    wait_until(lambda: smollm2._lock.locked())
+    wait_until(lambda: smollm2._holder.is_taken())
     for call in (
         lambda: smollm2.logits([1]),
         lambda: smollm2.generate([1]).text(),
@@ -477,7 +477,7 @@ def test_cancel_while_a_prompt_is_read(smollm2: headrace.Model) -> None:
     generation = smollm2.generate(random_ids(smollm2, 8000), max_tokens=5)
     pieces: list[str] = []
     thread, raised = in_thread(lambda: pieces.extend(generation))
-    wait_until(lambda: smollm2._lock.locked())
+    wait_until(lambda: smollm2._holder.is_taken())
     time.sleep(0.05)
     begin = time.monotonic()
     smollm2.cancel()
@@ -645,7 +645,7 @@ def test_closing_ends_what_another_thread_does(smollm2_path: Path) -> None:
     model = headrace.load(smollm2_path, threads=2, context=8192)
     generation = model.generate(random_ids(model, 8000), max_tokens=5)
     thread, raised = in_thread(lambda: list(generation))
-    wait_until(lambda: model._lock.locked())
+    wait_until(lambda: model._holder.is_taken())
     begin = time.monotonic()
     model.close()
     thread.join()
@@ -677,7 +677,8 @@ def test_a_model_that_is_dropped_ends_its_threads() -> None:
 
 def test_a_budget_beyond_what_is_free_is_no_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = plan_model(STORIES, measure=False).peak_bytes
-    monkeypatch.setattr("headrace.planning.available_bytes", lambda: needed - 1)
+    monkeypatch.setattr("headrace.planning.resident_bytes", lambda: 1000)
+    monkeypatch.setattr("headrace.planning.available_bytes", lambda: needed - 1001)
     with pytest.raises(BudgetError, match="this process can have"):
         headrace.load(STORIES, memory="64GB")
 

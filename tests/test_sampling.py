@@ -118,7 +118,9 @@ def test_impossible_tokens_are_never_drawn() -> None:
     ],
 )
 def test_ranges(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{field} is {value!r}, expected"):
+    with pytest.raises(
+        ValueError, match=f"{field} (is {value!r}, expected|must be at least 0, not {value!r})"
+    ):
         SamplingParams(**{field: value})
 
 
