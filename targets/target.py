@@ -46,7 +46,7 @@ class Target:
     # Machine code in front of every kernel that stops a CPU for which it would be silently wrong.
     guard: bytes = b""
     # Modules whose text decides the primitives' code, besides the target's own.
-    sources: tuple[str, ...] = ("headrace.targets.x86", "headrace.targets.fallbacks")
+    sources: tuple[str, ...] = ()
     # Emulators of CPUs that must run it (the weakest first) and of some that must refuse to.
     machines: tuple[str, ...] = ()
     too_old: tuple[str, ...] = ()

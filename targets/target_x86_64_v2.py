@@ -25,5 +25,6 @@ TARGET = Target(
     decode_pairs=True,
     needs=frozenset({"sse4.2", "ssse3", "popcnt"}),
     rank=2,
+    sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,
 )

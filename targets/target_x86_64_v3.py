@@ -24,5 +24,6 @@ TARGET = Target(
     gemm_tokens=6,
     needs=frozenset({"avx2", "fma", "f16c", "bmi2"}),
     rank=3,
+    sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,
 )

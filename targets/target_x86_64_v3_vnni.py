@@ -26,5 +26,6 @@ TARGET = Target(
     rank=4,
     signed_dot_bias=128,
     decode_pairs=True,
+    sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,
 )

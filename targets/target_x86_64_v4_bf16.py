@@ -40,5 +40,6 @@ TARGET = Target(
     signed_dot_bias=128,
     decode_pairs=True,
     bf16_dot=True,
+    sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,
 )
