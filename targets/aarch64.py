@@ -7,10 +7,10 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from headrace.targets.lowering import intrinsic_call
+from headrace.targets.lowering import intrinsic_call, splat
 from headrace.targets.pieces import concat, cut
 
-_I8, _I16, _I32 = (ir.IntType(n) for n in (8, 16, 32))
+_I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _Q8, _Q16, _Q32 = ir.VectorType(_I8, 16), ir.VectorType(_I16, 8), ir.VectorType(_I32, 4)
 
 Pair = tuple[ir.Value, ir.Value]
@@ -56,6 +56,37 @@ def _sdot(
 
 
 DOTPROD: Mapping[str, Callable[..., Any]] = {**COMMON, "dot4": _sdot}
+
+
+# --- i8mm: two rows of 8 bytes by two tokens ------------------------------------------------------
+
+
+def _smmla(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    return intrinsic_call(b, "llvm.aarch64.neon.smmla.v4i32.v16i8", _Q32, [sums, w, x])
+
+
+def _load_pair_words(b: ir.IRBuilder, p: ir.Value) -> list[ir.Value]:
+    twos = ir.VectorType(_I64, 2)
+    three = ir.LiteralStructType([twos] * 3)
+    loaded = intrinsic_call(b, "llvm.aarch64.neon.ld3r.v2i64.p0", three, [p])
+    # A fourth register would be loaded in vain for formats without a minimum.
+    at = b.bitcast(b.gep(p, [ir.Constant(_I64, 24)]), _I64.as_pointer())
+    last = splat(b, b.load(at, align=4), 2)
+    return [b.bitcast(v, _Q32) for v in [*(b.extract_value(loaded, i) for i in range(3)), last]]
+
+
+def _load_pair_codes(b: ir.IRBuilder, p: ir.Value) -> list[ir.Value]:
+    four = ir.LiteralStructType([_Q8] * 4)
+    loaded = intrinsic_call(b, "llvm.aarch64.neon.ld1x4.v16i8.p0", four, [p])
+    return [b.extract_value(loaded, i) for i in range(4)]
+
+
+I8MM: Mapping[str, Callable[..., Any]] = {
+    **DOTPROD,
+    "load_pair_words": _load_pair_words,
+    "load_pair_codes": _load_pair_codes,
+    "pair_products": _smmla,
+}
 
 
 # --- without dotprod: byte products to 16 bits, pairs to 32 ---------------------------------------

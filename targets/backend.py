@@ -22,10 +22,9 @@ from headrace.targets.target import Target, all_targets
 
 CHILD_LIMIT_S = 300.0
 # A module with this named metadata keeps the order of instructions that its source has. LLVM's
-# scheduler brings the loads of all columns of a product to the front, and then spills. The switch
-# is for a whole process, so a child's.
+# scheduler brings the loads of all columns of a product to the front, and then spills. The switches
+# (`Target.in_order_options`) are for a whole process, so a child's.
 IN_ORDER_MARK = "headrace.in_order"
-_IN_ORDER_OPTION = "-enable-misched=0"
 
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
@@ -129,7 +128,8 @@ def main() -> None:
     text = sys.stdin.read()
     chosen = all_targets()[target]
     # The target's own choice of an order comes first.
-    ordered = [_IN_ORDER_OPTION] if IN_ORDER_MARK in text and not chosen.llvm_options else []
+    by_mark = IN_ORDER_MARK in text and not chosen.llvm_options
+    ordered = chosen.in_order_options if by_mark else ()
     for option in (*chosen.llvm_options, *ordered):
         llvm.set_option("headrace", option)
     sys.stdout.buffer.write(_generate(text, chosen, name))

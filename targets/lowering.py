@@ -110,6 +110,7 @@ class _DotModel(models.PrimitiveModel):
 
 
 Q8_BYTES = 48
+_PAIR_WORDS, _PAIR_CODES = 32, 64  # of two entries: see `headrace.sparse.token_pairs`
 
 
 @register_model(Q8Type)
@@ -122,6 +123,7 @@ class _Q8Model(models.PrimitiveModel):
 
 _current: list[Target] = []
 _lanes: list[int] = []
+_token_pairs: list[bool] = []
 
 
 def lanes() -> int:
@@ -130,15 +132,17 @@ def lanes() -> int:
 
 
 @contextlib.contextmanager
-def lowering_for(target: Target, n_lanes: int = LANES) -> Iterator[None]:
-    """Lower markers for `target`, with vectors of `n_lanes` lanes, while the context is open."""
+def lowering_for(target: Target, n_lanes: int = LANES, token_pairs: bool = False) -> Iterator[None]:
+    """Lower markers for `target` while the context is open; see `simd.with_lanes`."""
     _current.append(target)
     _lanes.append(n_lanes)
+    _token_pairs.append(token_pairs)
     try:
         yield
     finally:
         _current.pop()
         _lanes.pop()
+        _token_pairs.pop()
 
 
 def _primitive(name: str) -> Callable[..., Any] | None:
@@ -488,60 +492,126 @@ def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.insert_value(b.insert_value(both, args[0], 0), _as_i64(b, args[1]), 1)
 
 
-@_marker("load_q8", lambda p, count: Q8Type(_literal(count, "count"), _current[-1].q8_in_registers))
+def _q8_type(p: types.Type, count: types.Type) -> Q8Type:
+    return Q8Type(_literal(count, "count"), _current[-1].q8_in_registers and not _token_pairs[-1])
+
+
+@_marker("load_q8", _q8_type)
 def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not sig.return_type.in_registers:
         return args[0]
     quarter = ir.VectorType(_I32, 4)
     block = ir.Constant(ir.ArrayType(ir.ArrayType(quarter, 3), sig.return_type.count), ir.Undefined)
-    load = _primitive("load_q8")
+    load, at = _primitive("load_q8"), args[0]
     for i in range(sig.return_type.count):
-        at = _offset(b, args[0], ir.Constant(_I64, i * Q8_BYTES))
         for k, one in enumerate(load(b, at)):
             block = b.insert_value(block, one, (i, k))
+        at = _offset(b, at, _step(b, Q8_BYTES))
     return block
 
 
-def _q8_word(b: ir.IRBuilder, entry: ir.Value, i: int, offset: ir.Value) -> ir.Value:
-    """The 32-bit word at a byte offset of the i-th of some entries in registers."""
-    parts = [b.extract_value(entry, (i, k)) for k in range(3)]
-    first = _shuffle(b, parts[0], parts[1], range(8))
-    last = _shuffle(b, parts[2], ir.Constant(parts[2].type, ir.Undefined), [0, 1, 2, 3] * 2)
-    words = _shuffle(b, first, last, range(16))
-    return b.extract_element(words, b.lshr(offset, ir.Constant(_I64, 2)))
+def _step(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
+    """A number that LLVM does not know.
+
+    Instructions that load several registers have no offsets, but can add a register to their
+    address. LLVM makes no use of it where it can fold constant steps to one addition per load.
+    """
+    name = f"headrace_step_{n_bytes}"
+    at = b.module.globals.get(name)
+    if at is None:
+        at = ir.GlobalVariable(b.module, _I64, name)
+        at.linkage = "internal externally_initialized"
+        at.initializer = ir.Constant(_I64, n_bytes)
+    step = b.load(at)
+    step.set_metadata("invariant.load", b.module.add_metadata([]))
+    return step
+
+
+@_marker("past_q8", lambda x, count: PTR)
+def _past_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    at, count = args[0], _literal(sig.args[1], "count")
+    if not _current[-1].q8_in_registers:
+        return _offset(b, at, ir.Constant(_I64, count * Q8_BYTES))
+    steps = (_PAIR_WORDS, _PAIR_CODES) * (count // 2) if _token_pairs[-1] else (Q8_BYTES,) * count
+    for n_bytes in steps:
+        at = _offset(b, at, _step(b, n_bytes))
+    return at
 
 
 def _q8_words(
-    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: ir.Value, word: ir.Type
+    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, word: ir.Type
 ) -> list[ir.Value]:
     """The 32-bit word at a byte offset of each entry."""
     if ty.in_registers:
-        return [b.bitcast(_q8_word(b, entry, i, offset), word) for i in range(ty.count)]
-    first = _offset(b, entry, offset)
-    places = [first] + [
-        _offset(b, first, ir.Constant(_I64, i * Q8_BYTES)) for i in range(1, ty.count)
-    ]
+        lane = ir.Constant(_I32, offset % 16 // 4)
+        quarters = (b.extract_value(entry, (i, offset // 16)) for i in range(ty.count))
+        return [b.bitcast(b.extract_element(one, lane), word) for one in quarters]
+    places = [_offset(b, entry, ir.Constant(_I64, i * Q8_BYTES + offset)) for i in range(ty.count)]
     return [_load(b, at, word) for at in places]
+
+
+def _pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> list[Any]:
+    """What a target loads of each pair of entries: the words, or the codes.
+
+    Loads are written where a part of them is used; LLVM finds again what was loaded before.
+    """
+    found, at = [], entry
+    for _ in range(count // 2):
+        second = _offset(b, at, _step(b, _PAIR_WORDS))
+        found.append(
+            _primitive("load_pair_codes" if codes else "load_pair_words")(
+                b, second if codes else at
+            )
+        )
+        at = _offset(b, second, _step(b, _PAIR_CODES))
+    return found
+
+
+def _pair_parts(b: ir.IRBuilder, entry: ir.Value, count: int, offset: int) -> list[ir.Value]:
+    """What `q8_f32` and `q8_i32` give of each pair, for both of its tokens in turn."""
+    if offset == 44:
+        step, minus = _primitive("pair_products"), _constant("u8", 0xFF)
+        first = []
+        for vectors in _pair_loads(b, entry, count, True):
+            total = ir.Constant(vector_type("i32"), None)
+            for codes in vectors[:2]:
+                total = step(b, total, minus, codes)
+            first += [total] * 2
+        return first
+    parts = []
+    for sums, again, scales, products in _pair_loads(b, entry, count, False):
+        if offset == 40:
+            parts += [b.ashr(one, _constant("i32", 3)) for one in (sums, again)]
+        else:
+            parts += [{32: scales, 36: products}[offset]] * 2
+    return parts
 
 
 def _q8_part(name: str, element: str, word: ir.Type) -> None:
     @_marker(name, lambda entry, offset: VecType(element, entry.count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        words = _q8_words(b, args[0], sig.args[0], _as_i64(b, args[1]), word)
+        offset = _literal(sig.args[1], "offset")
+        if _token_pairs[-1]:
+            parts = _pair_parts(b, args[0], sig.args[0].count, offset)
+            return _join(b, [b.bitcast(v, vector_type(element)) for v in parts])
+        words = _q8_words(b, args[0], sig.args[0], offset, word)
         return _join(b, [b.bitcast(splat(b, v, lanes()), vector_type(element)) for v in words])
 
 
-_q8_part("q8_codes", "u8", _I32)
 _q8_part("q8_f32", "f32", _F32)
 _q8_part("q8_i32", "i32", _I32)
 
 
 @_marker("q8_shifted", lambda entry, offset, bits: VecType("i32", entry.count))
 def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    entry, ty, bits = args[0], sig.args[0], _literal(sig.args[2], "bits")
+    entry, ty = args[0], sig.args[0]
+    offset, bits = (_literal(t, "argument") for t in sig.args[1:])
+    if _token_pairs[-1]:
+        sums = [v for words in _pair_loads(b, entry, ty.count, False) for v in words[:2]]
+        return _join(b, [b.shl(v, _constant("i32", bits - 3)) for v in sums])
     own = _primitive("widening_product") if ty.in_registers else None
     parts = []
-    for word in _q8_words(b, entry, ty, _as_i64(b, args[1]), _I32):
+    for word in _q8_words(b, entry, ty, offset, _I32):
         if own is not None:
             factors = [b.trunc(v, _I16) for v in (word, ir.Constant(_I32, 1 << bits))]
             parts.append(own(b, *(splat(b, v, lanes()) for v in factors)))
@@ -562,6 +632,18 @@ def _store_block(name: str, convert: Callable[..., Any]) -> None:
 _store_block("store_f32", lambda b, v: v)
 _store_block("store_i32", lambda b, v: v)
 _store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, lanes())))
+
+
+@_marker("store_i8_halves", lambda p, value, apart, stride: types.none)
+def _store_i8_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    apart, stride = _literal(sig.args[2], "apart"), _as_i64(b, args[3])
+    for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+        codes = b.trunc(one, ir.VectorType(_I8, LANES))
+        at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
+        for half in range(2):
+            eight = range(8 * half, 8 * half + 8)
+            to = _offset(b, at, ir.Constant(_I64, apart * half))
+            _store(b, to, _shuffle(b, codes, ir.Constant(codes.type, ir.Undefined), eight))
 
 
 def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int, c: int) -> Any:
@@ -913,6 +995,14 @@ def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
         _store(b, at, _shuffle(b, low, high, [0, 1, 2, 3]))
 
 
+@_marker("store_words", lambda p, a, count, stride: types.none)
+def _store_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    ints, stride = b.bitcast(args[1], vector_type("i32")), _as_i64(b, args[3])
+    for i in range(_literal(sig.args[2], "count")):
+        at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
+        _store(b, at, b.extract_element(ints, ir.Constant(_I32, i)))
+
+
 # --- inner products -------------------------------------------------------------------------------
 
 
@@ -937,26 +1027,67 @@ def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.insert_value(whole, ir.Constant(narrow, None), 1)
 
 
-@_marker("dot4", lambda acc, w, x, bits: acc)
-def _dot4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    acc, w_block, x_block, _ = args
-    bits = _literal(sig.args[3], "bits")
+@_marker("eights", lambda first, second: VecType("u8", 2 * first.count))
+def _eights(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    first, second = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    if not _token_pairs[-1]:
+        return _join(b, [*first, *second])
+    # A register for rows 0 and 1 and one for rows 2 and 3, 8 inputs of each row in a run.
+    return _join(
+        b,
+        [
+            b.bitcast(_zip(b, *(b.bitcast(v, vector_type("i32")) for v in row), half), row[0].type)
+            for row in zip(first, second, strict=True)
+            for half in (0, 1)
+        ],
+    )
+
+
+def _zip(b: ir.IRBuilder, x: ir.Value, y: ir.Value, half: int) -> ir.Value:
+    """The lower or upper halves of two vectors, lane by lane in turn."""
+    n = x.type.count
+    return _shuffle(b, x, y, [half * n // 2 + i // 2 + i % 2 * n for i in range(n)])
+
+
+def _dot8_pairs(
+    b: ir.IRBuilder, acc: ir.Value, weights: list[ir.Value], entry: ir.Value, offset: int
+) -> ir.Value:
+    """Two rows by two tokens at a time: see `simd.with_lanes`."""
+    tokens = acc.type.elements[0].count * 2 // len(weights)
+    step = _primitive("pair_products")
+    for p, codes in enumerate(_pair_loads(b, entry, tokens, True)):
+        for r, w in enumerate(weights):
+            i = r // 2 * tokens + 2 * p + r % 2
+            total = step(b, b.extract_value(acc, (0, i)), w, codes[offset // 8])
+            acc = b.insert_value(acc, total, (0, i))
+    return acc
+
+
+@_marker("dot8", lambda acc, w, entry, offset, bits: acc)
+def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    acc, w_block, entry = args[:3]
+    offset, bits = (_literal(t, "argument") for t in sig.args[3:])
     weights = _split(b, w_block, sig.args[1].count)
-    xs = _split(b, x_block, sig.args[2].count)
-    if sig.args[0].count != len(weights) * len(xs):
-        raise TypeError("dot4: acc must have R * T vectors")
+    if 2 * sig.args[0].count != len(weights) * sig.args[2].count:
+        raise TypeError("dot8: acc must have R * T vectors")
+    if _token_pairs[-1]:
+        return _dot8_pairs(b, acc, weights, entry, offset)
     step = _primitive("dot4")
     if step is None:
         raise TypeError(f"target {_current[-1].name} has no dot4")
     prepare = _primitive("dot4_weights")
     prepared = [prepare(b, w, bits) for w in weights] if prepare else weights
-    # Activations outermost: each broadcast is used R times at once and its register is free again.
-    for t, x in enumerate(xs):
-        for r, w in enumerate(prepared):
-            i = r * len(xs) + t
-            wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
-            wide, narrow = step(b, wide, narrow, w, x, bits)
-            acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
+    rows = len(prepared) // 2
+    for half in range(2):
+        words = _q8_words(b, entry, sig.args[2], offset + 4 * half, _I32)
+        # Activations outermost: each broadcast is used R times at once, its register free again.
+        for t, word in enumerate(words):
+            x = b.bitcast(splat(b, word, lanes()), vector_type("u8"))
+            for r, w in enumerate(prepared[half * rows :][:rows]):
+                i = r * len(words) + t
+                wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
+                wide, narrow = step(b, wide, narrow, w, x, bits)
+                acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
     return acc
 
 
@@ -971,10 +1102,18 @@ def _dot_result(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _join(b, parts)
 
 
+def _row_by_column(b: ir.IRBuilder, rows: list[ir.Value], columns: list[ir.Value]) -> list[Any]:
+    """(row vector, column vector) of each vector of sums, tokens innermost."""
+    if not _token_pairs[-1]:
+        return [(r, t) for r in rows for t in columns]
+    halves = [[_zip(b, r, r, half) for half in (0, 1)] for r in rows]
+    return [(two[i % 2], t) for two in halves for i, t in enumerate(columns)]
+
+
 @_marker("outer", lambda a, x: VecType("f32", a.count * x.count))
 def _outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
-    return _join(b, [b.fmul(r, t) for r in rows for t in columns])
+    return _join(b, [b.fmul(r, t) for r, t in _row_by_column(b, rows, columns)])
 
 
 @_marker("fma_outer", lambda a, x, acc: acc)
@@ -982,14 +1121,29 @@ def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns, sums = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
     if len(sums) != len(rows) * len(columns):
         raise TypeError("fma_outer: the sum must have R * T vectors")
-    pairs = [(r, t) for r in rows for t in columns]
+    pairs = _row_by_column(b, rows, columns)
     return _join(b, [_fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)])
 
 
 @_marker("add_pairs", lambda v: VecType("f32", v.count // 2))
 def _add_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    parts = _split(b, args[0], sig.args[0].count)
+    parts = _by_token(b, _split(b, args[0], sig.args[0].count))
     return _join(b, [b.fadd(x, y) for x, y in zip(parts[0::2], parts[1::2], strict=True)])
+
+
+def _by_token(b: ir.IRBuilder, parts: list[ir.Value]) -> list[ir.Value]:
+    if not _token_pairs[-1]:
+        return parts
+    return [
+        _shuffle(b, x, y, list(range(t, 2 * x.type.count, 2)))
+        for x, y in zip(parts[0::2], parts[1::2], strict=True)
+        for t in (0, 1)
+    ]
+
+
+@_marker("by_token", lambda v: v)
+def _lower_by_token(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _join(b, _by_token(b, _split(b, args[0], sig.args[0].count)))
 
 
 def _round_to_bf16(b: ir.IRBuilder, v: ir.Value) -> ir.Value:

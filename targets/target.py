@@ -40,9 +40,13 @@ class Target:
     # Instructions multiply by one lane of a register: activations are loaded whole.
     q8_in_registers: bool = False
     gemm_lanes: int = 16  # rows of a tile that a matrix product takes at once
+    # Instructions multiply two rows by two tokens: see `simd.with_lanes`. Takes `gemm_lanes` of 4.
+    token_pairs: bool = False
     abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it
     # Switches of LLVM's command line; they hold for a whole process, so for one of the compiler's.
     llvm_options: tuple[str, ...] = ()
+    # The same, for kernels whose order of instructions LLVM shall keep.
+    in_order_options: tuple[str, ...] = ("-enable-misched=0",)
     # Machine code in front of every kernel that stops a CPU for which it would be silently wrong.
     guard: bytes = b""
     # Modules whose text decides the primitives' code, besides the target's own.
