@@ -493,7 +493,8 @@ def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 def _q8_type(p: types.Type, count: types.Type) -> Q8Type:
-    return Q8Type(_literal(count, "count"), _current[-1].q8_in_registers and not _token_pairs[-1])
+    by_parts = _token_pairs[-1] or _words_loader()
+    return Q8Type(_literal(count, "count"), _current[-1].q8_in_registers and not by_parts)
 
 
 @_marker("load_q8", _q8_type)
@@ -527,27 +528,49 @@ def _step(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
     return step
 
 
+def _words_loader() -> Callable[..., Any] | None:
+    """Loads 4 words of an entry into every lane; pays where each is used by few registers."""
+    return _primitive("load_q8_words") if lanes() == 4 else None
+
+
+def _q8_steps(count: int) -> tuple[int, ...]:
+    """Bytes from load to load of the entries of `count` tokens; empty where each part is loaded."""
+    if _token_pairs[-1]:
+        return (_PAIR_WORDS, _PAIR_CODES) * (count // 2)
+    if _words_loader():
+        return (Q8_BYTES // 3,) * (3 * count)
+    return (Q8_BYTES,) * count if _current[-1].q8_in_registers else ()
+
+
 @_marker("past_q8", lambda x, count: PTR)
 def _past_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     at, count = args[0], _literal(sig.args[1], "count")
-    if not _current[-1].q8_in_registers:
+    steps = _q8_steps(count)
+    if not steps:
         return _offset(b, at, ir.Constant(_I64, count * Q8_BYTES))
-    steps = (_PAIR_WORDS, _PAIR_CODES) * (count // 2) if _token_pairs[-1] else (Q8_BYTES,) * count
     for n_bytes in steps:
         at = _offset(b, at, _step(b, n_bytes))
     return at
 
 
-def _q8_words(
-    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, word: ir.Type
-) -> list[ir.Value]:
-    """The 32-bit word at a byte offset of each entry."""
+def _q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[ir.Value]:
+    """The 32-bit word at a byte offset of each entry, in every lane."""
+    if load := _words_loader():
+        found, at = [], entry
+        for i, n_bytes in enumerate(_q8_steps(ty.count)):
+            if i % 3 == offset // 16:
+                four = load(b, at)[offset % 16 // 4]
+                found.append(four)
+            at = _offset(b, at, _step(b, n_bytes))
+        return found
     if ty.in_registers:
         lane = ir.Constant(_I32, offset % 16 // 4)
         quarters = (b.extract_value(entry, (i, offset // 16)) for i in range(ty.count))
-        return [b.bitcast(b.extract_element(one, lane), word) for one in quarters]
-    places = [_offset(b, entry, ir.Constant(_I64, i * Q8_BYTES + offset)) for i in range(ty.count)]
-    return [_load(b, at, word) for at in places]
+        words = [b.extract_element(one, lane) for one in quarters]
+    else:
+        places = (ir.Constant(_I64, i * Q8_BYTES + offset) for i in range(ty.count))
+        words = [_load(b, _offset(b, entry, place), _I32) for place in places]
+    return [splat(b, word, lanes()) for word in words]
 
 
 def _pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> list[Any]:
@@ -587,19 +610,19 @@ def _pair_parts(b: ir.IRBuilder, entry: ir.Value, count: int, offset: int) -> li
     return parts
 
 
-def _q8_part(name: str, element: str, word: ir.Type) -> None:
+def _q8_part(name: str, element: str) -> None:
     @_marker(name, lambda entry, offset: VecType(element, entry.count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         offset = _literal(sig.args[1], "offset")
         if _token_pairs[-1]:
             parts = _pair_parts(b, args[0], sig.args[0].count, offset)
             return _join(b, [b.bitcast(v, vector_type(element)) for v in parts])
-        words = _q8_words(b, args[0], sig.args[0], offset, word)
-        return _join(b, [b.bitcast(splat(b, v, lanes()), vector_type(element)) for v in words])
+        words = _q8_words(b, args[0], sig.args[0], offset)
+        return _join(b, [b.bitcast(v, vector_type(element)) for v in words])
 
 
-_q8_part("q8_f32", "f32", _F32)
-_q8_part("q8_i32", "i32", _I32)
+_q8_part("q8_f32", "f32")
+_q8_part("q8_i32", "i32")
 
 
 @_marker("q8_shifted", lambda entry, offset, bits: VecType("i32", entry.count))
@@ -609,15 +632,13 @@ def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if _token_pairs[-1]:
         sums = [v for words in _pair_loads(b, entry, ty.count, False) for v in words[:2]]
         return _join(b, [b.shl(v, _constant("i32", bits - 3)) for v in sums])
+    words = _q8_words(b, entry, ty, offset)
     own = _primitive("widening_product") if ty.in_registers else None
-    parts = []
-    for word in _q8_words(b, entry, ty, offset, _I32):
-        if own is not None:
-            factors = [b.trunc(v, _I16) for v in (word, ir.Constant(_I32, 1 << bits))]
-            parts.append(own(b, *(splat(b, v, lanes()) for v in factors)))
-        else:
-            parts.append(b.shl(splat(b, word, lanes()), _constant("i32", bits)))
-    return _join(b, parts)
+    if own is None:
+        return _join(b, [b.shl(one, _constant("i32", bits)) for one in words])
+    half = ir.VectorType(_I16, lanes())
+    factor = ir.Constant(half, [1 << bits] * lanes())
+    return _join(b, [own(b, b.trunc(one, half), factor) for one in words])
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:
@@ -1072,21 +1093,23 @@ def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         raise TypeError("dot8: acc must have R * T vectors")
     if _token_pairs[-1]:
         return _dot8_pairs(b, acc, weights, entry, offset)
-    step = _primitive("dot4")
-    if step is None:
-        raise TypeError(f"target {_current[-1].name} has no dot4")
     prepare = _primitive("dot4_weights")
     prepared = [prepare(b, w, bits) for w in weights] if prepare else weights
     rows = len(prepared) // 2
-    for half in range(2):
-        words = _q8_words(b, entry, sig.args[2], offset + 4 * half, _I32)
-        # Activations outermost: each broadcast is used R times at once, its register free again.
-        for t, word in enumerate(words):
-            x = b.bitcast(splat(b, word, lanes()), vector_type("u8"))
-            for r, w in enumerate(prepared[half * rows :][:rows]):
-                i = r * len(words) + t
-                wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
-                wide, narrow = step(b, wide, narrow, w, x, bits)
+    halves = [_q8_words(b, entry, sig.args[2], offset + 4 * half) for half in range(2)]
+    xs = [[b.bitcast(word, vector_type("u8")) for word in half] for half in halves]
+    both = _primitive("dot8")
+    # Activations outermost: each broadcast is used R times at once, its register free again.
+    for half in range(1 if both else 2):
+        for t in range(len(xs[0])):
+            for r in range(rows):
+                i = r * len(xs[0]) + t
+                sums = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
+                if both:
+                    wide, narrow = both(b, *sums, prepared[r::rows], [x[t] for x in xs], bits)
+                else:
+                    w, x = prepared[half * rows + r], xs[half][t]
+                    wide, narrow = _primitive("dot4")(b, *sums, w, x, bits)
                 acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
     return acc
 
