@@ -213,7 +213,8 @@ def _linear(
 def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
     # One column (or pair) at a time finds the weights of a strip in registers, and needs no more
     # than its own activations beside them. The weights of a long block do not fit.
-    one = target.gemm_lanes < TILE_ROWS and fmt.block == Q8_BLOCK
+    by_one = target.gemm_lanes < TILE_ROWS or target.q8_in_registers
+    one = by_one and fmt.activation == "q8" and fmt.block == Q8_BLOCK
     two = target.token_pairs and fmt.activation == "q8"
     columns = (2 if two else 1) if one else ALL
     return _linear(

@@ -35,11 +35,8 @@ def _smull_words(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return concat(b, out)
 
 
-REGISTERS: Mapping[str, Callable[..., Any]] = {
-    "spin_pause": _pause,
-    "load_q8": _load_q8,
-    "widening_product": _smull_words,
-}
+COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "load_q8": _load_q8}
+REGISTERS: Mapping[str, Callable[..., Any]] = {**COMMON, "widening_product": _smull_words}
 
 
 # --- dotprod: signed bytes, four at a time, into 32 bits ------------------------------------------

@@ -8,6 +8,7 @@ program), which needs llvmlite alone; and so is code that wants a switch of LLVM
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,13 @@ def constant_bytes(data: bytes) -> str:
 
 def optimise(text: str, target: Target, name: str) -> llvm.ModuleRef:
     """Optimised module of a kernel, with one external function, `symbol_of(name)`."""
+    if target.attributes:
+        text = re.sub(
+            r"^(define .*?)((?: #\d+)?(?: prologue .*)?) \{$",
+            rf"\1 {target.attributes}\2 {{",
+            text,
+            flags=re.M,
+        )
     module = parse(text, target)
     for function in module.functions:
         if not function.is_declaration and function.name != symbol_of(name):

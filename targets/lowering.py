@@ -1096,9 +1096,16 @@ def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     prepare = _primitive("dot4_weights")
     prepared = [prepare(b, w, bits) for w in weights] if prepare else weights
     rows = len(prepared) // 2
-    halves = [_q8_words(b, entry, sig.args[2], offset + 4 * half) for half in range(2)]
-    xs = [[b.bitcast(word, vector_type("u8")) for word in half] for half in halves]
-    both = _primitive("dot8")
+    both, one = _primitive("dot8"), _primitive("dot4")
+    if sig.args[2].in_registers and _primitive("dot4_lane"):
+        # By a lane of a register that holds 16 codes of the entry.
+        one = _primitive("dot4_lane")
+        lane, tokens = offset % 16 // 4, range(sig.args[2].count)
+        quarters = [b.extract_value(entry, (t, offset // 16)) for t in tokens]
+        xs = [[(quarter, lane + half) for quarter in quarters] for half in range(2)]
+    else:
+        halves = [_q8_words(b, entry, sig.args[2], offset + 4 * half) for half in range(2)]
+        xs = [[b.bitcast(word, vector_type("u8")) for word in half] for half in halves]
     # Activations outermost: each broadcast is used R times at once, its register free again.
     for half in range(1 if both else 2):
         for t in range(len(xs[0])):
@@ -1109,7 +1116,7 @@ def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
                     wide, narrow = both(b, *sums, prepared[r::rows], [x[t] for x in xs], bits)
                 else:
                     w, x = prepared[half * rows + r], xs[half][t]
-                    wide, narrow = _primitive("dot4")(b, *sums, w, x, bits)
+                    wide, narrow = one(b, *sums, w, x, bits)
                 acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
     return acc
 

@@ -47,6 +47,8 @@ class Target:
     llvm_options: tuple[str, ...] = ()
     # The same, for kernels whose order of instructions LLVM shall keep.
     in_order_options: tuple[str, ...] = ("-enable-misched=0",)
+    # LLVM's attributes of every function, as text.
+    attributes: str = ""
     # Machine code in front of every kernel that stops a CPU for which it would be silently wrong.
     guard: bytes = b""
     # Modules whose text decides the primitives' code, besides the target's own.
