@@ -36,7 +36,7 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot8,
+    dot16,
     dot_init,
     dot_result,
     f32,
@@ -92,11 +92,9 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     entry = load_q8(x, tokens)
     total = dot_init(q8_shifted(entry, 40, 3), tiles)
     v = load_eights(w + 32, tiles, stride)
-    total = dot8(total, and_u8(v, 15), entry, 0, 4)
-    total = dot8(total, shr_u8(v, 4), entry, 16, 4)
+    total = dot16(total, and_u8(v, 15), shr_u8(v, 4), entry, 0, 4)
     v = load_eights(w + 160, tiles, stride)
-    total = dot8(total, and_u8(v, 15), entry, 8, 4)
-    total = dot8(total, shr_u8(v, 4), entry, 24, 4)
+    total = dot16(total, and_u8(v, 15), shr_u8(v, 4), entry, 8, 4)
     scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 4)), acc)
 

@@ -38,7 +38,7 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot8,
+    dot16,
     dot_init,
     dot_result,
     f32,
@@ -96,11 +96,9 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     entry = load_q8(x, tokens)
     total = dot_init(repeat(splat_i32(0), tokens), tiles)
     v = load_eights(w + 64, tiles, stride)
-    total = dot8(total, and_u8(v, 15), entry, 0, 4)
-    total = dot8(total, shr_u8(v, 4), entry, 16, 4)
+    total = dot16(total, and_u8(v, 15), shr_u8(v, 4), entry, 0, 4)
     v = load_eights(w + 192, tiles, stride)
-    total = dot8(total, and_u8(v, 15), entry, 8, 4)
-    total = dot8(total, shr_u8(v, 4), entry, 24, 4)
+    total = dot16(total, and_u8(v, 15), shr_u8(v, 4), entry, 8, 4)
     scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     acc = fma(scale, to_f32(dot_result(total, 4)), acc)
     return fma_outer(load_f16(w + 32, tiles, stride), q8_f32(entry, 36), acc)

@@ -553,6 +553,16 @@ def _past_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return at
 
 
+def _q8_scalars(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[ir.Value]:
+    """The 32-bit word at a byte offset of each entry."""
+    if ty.in_registers:
+        lane = ir.Constant(_I32, offset % 16 // 4)
+        quarters = (b.extract_value(entry, (i, offset // 16)) for i in range(ty.count))
+        return [b.extract_element(one, lane) for one in quarters]
+    places = (ir.Constant(_I64, i * Q8_BYTES + offset) for i in range(ty.count))
+    return [_load(b, _offset(b, entry, place), _I32) for place in places]
+
+
 def _q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[ir.Value]:
     """The 32-bit word at a byte offset of each entry, in every lane."""
     if load := _words_loader():
@@ -563,14 +573,7 @@ def _q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list
                 found.append(four)
             at = _offset(b, at, _step(b, n_bytes))
         return found
-    if ty.in_registers:
-        lane = ir.Constant(_I32, offset % 16 // 4)
-        quarters = (b.extract_value(entry, (i, offset // 16)) for i in range(ty.count))
-        words = [b.extract_element(one, lane) for one in quarters]
-    else:
-        places = (ir.Constant(_I64, i * Q8_BYTES + offset) for i in range(ty.count))
-        words = [_load(b, _offset(b, entry, place), _I32) for place in places]
-    return [splat(b, word, lanes()) for word in words]
+    return [splat(b, word, lanes()) for word in _q8_scalars(b, entry, ty, offset)]
 
 
 def _pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> list[Any]:
@@ -632,13 +635,13 @@ def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if _token_pairs[-1]:
         sums = [v for words in _pair_loads(b, entry, ty.count, False) for v in words[:2]]
         return _join(b, [b.shl(v, _constant("i32", bits - 3)) for v in sums])
-    words = _q8_words(b, entry, ty, offset)
     own = _primitive("widening_product") if ty.in_registers else None
     if own is None:
+        words = _q8_words(b, entry, ty, offset)
         return _join(b, [b.shl(one, _constant("i32", bits)) for one in words])
-    half = ir.VectorType(_I16, lanes())
-    factor = ir.Constant(half, [1 << bits] * lanes())
-    return _join(b, [own(b, b.trunc(one, half), factor) for one in words])
+    factor = ir.Constant(ir.VectorType(_I16, lanes()), [1 << bits] * lanes())
+    halves = [b.trunc(word, _I16) for word in _q8_scalars(b, entry, ty, offset)]
+    return _join(b, [own(b, splat(b, half, lanes()), factor) for half in halves])
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:
@@ -1084,41 +1087,84 @@ def _dot8_pairs(
     return acc
 
 
-@_marker("dot8", lambda acc, w, entry, offset, bits: acc)
-def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    acc, w_block, entry = args[:3]
-    offset, bits = (_literal(t, "argument") for t in sig.args[3:])
-    weights = _split(b, w_block, sig.args[1].count)
-    if 2 * sig.args[0].count != len(weights) * sig.args[2].count:
+def _activations(
+    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int
+) -> tuple[Callable[..., Any] | None, list[Any]]:
+    """`dot4` of the target, and what it takes of each entry's 4 codes at a byte offset."""
+    lane_step = _primitive("dot4_lane")
+    if ty.in_registers and lane_step:  # by a lane of a register that holds 16 codes
+        quarters = [b.extract_value(entry, (t, offset // 16)) for t in range(ty.count)]
+        return lane_step, [(quarter, offset % 16 // 4) for quarter in quarters]
+    words = _q8_words(b, entry, ty, offset)
+    return _primitive("dot4"), [b.bitcast(word, vector_type("u8")) for word in words]
+
+
+Products = tuple[list[ir.Value], ir.Value, Q8Type, int]  # weights, entry, its type, byte offset
+
+
+def _dot8s(
+    b: ir.IRBuilder, accs: Sequence[ir.Value], products: list[Products], bits: int
+) -> list[ir.Value]:
+    """`dot8` of each of `products` to its sum, or of all to one."""
+    sums = list(accs)
+    n = sums[0].type.elements[0].count
+    if any(2 * n != len(weights) * ty.count for weights, _, ty, _ in products):
         raise TypeError("dot8: acc must have R * T vectors")
     if _token_pairs[-1]:
-        return _dot8_pairs(b, acc, weights, entry, offset)
-    prepare = _primitive("dot4_weights")
-    prepared = [prepare(b, w, bits) for w in weights] if prepare else weights
-    rows = len(prepared) // 2
-    both, one = _primitive("dot8"), _primitive("dot4")
-    if sig.args[2].in_registers and _primitive("dot4_lane"):
-        # By a lane of a register that holds 16 codes of the entry.
-        one = _primitive("dot4_lane")
-        lane, tokens = offset % 16 // 4, range(sig.args[2].count)
-        quarters = [b.extract_value(entry, (t, offset // 16)) for t in tokens]
-        xs = [[(quarter, lane + half) for quarter in quarters] for half in range(2)]
-    else:
-        halves = [_q8_words(b, entry, sig.args[2], offset + 4 * half) for half in range(2)]
-        xs = [[b.bitcast(word, vector_type("u8")) for word in half] for half in halves]
-    # Activations outermost: each broadcast is used R times at once, its register free again.
-    for half in range(1 if both else 2):
-        for t in range(len(xs[0])):
-            for r in range(rows):
-                i = r * len(xs[0]) + t
-                sums = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
-                if both:
-                    wide, narrow = both(b, *sums, prepared[r::rows], [x[t] for x in xs], bits)
-                else:
-                    w, x = prepared[half * rows + r], xs[half][t]
-                    wide, narrow = one(b, *sums, w, x, bits)
-                acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
-    return acc
+        for k, (weights, entry, _, offset) in enumerate(products):
+            k %= len(sums)
+            sums[k] = _dot8_pairs(b, sums[k], weights, entry, offset)
+        return sums
+    prepare, whole = _primitive("dot4_weights"), _primitive("dot8")
+    steps: list[tuple[int, Callable[..., Any], list[Any], list[Any]]] = []
+    # The first halves of all products come first: codes are then unpacked from few registers.
+    for half in range(1 if whole else 2):
+        for k, (weights, entry, ty, offset) in enumerate(products):
+            rows = n // ty.count
+            ws = [prepare(b, w, bits) for w in weights] if prepare else weights
+            if whole:
+                halves = [_activations(b, entry, ty, offset + i)[1] for i in (0, 4)]
+                pairs = [ws[i::rows] for i in range(rows)]
+                xs = [list(two) for two in zip(*halves, strict=True)]
+                steps.append((k % len(sums), whole, pairs, xs))
+            else:
+                one, xs = _activations(b, entry, ty, offset + 4 * half)
+                steps.append((k % len(sums), one, ws[half * rows :][:rows], xs))
+    for k, step, ws, xs in steps:
+        # Activations outermost: each broadcast is used R times at once, its register free again.
+        for t, x in enumerate(xs):
+            for i, w in enumerate(ws):
+                at = i * len(xs) + t
+                wide, narrow = (b.extract_value(sums[k], (j, at)) for j in (0, 1))
+                wide, narrow = step(b, wide, narrow, w, x, bits)
+                whole_sum = b.insert_value(sums[k], wide, (0, at))
+                sums[k] = b.insert_value(whole_sum, narrow, (1, at))
+    return sums
+
+
+@_marker("dot8", lambda acc, w, entry, offset, bits: acc)
+def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    offset, bits = (_literal(t, "argument") for t in sig.args[3:])
+    weights = _split(b, args[1], sig.args[1].count)
+    return _dot8s(b, [args[0]], [(weights, args[2], sig.args[2], offset)], bits)[0]
+
+
+@_marker("dot16", lambda acc, low, high, entry, offset, bits: acc)
+def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    offset, bits = (_literal(t, "argument") for t in sig.args[4:])
+    low, high = (_split(b, args[i], sig.args[i].count) for i in (1, 2))
+    entry = args[3], sig.args[3]
+    return _dot8s(b, [args[0]], [(low, *entry, offset), (high, *entry, offset + 16)], bits)[0]
+
+
+@_marker("dot8_each", lambda x, y, low, high, ex, ey, ox, oy, bits: types.UniTuple(x, 2))
+def _dot8_each(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    offsets, bits = [_literal(t, "offset") for t in sig.args[6:8]], _literal(sig.args[8], "bits")
+    products = [
+        (_split(b, args[2 + k], sig.args[2 + k].count), args[4 + k], sig.args[4 + k], offsets[k])
+        for k in (0, 1)
+    ]
+    return c.make_tuple(b, sig.return_type, _dot8s(b, args[:2], products, bits))
 
 
 @_marker("dot_result", lambda acc, bits: VecType("i32", acc.count))

@@ -554,9 +554,22 @@ def dot8(acc: Any, weights: Any, entry: Any, offset: Any, bits: int) -> Any:
     `weights` is made by `eights` of R vectors, the activations are those from byte `offset` (a
     multiple of 8) of the entries of T tokens, `acc` has R * T vectors (t innermost). At most 4
     calls may follow one `dot_init` (2 for bits = 6), so that products of less than 8 bits can be
-    summed in 16; activations lie in -127..127. A target gives `dot8`,
-    or `dot4`, half of it.
+    summed in 16; activations lie in -127..127. A target gives `dot8`, or `dot4`, half of it.
     """
+    return _only_compiled()
+
+
+@_marker
+def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> Any:
+    """`dot8` of `low` from byte `offset` and of `high` from `offset` + 16: counts as two calls."""
+    return _only_compiled()
+
+
+@_marker
+def dot8_each(
+    first: Any, second: Any, low: Any, high: Any, x: Any, y: Any, at: Any, also_at: Any, bits: int
+) -> Any:
+    """Two sums: `dot8(first, low, x, at, bits)` and `dot8(second, high, y, also_at, bits)`."""
     return _only_compiled()
 
 
