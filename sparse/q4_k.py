@@ -46,7 +46,7 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot8_each,
+    dot8,
     dot_init,
     dot_result,
     f32,
@@ -194,13 +194,17 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
         second = load_q8(x + (2 * p + 1) * (48 * group), tokens)
         codes = w + (320 + 512 * p)
         v = load_eights(codes, tiles, stride)
-        low, high = dot8_each(low, high, and_u8(v, 15), shr_u8(v, 4), first, second, 0, 0, 4)
+        low = dot8(low, and_u8(v, 15), first, 0, 4)
+        high = dot8(high, shr_u8(v, 4), second, 0, 4)
         v = load_eights(codes + 128, tiles, stride)
-        low, high = dot8_each(low, high, and_u8(v, 15), shr_u8(v, 4), first, second, 8, 8, 4)
+        low = dot8(low, and_u8(v, 15), first, 8, 4)
+        high = dot8(high, shr_u8(v, 4), second, 8, 4)
         v = load_eights(codes + 256, tiles, stride)
-        low, high = dot8_each(low, high, and_u8(v, 15), shr_u8(v, 4), first, second, 16, 16, 4)
+        low = dot8(low, and_u8(v, 15), first, 16, 4)
+        high = dot8(high, shr_u8(v, 4), second, 16, 4)
         v = load_eights(codes + 384, tiles, stride)
-        low, high = dot8_each(low, high, and_u8(v, 15), shr_u8(v, 4), first, second, 24, 24, 4)
+        low = dot8(low, and_u8(v, 15), first, 24, 4)
+        high = dot8(high, shr_u8(v, 4), second, 24, 4)
         at = w + (64 + 64 * p)
         scale = outer(d * to_f32(load_u8_i32(at, tiles, stride)), q8_f32(first, 32))
         acc = fma(scale, to_f32(dot_result(low, 4)), acc)

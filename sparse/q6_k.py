@@ -47,7 +47,7 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot8_each,
+    dot8,
     dot_init,
     dot_result,
     eights,
@@ -191,11 +191,13 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
         v = load_eights(codes, tiles, stride)
         lower = and_u8(v, 15) | and_u8(eights(shl_u8(h0, 4), shl_u8(h0, 2)), 48)
         upper = shr_u8(v, 4) | and_u8(eights(shl_u8(h1, 4), shl_u8(h1, 2)), 48)
-        low, high = dot8_each(low, high, lower, upper, entry, entry, 0, 16, 6)
+        low = dot8(low, lower, entry, 0, 6)
+        high = dot8(high, upper, entry, 16, 6)
         v = load_eights(codes + 128, tiles, stride)
         lower = and_u8(v, 15) | and_u8(eights(h0, shr_u8(h0, 2)), 48)
         upper = shr_u8(v, 4) | and_u8(eights(h1, shr_u8(h1, 2)), 48)
-        low, high = dot8_each(low, high, lower, upper, entry, entry, 8, 24, 6)
+        low = dot8(low, lower, entry, 8, 6)
+        high = dot8(high, upper, entry, 24, 6)
         xs = q8_f32(entry, 32)
         scale = d * to_f32(load_i8_i32(w + (32 + 32 * c), tiles, stride))
         acc = fma(outer(scale, xs), to_f32(dot_result(low, 6)), acc)

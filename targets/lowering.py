@@ -1057,14 +1057,9 @@ def _eights(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not _token_pairs[-1]:
         return _join(b, [*first, *second])
     # A register for rows 0 and 1 and one for rows 2 and 3, 8 inputs of each row in a run.
-    return _join(
-        b,
-        [
-            b.bitcast(_zip(b, *(b.bitcast(v, vector_type("i32")) for v in row), half), row[0].type)
-            for row in zip(first, second, strict=True)
-            for half in (0, 1)
-        ],
-    )
+    words = [[b.bitcast(v, vector_type("i32")) for v in row] for row in (first, second)]
+    rows = [_zip(b, x, y, half) for x, y in zip(*words, strict=True) for half in (0, 1)]
+    return _join(b, [b.bitcast(v, vector_type("u8")) for v in rows])
 
 
 def _zip(b: ir.IRBuilder, x: ir.Value, y: ir.Value, half: int) -> ir.Value:
@@ -1089,82 +1084,71 @@ def _dot8_pairs(
 
 def _activations(
     b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int
-) -> tuple[Callable[..., Any] | None, list[Any]]:
+) -> tuple[Callable[..., Any], list[Any]]:
     """`dot4` of the target, and what it takes of each entry's 4 codes at a byte offset."""
     lane_step = _primitive("dot4_lane")
     if ty.in_registers and lane_step:  # by a lane of a register that holds 16 codes
         quarters = [b.extract_value(entry, (t, offset // 16)) for t in range(ty.count)]
         return lane_step, [(quarter, offset % 16 // 4) for quarter in quarters]
-    words = _q8_words(b, entry, ty, offset)
-    return _primitive("dot4"), [b.bitcast(word, vector_type("u8")) for word in words]
-
-
-Products = tuple[list[ir.Value], ir.Value, Q8Type, int]  # weights, entry, its type, byte offset
+    step = _primitive("dot4") or _primitive("dot8")
+    if step is None:
+        raise TypeError(f"target {_current[-1].name} has no dot4")
+    return step, [b.bitcast(word, vector_type("u8")) for word in _q8_words(b, entry, ty, offset)]
 
 
 def _dot8s(
-    b: ir.IRBuilder, accs: Sequence[ir.Value], products: list[Products], bits: int
-) -> list[ir.Value]:
-    """`dot8` of each of `products` to its sum, or of all to one."""
-    sums = list(accs)
-    n = sums[0].type.elements[0].count
-    if any(2 * n != len(weights) * ty.count for weights, _, ty, _ in products):
+    b: ir.IRBuilder,
+    acc: ir.Value,
+    products: list[tuple[list[ir.Value], int]],
+    entry: tuple[ir.Value, Q8Type],
+    bits: int,
+) -> ir.Value:
+    """`dot8` of each of `products`, (weights, byte offset in the entries), to one sum."""
+    n, tokens = acc.type.elements[0].count, entry[1].count
+    if any(2 * n != len(weights) * tokens for weights, _ in products):
         raise TypeError("dot8: acc must have R * T vectors")
     if _token_pairs[-1]:
-        for k, (weights, entry, _, offset) in enumerate(products):
-            k %= len(sums)
-            sums[k] = _dot8_pairs(b, sums[k], weights, entry, offset)
-        return sums
-    prepare, whole = _primitive("dot4_weights"), _primitive("dot8")
-    steps: list[tuple[int, Callable[..., Any], list[Any], list[Any]]] = []
-    # The first halves of all products come first: codes are then unpacked from few registers.
-    for half in range(1 if whole else 2):
-        for k, (weights, entry, ty, offset) in enumerate(products):
-            rows = n // ty.count
-            ws = [prepare(b, w, bits) for w in weights] if prepare else weights
-            if whole:
-                halves = [_activations(b, entry, ty, offset + i)[1] for i in (0, 4)]
-                pairs = [ws[i::rows] for i in range(rows)]
-                xs = [list(two) for two in zip(*halves, strict=True)]
-                steps.append((k % len(sums), whole, pairs, xs))
-            else:
-                one, xs = _activations(b, entry, ty, offset + 4 * half)
-                steps.append((k % len(sums), one, ws[half * rows :][:rows], xs))
-    for k, step, ws, xs in steps:
+        for weights, offset in products:
+            acc = _dot8_pairs(b, acc, weights, entry[0], offset)
+        return acc
+    rows, prepare, whole = n // tokens, _primitive("dot4_weights"), _primitive("dot8")
+    if prepare:
+        products = [([prepare(b, w, bits) for w in ws], offset) for ws, offset in products]
+    steps: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
+    if whole:
+        for ws, offset in products:
+            halves = [_activations(b, *entry, offset + i)[1] for i in (0, 4)]
+            xs = [list(two) for two in zip(*halves, strict=True)]
+            steps.append((whole, [ws[r::rows] for r in range(rows)], xs))
+    else:  # the first halves of all products come first: codes are unpacked from fewer registers
+        for half in range(2):
+            for ws, offset in products:
+                one, xs = _activations(b, *entry, offset + 4 * half)
+                steps.append((one, ws[half * rows :][:rows], xs))
+    for step, ws, xs in steps:
         # Activations outermost: each broadcast is used R times at once, its register free again.
         for t, x in enumerate(xs):
-            for i, w in enumerate(ws):
-                at = i * len(xs) + t
-                wide, narrow = (b.extract_value(sums[k], (j, at)) for j in (0, 1))
+            for r, w in enumerate(ws):
+                i = r * tokens + t
+                wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
                 wide, narrow = step(b, wide, narrow, w, x, bits)
-                whole_sum = b.insert_value(sums[k], wide, (0, at))
-                sums[k] = b.insert_value(whole_sum, narrow, (1, at))
-    return sums
+                acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
+    return acc
 
 
 @_marker("dot8", lambda acc, w, entry, offset, bits: acc)
 def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (_literal(t, "argument") for t in sig.args[3:])
     weights = _split(b, args[1], sig.args[1].count)
-    return _dot8s(b, [args[0]], [(weights, args[2], sig.args[2], offset)], bits)[0]
+    return _dot8s(b, args[0], [(weights, offset)], (args[2], sig.args[2]), bits)
 
 
 @_marker("dot16", lambda acc, low, high, entry, offset, bits: acc)
 def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (_literal(t, "argument") for t in sig.args[4:])
     low, high = (_split(b, args[i], sig.args[i].count) for i in (1, 2))
-    entry = args[3], sig.args[3]
-    return _dot8s(b, [args[0]], [(low, *entry, offset), (high, *entry, offset + 16)], bits)[0]
-
-
-@_marker("dot8_each", lambda x, y, low, high, ex, ey, ox, oy, bits: types.UniTuple(x, 2))
-def _dot8_each(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    offsets, bits = [_literal(t, "offset") for t in sig.args[6:8]], _literal(sig.args[8], "bits")
-    products = [
-        (_split(b, args[2 + k], sig.args[2 + k].count), args[4 + k], sig.args[4 + k], offsets[k])
-        for k in (0, 1)
-    ]
-    return c.make_tuple(b, sig.return_type, _dot8s(b, args[:2], products, bits))
+    products = [(low, offset), (high, offset + 16)]
+    return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits)
 
 
 @_marker("dot_result", lambda acc, bits: VecType("i32", acc.count))

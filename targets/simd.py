@@ -566,14 +566,6 @@ def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> 
 
 
 @_marker
-def dot8_each(
-    first: Any, second: Any, low: Any, high: Any, x: Any, y: Any, at: Any, also_at: Any, bits: int
-) -> Any:
-    """Two sums: `dot8(first, low, x, at, bits)` and `dot8(second, high, y, also_at, bits)`."""
-    return _only_compiled()
-
-
-@_marker
 def dot_result(acc: Any, bits: int) -> Any:
     """The int32 sums of a `dot_init` block that `dot4` filled with codes of `bits` bits."""
     return _only_compiled()
