@@ -569,8 +569,7 @@ def _q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list
         found, at = [], entry
         for i, n_bytes in enumerate(_q8_steps(ty.count)):
             if i % 3 == offset // 16:
-                four = load(b, at)[offset % 16 // 4]
-                found.append(four)
+                found.append(load(b, at)[offset % 16 // 4])
             at = _offset(b, at, _step(b, n_bytes))
         return found
     return [splat(b, word, lanes()) for word in _q8_scalars(b, entry, ty, offset)]
@@ -581,15 +580,12 @@ def _pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> li
 
     Loads are written where a part of them is used; LLVM finds again what was loaded before.
     """
-    found, at = [], entry
+    load = _primitive("load_pair_codes" if codes else "load_pair_words")
+    found, words = [], entry
     for _ in range(count // 2):
-        second = _offset(b, at, _step(b, _PAIR_WORDS))
-        found.append(
-            _primitive("load_pair_codes" if codes else "load_pair_words")(
-                b, second if codes else at
-            )
-        )
-        at = _offset(b, second, _step(b, _PAIR_CODES))
+        behind = _offset(b, words, _step(b, _PAIR_WORDS))
+        found.append(load(b, behind if codes else words))
+        words = _offset(b, behind, _step(b, _PAIR_CODES))
     return found
 
 

@@ -27,7 +27,12 @@ def attributes(bits: int) -> str:
     return f"vscale_range({bits // 128},16)"
 
 
-def host_lengths() -> frozenset[str]:
-    """Names of the vector lengths that this thread has: "sve256" for 256 bits or more."""
-    bits = (ctypes.CDLL(None).prctl(_PR_SVE_GET_VL) & 0xFFFF) * 8
+def up_to(bits: int) -> frozenset[str]:
+    """Names of the lengths that vectors of so many bits have: "sve256" for 256 bits or more."""
     return frozenset(f"sve{one}" for one in LENGTHS if one <= bits)
+
+
+def host_lengths() -> frozenset[str]:
+    """Names of the vector lengths that this thread has, as the system says; none without SVE."""
+    said: int = ctypes.CDLL(None).prctl(_PR_SVE_GET_VL)
+    return up_to((said & 0xFFFF) * 8 if said >= 0 else 0)

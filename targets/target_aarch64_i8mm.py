@@ -18,8 +18,8 @@ def _primitives() -> Mapping[str, Callable[..., Any]]:
 TARGET = Target(
     name="aarch64-i8mm",
     triple="aarch64-unknown-linux-gnu",
-    cpu="generic",
-    features="+v8.2a,+dotprod,+fullfp16,+i8mm",
+    cpu="cortex-a710",
+    features="-sve",
     vector_bytes=16,
     gemm_tiles=1,
     gemm_tokens=16,

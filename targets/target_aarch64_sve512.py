@@ -32,7 +32,7 @@ TARGET = Target(
     needs=frozenset({"neon", "fullfp16", "sve", "sve512"}),
     rank=14,
     sources=("headrace.targets.aarch64", "headrace.targets.aarch64_sve", "headrace.targets.pieces"),
-    machines=("qemu-aarch64 -cpu a64fx",),
+    machines=("qemu-aarch64 -cpu a64fx", "qemu-aarch64 -cpu max,sve-max-vq=4"),
     too_old=(
         "qemu-aarch64 -cpu max,sve-max-vq=2",
         "qemu-aarch64 -cpu max,sve-max-vq=1",
