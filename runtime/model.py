@@ -35,6 +35,7 @@ from headrace.planning import (
     memory_plan,
     prepare,
 )
+from headrace.programs import Program, Programs
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
 from headrace.targets.pack import Kernels
@@ -126,7 +127,7 @@ class Model:
         )
         self._weights = Weights(prepared.file, prepared.decoder, prepared.placed)
         self._weights.load(addresses, prepared.shape.threads, progress)
-        self._programs = plans.Programs(
+        self._programs = Programs(
             prepared.decoder, self._weights, prepared.target, addresses, prepared.shape
         )
         self._team = Team(addresses, prepared.shape.threads)
@@ -441,7 +442,7 @@ class Model:
         if out is not None:
             out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
 
-    def _run(self, program: plans.Program, n_tokens: int) -> bool:
+    def _run(self, program: Program, n_tokens: int) -> bool:
         seconds = max(
             self.plan.bytes_per_token / _SLOW_BYTES_S,
             self.plan.parameters * n_tokens / _SLOW_PRODUCTS_S if n_tokens > 1 else 0,

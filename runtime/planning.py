@@ -149,7 +149,7 @@ def memory_plan(
     weights = sum(one.n_bytes for one in p.placed)
     vectors = sum(padded16(v.size) * 4 for v in {v.name: v for v in d.vectors()}.values())
     kv = plans.kv_bytes(d, p.shape.context)
-    activations = sum(sizes.values())
+    activations = sum(sizes.values()) + sum(plans.table_sizes(d, p.shape).values())
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * d.vocabulary
     peak = weights + vectors + kv + activations + process
     tied = d.embedding.name == d.head.name
