@@ -58,6 +58,11 @@ class Target:
         return self.triple.split("-", 1)[0]
 
     @property
+    def word_bytes(self) -> int:
+        """Bytes of an address."""
+        return 4 if self.architecture in ("armv7a", "wasm32") else 8
+
+    @property
     def code_key(self) -> str:
         """All of the fields that decide a kernel's code, as text."""
         names = (one.name for one in fields(self) if one.name not in _NO_CODE)
