@@ -425,8 +425,8 @@ class Model:
             program = programs.decode if n == 1 else programs.short
         rows = programs.logits
         if wanted > 1:
-            padded = -(-wanted // rows.shape[0]) * rows.shape[0]
-            rows = np.empty((padded, rows.shape[1]), np.float32)
+            # Kernels write whole groups of tokens, none longer than the buffer.
+            rows = np.empty((wanted + rows.shape[0] - 1, rows.shape[1]), np.float32)
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]

@@ -8,7 +8,7 @@ coded weights are pairs of bytes ("q8x2"), so that their rounding does not show.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from headrace.families.decoder import Decoder, Layer, Rope
@@ -40,12 +40,13 @@ class Mode:
     Attributes:
         private: every thread makes its own inputs of products; for one token.
         pairs: activations of coded weights are "q8x2" instead of "q8".
-        columns: columns that products multiply at once, as inputs lie side by side.
+        columns: columns that products multiply at once, as inputs lie side by side; by the
+            activations of the format.
     """
 
     private: bool
     pairs: bool
-    columns: int
+    columns: Mapping[str, int]
 
     @property
     def large(self) -> bool:
@@ -58,7 +59,7 @@ class Mode:
 
     def group(self, kind: str) -> int:
         """Tokens that lie side by side in inputs of products: two columns each in "q8x2"."""
-        return max(1, self.columns // 2) if kind == "q8x2" else self.columns
+        return max(1, self.columns["q8"] // 2) if kind == "q8x2" else self.columns[kind]
 
     def operation(self, activation: str) -> str:
         """The kernel that multiplies them."""
@@ -68,10 +69,12 @@ class Mode:
 
 def modes(target: Target) -> dict[str, Mode]:
     """The programs of a target by name."""
+    one = {"q8": 1, "f32": 1}
+    columns = {activation: target.tokens(activation) for activation in one}
     return {
-        "decode": Mode(True, target.decode_pairs, 1),
-        "short": Mode(False, True, target.gemm_tokens),
-        "prefill": Mode(False, False, target.gemm_tokens),
+        "decode": Mode(True, target.decode_pairs, one),
+        "short": Mode(False, True, columns),
+        "prefill": Mode(False, False, columns),
     }
 
 
@@ -176,14 +179,14 @@ def buffer_sizes(
     placed = list(placed)
     # Kernels write whole groups of tokens, and attention reads whole blocks of queries.
     room = {
-        "": max(SHORT_TOKENS + target.gemm_tokens, shape.threads),
-        PREFILL: round_up(shape.chunk, attention_prefill.QUERIES) + target.gemm_tokens,
+        "": max(SHORT_TOKENS + target.most_tokens, shape.threads),
+        PREFILL: round_up(shape.chunk, attention_prefill.QUERIES) + target.most_tokens,
     }
     sizes = {
         "state": STATE_WORDS * 8,
         "ids": max(room.values()) * 8,
         "row": shape.threads * rows["row"] * 4,
-        "logits": target.gemm_tokens * rows["logits"] * 4,
+        "logits": target.most_tokens * rows["logits"] * 4,
         "zeros": max(padded16(m.rows) for m in decoder.matrices()) * 4,
         "scratch": shape.threads * scratch_bytes(decoder),
         "partial": heads * n_chunks(shape.context) * (head + 16) * 4,

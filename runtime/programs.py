@@ -47,7 +47,7 @@ class Programs:
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
         self.ids = self.buffers.view("ids", "i8")
-        self.logits = self.buffers.view("logits", "f4").reshape(target.gemm_tokens, -1)
+        self.logits = self.buffers.view("logits", "f4").reshape(target.most_tokens, -1)
         for rope, name in ropes_of(decoder).items():
             factors = None
             if rope.factors is not None:
