@@ -213,13 +213,12 @@ def _linear(
 def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
     # One column (or pair) at a time finds the weights of a strip in registers, and needs no more
     # than its own activations beside them. The weights of a long block do not fit.
-    by_one = target.gemm_lanes < TILE_ROWS or target.q8_in_registers
-    one = by_one and fmt.activation == "q8" and fmt.block == Q8_BLOCK
+    lanes = target.lanes(fmt.activation)
+    one = (lanes < TILE_ROWS or target.q8_in_registers) and fmt.activation == "q8"
     two = target.token_pairs and fmt.activation == "q8"
-    columns = (2 if two else 1) if one else ALL
-    return _linear(
-        fmt, target.gemm_tiles, target.gemm_tokens, pairs, target.gemm_lanes, columns, two
-    )
+    columns = (2 if two else 1) if one and fmt.block == Q8_BLOCK else ALL
+    tokens = target.tokens(fmt.activation)
+    return _linear(fmt, target.gemm_tiles, tokens, pairs, lanes, columns, two)
 
 
 def _tile(fmt: Format) -> KernelFunction:
@@ -363,7 +362,7 @@ def _linear_cases(fmt: Format, tokens: int, pairs: bool = False) -> Any:
     def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         import numpy as np
 
-        group = tokens or (target.gemm_tokens // 2 if pairs else target.gemm_tokens)
+        group = tokens or target.tokens(fmt.activation) // (2 if pairs else 1)
         for rows, blocks, n_tokens in ((16, 1, 1), (100, 3, group), (37, 2, 3 * group - 1)):
             n = fmt.block * blocks * (1 if fmt.block > 1 else 11)
             n_tokens = 1 if group == 1 else n_tokens

@@ -7,7 +7,7 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from headrace.targets.lowering import intrinsic_call, splat
+from headrace.targets.lowering import intrinsic_call, lanes, splat
 from headrace.targets.pieces import concat, cut
 
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
@@ -26,17 +26,16 @@ def _load_q8(b: ir.IRBuilder, p: ir.Value) -> list[ir.Value]:
     return [b.extract_value(loaded, i) for i in range(3)]
 
 
-def _smull_words(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
-    """Products of int16 lanes as int32; of a lane in every lane it is one instruction."""
-    out = [
-        intrinsic_call(b, "llvm.aarch64.neon.smull.v4i32", _Q32, list(row))
-        for row in zip(cut(b, x, 8), cut(b, y, 8), strict=True)
-    ]
-    return concat(b, out)
+def _shifted(b: ir.IRBuilder, word: ir.Value, bits: int) -> ir.Value:
+    """A word of 16 bits in every lane, shifted: one widening product by a lane of a register."""
+    half = ir.VectorType(_I16, 4)
+    rows = [splat(b, b.trunc(word, _I16), 4), ir.Constant(half, [1 << bits] * 4)]
+    four = intrinsic_call(b, "llvm.aarch64.neon.smull.v4i32", _Q32, rows)
+    return concat(b, [four] * (lanes() // 4))
 
 
 COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "load_q8": _load_q8}
-REGISTERS: Mapping[str, Callable[..., Any]] = {**COMMON, "widening_product": _smull_words}
+REGISTERS: Mapping[str, Callable[..., Any]] = {**COMMON, "shifted_word": _shifted}
 
 
 # --- dotprod: signed bytes, four at a time, into 32 bits ------------------------------------------
@@ -89,8 +88,8 @@ I8MM: Mapping[str, Callable[..., Any]] = {
 # --- without dotprod: byte products to 16 bits, pairs to 32 ---------------------------------------
 
 
-def _narrow(lanes: int) -> ir.Type:
-    return ir.VectorType(_I16, 4 * lanes)
+def _narrow(n_lanes: int) -> ir.Type:
+    return ir.VectorType(_I16, 4 * n_lanes)
 
 
 def _products(b: ir.IRBuilder, w: ir.Value, x: ir.Value) -> list[ir.Value]:

@@ -49,12 +49,15 @@ def find_linker(name: str = ELF) -> tuple[str, ...]:
     )
 
 
-def _link(options: Sequence[str], objects: Sequence[bytes], path: Path, linker: str) -> None:
+def _link(
+    options: Sequence[str], objects: Sequence[bytes], path: Path, linker: str,
+    more: Sequence[str] = (),
+) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
         files = [Path(folder, f"{i}.o") for i in range(len(objects))]
         for file, code in zip(files, objects, strict=True):
             file.write_bytes(code)
-        command = [*find_linker(linker), *options, "-o", str(path), *map(str, files)]
+        command = [*find_linker(linker), *options, "-o", str(path), *map(str, files), *more]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_LIMIT_S)
     if done.returncode:
         raise KernelError(f"{path.name} cannot be linked: {done.stderr.strip()}")
@@ -70,6 +73,39 @@ def link_static(
     """
     defined = [f"--defsym={name}={value}" for name, value in (symbols or {}).items()]
     _link(["-static", *defined], objects, path, ELF)
+
+
+# Code first, so that it reaches what it names; what may be larger than that reach comes last.
+_PROGRAM = """
+ENTRY(_start)
+PHDRS {{
+  text PT_LOAD FLAGS(5); rest PT_LOAD FLAGS(6); data PT_LOAD FLAGS(4); stack 0x6474e551 FLAGS(6);
+}}
+SECTIONS {{
+  . = {base};
+  .text : {{ *(.text .text.*) *(.rodata .rodata.*) }} :text
+  . = ALIGN(CONSTANT(MAXPAGESIZE));
+  .data : {{ *.o(.data .data.*) }} :rest
+  .bss : {{ *(.bss .bss.*) }} :rest
+  . = ALIGN(CONSTANT(MAXPAGESIZE));
+  .headrace : {{ {symbol} = .; *.bin(.data) }} :data
+  /DISCARD/ : {{ *(.ARM.exidx* .eh_frame* .comment .note*) }}
+}}
+"""
+_BASE = 0x400000
+
+
+def link_program(objects: Sequence[bytes], data: Path, symbol: str, path: Path) -> None:
+    """Link objects and a file of constants (*.bin), which `symbol` names, to a program at `path`.
+
+    Raises:
+        KernelError: there is no linker, or it finds an error.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
+        script = Path(folder, "program.ld")
+        script.write_text(_PROGRAM.format(base=_BASE, symbol=symbol))
+        options = ["-static", f"--script={script}", "--strip-all"]
+        _link(options, objects, path, ELF, ["--format=binary", str(data.resolve())])
 
 
 def link_shared(objects: Sequence[bytes], path: Path) -> None:

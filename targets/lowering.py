@@ -631,13 +631,11 @@ def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if _token_pairs[-1]:
         sums = [v for words in _pair_loads(b, entry, ty.count, False) for v in words[:2]]
         return _join(b, [b.shl(v, _constant("i32", bits - 3)) for v in sums])
-    own = _primitive("widening_product") if ty.in_registers else None
-    if own is None:
+    shift = _primitive("shifted_word")
+    if shift is None or _words_loader():
         words = _q8_words(b, entry, ty, offset)
         return _join(b, [b.shl(one, _constant("i32", bits)) for one in words])
-    factor = ir.Constant(ir.VectorType(_I16, lanes()), [1 << bits] * lanes())
-    halves = [b.trunc(word, _I16) for word in _q8_scalars(b, entry, ty, offset)]
-    return _join(b, [own(b, splat(b, half, lanes()), factor) for half in halves])
+    return _join(b, [shift(b, word, bits) for word in _q8_scalars(b, entry, ty, offset)])
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:

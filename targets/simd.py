@@ -519,7 +519,7 @@ def store_words(p: Any, a: Any, count: int, stride: Any) -> None:
 
 @_marker
 def dot_bias(bits: int) -> Any:
-    """What `dot4` adds to every weight code of `bits` bits before it multiplies (a constant).
+    """What `dot8` adds to every weight code of `bits` bits before it multiplies (a constant).
 
     `bits` is 4, 5 or 6 for unsigned codes (bias 0) and 8 for signed ones, where an instruction of
     unsigned by signed wants 128 added: start the sum at -dot_bias * (sum of activations) to
@@ -567,7 +567,7 @@ def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> 
 
 @_marker
 def dot_result(acc: Any, bits: int) -> Any:
-    """The int32 sums of a `dot_init` block that `dot4` filled with codes of `bits` bits."""
+    """The int32 sums of a `dot_init` block that `dot8` filled with codes of `bits` bits."""
     return _only_compiled()
 
 

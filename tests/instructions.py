@@ -24,7 +24,7 @@ def per_multiply_add(target: Target, operation: str, format_name: str) -> float:
     """Count one product of a matrix of zeros: its values decide nothing about what is executed."""
     fmt = FORMATS[format_name]
     kernel = kernels(fmt)[operation]
-    tokens = 1 if operation == "gemv" else target.gemm_tokens  # one group
+    tokens = 1 if operation == "gemv" else target.tokens(fmt.activation)  # one group
     weights = np.zeros(fmt.tiled_bytes(ROWS, INPUTS), np.uint8)
     entry = activation_bytes(fmt.activation, INPUTS) * tokens
     activations = np.zeros(entry, np.uint8)
