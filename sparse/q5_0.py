@@ -41,7 +41,7 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot16,
+    dot8,
     dot_init,
     dot_result,
     eights,
@@ -121,13 +121,13 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     high = load_u8(w + 32, tiles, stride)
     total = dot_init(q8_shifted(entry, 40, 4), tiles)
     # Bit g of a byte of `high` belongs to inputs 4g..4g+3: bring it to bit 4 of their codes.
-    v = load_eights(w + 96, tiles, stride)
     h = eights(high, shr_u8(high, 1))
-    low = and_u8(v, 15) | and_u8(shl_u8(h, 4), 16)
-    total = dot16(total, low, shr_u8(v, 4) | and_u8(h, 16), entry, 0, 5)
+    v = load_eights(w + 96, tiles, stride)
+    total = dot8(total, and_u8(v, 15) | and_u8(shl_u8(h, 4), 16), entry, 0, 5)
+    total = dot8(total, shr_u8(v, 4) | and_u8(h, 16), entry, 16, 5)
     v = load_eights(w + 224, tiles, stride)
-    low = and_u8(v, 15) | and_u8(shl_u8(h, 2), 16)
-    total = dot16(total, low, shr_u8(v, 4) | and_u8(shr_u8(h, 2), 16), entry, 8, 5)
+    total = dot8(total, and_u8(v, 15) | and_u8(shl_u8(h, 2), 16), entry, 8, 5)
+    total = dot8(total, shr_u8(v, 4) | and_u8(shr_u8(h, 2), 16), entry, 24, 5)
     scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 5)), acc)
 
