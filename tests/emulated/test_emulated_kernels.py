@@ -42,9 +42,11 @@ def rows() -> list[Any]:
 
 
 def too_old() -> list[Any]:
-    """Targets on CPUs that lack their instructions."""
+    """Targets on CPUs that lack their instructions, with a kernel that uses them."""
     return [
-        param(target, machine, ONE) for target in FOREIGN.values() for machine in target.too_old
+        param(target, machine, "gemm_q4_0" if target.token_pairs else ONE)
+        for target in FOREIGN.values()
+        for machine in target.too_old
     ]
 
 
