@@ -49,13 +49,24 @@ def find_linker(name: str = ELF) -> tuple[str, ...]:
     )
 
 
-def _link(options: Sequence[str], objects: Sequence[bytes], path: Path, linker: str) -> None:
+def _link(
+    options: Sequence[str],
+    objects: Sequence[bytes],
+    path: Path,
+    linker: str,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Run a linker; `files` are texts that the options name, beside the objects."""
     with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
-        files = [Path(folder, f"{i}.o") for i in range(len(objects))]
-        for file, code in zip(files, objects, strict=True):
-            file.write_bytes(code)
-        command = [*find_linker(linker), *options, "-o", str(path), *map(str, files)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_LIMIT_S)
+        names = [f"{i}.o" for i in range(len(objects))]
+        for name, code in zip(names, objects, strict=True):
+            Path(folder, name).write_bytes(code)
+        for name, text in (files or {}).items():
+            Path(folder, name).write_text(text)
+        command = [*find_linker(linker), *options, "-o", str(path.absolute()), *names]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=LINK_LIMIT_S
+        )
     if done.returncode:
         raise KernelError(f"{path.name} cannot be linked: {done.stderr.strip()}")
 
@@ -72,16 +83,18 @@ def link_static(
     _link(["-static", *defined], objects, path, ELF)
 
 
-def link_shared(objects: Sequence[bytes], path: Path) -> None:
-    """Link objects to a shared library at `path`; what they leave undefined, its user defines.
+def link_shared(objects: Sequence[bytes], path: Path, exports: Sequence[str]) -> None:
+    """Link objects to a shared library at `path` that needs no other and shows `exports` alone.
 
     Raises:
-        KernelError: there is no linker, or it finds an error.
+        KernelError: there is no linker, or it finds an error, such as an undefined symbol.
     """
     options = ["-shared", f"-soname={path.name}", "--hash-style=gnu", "--build-id=none"]
     # 16 KiB pages are what newer ARM systems have; relocations are done at once and then locked.
     options += ["-zmax-page-size=16384", "-zrelro", "-znow", "--strip-all"]
-    _link(options, objects, path, ELF)
+    options += ["--no-undefined", "--gc-sections", "--version-script=exports"]
+    shown = "".join(f" {name};" for name in exports)
+    _link(options, objects, path, ELF, {"exports": f"{{ global:{shown} local: *; }};"})
 
 
 def link_wasm(objects: Sequence[bytes], path: Path, exports: Sequence[str]) -> None:

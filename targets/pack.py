@@ -171,6 +171,7 @@ def build(
         KernelError: a kernel does not compile, or there is no linker.
         OSError: the folder cannot be written.
     """
+    from headrace.targets.freestanding import functions_object
     from headrace.targets.linker import link_shared
 
     folder = Path(folder)
@@ -181,7 +182,8 @@ def build(
     for target in targets:
         objects = KernelStore(target, n_workers).objects(kernels, _for_target(progress, target))
         path = folder / f"headrace-{target.name}.so"
-        link_shared([objects[kernel.name] for kernel in kernels], path)
+        codes = [*(objects[kernel.name] for kernel in kernels), functions_object(target)]
+        link_shared(codes, path, [symbol_of(kernel.name) for kernel in kernels])
         described[target.name] = {
             "file": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

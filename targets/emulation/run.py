@@ -14,6 +14,7 @@ from headrace.errors import KernelError
 from headrace.targets.emulation import wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.runtime import KERNEL, runtime_object
+from headrace.targets.freestanding import functions_object
 from headrace.targets.linker import find_linker, link_static
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
@@ -41,7 +42,8 @@ def why_not(machine: str) -> str | None:
 
 def link_kernel(kernel: str, code: bytes, target: Target, path: Path) -> None:
     """Link a kernel's object code with the program that calls it, as an executable at `path`."""
-    link_static([runtime_object(target), code], path, {KERNEL: symbol_of(kernel)})
+    objects = [runtime_object(target), functions_object(target), code]
+    link_static(objects, path, {KERNEL: symbol_of(kernel)})
 
 
 def run_image(command: Sequence[str], image: Image, what: str) -> None:

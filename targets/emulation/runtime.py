@@ -14,7 +14,6 @@ from functools import cache
 
 from headrace.errors import KernelError
 from headrace.targets import backend
-from headrace.targets.arm_helpers import HELPERS
 from headrace.targets.target import Target
 
 ROOM = 128 << 20  # bytes of the largest image; untouched pages cost nothing
@@ -30,7 +29,6 @@ class System:
         word: LLVM's type of a register.
         call: machine code of a function of (number, 3 arguments).
         start: machine code in front of the program that makes the stack as its functions want it.
-        helpers: functions in IR that LLVM calls for what the architecture has no instruction for.
         read, write, exit: numbers of the system calls.
     """
 
@@ -40,7 +38,6 @@ class System:
     write: int
     exit: int
     start: bytes = b""
-    helpers: str = ""
 
 
 def _words(*words: int) -> bytes:
@@ -63,7 +60,6 @@ SYSTEMS = {
         read=3,
         write=4,
         exit=1,
-        helpers=HELPERS,
     ),
     # mv a7, a0; mv a0, a1; mv a1, a2; mv a2, a3; ecall; ret
     "riscv64": System(
@@ -211,43 +207,7 @@ define void @_start() noinline {start}{{
   call void @exit_with({w} 0)
   unreachable
 }}
-
-; What LLVM makes of loops that fill or copy; volatile, or it would make calls of these as well.
-define ptr @memset(ptr %to, i32 %value, {w} %n) noinline "no-builtins" {{
-entry:
-  %byte = trunc i32 %value to i8
-  br label %next
-next:
-  %i = phi {w} [ 0, %entry ], [ %more, %step ]
-  %end = icmp eq {w} %i, %n
-  br i1 %end, label %done, label %step
-step:
-  %at = getelementptr i8, ptr %to, {w} %i
-  store volatile i8 %byte, ptr %at
-  %more = add {w} %i, 1
-  br label %next
-done:
-  ret ptr %to
-}}
-
-define ptr @memcpy(ptr %to, ptr %from, {w} %n) noinline "no-builtins" {{
-entry:
-  br label %next
-next:
-  %i = phi {w} [ 0, %entry ], [ %more, %step ]
-  %end = icmp eq {w} %i, %n
-  br i1 %end, label %done, label %step
-step:
-  %source = getelementptr i8, ptr %from, {w} %i
-  %byte = load volatile i8, ptr %source
-  %at = getelementptr i8, ptr %to, {w} %i
-  store volatile i8 %byte, ptr %at
-  %more = add {w} %i, 1
-  br label %next
-done:
-  ret ptr %to
-}}
-{system.helpers}"""
+"""
 
 
 @cache

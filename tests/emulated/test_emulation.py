@@ -18,7 +18,7 @@ from headrace.targets.emulation.run import run, why_not
 from headrace.targets.host import same_architecture
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target, all_targets
-from headrace.targets.vector_length import READ_BITS
+from headrace.targets.vector_length import READ_BYTES
 
 EVERY = [param(target, target.machines[0]) for target in FOREIGN.values()]
 FIRST = EVERY[:1]
@@ -172,11 +172,23 @@ def test_without_a_linker_the_error_says_how_to_get_one(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("target_name", "machine"), VECTORS)
 def test_the_length_of_vectors_is_read(target_name: str, machine: str) -> None:
-    target, name = FOREIGN[target_name], "vector_bits"
-    code = backend.emit_object(READ_BITS.format(symbol=symbol_of(name)), target, name)
-    bits = np.zeros(1, np.int64)
-    run(name, code, target, machine, [([bits], 1)])
-    assert bits[0] == int(machine.rpartition("vlen=")[2])
+    target, name = FOREIGN[target_name], "vector_bytes"
+    text = f"""
+define internal i64 @read() noinline optnone align 16 \
+prologue {backend.constant_bytes(READ_BYTES)} {{
+  unreachable
+}}
+
+define void @{symbol_of(name)}(ptr %args, i64 %thread, i64 %threads) {{
+  %to = load ptr, ptr %args
+  %n = call i64 @read()
+  store i64 %n, ptr %to
+  ret void
+}}
+"""
+    found = np.zeros(1, np.int64)
+    run(name, backend.emit_plain(text, target), target, machine, [([found], 1)])
+    assert 8 * found[0] == int(machine.rpartition("vlen=")[2])
 
 
 def test_instructions_on_register_groups_count_as_many() -> None:
