@@ -20,6 +20,7 @@ from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
 from headrace.targets.cache import KernelStore
 from headrace.targets.keys import kernel_key
+from headrace.targets.need import compiler_needed
 from headrace.targets.table import Kernel, symbol_of
 from headrace.targets.target import Target
 
@@ -168,12 +169,14 @@ def build(
     """Compile and link a pack; gives its folder. The manifest is written last.
 
     Raises:
-        KernelError: a kernel does not compile, or there is no linker.
+        KernelError: a kernel does not compile; or there is no compiler or no linker.
         OSError: the folder cannot be written.
     """
-    from headrace.targets.freestanding import functions_object
-    from headrace.targets.linker import link_shared
+    with compiler_needed():
+        from headrace.targets.freestanding import functions_object
+    from headrace.targets.linker import find_linker, link_shared
 
+    find_linker()  # compiling takes a minute: better now than after it
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # it would describe other libraries

@@ -7,7 +7,8 @@ import numpy as np
 from headrace.sparse.linear import activation_bytes, kernels
 from headrace.sparse.registry import FORMATS
 from headrace.targets.cache import KernelStore
-from headrace.targets.emulation.count import NATIVE, count_instructions
+from headrace.targets.emulation.count import count_instructions
+from headrace.targets.emulation.machines import NATIVE
 from headrace.targets.host import same_architecture
 from headrace.targets.target import Target
 

@@ -24,6 +24,7 @@ from headrace.errors import KernelError
 from headrace.folders import cache_root
 from headrace.targets.emulation import lmul, wasm
 from headrace.targets.emulation.image import Image, Launch
+from headrace.targets.emulation.machines import NATIVE
 from headrace.targets.emulation.run import link_kernel, run_image
 from headrace.targets.emulation.stepping import count_steps
 from headrace.targets.emulation.symbols import code_between, function_range
@@ -31,7 +32,6 @@ from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
 BUILD_LIMIT_S = 120.0
-NATIVE = ""
 
 
 def _compilers() -> list[list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -15,7 +14,7 @@ from headrace.targets.emulation import wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.runtime import KERNEL, runtime_object
 from headrace.targets.freestanding import functions_object
-from headrace.targets.linker import find_linker, link_static
+from headrace.targets.linker import link_static
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -24,20 +23,6 @@ RUN_LIMIT_S = 300.0
 
 class IllegalInstructionError(KernelError):
     """A kernel uses an instruction that the emulated CPU does not have."""
-
-
-def why_not(machine: str) -> str | None:
-    """What is missing to run kernels on a machine (a command line); None when nothing is."""
-    if machine == wasm.MACHINE:
-        return wasm.why_not()
-    for emulator in shlex.split(machine)[:1]:  # none: this CPU
-        if shutil.which(emulator) is None:
-            return f"{emulator} is not installed (Debian's package qemu-user)"
-    try:
-        find_linker()
-    except KernelError as error:
-        return str(error)
-    return None
 
 
 def link_kernel(kernel: str, code: bytes, target: Target, path: Path) -> None:

@@ -14,7 +14,8 @@ from headrace.targets import backend, linker
 from headrace.targets.emulation import lmul
 from headrace.targets.emulation.count import count_instructions, plugin
 from headrace.targets.emulation.image import Image
-from headrace.targets.emulation.run import run, why_not
+from headrace.targets.emulation.machines import why_not
+from headrace.targets.emulation.run import run
 from headrace.targets.host import same_architecture
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target, all_targets
