@@ -207,6 +207,11 @@ def _for_target(progress: Progress | None, target: Target) -> Progress | None:
     return lambda done, total, what: progress(done, total, f"{what} for {target.name}")
 
 
+def packable(target: Target) -> bool:
+    """Has the target's system shared libraries?"""
+    return "-linux" in target.triple
+
+
 def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Target]:
     """The targets that `headrace targets build --target WHAT --cpu CPU` means, the best last.
 

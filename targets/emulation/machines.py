@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import shutil
+import sys
 
 from headrace.errors import KernelError
 from headrace.targets.emulation import wasm
@@ -21,6 +22,8 @@ def why_not(machine: str) -> str | None:
         return f"{' and '.join(missing)} not installed (`pip install {' '.join(missing)}`)"
     if machine == wasm.MACHINE and importlib.util.find_spec("wasmtime") is None:
         return "wasmtime is not installed (`pip install wasmtime`)"
+    if machine == NATIVE and not sys.platform.startswith("linux"):
+        return "a kernel runs as a program of its own on Linux only"
     emulator = shlex.split(machine)[:1] if machine != wasm.MACHINE else []
     if emulator and shutil.which(emulator[0]) is None:
         return f"{emulator[0]} is not installed (Debian's package qemu-user)"

@@ -11,7 +11,7 @@ from foreign import FOREIGN, param
 
 from headrace.errors import KernelError
 from headrace.targets import backend, linker
-from headrace.targets.emulation import lmul
+from headrace.targets.emulation import lmul, wasm
 from headrace.targets.emulation.count import count_instructions, plugin
 from headrace.targets.emulation.image import Image
 from headrace.targets.emulation.machines import why_not
@@ -118,16 +118,20 @@ def test_both_ways_of_counting_agree(target_name: str, machine: str) -> None:
     if plugin() is None:
         pytest.skip("no C compiler builds the plugin")
     code, counts = sum_up(target), []
+    loaded: list[Any] = []
     for n in (3, 103):
         numbers = np.zeros(200, np.int64)
         for compiled in (True, False):
             count = count_instructions(
                 "sum_up", code, target, machine, [([numbers, n, 1.5], 1)], compiled_plugin=compiled
             )
-            counts.append(count)
+            counts.append(count.instructions)
+            loaded.append(count.loaded_bytes)
     assert counts[0] == counts[1]
     assert counts[2] == counts[3]
     assert 2 * 100 <= counts[2] - counts[0] <= 16 * 100  # a load and an addition at least
+    if machine != wasm.MACHINE:
+        assert loaded[2] - loaded[0] == 8 * 100
 
 
 @pytest.mark.skipif(not same_architecture(all_targets()["x86-64-v2"]), reason="x86-64 only")
@@ -137,7 +141,8 @@ def test_native_steps_are_counted() -> None:
     for n in (3, 103):
         numbers = np.zeros(200, np.int64)
         launch = ([numbers, n, 1.5], 1)
-        counts.append(count_instructions("sum_up", sum_up(target), target, "", [launch]))
+        count = count_instructions("sum_up", sum_up(target), target, "", [launch])
+        counts.append(count.instructions)
     assert 1 * 100 <= counts[1] - counts[0] <= 8 * 100  # an addition from memory at least
 
 
