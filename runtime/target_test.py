@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.costs import OPERATIONS, cost, machine_for
 from headrace.errors import KernelError
 from headrace.sparse.registry import FORMATS
-from headrace.targets.emulation.cases import run_cases
 from headrace.targets.emulation.machines import NATIVE, why_not
 from headrace.targets.features import host_features
 from headrace.targets.host import runnable_targets, same_architecture
@@ -61,6 +59,8 @@ def outcomes(targets: Iterable[Target], kernels: Iterable[Kernel]) -> Iterator[O
 
 
 def _run(kernel: Kernel, target: Target, machine: str) -> tuple[str, str]:
+    from headrace.targets.emulation.cases import run_cases  # needs llvmlite
+
     if next(kernel.cases(target, np.random.default_rng(1)), None) is None:
         return "skipped", "it has no cases of its own: it runs whole models"
     try:
@@ -79,6 +79,8 @@ def report(target: Target, kernels: Iterable[Kernel]) -> dict[str, Any]:
     Raises:
         KernelError: something cannot be compiled, run or counted here.
     """
+    from headrace.costs import OPERATIONS, cost, machine_for  # needs llvmlite
+
     rows: list[dict[str, Any]] = []
     for name in FORMATS:
         row: dict[str, Any] = {"format": name}

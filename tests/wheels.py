@@ -17,14 +17,19 @@ FOLDERS = ("runtime", "loaders", "sparse", "offload", "targets")
 COMPILER = ("numba", "llvmlite")
 
 
-def build_wheel(folder: Path, packs: Iterable[tuple[str, Path]] = ()) -> Path:
-    """Build the wheel in an empty folder, with (architecture, folder) kernel packs inside."""
-    for name in (*FOLDERS, "pyproject.toml", "README.md", "LICENSE"):
+def copy_sources(folder: Path) -> None:
+    """Copy what a wheel is built from, without kernel packs."""
+    for name in (*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "Makefile"):
         source, copy = ROOT / name, folder / name
         if source.is_dir():
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "packs"))
         else:
             shutil.copy(source, copy)
+
+
+def build_wheel(folder: Path, packs: Iterable[tuple[str, Path]] = ()) -> Path:
+    """Build the wheel in an empty folder, with (architecture, folder) kernel packs inside."""
+    copy_sources(folder)
     for architecture, pack in packs:
         shutil.copytree(pack, folder / "targets" / "packs" / architecture)
     done = subprocess.run(
