@@ -212,7 +212,8 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
     """Build a kernel pack: shared libraries for devices that have no compiler.
 
     TARGET is a target's name (see `targets list`) or an architecture, such as aarch64-linux: then
-    the pack has all of its CPU levels, or with --cpu those up to that CPU's.
+    the pack has all of its CPU levels, or with --cpu those up to that CPU's. aarch64 and x86_64
+    also with -macos and -windows.
     """
     from headrace.kernels.table import kernel_table
     from headrace.targets.pack import build, choose

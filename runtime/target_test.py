@@ -15,7 +15,8 @@ from headrace.sparse.registry import FORMATS
 from headrace.targets.emulation.machines import NATIVE, why_not
 from headrace.targets.features import host_features
 from headrace.targets.host import runnable_targets, same_architecture
-from headrace.targets.pack import build, packable
+from headrace.targets.pack import build
+from headrace.targets.systems import system_of
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
 
@@ -38,9 +39,11 @@ class Outcome:
 
 def machines_of(target: Target) -> list[tuple[str, str | None]]:
     """Where a target can be proven, each with what is missing for it here (None: nothing)."""
+    if system_of(target) != "linux":
+        return [(NATIVE, "kernels are run on Linux only")]
     if not same_architecture(target):
         return [(machine, why_not(machine)) for machine in target.machines]
-    if target in runnable_targets():
+    if target.name in {one.name for one in runnable_targets()}:
         return [(NATIVE, why_not(NATIVE))]
     return [(NATIVE, "this CPU lacks " + ", ".join(sorted(target.needs - host_features())))]
 
@@ -95,7 +98,7 @@ def report(target: Target, kernels: Iterable[Kernel]) -> dict[str, Any]:
 
 
 def _pack_bytes(target: Target, kernels: Iterable[Kernel]) -> int | None:
-    if not packable(target):
+    if target.architecture == "wasm32":  # has no shared libraries
         return None
     with tempfile.TemporaryDirectory(prefix="headrace-report-") as folder:
         build([target], list(kernels), folder)

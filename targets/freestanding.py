@@ -9,10 +9,21 @@ from functools import cache
 
 from headrace.targets import backend
 from headrace.targets.arm_helpers import HELPERS
+from headrace.targets.systems import system_of
 from headrace.targets.target import Target
 
-# By architecture: what is needed besides filling and copying.
+# What is needed besides filling and copying, by architecture and by system.
 _MORE = {"armv7a": HELPERS}
+_CLEAR = """
+define hidden void @{name}(ptr %to, i64 %n) "no-builtins" {{
+  %end = call ptr @memset(ptr %to, i32 0, i64 %n)
+  ret void
+}}
+"""
+_OF_SYSTEM = {
+    "macos": _CLEAR.format(name="bzero") + _CLEAR.format(name="__bzero"),
+    "windows": "@_fltused = global i32 0\n",  # says that a program uses floats
+}
 _NARROW = {"armv7a"}  # addresses of 32 bits
 
 # 16 bytes at a time, then single ones. LLVM makes no call of memset of a loop in memset.
@@ -81,5 +92,6 @@ def functions_object(target: Target) -> bytes:
     """Object code of the functions, to be linked with kernels of a target."""
     narrow = target.architecture in _NARROW
     text = _TEXT.format(w="i32" if narrow else "i64") + _MORE.get(target.architecture, "")
+    text += _OF_SYSTEM.get(system_of(target), "")
     code: bytes = backend.target_machine(target, 2).emit_object(backend.parse(text, target))
     return code
