@@ -233,6 +233,38 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
     return 0
 
 
+def targets_export(
+    *, model: str, target: str, output: str, cpu: str | None, context: int | None
+) -> int:
+    """Make a static executable of a model for Linux: no Python, no libc, no other file.
+
+    It continues token ids: `./smol --ids 504,3575,282,4649,314 -n 16`. TARGET is a target's name
+    (see `targets list`) or an architecture, such as aarch64-linux: then the executable is for any
+    CPU of it, or with --cpu for that one and better ones.
+    """
+    from headrace.standalone.export import export
+    from headrace.targets.pack import choose
+    from headrace.targets.target import all_targets
+    from headrace.team import default_threads
+
+    fitting = choose(all_targets().values(), target, cpu)
+    chosen = fitting[0] if cpu is None else fitting[-1]
+    path = _path(model)
+    try:
+        with progress_bar() as progress:
+            made = export(
+                path, chosen, output, context=context, n_workers=default_threads(),
+                progress=progress,
+            )  # fmt: skip
+    except OSError as error:
+        raise HeadraceError(f"cannot write {output}: {error.strerror or error}") from error
+    say(
+        f"{made.path}: {format_size(made.file_bytes)} for {chosen.name} ({chosen.cpu}), "
+        f"{format_size(made.buffer_bytes)} of buffers for {made.context} tokens"
+    )
+    return 0
+
+
 def targets_test(*, target: str | None, kernel: str | None, report: bool, json: bool) -> int:
     """Prove kernels on this CPU and on emulated ones: every case against its numpy reference.
 
@@ -364,6 +396,22 @@ COMMANDS: dict[str, Command] = {
             ),
             Opt("output", str, REQUIRED, "the folder to write", ("-o", "--output")),
             Opt("cpu", str, None, "up to this CPU's level, such as cortex-a76", ("--cpu",)),
+        ),
+    ),
+    "targets export": Command(
+        targets_export,
+        (
+            _MODEL,
+            Opt(
+                "target",
+                str,
+                REQUIRED,
+                "a target, or an architecture: aarch64-linux",
+                ("--target",),
+            ),
+            Opt("output", str, REQUIRED, "the executable to write", ("-o", "--output")),
+            Opt("cpu", str, None, "for this CPU, such as cortex-a76, and later", ("--cpu",)),
+            _CONTEXT,
         ),
     ),
     "targets test": Command(

@@ -44,7 +44,7 @@ def cost(target: Target, operation: str, format_name: str) -> Cost:
     """
     fmt = FORMATS[format_name]
     kernel = kernels(fmt)[operation]
-    tokens = 1 if operation == "gemv" else target.gemm_tokens  # one group
+    tokens = 1 if operation == "gemv" else target.tokens(fmt.activation)  # one group
     weights = np.zeros(fmt.tiled_bytes(ROWS, INPUTS), np.uint8)
     entry = activation_bytes(fmt.activation, INPUTS) * tokens
     activations = np.zeros(entry, np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -36,6 +36,16 @@ def _map(n_bytes: int) -> mmap.mmap:
         ) from error
 
 
+def offsets_of(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Where pieces of these sizes begin when they lie behind each other, aligned; all bytes."""
+    offsets = {}
+    total = 0
+    for name, size in sizes.items():
+        offsets[name] = total
+        total += _round_up(size)
+    return offsets, total
+
+
 class Arena:
     """Named, aligned pieces of one anonymous mapping, on huge pages where the system has them.
 
@@ -47,11 +57,7 @@ class Arena:
     """
 
     def __init__(self, sizes: dict[str, int], *, huge: bool = True) -> None:
-        offsets = {}
-        total = 0
-        for name, size in sizes.items():
-            offsets[name] = total
-            total += _round_up(size)
+        offsets, total = offsets_of(sizes)
         self.n_bytes = total
         self._sizes = dict(sizes)
         self._offsets = offsets

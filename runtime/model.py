@@ -35,6 +35,7 @@ from headrace.planning import (
     memory_plan,
     prepare,
 )
+from headrace.programs import Program, Programs
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
 from headrace.targets.pack import Kernels
@@ -126,7 +127,7 @@ class Model:
         )
         self._weights = Weights(prepared.file, prepared.decoder, prepared.placed)
         self._weights.load(addresses, prepared.shape.threads, progress)
-        self._programs = plans.Programs(
+        self._programs = Programs(
             prepared.decoder, self._weights, prepared.target, addresses, prepared.shape
         )
         self._team = Team(addresses, prepared.shape.threads)
@@ -424,8 +425,8 @@ class Model:
             program = programs.decode if n == 1 else programs.short
         rows = programs.logits
         if wanted > 1:
-            padded = -(-wanted // rows.shape[0]) * rows.shape[0]
-            rows = np.empty((padded, rows.shape[1]), np.float32)
+            # Kernels write whole groups of tokens, none longer than the buffer.
+            rows = np.empty((wanted + rows.shape[0] - 1, rows.shape[1]), np.float32)
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]
@@ -441,7 +442,7 @@ class Model:
         if out is not None:
             out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
 
-    def _run(self, program: plans.Program, n_tokens: int) -> bool:
+    def _run(self, program: Program, n_tokens: int) -> bool:
         seconds = max(
             self.plan.bytes_per_token / _SLOW_BYTES_S,
             self.plan.parameters * n_tokens / _SLOW_PRODUCTS_S if n_tokens > 1 else 0,

@@ -89,14 +89,14 @@ class Prepared:
     placed: list[PlacedMatrix]
     target: Target
     shape: plans.Shape
-    pack: Pack | None  # the kernel pack that was asked for
+    pack: Pack | None = None  # the kernel pack that was asked for
 
 
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,
     activations: Activations = "q8", kernels: str | Path | None = None,
 ) -> Prepared:  # fmt: skip
-    """Read a header and decide sizes; nothing large is read or allocated.
+    """Read a header and decide sizes for this machine; nothing large is read or allocated.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
@@ -104,26 +104,39 @@ def prepare(
         KernelError: the target is unknown or cannot run here, or `kernels` is no usable pack.
     """
     pack = None if kernels is None else Pack(kernels)
-    file = open_model(path)
-    decoder = describe(file)
-    placed = place(file, decoder, activations)
-    chosen = pick_target(target, None if pack is None else pack.levels)
-    if activations == "f32":
-        chosen = replace(chosen, bf16_dot=False)  # float32 throughout
     if activations not in get_args(Activations):
         raise ValueError(f"activations must be 'q8' or 'f32', not {activations!r}")
-    if context is not None and whole("context", context, low=1) > decoder.context:
-        raise ContextOverflowError(
-            f"{path}: a context of {context} tokens is longer than the {decoder.context} that the "
-            f"model was trained for; ask for {decoder.context} or fewer"
-        )
-    wanted = min(decoder.context, DEFAULT_CONTEXT) if context is None else context
+    file = open_model(path)
+    chosen = pick_target(target, None if pack is None else pack.levels)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
-    chunk = _chunk(decoder, placed, chosen, wanted, n_threads)
-    return Prepared(file, decoder, placed, chosen, plans.Shape(wanted, chunk, n_threads), pack)
+    return replace(prepare_for(chosen, file, context, n_threads, activations), pack=pack)
+
+
+def prepare_for(
+    target: Target, file: ModelFile, context: int | None, threads: int,
+    activations: Activations = "q8",
+) -> Prepared:  # fmt: skip
+    """The same for any machine.
+
+    Raises:
+        ModelFileError, UnsupportedError: the file cannot be used.
+        ContextOverflowError: the context asked for is longer than the model's.
+    """
+    decoder = describe(file)
+    placed = place(file, decoder, activations)
+    if activations == "f32":
+        target = replace(target, bf16_dot=False)  # float32 throughout
+    if context is not None and whole("context", context, low=1) > decoder.context:
+        raise ContextOverflowError(
+            f"{file.paths[0]}: a context of {context} tokens is longer than the {decoder.context} "
+            f"that the model was trained for; ask for {decoder.context} or fewer"
+        )
+    wanted = min(decoder.context, DEFAULT_CONTEXT) if context is None else context
+    chunk = _chunk(decoder, placed, target, wanted, threads)
+    return Prepared(file, decoder, placed, target, plans.Shape(wanted, chunk, threads))
 
 
 def _chunk(
@@ -150,7 +163,7 @@ def memory_plan(
     weights = sum(one.n_bytes for one in p.placed)
     vectors = sum(padded16(v.size) * 4 for v in {v.name: v for v in d.vectors()}.values())
     kv = plans.kv_bytes(d, p.shape.context)
-    activations = sum(sizes.values())
+    activations = sum(sizes.values()) + sum(plans.table_sizes(d, p.shape).values())
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * d.vocabulary
     peak = weights + vectors + kv + activations + process
     tied = d.embedding.name == d.head.name

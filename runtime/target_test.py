@@ -16,7 +16,7 @@ from headrace.targets.emulation.machines import NATIVE, why_not
 from headrace.targets.features import host_features
 from headrace.targets.host import runnable_targets, same_architecture
 from headrace.targets.pack import build
-from headrace.targets.systems import system_of
+from headrace.targets.systems import system_name
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
 
@@ -39,7 +39,7 @@ class Outcome:
 
 def machines_of(target: Target) -> list[tuple[str, str | None]]:
     """Where a target can be proven, each with what is missing for it here (None: nothing)."""
-    if system_of(target) != "linux":
+    if system_name(target) != "linux":
         return [(NATIVE, "kernels are run on Linux only")]
     if not same_architecture(target):
         return [(machine, why_not(machine)) for machine in target.machines]

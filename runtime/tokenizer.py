@@ -254,9 +254,11 @@ class Tokenizer:
         piece = self.token_bytes(token)
         if token in self._special:
             return b"" if skip_special and token in self._hidden else piece
-        if self._vocabulary.add_space_prefix and (after is None or after in self._special):
-            return piece.removeprefix(b" ")
-        return piece
+        return piece.removeprefix(b" ") if self.drops_space(after) else piece
+
+    def drops_space(self, after: int | None) -> bool:
+        """Whether a space that begins the text of the token behind this one is dropped."""
+        return self._vocabulary.add_space_prefix and (after is None or after in self._special)
 
 
 def _mixed_bytes(text: str) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from headrace.plan import Program
+from headrace.programs import Program
 
 
 class Trace:

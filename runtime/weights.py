@@ -160,7 +160,8 @@ class Weights:
         done, lock = 0, threading.Lock()
         with TensorReader() as reader:
             for vector in self._vectors:
-                self.vectors.view(vector.name, "f4")[: vector.size] = self._vector(reader, vector)
+                floats = read_vector(self._model, reader, vector)
+                self.vectors.view(vector.name, "f4")[: vector.size] = floats
 
             def work(job: _Job) -> None:
                 nonlocal done
@@ -176,12 +177,6 @@ class Weights:
             _share(jobs, work, n_threads, report)
         if progress is not None:
             progress(total, total, "loading weights")
-
-    def _vector(self, reader: TensorReader, vector: Vector) -> np.ndarray:
-        info = tensor_of(self._model, vector)
-        raw = np.empty(info.n_bytes, np.uint8)
-        reader.readinto(info, 0, raw)
-        return _as_floats(raw[None], info.type)[0]
 
     def _piece(
         self,
@@ -210,6 +205,14 @@ class Weights:
                 n_tiles,
             ],
         )
+
+
+def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.ndarray:
+    """A vector of the file: float32 [size]."""
+    info = tensor_of(model, vector)
+    raw = np.empty(info.n_bytes, np.uint8)
+    reader.readinto(info, 0, raw)
+    return _as_floats(raw[None], info.type)[0]
 
 
 def read_tiled(reader: TensorReader, placed: PlacedMatrix) -> Iterator[np.ndarray]:

@@ -205,9 +205,10 @@ def _linear(
 def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
     # One column at a time finds the weights of a strip in registers, and needs no more than one
     # column's activations beside them. The weights of a long block do not fit.
-    one = target.gemm_lanes < TILE_ROWS and fmt.block == Q8_BLOCK
-    columns = 1 if one else ALL
-    return _linear(fmt, target.gemm_tiles, target.gemm_tokens, pairs, target.gemm_lanes, columns)
+    lanes = target.lanes(fmt.activation)
+    columns = 1 if lanes < TILE_ROWS and fmt.block == Q8_BLOCK else ALL
+    tokens = target.tokens(fmt.activation)
+    return _linear(fmt, target.gemm_tiles, tokens, pairs, lanes, columns)
 
 
 def _tile(fmt: Format) -> KernelFunction:
@@ -351,7 +352,7 @@ def _linear_cases(fmt: Format, tokens: int, pairs: bool = False) -> Any:
     def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         import numpy as np
 
-        group = tokens or (target.gemm_tokens // 2 if pairs else target.gemm_tokens)
+        group = tokens or target.tokens(fmt.activation) // (2 if pairs else 1)
         for rows, blocks, n_tokens in ((16, 1, 1), (100, 3, group), (37, 2, 3 * group - 1)):
             n = fmt.block * blocks * (1 if fmt.block > 1 else 11)
             n_tokens = 1 if group == 1 else n_tokens

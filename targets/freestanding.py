@@ -1,6 +1,7 @@
 """Functions that LLVM calls by itself, so that kernels are linked with no library of a system.
 
-They fill and copy memory, and do what an architecture has no instruction for.
+They fill and copy memory, look for the end of a text, and do what an architecture has no
+instruction for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from functools import cache
 
 from headrace.targets import backend
 from headrace.targets.arm_helpers import HELPERS
-from headrace.targets.systems import system_of
+from headrace.targets.systems import system_name
 from headrace.targets.target import Target
 
 # What is needed besides filling and copying, by architecture and by system.
@@ -24,7 +25,6 @@ _OF_SYSTEM = {
     "macos": _CLEAR.format(name="bzero") + _CLEAR.format(name="__bzero"),
     "windows": "@_fltused = global i32 0\n",  # says that a program uses floats
 }
-_NARROW = {"armv7a"}  # addresses of 32 bits
 
 # 16 bytes at a time, then single ones. LLVM makes no call of memset of a loop in memset.
 _TEXT = """
@@ -84,14 +84,27 @@ step:
 done:
   ret ptr %to
 }}
+
+define hidden {w} @strlen(ptr %text) "no-builtins" {{
+entry:
+  br label %next
+next:
+  %i = phi {w} [ 0, %entry ], [ %more, %next ]
+  %more = add {w} %i, 1
+  %at = getelementptr i8, ptr %text, {w} %i
+  %byte = load i8, ptr %at
+  %end = icmp eq i8 %byte, 0
+  br i1 %end, label %done, label %next
+done:
+  ret {w} %i
+}}
 """
 
 
 @cache
 def functions_object(target: Target) -> bytes:
     """Object code of the functions, to be linked with kernels of a target."""
-    narrow = target.architecture in _NARROW
-    text = _TEXT.format(w="i32" if narrow else "i64") + _MORE.get(target.architecture, "")
-    text += _OF_SYSTEM.get(system_of(target), "")
+    text = _TEXT.format(w=f"i{8 * target.word_bytes}") + _MORE.get(target.architecture, "")
+    text += _OF_SYSTEM.get(system_name(target), "")
     code: bytes = backend.target_machine(target, 2).emit_object(backend.parse(text, target))
     return code

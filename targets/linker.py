@@ -54,8 +54,9 @@ def _link(
     path: Path,
     linker: str,
     files: Mapping[str, str] | None = None,
+    more: Sequence[str] = (),
 ) -> None:
-    """Run a linker; `files` are texts that the options name, beside the objects."""
+    """Run a linker; `files` are texts that the options name, `more` is what follows the objects."""
     with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
         names = [f"{i}.o" for i in range(len(objects))]
         for name, code in zip(names, objects, strict=True):
@@ -63,7 +64,7 @@ def _link(
         for name, text in (files or {}).items():
             Path(folder, name).write_text(text)
         out = [f"/out:{path.absolute()}"] if linker == PE else ["-o", str(path.absolute())]
-        command = [*find_linker(linker), *options, *out, *names]
+        command = [*find_linker(linker), *options, *out, *names, *more]
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=LINK_LIMIT_S
         )
@@ -81,6 +82,38 @@ def link_static(
     """
     defined = [f"--defsym={name}={value}" for name, value in (symbols or {}).items()]
     _link(["-static", *defined], objects, path, ELF)
+
+
+# Code first, so that it reaches what it names; what may be larger than that reach comes last.
+_PROGRAM = """
+ENTRY(_start)
+PHDRS {{
+  text PT_LOAD FLAGS(5); rest PT_LOAD FLAGS(6); data PT_LOAD FLAGS(4); stack 0x6474e551 FLAGS(6);
+}}
+SECTIONS {{
+  . = {base};
+  .text : {{ *(.text .text.*) *(.rodata .rodata.*) }} :text
+  . = ALIGN(CONSTANT(MAXPAGESIZE));
+  .data : {{ *.o(.data .data.*) }} :rest
+  .bss : {{ *(.bss .bss.*) }} :rest
+  . = ALIGN(CONSTANT(MAXPAGESIZE));
+  .headrace : {{ {symbol} = .; *.bin(.data) }} :data
+  /DISCARD/ : {{ *(.ARM.exidx* .eh_frame* .comment .note*) }}
+}}
+"""
+_BASE = 0x400000
+
+
+def link_program(objects: Sequence[bytes], data: Path, symbol: str, path: Path) -> None:
+    """Link objects and a file of constants (*.bin), which `symbol` names, to a program at `path`.
+
+    Raises:
+        KernelError: there is no linker, or it finds an error.
+    """
+    script = _PROGRAM.format(base=_BASE, symbol=symbol)
+    options = ["-static", "--script=program.ld", "--strip-all"]
+    binary = ["--format=binary", str(data.resolve())]
+    _link(options, objects, path, ELF, {"program.ld": script}, binary)
 
 
 def link_shared(objects: Sequence[bytes], path: Path, exports: Sequence[str], triple: str) -> None:

@@ -540,11 +540,14 @@ _q8_part("q8_i32", "i32", _I32)
 def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     entry, ty, bits = args[0], sig.args[0], _literal(sig.args[2], "bits")
     own = _primitive("widening_product") if ty.in_registers else None
+    shift = _primitive("shifted_word")
     parts = []
     for word in _q8_words(b, entry, ty, _as_i64(b, args[1]), _I32):
         if own is not None:
             factors = [b.trunc(v, _I16) for v in (word, ir.Constant(_I32, 1 << bits))]
             parts.append(own(b, *(splat(b, v, lanes()) for v in factors)))
+        elif shift is not None:
+            parts.append(shift(b, word, bits))
         else:
             parts.append(b.shl(splat(b, word, lanes()), _constant("i32", bits)))
     return _join(b, parts)

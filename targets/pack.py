@@ -21,7 +21,7 @@ from headrace.errors import KernelError
 from headrace.targets.cache import KernelStore
 from headrace.targets.keys import kernel_key
 from headrace.targets.need import compiler_needed
-from headrace.targets.systems import SYSTEMS, for_system, system_of
+from headrace.targets.systems import SYSTEMS, for_system, system_name
 from headrace.targets.table import Kernel, symbol_of
 from headrace.targets.target import Target
 
@@ -178,7 +178,7 @@ def build(
     from headrace.targets.linker import find_linker, link_shared, linker_for
 
     for target in targets:  # compiling takes a minute: better now than after it
-        for_system(target, system_of(target))
+        for_system(target, system_name(target))
         find_linker(linker_for(target.triple))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def build(
     described: dict[str, Any] = {}
     for target in targets:
         objects = KernelStore(target, n_workers).objects(kernels, _for_target(progress, target))
-        path = folder / f"headrace-{target.name}{SYSTEMS[system_of(target)].suffix}"
+        path = folder / f"headrace-{target.name}{SYSTEMS[system_name(target)].suffix}"
         codes = [*(objects[kernel.name] for kernel in kernels), functions_object(target)]
         link_shared(codes, path, [symbol_of(kernel.name) for kernel in kernels], target.triple)
         described[target.name] = {

@@ -54,7 +54,7 @@ def for_system(target: Target, system: str) -> Target:
     return replace(target, triple=f"{target.architecture}-{chosen.triple}")
 
 
-def system_of(target: Target) -> str:
+def system_name(target: Target) -> str:
     """The system that a target's triple names."""
     return next((name for name, s in SYSTEMS.items() if s.triple and s.triple in target.triple),
                 "linux")  # fmt: skip

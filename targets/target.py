@@ -40,6 +40,9 @@ class Target:
     # Instructions multiply by one lane of a register: activations are loaded whole.
     q8_in_registers: bool = False
     gemm_lanes: int = 16  # rows of a tile that a matrix product takes at once
+    # The same for float32 activations, where another block is better (0: it is the same).
+    float_tokens: int = 0
+    float_lanes: int = 0
     abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it
     # Switches of LLVM's command line; they hold for a whole process, so for one of the compiler's.
     llvm_options: tuple[str, ...] = ()
@@ -58,6 +61,11 @@ class Target:
         return self.triple.split("-", 1)[0]
 
     @property
+    def word_bytes(self) -> int:
+        """Bytes of an address."""
+        return 4 if self.architecture in ("armv7a", "wasm32") else 8
+
+    @property
     def code_key(self) -> str:
         """All of the fields that decide a kernel's code, as text."""
         names = (one.name for one in fields(self) if one.name not in _NO_CODE)
@@ -70,6 +78,19 @@ class Target:
         if cached is None:
             cached = _primitives[self.name] = self.load_primitives()
         return cached
+
+    def tokens(self, activation: str) -> int:
+        """Columns of activations ("q8" or "f32") that a matrix product takes at once."""
+        return (self.float_tokens if activation == "f32" else 0) or self.gemm_tokens
+
+    def lanes(self, activation: str) -> int:
+        """Rows of a tile that a product with such activations takes at once."""
+        return (self.float_lanes if activation == "f32" else 0) or self.gemm_lanes
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest group of columns."""
+        return max(self.tokens("q8"), self.tokens("f32"))
 
     def dot_bias(self, bits: int) -> int:
         """See `simd.dot_bias`."""

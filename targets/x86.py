@@ -12,31 +12,14 @@ from headrace.targets.fallbacks import (
     half_to_f32_by_bits,
     separate_multiply_add,
 )
-from headrace.targets.lowering import intrinsic_call
+from headrace.targets.lowering import intrinsic_call, lanes, splat
+from headrace.targets.pieces import concat, cut
 
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 
 
 def _vec(element: ir.Type, n: int) -> ir.VectorType:
     return ir.VectorType(element, n)
-
-
-def _halves(b: ir.IRBuilder, value: ir.Value, pieces: int) -> list[ir.Value]:
-    """Cut a vector in `pieces` equal parts."""
-    n = value.type.count // pieces
-    undef = ir.Constant(value.type, ir.Undefined)
-    return [
-        b.shuffle_vector(value, undef, ir.Constant(_vec(_I32, n), list(range(i * n, (i + 1) * n))))
-        for i in range(pieces)
-    ]
-
-
-def _concat(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
-    while len(parts) > 1:
-        n = parts[0].type.count
-        index = ir.Constant(_vec(_I32, 2 * n), list(range(2 * n)))
-        parts = [b.shuffle_vector(parts[i], parts[i + 1], index) for i in range(0, len(parts), 2)]
-    return parts[0]
 
 
 def _pause(b: ir.IRBuilder) -> None:
@@ -60,17 +43,16 @@ def _flip_sign(b: ir.IRBuilder, w: ir.Value, bits: int) -> ir.Value:
 
 def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
     """`vpdpbusd` at 512 or 256 bits."""
-    pieces = 512 // width
-    lanes = width // 32
+    lanes, n_bytes = width // 32, width // 8
 
     def dot4(
         b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: ir.Value, x: ir.Value, bits: int
     ) -> tuple[ir.Value, ir.Value]:
         out = [
             intrinsic_call(b, f"llvm.x86.avx512.vpdpbusd.{width}", _vec(_I32, lanes), list(row))
-            for row in zip(*(_halves(b, v, pieces) for v in (wide, w, x)), strict=True)
+            for row in zip(*(cut(b, v, n_bytes) for v in (wide, w, x)), strict=True)
         ]
-        return _concat(b, out), narrow
+        return concat(b, out), narrow
 
     return {**COMMON, "dot4": dot4, "dot4_weights": _flip_sign}
 
@@ -80,7 +62,6 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
 
 def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
     """`pmaddubsw` and `pmaddwd` at 256 (AVX2) or 128 bits (SSSE3)."""
-    pieces = 512 // width
     n16, n8 = width // 16, width // 8
     maddubs = {256: "llvm.x86.avx2.pmadd.ub.sw", 128: "llvm.x86.ssse3.pmadd.ub.sw.128"}[width]
     maddwd = {256: "llvm.x86.avx2.pmadd.wd", 128: "llvm.x86.sse2.pmadd.wd"}[width]
@@ -101,33 +82,49 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: Any, x: ir.Value, bits: int
     ) -> tuple[ir.Value, ir.Value]:
         word = _vec(_I16, n16)
-        xs = _halves(b, x, pieces)
+        xs = cut(b, x, n8)
         if bits == 8:
             # |w| <= 128 and |x| <= 127: a pair sums to at most 32512, so nothing saturates.
             magnitude, signed = w
-            us = _halves(b, magnitude, pieces)
+            us = cut(b, magnitude, n8)
             xs = [
                 intrinsic_call(b, psign, _vec(_I8, n8), [one, s])
-                for one, s in zip(xs, _halves(b, signed, pieces), strict=True)
+                for one, s in zip(xs, cut(b, signed, n8), strict=True)
             ]
         else:
-            us = _halves(b, w, pieces)
+            us = cut(b, w, n8)
         products = [
             intrinsic_call(b, maddubs, word, [u, one]) for u, one in zip(us, xs, strict=True)
         ]
         if bits == 4:
             # 8 steps x 2 products x 15 x 127 = 30480: a whole 32-block fits 16 bits.
-            whole = b.bitcast(narrow, _vec(_I16, 32))
-            return wide, b.bitcast(b.add(whole, _concat(b, products)), narrow.type)
-        return b.add(wide, _concat(b, [pairs(b, p) for p in products])), narrow
+            whole = b.bitcast(narrow, _vec(_I16, narrow.type.count * 2))
+            return wide, b.bitcast(b.add(whole, concat(b, products)), narrow.type)
+        return b.add(wide, concat(b, [pairs(b, p) for p in products])), narrow
 
     def result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) -> ir.Value:
         if bits != 4:
             return wide
-        words = _halves(b, b.bitcast(narrow, _vec(_I16, 32)), pieces)
-        return b.add(wide, _concat(b, [pairs(b, w) for w in words]))
+        words = cut(b, b.bitcast(narrow, _vec(_I16, narrow.type.count * 2)), n8)
+        return b.add(wide, concat(b, [pairs(b, w) for w in words]))
 
-    return {**COMMON, "dot4": dot4, "dot4_weights": weights, "dot_result": result}
+    def shifted(b: ir.IRBuilder, word: ir.Value, bits: int) -> ir.Value:
+        # The word fits 16 bits. LLVM would shift it before it is broadcast, outside of the vectors.
+        n = lanes()
+        factors = ir.Constant(_vec(_I16, 2 * n), [1 << bits, 0] * n)
+        words = b.bitcast(splat(b, word, n), factors.type)
+        rows = zip(cut(b, words, n8), cut(b, factors, n8), strict=True)
+        return concat(
+            b, [intrinsic_call(b, maddwd, _vec(_I32, n16 // 2), list(row)) for row in rows]
+        )
+
+    return {
+        **COMMON,
+        "dot4": dot4,
+        "dot4_weights": weights,
+        "dot_result": result,
+        "shifted_word": shifted,
+    }
 
 
 # --- bfloat16 pairs -------------------------------------------------------------------------------

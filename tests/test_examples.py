@@ -63,6 +63,15 @@ def test_shell_scripts_are_well_formed() -> None:
         assert subprocess.run(["sh", "-n", script]).returncode == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it makes executables for Linux")
+def test_standalone(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    out = run(EXAMPLES / "standalone.py", "--model", TINY, "--output", path, "Once upon").stdout
+    assert out.splitlines()[0].startswith(f"{path}: ")
+    assert "--ids 1," in out
+    assert "Once upon a time" in out
+
+
 def test_startup(tmp_path: Path) -> None:
     kept = tmp_path / "out.json"
     script = EXAMPLES / "benchmarks" / "startup.py"

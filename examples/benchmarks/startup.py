@@ -62,7 +62,7 @@ import llvmlite.binding
 at = lap("import llvmlite", at)
 import headrace.model
 at = lap("import headrace", at)
-from headrace import model, plan, team, tokenizer, weights
+from headrace import model, programs, team, tokenizer, weights
 from headrace.targets import cache
 def wrap(owner, attribute, name):
     inner = owner.__dict__[attribute]
@@ -79,7 +79,7 @@ wrap(model, "prepare", "header and plan")
 wrap(cache.KernelStore, "load", "load kernels")
 wrap(weights.Weights, "__init__", "weights")
 wrap(weights.Weights, "load", "weights")
-wrap(plan.Programs, "__init__", "programs")
+wrap(programs.Programs, "__init__", "programs")
 wrap(team.Team, "__init__", "threads")
 wrap(tokenizer.Tokenizer, "from_metadata", "tokenizer")
 wrap(tokenizer.Tokenizer, "encode", "encode the prompt")

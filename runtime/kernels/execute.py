@@ -47,7 +47,8 @@ STEP_SLOTS = 6
 PREFETCH_LINES = 32
 
 
-def _walk(job: Any, thread: Any, n_threads: Any) -> None:
+def walk(job: Any, thread: Any, n_threads: Any) -> None:
+    """One thread's part of a job."""
     steps = arg_ptr(job, 0)
     n_steps = arg_int(job, 1)
     barrier = arg_ptr(job, 2)
@@ -99,7 +100,7 @@ def lead(team: Any, thread: Any, n_threads: Any) -> None:
     All in one call: an exception of Python between them would leave the others waiting for ever.
     """
     _announce(team)
-    _walk(arg_ptr(team, 32), 0, n_threads)
+    walk(arg_ptr(team, 32), 0, n_threads)
     done = team + 64
     spins = 0
     while atomic_get(done) < n_threads - 1:
@@ -132,7 +133,7 @@ def work(own: Any, thread: Any, n_threads: Any) -> None:
             if atomic_get(team + 37 * 8) != 0:
                 idle = limit
             else:
-                _walk(arg_ptr(team, 32), thread, arg_int(team, 33))
+                walk(arg_ptr(team, 32), thread, arg_int(team, 33))
             atomic_add(team + 64, 1)
 
 

@@ -80,7 +80,7 @@ def _by_plugin(
     library: Path, machine: str, path: Path, low: int, high: int, image: Image, what: str
 ) -> tuple[dict[int, int], int]:
     out = path.with_suffix(".count")
-    option = f"{library},lo={low:#x},hi={high:#x},out={out}"
+    option = f"{library},lo={low:#x},hi={high:#x},out={out},loads=1"
     _counted(["-plugin", option], machine, path, image, what)
     *lines, (_, loaded) = (line.split() for line in out.read_text().splitlines())
     return {int(address): int(count) for address, count in lines}, int(loaded)

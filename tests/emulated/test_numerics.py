@@ -60,7 +60,7 @@ def integer_activations(
 def products(target: Target, operation: str, fmt: Format) -> tuple[list[Any], np.ndarray]:
     """A product's slots, and what comes out."""
     rng = np.random.default_rng(7)
-    tokens = 1 if operation.startswith("gemv") else target.gemm_tokens
+    tokens = 1 if operation.startswith("gemv") else target.tokens(fmt.activation)
     if operation == "gemm2":
         tokens //= 2
     raw = integer_weights(fmt, rng)

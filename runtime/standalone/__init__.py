@@ -1,0 +1,1 @@
+"""A model, its plan, its vocabulary and its kernels as one static executable for Linux."""

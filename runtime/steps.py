@@ -1,0 +1,225 @@
+"""A decoder's forward pass as a flat list of kernel calls, at addresses that somebody else decides.
+
+`headrace.programs` places them in this process, `headrace.standalone` in an executable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from headrace.families.decoder import Decoder, Layer, Matrix, Vector
+from headrace.kernels import kv_cache
+from headrace.plan import (
+    COUNT,
+    ONE,
+    OUT_COUNT,
+    OUT_FIRST,
+    POSITION,
+    ZERO,
+    Mode,
+    Shape,
+    chunk_bytes,
+    head_chunk_bytes,
+    n_chunks,
+    ropes_of,
+    round_up,
+    row_widths,
+    scratch_bytes,
+)
+from headrace.sparse.linear import activation_bytes
+from headrace.weights import PlacedMatrix, padded16
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call: `bytes` of weights that it reads, for reports."""
+
+    kernel: str
+    slots: list[Any]
+    barrier: bool
+    label: str
+    n_bytes: int = 0
+
+
+class Places(Protocol):
+    """Where everything that steps read and write lies."""
+
+    def matrix(self, name: str) -> int:
+        """Address of a tiled matrix."""
+
+    def vector(self, name: str) -> int:
+        """Address of a padded float32 vector."""
+
+    def table(self, name: str) -> int:
+        """Address of a table of `headrace.plan.table_sizes`."""
+
+    def buffer(self, name: str, large: bool) -> int:
+        """Address of a buffer of `headrace.plan.buffer_sizes`; `large`: for long chunks."""
+
+    def kv(self) -> int:
+        """Address of the KV cache."""
+
+
+class Forward:
+    """The forward pass of a decoder whose weights have the formats of `placed`, by matrix name."""
+
+    def __init__(
+        self, decoder: Decoder, placed: Mapping[str, PlacedMatrix], shape: Shape, places: Places
+    ) -> None:
+        self._decoder = decoder
+        self._placed = placed
+        self._shape = shape
+        self._places = places
+        # Asked for at every step: worked out once.
+        self._row_widths = row_widths(decoder)
+        self._rope_names = ropes_of(decoder)
+        self._widest = max(m.columns for m in decoder.matrices())
+        self._scratch_bytes = scratch_bytes(decoder)
+        self._chunk_bytes = chunk_bytes(decoder)
+        self._layer_offsets = [0]
+        for layer in decoder.layers:
+            size = 2 * layer.attention.kv_heads * head_chunk_bytes(layer)
+            self._layer_offsets.append(self._layer_offsets[-1] + size)
+
+    def _address(self, mode: Mode, name: str) -> int:
+        return self._places.buffer(name, mode.large)
+
+    def _word(self, word: int) -> int:
+        return self._places.buffer("state", False) + 8 * word
+
+    def _vector(self, vector: Vector | None) -> int:
+        return 0 if vector is None else self._places.vector(vector.name)
+
+    def steps(self, mode: Mode) -> list[Step]:
+        """The calls of one of the modes of `headrace.plan.modes`."""
+        d = self._decoder
+        steps = [self._embed(mode)]
+        add: tuple[str, Vector | None] | None = None  # what the next norm adds to x first
+        for i, layer in enumerate(d.layers):
+            a, f = layer.attention, layer.feed_forward
+            steps += self._norm(mode, layer.attention_norm, add, [a.query, a.key, a.value])
+            steps += self._products(mode, {"q": a.query, "k": a.key, "v": a.value})
+            steps += self._attention(mode, i, layer)
+            steps += self._input(mode, "copy", "attended", "", a.output)
+            steps += self._products(mode, {"block": a.output})
+            add = ("block", layer.attention_post_norm)
+            steps += self._norm(mode, layer.feed_forward_norm, add, [f.gate, f.up])
+            steps += self._products(mode, {"gate": f.gate, "up": f.up})
+            steps += self._input(mode, f.activation, "gate", "up", f.down)
+            steps += self._products(mode, {"block": f.down})
+            add = ("block", layer.feed_forward_post_norm)
+        steps += self._norm(mode, d.norm, add, [d.head], last=True)
+        steps += self._products(mode, {"logits": d.head}, last=True)
+        return steps
+
+    def _row_bytes(self, name: str) -> int:
+        return self._row_widths[name] * 4
+
+    def _embed(self, mode: Mode) -> Step:
+        d = self._decoder
+        placed = self._placed[d.embedding.name]
+        x_bytes = self._row_bytes("x")
+        slots = [
+            self._places.matrix(d.embedding.name), self._address(mode, "x"),
+            self._address(mode, "ids"), d.width // placed.format.block,
+            self._word(ONE if mode.private else COUNT), x_bytes, x_bytes if mode.private else 0,
+            float(d.embedding_scale), d.width,
+        ]  # fmt: skip
+        return Step(f"rows_{placed.format.name}", slots, False, "embedding")
+
+    def _prepare(
+        self, mode: Mode, producer: str, kind: str, a: str, b: str, n: int,
+        weight: int = 0, post: int = 0, add: int = 0, last: bool = False,
+    ) -> Step:  # fmt: skip
+        group = mode.group(kind)
+        place = activation_bytes(kind, n)
+        a_bytes, b_bytes = self._row_bytes(a), self._row_bytes(b or a)
+        x_private = a_bytes if mode.private and a == "x" else 0
+        count = ONE if mode.private else (OUT_COUNT if last else COUNT)
+        start = OUT_FIRST if last and not mode.private else ZERO
+        slots = [
+            self._address(mode, a), self._address(mode, b or a), weight, post,
+            self._address(mode, f"input_{kind}"), n, self._word(count), self._word(start),
+            a_bytes, b_bytes, place * group, group, x_private,
+            self._private_bytes(kind) if mode.private else 0, self._address(mode, "row"),
+            self._row_bytes("row"), float(self._decoder.eps), add,
+        ]  # fmt: skip
+        return Step(f"{producer}_{kind}", slots, not mode.private, f"{producer} to {kind}")
+
+    def _private_bytes(self, kind: str) -> int:
+        return round_up(activation_bytes(kind, round_up(self._widest, 32)), 64)
+
+    def _kinds(self, mode: Mode, matrices: list[Matrix]) -> list[str]:
+        return sorted({mode.kind(self._placed[m.name].format.activation) for m in matrices})
+
+    def _norm(
+        self, mode: Mode, norm: Vector, add: tuple[str, Vector | None] | None,
+        readers: list[Matrix], last: bool = False,
+    ) -> list[Step]:  # fmt: skip
+        """x += what the last block made; the normalised x as input, once per kind of activation."""
+        steps = []
+        for kind in self._kinds(mode, readers):
+            b, post = add if add is not None else ("", None)
+            how = 0 if add is None else (1 if post is None else 2)
+            at = self._vector(norm), self._vector(post)
+            steps.append(
+                self._prepare(mode, "norm", kind, "x", b, self._decoder.width, *at, how, last)
+            )
+            add = None  # a second kind of activation reads the x that the first one updated
+        return steps
+
+    def _input(self, mode: Mode, producer: str, a: str, b: str, reader: Matrix) -> list[Step]:
+        (kind,) = self._kinds(mode, [reader])
+        return [self._prepare(mode, producer, kind, a, b, reader.columns)]
+
+    def _products(self, mode: Mode, outputs: dict[str, Matrix], last: bool = False) -> list[Step]:
+        steps = []
+        for name, matrix in outputs.items():
+            placed = self._placed[matrix.name]
+            fmt = placed.format
+            kind = mode.kind(fmt.activation)
+            group = mode.group(kind)
+            bias = self._places.vector(matrix.bias) if matrix.bias else None
+            count = ONE if mode.private else (OUT_COUNT if last else COUNT)
+            slots = [
+                self._places.matrix(matrix.name), self._address(mode, f"input_{kind}"),
+                self._address(mode, name), matrix.columns // fmt.block,
+                padded16(matrix.rows) // 16, self._word(count),
+                self._private_bytes(kind) if mode.private else 0, self._row_bytes(name),
+                bias or self._address(mode, "zeros"),
+                activation_bytes(kind, matrix.columns) * group,
+            ]  # fmt: skip
+            kernel = f"{mode.operation(fmt.activation)}_{fmt.name}"
+            steps.append(Step(kernel, slots, False, matrix.name, placed.n_bytes))
+        steps[-1] = replace(steps[-1], barrier=True)
+        return steps
+
+    def _attention(self, mode: Mode, index: int, layer: Layer) -> list[Step]:
+        a = layer.attention
+        stride = head_chunk_bytes(layer)
+        keys = self._places.kv() + self._layer_offsets[index]
+
+        def at(name: str) -> int:
+            return self._address(mode, name)
+
+        slots = [
+            at("q"), at("k"), at("v"), keys, keys + a.kv_heads * stride,
+            stride, stride, a.heads, a.kv_heads, a.head,
+            a.rope.width, self._places.table(self._rope_names[a.rope]), a.rope.width * 4,
+            int(a.paired),
+            self._vector(a.query_norm), self._vector(a.key_norm), float(self._decoder.eps),
+            float(a.scale), float(a.soft_cap), a.window, at("attended"), at("scratch"),
+            self._scratch_bytes, at("partial"), at("counters"),
+            self._word(POSITION), n_chunks(self._shape.context), self._word(COUNT),
+            self._row_bytes("q"), self._row_bytes("k"), self._row_bytes("v"), at("rotated"),
+            self._row_bytes("attended"), self._chunk_bytes, self._chunk_bytes,
+        ]  # fmt: skip
+        d = kv_cache.padded(a.head)
+        if mode.private:
+            return [Step(f"attention_decode_d{d}", slots, True, f"attention {index}")]
+        return [
+            Step(f"attention_rope_d{d}", slots, True, f"rope {index}"),
+            Step(f"attention_prefill_d{d}", slots, True, f"attention {index}"),
+        ]
