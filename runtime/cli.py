@@ -212,7 +212,8 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
     """Build a kernel pack: shared libraries for devices that have no compiler.
 
     TARGET is a target's name (see `targets list`) or an architecture, such as aarch64-linux: then
-    the pack has all of its CPU levels, or with --cpu those up to that CPU's.
+    the pack has all of its CPU levels, or with --cpu those up to that CPU's. aarch64 and x86_64
+    also with -macos and -windows.
     """
     from headrace.kernels.table import kernel_table
     from headrace.targets.pack import build, choose
@@ -261,6 +262,49 @@ def targets_export(
         f"{made.path}: {format_size(made.file_bytes)} for {chosen.name} ({chosen.cpu}), "
         f"{format_size(made.buffer_bytes)} of buffers for {made.context} tokens"
     )
+    return 0
+
+
+def targets_test(*, target: str | None, kernel: str | None, report: bool, json: bool) -> int:
+    """Prove kernels on this CPU and on emulated ones: every case against its numpy reference.
+
+    TARGET is as in `targets build`; without it all are proven, which takes long. With --report also
+    what matrix products cost: instructions per multiply-add, bytes loaded per byte of weights (as
+    far as an emulator shows them), and the size of a pack.
+    """
+    from headrace.kernels.table import kernel_table
+    from headrace.target_test import machines_of, outcomes
+    from headrace.target_test import report as costs
+    from headrace.targets.cache import KernelStore
+    from headrace.targets.pack import choose
+    from headrace.targets.target import all_targets
+    from headrace.team import default_threads
+
+    every = list(all_targets().values())
+    chosen = every if target is None else choose(every, target, None)
+    rows = {name: row for name, row in kernel_table().items() if kernel in (None, name)}
+    if not rows:
+        raise HeadraceError(f"unknown kernel {kernel!r}; kernels: {', '.join(kernel_table())}")
+    found, tables = [], []
+    for one in chosen:
+        if any(missing is None for _, missing in machines_of(one)):
+            with progress_bar() as progress:
+                KernelStore(one, default_threads()).objects(rows.values(), progress)
+        for outcome in outcomes([one], rows.values()):
+            found.append(vars(outcome))
+            if not json:
+                print(*vars(outcome).values(), sep="  ", flush=True)
+        if report and machines_of(one)[0][1] is None:
+            tables.append(costs(one, kernel_table().values()))
+            if not json:
+                print()
+                show(tables[-1], False)
+                print()
+    if json:
+        print_json({"kernels": found, "reports": tables})
+    failed = [f"{one['kernel']} of {one['target']}" for one in found if one["result"] == "failed"]
+    if failed:
+        raise HeadraceError(f"{len(failed)} failed: {', '.join(failed[:5])}")
     return 0
 
 
@@ -368,6 +412,15 @@ COMMANDS: dict[str, Command] = {
             Opt("output", str, REQUIRED, "the executable to write", ("-o", "--output")),
             Opt("cpu", str, None, "for this CPU, such as cortex-a76, and later", ("--cpu",)),
             _CONTEXT,
+        ),
+    ),
+    "targets test": Command(
+        targets_test,
+        (
+            Opt("target", str, None, "a target or an architecture; default: all", ("--target",)),
+            Opt("kernel", str, None, "only this kernel, such as gemv_q4_0", ("--kernel",)),
+            Opt("report", bool, False, "also what matrix products cost", ("--report",)),
+            _JSON,
         ),
     ),
     "pull": Command(

@@ -74,3 +74,7 @@ class TemplateError(HeadraceError):
 
 class KernelError(HeadraceError):
     """A kernel could not be compiled or loaded for this target."""
+
+
+class NoCompilerError(KernelError):
+    """Kernels would have to be compiled, and Numba or llvmlite is not installed."""

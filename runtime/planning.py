@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, get_args
 from headrace import plan as plans
 from headrace.arguments import whole
 from headrace.available import available_bytes, resident_bytes
-from headrace.errors import BudgetError, ContextOverflowError
+from headrace.errors import BudgetError, ContextOverflowError, NoCompilerError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.kernels import kv_cache
@@ -282,6 +283,8 @@ def plan_model(
 ) -> MemoryPlan:
     """Plan a model from its header; with `measure`, predict its speed on this machine.
 
+    Without a compiler and without kernels that were built ahead there is no prediction.
+
     Raises:
         what `prepare` raises. A budget that is too small is no error here: see `fits`.
     """
@@ -290,5 +293,7 @@ def plan_model(
     if measure:
         from headrace.machine import best_read_bandwidth
 
-        bandwidth = best_read_bandwidth(kernel_store(prepared), prepared.shape.threads)
+        # Without kernels to measure with, the rest of the plan is as good.
+        with contextlib.suppress(NoCompilerError):
+            bandwidth = best_read_bandwidth(kernel_store(prepared), prepared.shape.threads)
     return memory_plan(prepared, budget=memory, bandwidth=bandwidth)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.targets.emulation.run import why_not
+from headrace.targets.emulation.machines import why_not
 from headrace.targets.features import host_features
 from headrace.targets.host import runnable_targets, same_architecture
 from headrace.targets.target import all_targets

@@ -36,12 +36,12 @@ end:
 }
 
 ; Quotient and remainder, in r0 to r3.
-define { i64, i64 } @__aeabi_uldivmod(i64 %n, i64 %d) noinline {
+define hidden { i64, i64 } @__aeabi_uldivmod(i64 %n, i64 %d) noinline {
   %both = call { i64, i64 } @divide(i64 %n, i64 %d)
   ret { i64, i64 } %both
 }
 
-define { i64, i64 } @__aeabi_ldivmod(i64 %n, i64 %d) noinline {
+define hidden { i64, i64 } @__aeabi_ldivmod(i64 %n, i64 %d) noinline {
   %n_sign = ashr i64 %n, 63
   %d_sign = ashr i64 %d, 63
   %n_flip = xor i64 %n, %n_sign
@@ -69,7 +69,7 @@ define internal double @upper_and_lower(double %upper, i64 %v) noinline {
   ret double %sum
 }
 
-define arm_aapcscc double @__aeabi_l2d(i64 %v) noinline {
+define hidden arm_aapcscc double @__aeabi_l2d(i64 %v) noinline {
   %wide = ashr i64 %v, 32
   %high = trunc i64 %wide to i32
   %upper = sitofp i32 %high to double
@@ -77,7 +77,7 @@ define arm_aapcscc double @__aeabi_l2d(i64 %v) noinline {
   ret double %r
 }
 
-define arm_aapcscc double @__aeabi_ul2d(i64 %v) noinline {
+define hidden arm_aapcscc double @__aeabi_ul2d(i64 %v) noinline {
   %wide = lshr i64 %v, 32
   %high = trunc i64 %wide to i32
   %upper = uitofp i32 %high to double
@@ -98,17 +98,22 @@ define internal i64 @gathered(i64 %v) noinline {
   ret i64 %r
 }
 
-define arm_aapcscc float @__aeabi_l2f(i64 %v) noinline {
+define hidden arm_aapcscc float @__aeabi_l2f(i64 %v) noinline {
   %safe = call i64 @gathered(i64 %v)
   %wide = call arm_aapcscc double @__aeabi_l2d(i64 %safe)
   %r = fptrunc double %wide to float
   ret float %r
 }
 
-define arm_aapcscc float @__aeabi_ul2f(i64 %v) noinline {
+define hidden arm_aapcscc float @__aeabi_ul2f(i64 %v) noinline {
   %safe = call i64 @gathered(i64 %v)
   %wide = call arm_aapcscc double @__aeabi_ul2d(i64 %safe)
   %r = fptrunc double %wide to float
   ret float %r
+}
+
+; Tables for unwinding the stack name it; kernels raise nothing, so nobody calls it.
+define hidden void @__aeabi_unwind_cpp_pr0() {
+  ret void
 }
 """

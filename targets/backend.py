@@ -8,6 +8,7 @@ program), which needs llvmlite alone; and so is code that wants a switch of LLVM
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import llvmlite.binding as llvm
 from headrace.errors import KernelError
 from headrace.targets.host import same_architecture
 from headrace.targets.table import symbol_of
-from headrace.targets.target import Target, all_targets
+from headrace.targets.target import Target
 
 CHILD_LIMIT_S = 300.0
 # A module with this named metadata keeps the order of instructions that its source has. LLVM's
@@ -91,11 +92,11 @@ def _generate(text: str, target: Target, name: str) -> bytes:
 
 
 def _generate_in_child(text: str, target: Target, name: str) -> bytes:
-    command = [sys.executable, "-m", __name__, target.name, name]
+    # The target as a value: it may be a changed copy of the one that has its name.
+    asked = pickle.dumps((text, target, name))
+    command = [sys.executable, "-m", __name__]
     try:
-        done = subprocess.run(
-            command, input=text.encode(), capture_output=True, timeout=CHILD_LIMIT_S
-        )
+        done = subprocess.run(command, input=asked, capture_output=True, timeout=CHILD_LIMIT_S)
     except subprocess.TimeoutExpired:
         reason = f"no code after {CHILD_LIMIT_S:.0f} s"
     else:
@@ -112,7 +113,7 @@ def _generate_in_child(text: str, target: Target, name: str) -> bytes:
 
 
 def emit_object(text: str, target: Target, name: str) -> bytes:
-    """Object code of a kernel (ELF for a Linux triple) whose one symbol is `symbol_of(name)`.
+    """Object code of a kernel whose one symbol is `symbol_of(name)`, in its system's format.
 
     With HEADRACE_DEBUG=2 the optimised IR and the assembly are written beside each other in
     `HEADRACE_DUMP` (default: ./headrace-dump).
@@ -131,10 +132,8 @@ def emit_plain(text: str, target: Target) -> bytes:
 
 
 def main() -> None:
-    """Compile the IR on stdin for a target (first argument) as a kernel (second) to stdout."""
-    target, name = sys.argv[1:]
-    text = sys.stdin.read()
-    chosen = all_targets()[target]
+    """Compile what stdin asks for to stdout; see `_generate_in_child`."""
+    text, chosen, name = pickle.load(sys.stdin.buffer)
     # The target's own choice of an order comes first.
     by_mark = IN_ORDER_MARK in text and not chosen.llvm_options
     ordered = chosen.in_order_options if by_mark else ()

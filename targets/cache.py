@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.atomic_file import write_whole
-from headrace.errors import KernelError
 from headrace.folders import cache_root, why_unusable
 from headrace.targets.keys import COMPILER, kernel_key
+from headrace.targets.need import compiler_needed
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
 
@@ -37,17 +37,6 @@ def _read(path: Path) -> bytes | None:
     return code if hashlib.sha256(code).digest() == data[:32] else None
 
 
-@contextlib.contextmanager
-def _compiler_needed() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise KernelError(
-            f"there are no kernels for this model without a compiler ({error}): `pip install numba "
-            "llvmlite`, or give a kernel pack that another machine built (`--kernels`)"
-        ) from error
-
-
 class KernelStore:
     """Kernels of one target: memory, then disk, then the compiler."""
 
@@ -62,13 +51,14 @@ class KernelStore:
         """Addresses of kernels by name; compiles what neither memory nor disk has.
 
         Raises:
-            KernelError: a kernel does not compile for this target, or there is no compiler.
+            KernelError: a kernel does not compile for this target.
+            NoCompilerError: it would have to be compiled.
         """
         wanted = {kernel.name: kernel for kernel in kernels}
         absent = [kernel for name, kernel in wanted.items() if name not in self._addresses]
         if objects := self.objects(absent, progress):
             if self._loaded is None:
-                with _compiler_needed():
+                with compiler_needed():
                     from headrace.targets.loading import LoadedKernels
 
                     self._loaded = LoadedKernels(self.target)
@@ -81,10 +71,11 @@ class KernelStore:
         """Object code of kernels by name; compiles what the disk does not have.
 
         Raises:
-            KernelError: a kernel does not compile for this target, or there is no compiler.
+            KernelError: a kernel does not compile for this target.
+            NoCompilerError: it would have to be compiled.
         """
         kernels = list(kernels)
-        with _compiler_needed():
+        with compiler_needed():
             paths = {kernel.name: self._path(kernel) for kernel in kernels}
         objects = {name: code for name, path in paths.items() if (code := _read(path)) is not None}
         missing = [kernel for kernel in kernels if kernel.name not in objects]

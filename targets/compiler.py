@@ -142,8 +142,8 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     if fn.__dict__.get("in_order"):
         text += f"\n!{IN_ORDER_MARK} = !{{}}\n"
     text = re.sub(r"^target (triple|datalayout) = .*$", "", text, flags=re.M)
-    if target.architecture == "wasm32":  # has no common symbols
-        text = text.replace("= common ", "= internal ")
+    # A word of Numba's that kernels do not use: not to be shared among objects, or shown.
+    text = text.replace("= common ", "= internal ")
     return text + _wrapper(symbol, f"_ZN{plain}", target.guard)
 
 

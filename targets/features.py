@@ -15,13 +15,18 @@ from headrace.targets.sve_length import host_lengths
 _HWCAP, _HWCAP2 = 16, 26
 _AARCH64 = {"neon": 1, "fullfp16": 10, "dotprod": 20, "sve": 22, "fp16fml": 23}
 _AARCH64_2 = {"sve2": 1, "i8mm": 13, "bf16": 14}
-_ARM = {"fp16": 1, "neon": 12, "vfp4": 16}
+_ARM = {"neon": 12, "vfp4": 16}
 _RISCV = {letter: ord(letter) - ord("a") for letter in "acdfimv"}
+# The system call that says more, and bits of its answer (uapi/asm/hwprobe.h).
+_RISCV_HWPROBE, _RISCV_EXTENSIONS = 258, 4
+_RISCV_MORE = {"zfh": 27, "zfhmin": 28, "zvfh": 30, "zvfhmin": 31}
 
 
 def machine() -> str:
-    """This machine's architecture as LLVM's triples begin."""
+    """This process's architecture as LLVM's triples begin."""
     name = platform.machine().lower()
+    if sys.maxsize < 1 << 32:  # systems of 64 bits name themselves to programs of 32 as well
+        name = {"aarch64": "armv7l", "x86_64": "i686"}.get(name, name)
     known = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "armv7a", "armv8l": "armv7a"}
     return known.get(name, name)
 
@@ -57,7 +62,8 @@ def _linux(architecture: str) -> frozenset[str] | None:
             return _bits(_HWCAP, _ARM)
         if architecture == "riscv64":
             found = _bits(_HWCAP, _RISCV)
-            return found | _vector_lengths() if "v" in found else found
+            lengths = _vector_lengths() if "v" in found else frozenset()
+            return (found if lengths else found - {"v"}) | lengths | _probed()
     except (OSError, AttributeError):  # no such file or function
         pass
     return None
@@ -75,12 +81,23 @@ def _cpuinfo_flags(text: str) -> frozenset[str] | None:
 
 def _vector_lengths() -> frozenset[str]:
     """RISC-V: the system says that there are vectors, not how long they are."""
-    from headrace.targets.vector_length import host_lengths
+    from headrace.targets.vector_length import LENGTHS, host_lengths
 
     try:
         return host_lengths()
-    except ImportError:  # no LLVM to build the kernel that asks: 128 bits are the least
-        return frozenset({"zvl128b"})
+    except OSError:  # no leave to ask: the least
+        return frozenset({f"zvl{LENGTHS[0]}b"})
+
+
+def _probed() -> frozenset[str]:
+    """RISC-V: what letters do not say, from Linux 6.8 on; nothing where the system is older."""
+    pair = (ctypes.c_int64 * 2)(_RISCV_EXTENSIONS, 0)
+    syscall = ctypes.CDLL(None).syscall
+    syscall.argtypes = [ctypes.c_long, ctypes.c_void_p, *[ctypes.c_size_t] * 4]
+    syscall.restype = ctypes.c_long
+    if syscall(_RISCV_HWPROBE, pair, 1, 0, 0, 0) or pair[0] != _RISCV_EXTENSIONS:
+        return frozenset()
+    return frozenset(name for name, bit in _RISCV_MORE.items() if pair[1] >> bit & 1)
 
 
 def _bits(kind: int, names: dict[str, int]) -> frozenset[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from headrace.errors import KernelError
 from headrace.targets.features import host_features, machine
+from headrace.targets.systems import for_system, host_system
 from headrace.targets.target import Target, all_targets
 
 
@@ -18,7 +19,8 @@ def same_architecture(target: Target) -> bool:
 def runnable_targets() -> list[Target]:
     """Targets that this CPU can run, the best last."""
     features = host_features()
-    return [t for t in all_targets().values() if same_architecture(t) and t.needs <= features]
+    mine = [t for t in all_targets().values() if same_architecture(t) and t.needs <= features]
+    return [for_system(target, host_system()) for target in mine]
 
 
 def pick_target(name: str | None = None, among: Collection[str] | None = None) -> Target:
@@ -32,21 +34,20 @@ def pick_target(name: str | None = None, among: Collection[str] | None = None) -
         KernelError: there is no such target, or this CPU cannot run it.
     """
     targets = {n: t for n, t in all_targets().items() if among is None or n in among}
-    runnable = [target for target in runnable_targets() if target.name in targets]
+    runnable = {target.name: target for target in runnable_targets() if target.name in targets}
     if name is None:
         if not runnable:
             raise KernelError(
                 f"no kernels for this CPU ({platform.machine()}); targets: {', '.join(targets)}"
             )
-        return runnable[-1]
+        return list(runnable.values())[-1]
     if name not in targets:
         what = "there are no kernels for the" if name in all_targets() else "unknown"
         raise KernelError(f"{what} target {name!r}; targets: {', '.join(targets) or 'none'}")
-    target = targets[name]
-    if target not in runnable:
-        missing = sorted(target.needs - host_features())
+    if name not in runnable:
+        missing = sorted(targets[name].needs - host_features())
         raise KernelError(
             f"this CPU cannot run {name}: it lacks {', '.join(missing) or 'the architecture'}; "
-            f"it runs {', '.join(t.name for t in runnable)}"
+            f"it runs {', '.join(runnable)}"
         )
-    return target
+    return runnable[name]

@@ -18,7 +18,7 @@ from headrace.errors import KernelError
 LINK_LIMIT_S = 60.0
 
 
-ELF, WASM = "ld.lld", "wasm-ld"
+ELF, WASM, MACHO, PE = "ld.lld", "wasm-ld", "ld64.lld", "lld-link"
 
 
 def _versioned(name: str) -> list[str]:
@@ -33,7 +33,7 @@ def _versioned(name: str) -> list[str]:
 
 @cache
 def find_linker(name: str = ELF) -> tuple[str, ...]:
-    """The command that runs the linker for ELF or for WebAssembly.
+    """The command that runs one of LLVM's linkers.
 
     Raises:
         KernelError: there is none; the message says how to install one.
@@ -42,23 +42,32 @@ def find_linker(name: str = ELF) -> tuple[str, ...]:
         return (path,)
     if versioned := _versioned(name):
         return (versioned[0],)
-    if importlib.util.find_spec("ziglang"):
+    if name != MACHO and importlib.util.find_spec("ziglang"):
         return (sys.executable, "-m", "ziglang", name)
-    raise KernelError(
-        f"no linker {name} here: install Debian's package lld, or `pip install ziglang`"
-    )
+    other = "" if name == MACHO else ", or `pip install ziglang`"
+    raise KernelError(f"no linker {name} here: install Debian's package lld{other}")
 
 
 def _link(
-    options: Sequence[str], objects: Sequence[bytes], path: Path, linker: str,
+    options: Sequence[str],
+    objects: Sequence[bytes],
+    path: Path,
+    linker: str,
+    files: Mapping[str, str] | None = None,
     more: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
+    """Run a linker; `files` are texts that the options name, `more` is what follows the objects."""
     with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
-        files = [Path(folder, f"{i}.o") for i in range(len(objects))]
-        for file, code in zip(files, objects, strict=True):
-            file.write_bytes(code)
-        command = [*find_linker(linker), *options, "-o", str(path), *map(str, files), *more]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_LIMIT_S)
+        names = [f"{i}.o" for i in range(len(objects))]
+        for name, code in zip(names, objects, strict=True):
+            Path(folder, name).write_bytes(code)
+        for name, text in (files or {}).items():
+            Path(folder, name).write_text(text)
+        out = [f"/out:{path.absolute()}"] if linker == PE else ["-o", str(path.absolute())]
+        command = [*find_linker(linker), *options, *out, *names, *more]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=LINK_LIMIT_S
+        )
     if done.returncode:
         raise KernelError(f"{path.name} cannot be linked: {done.stderr.strip()}")
 
@@ -101,23 +110,44 @@ def link_program(objects: Sequence[bytes], data: Path, symbol: str, path: Path) 
     Raises:
         KernelError: there is no linker, or it finds an error.
     """
-    with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
-        script = Path(folder, "program.ld")
-        script.write_text(_PROGRAM.format(base=_BASE, symbol=symbol))
-        options = ["-static", f"--script={script}", "--strip-all"]
-        _link(options, objects, path, ELF, ["--format=binary", str(data.resolve())])
+    script = _PROGRAM.format(base=_BASE, symbol=symbol)
+    options = ["-static", "--script=program.ld", "--strip-all"]
+    binary = ["--format=binary", str(data.resolve())]
+    _link(options, objects, path, ELF, {"program.ld": script}, binary)
 
 
-def link_shared(objects: Sequence[bytes], path: Path) -> None:
-    """Link objects to a shared library at `path`; what they leave undefined, its user defines.
+def link_shared(objects: Sequence[bytes], path: Path, exports: Sequence[str], triple: str) -> None:
+    """Link objects to a shared library at `path` that needs no other and shows `exports` alone.
+
+    Args:
+        triple: LLVM's name of architecture and system; the latter decides the library's format.
 
     Raises:
-        KernelError: there is no linker, or it finds an error.
+        KernelError: there is no linker, or it finds an error, such as an undefined symbol.
     """
-    options = ["-shared", f"-soname={path.name}", "--hash-style=gnu", "--build-id=none"]
-    # 16 KiB pages are what newer ARM systems have; relocations are done at once and then locked.
-    options += ["-zmax-page-size=16384", "-zrelro", "-znow", "--strip-all"]
-    _link(options, objects, path, ELF)
+    architecture = triple.partition("-")[0]
+    if "-apple-" in triple:
+        options = ["-dylib", "-arch", architecture.replace("aarch64", "arm64")]
+        options += ["-platform_version", "macos", "11.0", "11.0", "-install_name", path.name]
+        options += [word for name in exports for word in ("-exported_symbol", f"_{name}")]
+        options += ["-dead_strip", "-x", "-no_uuid"]
+        _link(options, objects, path, MACHO)
+    elif "-windows-" in triple:
+        options = ["/dll", "/noentry", "/nodefaultlib", "/opt:ref", "/Brepro"]
+        options += [f"/export:{name}" for name in exports]
+        _link(options, objects, path, PE)
+    else:
+        options = ["-shared", f"-soname={path.name}", "--hash-style=gnu", "--build-id=none"]
+        # 16 KiB pages are what newer ARM systems have; relocations are done at once, then locked.
+        options += ["-zmax-page-size=16384", "-zrelro", "-znow", "--strip-all"]
+        options += ["--no-undefined", "--gc-sections", "--version-script=exports"]
+        shown = "".join(f" {name};" for name in exports)
+        _link(options, objects, path, ELF, {"exports": f"{{ global:{shown} local: *; }};"})
+
+
+def linker_for(triple: str) -> str:
+    """The linker that makes shared libraries for a triple's system."""
+    return MACHO if "-apple-" in triple else PE if "-windows-" in triple else ELF
 
 
 def link_wasm(objects: Sequence[bytes], path: Path, exports: Sequence[str]) -> None:

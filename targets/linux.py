@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from headrace.errors import KernelError
 from headrace.targets import backend
-from headrace.targets.arm_helpers import HELPERS
 from headrace.targets.target import Target
 
 
@@ -23,7 +22,6 @@ class System:
         call: machine code of a function of (number, 3 arguments).
         start: machine code in front of `_start` that makes the stack's address its argument, and
             the stack as functions want it.
-        helpers: functions in IR that LLVM calls for what the architecture has no instruction for.
         read, write, exit: numbers of the system calls.
     """
 
@@ -33,7 +31,6 @@ class System:
     read: int
     write: int
     exit: int
-    helpers: str = ""
 
 
 def _words(*words: int) -> bytes:
@@ -60,7 +57,6 @@ SYSTEMS = {
         read=3,
         write=4,
         exit=1,
-        helpers=HELPERS,
     ),
     # mv a7, a0; mv a0, a1; mv a1, a2; mv a2, a3; ecall; ret
     # mv a0, sp
@@ -100,7 +96,7 @@ def system_of(target: Target) -> System:
 
 
 def support(system: System) -> str:
-    """IR of `@system` (number, 3 arguments), `@exit_with`, and of what LLVM calls by itself."""
+    """IR of `@system` (number, 3 arguments) and `@exit_with`."""
     w = system.word
     return f"""
 define internal {w} @system({w} %number, {w} %a, {w} %b, {w} %c) noinline optnone align 16 \
@@ -112,58 +108,7 @@ define internal void @exit_with({w} %status) noinline {{
   %r = call {w} @system({w} {system.exit}, {w} %status, {w} 0, {w} 0)
   unreachable
 }}
-
-; What LLVM makes of loops that fill, copy or look for a zero; volatile, or it would make calls of
-; these as well.
-define ptr @memset(ptr %to, i32 %value, {w} %n) noinline "no-builtins" {{
-entry:
-  %byte = trunc i32 %value to i8
-  br label %next
-next:
-  %i = phi {w} [ 0, %entry ], [ %more, %step ]
-  %end = icmp eq {w} %i, %n
-  br i1 %end, label %done, label %step
-step:
-  %at = getelementptr i8, ptr %to, {w} %i
-  store volatile i8 %byte, ptr %at
-  %more = add {w} %i, 1
-  br label %next
-done:
-  ret ptr %to
-}}
-
-define ptr @memcpy(ptr %to, ptr %from, {w} %n) noinline "no-builtins" {{
-entry:
-  br label %next
-next:
-  %i = phi {w} [ 0, %entry ], [ %more, %step ]
-  %end = icmp eq {w} %i, %n
-  br i1 %end, label %done, label %step
-step:
-  %source = getelementptr i8, ptr %from, {w} %i
-  %byte = load volatile i8, ptr %source
-  %at = getelementptr i8, ptr %to, {w} %i
-  store volatile i8 %byte, ptr %at
-  %more = add {w} %i, 1
-  br label %next
-done:
-  ret ptr %to
-}}
-
-define {w} @strlen(ptr %text) noinline "no-builtins" {{
-entry:
-  br label %next
-next:
-  %i = phi {w} [ 0, %entry ], [ %more, %next ]
-  %more = add {w} %i, 1
-  %at = getelementptr i8, ptr %text, {w} %i
-  %byte = load volatile i8, ptr %at
-  %end = icmp eq i8 %byte, 0
-  br i1 %end, label %done, label %next
-done:
-  ret {w} %i
-}}
-{system.helpers}"""
+"""
 
 
 def start(system: System, body: str) -> str:

@@ -20,6 +20,8 @@ from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
 from headrace.targets.cache import KernelStore
 from headrace.targets.keys import kernel_key
+from headrace.targets.need import compiler_needed
+from headrace.targets.systems import SYSTEMS, for_system, system_name
 from headrace.targets.table import Kernel, symbol_of
 from headrace.targets.target import Target
 
@@ -168,11 +170,16 @@ def build(
     """Compile and link a pack; gives its folder. The manifest is written last.
 
     Raises:
-        KernelError: a kernel does not compile, or there is no linker.
+        KernelError: a kernel does not compile; or there is no compiler or no linker.
         OSError: the folder cannot be written.
     """
-    from headrace.targets.linker import link_shared
+    with compiler_needed():
+        from headrace.targets.freestanding import functions_object
+    from headrace.targets.linker import find_linker, link_shared, linker_for
 
+    for target in targets:  # compiling takes a minute: better now than after it
+        for_system(target, system_name(target))
+        find_linker(linker_for(target.triple))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # it would describe other libraries
@@ -180,8 +187,9 @@ def build(
     described: dict[str, Any] = {}
     for target in targets:
         objects = KernelStore(target, n_workers).objects(kernels, _for_target(progress, target))
-        path = folder / f"headrace-{target.name}.so"
-        link_shared([objects[kernel.name] for kernel in kernels], path)
+        path = folder / f"headrace-{target.name}{SYSTEMS[system_name(target)].suffix}"
+        codes = [*(objects[kernel.name] for kernel in kernels), functions_object(target)]
+        link_shared(codes, path, [symbol_of(kernel.name) for kernel in kernels], target.triple)
         described[target.name] = {
             "file": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -207,22 +215,28 @@ def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Targ
 
     Args:
         targets: what there is.
-        what: a target's name, or an architecture such as "aarch64" or "aarch64-linux".
+        what: a target's name or an architecture, and a system, such as "aarch64-linux",
+            "aarch64-macos" or "x86-64-v3-windows"; without a system, targets as they are.
         cpu: a CPU that one of them is made for: the levels above it are left out.
 
     Raises:
-        KernelError: there is nothing of that name.
+        KernelError: there is nothing of that name, or no shared library for it.
     """
-    named = [target for target in targets if target.name == what]
-    if not named:
-        architecture = what.removesuffix("-linux")
-        named = [target for target in targets if target.architecture == architecture]
+    base, _, system = what.rpartition("-")
+    if system not in SYSTEMS:
+        base, system = what, ""
+    by_name = [target for target in targets if target.name == base]
+    by_architecture = [target for target in targets if target.architecture == base]
+    # "riscv64" is both: with a system, it is the architecture.
+    named = by_architecture or by_name if system else by_name or by_architecture
     if not named:
         names = sorted({target.architecture for target in targets})
         raise KernelError(
             f"unknown target {what!r}; architectures: {', '.join(names)}; targets: "
             f"{', '.join(target.name for target in targets)}"
         )
+    if system:
+        named = [for_system(target, system) for target in named]
     named.sort(key=lambda target: target.rank)
     if cpu is None:
         return named

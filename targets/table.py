@@ -39,6 +39,11 @@ class Case:
     tolerance: Any
     label: str
 
+    @property
+    def exact(self) -> bool:
+        """Must outputs be equal bit for bit?"""
+        return isinstance(self.tolerance, int) and self.tolerance == 0
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -58,3 +63,13 @@ class Kernel:
     sources: tuple[str, ...]
     cases: Callable[[Target, np.random.Generator], Iterator[Case]]
     owner: str | None = None
+
+    def bit_exact(self, target: Target) -> bool:
+        """Is the order of its operations fixed, so that every target gives the same bits?
+
+        The cases say so: then each target is compared exactly with the one reference. Others have
+        a bound that is derived from the operands.
+        """
+        import numpy as np
+
+        return all(case.exact for case in self.cases(target, np.random.default_rng(1)))

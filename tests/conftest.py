@@ -120,3 +120,26 @@ def smollm2_path() -> Path:
         linked.unlink(missing_ok=True)
         linked.symlink_to(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kernel pack for this CPU with what `data/stories260K.gguf` and its plan need."""
+    from headrace import plan as plans
+    from headrace.errors import KernelError
+    from headrace.kernels import probe
+    from headrace.planning import prepare
+    from headrace.targets.host import pick_target
+    from headrace.targets.linker import find_linker
+    from headrace.targets.pack import build
+
+    try:
+        find_linker()
+    except KernelError as error:
+        pytest.skip(str(error))
+    best = pick_target(None)
+    stories = Path(__file__).parent / "data" / "stories260K.gguf"
+    prepared = prepare(stories, context=None, threads=1, target=None)
+    rows = plans.kernels_of(prepared.decoder, prepared.placed, best)
+    rows = [*rows, probe.kernel()]
+    return build([best], rows, tmp_path_factory.mktemp("pack"), n_workers=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,9 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from headrace.kernels.table import kernel_table
+from headrace.targets.host import pick_target
+from headrace.targets.pack import Pack
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 TINY = ROOT / "tests" / "data" / "stories260K.gguf"
+HOST = pick_target(None)
 
 
 def run(*command: object, text: str = "", ok: bool = True) -> subprocess.CompletedProcess[str]:
@@ -40,6 +46,21 @@ def test_chat(smollm2_path: Path) -> None:
 def test_in_a_thread(smollm2_path: Path) -> None:
     out = run(EXAMPLES / "in_a_thread.py", smollm2_path).stdout
     assert len(out.split()) > 5
+
+
+@pytest.mark.slow
+def test_cross_build(tmp_path: Path) -> None:
+    if shutil.which("ld.lld") is None and not list(Path("/usr/bin").glob("ld.lld-*")):
+        pytest.skip("ld.lld is not installed")
+    out = run(EXAMPLES / "cross_build.py", HOST.name, tmp_path / "pack").stdout
+    assert f"CPU levels: {HOST.name}\n" in out
+    assert "manifest.json: " in out
+    assert not Pack(tmp_path / "pack").lacking(kernel_table().values(), HOST)
+
+
+def test_shell_scripts_are_well_formed() -> None:
+    for script in EXAMPLES.glob("*.sh"):
+        assert subprocess.run(["sh", "-n", script]).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it makes executables for Linux")
@@ -116,5 +137,5 @@ def test_peers_says_what_failed() -> None:
 
 
 def test_benchmark_scripts_explain_themselves() -> None:
-    for name in ("peers.py", "startup.py", "make_synthetic.py"):
+    for name in ("peers.py", "startup.py", "make_synthetic.py", "instructions.py", "products.py"):
         assert "usage" in run(EXAMPLES / "benchmarks" / name, "--help").stdout

@@ -15,29 +15,15 @@ import pytest
 from test_families import PATHS
 
 import headrace
-from headrace import plan as plans
 from headrace.errors import KernelError
 from headrace.kernels.table import kernel_table
-from headrace.planning import prepare
 from headrace.targets import features, sve_length
 from headrace.targets.host import pick_target, runnable_targets
-from headrace.targets.linker import find_linker
 from headrace.targets.pack import LAYOUT, MANIFEST, Pack, PackedKernels, build, choose
 from headrace.targets.target import all_targets
 
 STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
 BEST = pick_target(None)
-
-
-@pytest.fixture(scope="session")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        find_linker()
-    except KernelError as error:
-        pytest.skip(str(error))
-    prepared = prepare(STORIES, context=None, threads=1, target=None)
-    rows = plans.kernels_of(prepared.decoder, prepared.placed, BEST)
-    return build([BEST], list(rows), tmp_path_factory.mktemp("pack"), n_workers=2)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from headrace.standalone.program import Argument, program_ir
 from headrace.steps import Forward
 from headrace.targets import backend
 from headrace.targets.cache import KernelStore
+from headrace.targets.freestanding import functions_object
 from headrace.targets.linker import find_linker, link_program
 from headrace.targets.linux import system_of
 from headrace.targets.target import Target
@@ -95,7 +96,7 @@ def export(
         places.buffer_bytes, kv,
     )  # fmt: skip
     objects = KernelStore(target, n_workers).objects(kernels, progress)
-    code = [backend.emit_plain(text, target), *objects.values()]
+    code = [backend.emit_plain(text, target), functions_object(target), *objects.values()]
     _link(output, code, prepared, vocabulary, places, progress)
     return Exported(output, output.stat().st_size, places.buffer_bytes + kv, shape.context)
 

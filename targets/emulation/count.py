@@ -1,7 +1,8 @@
 """Count the instructions that a kernel executes: a measure of speed that is always the same.
 
-In QEMU by a plugin (`count.c`, built with the C compiler that is here) or else from the log of
-executed instructions; WebAssembly's engine counts by itself; natively (machine "") by single steps.
+In QEMU by a plugin (`count.c`, built with the C compiler that is here), which also sees the bytes
+that it loads, or else from the log of executed instructions; WebAssembly's engine counts by itself;
+natively (machine "") by single steps.
 An instruction on several registers at once counts as so many (`lmul.py`).
 """
 
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from headrace.errors import KernelError
 from headrace.folders import cache_root
 from headrace.targets.emulation import lmul, wasm
 from headrace.targets.emulation.image import Image, Launch
+from headrace.targets.emulation.machines import NATIVE
 from headrace.targets.emulation.run import link_kernel, run_image
 from headrace.targets.emulation.stepping import count_steps
 from headrace.targets.emulation.symbols import code_between, function_range
@@ -31,7 +34,6 @@ from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
 BUILD_LIMIT_S = 120.0
-NATIVE = ""
 
 
 def _compilers() -> list[list[str]]:
@@ -76,12 +78,12 @@ def _counted(options: list[str], machine: str, path: Path, image: Image, what: s
 
 def _by_plugin(
     library: Path, machine: str, path: Path, low: int, high: int, image: Image, what: str
-) -> dict[int, int]:
+) -> tuple[dict[int, int], int]:
     out = path.with_suffix(".count")
-    option = f"{library},lo={low:#x},hi={high:#x},out={out}"
+    option = f"{library},lo={low:#x},hi={high:#x},out={out},loads=1"
     _counted(["-plugin", option], machine, path, image, what)
-    lines = (line.split() for line in out.read_text().splitlines())
-    return {int(address): int(count) for address, count in lines}
+    *lines, (_, loaded) = (line.split() for line in out.read_text().splitlines())
+    return {int(address): int(count) for address, count in lines}, int(loaded)
 
 
 def _by_log(
@@ -101,6 +103,14 @@ def _weighted(counts: Mapping[int, int], target: Target, path: Path, low: int, h
     return sum(weights[address - low] * count for address, count in counts.items())
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a kernel did: instructions executed, and bytes loaded where that was seen."""
+
+    instructions: int
+    loaded_bytes: int | None = None
+
+
 def count_instructions(
     kernel: str,
     code: bytes,
@@ -109,8 +119,8 @@ def count_instructions(
     launches: Sequence[Launch],
     *,
     compiled_plugin: bool = True,
-) -> int:
-    """Instructions that a kernel itself executes in all of `launches`.
+) -> Counts:
+    """Instructions that a kernel itself executes in all of `launches`, and the bytes it loads.
 
     Args:
         kernel, code, target, machine, launches: as in `headrace.targets.emulation.run.run`; machine
@@ -121,7 +131,7 @@ def count_instructions(
         KernelError: the program cannot be run or counted.
     """
     if machine == wasm.MACHINE:
-        return wasm.run(kernel, code, target, launches)
+        return Counts(wasm.run(kernel, code, target, launches))
     what = f"kernel {kernel} of {target.name} on {machine or 'this CPU'}"
     with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
         path = Path(folder, kernel)
@@ -131,12 +141,12 @@ def count_instructions(
         if machine == NATIVE:
             count, output = count_steps([str(path)], image.data, low, high)
             image.restore(output)
-            return count
+            return Counts(count)
         if compiled_plugin and (library := plugin()):
             try:
-                counts = _by_plugin(library, machine, path, low, high, image, what)
-                return _weighted(counts, target, path, low, high)
+                counts, loaded = _by_plugin(library, machine, path, low, high, image, what)
+                return Counts(_weighted(counts, target, path, low, high), loaded)
             except KernelError:
                 pass  # this QEMU has another plugin interface, or none
         counts = _by_log(machine, path, low, high, image, what)
-        return _weighted(counts, target, path, low, high)
+        return Counts(_weighted(counts, target, path, low, high))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,7 +13,8 @@ from headrace.errors import KernelError
 from headrace.targets.emulation import wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.runtime import KERNEL, runtime_object
-from headrace.targets.linker import find_linker, link_static
+from headrace.targets.freestanding import functions_object
+from headrace.targets.linker import link_static
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -25,23 +25,10 @@ class IllegalInstructionError(KernelError):
     """A kernel uses an instruction that the emulated CPU does not have."""
 
 
-def why_not(machine: str) -> str | None:
-    """What is missing to run kernels on a machine (a command line); None when nothing is."""
-    if machine == wasm.MACHINE:
-        return wasm.why_not()
-    for emulator in shlex.split(machine)[:1]:  # none: this CPU
-        if shutil.which(emulator) is None:
-            return f"{emulator} is not installed (Debian's package qemu-user)"
-    try:
-        find_linker()
-    except KernelError as error:
-        return str(error)
-    return None
-
-
 def link_kernel(kernel: str, code: bytes, target: Target, path: Path) -> None:
     """Link a kernel's object code with the program that calls it, as an executable at `path`."""
-    link_static([runtime_object(target), code], path, {KERNEL: symbol_of(kernel)})
+    objects = [runtime_object(target), functions_object(target), code]
+    link_static(objects, path, {KERNEL: symbol_of(kernel)})
 
 
 def run_image(command: Sequence[str], image: Image, what: str) -> None:

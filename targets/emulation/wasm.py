@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +11,12 @@ import numpy as np
 
 from headrace.errors import KernelError
 from headrace.targets.emulation.image import ALIGNMENT, Image, Launch
-from headrace.targets.linker import WASM, find_linker, link_wasm
+from headrace.targets.linker import link_wasm
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
 MACHINE = "wasmtime"
 FUEL = 1 << 40  # instructions; a kernel that needs more does not end
-
-
-def why_not() -> str | None:
-    """What is missing to run kernels; None when nothing is."""
-    if importlib.util.find_spec("wasmtime") is None:
-        return "wasmtime is not installed (`pip install wasmtime`)"
-    try:
-        find_linker(WASM)
-    except KernelError as error:
-        return str(error)
-    return None
 
 
 def _placed(image: Image, base: int) -> tuple[bytes, list[list[int]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.targets.emulation.run import why_not
+from headrace.targets.emulation.machines import why_not
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

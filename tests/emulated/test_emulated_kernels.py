@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from foreign import FOREIGN, MOST, param
-from kernel_harness import check
 
 from headrace.kernels.table import kernel_table
-from headrace.targets.cache import KernelStore
-from headrace.targets.emulation.run import IllegalInstructionError, run
+from headrace.targets.emulation.cases import run_cases
+from headrace.targets.emulation.run import IllegalInstructionError
 from headrace.targets.target import Target
 
 TABLE = kernel_table()
-THREADS = (1, 3)  # one after the other: no kernel waits for another thread
 # What CI runs: each kind of kernel, for a format of one scale or one of several.
 ONE = "gemv_q4_0"
 PART = {
@@ -50,27 +47,12 @@ def too_old() -> list[Any]:
     ]
 
 
-def run_cases(name: str, target: Target, machine: str) -> None:
-    kernel = TABLE[name]
-    code = KernelStore(target).objects([kernel])[name]
-    # A case owns its outputs: make it anew for every number of threads, from the same seed.
-    launches = [
-        (case, n_threads)
-        for n_threads in THREADS
-        for case in kernel.cases(target, np.random.default_rng(1))
-    ]
-    assert launches
-    run(name, code, target, machine, [(case.slots, n) for case, n in launches])
-    for case, _ in launches:
-        check(case)
-
-
 @pytest.mark.parametrize(("target_name", "machine", "name"), rows())
 def test_kernel_equals_reference(target_name: str, machine: str, name: str) -> None:
-    run_cases(name, FOREIGN[target_name], machine)
+    run_cases(TABLE[name], FOREIGN[target_name], machine)
 
 
 @pytest.mark.parametrize(("target_name", "machine", "name"), too_old())
 def test_an_older_cpu_stops_a_newer_build(target_name: str, machine: str, name: str) -> None:
     with pytest.raises(IllegalInstructionError):
-        run_cases(name, FOREIGN[target_name], machine)
+        run_cases(TABLE[name], FOREIGN[target_name], machine)

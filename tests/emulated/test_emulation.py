@@ -11,14 +11,15 @@ from foreign import FOREIGN, param
 
 from headrace.errors import KernelError
 from headrace.targets import backend, linker
-from headrace.targets.emulation import lmul
+from headrace.targets.emulation import lmul, wasm
 from headrace.targets.emulation.count import count_instructions, plugin
 from headrace.targets.emulation.image import Image
-from headrace.targets.emulation.run import run, why_not
+from headrace.targets.emulation.machines import why_not
+from headrace.targets.emulation.run import run
 from headrace.targets.host import same_architecture
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target, all_targets
-from headrace.targets.vector_length import READ_BITS
+from headrace.targets.vector_length import READ_BYTES
 
 EVERY = [param(target, target.machines[0]) for target in FOREIGN.values()]
 FIRST = EVERY[:1]
@@ -117,16 +118,20 @@ def test_both_ways_of_counting_agree(target_name: str, machine: str) -> None:
     if plugin() is None:
         pytest.skip("no C compiler builds the plugin")
     code, counts = sum_up(target), []
+    loaded: list[Any] = []
     for n in (3, 103):
         numbers = np.zeros(200, np.int64)
         for compiled in (True, False):
             count = count_instructions(
                 "sum_up", code, target, machine, [([numbers, n, 1.5], 1)], compiled_plugin=compiled
             )
-            counts.append(count)
+            counts.append(count.instructions)
+            loaded.append(count.loaded_bytes)
     assert counts[0] == counts[1]
     assert counts[2] == counts[3]
     assert 2 * 100 <= counts[2] - counts[0] <= 16 * 100  # a load and an addition at least
+    if machine != wasm.MACHINE:
+        assert loaded[2] - loaded[0] == 8 * 100
 
 
 @pytest.mark.skipif(not same_architecture(all_targets()["x86-64-v2"]), reason="x86-64 only")
@@ -136,7 +141,8 @@ def test_native_steps_are_counted() -> None:
     for n in (3, 103):
         numbers = np.zeros(200, np.int64)
         launch = ([numbers, n, 1.5], 1)
-        counts.append(count_instructions("sum_up", sum_up(target), target, "", [launch]))
+        count = count_instructions("sum_up", sum_up(target), target, "", [launch])
+        counts.append(count.instructions)
     assert 1 * 100 <= counts[1] - counts[0] <= 8 * 100  # an addition from memory at least
 
 
@@ -172,11 +178,23 @@ def test_without_a_linker_the_error_says_how_to_get_one(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("target_name", "machine"), VECTORS)
 def test_the_length_of_vectors_is_read(target_name: str, machine: str) -> None:
-    target, name = FOREIGN[target_name], "vector_bits"
-    code = backend.emit_object(READ_BITS.format(symbol=symbol_of(name)), target, name)
-    bits = np.zeros(1, np.int64)
-    run(name, code, target, machine, [([bits], 1)])
-    assert bits[0] == int(machine.rpartition("vlen=")[2])
+    target, name = FOREIGN[target_name], "vector_bytes"
+    text = f"""
+define internal i64 @read() noinline optnone align 16 \
+prologue {backend.constant_bytes(READ_BYTES)} {{
+  unreachable
+}}
+
+define void @{symbol_of(name)}(ptr %args, i64 %thread, i64 %threads) {{
+  %to = load ptr, ptr %args
+  %n = call i64 @read()
+  store i64 %n, ptr %to
+  ret void
+}}
+"""
+    found = np.zeros(1, np.int64)
+    run(name, backend.emit_plain(text, target), target, machine, [([found], 1)])
+    assert 8 * found[0] == int(machine.rpartition("vlen=")[2])
 
 
 def test_instructions_on_register_groups_count_as_many() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from foreign import MOST, param
-from instructions import OPERATIONS, machine_for, per_multiply_add
 from targets_here import WHOLE
 
+from headrace.costs import OPERATIONS, cost, machine_for
 from headrace.sparse.registry import FORMATS
 from headrace.targets.host import runnable_targets
 from headrace.targets.target import all_targets
@@ -52,7 +52,7 @@ def test_instructions_per_multiply_add(
     format_name: str,
     request: pytest.FixtureRequest,
 ) -> None:
-    found = per_multiply_add(ALL[target_name], operation, format_name)
+    found = cost(ALL[target_name], operation, format_name).instructions
     kernel = f"{operation}_{format_name}"
     if request.config.option.update_instructions:
         TABLE.setdefault(target_name, {})[kernel] = round(found, 4)

@@ -1,13 +1,16 @@
-"""Count instructions per multiply-add of the matrix products."""
+"""What a matrix product costs on a target: instructions and loads, counted in an emulator."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from headrace.sparse.linear import activation_bytes, kernels
 from headrace.sparse.registry import FORMATS
 from headrace.targets.cache import KernelStore
-from headrace.targets.emulation.count import NATIVE, count_instructions
+from headrace.targets.emulation.count import count_instructions
+from headrace.targets.emulation.machines import NATIVE
 from headrace.targets.host import same_architecture
 from headrace.targets.target import Target
 
@@ -15,13 +18,30 @@ ROWS, INPUTS = 32, 512
 OPERATIONS = ("gemv", "gemm")
 
 
+@dataclass(frozen=True)
+class Cost:
+    """A product's cost.
+
+    Attributes:
+        instructions: executed, for each multiply-add.
+        loads: bytes loaded for each byte of weights; None where the machine does not show them.
+    """
+
+    instructions: float
+    loads: float | None
+
+
 def machine_for(target: Target) -> str:
     """Where its kernels are counted: natively, or on the weakest CPU that runs them."""
     return NATIVE if same_architecture(target) else target.machines[0]
 
 
-def per_multiply_add(target: Target, operation: str, format_name: str) -> float:
-    """Count one product of a matrix of zeros: its values decide nothing about what is executed."""
+def cost(target: Target, operation: str, format_name: str) -> Cost:
+    """Count one product of a matrix of zeros: its values decide nothing about what is executed.
+
+    Raises:
+        KernelError: the kernel cannot be compiled, run or counted here.
+    """
     fmt = FORMATS[format_name]
     kernel = kernels(fmt)[operation]
     tokens = 1 if operation == "gemv" else target.tokens(fmt.activation)  # one group
@@ -34,5 +54,9 @@ def per_multiply_add(target: Target, operation: str, format_name: str) -> float:
         y.strides[0], np.zeros(ROWS, np.float32), entry,
     ]  # fmt: skip
     code = KernelStore(target).objects([kernel])[kernel.name]
-    count = count_instructions(kernel.name, code, target, machine_for(target), [(slots, 1)])
-    return count / (ROWS * INPUTS * tokens)
+    counts = count_instructions(kernel.name, code, target, machine_for(target), [(slots, 1)])
+    loaded = counts.loaded_bytes
+    return Cost(
+        counts.instructions / (ROWS * INPUTS * tokens),
+        None if loaded is None else loaded / weights.nbytes,
+    )

@@ -1,0 +1,110 @@
+"""Functions that LLVM calls by itself, so that kernels are linked with no library of a system.
+
+They fill and copy memory, look for the end of a text, and do what an architecture has no
+instruction for.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from headrace.targets import backend
+from headrace.targets.arm_helpers import HELPERS
+from headrace.targets.systems import system_name
+from headrace.targets.target import Target
+
+# What is needed besides filling and copying, by architecture and by system.
+_MORE = {"armv7a": HELPERS}
+_CLEAR = """
+define hidden void @{name}(ptr %to, i64 %n) "no-builtins" {{
+  %end = call ptr @memset(ptr %to, i32 0, i64 %n)
+  ret void
+}}
+"""
+_OF_SYSTEM = {
+    "macos": _CLEAR.format(name="bzero") + _CLEAR.format(name="__bzero"),
+    "windows": "@_fltused = global i32 0\n",  # says that a program uses floats
+}
+
+# 16 bytes at a time, then single ones. LLVM makes no call of memset of a loop in memset.
+_TEXT = """
+define hidden ptr @memset(ptr %to, i32 %value, {w} %n) "no-builtins" {{
+entry:
+  %byte = trunc i32 %value to i8
+  %first = insertelement <16 x i8> poison, i8 %byte, i32 0
+  %bytes = shufflevector <16 x i8> %first, <16 x i8> poison, <16 x i32> zeroinitializer
+  br label %wide_next
+wide_next:
+  %i = phi {w} [ 0, %entry ], [ %i16, %wide ]
+  %i16 = add {w} %i, 16
+  %fits = icmp ule {w} %i16, %n
+  br i1 %fits, label %wide, label %next
+wide:
+  %wide_at = getelementptr i8, ptr %to, {w} %i
+  store <16 x i8> %bytes, ptr %wide_at, align 1
+  br label %wide_next
+next:
+  %j = phi {w} [ %i, %wide_next ], [ %j1, %step ]
+  %end = icmp eq {w} %j, %n
+  br i1 %end, label %done, label %step
+step:
+  %at = getelementptr i8, ptr %to, {w} %j
+  store i8 %byte, ptr %at
+  %j1 = add {w} %j, 1
+  br label %next
+done:
+  ret ptr %to
+}}
+
+define hidden ptr @memcpy(ptr %to, ptr %from, {w} %n) "no-builtins" {{
+entry:
+  br label %wide_next
+wide_next:
+  %i = phi {w} [ 0, %entry ], [ %i16, %wide ]
+  %i16 = add {w} %i, 16
+  %fits = icmp ule {w} %i16, %n
+  br i1 %fits, label %wide, label %next
+wide:
+  %wide_from = getelementptr i8, ptr %from, {w} %i
+  %wide_at = getelementptr i8, ptr %to, {w} %i
+  %bytes = load <16 x i8>, ptr %wide_from, align 1
+  store <16 x i8> %bytes, ptr %wide_at, align 1
+  br label %wide_next
+next:
+  %j = phi {w} [ %i, %wide_next ], [ %j1, %step ]
+  %end = icmp eq {w} %j, %n
+  br i1 %end, label %done, label %step
+step:
+  %source = getelementptr i8, ptr %from, {w} %j
+  %byte = load i8, ptr %source
+  %at = getelementptr i8, ptr %to, {w} %j
+  store i8 %byte, ptr %at
+  %j1 = add {w} %j, 1
+  br label %next
+done:
+  ret ptr %to
+}}
+
+define hidden {w} @strlen(ptr %text) "no-builtins" {{
+entry:
+  br label %next
+next:
+  %i = phi {w} [ 0, %entry ], [ %more, %next ]
+  %more = add {w} %i, 1
+  %at = getelementptr i8, ptr %text, {w} %i
+  %byte = load i8, ptr %at
+  %end = icmp eq i8 %byte, 0
+  br i1 %end, label %done, label %next
+done:
+  ret {w} %i
+}}
+"""
+
+
+@cache
+def functions_object(target: Target) -> bytes:
+    """Object code of the functions, to be linked with kernels of a target."""
+    text = _TEXT.format(w=f"i{8 * target.word_bytes}") + _MORE.get(target.architecture, "")
+    text += _OF_SYSTEM.get(system_name(target), "")
+    code: bytes = backend.target_machine(target, 2).emit_object(backend.parse(text, target))
+    return code

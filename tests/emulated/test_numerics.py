@@ -1,0 +1,106 @@
+"""Products of integers give the same bits on every target: numpy's int64 sums, exactly.
+
+Weights are random codes with scales of 1, activations are integers. Then every partial sum is an
+integer that float32 holds exactly, and no order of operations or fused instruction may change it:
+what is compared is the int32 accumulators and all that is added to and taken off them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from foreign import BEST, FOREIGN, param
+
+from headrace.sparse.format import Format
+from headrace.sparse.linear import kernels, pack_f32, quantize_q8, quantize_q8x2
+from headrace.sparse.registry import FORMATS
+from headrace.targets.cache import KernelStore
+from headrace.targets.emulation.machines import NATIVE
+from headrace.targets.emulation.run import run
+from headrace.targets.host import runnable_targets
+from headrace.targets.target import Target, all_targets
+
+ROWS, BLOCKS = 21, 2
+# Where a block's float16 scales lie, and the bytes of its finer scales with a mask that keeps
+# products small enough: float32 holds integers up to 2**24.
+SCALES = {"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q8_0": (0,), "q4_k": (0, 2), "q6_k": (208,)}
+FINE = {"q4_k": (slice(4, 16), 0x03), "q6_k": (slice(192, 208), 0x07)}
+ONE = np.frombuffer(np.float16(1).tobytes(), np.uint8)
+NATIVE_TARGETS = {target.name: target for target in runnable_targets()}
+QUICK = {*list(NATIVE_TARGETS)[-1:], *BEST.values()}
+
+
+def integer_weights(fmt: Format, rng: np.random.Generator) -> np.ndarray:
+    """Raw rows that stand for integers."""
+    if fmt.name not in SCALES:  # a float of its own for each weight
+        return fmt.encode(rng.integers(-9, 10, (ROWS, 32 * BLOCKS)).astype(np.float32))
+    raw = rng.integers(0, 256, (ROWS, BLOCKS, fmt.block_bytes), dtype=np.uint8)
+    for at in SCALES[fmt.name]:
+        raw[..., at : at + 2] = ONE
+    if fmt.name in FINE:
+        where, mask = FINE[fmt.name]
+        raw[..., where] &= mask
+    return raw.reshape(ROWS, -1)
+
+
+def integer_activations(
+    operation: str, fmt: Format, n: int, tokens: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers [tokens, n], and how a kernel takes them. Each block has 127, so its scale is 1."""
+    x = rng.integers(-127, 128, (tokens, n))
+    x[:, ::32] = rng.choice((-127, 127), (tokens, n // 32))
+    if fmt.activation == "f32":
+        return x, pack_f32(x.astype(np.float32), tokens)
+    pack = quantize_q8x2 if operation.endswith("2") else quantize_q8
+    return x, pack(x.astype(np.float32), tokens)
+
+
+def products(target: Target, operation: str, fmt: Format) -> tuple[list[Any], np.ndarray]:
+    """A product's slots, and what comes out."""
+    rng = np.random.default_rng(7)
+    tokens = 1 if operation.startswith("gemv") else target.tokens(fmt.activation)
+    if operation == "gemm2":
+        tokens //= 2
+    raw = integer_weights(fmt, rng)
+    weights = fmt.decode(raw).astype(np.int64)
+    assert (weights == fmt.decode(raw)).all()
+    x, packed = integer_activations(operation, fmt, weights.shape[1], tokens, rng)
+    exact = x @ weights.T
+    # Codes may be summed with their whole offset, which is taken off at the end of a block.
+    whole = np.abs(weights) + np.abs(weights).max()
+    assert (np.abs(x) @ whole.T).max() < 1 << 24
+    y = np.zeros((tokens, 32), np.float32)
+    expected = np.zeros_like(y)
+    expected[:, :ROWS] = exact
+    slots = [
+        fmt.tile(raw), packed, y, weights.shape[1] // fmt.block, 2, np.array([tokens]), 0,
+        y.strides[0], np.zeros(32, np.float32), packed[0].nbytes,
+    ]  # fmt: skip
+    return slots, expected
+
+
+def rows() -> list[Any]:
+    return [
+        param(target, machine, operation, name, slow=target.name not in QUICK or name != "q4_0")
+        for target in (*NATIVE_TARGETS.values(), *FOREIGN.values())
+        for machine in (target.machines[:1] if target.name in FOREIGN else [NATIVE])
+        for name, fmt in FORMATS.items()
+        for operation in kernels(fmt)
+        if operation.startswith("gem")
+    ]
+
+
+@pytest.mark.parametrize(("target_name", "machine", "operation", "format_name"), rows())
+def test_integers_are_exact(
+    target_name: str, machine: str, operation: str, format_name: str
+) -> None:
+    target, fmt = all_targets()[target_name], FORMATS[format_name]
+    kernel = kernels(fmt)[operation]
+    slots, expected = products(target, operation, fmt)
+    code = KernelStore(target).objects([kernel])[kernel.name]
+    run(kernel.name, code, target, machine, [(slots, 1)])
+    found: np.ndarray = slots[2]
+    assert (found[:, :ROWS] == expected[:, :ROWS]).all()
+    assert np.isfinite(found).all()

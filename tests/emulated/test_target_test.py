@@ -1,0 +1,98 @@
+"""`headrace targets test`: what it finds, what it skips, and that it can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from foreign import BEST, FOREIGN
+
+from headrace.cli import main
+from headrace.kernels.table import kernel_table
+from headrace.target_test import machines_of, outcomes, report
+from headrace.targets.emulation.machines import NATIVE, why_not
+from headrace.targets.host import pick_target
+from headrace.targets.table import Case
+from headrace.targets.target import Target
+
+HOST = pick_target(None)
+TABLE = kernel_table()
+AARCH64 = FOREIGN.get(BEST.get("aarch64", ""))
+needs_this_cpu = pytest.mark.skipif(why_not(NATIVE) is not None, reason=str(why_not(NATIVE)))
+
+
+@needs_this_cpu
+def test_kernels_are_proven_here(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, how in (("rows_q4_0", "bit for bit"), ("gemv_q4_0", "within its bound")):
+        assert main(["targets", "test", "--target", HOST.name, "--kernel", name]) == 0
+        assert capsys.readouterr().out == f"{HOST.name}  this CPU  {name}  equal  {how}\n"
+
+
+@needs_this_cpu
+def test_a_wrong_result_is_a_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = TABLE["rows_q4_0"]
+
+    def wrong(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+        for case in right.cases(target, rng):
+            case.expected[0][1].flat[-1] += 1
+            yield case
+
+    table = {right.name: replace(right, cases=wrong)}
+    monkeypatch.setattr("headrace.kernels.table.kernel_table", lambda: table)
+    assert main(["targets", "test", "--target", HOST.name, "--json"]) == 2
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)["kernels"]
+    assert row["result"] == "failed" and "not equal bit for bit" in row["how"]
+    assert said.err == f"headrace: 1 failed: rows_q4_0 of {HOST.name}\n"
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    if AARCH64 is None:
+        pytest.skip("no foreign AArch64 here")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    (found,) = outcomes([AARCH64], [TABLE["gemv_q4_0"]])
+    assert (found.kernel, found.result) == ("*", "skipped")
+    assert "qemu-aarch64 is not installed" in found.how
+
+
+@needs_this_cpu
+def test_a_kernel_without_cases_is_skipped() -> None:
+    (found,) = outcomes([HOST], [TABLE["team_lead"]])
+    assert found.result == "skipped"
+
+
+def test_an_unknown_kernel_or_target(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets", "test", "--kernel", "gemv_q4"]) == 2
+    assert "kernels: gemv_" in capsys.readouterr().err
+    assert main(["targets", "test", "--target", "vax"]) == 2
+    assert "unknown target 'vax'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    if AARCH64 is None or machines_of(AARCH64)[0][1] is not None:
+        pytest.skip("no emulated AArch64 here")
+    found = report(AARCH64, [TABLE["rows_q4_0"]])
+    assert found["pack_bytes"] > 1000
+    costs = {row["format"]: row for row in found["costs"]}
+    assert 0.05 < costs["q4_0"]["gemv instructions"] < 0.25
+    # Every byte of the weights is loaded, and activations of one token besides.
+    assert 1.0 < costs["q4_0"]["gemv loads"] < 1.5
+
+
+# Kernels whose operations have one order, or none that could round: each target is compared with
+# one reference exactly, so all targets agree with each other.
+EXACT = ("tile_", "rows_", "copy_f32")
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_flag_of_exact_kernels(name: str) -> None:
+    if name.startswith("team_"):
+        pytest.skip("it has no results")
+    every = {target: TABLE[name].bit_exact(target) for target in (HOST, *FOREIGN.values())}
+    assert set(every.values()) == {name.startswith(EXACT)}
