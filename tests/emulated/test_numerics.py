@@ -16,6 +16,7 @@ from foreign import BEST, FOREIGN, param
 from headrace.sparse.format import Format
 from headrace.sparse.linear import kernels, pack_f32, quantize_q8, quantize_q8x2
 from headrace.sparse.registry import FORMATS
+from headrace.sparse.token_pairs import pair_entries
 from headrace.targets.cache import KernelStore
 from headrace.targets.emulation.machines import NATIVE
 from headrace.targets.emulation.run import run
@@ -67,6 +68,8 @@ def products(target: Target, operation: str, fmt: Format) -> tuple[list[Any], np
     weights = fmt.decode(raw).astype(np.int64)
     assert (weights == fmt.decode(raw)).all()
     x, packed = integer_activations(operation, fmt, weights.shape[1], tokens, rng)
+    if target.token_pairs and tokens > 1 and fmt.activation == "q8":
+        packed = pair_entries(packed)
     exact = x @ weights.T
     # Codes may be summed with their whole offset, which is taken off at the end of a block.
     whole = np.abs(weights) + np.abs(weights).max()
