@@ -1,10 +1,10 @@
-"""Scalar pieces of the formats' tiling kernels (the native twin of `format.interleave`)."""
+"""Pieces of the formats' kernels: tiling (the native twin of `format.interleave`), weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from headrace.targets.simd import get_u8, get_u32, put_u8, put_u32
+from headrace.targets.simd import eights, get_u8, get_u32, load_u8, put_u8, put_u32
 
 
 def interleave_words(src: Any, row_bytes: Any, dst: Any, n_words: Any) -> None:
@@ -19,3 +19,8 @@ def interleave_halves(src: Any, row_bytes: Any, dst: Any) -> None:
     for row in range(16):
         put_u8(dst + row * 2, get_u8(src + row * row_bytes))
         put_u8(dst + (row * 2 + 1), get_u8(src + (row * row_bytes + 1)))
+
+
+def load_eights(w: Any, tiles: Any, stride: Any) -> Any:
+    """The 128 bytes at `w` of each tile, as `dot8` takes them."""
+    return eights(load_u8(w, tiles, stride), load_u8(w + 64, tiles, stride))

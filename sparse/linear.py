@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS
+from headrace.sparse.token_pairs import pair_entries
 from headrace.targets.simd import (
     add_pairs,
     arg_float,
     arg_int,
     arg_ptr,
+    by_token,
     get_f32,
     get_i64,
     join,
     load_f32,
     outer,
+    past_q8,
     put_f32,
     repeat,
     splat_f32,
@@ -72,11 +75,10 @@ def _by_columns(fmt: Format, tokens: int, columns: int, group: int) -> Any:
         return whole
     half = tokens // 2
     one = _by_columns(fmt, half, columns, group)
-    ahead = half * (Q8_BLOCK_BYTES if fmt.activation == "q8" else 4)
 
     def halves(acc: Any, w: Any, stride: Any, x: Any, rows: Any) -> Any:
         first = one(sub_block(acc, 0, half), w, stride, x, rows)
-        second = one(sub_block(acc, half, half), w, stride, x + ahead, rows)
+        second = one(sub_block(acc, half, half), w, stride, past_q8(x, half), rows)
         return join(first, second)
 
     return halves
@@ -89,12 +91,14 @@ def _linear(
     pairs: bool = False,
     lanes: int = TILE_ROWS,
     columns: int = ALL,
+    token_pairs: bool = False,
 ) -> KernelFunction:
     """y[token, row] = bias[row] + sum over inputs of w[row, input] * x[token, input].
 
     `tokens` columns are multiplied at once; with `pairs` two of them make a token ("q8x2"). With
     fewer than 16 `lanes` a tile is cut in strips of so many rows, and products are formed for at
-    most `columns` columns at a time: registers then hold one strip's weights and many sums.
+    most `columns` columns at a time: registers then hold one strip's weights and many sums. With
+    `token_pairs` the activations are those of `headrace.sparse.token_pairs`.
 
     Slots: 0 tiled weights, 1 activations, 2 y, 3 blocks in a row, 4 tiles, 5 address of the token
     count, 6 bytes between the threads' own activations (0: one for all), 7 bytes between tokens
@@ -107,6 +111,10 @@ def _linear(
     out_tokens = tokens // 2 if pairs else tokens
     share = 0.5 if pairs else 1.0  # of the bias, which both columns of a pair start from
 
+    def advance(x: Any) -> Any:
+        return past_q8(x, tokens) if by_columns else x + x_advance
+
+    by_columns = columns < tokens
     strips = TILE_ROWS // lanes
     chains = CHAINS[fmt.activation] if tokens == 1 and tiles == 1 else 1
 
@@ -114,12 +122,12 @@ def _linear(
         w: Any, x: Any, y: Any, n_blocks: Any, tile_stride: Any, y_stride: Any, bias: Any, rows: Any
     ) -> None:
         acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(share), tokens))
-        b = 0
+        left = n_blocks
         if chains == 4:
             acc1 = zeros_f32(1)
             acc2 = acc1
             acc3 = acc1
-            while b + 4 <= n_blocks:
+            while left >= 4:
                 acc = multiply(acc, w, tile_stride, x, rows)
                 w1 = w + tile_block_bytes
                 x1 = x + x_advance
@@ -132,17 +140,17 @@ def _linear(
                 acc3 = multiply(acc3, w3, tile_stride, x3, rows)
                 w = w3 + tile_block_bytes
                 x = x3 + x_advance
-                b += 4
+                left -= 4
             acc = (acc + acc1) + (acc2 + acc3)
-        while b < n_blocks:
+        while left > 0:
             acc = multiply(acc, w, tile_stride, x, rows)
             w = w + tile_block_bytes
-            x = x + x_advance
-            b += 1
+            x = advance(x)
+            left -= 1
         if pairs:
             store_f32_grid(y, add_pairs(acc), out_tokens, 64, y_stride)
         else:
-            store_f32_grid(y, acc, tokens, 64, y_stride)
+            store_f32_grid(y, by_token(acc), tokens, 64, y_stride)
 
     def linear(args: Any, thread: Any, n_threads: Any) -> None:
         w = arg_ptr(args, 0)
@@ -199,16 +207,18 @@ def _linear(
                     )
                 t += 1
 
-    return with_lanes(linear, lanes, in_order=columns < tokens)
+    return with_lanes(linear, lanes, in_order=by_columns, token_pairs=token_pairs)
 
 
 def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
-    # One column at a time finds the weights of a strip in registers, and needs no more than one
-    # column's activations beside them. The weights of a long block do not fit.
+    # One column (or pair) at a time finds the weights of a strip in registers, and needs no more
+    # than its own activations beside them. The weights of a long block do not fit.
     lanes = target.lanes(fmt.activation)
-    columns = 1 if lanes < TILE_ROWS and fmt.block == Q8_BLOCK else ALL
+    one = (lanes < TILE_ROWS or target.q8_in_registers) and fmt.activation == "q8"
+    two = target.token_pairs and fmt.activation == "q8"
+    columns = (2 if two else 1) if one and fmt.block == Q8_BLOCK else ALL
     tokens = target.tokens(fmt.activation)
-    return _linear(fmt, target.gemm_tiles, tokens, pairs, lanes, columns)
+    return _linear(fmt, target.gemm_tiles, tokens, pairs, lanes, columns, two)
 
 
 def _tile(fmt: Format) -> KernelFunction:
@@ -370,6 +380,8 @@ def _linear_cases(fmt: Format, tokens: int, pairs: bool = False) -> Any:
             else:
                 packed = pack_f32(x, group)
                 exact_x = x.astype(np.float64)
+            if fmt.activation == "q8" and group > 1 and target.token_pairs:
+                packed = pair_entries(packed)
             w = fmt.decode(raw).astype(np.float64)
             bias = np.zeros(-(-rows // TILE_ROWS) * TILE_ROWS, np.float32)
             bias[:rows] = rng.standard_normal(rows)

@@ -35,10 +35,10 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves, interleave_words
+from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot4,
+    dot16,
     dot_init,
     dot_result,
     f32,
@@ -48,10 +48,8 @@ from headrace.targets.simd import (
     get_u8,
     load_f16,
     load_q8,
-    load_u8,
     outer,
     put_f32,
-    q8_codes,
     q8_f32,
     repeat,
     shr_u8,
@@ -93,20 +91,14 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(deinterleave(tiled, rows, RUNS))
 
 
-def _step(total: Any, w: Any, stride: Any, entry: Any, tiles: Any, j: Any) -> Any:
-    v = load_u8(w + (64 + 64 * j), tiles, stride)
-    total = dot4(total, and_u8(v, 15), q8_codes(entry, 4 * j), 4)
-    return dot4(total, shr_u8(v, 4), q8_codes(entry, 16 + 4 * j), 4)
-
-
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     entry = load_q8(x, tokens)
     total = dot_init(repeat(splat_i32(0), tokens), tiles)
-    total = _step(total, w, stride, entry, tiles, 0)
-    total = _step(total, w, stride, entry, tiles, 1)
-    total = _step(total, w, stride, entry, tiles, 2)
-    total = _step(total, w, stride, entry, tiles, 3)
+    v = load_eights(w + 64, tiles, stride)
+    total = dot16(total, and_u8(v, 15), shr_u8(v, 4), entry, 0, 4)
+    v = load_eights(w + 192, tiles, stride)
+    total = dot16(total, and_u8(v, 15), shr_u8(v, 4), entry, 8, 4)
     scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     acc = fma(scale, to_f32(dot_result(total, 4)), acc)
     return fma_outer(load_f16(w + 32, tiles, stride), q8_f32(entry, 36), acc)

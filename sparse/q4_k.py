@@ -43,10 +43,10 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves, interleave_words
+from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot4,
+    dot8,
     dot_init,
     dot_result,
     f32,
@@ -56,12 +56,10 @@ from headrace.targets.simd import (
     get_u8,
     load_f16,
     load_q8,
-    load_u8,
     load_u8_i32,
     outer,
     put_f32,
     put_u8,
-    q8_codes,
     q8_f32,
     repeat,
     shr_u8,
@@ -185,15 +183,6 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(np.concatenate([blocks[..., :4], packed, blocks[..., 20:]], axis=-1))
 
 
-def _step(
-    low: Any, high: Any, codes: Any, stride: Any, first: Any, second: Any, tiles: Any, j: Any
-) -> Any:
-    v = load_u8(codes + 64 * j, tiles, stride)
-    low = dot4(low, and_u8(v, 15), q8_codes(first, 4 * j), 4)
-    high = dot4(high, shr_u8(v, 4), q8_codes(second, 4 * j), 4)
-    return low, high
-
-
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     d = load_f16(w, tiles, stride)
@@ -204,14 +193,18 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
         first = load_q8(x + 2 * p * (48 * group), tokens)
         second = load_q8(x + (2 * p + 1) * (48 * group), tokens)
         codes = w + (320 + 512 * p)
-        low, high = _step(low, high, codes, stride, first, second, tiles, 0)
-        low, high = _step(low, high, codes, stride, first, second, tiles, 1)
-        low, high = _step(low, high, codes, stride, first, second, tiles, 2)
-        low, high = _step(low, high, codes, stride, first, second, tiles, 3)
-        low, high = _step(low, high, codes, stride, first, second, tiles, 4)
-        low, high = _step(low, high, codes, stride, first, second, tiles, 5)
-        low, high = _step(low, high, codes, stride, first, second, tiles, 6)
-        low, high = _step(low, high, codes, stride, first, second, tiles, 7)
+        v = load_eights(codes, tiles, stride)
+        low = dot8(low, and_u8(v, 15), first, 0, 4)
+        high = dot8(high, shr_u8(v, 4), second, 0, 4)
+        v = load_eights(codes + 128, tiles, stride)
+        low = dot8(low, and_u8(v, 15), first, 8, 4)
+        high = dot8(high, shr_u8(v, 4), second, 8, 4)
+        v = load_eights(codes + 256, tiles, stride)
+        low = dot8(low, and_u8(v, 15), first, 16, 4)
+        high = dot8(high, shr_u8(v, 4), second, 16, 4)
+        v = load_eights(codes + 384, tiles, stride)
+        low = dot8(low, and_u8(v, 15), first, 24, 4)
+        high = dot8(high, shr_u8(v, 4), second, 24, 4)
         at = w + (64 + 64 * p)
         scale = outer(d * to_f32(load_u8_i32(at, tiles, stride)), q8_f32(first, 32))
         acc = fma(scale, to_f32(dot_result(low, 4)), acc)

@@ -38,12 +38,13 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves, interleave_words
+from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot4,
+    dot16,
     dot_init,
     dot_result,
+    eights,
     f32,
     fma,
     get_f16,
@@ -55,7 +56,6 @@ from headrace.targets.simd import (
     outer,
     put_f32,
     put_u8,
-    q8_codes,
     q8_f32,
     q8_shifted,
     shl_u8,
@@ -121,26 +121,13 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     high = load_u8(w + 32, tiles, stride)
     total = dot_init(q8_shifted(entry, 40, 4), tiles)
     # Bit g of a byte of `high` belongs to inputs 4g..4g+3: bring it to bit 4 of their codes.
-    v = load_u8(w + 96, tiles, stride)
-    c = and_u8(v, 15) | and_u8(shl_u8(high, 4), 16)
-    total = dot4(total, c, q8_codes(entry, 0), 5)
-    c = shr_u8(v, 4) | and_u8(high, 16)
-    total = dot4(total, c, q8_codes(entry, 16), 5)
-    v = load_u8(w + 160, tiles, stride)
-    c = and_u8(v, 15) | and_u8(shl_u8(high, 3), 16)
-    total = dot4(total, c, q8_codes(entry, 4), 5)
-    c = shr_u8(v, 4) | and_u8(shr_u8(high, 1), 16)
-    total = dot4(total, c, q8_codes(entry, 20), 5)
-    v = load_u8(w + 224, tiles, stride)
-    c = and_u8(v, 15) | and_u8(shl_u8(high, 2), 16)
-    total = dot4(total, c, q8_codes(entry, 8), 5)
-    c = shr_u8(v, 4) | and_u8(shr_u8(high, 2), 16)
-    total = dot4(total, c, q8_codes(entry, 24), 5)
-    v = load_u8(w + 288, tiles, stride)
-    c = and_u8(v, 15) | and_u8(shl_u8(high, 1), 16)
-    total = dot4(total, c, q8_codes(entry, 12), 5)
-    c = shr_u8(v, 4) | and_u8(shr_u8(high, 3), 16)
-    total = dot4(total, c, q8_codes(entry, 28), 5)
+    v = load_eights(w + 96, tiles, stride)
+    h = eights(high, shr_u8(high, 1))
+    low = and_u8(v, 15) | and_u8(shl_u8(h, 4), 16)
+    total = dot16(total, low, shr_u8(v, 4) | and_u8(h, 16), entry, 0, 5)
+    v = load_eights(w + 224, tiles, stride)
+    low = and_u8(v, 15) | and_u8(shl_u8(h, 2), 16)
+    total = dot16(total, low, shr_u8(v, 4) | and_u8(shr_u8(h, 2), 16), entry, 8, 5)
     scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 5)), acc)
 

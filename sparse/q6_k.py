@@ -44,12 +44,13 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves
+from headrace.sparse.interleaving import interleave_halves, load_eights
 from headrace.targets.simd import (
     and_u8,
-    dot4,
+    dot8,
     dot_init,
     dot_result,
+    eights,
     f32,
     fma,
     get_f16,
@@ -62,7 +63,6 @@ from headrace.targets.simd import (
     outer,
     put_f32,
     put_u8,
-    q8_codes,
     q8_f32,
     q8_i32,
     shl,
@@ -188,26 +188,16 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
         high = dot_init(shl(q8_i32(entry, 40) - first, 5), tiles)
         h0 = load_u8(bits, tiles, stride)
         h1 = load_u8(bits + 64, tiles, stride)
-        v = load_u8(codes, tiles, stride)
-        q = and_u8(v, 15) | and_u8(shl_u8(h0, 4), 48)
-        low = dot4(low, q, q8_codes(entry, 0), 6)
-        q = shr_u8(v, 4) | and_u8(shl_u8(h1, 4), 48)
-        high = dot4(high, q, q8_codes(entry, 16), 6)
-        v = load_u8(codes + 64, tiles, stride)
-        q = and_u8(v, 15) | and_u8(shl_u8(h0, 2), 48)
-        low = dot4(low, q, q8_codes(entry, 4), 6)
-        q = shr_u8(v, 4) | and_u8(shl_u8(h1, 2), 48)
-        high = dot4(high, q, q8_codes(entry, 20), 6)
-        v = load_u8(codes + 128, tiles, stride)
-        q = and_u8(v, 15) | and_u8(h0, 48)
-        low = dot4(low, q, q8_codes(entry, 8), 6)
-        q = shr_u8(v, 4) | and_u8(h1, 48)
-        high = dot4(high, q, q8_codes(entry, 24), 6)
-        v = load_u8(codes + 192, tiles, stride)
-        q = and_u8(v, 15) | and_u8(shr_u8(h0, 2), 48)
-        low = dot4(low, q, q8_codes(entry, 12), 6)
-        q = shr_u8(v, 4) | and_u8(shr_u8(h1, 2), 48)
-        high = dot4(high, q, q8_codes(entry, 28), 6)
+        v = load_eights(codes, tiles, stride)
+        lower = and_u8(v, 15) | and_u8(eights(shl_u8(h0, 4), shl_u8(h0, 2)), 48)
+        upper = shr_u8(v, 4) | and_u8(eights(shl_u8(h1, 4), shl_u8(h1, 2)), 48)
+        low = dot8(low, lower, entry, 0, 6)
+        high = dot8(high, upper, entry, 16, 6)
+        v = load_eights(codes + 128, tiles, stride)
+        lower = and_u8(v, 15) | and_u8(eights(h0, shr_u8(h0, 2)), 48)
+        upper = shr_u8(v, 4) | and_u8(eights(h1, shr_u8(h1, 2)), 48)
+        low = dot8(low, lower, entry, 8, 6)
+        high = dot8(high, upper, entry, 24, 6)
         xs = q8_f32(entry, 32)
         scale = d * to_f32(load_i8_i32(w + (32 + 32 * c), tiles, stride))
         acc = fma(outer(scale, xs), to_f32(dot_result(low, 6)), acc)

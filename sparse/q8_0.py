@@ -31,9 +31,9 @@ from headrace.sparse.format import (
     interleave,
     weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves, interleave_words
+from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
-    dot4,
+    dot8,
     dot_bias,
     dot_init,
     dot_result,
@@ -43,10 +43,8 @@ from headrace.targets.simd import (
     get_i8,
     load_f16,
     load_q8,
-    load_u8,
     outer,
     put_f32,
-    q8_codes,
     q8_f32,
     q8_i32,
     splat_i32,
@@ -89,23 +87,14 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
     return as_rows(deinterleave(tiled, rows, RUNS))
 
 
-def _step(total: Any, w: Any, stride: Any, entry: Any, tiles: Any, j: Any) -> Any:
-    v = load_u8(w + (32 + 64 * j), tiles, stride)
-    return dot4(total, v, q8_codes(entry, 4 * j), 8)
-
-
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     entry = load_q8(x, tokens)
     total = dot_init(q8_i32(entry, 40) * splat_i32(dot_bias(8)), tiles)
-    total = _step(total, w, stride, entry, tiles, 0)
-    total = _step(total, w, stride, entry, tiles, 1)
-    total = _step(total, w, stride, entry, tiles, 2)
-    total = _step(total, w, stride, entry, tiles, 3)
-    total = _step(total, w, stride, entry, tiles, 4)
-    total = _step(total, w, stride, entry, tiles, 5)
-    total = _step(total, w, stride, entry, tiles, 6)
-    total = _step(total, w, stride, entry, tiles, 7)
+    total = dot8(total, load_eights(w + 32, tiles, stride), entry, 0, 8)
+    total = dot8(total, load_eights(w + 160, tiles, stride), entry, 8, 8)
+    total = dot8(total, load_eights(w + 288, tiles, stride), entry, 16, 8)
+    total = dot8(total, load_eights(w + 416, tiles, stride), entry, 24, 8)
     scale = outer(load_f16(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 8)), acc)
 

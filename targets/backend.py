@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,10 +24,9 @@ from headrace.targets.target import Target
 
 CHILD_LIMIT_S = 300.0
 # A module with this named metadata keeps the order of instructions that its source has. LLVM's
-# scheduler brings the loads of all columns of a product to the front, and then spills. The switch
-# is for a whole process, so a child's.
+# scheduler brings the loads of all columns of a product to the front, and then spills. The switches
+# (`Target.in_order_options`) are for a whole process, so a child's.
 IN_ORDER_MARK = "headrace.in_order"
-_IN_ORDER_OPTION = "-enable-misched=0"
 
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
@@ -58,6 +58,13 @@ def constant_bytes(data: bytes) -> str:
 
 def optimise(text: str, target: Target, name: str) -> llvm.ModuleRef:
     """Optimised module of a kernel, with one external function, `symbol_of(name)`."""
+    if target.attributes:
+        text = re.sub(
+            r"^(define .*?)((?: #\d+)?(?: prologue .*)?) \{$",
+            rf"\1 {target.attributes}\2 {{",
+            text,
+            flags=re.M,
+        )
     module = parse(text, target)
     for function in module.functions:
         if not function.is_declaration and function.name != symbol_of(name):
@@ -128,7 +135,8 @@ def main() -> None:
     """Compile what stdin asks for to stdout; see `_generate_in_child`."""
     text, chosen, name = pickle.load(sys.stdin.buffer)
     # The target's own choice of an order comes first.
-    ordered = [_IN_ORDER_OPTION] if IN_ORDER_MARK in text and not chosen.llvm_options else []
+    by_mark = IN_ORDER_MARK in text and not chosen.llvm_options
+    ordered = chosen.in_order_options if by_mark else ()
     for option in (*chosen.llvm_options, *ordered):
         llvm.set_option("headrace", option)
     sys.stdout.buffer.write(_generate(text, chosen, name))

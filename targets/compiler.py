@@ -119,7 +119,11 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     context = _CrossContext(target)
     with (
         global_compiler_lock,
-        lowering.lowering_for(target, fn.__dict__.get("lanes", lowering.LANES)),
+        lowering.lowering_for(
+            target,
+            fn.__dict__.get("lanes", lowering.LANES),
+            fn.__dict__.get("token_pairs", False),
+        ),
     ):
         result = compiler.compile_extra(
             registry.cpu_target.typing_context,

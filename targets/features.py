@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from headrace.errors import KernelError
+from headrace.targets.sve_length import host_lengths
 
 # Bits of getauxval, from the kernel's uapi/asm/hwcap.h of each architecture.
 _HWCAP, _HWCAP2 = 16, 26
@@ -55,7 +56,8 @@ def _linux(architecture: str) -> frozenset[str] | None:
         if architecture == "x86_64":
             return _cpuinfo_flags(Path("/proc/cpuinfo").read_text())
         if architecture == "aarch64":
-            return _bits(_HWCAP, _AARCH64) | _bits(_HWCAP2, _AARCH64_2)
+            found = _bits(_HWCAP, _AARCH64) | _bits(_HWCAP2, _AARCH64_2)
+            return found | host_lengths() if "sve" in found else found
         if architecture == "armv7a":
             return _bits(_HWCAP, _ARM)
         if architecture == "riscv64":

@@ -110,6 +110,7 @@ class _DotModel(models.PrimitiveModel):
 
 
 Q8_BYTES = 48
+_PAIR_WORDS, _PAIR_CODES = 32, 64  # of two entries: see `headrace.sparse.token_pairs`
 
 
 @register_model(Q8Type)
@@ -122,6 +123,7 @@ class _Q8Model(models.PrimitiveModel):
 
 _current: list[Target] = []
 _lanes: list[int] = []
+_token_pairs: list[bool] = []
 
 
 def lanes() -> int:
@@ -130,15 +132,17 @@ def lanes() -> int:
 
 
 @contextlib.contextmanager
-def lowering_for(target: Target, n_lanes: int = LANES) -> Iterator[None]:
-    """Lower markers for `target`, with vectors of `n_lanes` lanes, while the context is open."""
+def lowering_for(target: Target, n_lanes: int = LANES, token_pairs: bool = False) -> Iterator[None]:
+    """Lower markers for `target` while the context is open; see `simd.with_lanes`."""
     _current.append(target)
     _lanes.append(n_lanes)
+    _token_pairs.append(token_pairs)
     try:
         yield
     finally:
         _current.pop()
         _lanes.pop()
+        _token_pairs.pop()
 
 
 def _primitive(name: str) -> Callable[..., Any] | None:
@@ -488,69 +492,150 @@ def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.insert_value(b.insert_value(both, args[0], 0), _as_i64(b, args[1]), 1)
 
 
-@_marker("load_q8", lambda p, count: Q8Type(_literal(count, "count"), _current[-1].q8_in_registers))
+def _q8_type(p: types.Type, count: types.Type) -> Q8Type:
+    by_parts = _token_pairs[-1] or _words_loader()
+    return Q8Type(_literal(count, "count"), _current[-1].q8_in_registers and not by_parts)
+
+
+@_marker("load_q8", _q8_type)
 def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not sig.return_type.in_registers:
         return args[0]
     quarter = ir.VectorType(_I32, 4)
     block = ir.Constant(ir.ArrayType(ir.ArrayType(quarter, 3), sig.return_type.count), ir.Undefined)
-    load = _primitive("load_q8")
+    load, at = _primitive("load_q8"), args[0]
     for i in range(sig.return_type.count):
-        at = _offset(b, args[0], ir.Constant(_I64, i * Q8_BYTES))
         for k, one in enumerate(load(b, at)):
             block = b.insert_value(block, one, (i, k))
+        at = _offset(b, at, _step(b, Q8_BYTES))
     return block
 
 
-def _q8_word(b: ir.IRBuilder, entry: ir.Value, i: int, offset: ir.Value) -> ir.Value:
-    """The 32-bit word at a byte offset of the i-th of some entries in registers."""
-    parts = [b.extract_value(entry, (i, k)) for k in range(3)]
-    first = _shuffle(b, parts[0], parts[1], range(8))
-    last = _shuffle(b, parts[2], ir.Constant(parts[2].type, ir.Undefined), [0, 1, 2, 3] * 2)
-    words = _shuffle(b, first, last, range(16))
-    return b.extract_element(words, b.lshr(offset, ir.Constant(_I64, 2)))
+def _step(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
+    """A number that LLVM does not know.
+
+    Instructions that load several registers have no offsets, but can add a register to their
+    address. LLVM makes no use of it where it can fold constant steps to one addition per load.
+    """
+    name = f"headrace_step_{n_bytes}"
+    at = b.module.globals.get(name)
+    if at is None:
+        at = ir.GlobalVariable(b.module, _I64, name)
+        at.linkage = "internal externally_initialized"
+        at.initializer = ir.Constant(_I64, n_bytes)
+    step = b.load(at)
+    step.set_metadata("invariant.load", b.module.add_metadata([]))
+    return step
 
 
-def _q8_words(
-    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: ir.Value, word: ir.Type
-) -> list[ir.Value]:
+def _words_loader() -> Callable[..., Any] | None:
+    """Loads 4 words of an entry into every lane; pays where each is used by few registers."""
+    return _primitive("load_q8_words") if lanes() == 4 else None
+
+
+def _q8_steps(count: int) -> tuple[int, ...]:
+    """Bytes from load to load of the entries of `count` tokens; empty where each part is loaded."""
+    if _token_pairs[-1]:
+        return (_PAIR_WORDS, _PAIR_CODES) * (count // 2)
+    if _words_loader():
+        return (Q8_BYTES // 3,) * (3 * count)
+    return (Q8_BYTES,) * count if _current[-1].q8_in_registers else ()
+
+
+@_marker("past_q8", lambda x, count: PTR)
+def _past_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    at, count = args[0], _literal(sig.args[1], "count")
+    steps = _q8_steps(count)
+    if not steps:
+        return _offset(b, at, ir.Constant(_I64, count * Q8_BYTES))
+    for n_bytes in steps:
+        at = _offset(b, at, _step(b, n_bytes))
+    return at
+
+
+def _q8_scalars(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[ir.Value]:
     """The 32-bit word at a byte offset of each entry."""
     if ty.in_registers:
-        return [b.bitcast(_q8_word(b, entry, i, offset), word) for i in range(ty.count)]
-    first = _offset(b, entry, offset)
-    places = [first] + [
-        _offset(b, first, ir.Constant(_I64, i * Q8_BYTES)) for i in range(1, ty.count)
-    ]
-    return [_load(b, at, word) for at in places]
+        lane = ir.Constant(_I32, offset % 16 // 4)
+        quarters = (b.extract_value(entry, (i, offset // 16)) for i in range(ty.count))
+        return [b.extract_element(one, lane) for one in quarters]
+    places = (ir.Constant(_I64, i * Q8_BYTES + offset) for i in range(ty.count))
+    return [_load(b, _offset(b, entry, place), _I32) for place in places]
 
 
-def _q8_part(name: str, element: str, word: ir.Type) -> None:
+def _q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[ir.Value]:
+    """The 32-bit word at a byte offset of each entry, in every lane."""
+    if load := _words_loader():
+        found, at = [], entry
+        for i, n_bytes in enumerate(_q8_steps(ty.count)):
+            if i % 3 == offset // 16:
+                found.append(load(b, at)[offset % 16 // 4])
+            at = _offset(b, at, _step(b, n_bytes))
+        return found
+    return [splat(b, word, lanes()) for word in _q8_scalars(b, entry, ty, offset)]
+
+
+def _pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> list[Any]:
+    """What a target loads of each pair of entries: the words, or the codes.
+
+    Loads are written where a part of them is used; LLVM finds again what was loaded before.
+    """
+    load = _primitive("load_pair_codes" if codes else "load_pair_words")
+    found, words = [], entry
+    for _ in range(count // 2):
+        behind = _offset(b, words, _step(b, _PAIR_WORDS))
+        found.append(load(b, behind if codes else words))
+        words = _offset(b, behind, _step(b, _PAIR_CODES))
+    return found
+
+
+def _pair_parts(b: ir.IRBuilder, entry: ir.Value, count: int, offset: int) -> list[ir.Value]:
+    """What `q8_f32` and `q8_i32` give of each pair, for both of its tokens in turn."""
+    if offset == 44:
+        step, minus = _primitive("pair_products"), _constant("u8", 0xFF)
+        first = []
+        for vectors in _pair_loads(b, entry, count, True):
+            total = ir.Constant(vector_type("i32"), None)
+            for codes in vectors[:2]:
+                total = step(b, total, minus, codes)
+            first += [total] * 2
+        return first
+    parts = []
+    for sums, again, scales, products in _pair_loads(b, entry, count, False):
+        if offset == 40:
+            parts += [b.ashr(one, _constant("i32", 3)) for one in (sums, again)]
+        else:
+            parts += [{32: scales, 36: products}[offset]] * 2
+    return parts
+
+
+def _q8_part(name: str, element: str) -> None:
     @_marker(name, lambda entry, offset: VecType(element, entry.count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        words = _q8_words(b, args[0], sig.args[0], _as_i64(b, args[1]), word)
-        return _join(b, [b.bitcast(splat(b, v, lanes()), vector_type(element)) for v in words])
+        offset = _literal(sig.args[1], "offset")
+        if _token_pairs[-1]:
+            parts = _pair_parts(b, args[0], sig.args[0].count, offset)
+            return _join(b, [b.bitcast(v, vector_type(element)) for v in parts])
+        words = _q8_words(b, args[0], sig.args[0], offset)
+        return _join(b, [b.bitcast(v, vector_type(element)) for v in words])
 
 
-_q8_part("q8_codes", "u8", _I32)
-_q8_part("q8_f32", "f32", _F32)
-_q8_part("q8_i32", "i32", _I32)
+_q8_part("q8_f32", "f32")
+_q8_part("q8_i32", "i32")
 
 
 @_marker("q8_shifted", lambda entry, offset, bits: VecType("i32", entry.count))
 def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    entry, ty, bits = args[0], sig.args[0], _literal(sig.args[2], "bits")
-    own = _primitive("widening_product") if ty.in_registers else None
+    entry, ty = args[0], sig.args[0]
+    offset, bits = (_literal(t, "argument") for t in sig.args[1:])
+    if _token_pairs[-1]:
+        sums = [v for words in _pair_loads(b, entry, ty.count, False) for v in words[:2]]
+        return _join(b, [b.shl(v, _constant("i32", bits - 3)) for v in sums])
     shift = _primitive("shifted_word")
-    parts = []
-    for word in _q8_words(b, entry, ty, _as_i64(b, args[1]), _I32):
-        if own is not None:
-            factors = [b.trunc(v, _I16) for v in (word, ir.Constant(_I32, 1 << bits))]
-            parts.append(own(b, *(splat(b, v, lanes()) for v in factors)))
-        elif shift is not None:
-            parts.append(shift(b, word, bits))
-        else:
-            parts.append(b.shl(splat(b, word, lanes()), _constant("i32", bits)))
-    return _join(b, parts)
+    if shift is None or _words_loader():
+        words = _q8_words(b, entry, ty, offset)
+        return _join(b, [b.shl(one, _constant("i32", bits)) for one in words])
+    return _join(b, [shift(b, word, bits) for word in _q8_scalars(b, entry, ty, offset)])
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:
@@ -565,6 +650,18 @@ def _store_block(name: str, convert: Callable[..., Any]) -> None:
 _store_block("store_f32", lambda b, v: v)
 _store_block("store_i32", lambda b, v: v)
 _store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, lanes())))
+
+
+@_marker("store_i8_halves", lambda p, value, apart, stride: types.none)
+def _store_i8_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    apart, stride = _literal(sig.args[2], "apart"), _as_i64(b, args[3])
+    for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+        codes = b.trunc(one, ir.VectorType(_I8, LANES))
+        at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
+        for half in range(2):
+            eight = range(8 * half, 8 * half + 8)
+            to = _offset(b, at, ir.Constant(_I64, apart * half))
+            _store(b, to, _shuffle(b, codes, ir.Constant(codes.type, ir.Undefined), eight))
 
 
 def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int, c: int) -> Any:
@@ -916,6 +1013,14 @@ def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
         _store(b, at, _shuffle(b, low, high, [0, 1, 2, 3]))
 
 
+@_marker("store_words", lambda p, a, count, stride: types.none)
+def _store_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    ints, stride = b.bitcast(args[1], vector_type("i32")), _as_i64(b, args[3])
+    for i in range(_literal(sig.args[2], "count")):
+        at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
+        _store(b, at, b.extract_element(ints, ir.Constant(_I32, i)))
+
+
 # --- inner products -------------------------------------------------------------------------------
 
 
@@ -940,27 +1045,104 @@ def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.insert_value(whole, ir.Constant(narrow, None), 1)
 
 
-@_marker("dot4", lambda acc, w, x, bits: acc)
-def _dot4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    acc, w_block, x_block, _ = args
-    bits = _literal(sig.args[3], "bits")
-    weights = _split(b, w_block, sig.args[1].count)
-    xs = _split(b, x_block, sig.args[2].count)
-    if sig.args[0].count != len(weights) * len(xs):
-        raise TypeError("dot4: acc must have R * T vectors")
-    step = _primitive("dot4")
+@_marker("eights", lambda first, second: VecType("u8", 2 * first.count))
+def _eights(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    first, second = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    if not _token_pairs[-1]:
+        return _join(b, [*first, *second])
+    # A register for rows 0 and 1 and one for rows 2 and 3, 8 inputs of each row in a run.
+    words = [[b.bitcast(v, vector_type("i32")) for v in row] for row in (first, second)]
+    rows = [_zip(b, x, y, half) for x, y in zip(*words, strict=True) for half in (0, 1)]
+    return _join(b, [b.bitcast(v, vector_type("u8")) for v in rows])
+
+
+def _zip(b: ir.IRBuilder, x: ir.Value, y: ir.Value, half: int) -> ir.Value:
+    """The lower or upper halves of two vectors, lane by lane in turn."""
+    n = x.type.count
+    return _shuffle(b, x, y, [half * n // 2 + i // 2 + i % 2 * n for i in range(n)])
+
+
+def _dot8_pairs(
+    b: ir.IRBuilder, acc: ir.Value, weights: list[ir.Value], entry: ir.Value, offset: int
+) -> ir.Value:
+    """Two rows by two tokens at a time: see `simd.with_lanes`."""
+    tokens = acc.type.elements[0].count * 2 // len(weights)
+    step = _primitive("pair_products")
+    for p, codes in enumerate(_pair_loads(b, entry, tokens, True)):
+        for r, w in enumerate(weights):
+            i = r // 2 * tokens + 2 * p + r % 2
+            total = step(b, b.extract_value(acc, (0, i)), w, codes[offset // 8])
+            acc = b.insert_value(acc, total, (0, i))
+    return acc
+
+
+def _activations(
+    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int
+) -> tuple[Callable[..., Any], list[Any]]:
+    """`dot4` of the target, and what it takes of each entry's 4 codes at a byte offset."""
+    lane_step = _primitive("dot4_lane")
+    if ty.in_registers and lane_step:  # by a lane of a register that holds 16 codes
+        quarters = [b.extract_value(entry, (t, offset // 16)) for t in range(ty.count)]
+        return lane_step, [(quarter, offset % 16 // 4) for quarter in quarters]
+    step = _primitive("dot4") or _primitive("dot8")
     if step is None:
         raise TypeError(f"target {_current[-1].name} has no dot4")
-    prepare = _primitive("dot4_weights")
-    prepared = [prepare(b, w, bits) for w in weights] if prepare else weights
-    # Activations outermost: each broadcast is used R times at once and its register is free again.
-    for t, x in enumerate(xs):
-        for r, w in enumerate(prepared):
-            i = r * len(xs) + t
-            wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
-            wide, narrow = step(b, wide, narrow, w, x, bits)
-            acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
+    return step, [b.bitcast(word, vector_type("u8")) for word in _q8_words(b, entry, ty, offset)]
+
+
+def _dot8s(
+    b: ir.IRBuilder,
+    acc: ir.Value,
+    products: list[tuple[list[ir.Value], int]],
+    entry: tuple[ir.Value, Q8Type],
+    bits: int,
+) -> ir.Value:
+    """`dot8` of each of `products`, (weights, byte offset in the entries), to one sum."""
+    n, tokens = acc.type.elements[0].count, entry[1].count
+    if any(2 * n != len(weights) * tokens for weights, _ in products):
+        raise TypeError("dot8: acc must have R * T vectors")
+    if _token_pairs[-1]:
+        for weights, offset in products:
+            acc = _dot8_pairs(b, acc, weights, entry[0], offset)
+        return acc
+    rows, prepare, whole = n // tokens, _primitive("dot4_weights"), _primitive("dot8")
+    if prepare:
+        products = [([prepare(b, w, bits) for w in ws], offset) for ws, offset in products]
+    steps: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
+    if whole:
+        for ws, offset in products:
+            halves = [_activations(b, *entry, offset + i)[1] for i in (0, 4)]
+            xs = [list(two) for two in zip(*halves, strict=True)]
+            steps.append((whole, [ws[r::rows] for r in range(rows)], xs))
+    else:  # the first halves of all products come first: codes are unpacked from fewer registers
+        for half in range(2):
+            for ws, offset in products:
+                one, xs = _activations(b, *entry, offset + 4 * half)
+                steps.append((one, ws[half * rows :][:rows], xs))
+    for step, ws, xs in steps:
+        # Activations outermost: each broadcast is used R times at once, its register free again.
+        for t, x in enumerate(xs):
+            for r, w in enumerate(ws):
+                i = r * tokens + t
+                wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
+                wide, narrow = step(b, wide, narrow, w, x, bits)
+                acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
     return acc
+
+
+@_marker("dot8", lambda acc, w, entry, offset, bits: acc)
+def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    offset, bits = (_literal(t, "argument") for t in sig.args[3:])
+    weights = _split(b, args[1], sig.args[1].count)
+    return _dot8s(b, args[0], [(weights, offset)], (args[2], sig.args[2]), bits)
+
+
+@_marker("dot16", lambda acc, low, high, entry, offset, bits: acc)
+def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    offset, bits = (_literal(t, "argument") for t in sig.args[4:])
+    low, high = (_split(b, args[i], sig.args[i].count) for i in (1, 2))
+    products = [(low, offset), (high, offset + 16)]
+    return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits)
 
 
 @_marker("dot_result", lambda acc, bits: VecType("i32", acc.count))
@@ -974,10 +1156,18 @@ def _dot_result(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _join(b, parts)
 
 
+def _row_by_column(b: ir.IRBuilder, rows: list[ir.Value], columns: list[ir.Value]) -> list[Any]:
+    """(row vector, column vector) of each vector of sums, tokens innermost."""
+    if not _token_pairs[-1]:
+        return [(r, t) for r in rows for t in columns]
+    halves = [[_zip(b, r, r, half) for half in (0, 1)] for r in rows]
+    return [(two[i % 2], t) for two in halves for i, t in enumerate(columns)]
+
+
 @_marker("outer", lambda a, x: VecType("f32", a.count * x.count))
 def _outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
-    return _join(b, [b.fmul(r, t) for r in rows for t in columns])
+    return _join(b, [b.fmul(r, t) for r, t in _row_by_column(b, rows, columns)])
 
 
 @_marker("fma_outer", lambda a, x, acc: acc)
@@ -985,14 +1175,29 @@ def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns, sums = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
     if len(sums) != len(rows) * len(columns):
         raise TypeError("fma_outer: the sum must have R * T vectors")
-    pairs = [(r, t) for r in rows for t in columns]
+    pairs = _row_by_column(b, rows, columns)
     return _join(b, [_fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)])
 
 
 @_marker("add_pairs", lambda v: VecType("f32", v.count // 2))
 def _add_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    parts = _split(b, args[0], sig.args[0].count)
+    parts = _by_token(b, _split(b, args[0], sig.args[0].count))
     return _join(b, [b.fadd(x, y) for x, y in zip(parts[0::2], parts[1::2], strict=True)])
+
+
+def _by_token(b: ir.IRBuilder, parts: list[ir.Value]) -> list[ir.Value]:
+    if not _token_pairs[-1]:
+        return parts
+    return [
+        _shuffle(b, x, y, list(range(t, 2 * x.type.count, 2)))
+        for x, y in zip(parts[0::2], parts[1::2], strict=True)
+        for t in (0, 1)
+    ]
+
+
+@_marker("by_token", lambda v: v)
+def _lower_by_token(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return _join(b, _by_token(b, _split(b, args[0], sig.args[0].count)))
 
 
 def _round_to_bf16(b: ir.IRBuilder, v: ir.Value) -> ir.Value:

@@ -35,7 +35,7 @@ def _only_compiled() -> Any:
 
 
 def with_lanes(
-    kernel: Callable[..., None], lanes: int, *, in_order: bool = False
+    kernel: Callable[..., None], lanes: int, *, in_order: bool = False, token_pairs: bool = False
 ) -> Callable[..., None]:
     """A kernel whose vectors have so many lanes.
 
@@ -43,8 +43,11 @@ def with_lanes(
         kernel: the function.
         lanes: 4, 8 or 16.
         in_order: the order of its instructions is chosen to fit the registers: LLVM shall keep it.
+        token_pairs: its instructions multiply two rows by two tokens. The two vectors of 4 rows and
+            tokens t, t + 1 (t even) then hold rows 0, 0, 1, 1 and 2, 2, 3, 3 of both tokens in
+            turn; "q8" entries are read in pairs (`headrace.sparse.token_pairs`).
     """
-    kernel.__dict__.update(lanes=lanes, in_order=in_order)
+    kernel.__dict__.update(lanes=lanes, in_order=in_order, token_pairs=token_pairs)
     return kernel
 
 
@@ -236,8 +239,8 @@ def load_q8(p: Any, count: int) -> Any:
 
 
 @_marker
-def q8_codes(entry: Any, offset: Any) -> Any:
-    """count x 64 bytes: the 4 codes at byte `offset` of the entry in each of the 16 lanes."""
+def past_q8(x: Any, count: int) -> Any:
+    """The address behind the entries of `count` tokens."""
     return _only_compiled()
 
 
@@ -283,6 +286,12 @@ def store_f16(p: Any, value: Any, stride: Any) -> None:
 @_marker
 def store_i8(p: Any, value: Any, stride: Any) -> None:
     """Store the low bytes of count x 16 int32, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
+def store_i8_halves(p: Any, value: Any, apart: int, stride: Any) -> None:
+    """`store_i8`, the upper 8 lanes of each vector `apart` bytes behind the lower ones."""
     _only_compiled()
 
 
@@ -499,12 +508,18 @@ def store_lanes(p: Any, a: Any, b: Any, c: Any, d: Any, count: int, stride: Any)
     _only_compiled()
 
 
+@_marker
+def store_words(p: Any, a: Any, count: int, stride: Any) -> None:
+    """For lane i of `count`: store a[i] (4 bytes) at p + i * stride."""
+    _only_compiled()
+
+
 # --- inner products -------------------------------------------------------------------------------
 
 
 @_marker
 def dot_bias(bits: int) -> Any:
-    """What `dot4` adds to every weight code of `bits` bits before it multiplies (a constant).
+    """What `dot8` adds to every weight code of `bits` bits before it multiplies (a constant).
 
     `bits` is 4, 5 or 6 for unsigned codes (bias 0) and 8 for signed ones, where an instruction of
     unsigned by signed wants 128 added: start the sum at -dot_bias * (sum of activations) to
@@ -523,19 +538,36 @@ def dot_init(start: Any, rows: int) -> Any:
 
 
 @_marker
-def dot4(acc: Any, weights: Any, activations: Any, bits: int) -> Any:
-    """acc[r, t, lane] += sum over 4 bytes of (weights[r] + dot_bias) * activations[t], exactly.
+def eights(first: Any, second: Any) -> Any:
+    """What `dot8` multiplies, of the weights of inputs 0..3 and of inputs 4..7 of some 8.
 
-    `weights` is a block of R, `activations` of T, `acc` of R * T (t innermost). At most 8 calls
-    may follow one `dot_init` (4 for bits = 6), so that products of less than 8 bits can be summed
-    in 16; activations lie in -127..127.
+    Both are blocks of R x 64 bytes. The result is a block of twice as many, in an order of the
+    target's; bytes keep their bits, so codes may be unpacked before or after.
     """
     return _only_compiled()
 
 
 @_marker
+def dot8(acc: Any, weights: Any, entry: Any, offset: Any, bits: int) -> Any:
+    """acc[r, t, lane] += sum over 8 bytes of (weights[r] + dot_bias) * activations[t], exactly.
+
+    `weights` is made by `eights` of R vectors, the activations are those from byte `offset` (a
+    multiple of 8) of the entries of T tokens, `acc` has R * T vectors (t innermost). At most 4
+    calls may follow one `dot_init` (2 for bits = 6), so that products of less than 8 bits can be
+    summed in 16; activations lie in -127..127. A target gives `dot8`, or `dot4`, half of it.
+    """
+    return _only_compiled()
+
+
+@_marker
+def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> Any:
+    """`dot8` of `low` from byte `offset` and of `high` from `offset` + 16: counts as two calls."""
+    return _only_compiled()
+
+
+@_marker
 def dot_result(acc: Any, bits: int) -> Any:
-    """The int32 sums of a `dot_init` block that `dot4` filled with codes of `bits` bits."""
+    """The int32 sums of a `dot_init` block that `dot8` filled with codes of `bits` bits."""
     return _only_compiled()
 
 
@@ -580,7 +612,13 @@ def load_i32(p: Any, count: int, stride: Any) -> Any:
 
 @_marker
 def add_pairs(value: Any) -> Any:
-    """A block of half as many float32 vectors: vector 2i + vector 2i + 1."""
+    """A block of half as many float32 vectors: the sums of tokens 2i and 2i + 1."""
+    return _only_compiled()
+
+
+@_marker
+def by_token(value: Any) -> Any:
+    """A block of R * T float32 sums with the rows of one token in each vector."""
     return _only_compiled()
 
 

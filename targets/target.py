@@ -43,9 +43,15 @@ class Target:
     # The same for float32 activations, where another block is better (0: it is the same).
     float_tokens: int = 0
     float_lanes: int = 0
+    # Instructions multiply two rows by two tokens: see `simd.with_lanes`. Takes `gemm_lanes` of 4.
+    token_pairs: bool = False
     abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it
     # Switches of LLVM's command line; they hold for a whole process, so for one of the compiler's.
     llvm_options: tuple[str, ...] = ()
+    # The same, for kernels whose order of instructions LLVM shall keep.
+    in_order_options: tuple[str, ...] = ("-enable-misched=0",)
+    # LLVM's attributes of every function, as text.
+    attributes: str = ""
     # Machine code in front of every kernel that stops a CPU for which it would be silently wrong.
     guard: bytes = b""
     # Modules whose text decides the primitives' code, besides the target's own.

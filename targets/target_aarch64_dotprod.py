@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from headrace.targets.aarch64_options import IN_ORDER
 from headrace.targets.target import Target
 
 
@@ -26,6 +27,7 @@ TARGET = Target(
     needs=frozenset({"neon", "dotprod", "fullfp16"}),
     rank=11,
     q8_in_registers=True,
+    in_order_options=IN_ORDER,
     sources=("headrace.targets.aarch64", "headrace.targets.pieces"),
     machines=("qemu-aarch64 -cpu cortex-a76",),
     too_old=("qemu-aarch64 -cpu cortex-a53",),

@@ -25,6 +25,7 @@ TARGET = Target(
     gemm_lanes=8,
     float_tokens=6,
     float_lanes=16,
+    in_order_options=(),  # 16 registers do not hold a strip's weights: LLVM's order spills less
     needs=frozenset({"avx2", "fma", "f16c", "bmi2"}),
     rank=3,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),

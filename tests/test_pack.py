@@ -17,7 +17,7 @@ from test_families import PATHS
 import headrace
 from headrace.errors import KernelError
 from headrace.kernels.table import kernel_table
-from headrace.targets import features
+from headrace.targets import features, sve_length
 from headrace.targets.host import pick_target, runnable_targets
 from headrace.targets.pack import LAYOUT, MANIFEST, Pack, PackedKernels, build, choose
 from headrace.targets.target import all_targets
@@ -180,9 +180,20 @@ def test_what_to_build() -> None:
         choose(every, "aarch64", "z80")
 
 
+@pytest.mark.parametrize(
+    ("bits", "name"),
+    [(0, "aarch64-i8mm"), (128, "aarch64-i8mm"), (256, "aarch64-sve256"), (2048, "aarch64-sve512")],
+)
+def test_the_length_of_vectors_decides(bits: int, name: str) -> None:
+    has = {"neon", "dotprod", "fullfp16", "i8mm", "sve", *sve_length.up_to(bits)}
+    fitting = [t for t in all_targets().values() if t.architecture == "aarch64" and t.needs <= has]
+    assert fitting[-1].name == name
+
+
 def test_the_system_and_llvm_see_the_same_cpu() -> None:
     import llvmlite.binding as llvm
 
     wanted = frozenset().union(*(target.needs for target in runnable_targets()))
+    wanted -= {f"sve{bits}" for bits in sve_length.LENGTHS}  # LLVM does not say how long they are
     seen = {name for name, on in llvm.get_host_cpu_features().items() if on}
     assert wanted & features.host_features() == wanted & seen

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.math import gelu_tanh, silu
-from headrace.sparse.linear import dequantize_q8, pack_f32, quantize_q8, quantize_q8x2
+from headrace.sparse.linear import (
+    Q8_BLOCK_BYTES,
+    dequantize_q8,
+    pack_f32,
+    quantize_q8,
+    quantize_q8x2,
+)
+from headrace.sparse.token_pairs import pair_entries, separate_entries
 from headrace.targets.simd import (
     absolute,
     arg_float,
@@ -29,13 +36,16 @@ from headrace.targets.simd import (
     row_max_f32,
     row_sum_i32,
     select_lt,
+    shl,
     splat_f32,
     splat_i32,
     splat_lane,
     sqrt,
     store_f32,
     store_i8,
+    store_i8_halves,
     store_lanes,
+    store_words,
     sub_block,
     sum_f32,
     to_f32,
@@ -106,67 +116,134 @@ def _copy(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: A
 # --- consumers: a float32 row to one token's place among a group's activations --------------------
 
 
-def _code(low: Any, high: Any, out: Any, step: Any, blocks: Any) -> Any:
-    """Code `blocks` (1 or 4) blocks of 32 values at once, `step` bytes apart in `out`.
-
-    `low` and `high` are the blocks' halves. Gives what the codes leave out, as one block of
-    vectors: all lower halves, then all upper ones.
-    """
-    most = row_max_f32(maximum(absolute(low), absolute(high)))
-    zero = splat_f32(0.0)
-    inverse = select_lt(zero, most, splat_f32(127.0) / most, zero)
-    scale = most * splat_f32(1.0 / 127.0)
-    if blocks == 4:
-        up = join4(
-            splat_lane(inverse, 0), splat_lane(inverse, 1), splat_lane(inverse, 2),
-            splat_lane(inverse, 3),
-        )  # fmt: skip
-        down = join4(
-            splat_lane(scale, 0), splat_lane(scale, 1), splat_lane(scale, 2), splat_lane(scale, 3)
-        )
-    else:
-        up = splat_lane(inverse, 0)
-        down = splat_lane(scale, 0)
-    q_low = round_i32(low * up)
-    q_high = round_i32(high * up)
-    store_i8(out, q_low, step)
-    store_i8(out + 16, q_high, step)
-    first = row_sum_i32(q_low)
-    total = row_sum_i32(q_low + q_high)
+def _put_entries(
+    low: Any,
+    high: Any,
+    scale: Any,
+    total: Any,
+    first: Any,
+    out: Any,
+    t: Any,
+    step: Any,
+    blocks: Any,
+) -> None:
+    """Store an entry of each block: see `headrace.sparse.linear`."""
+    store_i8(out, low, step)
+    store_i8(out + 16, high, step)
     none = splat_i32(0)
     store_lanes(out + 32, scale, scale * to_f32(total), none - total, none - first, blocks, step)
-    return join(low - to_f32(q_low) * down, high - to_f32(q_high) * down)
 
 
-def _blocks(row: Any, out: Any, step: Any, pairs: Any, blocks: Any) -> None:
-    rest = _code(load_f32(row, blocks, 128), load_f32(row + 64, blocks, 128), out, step, blocks)
-    if pairs:
-        low = sub_block(rest, 0, blocks)
-        high = sub_block(rest, blocks, blocks)
-        _code(low, high, out + 48, step, blocks)
+def _put_paired(
+    low: Any,
+    high: Any,
+    scale: Any,
+    total: Any,
+    first: Any,
+    out: Any,
+    t: Any,
+    step: Any,
+    blocks: Any,
+) -> None:
+    """Store entry t of a pair of each block: see `headrace.sparse.token_pairs`."""
+    words = out + 4 * t
+    start = shl(splat_i32(0) - total, 3)
+    store_words(words, start, blocks, step)
+    store_words(words + 8, start, blocks, step)
+    store_words(words + 16, scale, blocks, step)
+    store_words(words + 24, scale * to_f32(total), blocks, step)
+    codes = out + (32 + 8 * t)
+    store_i8_halves(codes, low, 16, step)
+    store_i8_halves(codes + 32, high, 16, step)
 
 
-def _to_coded(row: Any, n: Any, out: Any, step: Any, pairs: Any) -> None:
-    i = 0
-    while i + 128 <= n:
-        _blocks(row + i * 4, out + (i // 32) * step, step, pairs, 4)
-        i += 128
-    while i < n:
-        _blocks(row + i * 4, out + (i // 32) * step, step, pairs, 1)
-        i += 32
+def _coder(put: Any) -> Any:
+    def code(low: Any, high: Any, out: Any, t: Any, step: Any, blocks: Any) -> Any:
+        """Code `blocks` (1 or 4) blocks of 32 values at once, `step` bytes apart in `out`.
+
+        `low` and `high` are the blocks' halves. Gives what the codes leave out, as one block of
+        vectors: all lower halves, then all upper ones.
+        """
+        most = row_max_f32(maximum(absolute(low), absolute(high)))
+        zero = splat_f32(0.0)
+        inverse = select_lt(zero, most, splat_f32(127.0) / most, zero)
+        scale = most * splat_f32(1.0 / 127.0)
+        if blocks == 4:
+            up = join4(
+                splat_lane(inverse, 0), splat_lane(inverse, 1), splat_lane(inverse, 2),
+                splat_lane(inverse, 3),
+            )  # fmt: skip
+            down = join4(
+                splat_lane(scale, 0), splat_lane(scale, 1), splat_lane(scale, 2),
+                splat_lane(scale, 3),
+            )  # fmt: skip
+        else:
+            up = splat_lane(inverse, 0)
+            down = splat_lane(scale, 0)
+        q_low = round_i32(low * up)
+        q_high = round_i32(high * up)
+        first = row_sum_i32(q_low)
+        total = row_sum_i32(q_low + q_high)
+        put(q_low, q_high, scale, total, first, out, t, step, blocks)
+        return join(low - to_f32(q_low) * down, high - to_f32(q_high) * down)
+
+    return code
 
 
-def _to_q8(row: Any, n: Any, out: Any, group: Any) -> None:
-    _to_coded(row, n, out, 48 * group, False)
+def _to_q8(pairs: bool, put: Any, ahead: int) -> Any:
+    """Code a row; with `pairs` also what the codes leave out, `ahead` bytes behind, as entry 1."""
+    code = _coder(put)
+
+    def blocks_of(row: Any, out: Any, t: Any, step: Any, blocks: Any) -> None:
+        rest = code(
+            load_f32(row, blocks, 128), load_f32(row + 64, blocks, 128), out, t, step, blocks
+        )
+        if pairs:
+            low = sub_block(rest, 0, blocks)
+            high = sub_block(rest, blocks, blocks)
+            code(low, high, out + ahead, 1, step, blocks)
+
+    def to_q8(row: Any, n: Any, out: Any, t: Any, step: Any) -> None:
+        i = 0
+        while i + 128 <= n:
+            blocks_of(row + i * 4, out + (i // 32) * step, t, step, 4)
+            i += 128
+        while i < n:
+            blocks_of(row + i * 4, out + (i // 32) * step, t, step, 1)
+            i += 32
+
+    return to_q8
 
 
-def _to_q8x2(row: Any, n: Any, out: Any, group: Any) -> None:
-    _to_coded(row, n, out, 96 * group, True)
+def _consumer(activation: str, token_pairs: bool) -> Any:
+    """Puts the row of a token (its number in a group of so many) in its place in `out`."""
+    if activation == "f32":
 
+        def to_f32(row: Any, n: Any, out: Any, token: Any, group: Any) -> None:
+            for i in range(n):
+                put_f32(out + (i * (4 * group) + token * 4), get_f32(row + i * 4))
 
-def _to_f32(row: Any, n: Any, out: Any, group: Any) -> None:
-    for i in range(n):
-        put_f32(out + i * (4 * group), get_f32(row + i * 4))
+        return to_f32
+    pairs = activation == "q8x2"
+    entry = 2 * Q8_BLOCK_BYTES if pairs else Q8_BLOCK_BYTES
+    alone = _to_q8(pairs, _put_entries, Q8_BLOCK_BYTES)
+
+    def to_entries(row: Any, n: Any, out: Any, token: Any, group: Any) -> None:
+        alone(row, n, out + token * entry, 0, entry * group)
+
+    if not token_pairs:
+        return to_entries
+    paired = _to_q8(pairs, _put_paired, 0)
+    tokens = 1 if pairs else 2  # in a pair of entries
+
+    def to_pairs(row: Any, n: Any, out: Any, token: Any, group: Any) -> None:
+        if group == 1:
+            to_entries(row, n, out, token, group)
+        else:
+            at = out + token // tokens * (2 * Q8_BLOCK_BYTES)
+            paired(row, n, at, token % tokens, entry * group)
+
+    return to_pairs
 
 
 _PRODUCERS = {
@@ -175,10 +252,9 @@ _PRODUCERS = {
     "gelu": _gate_gelu,
     "copy": _copy,
 }
-_CONSUMERS = {"q8": (_to_q8, 48), "q8x2": (_to_q8x2, 96), "f32": (_to_f32, 4)}
 
 
-def _prepare(producer_name: str, activation: str) -> KernelFunction:
+def _prepare(producer_name: str, activation: str, token_pairs: bool) -> KernelFunction:
     """Slots: 0 a, 1 b, 2 weight, 3 post-norm weight, 4 out, 5 values in a row, 6 address of the
     token count, 7 address of the first token, 8 bytes between tokens of a, 9 of b, 10 bytes between
     token groups of out, 11 tokens in a group, 12 bytes between the threads' own a (0: shared),
@@ -187,7 +263,7 @@ def _prepare(producer_name: str, activation: str) -> KernelFunction:
     Private or not is decided by slot 13: then every thread makes all tokens.
     """
     produce = _PRODUCERS[producer_name]
-    consume, place = _CONSUMERS[activation]
+    consume = _consumer(activation, token_pairs)
 
     def prepare(args: Any, thread: Any, n_threads: Any) -> None:
         a = arg_ptr(args, 0) + arg_int(args, 12) * thread
@@ -222,8 +298,7 @@ def _prepare(producer_name: str, activation: str) -> KernelFunction:
                 row,
                 mode,
             )
-            at = out + ((token // group) * group_stride + (token % group) * place)
-            consume(row, n, at, group)
+            consume(row, n, out + (token // group) * group_stride, token % group, group)
 
     return prepare
 
@@ -262,10 +337,13 @@ def _cases(name: str, activation: str) -> Any:
             rows = np.zeros((padded, n), np.float32)
             rows[:n_tokens] = values
             expected = _PACK[activation](rows, group)
+            paired = activation != "f32" and group > 1 and target.token_pairs
+            if paired:
+                expected = pair_entries(expected)
             out = np.zeros_like(expected)
             # Coded rows: a value may round to the neighbouring code; metadata follows it.
             if activation != "f32":
-                tolerance: Any = _CodedClose(n, rows, activation == "q8x2")
+                tolerance: Any = _CodedClose(n, rows, activation == "q8x2", paired)
             else:
                 tolerance = 0 if name == "copy" else np.abs(expected) * 4e-6 + 1e-6
             count, start = np.array([n_tokens], np.int64), np.zeros(1, np.int64)
@@ -282,14 +360,20 @@ def _cases(name: str, activation: str) -> Any:
 class _CodedClose:
     """Do coded activations stand for the values, and do their sums belong to their codes?"""
 
-    def __init__(self, n: int, rows: np.ndarray, pairs: bool) -> None:
+    def __init__(self, n: int, rows: np.ndarray, pairs: bool, paired: bool) -> None:
         self.n = n
         self.rows = rows
         self.pairs = pairs
+        self.paired = paired
 
     def __call__(self, found: np.ndarray, expected: np.ndarray) -> bool:
         import numpy as np
 
+        if self.paired:
+            separate = separate_entries(found)
+            if not (pair_entries(separate) == found).all():  # what is there twice, sums of codes
+                return False
+            found = separate
         values = dequantize_q8(found, self.n)
         most = np.abs(self.rows.reshape(len(self.rows), -1, 32)).max(-1).repeat(32, axis=-1)
         step = most / 127
@@ -316,7 +400,7 @@ def kernel(producer: str, activation: str) -> Kernel:
     """The row of a producer ("norm", "silu", "gelu", "copy") and an activation kind."""
     return Kernel(
         f"{producer}_{activation}",
-        lambda target: _prepare(producer, activation),
+        lambda target: _prepare(producer, activation, target.token_pairs),
         (__name__, "headrace.kernels.math"),
         _cases(producer, activation),
         __name__,
@@ -325,7 +409,7 @@ def kernel(producer: str, activation: str) -> Kernel:
 
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
-    return [kernel(p, a) for p in _PRODUCERS for a in _CONSUMERS]
+    return [kernel(p, a) for p in _PRODUCERS for a in _PACK]
 
 
 def kernel_named(name: str) -> Kernel:

@@ -1,0 +1,54 @@
+"""Instructions per multiply-add of llama.cpp's products, in the counter that counts ours.
+
+python examples/benchmarks/products.py PROGRAM gemv_8x8 gemm_8x8 [--machine "qemu-... -cpu ..."]
+
+PROGRAM is llama_products.cpp, built for the CPU of `--machine`; without that it is run on this x86
+CPU, step by step. Ours: `headrace targets test --report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from headrace.targets.emulation.count import plugin
+from headrace.targets.emulation.stepping import count_steps
+
+CODE = (0x10000, 0x4000000)  # where static executables have theirs
+ROWS, INPUTS, TOKENS = 32, 512, {"gemv": 1, "gemm": 16}
+FEW, MORE = 1, 3
+
+
+def count(machine: str, command: list[str]) -> int:
+    """Instructions of one run."""
+    low, high = CODE
+    if not machine:
+        return count_steps(command, b"", low, high)[0]
+    with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
+        out = Path(folder, "counts")
+        option = f"{plugin()},lo={low:#x},hi={high:#x},out={out}"
+        emulator, *options = shlex.split(machine)
+        subprocess.run([emulator, *options, "-plugin", option, *command], check=True)
+        return sum(int(line.split()[1]) for line in out.read_text().splitlines())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("program", type=Path)
+    parser.add_argument("kinds", nargs="+", help="such as gemv_8x8")
+    parser.add_argument("--machine", default="")
+    options = parser.parse_args()
+    program = str(options.program.resolve())
+    for kind in options.kinds:
+        few, more = (count(options.machine, [program, kind, str(n)]) for n in (FEW, MORE))
+        products = ROWS * INPUTS * TOKENS[kind[:4]] * (MORE - FEW)
+        print(f"{kind}: {(more - few) / products:.4f} instructions per multiply-add")
+
+
+if __name__ == "__main__":
+    main()

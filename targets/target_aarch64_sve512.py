@@ -1,0 +1,41 @@
+"""AArch64 with SVE vectors of at least 512 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from headrace.targets.aarch64_options import IN_ORDER
+from headrace.targets.sve_length import attributes, guard
+from headrace.targets.target import Target
+
+
+def _primitives() -> Mapping[str, Callable[..., Any]]:
+    from headrace.targets import aarch64_sve
+
+    return aarch64_sve.sve(512)
+
+
+TARGET = Target(
+    name="aarch64-sve512",
+    triple="aarch64-unknown-linux-gnu",
+    cpu="generic",
+    features="+v8.2a,+fullfp16,+sve",
+    attributes=attributes(512),
+    guard=guard(512),
+    vector_bytes=64,
+    gemm_tiles=1,
+    gemm_tokens=16,
+    gemm_lanes=16,
+    q8_in_registers=True,
+    in_order_options=IN_ORDER,
+    needs=frozenset({"neon", "fullfp16", "sve", "sve512"}),
+    rank=14,
+    sources=("headrace.targets.aarch64", "headrace.targets.aarch64_sve", "headrace.targets.pieces"),
+    machines=("qemu-aarch64 -cpu a64fx", "qemu-aarch64 -cpu max,sve-max-vq=4"),
+    too_old=(
+        "qemu-aarch64 -cpu max,sve-max-vq=2",
+        "qemu-aarch64 -cpu max,sve-max-vq=1",
+    ),
+    load_primitives=_primitives,
+)
