@@ -242,7 +242,10 @@ def targets_export(
     (see `targets list`) or an architecture, such as aarch64-linux: then the executable is for any
     CPU of it, or with --cpu for that one and better ones.
     """
-    from headrace.standalone.export import export
+    from headrace.targets.need import compiler_needed
+
+    with compiler_needed():
+        from headrace.standalone.export import export
     from headrace.targets.pack import choose
     from headrace.targets.target import all_targets
     from headrace.team import default_threads

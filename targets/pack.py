@@ -21,7 +21,7 @@ from headrace.errors import KernelError
 from headrace.targets.cache import KernelStore
 from headrace.targets.keys import kernel_key
 from headrace.targets.need import compiler_needed
-from headrace.targets.systems import SYSTEMS, for_system, system_name
+from headrace.targets.systems import SYSTEMS, exists, for_system, system_name
 from headrace.targets.table import Kernel, symbol_of
 from headrace.targets.target import Target
 
@@ -235,7 +235,8 @@ def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Targ
             f"unknown target {what!r}; architectures: {', '.join(names)}; targets: "
             f"{', '.join(target.name for target in targets)}"
         )
-    if system:
+    if system:  # of an architecture, the levels that are built for the system
+        named = [target for target in named if exists(target, system)] or named[:1]
         named = [for_system(target, system) for target in named]
     named.sort(key=lambda target: target.rank)
     if cpu is None:

@@ -38,15 +38,23 @@ def host_system() -> str:
     return _HOSTS.get(sys.platform, "linux")
 
 
+def exists(target: Target, system: str) -> bool:
+    """Are there shared libraries of a target's kernels on a system?"""
+    known = SYSTEMS[system].architectures
+    if target.architecture == "wasm32" or (known and target.architecture not in known):
+        return False
+    # Windows' tables for unwinding the stack leave no room for machine code in front of a function.
+    return not (system == "windows" and target.guard)
+
+
 def for_system(target: Target, system: str) -> Target:
     """A target's CPU on a system.
 
     Raises:
-        KernelError: the system does not run on such CPUs, or has no shared libraries.
+        KernelError: there are no shared libraries for it.
     """
     chosen = SYSTEMS[system]
-    known = chosen.architectures
-    if target.architecture == "wasm32" or (known and target.architecture not in known):
+    if not exists(target, system):
         what = f"{system} on {target.architecture}"
         raise KernelError(f"no shared libraries are built for {what} ({target.name})")
     if not chosen.triple:
