@@ -68,11 +68,7 @@ def products(target: Target, operation: str, fmt: Format) -> tuple[list[Any], np
     weights = fmt.decode(raw).astype(np.int64)
     assert (weights == fmt.decode(raw)).all()
     x, packed = integer_activations(operation, fmt, weights.shape[1], tokens, rng)
-<<<<<<< HEAD
-    if target.token_pairs and tokens > 1 and fmt.activation == "q8":
-=======
     if tokens > 1 and target.token_pairs and fmt.activation == "q8":
->>>>>>> 9df3610757facdbb69e57dfcf4a4fd5c9d384d12
         packed = pair_entries(packed)
     exact = x @ weights.T
     # Codes may be summed with their whole offset, which is taken off at the end of a block.
