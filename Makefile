@@ -69,6 +69,8 @@ $(VENV)/.emulators: | $(VENV)/bin/python
 	        && break; \
 	    done; } >/dev/null 2>&1 || echo "make: emulators cannot be installed"; \
 	fi
+	@{ command -v ld.lld || ls /usr/bin/ld.lld-*; } >/dev/null 2>&1 || \
+	  { echo "installing a linker ..."; $(PIP) ziglang; } || echo "make: no linker can be installed"
 	@touch $@
 
 # Debian keeps venv's pip in a package of its own: root gets it installed, others are told how.

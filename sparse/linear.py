@@ -461,7 +461,9 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
         return Kernel(f"{operation}_{fmt.name}", build, sources, cases, __name__)
 
     made = {
-        "gemv": row("gemv", lambda t: _linear(fmt, 1, 1), _linear_cases(fmt, 1)),
+        "gemv": row(
+            "gemv", lambda t: _linear(fmt, 1, 1, lanes=t.gemv_lanes), _linear_cases(fmt, 1)
+        ),
         "gemm": row("gemm", lambda t: _gemm(fmt, t, False), _linear_cases(fmt, 0)),
         "tile": row("tile", lambda t: _tile(fmt), _tile_cases(fmt)),
         "rows": row("rows", lambda t: _rows(fmt), _rows_cases(fmt)),

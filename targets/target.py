@@ -40,6 +40,7 @@ class Target:
     # Instructions multiply by one lane of a register: activations are loaded whole.
     q8_in_registers: bool = False
     gemm_lanes: int = 16  # rows of a tile that a matrix product takes at once
+    gemv_lanes: int = 16  # the same for one token
     # The same for float32 activations, where another block is better (0: it is the same).
     float_tokens: int = 0
     float_lanes: int = 0

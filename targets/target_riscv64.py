@@ -27,6 +27,7 @@ TARGET = Target(
     gemm_tiles=1,
     gemm_tokens=4,
     gemm_lanes=4,
+    gemv_lanes=4,
     needs=frozenset({"m", "a", "f", "d", "c"}),
     rank=20,
     sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.fallbacks"),

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from targets_here import TARGETS, mark
 
 import headrace
-from headrace.targets.host import runnable_targets
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "data" / "golden_smollm2.json").read_text("utf-8")
 )
 PROMPTS: list[dict[str, Any]] = GOLDEN["prompts"]
-TARGETS = [target.name for target in runnable_targets()]
 WINDOW = 512
 # By activations: least correlation over the reference's top 20, and equal continuations of 8.
 # llama.cpp reaches 0.993 and 6 on this file with INT8 activations.
@@ -30,9 +29,10 @@ WANTED = {"q8": (0.993, 6), "f32": (0.9999, 8)}
 # Mean negative log-likelihood of one window: 1% and 0.2% of its perplexity. (How near the
 # perplexity of 40 windows is to llama.cpp's is another test's.)
 NLL_TOLERANCE = {"q8": 0.01, "f32": 0.002}
+PARAMS = [pytest.param((a, t), id=f"{a}-{t}", marks=mark(t)) for a in WANTED for t in TARGETS]
 
 
-@pytest.fixture(scope="module", params=[(a, t) for a in WANTED for t in TARGETS], ids="-".join)
+@pytest.fixture(scope="module", params=PARAMS)
 def loaded(
     request: pytest.FixtureRequest, smollm2_path: Path
 ) -> Iterator[tuple[headrace.Model, str]]:

@@ -17,6 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from targets_here import target_params
 from test_families import PATHS, recoded, with_number
 
 import headrace
@@ -30,11 +31,9 @@ from headrace.errors import (
     TemplateError,
 )
 from headrace.planning import plan_model
-from headrace.targets.host import runnable_targets
 
 DATA = Path(__file__).parent / "data"
 STORIES = DATA / "stories260K.gguf"
-TARGETS = [target.name for target in runnable_targets()]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def run_once(
         return long, generation.ids, model.logits(ids[:9])
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", target_params())
 def test_results_do_not_depend_on_the_number_of_threads(long_context: Path, target: str) -> None:
     first = run_once(long_context, 1, target)
     assert len(first[1]) > 4

@@ -24,9 +24,9 @@ from pathlib import Path
 from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
 from headrace.folders import cache_root
-from headrace.targets.emulation import lmul, wasm
+from headrace.targets.emulation import lmul, unicorn_user, wasm
 from headrace.targets.emulation.image import Image, Launch
-from headrace.targets.emulation.machines import NATIVE
+from headrace.targets.emulation.machines import NATIVE, command_of
 from headrace.targets.emulation.run import link_kernel, run_image
 from headrace.targets.emulation.stepping import count_steps
 from headrace.targets.emulation.symbols import code_between, function_range
@@ -96,6 +96,14 @@ def _by_log(
         return Counter(int(line.split(b"/")[1], 16) for line in file if line.startswith(b"Trace"))
 
 
+def _in_unicorn(
+    command: list[str], path: Path, low: int, high: int, image: Image, what: str
+) -> int:
+    out = path.with_suffix(".count")
+    run_image([*command, str(path), f"{low}", f"{high}", str(out)], image, what)
+    return int(out.read_text())
+
+
 def _weighted(counts: Mapping[int, int], target: Target, path: Path, low: int, high: int) -> int:
     if not target.architecture.startswith("riscv"):
         return sum(counts.values())
@@ -142,6 +150,8 @@ def count_instructions(
             count, output = count_steps([str(path)], image.data, low, high)
             image.restore(output)
             return Counts(count)
+        if (command := unicorn_user.command(machine)) and command_of(machine) == command:
+            return Counts(_in_unicorn(command, path, low, high, image, what))
         if compiled_plugin and (library := plugin()):
             try:
                 counts, loaded = _by_plugin(library, machine, path, low, high, image, what)

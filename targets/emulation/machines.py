@@ -8,11 +8,19 @@ import shutil
 import sys
 
 from headrace.errors import KernelError
-from headrace.targets.emulation import wasm
+from headrace.targets.emulation import unicorn_user, wasm
 from headrace.targets.linker import WASM, find_linker
 
 NATIVE = ""  # this CPU, as a command line: the program as it is
 COMPILER = ("numba", "llvmlite")
+
+
+def command_of(machine: str) -> list[str] | None:
+    """The command that runs a machine's programs, [] for this CPU's; None if nothing here does."""
+    words = shlex.split(machine)
+    if not words or shutil.which(words[0]):
+        return words
+    return unicorn_user.command(machine)
 
 
 def why_not(machine: str) -> str | None:
@@ -24,9 +32,9 @@ def why_not(machine: str) -> str | None:
         return "wasmtime is not installed (`pip install wasmtime`)"
     if machine == NATIVE and not sys.platform.startswith("linux"):
         return "a kernel runs as a program of its own on Linux only"
-    emulator = shlex.split(machine)[:1] if machine != wasm.MACHINE else []
-    if emulator and shutil.which(emulator[0]) is None:
-        return f"{emulator[0]} is not installed (Debian's package qemu-user)"
+    if machine != wasm.MACHINE and command_of(machine) is None:
+        other = " or `pip install unicorn`" if machine in unicorn_user.MODELS else ""
+        return f"{shlex.split(machine)[0]} is not installed (Debian's package qemu-user{other})"
     try:
         find_linker(*([WASM] if machine == wasm.MACHINE else []))
     except KernelError as error:

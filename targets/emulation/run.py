@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from headrace.errors import KernelError
 from headrace.targets.emulation import wasm
 from headrace.targets.emulation.image import Image, Launch
+from headrace.targets.emulation.machines import command_of
 from headrace.targets.emulation.runtime import KERNEL, runtime_object
 from headrace.targets.freestanding import functions_object
 from headrace.targets.linker import link_static
@@ -66,5 +66,5 @@ def run(kernel: str, code: bytes, target: Target, machine: str, launches: Sequen
     with tempfile.TemporaryDirectory(prefix="headrace-run-") as folder:
         path = Path(folder, kernel)
         link_kernel(kernel, code, target, path)
-        command = [*shlex.split(machine), str(path)]
+        command = [*(command_of(machine) or []), str(path)]
         run_image(command, Image(launches), f"kernel {kernel} of {target.name} on {machine}")

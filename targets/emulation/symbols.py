@@ -40,20 +40,34 @@ def function_range(path: Path, name: str) -> tuple[int, int]:
     raise KernelError(f"{path.name} has no function {name}")
 
 
+def segments(path: Path) -> tuple[int, list[tuple[int, int, bytes]]]:
+    """Where a little-endian ELF of 32 or 64 bits begins, and its segments.
+
+    Of each segment the address, the bytes in memory and its content, which may be shorter.
+    """
+    data = path.read_bytes()
+    wide = data[4] == 2
+    word = "<Q" if wide else "<I"
+    entry = struct.unpack_from(word, data, 24)[0]
+    table = struct.unpack_from(word, data, 32 if wide else 28)[0]
+    n_segments = struct.unpack_from("<H", data, 56 if wide else 44)[0]
+    # type, offset, address, bytes in the file and in memory of every segment
+    header, size = ("<I4xQQ8xQQ", 56) if wide else ("<III4xII", 32)
+    rows = [struct.unpack_from(header, data, table + i * size) for i in range(n_segments)]
+    return entry, [
+        (address, room, data[at : at + n_bytes])
+        for kind, at, address, n_bytes, room in rows
+        if kind == _LOAD
+    ]
+
+
 def code_between(path: Path, low: int, high: int) -> bytes:
-    """The bytes at addresses low <= a < high (little-endian ELF of 32 or 64 bits).
+    """The bytes at addresses low <= a < high.
 
     Raises:
         KernelError: no one segment holds them.
     """
-    data = path.read_bytes()
-    wide = data[4] == 2
-    table = struct.unpack_from("<Q", data, 32)[0] if wide else struct.unpack_from("<I", data, 28)[0]
-    n_segments = struct.unpack_from("<H", data, 56 if wide else 44)[0]
-    # type, offset, address and bytes of every segment
-    header, size = ("<I4xQQ8xQ", 56) if wide else ("<III4xI", 32)
-    for i in range(n_segments):
-        kind, at, address, n_bytes = struct.unpack_from(header, data, table + i * size)
-        if kind == _LOAD and address <= low and high <= address + n_bytes:
-            return data[at + low - address : at + high - address]
+    for address, _, content in segments(path)[1]:
+        if address <= low and high <= address + len(content):
+            return content[low - address : high - address]
     raise KernelError(f"{path.name} has nothing at {low:#x}")

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from foreign import BEST, FOREIGN
+from foreign import FOREIGN, USUAL
 
 from headrace.cli import main
 from headrace.kernels.table import kernel_table
 from headrace.target_test import machines_of, outcomes, report
+from headrace.targets.emulation import unicorn_user
 from headrace.targets.emulation.machines import NATIVE, why_not
 from headrace.targets.host import pick_target
 from headrace.targets.table import Case
@@ -20,7 +21,7 @@ from headrace.targets.target import Target
 
 HOST = pick_target(None)
 TABLE = kernel_table()
-AARCH64 = FOREIGN.get(BEST.get("aarch64", ""))
+AARCH64 = FOREIGN.get(USUAL["aarch64"])
 needs_this_cpu = pytest.mark.skipif(why_not(NATIVE) is not None, reason=str(why_not(NATIVE)))
 
 
@@ -55,6 +56,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     if AARCH64 is None:
         pytest.skip("no foreign AArch64 here")
     monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(unicorn_user, "MODELS", {})
     found = list(outcomes([AARCH64], [TABLE["gemv_q4_0"]]))
     assert {one.machine for one in found} == set(AARCH64.machines)
     for one in found:
