@@ -14,9 +14,17 @@ TARGETS = {target.name: target for target in runnable_targets()}
 WHOLE = {"x86-64-v3", *list(TARGETS)[-1:]}
 
 
+BEST = list(TARGETS)[-1]  # models of the rarer families run on it only
+
+
 def mark(target: str) -> list[pytest.MarkDecorator]:
     """`slow` for targets that CI can do without."""
     return [] if target in WHOLE else [pytest.mark.slow]
+
+
+def best(target: str) -> list[pytest.MarkDecorator]:
+    """`slow` for all targets but the best one."""
+    return [] if target == BEST else [pytest.mark.slow]
 
 
 def target_params() -> list[Any]:

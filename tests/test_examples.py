@@ -98,6 +98,7 @@ def peer(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_peers(peer: Path, tmp_path: Path) -> None:
     kept, readme = tmp_path / "out.json", tmp_path / "README.md"
     readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")

@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import pytest
 from reference_llama import ReferenceLlama
-from targets_here import TARGETS, mark, target_params
+from targets_here import TARGETS, best
 
 import headrace
 from headrace import families
@@ -86,9 +86,12 @@ def one_by_one(model: Model, ids: list[int], pieces: Callable[[int], int]) -> np
     return out
 
 
+TARGET_PARAMS = [pytest.param(name, id=name, marks=best(name)) for name in TARGETS]
+
+
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((f, t), id=f"{f}-{t}", marks=mark(t)) for f in PATHS for t in TARGETS],
+    params=[pytest.param((f, t), id=f"{f}-{t}", marks=best(t)) for f in PATHS for t in TARGETS],
 )
 def loaded(request: pytest.FixtureRequest) -> Iterator[tuple[Model, Golden]]:
     name, target = request.param
@@ -173,7 +176,7 @@ def with_number(path: Path, key: str, value: int, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize("target", TARGET_PARAMS)
 @pytest.mark.parametrize("name", WINDOWED)
 def test_the_window_hides_what_lies_before_it(name: str, target: str, tmp_path: Path) -> None:
     golden = Golden(name)
@@ -231,7 +234,7 @@ def recoded(path: Path, kind: gguf.GGMLQuantizationType, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize("target", TARGET_PARAMS)
 @pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0", "Q4_1", "F16", "BF16", "F32"])
 @pytest.mark.parametrize("name", ["llama2", "qwen2"])
 def test_every_program_with_every_kind_of_activations(
@@ -269,7 +272,7 @@ def stories() -> ReferenceLlama:
     return ReferenceLlama(DATA / "stories260K.gguf")
 
 
-@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize("target", TARGET_PARAMS)
 @pytest.mark.parametrize("prompt", ["", "Once upon a time", "The little dog was"])
 def test_stories_greedy_equals_the_reference(
     stories: ReferenceLlama, prompt: str, target: str

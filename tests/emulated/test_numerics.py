@@ -86,7 +86,13 @@ def products(target: Target, operation: str, fmt: Format) -> tuple[list[Any], np
 
 def rows() -> list[Any]:
     return [
-        param(target, machine, operation, name, slow=target.name not in QUICK or name != "q4_0")
+        param(
+            target,
+            machine,
+            operation,
+            name,
+            slow=target.name not in QUICK or name != "q4_0" or operation.endswith("2"),
+        )
         for target in (*NATIVE_TARGETS.values(), *FOREIGN.values())
         for machine in (target.machines[:1] if target.name in FOREIGN else [NATIVE])
         for name, fmt in FORMATS.items()
