@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from headrace.kernels.table import kernel_table
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.features import host_features
 from headrace.targets.host import runnable_targets, same_architecture
@@ -17,6 +18,7 @@ def describe_targets() -> list[dict[str, Any]]:
     CPU and `tests/emulated` on emulated ones.
     """
     here = [target.name for target in runnable_targets()]
+    n_kernels = len(kernel_table())
     rows = []
     for target in all_targets().values():
         if target.name in here:
@@ -32,6 +34,7 @@ def describe_targets() -> list[dict[str, Any]]:
                 "cpu": target.cpu,
                 "features": target.features,
                 "needs": " ".join(sorted(target.needs)),
+                "kernels": n_kernels,
                 "proof": proof,
             }
         )
