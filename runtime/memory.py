@@ -62,11 +62,21 @@ class Arena:
         self._sizes = dict(sizes)
         self._offsets = offsets
         self._map = _map(max(total, 1))
-        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without huge pages: slower, not wrong
-                self._map.madvise(mmap.MADV_HUGEPAGE)
+        if huge:
+            self._ask_for_huge_pages()
         self._bytes = np.frombuffer(self._map, np.uint8)
         self.base = self._bytes.ctypes.data
+
+    def _ask_for_huge_pages(self) -> None:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without huge pages: slower, not wrong
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+
+    def change_to_huge_pages(self) -> None:
+        """Drop the content, and take huge pages for what comes, where the system has them."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._ask_for_huge_pages()
 
     def __contains__(self, name: str) -> bool:
         return name in self._offsets

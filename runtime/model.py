@@ -413,6 +413,7 @@ class Model:
         if position > len(self._kept):
             raise AssertionError(f"{position} tokens before this one, {len(self._kept)} read")
         programs, n = self._programs, len(ids)
+        programs.expect(n)
         programs.ids[:n] = ids
         state = programs.state
         state[plans.COUNT] = n

@@ -15,6 +15,7 @@ from headrace.steps import Forward, Step
 from headrace.targets.target import Target
 from headrace.weights import Weights
 
+HUGE_TOKENS = 128  # chunks from here on run on huge pages
 PREFETCH_BYTES = 1 << 14  # smaller matrices are not worth asking for ahead
 
 
@@ -37,11 +38,11 @@ class Programs:
         self.shape = shape
         self._weights = weights
         sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
-        # Long chunks run over megabytes of activations, faster on huge pages; the rest is small.
         self.buffers = Arena(
             {n: k for n, k in sizes.items() if not n.startswith(PREFILL)}, huge=False
         )
-        self._large = Arena({n: k for n, k in sizes.items() if n.startswith(PREFILL)})
+        self._large = Arena({n: k for n, k in sizes.items() if n.startswith(PREFILL)}, huge=False)
+        self._huge = False
         self._tables = Arena(table_sizes(decoder, shape), huge=False)
         self.cache = Arena({"kv": kv_bytes(decoder, shape.context)})
         self.state = self.buffers.view("state", "i8")
@@ -87,6 +88,15 @@ class Programs:
         return self.cache.address("kv")
 
     # --- running ----------------------------------------------------------------------------------
+
+    def expect(self, n_tokens: int) -> None:
+        """Call before a chunk: long ones run over megabytes of activations, faster on huge pages.
+
+        A short one would touch as many of those as there are buffers, for a few rows of each.
+        """
+        if n_tokens >= HUGE_TOKENS and not self._huge:
+            self._huge = True
+            self._large.change_to_huge_pages()
 
     def restore(self) -> None:
         """Clear what a run that was cut short left half done: attention counts chunks."""

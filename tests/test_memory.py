@@ -50,3 +50,13 @@ def test_an_address_space_that_is_too_small() -> None:
     )
     found = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert int(found) == 8 << 30
+
+
+def test_a_change_to_huge_pages_drops_the_content() -> None:
+    arena = Arena({"a": 5000, "b": 100}, huge=False)
+    arena.view("a")[:] = 1
+    arena.change_to_huge_pages()
+    if hasattr(mmap, "MADV_DONTNEED"):
+        assert not arena.view("a").any()
+    arena.view("b")[:] = 2
+    assert (arena.view("b") == 2).all()
