@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from headrace.errors import HeadraceError
 from headrace.kernels.table import kernel_table
 from headrace.targets.pack import build, choose
 from headrace.targets.target import all_targets
 
 
 def main() -> None:
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     what, folder = sys.argv[1:3]
     cpu = sys.argv[3] if len(sys.argv) > 3 else None
     levels = choose(all_targets().values(), what, cpu)
@@ -30,4 +33,7 @@ def show(done: int, total: int, what: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HeadraceError as error:
+        sys.exit(str(error))

@@ -6,6 +6,7 @@ The standard library is all this needs: every part of Headrace may use it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +63,8 @@ def publish(part: Path, target: Path, *, durable: bool = True) -> None:
     Raises:
         OSError: it cannot be written or renamed; then `part` still has its old name.
     """
+    if target.exists() and not target.is_file():  # such as a device: it would be gone
+        raise FileExistsError(errno.EEXIST, "there is something that is no file", str(target))
     if durable:
         with part.open("rb+") as file:
             os.fsync(file.fileno())

@@ -216,7 +216,7 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
     also with -macos and -windows.
     """
     from headrace.kernels.table import kernel_table
-    from headrace.targets.pack import build, choose
+    from headrace.targets.pack import Pack, build, choose
     from headrace.targets.target import all_targets
     from headrace.team import default_threads
 
@@ -227,7 +227,7 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
             folder = build(chosen, rows, output, n_workers=default_threads(), progress=progress)
     except OSError as error:
         raise HeadraceError(f"cannot write {output}: {error.strerror or error}") from error
-    n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    n_bytes = sum((folder / level.file).stat().st_size for level in Pack(folder).levels.values())
     names = ", ".join(one.name for one in chosen)
     say(f"{folder}: {format_size(n_bytes)}, {len(rows)} kernels for {names}")
     return 0
@@ -238,7 +238,8 @@ def targets_export(
 ) -> int:
     """Make a static executable of a model for Linux: no Python, no libc, no other file.
 
-    It continues token ids: `./smol --ids 504,3575,282,4649,314 -n 16`. TARGET is a target's name
+    It continues token ids: `./smol --ids 504,3575,282,4649,314 -n 16`; with --print-ids it prints
+    ids instead of text. TARGET is a target's name
     (see `targets list`) or an architecture, such as aarch64-linux: then the executable is for any
     CPU of it, or with --cpu for that one and better ones.
     """
@@ -246,12 +247,11 @@ def targets_export(
 
     with compiler_needed():
         from headrace.standalone.export import export
-    from headrace.targets.pack import choose
+    from headrace.targets.pack import choose_one
     from headrace.targets.target import all_targets
     from headrace.team import default_threads
 
-    fitting = choose(all_targets().values(), target, cpu)
-    chosen = fitting[0] if cpu is None else fitting[-1]
+    chosen = choose_one(all_targets().values(), target, cpu)
     path = _path(model)
     try:
         with progress_bar() as progress:

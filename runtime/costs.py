@@ -11,7 +11,6 @@ from headrace.sparse.registry import FORMATS
 from headrace.targets.cache import KernelStore
 from headrace.targets.emulation.count import count_instructions
 from headrace.targets.emulation.machines import NATIVE
-from headrace.targets.host import same_architecture
 from headrace.targets.target import Target
 
 ROWS, INPUTS = 32, 512
@@ -33,7 +32,7 @@ class Cost:
 
 def machine_for(target: Target) -> str:
     """Where its kernels are counted: natively, or on the weakest CPU that runs them."""
-    return NATIVE if same_architecture(target) else target.machines[0]
+    return target.machines[0] if target.machines else NATIVE
 
 
 def cost(target: Target, operation: str, format_name: str) -> Cost:

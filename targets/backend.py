@@ -51,11 +51,6 @@ def parse(text: str, target: Target) -> llvm.ModuleRef:
     return llvm.parse_assembly(header + text)
 
 
-def constant_bytes(data: bytes) -> str:
-    """A constant array of bytes in IR text."""
-    return f'[{len(data)} x i8] c"' + "".join(f"\\{byte:02X}" for byte in data) + '"'
-
-
 def optimise(text: str, target: Target, name: str) -> llvm.ModuleRef:
     """Optimised module of a kernel, with one external function, `symbol_of(name)`."""
     if target.attributes:

@@ -20,10 +20,10 @@ from headrace.errors import KernelError
 from headrace.targets import lowering, simd
 from headrace.targets.backend import (
     IN_ORDER_MARK,
-    constant_bytes,
     emit_object,
     target_machine,
 )
+from headrace.targets.ir_text import constant_bytes
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 

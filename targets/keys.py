@@ -16,6 +16,7 @@ _GENERATOR = (
     "headrace.targets.lowering",
     "headrace.targets.compiler",
     "headrace.targets.backend",
+    "headrace.targets.ir_text",
 )
 # The versions of the compiler, as text: importing Numba to ask it would cost 0.2 s.
 COMPILER = ("numba/_version.py", "llvmlite/_version.py")

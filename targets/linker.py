@@ -15,7 +15,7 @@ from pathlib import Path
 
 from headrace.errors import KernelError
 
-LINK_LIMIT_S = 60.0
+LINK_LIMIT_S = 600.0  # a model goes into an executable
 
 
 ELF, WASM, MACHO, PE = "ld.lld", "wasm-ld", "ld64.lld", "lld-link"
@@ -65,9 +65,12 @@ def _link(
             Path(folder, name).write_text(text)
         out = [f"/out:{path.absolute()}"] if linker == PE else ["-o", str(path.absolute())]
         command = [*find_linker(linker), *options, *out, *names, *more]
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=LINK_LIMIT_S
-        )
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=LINK_LIMIT_S
+            )
+        except subprocess.TimeoutExpired as error:
+            raise KernelError(f"{path.name} is not linked after {LINK_LIMIT_S:.0f} s") from error
     if done.returncode:
         raise KernelError(f"{path.name} cannot be linked: {done.stderr.strip()}")
 

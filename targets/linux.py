@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.errors import KernelError
-from headrace.targets import backend
+from headrace.targets.ir_text import constant_bytes
 from headrace.targets.target import Target
 
 
 @dataclass(frozen=True)
-class System:
+class SystemCalls:
     """How one architecture calls Linux.
 
     Attributes:
@@ -37,10 +37,10 @@ def _words(*words: int) -> bytes:
     return b"".join(word.to_bytes(4, "little") for word in words)
 
 
-SYSTEMS = {
+SYSTEM_CALLS = {
     # mov x8, x0; mov x0, x1; mov x1, x2; mov x2, x3; svc #0; ret
     # mov x0, sp
-    "aarch64": System(
+    "aarch64": SystemCalls(
         "i64",
         _words(0xAA0003E8, 0xAA0103E0, 0xAA0203E1, 0xAA0303E2, 0xD4000001, 0xD65F03C0),
         _words(0x910003E0),
@@ -50,7 +50,7 @@ SYSTEMS = {
     ),
     # push {r7, lr}; mov r7, r0; mov r0, r1; mov r1, r2; mov r2, r3; svc #0; pop {r7, pc}
     # mov r0, sp
-    "armv7a": System(
+    "armv7a": SystemCalls(
         "i32",
         _words(0xE92D4080, 0xE1A07000, 0xE1A00001, 0xE1A01002, 0xE1A02003, 0xEF000000, 0xE8BD8080),
         _words(0xE1A0000D),
@@ -60,7 +60,7 @@ SYSTEMS = {
     ),
     # mv a7, a0; mv a0, a1; mv a1, a2; mv a2, a3; ecall; ret
     # mv a0, sp
-    "riscv64": System(
+    "riscv64": SystemCalls(
         "i64",
         _words(0x00050893, 0x00058513, 0x00060593, 0x00068613, 0x00000073, 0x00008067),
         _words(0x00010513),
@@ -70,7 +70,7 @@ SYSTEMS = {
     ),
     # mov rax, rdi; mov rdi, rsi; mov rsi, rdx; mov rdx, rcx; syscall; ret
     # mov rdi, rsp; sub rsp, 8: a call leaves the stack 8 bytes off what Linux starts with
-    "x86_64": System(
+    "x86_64": SystemCalls(
         "i64",
         bytes.fromhex("4889f8 4889f7 4889d6 4889ca 0f05 c3"),
         bytes.fromhex("4889e7 4883ec08"),
@@ -81,26 +81,26 @@ SYSTEMS = {
 }
 
 
-def system_of(target: Target) -> System:
+def system_of(target: Target) -> SystemCalls:
     """How a target's architecture calls Linux.
 
     Raises:
         KernelError: it is not known, or the target is for another system.
     """
-    system = SYSTEMS.get(target.architecture)
+    system = SYSTEM_CALLS.get(target.architecture)
     if system is None or "-linux" not in target.triple:
         raise KernelError(
-            f"no executables for {target.name}: they are for {', '.join(SYSTEMS)} on Linux"
+            f"no executables for {target.triple}: they are for {', '.join(SYSTEM_CALLS)} on Linux"
         )
     return system
 
 
-def support(system: System) -> str:
+def support(system: SystemCalls) -> str:
     """IR of `@system` (number, 3 arguments) and `@exit_with`."""
     w = system.word
     return f"""
 define internal {w} @system({w} %number, {w} %a, {w} %b, {w} %c) noinline optnone align 16 \
-prologue {backend.constant_bytes(system.call)} {{
+prologue {constant_bytes(system.call)} {{
   unreachable
 }}
 
@@ -111,10 +111,10 @@ define internal void @exit_with({w} %status) noinline {{
 """
 
 
-def start(system: System, body: str) -> str:
+def start(system: SystemCalls, body: str) -> str:
     """IR of `_start` with a body that may use `%stack`: the number of arguments lies there."""
     return f"""
-define void @_start(ptr %stack) noinline prologue {backend.constant_bytes(system.start)} {{
+define void @_start(ptr %stack) noinline prologue {constant_bytes(system.start)} {{
 {body}
   unreachable
 }}

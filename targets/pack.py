@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,23 +184,27 @@ def build(
         find_linker(linker_for(target.triple))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):  # it would describe other libraries
-        (folder / MANIFEST).unlink()
     described: dict[str, Any] = {}
-    for target in targets:
-        objects = KernelStore(target, n_workers).objects(kernels, _for_target(progress, target))
-        path = folder / f"headrace-{target.name}{SYSTEMS[system_name(target)].suffix}"
-        codes = [*(objects[kernel.name] for kernel in kernels), functions_object(target)]
-        link_shared(codes, path, [symbol_of(kernel.name) for kernel in kernels], target.triple)
-        described[target.name] = {
-            "file": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "triple": target.triple,
-            "cpu": target.cpu,
-            "features": target.features,
-            "needs": sorted(target.needs),
-            "kernels": {kernel.name: kernel_key(kernel, target) for kernel in kernels},
-        }
+    # Beside the pack: one that is there is whole until all of the new one is.
+    with tempfile.TemporaryDirectory(prefix=".headrace-", dir=folder) as made:
+        for target in targets:
+            objects = KernelStore(target, n_workers).objects(kernels, _for_target(progress, target))
+            path = Path(made, f"headrace-{target.name}{SYSTEMS[system_name(target)].suffix}")
+            codes = [*(objects[kernel.name] for kernel in kernels), functions_object(target)]
+            link_shared(codes, path, [symbol_of(kernel.name) for kernel in kernels], target.triple)
+            described[target.name] = {
+                "file": path.name,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "triple": target.triple,
+                "cpu": target.cpu,
+                "features": target.features,
+                "needs": sorted(target.needs),
+                "kernels": {kernel.name: kernel_key(kernel, target) for kernel in kernels},
+            }
+        with contextlib.suppress(FileNotFoundError):  # it describes other libraries
+            (folder / MANIFEST).unlink()
+        for level in described.values():
+            os.replace(Path(made, level["file"]), folder / level["file"])
     manifest = {"layout": LAYOUT, "targets": described}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
     return folder
@@ -208,6 +214,26 @@ def _for_target(progress: Progress | None, target: Target) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total, what: progress(done, total, f"{what} for {target.name}")
+
+
+def choose_one(targets: Collection[Target], what: str, cpu: str | None) -> Target:
+    """The one target that code is made for which cannot choose when it runs.
+
+    Without `cpu` that is the level that every CPU of an architecture has.
+
+    Raises:
+        KernelError: there is nothing of that name, or several targets are made for the CPU.
+    """
+    fitting = choose(targets, what, cpu)
+    if cpu is None:
+        return fitting[0]
+    made_for = [target for target in fitting if target.cpu == cpu]
+    if len(made_for) > 1:
+        raise KernelError(
+            f"{cpu} is what several targets are made for, which need more than it has: name one "
+            f"instead of {what}: {', '.join(target.name for target in made_for)}"
+        )
+    return made_for[0]
 
 
 def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Target]:

@@ -194,3 +194,13 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
         for path in folder.glob("*.py")
     }
     assert found == expected | {"headrace/py.typed", "headrace/targets/emulation/count.c"}
+
+
+def test_lists_without_a_compiler() -> None:
+    code = (
+        "import sys; sys.modules['llvmlite'] = sys.modules['numba'] = None;"
+        "from headrace.cli import main; sys.exit(main(['targets', 'list']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "aarch64-dotprod" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,12 +63,16 @@ def export(
         ContextOverflowError: the context is longer than the model's.
         BudgetError: it does not fit in a 32-bit target's address space.
         KernelError: a kernel does not compile, there is no linker, or the target runs no Linux.
-        OSError: `output` cannot be written.
+        OSError: `output` cannot be written, or is no file, or the model.
     """
     output = Path(output)
     system_of(target)
     find_linker()
     file = open_model(path)
+    if output.exists() and not output.is_file():
+        raise FileExistsError(errno.EEXIST, "there is something that is no file", str(output))
+    if output.exists() and any(output.samefile(one) for one in file.paths):
+        raise FileExistsError(errno.EEXIST, "that is the model itself", str(output))
     prepared = prepare_for(target, file, context, threads=1)
     decoder, shape = prepared.decoder, prepared.shape
     tokenizer = Tokenizer.from_metadata(file.metadata, path)

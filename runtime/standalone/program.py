@@ -9,7 +9,7 @@ from headrace.kernels.execute import STEP_SLOTS
 from headrace.standalone import driver
 from headrace.standalone.places import BUFFERS, DATA, KV, Place, place_of
 from headrace.steps import Step
-from headrace.targets import backend
+from headrace.targets.ir_text import constant_bytes
 from headrace.targets.linux import start, support, system_of
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
@@ -40,7 +40,7 @@ def _slots(name: str, values: Iterable[Value], word_bytes: int) -> str:
 
 def _text(name: str, text: str) -> str:
     data = text.encode() + b"\0"
-    return f"@{name} = internal constant {backend.constant_bytes(data)}\n"
+    return f"@{name} = internal constant {constant_bytes(data)}\n"
 
 
 def _program(name: str, steps: Sequence[Step], state: Place, zero: int, word_bytes: int) -> str:

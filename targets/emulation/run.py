@@ -33,7 +33,10 @@ def link_kernel(kernel: str, code: bytes, target: Target, path: Path) -> None:
 
 def run_image(command: Sequence[str], image: Image, what: str) -> None:
     """Run an emulator with an image and give the image's arrays what comes back."""
-    done = subprocess.run(command, input=image.data, capture_output=True, timeout=RUN_LIMIT_S)
+    try:
+        done = subprocess.run(command, input=image.data, capture_output=True, timeout=RUN_LIMIT_S)
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"{what}: not done after {RUN_LIMIT_S:.0f} s") from error
     if done.returncode == -signal.SIGILL:
         raise IllegalInstructionError(f"{what}: illegal instruction")
     if done.returncode:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from headrace.targets import backend
-from headrace.targets.linux import System, start, support, system_of
+from headrace.targets.linux import SystemCalls, start, support, system_of
 from headrace.targets.target import Target
 
 ROOM = 128 << 20  # bytes of the largest image; untouched pages cost nothing
@@ -17,7 +17,7 @@ KERNEL = "headrace_emulated_kernel"
 TOO_LARGE = 3  # exit status
 
 
-def _text(system: System) -> str:
+def _text(system: SystemCalls) -> str:
     w = system.word
     body = f"  call void @main()\n  call void @exit_with({w} 0)"
     return f"""

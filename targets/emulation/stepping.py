@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 
 from headrace.errors import KernelError
+from headrace.targets.features import machine
 
 _TRACEME, _PEEKUSER, _SINGLESTEP = 0, 3, 9
 _RIP = 16 * 8  # in struct user of x86-64
@@ -20,6 +21,8 @@ def count_steps(command: Sequence[str], data: bytes, low: int, high: int) -> tup
     Raises:
         KernelError: the program cannot be traced, or it fails.
     """
+    if machine() != "x86_64":
+        raise KernelError("single steps are counted on x86-64 only: an emulator counts elsewhere")
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
     libc.ptrace.restype = ctypes.c_long

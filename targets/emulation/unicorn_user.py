@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from headrace.targets.emulation.symbols import segments
-from headrace.targets.linux import SYSTEMS
+from headrace.targets.linux import SYSTEM_CALLS
 
-# By QEMU's name of a CPU: architecture, and Unicorn's model with the same instructions.
+# By QEMU's name of a CPU: architecture, and Unicorn's model with its instructions. There is none of
+# the cortex-a76: MAX has more, so that a build which needs too much is not found out there.
 MODELS = {
     "qemu-aarch64 -cpu cortex-a53": ("aarch64", "UC_CPU_ARM64_A53"),
     "qemu-aarch64 -cpu cortex-a76": ("aarch64", "UC_CPU_ARM64_MAX"),
@@ -66,7 +67,7 @@ def run(machine: str, path: Path, low: int = 0, high: int = 0) -> tuple[int, int
     """
     unicorn: Any = importlib.import_module("unicorn")
     architecture, model = MODELS[machine]
-    system = SYSTEMS[architecture]
+    system = SYSTEM_CALLS[architecture]
     uc, stack_pointer, registers = _engine(architecture, model)
     status: list[int] = []
     count = 0
@@ -107,7 +108,7 @@ def run(machine: str, path: Path, low: int = 0, high: int = 0) -> tuple[int, int
         print(error, file=sys.stderr)
         illegal = error.errno in (unicorn.UC_ERR_INSN_INVALID, unicorn.UC_ERR_EXCEPTION)
         return -signal.SIGILL if illegal else 1, count
-    return status[0], count
+    return (status or [1])[0], count
 
 
 def main() -> None:

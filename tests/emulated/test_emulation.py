@@ -17,6 +17,7 @@ from headrace.targets.emulation.image import Image
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.emulation.run import run
 from headrace.targets.host import same_architecture
+from headrace.targets.ir_text import constant_bytes
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target, all_targets
 from headrace.targets.vector_length import READ_BYTES
@@ -181,7 +182,7 @@ def test_the_length_of_vectors_is_read(target_name: str, machine: str) -> None:
     target, name = FOREIGN[target_name], "vector_bytes"
     text = f"""
 define internal i64 @read() noinline optnone align 16 \
-prologue {backend.constant_bytes(READ_BYTES)} {{
+prologue {constant_bytes(READ_BYTES)} {{
   unreachable
 }}
 
