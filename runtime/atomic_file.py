@@ -52,6 +52,16 @@ def write_whole(target: Path, data: bytes, *, durable: bool = True) -> None:
         file.write(data)
 
 
+def check_replaceable(target: Path) -> None:
+    """A file may be replaced; anything else, such as a device, would be gone.
+
+    Raises:
+        FileExistsError: there is something that is no file.
+    """
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "there is something that is no file", str(target))
+
+
 def publish(part: Path, target: Path, *, durable: bool = True) -> None:
     """Give a finished file its name, in place of any that has it.
 
@@ -63,8 +73,7 @@ def publish(part: Path, target: Path, *, durable: bool = True) -> None:
     Raises:
         OSError: it cannot be written or renamed; then `part` still has its old name.
     """
-    if target.exists() and not target.is_file():  # such as a device: it would be gone
-        raise FileExistsError(errno.EEXIST, "there is something that is no file", str(target))
+    check_replaceable(target)
     if durable:
         with part.open("rb+") as file:
             os.fsync(file.fileno())

@@ -227,9 +227,8 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
             folder = build(chosen, rows, output, n_workers=default_threads(), progress=progress)
     except OSError as error:
         raise HeadraceError(f"cannot write {output}: {error.strerror or error}") from error
-    n_bytes = sum((folder / level.file).stat().st_size for level in Pack(folder).levels.values())
     names = ", ".join(one.name for one in chosen)
-    say(f"{folder}: {format_size(n_bytes)}, {len(rows)} kernels for {names}")
+    say(f"{folder}: {format_size(Pack(folder).n_bytes)}, {len(rows)} kernels for {names}")
     return 0
 
 
@@ -239,9 +238,9 @@ def targets_export(
     """Make a static executable of a model for Linux: no Python, no libc, no other file.
 
     It continues token ids: `./smol --ids 504,3575,282,4649,314 -n 16`; with --print-ids it prints
-    ids instead of text. TARGET is a target's name
-    (see `targets list`) or an architecture, such as aarch64-linux: then the executable is for any
-    CPU of it, or with --cpu for that one and better ones.
+    ids instead of text. TARGET is a target's name (see `targets list`) or an architecture, such as
+    aarch64-linux: then the executable is for any CPU of it, or with --cpu for that one and better
+    ones.
     """
     from headrace.targets.need import compiler_needed
 
@@ -327,6 +326,9 @@ def pull(*, name: str, file: str | None) -> int:
 _MODEL = Opt("model", str, REQUIRED, "a file, a directory, org/repo[:file.gguf], or a name to pull")
 _JSON = Opt("json", bool, False, "print one JSON object", ("--json",))
 _TARGET = Opt("target", str, None, "a CPU target, such as x86-64-v3", ("--target",))
+_BUILT_FOR = Opt(
+    "target", str, REQUIRED, "a target, or an architecture: aarch64-linux", ("--target",)
+)
 _MACHINE = (
     Opt("memory", parse_size, None, "memory to use: 300MB, 1.5GiB, 50%", ("--memory",)),
     Opt("threads", int, None, "threads; default: the physical cores", ("--threads", "-t")),
@@ -390,13 +392,7 @@ COMMANDS: dict[str, Command] = {
     "targets build": Command(
         targets_build,
         (
-            Opt(
-                "target",
-                str,
-                REQUIRED,
-                "a target, or an architecture: aarch64-linux",
-                ("--target",),
-            ),
+            _BUILT_FOR,
             Opt("output", str, REQUIRED, "the folder to write", ("-o", "--output")),
             Opt("cpu", str, None, "up to this CPU's level, such as cortex-a76", ("--cpu",)),
         ),
@@ -405,13 +401,7 @@ COMMANDS: dict[str, Command] = {
         targets_export,
         (
             _MODEL,
-            Opt(
-                "target",
-                str,
-                REQUIRED,
-                "a target, or an architecture: aarch64-linux",
-                ("--target",),
-            ),
+            _BUILT_FOR,
             Opt("output", str, REQUIRED, "the executable to write", ("-o", "--output")),
             Opt("cpu", str, None, "for this CPU, such as cortex-a76, and later", ("--cpu",)),
             _CONTEXT,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from headrace.sparse.registry import FORMATS
 from headrace.targets.emulation.machines import NATIVE, why_not
 from headrace.targets.features import host_features
 from headrace.targets.host import runnable_targets, same_architecture
-from headrace.targets.pack import build
+from headrace.targets.pack import Pack, build
 from headrace.targets.systems import system_name
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
@@ -101,5 +100,4 @@ def _pack_bytes(target: Target, kernels: Iterable[Kernel]) -> int | None:
     if target.architecture == "wasm32":  # has no shared libraries
         return None
     with tempfile.TemporaryDirectory(prefix="headrace-report-") as folder:
-        build([target], list(kernels), folder)
-        return sum(path.stat().st_size for path in Path(folder).iterdir())
+        return Pack(build([target], list(kernels), folder)).n_bytes

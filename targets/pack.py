@@ -59,6 +59,12 @@ class Pack:
         self.folder = Path(folder)
         self.levels = _read_manifest(self.folder / MANIFEST)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its files."""
+        files = [MANIFEST, *(level.file for level in self.levels.values())]
+        return sum((self.folder / file).stat().st_size for file in files)
+
     def lacking(self, kernels: Iterable[Kernel], target: Target) -> list[str]:
         """Names of kernels that the pack does not have, or has from other sources."""
         level = self.levels.get(target.name)

@@ -13,29 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from headrace.loaders.sources import resolve
 from headrace.standalone.export import export
-from headrace.targets.emulation.count import plugin
+from headrace.targets.emulation.count import count_program
 from headrace.targets.target import all_targets
-
-CODE = (0x10000, 0x4000000)  # where static executables have theirs
-
-
-def count(machine: str, command: list[str], out: Path) -> tuple[int, str]:
-    """Instructions of one run of a program, and what it printed."""
-    low, high = CODE
-    emulator, *options = shlex.split(machine)
-    plugged = ["-plugin", f"{plugin()},lo={low:#x},hi={high:#x},out={out}"]
-    done = subprocess.run([emulator, *options, *plugged, *command], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{shlex.join(command)}: exit status {done.returncode} {done.stderr}")
-    with out.open() as lines:
-        return sum(int(line.split()[1]) for line in lines), done.stdout.strip()
 
 
 def main() -> None:
@@ -51,22 +35,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    if plugin() is None:
-        sys.exit(
-            "no C compiler here to build the counting plugin with (cc, or `pip install ziglang`)"
-        )
     target = all_targets()[options.target]
     machine = options.machine or target.machines[0]
     few, more = options.n
     with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
-        program, out = Path(folder, "program"), Path(folder, "counts")
+        program = Path(folder, "program")
         export(resolve(options.model), target, program, context=512)
         sides = {"headrace": f"{program} --ids {{ids}} -n {{n}} --print-ids"}
         sides |= dict(peer.split("=", 1) for peer in options.peer)
         rows = {}
         for name, command in sides.items():
             runs = [
-                count(machine, shlex.split(command.format(ids=options.ids, n=n)), out)
+                count_program(machine, shlex.split(command.format(ids=options.ids, n=n)))
                 for n in (few, more)
             ]
             rows[name] = {

@@ -9,30 +9,20 @@ CPU, step by step. Ours: `headrace targets test --report`.
 from __future__ import annotations
 
 import argparse
-import shlex
-import subprocess
-import tempfile
 from pathlib import Path
 
-from headrace.targets.emulation.count import plugin
+from headrace.targets.emulation.count import PROGRAM, count_program
 from headrace.targets.emulation.stepping import count_steps
 
-CODE = (0x10000, 0x4000000)  # where static executables have theirs
 ROWS, INPUTS, TOKENS = 32, 512, {"gemv": 1, "gemm": 16}
 FEW, MORE = 1, 3
 
 
 def count(machine: str, command: list[str]) -> int:
     """Instructions of one run."""
-    low, high = CODE
-    if not machine:
-        return count_steps(command, b"", low, high)[0]
-    with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
-        out = Path(folder, "counts")
-        option = f"{plugin()},lo={low:#x},hi={high:#x},out={out}"
-        emulator, *options = shlex.split(machine)
-        subprocess.run([emulator, *options, "-plugin", option, *command], check=True)
-        return sum(int(line.split()[1]) for line in out.read_text().splitlines())
+    if machine:
+        return count_program(machine, command)[0]
+    return count_steps(command, b"", *PROGRAM)[0]
 
 
 def main() -> None:

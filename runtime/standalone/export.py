@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.atomic_file import publish
+from headrace.atomic_file import check_replaceable, publish
 from headrace.errors import BudgetError
 from headrace.loaders.tiled import open_model
 from headrace.plan import ZERO, buffer_sizes, kernels_of, kv_bytes, modes
@@ -69,8 +69,7 @@ def export(
     system_of(target)
     find_linker()
     file = open_model(path)
-    if output.exists() and not output.is_file():
-        raise FileExistsError(errno.EEXIST, "there is something that is no file", str(output))
+    check_replaceable(output)
     if output.exists() and any(output.samefile(one) for one in file.paths):
         raise FileExistsError(errno.EEXIST, "that is the model itself", str(output))
     prepared = prepare_for(target, file, context, threads=1)

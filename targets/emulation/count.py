@@ -34,6 +34,7 @@ from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
 BUILD_LIMIT_S = 120.0
+PROGRAM = (0x10000, 0x4000000)  # where static programs have their code
 
 
 def _compilers() -> list[list[str]]:
@@ -84,6 +85,29 @@ def _by_plugin(
     _counted(["-plugin", option], machine, path, image, what)
     *lines, (_, loaded) = (line.split() for line in out.read_text().splitlines())
     return {int(address): int(count) for address, count in lines}, int(loaded)
+
+
+def count_program(machine: str, command: Sequence[str]) -> tuple[int, str]:
+    """Instructions of a whole static program in QEMU, and what it prints.
+
+    Raises:
+        KernelError: there is no plugin to count with, or the program fails.
+    """
+    library = plugin()
+    if library is None:
+        raise KernelError(
+            "no C compiler to build the counting plugin with (cc, or `pip install ziglang`)"
+        )
+    low, high = PROGRAM
+    with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
+        out = Path(folder, "counts")
+        option = f"{library},lo={low:#x},hi={high:#x},out={out}"
+        whole = [*shlex.split(machine), "-plugin", option, *command]
+        done = subprocess.run(whole, capture_output=True, text=True)
+        if done.returncode:
+            raise KernelError(f"{shlex.join(command)}: exit status {done.returncode} {done.stderr}")
+        with out.open() as lines:
+            return sum(int(line.split()[1]) for line in lines), done.stdout.strip()
 
 
 def _by_log(
