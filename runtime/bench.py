@@ -13,12 +13,13 @@ import numpy as np
 from headrace.machine import (
     BENCH_BYTES,
     buffer_bytes,
+    known_read_bandwidth,
     read_bandwidth,
     remember_read_bandwidth,
 )
 from headrace.model import Model, load
 from headrace.peak import peak_rss_bytes
-from headrace.planning import predict_tok_s
+from headrace.prediction import Rates, prediction
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
 
@@ -57,7 +58,7 @@ def bench(
         load_s = time.perf_counter() - began
         random = np.random.default_rng(0)
         first_token_s = _first_token(loaded, random)
-        prefill, decode = [], []
+        prefill, decode, stalls = [], [], []
         for run in range(runs + 1):
             if progress is not None:
                 progress(run, runs + 1, "measuring")
@@ -69,7 +70,9 @@ def bench(
             else:
                 loaded.forget()
             ids = _ids(loaded, random, new_tokens)
+            waited = loaded.stall_s
             decode.append(_timed(partial(_one_by_one, loaded, ids, start)))
+            stalls.append(loaded.stall_s - waited)
         # Before the bandwidth's large buffer: this is what the model itself took.
         peak = peak_rss_bytes()
         plan = loaded.plan
@@ -78,6 +81,12 @@ def bench(
         mean_context = context_tokens + new_tokens / 2
         n_bytes = plan.bytes_per_token
         kv_read = int(mean_context * plan.kv_bytes_per_context_token)
+        best = int(np.argmin(decode[1:])) + 1
+        residency = loaded.residency
+        flash = None if plan.flash_read_gb_s is None else plan.flash_read_gb_s * 1e9
+        speed = prediction(
+            Rates(bandwidth, flash), residency, read_bytes=n_bytes, layers=plan.layers
+        )
         return {
             "model": str(plan.model),
             "format": loaded.format,
@@ -95,9 +104,18 @@ def bench(
             "decode_share_of_limit": (
                 None if bandwidth is None else decode_tok_s * (n_bytes + kv_read) / bandwidth
             ),
-            "predicted_tok_s": (
-                None if bandwidth is None else predict_tok_s(n_bytes, plan.layers, bandwidth)
+            "predicted_tok_s": speed.tok_s,
+            "budget_bytes": plan.budget,
+            "resident_weights_bytes": plan.resident_weights,
+            "window_bytes": plan.window,
+            "bytes_read_per_token": plan.flash_bytes_per_token,
+            "flash_read_gb_s": plan.flash_read_gb_s,
+            "read_mode": plan.read_mode,
+            "decode_share_of_flash": (
+                None if flash is None else decode_tok_s * plan.flash_bytes_per_token / flash
             ),
+            "stall_s": stalls[best],
+            "stall_share": stalls[best] / decode[best],
             "expanded_bytes": sum(e["bytes"] - e["file_bytes"] for e in plan.expanded),
             "weights_bytes": plan.weights,
             "kv_cache_bytes": plan.kv_cache,
@@ -109,12 +127,12 @@ def bench(
 
 
 def _bandwidth(model: Model) -> float | None:
-    """Bytes per second that memory gives; None where the budget has no room for the buffer."""
+    """Bytes per second that memory gives: as before, where the budget has no room to measure."""
     plan = model.plan
     left = BENCH_BYTES if plan.budget is None else plan.budget - plan.peak_bytes
     n_bytes = buffer_bytes(min(left, BENCH_BYTES))
     if n_bytes is None:
-        return None
+        return known_read_bandwidth(plan.target, plan.threads)
     bandwidth = read_bandwidth(model.kernel_store, model.team, n_bytes)
     if n_bytes == BENCH_BYTES:
         remember_read_bandwidth(plan.target, plan.threads, bandwidth)

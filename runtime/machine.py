@@ -32,7 +32,8 @@ def read_bandwidth(store: Kernels, team: Team, n_bytes: int, runs: int = 5) -> f
     out = np.zeros(team.n_threads * 64 + 64, np.uint8)
     address = store.load([probe.kernel()])["probe_read"]
     block = argument_block([buffer.address("data"), n_bytes // 512, out])
-    steps = np.array([[address, block.ctypes.data, execute.STEP_BARRIER, 0, 0, 0]], np.int64)
+    steps = np.zeros((1, execute.STEP_SLOTS), np.int64)
+    steps[0, :3] = address, block.ctypes.data, execute.STEP_BARRIER
     best = float("inf")
     for _ in range(runs + 1):
         start = time.perf_counter()
@@ -72,6 +73,11 @@ def _known() -> dict[str, float]:
         return {}
 
 
+def known_read_bandwidth(target_name: str, threads: int) -> float | None:
+    """The best that was measured before on this CPU; None: nothing was."""
+    return _known().get(_key(target_name, threads))
+
+
 def remember_read_bandwidth(target_name: str, threads: int, value: float) -> None:
     """Keep a measured bandwidth for later plans; the best counts, as other work only slows it."""
     known = _known()
@@ -88,7 +94,7 @@ def best_read_bandwidth(store: Kernels, threads: int) -> float | None:
     yet, and there is too little memory free to measure it.
     """
     target = store.target
-    known = _known().get(_key(target.name, threads))
+    known = known_read_bandwidth(target.name, threads)
     n_bytes = buffer_bytes(QUICK_BYTES)
     if n_bytes is None:
         return known

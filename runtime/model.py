@@ -29,15 +29,17 @@ from headrace.loaders.sources import resolve
 from headrace.planning import (
     MemoryPlan,
     Prepared,
-    check_available,
-    check_budget,
     kernel_store,
+    measure_flash,
     memory_plan,
     prepare,
 )
+from headrace.offload.pieces import Residency
+from headrace.prediction import Rates
 from headrace.programs import Program, Programs
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
+from headrace.streaming import Streaming
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
@@ -50,6 +52,7 @@ Progress = Callable[[int, int | None, str], None]
 PATIENCE_S = 0.1
 _SLOW_BYTES_S = 10e9
 _SLOW_PRODUCTS_S = 50e9
+_SLOW_FLASH_S = 0.5e9
 
 
 def load(
@@ -68,9 +71,11 @@ def load(
     Args:
         model: a GGUF file, a directory with one, a Hugging Face id or a name `headrace pull` knows.
         memory: the most memory that a process with this model may take: bytes, "300MB", "1.5GiB"
-            or "50%". Each model is held to its own; what else the process has is not counted.
+            or "50%"; default: what is free. Weights that do not fit are read from the file for
+            every token. Each model is held to its own; what else the process has is not counted.
         threads: native threads; default: the physical cores that this process may use.
-        context: tokens of context to keep; default: the model's own, at most 4096.
+        context: tokens of context to keep; default: the model's own, at most 4096, and less where
+            memory is short (`model.context` says).
         progress: called with (done, total or None, what) while fetching, compiling and loading.
         target: CPU level to use, such as "x86-64-v3"; default: the best that this CPU has.
         activations: "q8" multiplies coded weights by 8-bit activations; "f32" is a switch for
@@ -80,7 +85,7 @@ def load(
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
         KernelError: no kernels for this CPU or `target`, or `kernels` is no usable pack.
-        BudgetError: `memory`, or what is free, is less than the model needs.
+        BudgetError: not even the least of the model fits in `memory`, or in what is free.
         ContextOverflowError: `context` is longer than the model's.
         TypeError, ValueError: an argument is of the wrong type, or out of range.
     """
@@ -88,12 +93,9 @@ def load(
     path = resolve(model, progress=progress)
     prepared = prepare(
         path, context=context, threads=threads, target=target, activations=activations,
-        kernels=kernels,
+        kernels=kernels, budget=budget,
     )  # fmt: skip
-    plan = memory_plan(prepared, budget=budget)
-    check_budget(plan)
-    check_available(plan)
-    return Model(prepared, plan, progress)
+    return Model(prepared, progress)
 
 
 def _budget(memory: int | str) -> int:
@@ -107,8 +109,7 @@ class Model:
     one that was left half read. `cancel` may be called from any thread.
     """
 
-    def __init__(self, prepared: Prepared, plan: MemoryPlan, progress: Progress | None) -> None:
-        self.plan = plan
+    def __init__(self, prepared: Prepared, progress: Progress | None) -> None:
         self._decoder = prepared.decoder
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
@@ -121,15 +122,30 @@ class Model:
         self._kept: list[int] = []  # tokens whose keys and values are in the cache
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
-        self._store = kernel_store(prepared, plan)
+        self._store = kernel_store(prepared)
         addresses = self._store.load(
             plans.kernels_of(prepared.decoder, prepared.placed, prepared.target), progress
         )
-        self._weights = Weights(prepared.file, prepared.decoder, prepared.placed)
+        residency, rates = prepared.residency, Rates()
+        if residency is not None:
+            mode, flash = measure_flash(prepared, addresses["window_read"])
+            rates = Rates(flash=flash, mode=mode)
+        self.plan: MemoryPlan = memory_plan(prepared, rates)
+        self._weights = Weights(
+            prepared.file, prepared.decoder, prepared.placed,
+            None if residency is None else residency.kept,
+        )  # fmt: skip
         self._weights.load(addresses, prepared.shape.threads, progress)
+        self._streaming: Streaming | None = None
+        if residency is not None and rates.mode is not None:
+            self._streaming = Streaming(
+                self._weights.placed, prepared.decoder.embedding.name, residency,
+                prepared.shape.chunk, addresses, rates.mode,
+            )  # fmt: skip
         self._programs = Programs(
-            prepared.decoder, self._weights, prepared.target, addresses, prepared.shape
-        )
+            prepared.decoder, self._weights, prepared.target, addresses, prepared.shape,
+            self._streaming,
+        )  # fmt: skip
         self._team = Team(addresses, prepared.shape.threads)
         self._trace: Trace | None = trace_from_environment()
 
@@ -177,6 +193,21 @@ class Model:
         for placed in self._weights.placed.values():
             sizes[placed.format.name] = sizes.get(placed.format.name, 0) + placed.n_bytes
         return max(sizes, key=lambda name: sizes[name])
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights are read from the file for every pass."""
+        return self._streaming is not None
+
+    @property
+    def residency(self) -> Residency | None:
+        """Which weights stay in memory; None: all."""
+        return None if self._streaming is None else self._streaming.residency
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds that passes have waited for flash."""
+        return 0.0 if self._streaming is None else self._streaming.window.flow.stall_s
 
     @property
     def kernel_store(self) -> Kernels:
@@ -340,6 +371,8 @@ class Model:
         if not self._ended:
             self._ended = True
             self._team.close()
+            if self._streaming is not None:
+                self._streaming.close()
             if self._trace is not None:
                 self._trace.report()
 
@@ -414,7 +447,7 @@ class Model:
             raise AssertionError(f"{position} tokens before this one, {len(self._kept)} read")
         programs, n = self._programs, len(ids)
         programs.expect(n)
-        programs.ids[:n] = ids
+        programs.set_tokens(ids)
         state = programs.state
         state[plans.COUNT] = n
         state[plans.POSITION] = position
@@ -446,15 +479,29 @@ class Model:
     def _run(self, program: Program, n_tokens: int) -> bool:
         seconds = max(
             self.plan.bytes_per_token / _SLOW_BYTES_S,
+            self.plan.flash_bytes_per_token / _SLOW_FLASH_S,
             self.plan.parameters * n_tokens / _SLOW_PRODUCTS_S if n_tokens > 1 else 0,
         )
         interruptible = (
             seconds > PATIENCE_S and threading.current_thread() is threading.main_thread()
         )
+        if self._streaming is None:
+            return self._walk(program, interruptible, 0)
+        window, finished = self._streaming.window, False
+        at = window.begin()
+        try:
+            finished = self._walk(program, interruptible, at)
+        finally:
+            window.end(finished)
+        return finished
+
+    def _walk(self, program: Program, interruptible: bool, window: int) -> bool:
         if self._trace is None:
-            return self._team.run(program.table, interruptible=interruptible)
+            return self._team.run(program.table, interruptible=interruptible, window=window)
         with self._trace.measure(program) as ticks:
-            return self._team.run(program.table, ticks=ticks, interruptible=interruptible)
+            return self._team.run(
+                program.table, ticks=ticks, interruptible=interruptible, window=window
+            )
 
 
 class _Busy:

@@ -20,6 +20,7 @@ from headrace.kernels import (
     kv_cache,
     prepare,
 )
+from headrace.offload import requests
 from headrace.sparse.linear import activation_bytes
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
@@ -102,6 +103,7 @@ def kernels_of(decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target)
         *(prepare.kernel(p, k) for p in sorted(producers) for k in sorted(kinds)),
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
+        requests.kernel(),
     ]
     return list({k.name: k for k in found}.values())
 

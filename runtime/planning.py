@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,32 +12,39 @@ from typing import Any, get_args
 from headrace import plan as plans
 from headrace.arguments import whole
 from headrace.available import available_bytes, resident_bytes
-from headrace.errors import BudgetError, ContextOverflowError, NoCompilerError
+from headrace.embedding import embedding_bytes
+from headrace.errors import ContextOverflowError, NoCompilerError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.kernels import kv_cache
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.tiled import open_model
-from headrace.sizes import format_size
+from headrace.offload import flash, requests
+from headrace.offload.budget import Choice, fit
+from headrace.offload.modes import ReadMode
+from headrace.offload.pieces import Residency
+from headrace.prediction import Rates, prediction
+from headrace.streaming import open_files, reads_of
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.pack import Kernels, Pack, shipped
 from headrace.targets.target import Target
 from headrace.team import default_threads
-from headrace.weights import Activations, PlacedMatrix, padded16, place
+from headrace.weights import Activations, PlacedMatrix, padded16, pieces_of, place, streamable
 
 DEFAULT_CONTEXT = 4096
+LEAST_CONTEXT = 256  # that is chosen where memory is short
 ACTIVATION_BUDGET_BYTES = 48 << 20
-MAX_CHUNK = 512
+MAX_CHUNK, LEAST_CHUNK = 512, 32
+KV_SHARE = 8  # where weights stream, the KV cache of a chosen context takes at most this part
+ACTIVATION_SHARE = 16  # and activations this
+FREE_SHARE = 0.95  # of free memory that a model takes by itself
 # The interpreter with numpy, llvmlite and loaded kernels, and what a token of the vocabulary costs
 # (measured on Linux with Python 3.11; docs/performance.md).
 PROCESS_BYTES = 100 << 20
 VOCABULARY_ENTRY_BYTES = 500
 # What a process that compiles kernels takes.
 COMPILER_BYTES = 200 << 20
-# What kernels reach of the read bandwidth, and a barrier's cost with the work around it.
-DECODE_SHARE = 0.90
-BARRIER_S = 1.5e-6
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,15 @@ class MemoryPlan:
     """What loading and running a model takes; all sizes in bytes.
 
     Attributes:
-        weights: matrices as they lie in memory; `file` is what the model file has.
+        weights: matrices as they would lie in memory; `file` is what the model file has.
+        resident_weights: what of them stays in memory; the rest is streamed through a `window`.
         expanded: tensors whose type has no kernel: name, type in the file, format, both sizes.
         bytes_per_token: weights that a decode step reads; each token of context adds
             `kv_bytes_per_context_token` to it.
-        predicted_tok_s: decode speed at an empty context from `memory_read_gb_s`, measured on this
-            machine.
+        flash_bytes_per_token: of the file, read for each pass.
+        predicted_tok_s: decode speed at an empty context from `memory_read_gb_s` and
+            `flash_read_gb_s`, measured on this machine.
+        advice: what would change the speed most.
     """
 
     model: str
@@ -60,6 +71,8 @@ class MemoryPlan:
     chunk: int
     file: int
     weights: int
+    resident_weights: int
+    window: int
     vectors: int
     kv_cache: int
     activations: int
@@ -68,9 +81,13 @@ class MemoryPlan:
     parameters: int
     layers: int
     bytes_per_token: int
+    flash_bytes_per_token: int
     kv_bytes_per_context_token: int
     memory_read_gb_s: float | None
+    flash_read_gb_s: float | None
+    read_mode: str | None
     predicted_tok_s: float | None
+    advice: str | None
     budget: int | None
     fits: bool
     expanded: tuple[dict[str, Any], ...]
@@ -89,18 +106,25 @@ class Prepared:
     placed: list[PlacedMatrix]
     target: Target
     shape: plans.Shape
+    parts: Mapping[str, int]  # bytes of memory by what they are for
+    residency: Residency | None = None  # None: all weights stay in memory
+    budget: int | None = None  # that was asked for
     pack: Pack | None = None  # the kernel pack that was asked for
 
 
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,
-    activations: Activations = "q8", kernels: str | Path | None = None,
+    activations: Activations = "q8", kernels: str | Path | None = None, budget: int | None = None,
 ) -> Prepared:  # fmt: skip
     """Read a header and decide sizes for this machine; nothing large is read or allocated.
+
+    Args:
+        budget: bytes that the process may take; None: what is free.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
         ContextOverflowError: the context asked for is longer than the model's.
+        BudgetError: the model does not fit.
         KernelError: the target is unknown or cannot run here, or `kernels` is no usable pack.
     """
     pack = None if kernels is None else Pack(kernels)
@@ -112,18 +136,30 @@ def prepare(
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
-    return replace(prepare_for(chosen, file, context, n_threads, activations), pack=pack)
+    prepared = prepare_for(chosen, file, context, n_threads, activations, limit_of(budget))
+    return replace(prepared, pack=pack, budget=budget)
+
+
+def limit_of(budget: int | None) -> int | None:
+    """Bytes that this process may have in all: a budget, but no more than is free."""
+    available = available_bytes()
+    if available is None:
+        return budget
+    # What the process has already is part of what it may have.
+    free = int((available + resident_bytes()) * FREE_SHARE)
+    return free if budget is None else min(budget, free)
 
 
 def prepare_for(
     target: Target, file: ModelFile, context: int | None, threads: int,
-    activations: Activations = "q8",
+    activations: Activations = "q8", limit: int | None = None,
 ) -> Prepared:  # fmt: skip
-    """The same for any machine.
+    """The same for any machine, with `limit` bytes of memory (None: enough).
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
         ContextOverflowError: the context asked for is longer than the model's.
+        BudgetError: the model does not fit.
     """
     decoder = describe(file)
     placed = place(file, decoder, activations)
@@ -134,42 +170,110 @@ def prepare_for(
             f"{file.paths[0]}: a context of {context} tokens is longer than the {decoder.context} "
             f"that the model was trained for; ask for {decoder.context} or fewer"
         )
-    wanted = min(decoder.context, DEFAULT_CONTEXT) if context is None else context
-    chunk = _chunk(decoder, placed, target, wanted, threads)
-    return Prepared(file, decoder, placed, target, plans.Shape(wanted, chunk, threads))
+    sizes = _Sizes(decoder, placed, target, threads)
+    pieces = pieces_of(streamed_matrices(decoder, placed))
+    found = fit(
+        limit, sizes.whole(context, limit), sizes.streaming(context, limit), pieces,
+        str(file.paths[0]),
+    )  # fmt: skip
+    shape = plans.Shape(found.choice.context, found.choice.chunk, threads)
+    return Prepared(
+        file, decoder, placed, target, shape, found.parts, found.residency
+    )  # fmt: skip
+
+
+def streamed_matrices(decoder: Decoder, placed: list[PlacedMatrix]) -> list[PlacedMatrix]:
+    """What may be streamed: not an embedding of its own, whose rows are looked up in the file."""
+    tied = decoder.embedding.name == decoder.head.name
+    return [p for p in placed if tied or p.matrix.name != decoder.embedding.name]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The sizes that a planner may choose for a model."""
+
+    decoder: Decoder
+    placed: list[PlacedMatrix]
+    target: Target
+    threads: int
+
+    def whole(self, context: int | None, limit: int | None) -> Iterator[Choice]:
+        """With all weights in memory: shorter contexts only where that is what is wanting."""
+        wanted = context or min(self.decoder.context, DEFAULT_CONTEXT)
+        for tokens in [wanted] if context else _halves(wanted, 1024):
+            yield self._choice(tokens, ACTIVATION_BUDGET_BYTES)
+
+    def streaming(self, context: int | None, limit: int | None) -> Iterator[Choice]:
+        """With weights streamed: a context that leaves most memory to weights."""
+        room = max(0, (limit or 0) - self._process())
+        one = plans.kv_bytes(self.decoder, kv_cache.CHUNK)
+        wanted = min(self.decoder.context, DEFAULT_CONTEXT)
+        if context is None:
+            chunks = min(room // KV_SHARE // one, wanted // kv_cache.CHUNK)
+            wanted = max(min(LEAST_CONTEXT, wanted), chunks * kv_cache.CHUNK)
+        activations = min(ACTIVATION_BUDGET_BYTES, room // ACTIVATION_SHARE)
+        for n_bytes in (activations, 0):  # the least there is, where more does not fit
+            yield self._choice(context or wanted, n_bytes)
+
+    def _process(self) -> int:
+        return PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * self.decoder.vocabulary
+
+    def _choice(self, context: int, activation_bytes: int) -> Choice:
+        d = self.decoder
+        chunk = _chunk(d, self.placed, self.target, context, self.threads, activation_bytes)
+        shape = plans.Shape(context, chunk, self.threads)
+        sizes = plans.buffer_sizes(d, self.placed, self.target, shape)
+        vectors = {v.name: v for v in d.vectors()}.values()
+        fixed = {
+            "vectors": sum(padded16(v.size) * 4 for v in vectors),
+            "KV cache": plans.kv_bytes(d, context),
+            "activations": sum(sizes.values()) + sum(plans.table_sizes(d, shape).values()),
+            "the process": self._process(),
+        }
+        streamed = streamed_matrices(d, self.placed)
+        stay = sum(p.n_bytes for p in streamed if not streamable(p))
+        embedding = next(p for p in self.placed if p.matrix.name == d.embedding.name)
+        rows = embedding_bytes(embedding, chunk)
+        return Choice(
+            context, chunk,
+            {"weights": sum(p.n_bytes for p in self.placed), **fixed},
+            {"weights": stay, **fixed, "activations": fixed["activations"] + rows},
+        )  # fmt: skip
+
+
+def _halves(n: int, low: int) -> Iterator[int]:
+    yield n
+    while n // 2 >= low:
+        n //= 2
+        yield n
 
 
 def _chunk(
-    decoder: Decoder, placed: list[PlacedMatrix], target: Target, context: int, threads: int
-) -> int:
-    """The longest chunk of prefill whose activations stay within their budget."""
+    decoder: Decoder, placed: list[PlacedMatrix], target: Target, context: int, threads: int,
+    n_bytes: int,
+) -> int:  # fmt: skip
+    """The longest chunk of prefill whose activations stay within `n_bytes`."""
     chunk = min(MAX_CHUNK, -(-context // 16) * 16)
-    while chunk > 32:
+    while chunk > LEAST_CHUNK:
         shape = plans.Shape(context, chunk, threads)
         if sum(plans.buffer_sizes(decoder, placed, target, shape).values()) <= (
-            ACTIVATION_BUDGET_BYTES + context * 1024
+            n_bytes + context * 1024
         ):
             break
         chunk //= 2
     return chunk
 
 
-def memory_plan(
-    prepared: Prepared, *, budget: int | None = None, bandwidth: float | None = None
-) -> MemoryPlan:
-    """Sizes and a prediction for a prepared model; `bandwidth` in bytes per second."""
-    p, d = prepared, prepared.decoder
-    sizes = plans.buffer_sizes(d, p.placed, p.target, p.shape)
-    weights = sum(one.n_bytes for one in p.placed)
-    vectors = sum(padded16(v.size) * 4 for v in {v.name: v for v in d.vectors()}.values())
-    kv = plans.kv_bytes(d, p.shape.context)
-    activations = sum(sizes.values()) + sum(plans.table_sizes(d, p.shape).values())
-    process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * d.vocabulary
-    peak = weights + vectors + kv + activations + process
+def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
+    """Sizes and a prediction for a prepared model."""
+    p, d, parts = prepared, prepared.decoder, prepared.parts
+    rates = rates or Rates()
     tied = d.embedding.name == d.head.name
     read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
-    kv_token = plans.kv_bytes(d, 1) // kv_cache.CHUNK
-    predicted = None if bandwidth is None else predict_tok_s(read, len(d.layers), bandwidth)
+    peak = sum(parts.values())
+    speed = prediction(
+        rates, p.residency, read_bytes=read, layers=len(d.layers)
+    )  # fmt: skip
     return MemoryPlan(
         model=str(p.file.paths[0]),
         architecture=d.architecture,
@@ -178,20 +282,26 @@ def memory_plan(
         context=p.shape.context,
         chunk=p.shape.chunk,
         file=p.file.size_bytes,
-        weights=weights,
-        vectors=vectors,
-        kv_cache=kv,
-        activations=activations,
-        process=process,
+        weights=sum(one.n_bytes for one in p.placed),
+        resident_weights=parts["weights"],
+        window=parts.get("window", 0),
+        vectors=parts["vectors"],
+        kv_cache=parts["KV cache"],
+        activations=parts["activations"],
+        process=parts["the process"],
         peak_bytes=peak,
         parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed),
         layers=len(d.layers),
         bytes_per_token=read,
-        kv_bytes_per_context_token=kv_token,
-        memory_read_gb_s=None if bandwidth is None else bandwidth / 1e9,
-        predicted_tok_s=predicted,
-        budget=budget,
-        fits=budget is None or peak <= budget,
+        flash_bytes_per_token=0 if p.residency is None else p.residency.streamed_bytes,
+        kv_bytes_per_context_token=plans.kv_bytes(d, 1) // kv_cache.CHUNK,
+        memory_read_gb_s=None if rates.memory is None else rates.memory / 1e9,
+        flash_read_gb_s=None if rates.flash is None else rates.flash / 1e9,
+        read_mode=None if rates.mode is None else str(rates.mode),
+        predicted_tok_s=speed.tok_s,
+        advice=speed.advice,
+        budget=p.budget,
+        fits=True,
         expanded=tuple(
             {
                 "tensor": one.matrix.name,
@@ -206,7 +316,7 @@ def memory_plan(
     )
 
 
-def kernel_store(prepared: Prepared, plan: MemoryPlan | None = None) -> Kernels:
+def kernel_store(prepared: Prepared) -> Kernels:
     """Where a prepared model's kernels come from.
 
     That is the pack that was asked for; or the one that the installation brought, if it has all
@@ -221,54 +331,9 @@ def kernel_store(prepared: Prepared, plan: MemoryPlan | None = None) -> Kernels:
     if packed := shipped(needed, prepared.target):
         return packed
     n_workers = default_threads()
-    if plan is not None and plan.budget is not None:
-        n_workers = min(n_workers, (plan.peak_bytes - PROCESS_BYTES) // COMPILER_BYTES)
+    if prepared.budget is not None:
+        n_workers = min(n_workers, (prepared.budget - PROCESS_BYTES) // COMPILER_BYTES)
     return KernelStore(prepared.target, max(1, n_workers))
-
-
-def predict_tok_s(bytes_per_token: int, layers: int, bandwidth: float) -> float:
-    """Decode speed at an empty context: bytes at the memory's rate, and five barriers a layer."""
-    barriers = 5 * layers + 2
-    return 1 / (bytes_per_token / (bandwidth * DECODE_SHARE) + barriers * BARRIER_S)
-
-
-def check_budget(plan: MemoryPlan) -> None:
-    """Refuse a budget that the plan does not fit in.
-
-    Raises:
-        BudgetError: names what is needed, and for what.
-    """
-    if plan.budget is not None and not plan.fits:
-        raise _too_small(
-            plan, f"the budget (`memory`) is {format_size(plan.budget)}. Allow more, or ask"
-        )
-
-
-def check_available(plan: MemoryPlan) -> None:
-    """Refuse a model that the machine has no room for: a process that is killed says nothing.
-
-    Raises:
-        BudgetError: names what is needed, and for what.
-    """
-    available = available_bytes()
-    if available is not None:
-        available += resident_bytes()  # the plan's peak counts the process whole
-    if available is not None and plan.peak_bytes > available:
-        raise _too_small(
-            plan,
-            f"this process can have {format_size(available)} (free memory and cgroup limit). End "
-            "other programs, take a smaller model, or ask",
-        )
-
-
-def _too_small(plan: MemoryPlan, limit: str) -> BudgetError:
-    return BudgetError(
-        f"{plan.model} needs {format_size(plan.peak_bytes)} of memory: weights "
-        f"{format_size(plan.weights)}, KV cache {format_size(plan.kv_cache)} for {plan.context} "
-        f"tokens of context, activations {format_size(plan.activations)}, the process "
-        f"{format_size(plan.process)}; {limit} for a shorter context",
-        needed_bytes=plan.peak_bytes,
-    )
 
 
 def plan_model(
@@ -286,14 +351,45 @@ def plan_model(
     Without a compiler and without kernels that were built ahead there is no prediction.
 
     Raises:
-        what `prepare` raises. A budget that is too small is no error here: see `fits`.
+        what `prepare` raises.
     """
-    prepared = prepare(Path(path), context=context, threads=threads, target=target, kernels=kernels)
-    bandwidth = None
+    prepared = prepare(
+        Path(path), context=context, threads=threads, target=target, kernels=kernels, budget=memory
+    )
+    rates = Rates()
     if measure:
         from headrace.machine import best_read_bandwidth
 
         # Without kernels to measure with, the rest of the plan is as good.
         with contextlib.suppress(NoCompilerError):
-            bandwidth = best_read_bandwidth(kernel_store(prepared), prepared.shape.threads)
-    return memory_plan(prepared, budget=memory, bandwidth=bandwidth)
+            store = kernel_store(prepared)
+            rates = Rates(best_read_bandwidth(store, prepared.shape.threads))
+            if prepared.residency is not None:
+                reader = store.load([requests.kernel()])["window_read"]
+                mode, rate = measure_flash(prepared, reader)
+                rates = replace(rates, flash=rate, mode=mode)
+    return memory_plan(prepared, rates)
+
+
+def measure_flash(prepared: Prepared, reader: int) -> tuple[ReadMode, float]:
+    """The fastest way to read what a prepared model streams, and its bytes per second.
+
+    Args:
+        prepared: a model of which something is streamed.
+        reader: address of the kernel that reads.
+
+    Raises:
+        ModelFileError: its files cannot be read.
+    """
+    residency = prepared.residency
+    if residency is None:
+        raise ValueError("nothing is streamed")
+    reads = reads_of({p.matrix.name: p for p in prepared.placed}, residency.streamed)
+    files = open_files(reads)
+    try:
+        rates = flash.measure(files, reads, residency.slot_bytes, reader)
+    finally:
+        for file in files.values():
+            file.close()
+    mode = max(rates, key=lambda one: rates[one])
+    return mode, rates[mode]

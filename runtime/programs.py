@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from headrace.families.decoder import Decoder, rope_table
+from headrace.families.decoder import Decoder, Matrix, rope_table
 from headrace.kernels import execute
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.plan import ONE, PREFILL, Shape, buffer_sizes, kv_bytes, modes, ropes_of, table_sizes
 from headrace.steps import Forward, Step
+from headrace.streaming import Streaming
 from headrace.targets.target import Target
-from headrace.weights import Weights
+from headrace.weights import Part, Weights
 
 HUGE_TOKENS = 128  # chunks from here on run on huge pages
 PREFETCH_BYTES = 1 << 14  # smaller matrices are not worth asking for ahead
@@ -21,11 +23,12 @@ PREFETCH_BYTES = 1 << 14  # smaller matrices are not worth asking for ahead
 
 @dataclass
 class Program:
-    """Steps ready to run: `table` [n, 6] for the native loop; the rest is kept alive, or shown."""
+    """Steps ready to run: `table` [n, 8] for the native loop; the rest is kept alive, or shown."""
 
     steps: list[Step]
     table: np.ndarray
     blocks: np.ndarray = field(repr=False)
+    logits: list[tuple[int, int]]  # the blocks of steps that write logits, and from which byte
 
 
 class Programs:
@@ -33,10 +36,13 @@ class Programs:
 
     def __init__(
         self, decoder: Decoder, weights: Weights, target: Target, addresses: dict[str, int],
-        shape: Shape,
+        shape: Shape, streaming: Streaming | None = None,
     ) -> None:  # fmt: skip
         self.shape = shape
+        self._decoder = decoder
         self._weights = weights
+        self._target = target
+        self._addresses = addresses
         sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
         self.buffers = Arena(
             {n: k for n, k in sizes.items() if not n.startswith(PREFILL)}, huge=False
@@ -55,9 +61,14 @@ class Programs:
                 factors = weights.vectors.view(rope.factors, "f4")[: rope.width // 2]
             table = self._tables.view(name, "f4").reshape(shape.context, rope.width)
             table[:] = rope_table(rope, factors, shape.context)
-        forward = Forward(decoder, weights.placed, shape, self)
+        self.link(streaming)
+
+    def link(self, streaming: Streaming | None) -> None:
+        """Make the programs for weights as they lie in memory now, with what is streamed."""
+        self._streaming = streaming
+        forward = Forward(self._decoder, self._weights.placed, self.shape, self)
         made = {
-            name: _program(forward.steps(mode), addresses) for name, mode in modes(target).items()
+            name: self._program(forward.steps(mode)) for name, mode in modes(self._target).items()
         }
         self.decode, self.short, self.prefill = (
             made["decode"], made["short"], made["prefill"],
@@ -65,9 +76,24 @@ class Programs:
 
     # --- headrace.steps.Places --------------------------------------------------------------------
 
-    def matrix(self, name: str) -> int:
-        """Address of a tiled matrix."""
-        return self._weights.matrices.address(name)
+    def embedding(self) -> int:
+        """Address of the embedding, or of its rows that tokens ask for."""
+        if self._streaming is not None:
+            return self._streaming.rows.address
+        return self._weights.parts(self._decoder.embedding.name)[0].address
+
+    def parts(self, matrix: Matrix) -> list[Part]:
+        """All tiles of a matrix: what is in memory, and what is streamed."""
+        parts = self._weights.parts(matrix.name)
+        if self._streaming is not None:
+            parts += self._streaming.parts(matrix.name)
+        return sorted(parts, key=lambda part: part.tile)
+
+    def staging(self, turn: int) -> int:
+        """Address of a buffer for raw rows that are tiled."""
+        if self._streaming is None:
+            raise AssertionError("nothing is streamed")
+        return self._streaming.staging(turn)
 
     def vector(self, name: str) -> int:
         """Address of a padded float32 vector."""
@@ -102,26 +128,45 @@ class Programs:
         """Clear what a run that was cut short left half done: attention counts chunks."""
         self.buffers.view("counters")[:] = 0
 
+    def set_tokens(self, ids: Sequence[int]) -> None:
+        """Say which tokens the next pass reads.
+
+        Raises:
+            ModelFileError: rows of the embedding are read from the file, and it cannot be read.
+        """
+        if self._streaming is None:
+            self.ids[: len(ids)] = ids
+        else:
+            self._streaming.rows.fetch(ids)
+            self.ids[: len(ids)] = np.arange(len(ids))
+
     def write_logits_to(self, out: np.ndarray) -> None:
         """Let prefill write logits to float32 `out` [rows, padded vocabulary], which must live."""
         for program in (self.short, self.prefill):
-            program.blocks[-1, 2] = out.ctypes.data
+            for row, at in program.logits:
+                program.blocks[row, 2] = out.ctypes.data + at
 
-
-def _program(steps: list[Step], addresses: dict[str, int]) -> Program:
-    width = max(len(step.slots) for step in steps)
-    blocks = np.zeros((len(steps), width), np.int64)
-    table = np.zeros((len(steps), execute.STEP_SLOTS), np.int64)
-    ahead = (0, 0)
-    for i in range(len(steps) - 1, -1, -1):
-        if steps[i].barrier:
-            table[i, 3:5] = ahead
-        if steps[i].n_bytes > PREFETCH_BYTES:
-            ahead = (steps[i].slots[0], steps[i].n_bytes)
-    for i, step in enumerate(steps):
-        block = argument_block(step.slots)
-        blocks[i, : len(block)] = block
-        table[i, 0] = addresses[step.kernel]
-        table[i, 1] = blocks[i].ctypes.data
-        table[i, 2] = execute.STEP_BARRIER if step.barrier else 0
-    return Program(steps, table, blocks)
+    def _program(self, steps: list[Step]) -> Program:
+        width = max(len(step.slots) for step in steps)
+        blocks = np.zeros((len(steps), width), np.int64)
+        table = np.zeros((len(steps), execute.STEP_SLOTS), np.int64)
+        ahead = (0, 0)
+        for i in range(len(steps) - 1, -1, -1):
+            if steps[i].barrier:
+                table[i, 3:5] = ahead
+            if steps[i].n_bytes > PREFETCH_BYTES and steps[i].request is None:
+                ahead = (steps[i].slots[0], steps[i].n_bytes)
+        for i, step in enumerate(steps):
+            block = argument_block(step.slots)
+            blocks[i, : len(block)] = block
+            table[i, 0] = self._addresses[step.kernel]
+            table[i, 1] = blocks[i].ctypes.data
+            table[i, 2] = (
+                (execute.STEP_BARRIER if step.barrier else 0)
+                | (execute.STEP_WAIT if step.waits else 0)
+                | (execute.STEP_GIVE if step.gives else 0)
+            )
+            if step.request is not None and self._streaming is not None:
+                table[i, 5] = self._streaming.window.request(step.request)
+        logits = [(i, s.logits_at) for i, s in enumerate(steps) if s.logits_at is not None]
+        return Program(steps, table, blocks, logits)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,26 +28,43 @@ from headrace.plan import (
     row_widths,
     scratch_bytes,
 )
+from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
-from headrace.weights import PlacedMatrix, padded16
+from headrace.weights import Part, PlacedMatrix, padded16
 
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel call: `bytes` of weights that it reads, for reports."""
+    """One kernel call.
+
+    Attributes:
+        n_bytes: of weights that it reads.
+        request: number of the read that it waits for (`waits`) or is the last to need (`gives`).
+        logits_at: byte of each row of logits that it writes from; None: it writes none.
+    """
 
     kernel: str
     slots: list[Any]
     barrier: bool
     label: str
     n_bytes: int = 0
+    request: int | None = None
+    waits: bool = False
+    gives: bool = False
+    logits_at: int | None = None
 
 
 class Places(Protocol):
     """Where everything that steps read and write lies."""
 
-    def matrix(self, name: str) -> int:
-        """Address of a tiled matrix."""
+    def embedding(self) -> int:
+        """Address of tiles that have the rows of the embedding that ids stand for."""
+
+    def parts(self, matrix: Matrix) -> Sequence[Part]:
+        """All tiles of a matrix in the order in which they are read."""
+
+    def staging(self, turn: int) -> int:
+        """Address of a buffer for raw rows that are tiled: one for even turns, one for odd."""
 
     def vector(self, name: str) -> int:
         """Address of a padded float32 vector."""
@@ -78,6 +95,7 @@ class Forward:
         self._widest = max(m.columns for m in decoder.matrices())
         self._scratch_bytes = scratch_bytes(decoder)
         self._chunk_bytes = chunk_bytes(decoder)
+        self._turn = 0  # of the two buffers for staging
         self._layer_offsets = [0]
         for layer in decoder.layers:
             size = 2 * layer.attention.kv_heads * head_chunk_bytes(layer)
@@ -122,7 +140,7 @@ class Forward:
         placed = self._placed[d.embedding.name]
         x_bytes = self._row_bytes("x")
         slots = [
-            self._places.matrix(d.embedding.name), self._address(mode, "x"),
+            self._places.embedding(), self._address(mode, "x"),
             self._address(mode, "ids"), d.width // placed.format.block,
             self._word(ONE if mode.private else COUNT), x_bytes, x_bytes if mode.private else 0,
             float(d.embedding_scale), d.width,
@@ -177,23 +195,48 @@ class Forward:
     def _products(self, mode: Mode, outputs: dict[str, Matrix], last: bool = False) -> list[Step]:
         steps = []
         for name, matrix in outputs.items():
-            placed = self._placed[matrix.name]
-            fmt = placed.format
-            kind = mode.kind(fmt.activation)
-            group = mode.group(kind)
-            bias = self._places.vector(matrix.bias) if matrix.bias else None
-            count = ONE if mode.private else (OUT_COUNT if last else COUNT)
-            slots = [
-                self._places.matrix(matrix.name), self._address(mode, f"input_{kind}"),
-                self._address(mode, name), matrix.columns // fmt.block,
-                padded16(matrix.rows) // 16, self._word(count),
-                self._private_bytes(kind) if mode.private else 0, self._row_bytes(name),
-                bias or self._address(mode, "zeros"),
-                activation_bytes(kind, matrix.columns) * group,
-            ]  # fmt: skip
-            kernel = f"{mode.operation(fmt.activation)}_{fmt.name}"
-            steps.append(Step(kernel, slots, False, matrix.name, placed.n_bytes))
+            for part in self._places.parts(matrix):
+                steps += self._product(mode, name, matrix, part, last)
         steps[-1] = replace(steps[-1], barrier=True)
+        return steps
+
+    def _product(
+        self, mode: Mode, name: str, matrix: Matrix, part: Part, last: bool
+    ) -> list[Step]:
+        fmt = self._placed[matrix.name].format
+        kind = mode.kind(fmt.activation)
+        group = mode.group(kind)
+        bias = self._places.vector(matrix.bias) if matrix.bias else self._address(mode, "zeros")
+        count = ONE if mode.private else (OUT_COUNT if last else COUNT)
+        weights, steps = part.address, []
+        n_blocks = matrix.columns // fmt.block
+        n_bytes = fmt.tiled_bytes(part.tiles * TILE_ROWS, matrix.columns)
+        at = 4 * TILE_ROWS * part.tile
+        if part.row_bytes:
+            # Threads tile what they multiply. A buffer is used again when all have passed the
+            # barrier behind its neighbour, so when none reads it any more.
+            weights, self._turn = self._places.staging(self._turn), self._turn + 1
+            slots = [part.address, part.row_bytes, weights, n_blocks, part.tiles]
+            steps.append(
+                Step(
+                    f"tile_{fmt.name}", slots, True, f"tile {matrix.name}", n_bytes,
+                    part.request, waits=True, gives=True,
+                )
+            )  # fmt: skip
+        slots = [
+            weights, self._address(mode, f"input_{kind}"), self._address(mode, name) + at,
+            n_blocks, part.tiles, self._word(count),
+            self._private_bytes(kind) if mode.private else 0, self._row_bytes(name), bias + at,
+            activation_bytes(kind, matrix.columns) * group,
+        ]  # fmt: skip
+        streamed = part.request is not None and not part.row_bytes
+        steps.append(
+            Step(
+                f"{mode.operation(fmt.activation)}_{fmt.name}", slots, False, matrix.name,
+                0 if part.row_bytes else n_bytes,
+                part.request if streamed else None, streamed, streamed, at if last else None,
+            )
+        )  # fmt: skip
         return steps
 
     def _attention(self, mode: Mode, index: int, layer: Layer) -> list[Step]:

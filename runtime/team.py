@@ -164,11 +164,13 @@ class Team:
                     bell.release()
 
     def run(
-        self, steps: np.ndarray, *, ticks: np.ndarray | None = None, interruptible: bool = False
-    ) -> bool:
-        """Run a plan's steps [n, 6] on all threads; False when it was cancelled on the way.
+        self, steps: np.ndarray, *, ticks: np.ndarray | None = None, interruptible: bool = False,
+        window: int = 0,
+    ) -> bool:  # fmt: skip
+        """Run a plan's steps [n, 8] on all threads; False when it was cancelled on the way.
 
         Args:
+            window: address of the window whose requests the steps wait for (0: none).
             ticks: int64 [n + 1] that receives the clock before each step and after the last, which
                 stays as it is when the job is cancelled.
             interruptible: stay in Python while the team works, so that a signal is delivered at
@@ -190,6 +192,7 @@ class Team:
         job[0] = steps.ctypes.data
         job[1] = len(steps)
         job[6] = 0 if ticks is None else ticks.ctypes.data
+        job[execute.JOB_WINDOW] = window
         shared[execute.CANCEL] = 0
         if interruptible:
             run_aside(self._lead_aside, self.cancel)

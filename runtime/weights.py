@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from headrace.kernels.invoke import invoke
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
 from headrace.memory import Arena
+from headrace.offload.pieces import Cuttable, Piece, cut
 from headrace.sparse import linear
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
@@ -104,7 +105,7 @@ def _place_one(model: ModelFile, matrix: Matrix, activations: Activations) -> Pl
     return PlacedMatrix(matrix, info, format_of(info, activations))
 
 
-_Job = tuple[PlacedMatrix, int, int]  # rows of a matrix: the first, and the one after the last
+_J = TypeVar("_J")
 
 
 def tiled_format(info: TensorInfo) -> Format | None:
@@ -133,21 +134,107 @@ def tiled_format(info: TensorInfo) -> Format | None:
     return fmt
 
 
-class Weights:
-    """All weights of a decoder: tiled matrices in one arena, padded float32 vectors in another."""
+def streamable(placed: PlacedMatrix) -> bool:
+    """Whether native code alone can bring it from the file into the form that kernels read."""
+    return not placed.expanded
 
-    def __init__(self, model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix]) -> None:
+
+def pieces_of(placed: Iterable[PlacedMatrix]) -> list[Piece]:
+    """What of these may be streamed, cut into pieces."""
+    return cut([_cuttable(p) for p in placed if streamable(p)])
+
+
+def _cuttable(p: PlacedMatrix) -> Cuttable:
+    kept = p.format.tiled_bytes(TILE_ROWS, p.matrix.columns)
+    row_bytes = p.info.n_bytes // p.matrix.rows
+    read = kept if p.straight else row_bytes * TILE_ROWS
+    n_tiles = padded16(p.matrix.rows) // TILE_ROWS
+    return Cuttable(p.matrix.name, n_tiles, read, kept, p.info.n_bytes, p.straight)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive tiles of a matrix, one step's work: at `address` in memory, or to be streamed.
+
+    Attributes:
+        request: number of the read that brings them, None if they are in memory.
+        row_bytes: of raw rows that must be tiled first; 0 if `address` has tiles.
+    """
+
+    tile: int
+    tiles: int
+    address: int
+    request: int | None = None
+    row_bytes: int = 0
+
+
+class Weights:
+    """The weights of a decoder in memory: tiled matrices, and vectors as padded float32.
+
+    Args:
+        model, decoder, placed: what there is.
+        kept: pieces to keep of the matrices that are cut; None: keep everything whole. Matrices
+            that cannot be streamed are kept whole in any case.
+    """
+
+    def __init__(
+        self, model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix],
+        kept: Sequence[Piece] | None = None,
+    ) -> None:  # fmt: skip
         self._model = model
         self.placed = {p.matrix.name: p for p in placed}
-        self.matrices = Arena({p.matrix.name: p.n_bytes for p in placed})
+        self._places: dict[tuple[str, int], _Place] = {}
+        self._kept: dict[str, dict[int, _Place]] = {name: {} for name in self.placed}
+        self._arenas: list[Arena] = []
+        untied = decoder.embedding.name != decoder.head.name
+        runs = [
+            (p.matrix.name, 0, padded16(p.matrix.rows) // TILE_ROWS)
+            for p in placed
+            if kept is None or not streamable(p)
+            if not (kept is not None and untied and p.matrix.name == decoder.embedding.name)
+        ]
+        runs += [(piece.matrix, piece.tile, piece.tiles) for piece in kept or ()]
+        self._wanted = self._take(runs)
         vectors = {v.name: v for v in decoder.vectors()}
         self._vectors = list(vectors.values())
         self.vectors = Arena({v.name: padded16(v.size) * 4 for v in self._vectors}, huge=False)
 
+    def _take(self, runs: Sequence[tuple[str, int, int]]) -> list[_Place]:
+        """Places for runs of tiles (matrix, first, count), side by side."""
+        sizes = {f"{name}:{tile}": self._run_bytes(name, tiles) for name, tile, tiles in runs}
+        arena = Arena(sizes)
+        self._arenas.append(arena)
+        taken = []
+        for name, tile, tiles in runs:
+            key = f"{name}:{tile}"
+            place = _Place(name, tile, tiles, arena.address(key), arena.view(key))
+            self._places[name, tile] = self._kept[name][tile] = place
+            taken.append(place)
+        return taken
+
+    def _run_bytes(self, name: str, tiles: int) -> int:
+        p = self.placed[name]
+        return p.format.tiled_bytes(tiles * TILE_ROWS, p.matrix.columns)
+
+    def parts(self, name: str) -> list[Part]:
+        """What is in memory of a matrix, by tile; what lies side by side is one part."""
+        parts: list[Part] = []
+        for place in sorted(self._kept[name].values(), key=lambda place: place.tile):
+            last = parts[-1] if parts else None
+            if (
+                last is not None
+                and last.tile + last.tiles == place.tile
+                and last.address + self._run_bytes(name, last.tiles) == place.address
+            ):
+                parts[-1] = Part(last.tile, last.tiles + place.tiles, last.address)
+            else:
+                parts.append(Part(place.tile, place.tiles, place.address))
+        return parts
+
     def load(
         self, addresses: dict[str, int], n_threads: int, progress: Progress | None = None
     ) -> None:
-        """Read and tile everything; each thread holds one piece of the file at a time.
+        """Read and tile what is kept; each thread holds one piece of the file at a time.
 
         Args:
             addresses: kernels by name; `tile_<format>` for each format in use.
@@ -155,56 +242,91 @@ class Weights:
         Raises:
             ModelFileError: the file cannot be read to the end.
         """
-        total = sum(p.info.n_bytes for p in self.placed.values())
-        jobs = [job for p in self.placed.values() for job in _pieces(p)]
-        done, lock = 0, threading.Lock()
         with TensorReader() as reader:
             for vector in self._vectors:
                 floats = read_vector(self._model, reader, vector)
                 self.vectors.view(vector.name, "f4")[: vector.size] = floats
+            self._fill(reader, self._wanted, addresses, n_threads, progress)
+        self._wanted = []
 
-            def work(job: _Job) -> None:
-                nonlocal done
-                placed, first, last = job
-                self._piece(reader, addresses, placed, first, last)
-                with lock:
-                    done += (last - first) * placed.info.n_bytes // placed.matrix.rows
+    def _fill(
+        self, reader: TensorReader, places: Sequence[_Place], addresses: dict[str, int],
+        n_threads: int, progress: Progress | None,
+    ) -> None:  # fmt: skip
+        jobs = [(place, *rows) for place in places for rows in self._row_ranges(place)]
+        total = sum(self._file_bytes(place.matrix, last - first) for place, first, last in jobs)
+        done, lock = 0, threading.Lock()
 
-            def report() -> None:
-                if progress is not None:
-                    progress(min(done, total), total, "loading weights")
+        def work(job: tuple[_Place, int, int]) -> None:
+            nonlocal done
+            place, first, last = job
+            self._piece(reader, addresses, place, first, last)
+            with lock:
+                done += self._file_bytes(place.matrix, last - first)
 
-            _share(jobs, work, n_threads, report)
+        def report() -> None:
+            if progress is not None:
+                progress(min(done, total), total, "loading weights")
+
+        _share(jobs, work, n_threads, report)
         if progress is not None:
             progress(total, total, "loading weights")
 
+    def _file_bytes(self, name: str, rows: int) -> int:
+        p = self.placed[name]
+        return rows * p.info.n_bytes // p.matrix.rows
+
+    def _row_ranges(self, place: _Place) -> list[tuple[int, int]]:
+        p = self.placed[place.matrix]
+        first, last = place.tile * TILE_ROWS, (place.tile + place.tiles) * TILE_ROWS
+        return _row_ranges(p, first, min(last, p.matrix.rows))
+
     def _piece(
-        self,
-        reader: TensorReader,
-        addresses: dict[str, int],
-        placed: PlacedMatrix,
-        first: int,
-        last: int,
+        self, reader: TensorReader, addresses: dict[str, int], place: _Place, first: int, last: int
     ) -> None:
+        placed = self.placed[place.matrix]
         fmt, matrix = placed.format, placed.matrix
-        at = first // TILE_ROWS * fmt.tiled_bytes(TILE_ROWS, matrix.columns)
+        at = fmt.tiled_bytes(first - place.tile * TILE_ROWS, matrix.columns)
         n_tiles = -(-(last - first) // TILE_ROWS)
         if placed.straight:
             n_bytes = fmt.tiled_bytes(last - first, matrix.columns)
-            here = self.matrices.view(matrix.name)[at : at + n_bytes]
-            reader.readinto(placed.info, at, here)
+            here = place.view[at : at + n_bytes]
+            reader.readinto(placed.info, fmt.tiled_bytes(first, matrix.columns), here)
             return
         raw = _raw_rows(reader, placed, first, last)
-        invoke(
-            addresses[f"tile_{fmt.name}"],
-            [
-                raw,
-                raw.shape[1],
-                self.matrices.address(matrix.name) + at,
-                matrix.columns // fmt.block,
-                n_tiles,
-            ],
-        )
+        tile_raw(addresses, placed, raw, place.address + at, n_tiles)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Memory of a run of tiles."""
+
+    matrix: str
+    tile: int
+    tiles: int
+    address: int
+    view: np.ndarray
+
+
+def tile_raw(
+    addresses: dict[str, int], placed: PlacedMatrix, raw: np.ndarray, to: int, n_tiles: int
+) -> None:
+    """Tile raw rows [16 * n_tiles, bytes] to an address."""
+    n_blocks = placed.matrix.columns // placed.format.block
+    invoke(
+        addresses[f"tile_{placed.format.name}"], [raw, raw.shape[1], to, n_blocks, n_tiles]
+    )
+
+
+def raw_row(reader: TensorReader, placed: PlacedMatrix, row: int) -> np.ndarray:
+    """The bytes of one row in the form that the kernel which tiles takes."""
+    if not placed.straight:
+        return _raw_rows(reader, placed, row, row + 1)[0]
+    fmt, columns = placed.format, placed.matrix.columns
+    tiled = np.empty((1, columns // fmt.block, fmt.tile_block_bytes), np.uint8)
+    first = row // TILE_ROWS * TILE_ROWS
+    reader.readinto(placed.info, fmt.tiled_bytes(first, columns), tiled)
+    return fmt.untile(tiled, TILE_ROWS)[row - first]
 
 
 def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.ndarray:
@@ -218,7 +340,7 @@ def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.nd
 def read_tiled(reader: TensorReader, placed: PlacedMatrix) -> Iterator[np.ndarray]:
     """The tiled bytes of a matrix piece by piece, made without kernels."""
     fmt, columns = placed.format, placed.matrix.columns
-    for _, first, last in _pieces(placed):
+    for first, last in _row_ranges(placed, 0, placed.matrix.rows):
         if placed.straight:
             data = np.empty(fmt.tiled_bytes(last - first, columns), np.uint8)
             reader.readinto(placed.info, fmt.tiled_bytes(first, columns), data)
@@ -244,16 +366,15 @@ def _raw_rows(reader: TensorReader, placed: PlacedMatrix, first: int, last: int)
     return fmt.encode(own.decode(own.untile(tiled, n_tiles * TILE_ROWS)))
 
 
-def _pieces(placed: PlacedMatrix) -> list[_Job]:
-    rows = placed.matrix.rows
-    row_bytes = max(1, placed.info.n_bytes // rows)
+def _row_ranges(placed: PlacedMatrix, begin: int, end: int) -> list[tuple[int, int]]:
+    row_bytes = max(1, placed.info.n_bytes // placed.matrix.rows)
     piece = STRAIGHT_BYTES if placed.straight else PIECE_BYTES
     step = max(TILE_ROWS, piece // row_bytes // TILE_ROWS * TILE_ROWS)
-    return [(placed, first, min(first + step, rows)) for first in range(0, rows, step)]
+    return [(first, min(first + step, end)) for first in range(begin, end, step)]
 
 
 def _share(
-    jobs: Iterable[_Job], work: Callable[[_Job], None], n_threads: int, report: Callable[[], None]
+    jobs: Iterable[_J], work: Callable[[_J], None], n_threads: int, report: Callable[[], None]
 ) -> None:
     """Do `work` for each job on `n_threads` threads: this one, which reports as well, and others.
 
@@ -324,5 +445,6 @@ def kernels_for(
                 continue
             found[rows[operation].name] = rows[operation]
         if p.matrix.name == embedding:
-            found[rows["rows"].name] = rows["rows"]
+            # Rows that are looked up in the file are tiled before they are used.
+            found |= {rows[operation].name: rows[operation] for operation in ("rows", "tile")}
     return list(found.values())

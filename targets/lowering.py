@@ -1275,3 +1275,19 @@ def _call_kernel(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 @_marker("call_void", lambda f: types.none)
 def _call_void(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     b.call(b.bitcast(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
+
+
+@_marker("call_system", lambda f, x, y, z, n: types.int64)
+def _call_system(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    word = ir.IntType(8 * _current[-1].word_bytes)
+    fn = b.bitcast(args[0], ir.FunctionType(word, [word, word, word, _I64]).as_pointer())
+    words = [_as_word(b, value, word) for value in args[1:4]]
+    result = b.call(fn, [*words, _as_i64(b, args[4])])
+    return result if word.width == 64 else b.sext(result, _I64)
+
+
+def _as_word(b: ir.IRBuilder, value: ir.Value, word: ir.IntType) -> ir.Value:
+    if isinstance(value.type, ir.PointerType):
+        return b.ptrtoint(value, word)
+    value = _as_i64(b, value)
+    return value if word.width == 64 else b.trunc(value, word)

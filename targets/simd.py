@@ -674,6 +674,15 @@ def call_void(function: Any) -> None:
 
 
 @_marker
+def call_system(function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Call an operating system function by address: word (word a, word b, word c, int64 d).
+
+    A function with fewer arguments does not look at the rest.
+    """
+    return _only_compiled()
+
+
+@_marker
 def to_int(value: Any) -> Any:
     """A float32 scalar to an integer, toward zero."""
     return _only_compiled()

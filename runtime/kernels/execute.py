@@ -1,12 +1,14 @@
 """The native loop: every thread of a team walks the steps of a plan, with barriers between them.
 
-Step (6 slots of 8 bytes): kernel address, argument block, flags (1: barrier after it), address and
-bytes of the weights that come next (0: none), unused. A thread that has reached a barrier asks for
-the first lines of its share of those: the memory works while the threads wait for each other.
+Step (8 slots of 8 bytes): kernel address, argument block, flags (1: barrier after it, 2: wait for
+the request first, 4: give its slot back afterwards), address and bytes of the weights that come next
+(0: none), address of a request of the window (`headrace.offload.requests`; 0: none), 2 unused. A
+thread that has reached a barrier asks for the first lines of its share of those: the memory works
+while the threads wait for each other.
 Job (slots): 0 steps, 1 their number, 2 address of the barrier counter, 3 address of the cancel
 word, 4 address of a yield function of the operating system (0: none), 5 pauses before a waiting
 thread yields, 6 ticks array (0: no timing; one int64 per step and one more, which is written only
-when the job was not cancelled).
+when the job was not cancelled), 7 window (0: none).
 Team (slots; each word that threads share has a cache line of its own, 8 slots):
     0 generation, 8 done counter, 16 barrier counter, 24 cancel word, 32 job, 33 threads,
     34 pauses before an idle thread parks, 35 yield function, 36 pauses before yielding, 37 stop
@@ -18,6 +20,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from headrace.offload import requests
+from headrace.offload.requests import SPAN, give_back, wait_for
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
@@ -42,8 +46,9 @@ GENERATION, DONE, BARRIER, CANCEL, JOB, THREADS, PARK, YIELD, PATIENCE, STOP = (
     0, 8, 16, 24, 32, 33, 34, 35, 36, 37,
 )  # fmt: skip
 TEAM_SLOTS = 64
-STEP_BARRIER = 1
-STEP_SLOTS = 6
+STEP_BARRIER, STEP_WAIT, STEP_GIVE = 1, 2, 4
+STEP_SLOTS = 8
+JOB_WINDOW = 7
 PREFETCH_LINES = 32
 
 
@@ -56,6 +61,8 @@ def walk(job: Any, thread: Any, n_threads: Any) -> None:
     yield_address = arg_int(job, 4)
     patience = arg_int(job, 5)
     ticks = arg_int(job, 6)
+    window = arg_int(job, 7)
+    began = clock()
     expected = 0
     stopped = False
     i = 0
@@ -63,8 +70,13 @@ def walk(job: Any, thread: Any, n_threads: Any) -> None:
         if ticks != 0 and thread == 0:
             put_i64(int_to_ptr(ticks) + i * 8, clock())
         step = steps + i * (STEP_SLOTS * 8)
+        flags = arg_int(step, 2)
+        if flags & STEP_WAIT != 0:
+            wait_for(arg_ptr(job, 7), arg_ptr(step, 5), cancel, thread)
         call_kernel(arg_ptr(step, 0), arg_ptr(step, 1), thread, n_threads)
-        if arg_int(step, 2) != 0 and n_threads > 1:
+        if flags & STEP_GIVE != 0:
+            give_back(arg_ptr(job, 7), arg_ptr(step, 5), n_threads)
+        if flags & STEP_BARRIER != 0 and n_threads > 1:
             expected += n_threads
             atomic_add(barrier, 1)
             ahead = arg_int(step, 4)
@@ -86,6 +98,8 @@ def walk(job: Any, thread: Any, n_threads: Any) -> None:
         i += 1
     if ticks != 0 and thread == 0 and not stopped:
         put_i64(int_to_ptr(ticks) + n_steps * 8, clock())
+    if window != 0 and thread == 0:
+        put_i64(int_to_ptr(window) + SPAN * 8, clock() - began)
 
 
 def _announce(team: Any) -> None:
@@ -156,8 +170,9 @@ def kernels() -> dict[str, Kernel]:
     """The rows "lead", "work" and "stop"."""
     return {
         name: Kernel(
-            f"team_{name}", partial(_for_every_target, fn), (__name__,), _no_cases, __name__
-        )
+            f"team_{name}", partial(_for_every_target, fn), (__name__, requests.__name__),
+            _no_cases, __name__,
+        )  # fmt: skip
         for name, fn in (("lead", lead), ("work", work), ("stop", stop))
     }
 

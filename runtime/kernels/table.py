@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from headrace.kernels import attention, execute, prepare, probe
+from headrace.offload import requests
 from headrace.sparse import linear
 from headrace.targets.table import Kernel
 
@@ -15,5 +16,6 @@ def kernel_table() -> dict[str, Kernel]:
         *attention.all_kernels(),
         *execute.all_kernels(),
         *probe.all_kernels(),
+        *requests.all_kernels(),
     ]
     return {row.name: row for row in rows}

@@ -84,6 +84,7 @@ def export(
             "digits": driver.DIGITS,
             "request": 3 * 8,
         },
+        decoder.embedding.name,
     )
     kv = kv_bytes(decoder, shape.context)
     _check_space(path, target, places, kv)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from headrace.families.decoder import Matrix
 from headrace.memory import offsets_of
 from headrace.plan import PREFILL
+from headrace.sparse.format import TILE_ROWS
+from headrace.weights import Part, padded16
 
 DATA, BUFFERS, KV = "headrace_data", "headrace_buffers", "headrace_kv"
 
@@ -40,9 +43,13 @@ class ProgramPlaces:
         constants: bytes of each piece of the file of constants: "matrix NAME", "vector NAME",
             "table NAME" and others.
         buffers: bytes of each buffer.
+        embedding: name of the matrix that has the embedding.
     """
 
-    def __init__(self, constants: Mapping[str, int], buffers: Mapping[str, int]) -> None:
+    def __init__(
+        self, constants: Mapping[str, int], buffers: Mapping[str, int], embedding: str
+    ) -> None:
+        self._embedding = embedding
         self.constants, self.constant_bytes = offsets_of(constants)
         self._buffers, self.buffer_bytes = offsets_of(buffers)
 
@@ -50,9 +57,18 @@ class ProgramPlaces:
         """Address of a piece of the file of constants."""
         return number_of(Place(DATA, self.constants[name]))
 
-    def matrix(self, name: str) -> int:
-        """Address of a tiled matrix."""
-        return self.constant(f"matrix {name}")
+    def embedding(self) -> int:
+        """Address of the tiled embedding."""
+        return self.constant(f"matrix {self._embedding}")
+
+    def parts(self, matrix: Matrix) -> list[Part]:
+        """A matrix lies there whole."""
+        n_tiles = padded16(matrix.rows) // TILE_ROWS
+        return [Part(0, n_tiles, self.constant(f"matrix {matrix.name}"))]
+
+    def staging(self, turn: int) -> int:
+        """Nothing is streamed."""
+        raise AssertionError("an executable has all of its weights in memory")
 
     def vector(self, name: str) -> int:
         """Address of a padded float32 vector."""

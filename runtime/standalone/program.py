@@ -54,7 +54,7 @@ def _program(name: str, steps: Sequence[Step], state: Place, zero: int, word_byt
         table += [*row, *[0] * (STEP_SLOTS - len(row))]
     # One thread: nobody waits at a barrier, nobody cancels.
     nothing = Place(state.symbol, state.offset + 8 * zero)
-    job: list[Value] = [Place(f"{name}_steps"), len(steps), nothing, nothing, 0, 0, 0]
+    job: list[Value] = [Place(f"{name}_steps"), len(steps), nothing, nothing, 0, 0, 0, 0]
     return "".join(
         _slots(f"{name}_{what}", values, word_bytes)
         for what, values in (("blocks", blocks), ("steps", table), ("job", job))

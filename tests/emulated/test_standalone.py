@@ -160,7 +160,7 @@ def test_constants_are_what_the_runtime_has_in_memory(tmp_path: Path) -> None:
     vocabulary = vocabulary_pieces(
         Tokenizer.from_metadata(file.metadata, STORIES), prepared.decoder.vocabulary
     )
-    places = ProgramPlaces(constant_sizes(prepared, vocabulary), {})
+    places = ProgramPlaces(constant_sizes(prepared, vocabulary), {}, "")
     path = tmp_path / "constants.bin"
     write_constants(path, prepared, vocabulary, places.constants, places.constant_bytes, None)
     data = path.read_bytes()
@@ -174,7 +174,7 @@ def test_constants_are_what_the_runtime_has_in_memory(tmp_path: Path) -> None:
 
 
 def test_numbers_stand_for_places() -> None:
-    places = ProgramPlaces({"matrix a": 100, "vector b": 3}, {"x": 10, "prefill.x": 20})
+    places = ProgramPlaces({"matrix a": 100, "vector b": 3}, {"x": 10, "prefill.x": 20}, "a")
     assert place_of(places.vector("b")) == ("headrace_data", 128)
     assert place_of(places.buffer("x", True) + 8) == ("headrace_buffers", 64 + 8)
     assert place_of(places.buffer("x", False)) == ("headrace_buffers", 0)

@@ -1,0 +1,148 @@
+"""Model files that are read while the model runs: descriptors, and whether they are still the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from io import FileIO
+from pathlib import Path
+
+from headrace.errors import ModelFileError
+from headrace.loaders.reader import open_regular
+
+PAGE = 4096
+_F_NOCACHE = 48  # macOS
+
+
+class StreamedFile:
+    """A file open for reads through the system's cache, and past it where that can be had.
+
+    Args:
+        path: the file.
+        samples: offsets of 4096 bytes each that are compared when its time stamp has changed.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, samples: Iterable[int]) -> None:
+        self.path = path
+        self._samples = tuple(samples)
+        self.plain = open_regular(path)
+        self._direct: FileIO | None = None
+        with contextlib.suppress(OSError):
+            self._direct = _open_direct(path)
+        self._stamp = self._now()
+        self._print = self._fingerprint()
+
+    @property
+    def direct(self) -> int | None:
+        """Descriptor for reads past the system's cache, aligned to 4096 bytes; None: there is none.
+        """
+        return None if self._direct is None else self._direct.fileno()
+
+    def check(self) -> None:
+        """Refuse a file that is no longer what it was.
+
+        Raises:
+            ModelFileError: it was truncated or written to.
+        """
+        now = self._now()
+        if now == self._stamp:
+            return
+        if now[0] != self._stamp[0]:
+            raise self._changed(f"it had {self._stamp[0]:,} bytes and now has {now[0]:,}")
+        if self._fingerprint() != self._print:
+            raise self._changed("its content is another")
+        self._stamp = now  # touched, or put back as it was
+
+    def _changed(self, what: str) -> ModelFileError:
+        return ModelFileError(
+            f"the file changed while it is in use: {what}. Put it back, or load the model again",
+            path=self.path,
+        )
+
+    def _now(self) -> tuple[int, int]:
+        found = os.fstat(self.plain.fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def _fingerprint(self) -> bytes:
+        digest = hashlib.sha256()
+        for offset in self._samples:
+            digest.update(pread(self.plain, PAGE, offset))
+        return digest.digest()
+
+    def forget_cached(self, offset: int, n_bytes: int) -> None:
+        """Drop a range from the system's cache, where the system lets us."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(
+                    self.plain.fileno(), offset, n_bytes, os.POSIX_FADV_DONTNEED
+                )
+
+    def close(self) -> None:
+        """Close it."""
+        self.plain.close()
+        if self._direct is not None:
+            self._direct.close()
+
+
+def pread(file: FileIO, n_bytes: int, offset: int) -> bytes:
+    """Bytes at an offset; fewer at the end of the file."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), n_bytes, offset)
+    file.seek(offset)
+    return file.read(n_bytes)
+
+
+def readinto(file: FileIO, view: memoryview, offset: int) -> int:
+    """Fill `view` from an offset; gives how much there was, which is less at the file's end."""
+    done = 0
+    while done < len(view):
+        if hasattr(os, "preadv"):
+            n = os.preadv(file.fileno(), [view[done:]], offset + done)
+        else:
+            data = pread(file, len(view) - done, offset + done)
+            n = len(data)
+            view[done : done + n] = data
+        if n == 0:
+            break
+        done += n
+    return done
+
+
+def _open_direct(path: Path) -> FileIO | None:
+    if hasattr(os, "O_DIRECT"):
+        flags = os.O_RDONLY | os.O_DIRECT
+        return FileIO(path, "r", opener=lambda p, _: os.open(p, flags))
+    if sys.platform == "darwin":
+        import fcntl
+
+        file = open_regular(path)
+        fcntl.fcntl(file.fileno(), _F_NOCACHE, 1)
+        return file
+    return None
+
+
+def open_streamed(reads: Sequence[tuple[Path, int]]) -> dict[Path, StreamedFile]:
+    """Open the files of reads (path, offset); each watches its beginning and these offsets.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: one cannot be opened.
+    """
+    offsets: dict[Path, list[int]] = {}
+    for path, offset in reads:
+        offsets.setdefault(path, [0]).append(offset)
+    files: dict[Path, StreamedFile] = {}
+    try:
+        for path, samples in offsets.items():
+            files[path] = StreamedFile(path, samples)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+    return files

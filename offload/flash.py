@@ -1,0 +1,59 @@
+"""How fast flash gives what a window reads: every mode tried on the very reads, and the best taken.
+
+Neither reads past the system's cache nor reads through it are faster by nature: that depends on the
+disk, its driver, and on the CPU time that copying takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from headrace.offload.files import StreamedFile
+from headrace.offload.modes import MODES, ReadMode
+from headrace.offload.window import Read, Window
+
+SAMPLE_BYTES = 128 << 20
+ROUNDS = 2
+_SLOTS = 8
+
+
+def measure(
+    files: dict[Path, StreamedFile], reads: Sequence[Read], slot_bytes: int, reader: int,
+    modes: Sequence[ReadMode] = MODES,
+) -> dict[ReadMode, float]:
+    """Bytes per second of cold reads in each mode that the files allow; best of two rounds.
+
+    Args:
+        files: open files of the reads.
+        reads: what a pass reads, in order.
+        slot_bytes: room for the largest of them.
+        reader: address of the kernel that reads.
+
+    Raises:
+        ModelFileError: the disk failed.
+    """
+    direct = all(file.direct is not None for file in files.values())
+    usable = [mode for mode in modes if direct or not mode.direct]
+    found = dict.fromkeys(usable, 0.0)
+    at = 0
+    for _ in range(ROUNDS):
+        for mode in usable:
+            sample: list[Read] = []
+            n_bytes = 0
+            while n_bytes < SAMPLE_BYTES and len(sample) < len(reads):
+                sample.append(reads[at])
+                n_bytes += reads[at].n_bytes
+                at = (at + 1) % len(reads)
+            found[mode] = max(found[mode], _rate(files, sample, slot_bytes, reader, mode))
+    return found
+
+
+def _rate(
+    files: dict[Path, StreamedFile], sample: list[Read], slot_bytes: int, reader: int,
+    mode: ReadMode,
+) -> float:  # fmt: skip
+    for read in sample:
+        files[read.path].forget_cached(read.offset, read.n_bytes)
+    slots = next(n for n in range(min(_SLOTS, len(sample)), 0, -1) if len(sample) % n == 0)
+    return Window(sample, slots, slot_bytes, reader, mode, files).rate()

@@ -1,0 +1,174 @@
+"""Matrices cut into pieces: which stay in memory, which are read for every pass.
+
+A dense model reads all its weights in the same order for every token. Whatever is least recently
+used is then needed next, so a cache of any policy is worse than keeping a fixed set: as many pieces
+as fit, spread evenly over the pass, so that reading never stands still while those are computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PAGE, HUGE_PAGE = 4096, 2 << 20
+LEAST_SLOTS = 3
+LEAST_PIECE_BYTES, MOST_PIECE_BYTES = 128 << 10, 2 << 20
+PIECES = 1024  # a model is cut into about so many
+MOST_WINDOW_BYTES = 64 << 20
+WINDOW_SHARE = 8  # the window may take this part of what weights have
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Cuttable:
+    """A matrix as tiles of 16 rows; `read_bytes` of the file and `kept_bytes` of memory for each.
+
+    Attributes:
+        straight: the file has it tiled; else what is read has to be tiled before it is used.
+        file_bytes: all bytes of the file, which end within the last tile.
+    """
+
+    name: str
+    tiles: int
+    read_bytes: int
+    kept_bytes: int
+    file_bytes: int
+    straight: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive tiles of a matrix; `start` is where they begin in its bytes of the file."""
+
+    matrix: str
+    tile: int
+    tiles: int
+    start: int
+    read_bytes: int
+    room_bytes: int  # of whole tiles in the file's form
+    kept_bytes: int
+    straight: bool
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What is kept, in the order of how long it stays when memory shrinks, and what is streamed.
+
+    `streamed` is in the order of a pass; its length is a multiple of `slots`, so that a piece has
+    the same slot in every pass.
+    """
+
+    kept: tuple[Piece, ...]
+    streamed: tuple[Piece, ...]
+    slots: int
+    slot_bytes: int
+    staging_bytes: int
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of what stays."""
+        return sum(piece.kept_bytes for piece in self.kept)
+
+    @property
+    def window_bytes(self) -> int:
+        """Memory of the slots and of what is tiled from them."""
+        return slots_bytes(self.slots, self.slot_bytes) + 2 * self.staging_bytes
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of memory's form that each pass tiles anew."""
+        return sum(piece.kept_bytes for piece in self.streamed if not piece.straight)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of the file that each pass reads."""
+        return sum(piece.read_bytes for piece in self.streamed)
+
+
+def cut(matrices: Sequence[Cuttable]) -> list[Piece]:
+    """Pieces of about equal bytes, in the order of the matrices."""
+    total = sum(m.tiles * m.read_bytes for m in matrices)
+    aim = min(max(total // PIECES, LEAST_PIECE_BYTES), MOST_PIECE_BYTES)
+    pieces = []
+    for m in matrices:
+        n = min(m.tiles, max(1, round(m.tiles * m.read_bytes / aim)))
+        edges = [m.tiles * i // n for i in range(n + 1)]
+        for first, last in zip(edges, edges[1:], strict=False):
+            start, end = first * m.read_bytes, min(last * m.read_bytes, m.file_bytes)
+            pieces.append(
+                Piece(
+                    m.name, first, last - first, start, end - start,
+                    (last - first) * m.read_bytes, (last - first) * m.kept_bytes, m.straight,
+                )  # fmt: skip
+            )
+    return pieces
+
+
+def slot_bytes_of(pieces: Sequence[Piece]) -> int:
+    """Bytes of a slot for any of these: whole pages, with what direct reads take more."""
+    largest = max((piece.room_bytes for piece in pieces), default=0)
+    return -(-largest // PAGE) * PAGE + 2 * PAGE
+
+
+def slots_bytes(n_slots: int, slot_bytes: int) -> int:
+    """Memory of the slots of a window: whole huge pages."""
+    return -(-n_slots * slot_bytes // HUGE_PAGE) * HUGE_PAGE
+
+
+def staging_bytes_of(pieces: Sequence[Piece]) -> int:
+    """Bytes of a buffer that pieces of other people's files are tiled in."""
+    return max((piece.kept_bytes for piece in pieces if not piece.straight), default=0)
+
+
+def least_bytes(pieces: Sequence[Piece]) -> int:
+    """Memory that weights take at least when nothing is kept (or almost nothing)."""
+    spare = max((piece.kept_bytes for piece in pieces), default=0) * (LEAST_SLOTS - 1)
+    slots = slots_bytes(LEAST_SLOTS, slot_bytes_of(pieces)) + 2 * staging_bytes_of(pieces)
+    return min(slots + spare, sum(piece.kept_bytes for piece in pieces))
+
+
+def spread(pieces: Sequence[Piece]) -> list[int]:
+    """Indices in an order of which any beginning is spread evenly over the pass."""
+    return sorted(range(len(pieces)), key=lambda i: i * _GOLDEN % 1.0)
+
+
+def keep(pieces: Sequence[Piece], budget: int) -> Residency | None:
+    """The residency that keeps most within `budget` bytes; None where not even the least fits.
+
+    Everything is kept, in the order of a pass, if that fits.
+    """
+    if sum(piece.kept_bytes for piece in pieces) <= budget:
+        return Residency(tuple(pieces), (), 0, 0, 0)
+    slot, staging = slot_bytes_of(pieces), staging_bytes_of(pieces)
+    order = spread(pieces)
+    sums = [0]
+    for i in order:
+        sums.append(sums[-1] + pieces[i].kept_bytes)
+    window = min(MOST_WINDOW_BYTES, budget // WINDOW_SHARE) // slot
+    best: tuple[int, int] | None = None  # (pieces kept, slots)
+    for slots in range(max(LEAST_SLOTS, window * 3 // 4), max(LEAST_SLOTS, window) + 1):
+        left = budget - slots_bytes(slots, slot) - 2 * staging
+        n = _most(sums, left)
+        while n >= 0 and (len(pieces) - n) % slots:
+            n -= 1
+        if n >= 0 and (best is None or n > best[0]):
+            best = n, slots
+    if best is None:
+        return None
+    n, slots = best
+    kept = set(order[:n])
+    return Residency(
+        tuple(pieces[i] for i in order[:n]),
+        tuple(piece for i, piece in enumerate(pieces) if i not in kept),
+        slots, slot, staging,
+    )  # fmt: skip
+
+
+def _most(sums: Sequence[int], budget: int) -> int:
+    """The most pieces of a prefix that fit; -1 if not even none does."""
+    if budget < 0:
+        return -1
+    import bisect
+
+    return bisect.bisect_right(sums, budget) - 1

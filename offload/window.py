@@ -1,0 +1,306 @@
+"""A ring of slots that native threads fill from flash, ahead of the steps that need them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import ModelFileError
+from headrace.interruptible import persist
+from headrace.memory import Arena
+from headrace.offload import requests
+from headrace.offload.files import PAGE, StreamedFile, open_streamed, readinto
+from headrace.offload.modes import ReadMode
+from headrace.offload.pieces import slots_bytes
+from headrace.offload.semaphore import Semaphore
+
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+_PATIENCE_PAUSES = 2_000
+_NAP_US, _NAP_MS = 50, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Bytes of a file that a pass reads; `tensor` is for messages."""
+
+    path: Path
+    tensor: str
+    offset: int
+    n_bytes: int
+
+
+@dataclass
+class Flow:
+    """What a window has done.
+
+    Attributes:
+        passes: that were finished.
+        read_bytes: of the file, that they needed.
+        mended_reads: that failed and then went well.
+        stall_s: seconds that they waited for flash.
+    """
+
+    passes: int = 0
+    read_bytes: int = 0
+    mended_reads: int = 0
+    stall_s: float = 0.0
+
+
+class Window:
+    """Streams `reads`, in this order, once for every pass.
+
+    Pieces lie in `n_slots` slots in turn; their number divides that of the reads. One pass at a
+    time: `begin`, run the steps, `end`. Between passes readers go on to the beginning of the next.
+
+    Raises:
+        BudgetError: the system gives no memory for the slots.
+        ModelNotFoundError, ModelFileError: a file cannot be opened.
+    """
+
+    def __init__(
+        self, reads: Sequence[Read], n_slots: int, slot_bytes: int, reader: int, mode: ReadMode,
+        files: dict[Path, StreamedFile] | None = None,
+    ) -> None:  # fmt: skip
+        if len(reads) % n_slots:
+            raise ValueError(f"{len(reads)} reads do not go round in {n_slots} slots")
+        self._reads = list(reads)
+        self._n_slots = n_slots
+        self._slot_bytes = slot_bytes
+        self._reader = _ENTRY(reader)
+        self.mode = mode
+        self.flow = Flow()
+        self._files = files or open_streamed([(r.path, r.offset) for r in self._reads])
+        # Whole huge pages: direct reads into pages of 4096 bytes are several times slower, as the
+        # disk's driver takes only so many pieces of memory at a time (measured: 1.1 and 3.1 GB/s).
+        self._slots = Arena({"slots": slots_bytes(n_slots, slot_bytes)})
+        self._requests = _aligned(len(reads) * requests.REQUEST_SLOTS)
+        self._table = self._requests.reshape(len(reads), requests.REQUEST_SLOTS)
+        self._shared = _aligned(requests.WINDOW_SLOTS)
+        self._own = [_aligned(8) for _ in range(mode.readers)]
+        self._semaphore: Semaphore | None = None
+        self._threads: list[threading.Thread] = []
+        self._error: BaseException | None = None
+        self._going = False
+        self._fill_table()
+
+    def _fill_table(self) -> None:
+        base = self._slots.base
+        for i, read in enumerate(self._reads):
+            file = self._files[read.path]
+            direct = file.direct if self.mode.direct else None
+            skip = read.offset % PAGE if direct is not None else 0
+            ask = read.n_bytes + skip
+            row = self._table[i]
+            row[requests.FILE] = file.plain.fileno() if direct is None else direct
+            row[requests.OFFSET] = read.offset - skip
+            row[requests.ASK] = ask if direct is None else -(-ask // PAGE) * PAGE
+            row[requests.NEED] = ask
+            row[requests.ADDRESS] = base + i % self._n_slots * self._slot_bytes
+
+    def address(self, index: int) -> int:
+        """Where the bytes of a read lie when they have come."""
+        row = self._table[index]
+        skip = self._reads[index].offset - int(row[requests.OFFSET])
+        return int(row[requests.ADDRESS]) + skip
+
+    def request(self, index: int) -> int:
+        """Address of a read's request, which steps wait for and give back."""
+        return self._requests.ctypes.data + index * requests.REQUEST_SLOTS * 8
+
+    # --- passes -----------------------------------------------------------------------------------
+
+    def begin(self) -> int:
+        """Begin a pass; gives the address of the window for the native loop.
+
+        Raises:
+            ModelFileError: a file has changed, or could not be read.
+        """
+        if self._error is not None:
+            self.halt()  # and try once more from the beginning: the file may be back
+        for file in self._files.values():
+            file.check()
+        if not self._going:
+            self._start()
+        self._shared[requests.PASS] += 1
+        self._shared[requests.STALL] = self._shared[requests.SPAN] = 0
+        self._began = time.perf_counter()
+        return self._shared.ctypes.data
+
+    def end(self, finished: bool) -> None:
+        """End a pass; one that was not finished takes what is in the slots with it.
+
+        Raises:
+            ModelFileError: the pass stopped because a read failed.
+        """
+        flow = self.flow
+        if finished:
+            span = int(self._shared[requests.SPAN])  # ticks of the whole pass, whose rate is unknown
+            if span > 0:
+                spent = time.perf_counter() - self._began
+                flow.stall_s += spent * int(self._shared[requests.STALL]) / span
+            flow.passes += 1
+            flow.read_bytes += sum(read.n_bytes for read in self._reads)
+            return
+        error = self._error
+        self.halt()
+        if error is not None:
+            raise error
+
+    def rate(self) -> float:
+        """Bytes per second of reading everything once, with nobody who looks at it.
+
+        Raises:
+            ModelFileError: a file could not be read.
+        """
+        self.halt()
+        self._slots.view("slots")[::PAGE] = 0  # its pages are there
+        began = time.perf_counter()
+        self._start(permits=len(self._reads))
+        while self._error is None and not self._table[:, requests.READY].all():
+            time.sleep(0.0002)
+        spent = time.perf_counter() - began
+        error = self._error
+        self.halt()
+        if error is not None:
+            raise error
+        return sum(read.n_bytes for read in self._reads) / spent
+
+    def _start(self, permits: int | None = None) -> None:
+        shared, system = self._shared, _system()
+        self._table[:, [requests.READY, requests.DONE]] = 0
+        shared[:] = 0
+        self._semaphore = Semaphore(self._n_slots if permits is None else permits)
+        shared[requests.GIVE] = self._semaphore.give
+        shared[requests.GIVE_TO] = self._semaphore.handle
+        shared[requests.TAKE] = self._semaphore.take
+        shared[requests.NAP] = system.nap
+        shared[requests.NAP_FOR] = system.nap_for
+        shared[requests.PATIENCE] = _PATIENCE_PAUSES
+        shared[requests.READ] = system.read
+        shared[requests.DROP] = system.drop if self.mode.drop else 0
+        shared[requests.REQUESTS] = self._requests.ctypes.data
+        shared[requests.COUNT] = len(self._reads)
+        self._error = None
+        self._going = True
+        self._threads = []
+        for i, own in enumerate(self._own):
+            own[requests.OWN_WINDOW] = shared.ctypes.data
+            own[requests.OWN_REQUEST] = -1
+            thread = threading.Thread(
+                target=self._serve, args=(own,), name=f"headrace-read-{i}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, own: np.ndarray) -> None:
+        try:
+            while True:
+                self._reader(own.ctypes.data, 0, 1)
+                late = int(own[requests.OWN_REQUEST])
+                if late < 0:
+                    return
+                self._read_again(late % len(self._reads))
+        except BaseException as error:
+            if self._error is None:
+                self._error = error
+            self._shared[requests.FAILED] = 1
+
+    def _read_again(self, index: int) -> None:
+        """Read what a native reader could not, or find out why."""
+        read = self._reads[index]
+        file = self._files[read.path]
+        at = self.address(index) - self._slots.base
+        view = memoryview(self._slots.view("slots")[at : at + read.n_bytes])
+        try:
+            n = readinto(file.plain, view, read.offset)
+        except OSError as error:
+            raise ModelFileError(
+                f"read failed: {error.strerror}. Check the disk; the model can be used again when "
+                "the file can be read",
+                path=read.path, tensor=read.tensor, offset=read.offset,
+            ) from error  # fmt: skip
+        if n < read.n_bytes:
+            raise ModelFileError(
+                f"the file shrank: it ends {read.n_bytes - n:,} bytes early. Do not write to a "
+                "model that is in use; put it back, or load the model again",
+                path=read.path, tensor=read.tensor, offset=read.offset + n,
+            )  # fmt: skip
+        if self._shared[requests.READ]:
+            self.flow.mended_reads += 1
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    def halt(self) -> None:
+        """End the readers and forget what they have read; the next pass starts them anew."""
+        if not self._going or self._semaphore is None:
+            return
+        self._shared[requests.STOP] = 1
+        if sys.is_finalizing():
+            self._semaphore.post(len(self._threads))
+            return  # the threads cannot come back to Python to be joined
+        posted = []
+
+        def stop() -> None:
+            if not posted and self._semaphore is not None:
+                posted.append(True)
+                self._semaphore.post(len(self._threads))
+            for thread in self._threads:
+                thread.join()
+
+        persist(stop, lambda: bool(posted) and not any(t.is_alive() for t in self._threads))
+        self._threads = []
+        self._semaphore.close()
+        self._semaphore = None
+        self._going = False
+
+    def close(self) -> None:
+        """End the readers and close the files."""
+        self.halt()
+        for file in self._files.values():
+            file.close()
+
+
+@dataclass(frozen=True)
+class _System:
+    read: int
+    nap: int
+    nap_for: int
+    drop: int
+
+
+def _system() -> _System:
+    """Addresses of functions of the operating system; 0: it has none."""
+
+    def find(library: Any, *names: str) -> int:
+        for name in names:
+            function = getattr(library, name, None)
+            if function is not None:
+                return ctypes.cast(function, ctypes.c_void_p).value or 0
+        return 0
+
+    if sys.platform == "win32":
+        # Without a read at an offset that native threads could call, those of Python read.
+        return _System(0, find(ctypes.WinDLL("kernel32"), "Sleep"), _NAP_MS, 0)
+    library = ctypes.CDLL(None)
+    wide = ctypes.sizeof(ctypes.c_void_p) == 8
+    return _System(
+        read=find(library, "pread") if wide else find(library, "pread64"),
+        nap=find(library, "usleep"),
+        nap_for=_NAP_US,
+        drop=find(library, "posix_fadvise") if wide and hasattr(os, "posix_fadvise") else 0,
+    )
+
+
+def _aligned(n_slots: int) -> np.ndarray:
+    raw = np.zeros(n_slots + 8, np.int64)
+    skip = (-raw.ctypes.data % 64) // 8
+    return raw[skip : skip + n_slots]

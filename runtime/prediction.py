@@ -1,0 +1,63 @@
+"""How fast a model will be, from what the machine was measured to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.offload.modes import ReadMode
+from headrace.offload.pieces import Residency
+from headrace.sizes import format_size
+
+# What kernels reach of the read bandwidth, and a barrier's cost with the work around it.
+DECODE_SHARE = 0.90
+BARRIER_S = 1.5e-6
+# Where weights stream, a step also writes what it has tiled, and reads it again from the cache.
+TILED_PASSES = 2.0
+# What reading takes more than at the measured rate, for it shares the CPU with kernels.
+FLASH_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine can do, in bytes per second; None: not measured."""
+
+    memory: float | None = None
+    flash: float | None = None
+    mode: ReadMode | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A prediction; None where a rate is missing that it needs."""
+
+    tok_s: float | None = None
+    advice: str | None = None
+
+
+def prediction(
+    rates: Rates, residency: Residency | None, *, read_bytes: int, layers: int
+) -> Speed:
+    """Decode speed at an empty context.
+
+    Args:
+        rates: of this machine.
+        residency: what is kept and what streams; None: all is kept.
+        read_bytes: of weights in memory's form for each token.
+        layers: of the model; each has five barriers.
+    """
+    if rates.memory is None or (residency is not None and rates.flash is None):
+        return Speed()
+    compute_s = read_bytes / (rates.memory * DECODE_SHARE) + (5 * layers + 2) * BARRIER_S
+    if residency is None or rates.flash is None:
+        return Speed(1 / compute_s)
+    compute_s += TILED_PASSES * residency.staged_bytes / rates.memory
+    flash_s = residency.streamed_bytes / (rates.flash * FLASH_SHARE)
+    return Speed(1 / max(flash_s, compute_s), _advice(residency, rates.flash, flash_s, compute_s))
+
+
+def _advice(residency: Residency, flash: float, flash_s: float, compute_s: float) -> str:
+    if flash_s <= compute_s:
+        return "computing binds, not the disk: more memory would change nothing"
+    more = min(residency.streamed_bytes, max(residency.streamed_bytes // 4, 1))
+    rate = 1 / max(compute_s, flash_s - more / (flash * FLASH_SHARE))
+    return f"the disk binds: with {format_size(more)} more memory {rate:.2f} tok/s"

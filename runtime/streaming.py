@@ -1,0 +1,74 @@
+"""The part of a model's weights that is read from flash for every pass, and where it comes to lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from headrace.embedding import EmbeddingRows
+from headrace.memory import Arena
+from headrace.offload.files import StreamedFile, open_streamed
+from headrace.offload.modes import ReadMode
+from headrace.offload.pieces import Piece, Residency
+from headrace.offload.window import Read, Window
+from headrace.weights import Part, PlacedMatrix
+
+
+def reads_of(placed: Mapping[str, PlacedMatrix], pieces: tuple[Piece, ...]) -> list[Read]:
+    """Where pieces lie in the model's files."""
+    reads = []
+    for piece in pieces:
+        info = placed[piece.matrix].info
+        reads.append(Read(info.path, info.name, info.offset + piece.start, piece.read_bytes))
+    return reads
+
+
+def open_files(reads: list[Read]) -> dict[Path, StreamedFile]:
+    """The files of these reads, open and watched."""
+    return open_streamed([(read.path, read.offset) for read in reads])
+
+
+class Streaming:
+    """A window over what `residency` streams, and rows of the embedding.
+
+    Args:
+        placed: matrices by name; embedding: the one that has the embedding.
+        residency: something of it is streamed.
+        tokens: the most that a pass reads.
+        addresses: kernels by name.
+        mode: how to read.
+    """
+
+    def __init__(
+        self, placed: Mapping[str, PlacedMatrix], embedding: str, residency: Residency,
+        tokens: int, addresses: dict[str, int], mode: ReadMode,
+    ) -> None:  # fmt: skip
+        self.residency = residency
+        reads = reads_of(placed, residency.streamed)
+        self.window = Window(
+            reads, residency.slots, residency.slot_bytes, addresses["window_read"], mode,
+            open_files(reads),
+        )  # fmt: skip
+        staging = residency.staging_bytes
+        self._staging = Arena({"0": staging, "1": staging}, huge=staging > 4 << 20)
+        self.rows = EmbeddingRows(placed[embedding], tokens, addresses)
+        self._parts: dict[str, list[Part]] = {}
+        for i, piece in enumerate(residency.streamed):
+            p = placed[piece.matrix]
+            row_bytes = 0 if piece.straight else p.info.n_bytes // p.matrix.rows
+            self._parts.setdefault(piece.matrix, []).append(
+                Part(piece.tile, piece.tiles, self.window.address(i), i, row_bytes)
+            )
+
+    def parts(self, name: str) -> list[Part]:
+        """What is streamed of a matrix."""
+        return self._parts.get(name, [])
+
+    def staging(self, turn: int) -> int:
+        """Address of one of two buffers that raw rows are tiled in."""
+        return self._staging.address(str(turn % 2))
+
+    def close(self) -> None:
+        """End the readers and close the files."""
+        self.window.close()
+        self.rows.close()
