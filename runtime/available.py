@@ -12,11 +12,28 @@ _CGROUPS = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
 )
 
+_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes", "memory.soft_limit_in_bytes")
+_NO_LIMIT = 1 << 60  # version 1 says "none" by a number near 2^63
+
 
 def available_bytes() -> int | None:
     """Free and reclaimable memory, within the limits of this process's cgroups; None if unknown."""
     found = [n for n in (_machine(), _cgroup()) if n is not None]
     return min(found) if found else None
+
+
+def cgroup_limits() -> tuple[int, ...]:
+    """Memory limits of this process's cgroups, soft ones among them, as they are now."""
+    found = []
+    for folder in cgroup_folders("memory"):
+        for name in _LIMITS:
+            try:
+                text = (folder / name).read_text().strip()
+                if text != "max" and int(text) < _NO_LIMIT:
+                    found.append(int(text))
+            except (OSError, ValueError):
+                continue
+    return tuple(found)
 
 
 def resident_bytes() -> int:

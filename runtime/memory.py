@@ -88,6 +88,14 @@ class Arena:
         """Where a piece begins."""
         return self.base + self._offsets[name]
 
+    def release(self, name: str, start: int, n_bytes: int) -> None:
+        """Give whole pages of a piece back to the system; what was in them is lost."""
+        at = self._offsets[name] + start
+        page = mmap.PAGESIZE
+        first, last = _round_up(at, page), (at + n_bytes) // page * page
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def view(self, name: str, dtype: str = "u1") -> np.ndarray:
         """A piece as an array, which keeps the whole mapping."""
         start = self._offsets[name]

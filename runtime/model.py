@@ -33,7 +33,10 @@ from headrace.planning import (
     measure_flash,
     memory_plan,
     prepare,
+    refit,
 )
+from headrace.limits import LimitWatch
+from headrace.offload.modes import MODES
 from headrace.offload.pieces import Residency
 from headrace.prediction import Rates
 from headrace.programs import Program, Programs
@@ -126,26 +129,21 @@ class Model:
         addresses = self._store.load(
             plans.kernels_of(prepared.decoder, prepared.placed, prepared.target), progress
         )
-        residency, rates = prepared.residency, Rates()
-        if residency is not None:
-            mode, flash = measure_flash(prepared, addresses["window_read"])
-            rates = Rates(flash=flash, mode=mode)
-        self.plan: MemoryPlan = memory_plan(prepared, rates)
+        self._addresses = addresses
         self._weights = Weights(
             prepared.file, prepared.decoder, prepared.placed,
-            None if residency is None else residency.kept,
+            None if prepared.residency is None else prepared.residency.kept,
         )  # fmt: skip
-        self._weights.load(addresses, prepared.shape.threads, progress)
+        self._rates = Rates()
         self._streaming: Streaming | None = None
-        if residency is not None and rates.mode is not None:
-            self._streaming = Streaming(
-                self._weights.placed, prepared.decoder.embedding.name, residency,
-                prepared.shape.chunk, addresses, rates.mode,
-            )  # fmt: skip
+        self._take_up(prepared)
+        self._weights.load(addresses, prepared.shape.threads, progress)
         self._programs = Programs(
             prepared.decoder, self._weights, prepared.target, addresses, prepared.shape,
             self._streaming,
         )  # fmt: skip
+        self._limits = LimitWatch()
+        self._asked = prepared.budget
         self._team = Team(addresses, prepared.shape.threads)
         self._trace: Trace | None = trace_from_environment()
 
@@ -254,6 +252,70 @@ class Model:
 
             self._template = ChatTemplate.from_metadata(self._metadata, self.tokenizer)
         return str(self._template.render(messages, **extra))
+
+    # --- memory -----------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the process may take with this model; set it to let more or fewer weights stay
+        in memory. What was read before stays, and so does the context.
+
+        Raises (when set):
+            BudgetError: the model does not fit in it.
+            ModelFileError: weights that are to stay cannot be read.
+        """
+        return self.plan.peak_bytes if self.plan.budget is None else self.plan.budget
+
+    @memory.setter
+    def memory(self, memory: int | str) -> None:
+        budget = _budget(memory)
+        with self._begin():
+            self._change(refit(self._prepared, budget))
+            self._asked = budget
+
+    def _change(self, prepared: Prepared) -> None:
+        """Keep what `prepared` says in memory; nothing changes if that fails."""
+        before, new = self._prepared, prepared.residency
+        self._stop_streaming()
+        kept = None if new is None else new.kept
+        try:
+            self._weights.change(kept, prepared.pieces, self._addresses, self.threads)
+            self._take_up(prepared)
+        except BaseException:
+            self._take_up(before)
+            raise
+        finally:
+            self._programs.link(self._streaming)
+
+    def _take_up(self, prepared: Prepared) -> None:
+        """Stream what `prepared` says is not kept."""
+        if prepared.residency is not None:
+            if self._rates.mode is None:
+                mode, flash = measure_flash(prepared, self._addresses["window_read"])
+                self._rates = Rates(flash=flash, mode=mode)
+            self._streaming = Streaming(
+                self._weights.placed, prepared.decoder.embedding.name, prepared.residency,
+                prepared.shape.chunk, self._addresses, self._rates.mode or MODES[0],
+            )  # fmt: skip
+        self._prepared = prepared
+        self.plan: MemoryPlan = memory_plan(prepared, self._rates)
+
+    def _stop_streaming(self) -> None:
+        if self._streaming is not None:
+            self._streaming.close()
+            self._streaming = None
+
+    def _obey(self) -> None:
+        """Keep to a limit that was changed from outside since the last look."""
+        limit = self._limits.changed()
+        if limit is None:
+            return
+        asked = self._asked
+        budget = limit if asked is None else min(asked, limit)
+        if budget < self.plan.peak_bytes or (
+            self._streaming is not None and budget > self.plan.peak_bytes
+        ):
+            self._change(refit(self._prepared, budget))
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -371,8 +433,7 @@ class Model:
         if not self._ended:
             self._ended = True
             self._team.close()
-            if self._streaming is not None:
-                self._streaming.close()
+            self._stop_streaming()
             if self._trace is not None:
                 self._trace.report()
 
@@ -443,6 +504,7 @@ class Model:
         """Run one chunk; with `out` [k, vocabulary], logits after the last k tokens go there."""
         if self._cancels != self._heeded:
             raise CancelledError("cancelled")
+        self._obey()
         if position > len(self._kept):
             raise AssertionError(f"{position} tokens before this one, {len(self._kept)} read")
         programs, n = self._programs, len(ids)

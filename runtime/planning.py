@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +22,7 @@ from headrace.loaders.tiled import open_model
 from headrace.offload import flash, requests
 from headrace.offload.budget import Choice, fit
 from headrace.offload.modes import ReadMode
-from headrace.offload.pieces import Residency
+from headrace.offload.pieces import Piece, Residency
 from headrace.prediction import Rates, prediction
 from headrace.streaming import open_files, reads_of
 from headrace.targets.cache import KernelStore
@@ -106,6 +106,7 @@ class Prepared:
     placed: list[PlacedMatrix]
     target: Target
     shape: plans.Shape
+    pieces: Sequence[Piece]  # of the weights that can be streamed
     parts: Mapping[str, int]  # bytes of memory by what they are for
     residency: Residency | None = None  # None: all weights stay in memory
     budget: int | None = None  # that was asked for
@@ -173,13 +174,25 @@ def prepare_for(
     sizes = _Sizes(decoder, placed, target, threads)
     pieces = pieces_of(streamed_matrices(decoder, placed))
     found = fit(
-        limit, sizes.whole(context, limit), sizes.streaming(context, limit), pieces,
-        str(file.paths[0]),
-    )  # fmt: skip
+        limit, sizes.whole(context), sizes.streaming(context, limit), pieces, str(file.paths[0])
+    )
     shape = plans.Shape(found.choice.context, found.choice.chunk, threads)
     return Prepared(
-        file, decoder, placed, target, shape, found.parts, found.residency
+        file, decoder, placed, target, shape, pieces, found.parts, found.residency
     )  # fmt: skip
+
+
+def refit(prepared: Prepared, budget: int) -> Prepared:
+    """The same model with the same context in another budget.
+
+    Raises:
+        BudgetError: it does not fit.
+    """
+    p = prepared
+    sizes = _Sizes(p.decoder, p.placed, p.target, p.shape.threads)
+    choice = sizes.choice(p.shape.context, p.shape.chunk)
+    found = fit(limit_of(budget), [choice], [choice], p.pieces, str(p.file.paths[0]))
+    return replace(p, parts=found.parts, residency=found.residency, budget=budget)
 
 
 def streamed_matrices(decoder: Decoder, placed: list[PlacedMatrix]) -> list[PlacedMatrix]:
@@ -197,11 +210,11 @@ class _Sizes:
     target: Target
     threads: int
 
-    def whole(self, context: int | None, limit: int | None) -> Iterator[Choice]:
+    def whole(self, context: int | None) -> Iterator[Choice]:
         """With all weights in memory: shorter contexts only where that is what is wanting."""
         wanted = context or min(self.decoder.context, DEFAULT_CONTEXT)
         for tokens in [wanted] if context else _halves(wanted, 1024):
-            yield self._choice(tokens, ACTIVATION_BUDGET_BYTES)
+            yield self.choice(tokens, self._chunk(tokens, ACTIVATION_BUDGET_BYTES))
 
     def streaming(self, context: int | None, limit: int | None) -> Iterator[Choice]:
         """With weights streamed: a context that leaves most memory to weights."""
@@ -212,15 +225,27 @@ class _Sizes:
             chunks = min(room // KV_SHARE // one, wanted // kv_cache.CHUNK)
             wanted = max(min(LEAST_CONTEXT, wanted), chunks * kv_cache.CHUNK)
         activations = min(ACTIVATION_BUDGET_BYTES, room // ACTIVATION_SHARE)
+        tokens = context or wanted
         for n_bytes in (activations, 0):  # the least there is, where more does not fit
-            yield self._choice(context or wanted, n_bytes)
+            yield self.choice(tokens, self._chunk(tokens, n_bytes))
 
     def _process(self) -> int:
         return PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * self.decoder.vocabulary
 
-    def _choice(self, context: int, activation_bytes: int) -> Choice:
+    def _chunk(self, context: int, n_bytes: int) -> int:
+        """The longest chunk of prefill whose activations stay within `n_bytes`."""
+        chunk = min(MAX_CHUNK, -(-context // 16) * 16)
+        while chunk > LEAST_CHUNK:
+            shape = plans.Shape(context, chunk, self.threads)
+            sizes = plans.buffer_sizes(self.decoder, self.placed, self.target, shape)
+            if sum(sizes.values()) <= n_bytes + context * 1024:
+                break
+            chunk //= 2
+        return chunk
+
+    def choice(self, context: int, chunk: int) -> Choice:
+        """What these sizes take."""
         d = self.decoder
-        chunk = _chunk(d, self.placed, self.target, context, self.threads, activation_bytes)
         shape = plans.Shape(context, chunk, self.threads)
         sizes = plans.buffer_sizes(d, self.placed, self.target, shape)
         vectors = {v.name: v for v in d.vectors()}.values()
@@ -246,22 +271,6 @@ def _halves(n: int, low: int) -> Iterator[int]:
     while n // 2 >= low:
         n //= 2
         yield n
-
-
-def _chunk(
-    decoder: Decoder, placed: list[PlacedMatrix], target: Target, context: int, threads: int,
-    n_bytes: int,
-) -> int:  # fmt: skip
-    """The longest chunk of prefill whose activations stay within `n_bytes`."""
-    chunk = min(MAX_CHUNK, -(-context // 16) * 16)
-    while chunk > LEAST_CHUNK:
-        shape = plans.Shape(context, chunk, threads)
-        if sum(plans.buffer_sizes(decoder, placed, target, shape).values()) <= (
-            n_bytes + context * 1024
-        ):
-            break
-        chunk //= 2
-    return chunk
 
 
 def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -183,34 +183,90 @@ class Weights:
     ) -> None:  # fmt: skip
         self._model = model
         self.placed = {p.matrix.name: p for p in placed}
-        self._places: dict[tuple[str, int], _Place] = {}
+        self._decoder = decoder
         self._kept: dict[str, dict[int, _Place]] = {name: {} for name in self.placed}
-        self._arenas: list[Arena] = []
-        untied = decoder.embedding.name != decoder.head.name
-        runs = [
-            (p.matrix.name, 0, padded16(p.matrix.rows) // TILE_ROWS)
-            for p in placed
-            if kept is None or not streamable(p)
-            if not (kept is not None and untied and p.matrix.name == decoder.embedding.name)
-        ]
-        runs += [(piece.matrix, piece.tile, piece.tiles) for piece in kept or ()]
-        self._wanted = self._take(runs)
+        self._spare: dict[tuple[str, int, int], _Place] = {}  # given back; may be filled again
+        self._wanted = self._take(self._runs(kept))
         vectors = {v.name: v for v in decoder.vectors()}
         self._vectors = list(vectors.values())
         self.vectors = Arena({v.name: padded16(v.size) * 4 for v in self._vectors}, huge=False)
 
-    def _take(self, runs: Sequence[tuple[str, int, int]]) -> list[_Place]:
-        """Places for runs of tiles (matrix, first, count), side by side."""
+    def _runs(self, kept: Sequence[Piece] | None) -> list[_Run]:
+        """What is to be in memory: matrices that are not cut, whole, then pieces."""
+        embedding = self._decoder.embedding.name
+        by_row = kept is not None and embedding != self._decoder.head.name
+        runs = [
+            (name, 0, padded16(p.matrix.rows) // TILE_ROWS)
+            for name, p in self.placed.items()
+            if (kept is None or not streamable(p)) and not (by_row and name == embedding)
+        ]
+        return runs + [(piece.matrix, piece.tile, piece.tiles) for piece in kept or ()]
+
+    def _take(self, runs: Sequence[_Run]) -> list[_Place]:
+        """Places for runs of tiles, side by side."""
         sizes = {f"{name}:{tile}": self._run_bytes(name, tiles) for name, tile, tiles in runs}
         arena = Arena(sizes)
-        self._arenas.append(arena)
         taken = []
-        for name, tile, tiles in runs:
-            key = f"{name}:{tile}"
-            place = _Place(name, tile, tiles, arena.address(key), arena.view(key))
-            self._places[name, tile] = self._kept[name][tile] = place
-            taken.append(place)
+        for run in runs:
+            key = f"{run[0]}:{run[1]}"
+            taken.append(_Place(*run, arena, key, 0, sizes[key]))
+        for place in taken:
+            self._kept[place.matrix][place.tile] = place
         return taken
+
+    def change(
+        self, kept: Sequence[Piece] | None, cut: Sequence[Piece], addresses: dict[str, int],
+        n_threads: int, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        """Keep other pieces than so far: give memory back, or read what is missing.
+
+        Args:
+            kept: as in `__init__`; either fewer or more than before.
+            cut: all pieces there are.
+
+        Raises:
+            ModelFileError: the file cannot be read; what is kept is then as before.
+        """
+        self._split(cut)
+        now = {place.run for places in self._kept.values() for place in places.values()}
+        wanted = self._runs(cut if kept is None else kept)
+        embedding = self._decoder.embedding
+        if kept is None and embedding.name != self._decoder.head.name:
+            wanted.append((embedding.name, 0, padded16(embedding.rows) // TILE_ROWS))
+        for run in now.difference(wanted):
+            place = self._kept[run[0]].pop(run[1])
+            place.give_back()
+            self._spare[run] = place
+        missing = [run for run in wanted if run not in now]
+        new = [self._spare.pop(run) for run in missing if run in self._spare]
+        for place in new:
+            self._kept[place.matrix][place.tile] = place
+        new += self._take([run for run in missing if run not in {place.run for place in new}])
+        try:
+            with TensorReader() as reader:
+                self._fill(reader, new, addresses, n_threads, progress)
+        except BaseException:
+            for place in new:
+                del self._kept[place.matrix][place.tile]
+                place.give_back()
+                self._spare[place.run] = place
+            raise
+
+    def _split(self, cut: Sequence[Piece]) -> None:
+        """Cut whole matrices in memory where pieces begin."""
+        by_matrix: dict[str, list[Piece]] = {}
+        for piece in cut:
+            by_matrix.setdefault(piece.matrix, []).append(piece)
+        for name, pieces in by_matrix.items():
+            whole = self._kept[name].get(0)
+            if whole is None or whole.tiles == pieces[0].tiles:
+                continue
+            for piece in pieces:
+                start = self._run_bytes(name, piece.tile)
+                self._kept[name][piece.tile] = replace(
+                    whole, tile=piece.tile, tiles=piece.tiles, start=start,
+                    n_bytes=self._run_bytes(name, piece.tiles),
+                )  # fmt: skip
 
     def _run_bytes(self, name: str, tiles: int) -> int:
         p = self.placed[name]
@@ -297,15 +353,39 @@ class Weights:
         tile_raw(addresses, placed, raw, place.address + at, n_tiles)
 
 
+_Run = tuple[str, int, int]  # a matrix, its first tile, and how many
+
+
 @dataclass(frozen=True)
 class _Place:
-    """Memory of a run of tiles."""
+    """Memory of a run of tiles: `n_bytes` from `start` of a piece of an arena."""
 
     matrix: str
     tile: int
     tiles: int
-    address: int
-    view: np.ndarray
+    arena: Arena
+    key: str
+    start: int
+    n_bytes: int
+
+    @property
+    def run(self) -> _Run:
+        """What it has."""
+        return self.matrix, self.tile, self.tiles
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        return self.arena.address(self.key) + self.start
+
+    @property
+    def view(self) -> np.ndarray:
+        """Its bytes."""
+        return self.arena.view(self.key)[self.start : self.start + self.n_bytes]
+
+    def give_back(self) -> None:
+        """Give its memory back to the system."""
+        self.arena.release(self.key, self.start, self.n_bytes)
 
 
 def tile_raw(
