@@ -1,4 +1,4 @@
-"""One number for everything: which sizes of context and window, and which weights, fit in memory."""
+"""One number for everything: which context, window and weights fit in memory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from headrace.errors import BudgetError
-from headrace.offload.pieces import Piece, Residency, keep, least_bytes
+from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, keep, least_bytes
 from headrace.sizes import format_size
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Bytes that a process may have (None: unknown), and why, for messages."""
+
+    n_bytes: int | None = None
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,13 +53,13 @@ class Fit:
 
 
 def fit(
-    limit: int | None, whole: Iterable[Choice], streaming: Iterable[Choice],
+    limit: Limit, whole: Iterable[Choice], streaming: Iterable[Choice],
     pieces: Sequence[Piece], model: str,
 ) -> Fit:  # fmt: skip
     """Choose: everything in memory if that fits, else the residency that keeps most.
 
     Args:
-        limit: bytes; None: unknown, so everything.
+        limit: of the process.
         whole: choices for that, the best first.
         streaming: choices for the other case, the best first.
         pieces: the weights that can be streamed.
@@ -60,38 +68,46 @@ def fit(
     Raises:
         BudgetError: not even the least fits.
     """
-    for choice in whole:
-        if limit is None or sum(choice.whole.values()) <= limit:
-            return Fit(choice, None)
-    assert limit is not None  # else the first choice was taken
     tried = []
+    for choice in whole:
+        needed = sum(choice.whole.values())
+        if limit.n_bytes is None or needed <= limit.n_bytes:
+            return Fit(choice, None)
+        tried.append((needed, choice.context, choice.whole))
+    assert limit.n_bytes is not None  # else the first choice was taken
     for choice in streaming:
         fixed = sum(choice.streaming.values())
-        if pieces and fixed < limit:
-            residency = keep(pieces, limit - fixed)
-            if residency is not None and residency.streamed:
+        if fixed < limit.n_bytes:
+            residency = keep(pieces, limit.n_bytes - fixed)
+            if residency is not None:
                 return Fit(choice, residency)
-        tried.append(choice)
-    raise _too_small(limit, min(tried, key=lambda c: sum(c.streaming.values())), pieces, model)
+        if len(pieces) < LEAST_SLOTS:
+            continue
+        least = least_bytes(pieces)
+        tried.append((fixed + least, choice.context, {**choice.streaming, "window": least}))
+    raise _too_small(limit, *min(tried, key=lambda one: one[0]), pieces, model)
 
 
 def _too_small(
-    limit: int, choice: Choice, pieces: Sequence[Piece], model: str
+    limit: Limit,
+    needed: int,
+    context: int,
+    parts: Mapping[str, int],
+    pieces: Sequence[Piece],
+    model: str,
 ) -> BudgetError:
-    parts = dict(choice.streaming)
-    parts["window"] = least_bytes(pieces)
-    needed = sum(parts.values())
-    largest = max(parts, key=lambda name: parts[name])
+    largest = max(parts, key=lambda name: parts[name] if name != "the process" else 0)
     listed = ", ".join(f"{name} {format_size(n)}" for name, n in parts.items() if n)
-    hints = {
-        "KV cache": "ask for a shorter context",
-        "weights": "convert the file with `headrace compress`: types that are rewritten while "
-        "loading cannot be streamed",
-    }
-    hint = hints.get(largest, "give it more memory")
+    hint = ""
+    if largest == "KV cache":
+        hint = ", or ask for a shorter context"
+    elif sum(piece.kept_bytes for piece in pieces) < parts.get("weights", 0) // 2:
+        hint = (
+            ", or write the file anew with `headrace compress`: weights of types that are "
+            "rewritten while loading cannot be streamed"
+        )
     return BudgetError(
-        f"{model} does not fit in {format_size(limit)}: the smallest budget that works is "
-        f"{format_size(needed)} with a context of {choice.context} ({listed}). Most of it is "
-        f"{largest}; allow {format_size(needed)}, or {hint}",
+        f"{model} does not fit: {limit.said}, and the least that works is "
+        f"{format_size(needed)} for a context of {context} tokens ({listed}). Allow that{hint}",
         needed_bytes=needed,
     )

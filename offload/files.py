@@ -1,5 +1,4 @@
-"""Model files that are read while the model runs: descriptors, and whether they are still the same.
-"""
+"""Model files that are read while the model runs, and whether they are still the same."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 
@@ -15,7 +14,21 @@ from headrace.errors import ModelFileError
 from headrace.loaders.reader import open_regular
 
 PAGE = 4096
+SAMPLES = 64  # about so many pages of a file are compared
 _F_NOCACHE = 48  # macOS
+
+
+Stamp = tuple[int, int]  # size, and when it was last written to
+
+
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a file as it is now.
+
+    Raises:
+        OSError: there is none.
+    """
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
 
 
 class StreamedFile:
@@ -23,26 +36,32 @@ class StreamedFile:
 
     Args:
         path: the file.
-        samples: offsets of 4096 bytes each that are compared when its time stamp has changed.
+        samples: offsets of 4096 bytes each that are compared when its stamp has changed.
+        stamp: what it had when the model was loaded.
 
     Raises:
-        ModelNotFoundError, ModelFileError: it cannot be opened.
+        ModelNotFoundError, ModelFileError: it cannot be opened, or has changed.
     """
 
-    def __init__(self, path: Path, samples: Iterable[int]) -> None:
+    def __init__(self, path: Path, samples: Iterable[int], stamp: Stamp) -> None:
         self.path = path
         self._samples = tuple(samples)
         self.plain = open_regular(path)
         self._direct: FileIO | None = None
         with contextlib.suppress(OSError):
             self._direct = _open_direct(path)
-        self._stamp = self._now()
-        self._print = self._fingerprint()
+        self._stamp = stamp
+        self._print = b""
+        try:
+            self.check()
+            self._print = self._fingerprint()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def direct(self) -> int | None:
-        """Descriptor for reads past the system's cache, aligned to 4096 bytes; None: there is none.
-        """
+        """Descriptor for aligned reads past the system's cache; None: there is none."""
         return None if self._direct is None else self._direct.fileno()
 
     def check(self) -> None:
@@ -66,7 +85,7 @@ class StreamedFile:
             path=self.path,
         )
 
-    def _now(self) -> tuple[int, int]:
+    def _now(self) -> Stamp:
         found = os.fstat(self.plain.fileno())
         return found.st_size, found.st_mtime_ns
 
@@ -80,9 +99,7 @@ class StreamedFile:
         """Drop a range from the system's cache, where the system lets us."""
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
-                os.posix_fadvise(
-                    self.plain.fileno(), offset, n_bytes, os.POSIX_FADV_DONTNEED
-                )
+                os.posix_fadvise(self.plain.fileno(), offset, n_bytes, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Close it."""
@@ -128,11 +145,13 @@ def _open_direct(path: Path) -> FileIO | None:
     return None
 
 
-def open_streamed(reads: Sequence[tuple[Path, int]]) -> dict[Path, StreamedFile]:
-    """Open the files of reads (path, offset); each watches its beginning and these offsets.
+def open_streamed(
+    reads: Sequence[tuple[Path, int]], stamps: Mapping[Path, Stamp]
+) -> dict[Path, StreamedFile]:
+    """Open the files of reads (path, offset), which have been loaded with these stamps.
 
     Raises:
-        ModelNotFoundError, ModelFileError: one cannot be opened.
+        ModelNotFoundError, ModelFileError: one cannot be opened, or has changed.
     """
     offsets: dict[Path, list[int]] = {}
     for path, offset in reads:
@@ -140,9 +159,15 @@ def open_streamed(reads: Sequence[tuple[Path, int]]) -> dict[Path, StreamedFile]
     files: dict[Path, StreamedFile] = {}
     try:
         for path, samples in offsets.items():
-            files[path] = StreamedFile(path, samples)
+            every = samples[:: max(1, len(samples) // SAMPLES)]
+            files[path] = StreamedFile(path, every, stamps[path])
     except BaseException:
-        for file in files.values():
-            file.close()
+        close_all(files.values())
         raise
     return files
+
+
+def close_all(files: Iterable[StreamedFile]) -> None:
+    """Close files."""
+    for file in files:
+        file.close()

@@ -6,7 +6,7 @@ disk, its driver, and on the CPU time that copying takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headrace.offload.files import StreamedFile
@@ -19,7 +19,10 @@ _SLOTS = 8
 
 
 def measure(
-    files: dict[Path, StreamedFile], reads: Sequence[Read], slot_bytes: int, reader: int,
+    files: Mapping[Path, StreamedFile],
+    reads: Sequence[Read],
+    slot_bytes: int,
+    reader: int,
     modes: Sequence[ReadMode] = MODES,
 ) -> dict[ReadMode, float]:
     """Bytes per second of cold reads in each mode that the files allow; best of two rounds.
@@ -50,7 +53,7 @@ def measure(
 
 
 def _rate(
-    files: dict[Path, StreamedFile], sample: list[Read], slot_bytes: int, reader: int,
+    files: Mapping[Path, StreamedFile], sample: list[Read], slot_bytes: int, reader: int,
     mode: ReadMode,
 ) -> float:  # fmt: skip
     for read in sample:

@@ -7,6 +7,8 @@ as fit, spread evenly over the pass, so that reading never stands still while th
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,13 +96,19 @@ def cut(matrices: Sequence[Cuttable]) -> list[Piece]:
     for m in matrices:
         n = min(m.tiles, max(1, round(m.tiles * m.read_bytes / aim)))
         edges = [m.tiles * i // n for i in range(n + 1)]
-        for first, last in zip(edges, edges[1:], strict=False):
+        for first, last in itertools.pairwise(edges):
             start, end = first * m.read_bytes, min(last * m.read_bytes, m.file_bytes)
             pieces.append(
                 Piece(
-                    m.name, first, last - first, start, end - start,
-                    (last - first) * m.read_bytes, (last - first) * m.kept_bytes, m.straight,
-                )  # fmt: skip
+                    m.name,
+                    first,
+                    last - first,
+                    start,
+                    end - start,
+                    (last - first) * m.read_bytes,
+                    (last - first) * m.kept_bytes,
+                    m.straight,
+                )
             )
     return pieces
 
@@ -122,10 +130,10 @@ def staging_bytes_of(pieces: Sequence[Piece]) -> int:
 
 
 def least_bytes(pieces: Sequence[Piece]) -> int:
-    """Memory that weights take at least when nothing is kept (or almost nothing)."""
-    spare = max((piece.kept_bytes for piece in pieces), default=0) * (LEAST_SLOTS - 1)
+    """The smallest budget with which `keep` finds a residency."""
+    order = spread(pieces)[: len(pieces) % LEAST_SLOTS]
     slots = slots_bytes(LEAST_SLOTS, slot_bytes_of(pieces)) + 2 * staging_bytes_of(pieces)
-    return min(slots + spare, sum(piece.kept_bytes for piece in pieces))
+    return slots + sum(pieces[i].kept_bytes for i in order)
 
 
 def spread(pieces: Sequence[Piece]) -> list[int]:
@@ -134,12 +142,12 @@ def spread(pieces: Sequence[Piece]) -> list[int]:
 
 
 def keep(pieces: Sequence[Piece], budget: int) -> Residency | None:
-    """The residency that keeps most within `budget` bytes; None where not even the least fits.
+    """The residency that keeps most within `budget` bytes, and streams the rest.
 
-    Everything is kept, in the order of a pass, if that fits.
+    None where not even the least fits, or there is nothing to stream.
     """
-    if sum(piece.kept_bytes for piece in pieces) <= budget:
-        return Residency(tuple(pieces), (), 0, 0, 0)
+    if len(pieces) < LEAST_SLOTS:
+        return None
     slot, staging = slot_bytes_of(pieces), staging_bytes_of(pieces)
     order = spread(pieces)
     sums = [0]
@@ -149,7 +157,7 @@ def keep(pieces: Sequence[Piece], budget: int) -> Residency | None:
     best: tuple[int, int] | None = None  # (pieces kept, slots)
     for slots in range(max(LEAST_SLOTS, window * 3 // 4), max(LEAST_SLOTS, window) + 1):
         left = budget - slots_bytes(slots, slot) - 2 * staging
-        n = _most(sums, left)
+        n = min(_most(sums, left), len(pieces) - slots)
         while n >= 0 and (len(pieces) - n) % slots:
             n -= 1
         if n >= 0 and (best is None or n > best[0]):
@@ -167,8 +175,4 @@ def keep(pieces: Sequence[Piece], budget: int) -> Residency | None:
 
 def _most(sums: Sequence[int], budget: int) -> int:
     """The most pieces of a prefix that fit; -1 if not even none does."""
-    if budget < 0:
-        return -1
-    import bisect
-
     return bisect.bisect_right(sums, budget) - 1

@@ -7,12 +7,12 @@ Window (slots; each word that threads change has a cache line of its own):
     0 present pass (from 1), 1 the function that gives a slot back, 2 its argument, 3 the function
     that naps, 4 its argument, 5 pauses before a waiting thread naps, 6 the function that takes a
     slot, 7 the function that reads (0: none, the caller does), 9 the function that drops what was
-    read from the system's cache (0: none), 10 requests, 11 their number, 16 next request, 24 readers stop,
-    32 a read failed for good, 40 ticks that thread 0 has waited,
-    41 ticks of its whole pass
+    read from the system's cache (0: none), 10 requests, 11 their number, 16 next request,
+    24 readers stop, 32 a read failed for good, 40 ticks that thread 0 has waited, 41 ticks of its
+    whole pass
 
-Requests are numbered through all passes: request q reads piece q % n for pass q // n + 1 into a slot
-of the window that is that piece's for good. A reader takes a free slot (a semaphore of the
+Requests are numbered through all passes: request q reads piece q % n for pass q // n + 1 into a
+slot of the window that is that piece's for good. A reader takes a free slot (a semaphore of the
 operating system), then the next number. Pieces are given back in the order in which they are read,
 so whose turn it is finds its slot free.
 """
@@ -142,9 +142,7 @@ def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
 
 def kernel() -> Kernel:
     """The row of the reader."""
-    return Kernel(
-        "window_read", partial(_for_every_target, read), (__name__,), _no_cases, __name__
-    )
+    return Kernel("window_read", partial(_for_every_target, read), (__name__,), _no_cases, __name__)
 
 
 def all_kernels() -> list[Kernel]:

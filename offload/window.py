@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from headrace.errors import ModelFileError
 from headrace.interruptible import persist
 from headrace.memory import Arena
 from headrace.offload import requests
-from headrace.offload.files import PAGE, StreamedFile, open_streamed, readinto
+from headrace.offload.files import PAGE, StreamedFile, readinto
 from headrace.offload.modes import ReadMode
 from headrace.offload.pieces import slots_bytes
 from headrace.offload.semaphore import Semaphore
@@ -60,15 +60,15 @@ class Window:
 
     Pieces lie in `n_slots` slots in turn; their number divides that of the reads. One pass at a
     time: `begin`, run the steps, `end`. Between passes readers go on to the beginning of the next.
+    `files` are those of the reads, which the caller closes after `halt`.
 
     Raises:
         BudgetError: the system gives no memory for the slots.
-        ModelNotFoundError, ModelFileError: a file cannot be opened.
     """
 
     def __init__(
         self, reads: Sequence[Read], n_slots: int, slot_bytes: int, reader: int, mode: ReadMode,
-        files: dict[Path, StreamedFile] | None = None,
+        files: Mapping[Path, StreamedFile],
     ) -> None:  # fmt: skip
         if len(reads) % n_slots:
             raise ValueError(f"{len(reads)} reads do not go round in {n_slots} slots")
@@ -78,7 +78,7 @@ class Window:
         self._reader = _ENTRY(reader)
         self.mode = mode
         self.flow = Flow()
-        self._files = files or open_streamed([(r.path, r.offset) for r in self._reads])
+        self._files = files
         # Whole huge pages: direct reads into pages of 4096 bytes are several times slower, as the
         # disk's driver takes only so many pieces of memory at a time (measured: 1.1 and 3.1 GB/s).
         self._slots = Arena({"slots": slots_bytes(n_slots, slot_bytes)})
@@ -143,7 +143,9 @@ class Window:
         """
         flow = self.flow
         if finished:
-            span = int(self._shared[requests.SPAN])  # ticks of the whole pass, whose rate is unknown
+            span = int(
+                self._shared[requests.SPAN]
+            )  # ticks of the whole pass, whose rate is unknown
             if span > 0:
                 spent = time.perf_counter() - self._began
                 flow.stall_s += spent * int(self._shared[requests.STALL]) / span
@@ -219,7 +221,7 @@ class Window:
         read = self._reads[index]
         file = self._files[read.path]
         at = self.address(index) - self._slots.base
-        view = memoryview(self._slots.view("slots")[at : at + read.n_bytes])
+        view = self._slots.view("slots")[at : at + read.n_bytes].data
         try:
             n = readinto(file.plain, view, read.offset)
         except OSError as error:
@@ -247,7 +249,7 @@ class Window:
         if sys.is_finalizing():
             self._semaphore.post(len(self._threads))
             return  # the threads cannot come back to Python to be joined
-        posted = []
+        posted: list[bool] = []
 
         def stop() -> None:
             if not posted and self._semaphore is not None:
@@ -261,12 +263,6 @@ class Window:
         self._semaphore.close()
         self._semaphore = None
         self._going = False
-
-    def close(self) -> None:
-        """End the readers and close the files."""
-        self.halt()
-        for file in self._files.values():
-            file.close()
 
 
 @dataclass(frozen=True)

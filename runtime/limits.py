@@ -28,5 +28,3 @@ class LimitWatch:
             return None
         self._limits = limits
         return min(limits, default=NO_LIMIT)
-
-

@@ -25,19 +25,21 @@ from headrace.errors import (
 from headrace.generation import Generation
 from headrace.hold import Hold, Holder
 from headrace.interruptible import run_aside
+from headrace.limits import LimitWatch
 from headrace.loaders.sources import resolve
+from headrace.offload.files import StreamedFile, close_all
+from headrace.offload.modes import MODES
+from headrace.offload.pieces import Residency
 from headrace.planning import (
     MemoryPlan,
     Prepared,
     kernel_store,
     measure_flash,
     memory_plan,
+    open_files,
     prepare,
     refit,
 )
-from headrace.limits import LimitWatch
-from headrace.offload.modes import MODES
-from headrace.offload.pieces import Residency
 from headrace.prediction import Rates
 from headrace.programs import Program, Programs
 from headrace.sampling import SamplingParams
@@ -135,6 +137,7 @@ class Model:
             None if prepared.residency is None else prepared.residency.kept,
         )  # fmt: skip
         self._rates = Rates()
+        self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self._streaming: Streaming | None = None
         self._take_up(prepared)
         self._weights.load(addresses, prepared.shape.threads, progress)
@@ -290,12 +293,17 @@ class Model:
     def _take_up(self, prepared: Prepared) -> None:
         """Stream what `prepared` says is not kept."""
         if prepared.residency is not None:
+            more = plans.streaming_kernels(prepared.decoder, self._weights.placed)
+            self._addresses |= self._store.load(more)
+            if not self._files:
+                self._files = open_files(prepared)
             if self._rates.mode is None:
-                mode, flash = measure_flash(prepared, self._addresses["window_read"])
+                reader = self._addresses["window_read"]
+                mode, flash = measure_flash(prepared, reader, self._files)
                 self._rates = Rates(flash=flash, mode=mode)
             self._streaming = Streaming(
                 self._weights.placed, prepared.decoder.embedding.name, prepared.residency,
-                prepared.shape.chunk, self._addresses, self._rates.mode or MODES[0],
+                prepared.shape.chunk, self._addresses, self._rates.mode or MODES[0], self._files,
             )  # fmt: skip
         self._prepared = prepared
         self.plan: MemoryPlan = memory_plan(prepared, self._rates)
@@ -384,9 +392,9 @@ class Model:
                 skip = max(0, len(ids) - wanted - first)
                 if skip < len(chunk):
                     at = first + skip - (len(ids) - wanted)
-                    self._read_chunk(chunk, first, out=out[at : at + len(chunk) - skip])
+                    self._read_chunk(chunk, first, len(ids), out=out[at : at + len(chunk) - skip])
                 else:
-                    self._read_chunk(chunk, first)
+                    self._read_chunk(chunk, first, len(ids))
                 if progress is not None:
                     progress(min(first + step, len(ids)), len(ids), "reading")
         return out
@@ -434,6 +442,7 @@ class Model:
             self._ended = True
             self._team.close()
             self._stop_streaming()
+            close_all(self._files.values())
             if self._trace is not None:
                 self._trace.report()
 
@@ -490,7 +499,7 @@ class Model:
         """Run tokens at positions from `start`; logits after the last one (a view)."""
         step = self._programs.shape.chunk
         for first in range(0, len(ids), step):
-            self._read_chunk(ids[first : first + step], start + first)
+            self._read_chunk(ids[first : first + step], start + first, len(ids))
         return self._logits()
 
     def _logits(self) -> np.ndarray:
@@ -500,8 +509,13 @@ class Model:
         cap = np.float32(self._decoder.soft_cap)
         return cap * np.tanh(logits / cap) if cap else logits
 
-    def _read_chunk(self, ids: list[int], position: int, out: np.ndarray | None = None) -> None:
-        """Run one chunk; with `out` [k, vocabulary], logits after the last k tokens go there."""
+    def _read_chunk(
+        self, ids: list[int], position: int, of: int, out: np.ndarray | None = None
+    ) -> None:
+        """Run one chunk of a text of `of` tokens.
+
+        With `out` [k, vocabulary], logits after the last k tokens go there.
+        """
         if self._cancels != self._heeded:
             raise CancelledError("cancelled")
         self._obey()
@@ -516,9 +530,7 @@ class Model:
         wanted = 1 if out is None else len(out)
         state[plans.OUT_FIRST] = n - wanted
         state[plans.OUT_COUNT] = wanted
-        program = programs.prefill
-        if n <= plans.SHORT_TOKENS:
-            program = programs.decode if n == 1 else programs.short
+        program = programs.for_tokens(of)
         rows = programs.logits
         if wanted > 1:
             # Kernels write whole groups of tokens, none longer than the buffer.

@@ -21,6 +21,7 @@ from headrace.kernels import (
     prepare,
 )
 from headrace.offload import requests
+from headrace.sparse import linear
 from headrace.sparse.linear import activation_bytes
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
@@ -103,9 +104,14 @@ def kernels_of(decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target)
         *(prepare.kernel(p, k) for p in sorted(producers) for k in sorted(kinds)),
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
-        requests.kernel(),
     ]
     return list({k.name: k for k in found}.values())
+
+
+def streaming_kernels(decoder: Decoder, placed: Mapping[str, PlacedMatrix]) -> list[Kernel]:
+    """The kernels that are needed on top of these where weights stream."""
+    # Rows of the embedding that are looked up in the file are tiled before they are used.
+    return [requests.kernel(), linear.kernels(placed[decoder.embedding.name].format)["tile"]]
 
 
 def round_up(n: int, to: int) -> int:

@@ -20,11 +20,13 @@ from headrace.kernels import kv_cache
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.tiled import open_model
 from headrace.offload import flash, requests
-from headrace.offload.budget import Choice, fit
+from headrace.offload.budget import Choice, Limit, fit
+from headrace.offload.files import Stamp, StreamedFile, close_all, open_streamed, stamp_of
 from headrace.offload.modes import ReadMode
 from headrace.offload.pieces import Piece, Residency
 from headrace.prediction import Rates, prediction
-from headrace.streaming import open_files, reads_of
+from headrace.sizes import format_size
+from headrace.streaming import reads_of
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.pack import Kernels, Pack, shipped
@@ -39,6 +41,7 @@ MAX_CHUNK, LEAST_CHUNK = 512, 32
 KV_SHARE = 8  # where weights stream, the KV cache of a chosen context takes at most this part
 ACTIVATION_SHARE = 16  # and activations this
 FREE_SHARE = 0.95  # of free memory that a model takes by itself
+ENOUGH = Limit()
 # The interpreter with numpy, llvmlite and loaded kernels, and what a token of the vocabulary costs
 # (measured on Linux with Python 3.11; docs/performance.md).
 PROCESS_BYTES = 100 << 20
@@ -102,6 +105,7 @@ class Prepared:
     """A header turned into everything that loading needs."""
 
     file: ModelFile
+    stamps: Mapping[Path, Stamp]  # of its files, before they were read
     decoder: Decoder
     placed: list[PlacedMatrix]
     target: Target
@@ -141,21 +145,25 @@ def prepare(
     return replace(prepared, pack=pack, budget=budget)
 
 
-def limit_of(budget: int | None) -> int | None:
-    """Bytes that this process may have in all: a budget, but no more than is free."""
+def limit_of(budget: int | None) -> Limit:
+    """What this process may have in all: a budget, but no more than is free."""
+    asked = Limit(budget, f"the budget (`memory`) is {format_size(budget)}" if budget else "")
     available = available_bytes()
     if available is None:
-        return budget
+        return asked
     # What the process has already is part of what it may have.
-    free = int((available + resident_bytes()) * FREE_SHARE)
-    return free if budget is None else min(budget, free)
+    free = available + resident_bytes()
+    if budget is not None and budget <= free:
+        return asked
+    said = f"this process can have {format_size(free)} (free memory and cgroup limit)"
+    return Limit(free if budget is not None else int(free * FREE_SHARE), said)
 
 
 def prepare_for(
     target: Target, file: ModelFile, context: int | None, threads: int,
-    activations: Activations = "q8", limit: int | None = None,
+    activations: Activations = "q8", limit: Limit = ENOUGH,
 ) -> Prepared:  # fmt: skip
-    """The same for any machine, with `limit` bytes of memory (None: enough).
+    """The same for any machine.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
@@ -174,11 +182,16 @@ def prepare_for(
     sizes = _Sizes(decoder, placed, target, threads)
     pieces = pieces_of(streamed_matrices(decoder, placed))
     found = fit(
-        limit, sizes.whole(context), sizes.streaming(context, limit), pieces, str(file.paths[0])
+        limit,
+        sizes.whole(context),
+        sizes.streaming(context, limit.n_bytes),
+        pieces,
+        str(file.paths[0]),
     )
     shape = plans.Shape(found.choice.context, found.choice.chunk, threads)
+    stamps = {path: stamp_of(path) for path in file.paths}
     return Prepared(
-        file, decoder, placed, target, shape, pieces, found.parts, found.residency
+        file, stamps, decoder, placed, target, shape, pieces, found.parts, found.residency
     )  # fmt: skip
 
 
@@ -213,7 +226,7 @@ class _Sizes:
     def whole(self, context: int | None) -> Iterator[Choice]:
         """With all weights in memory: shorter contexts only where that is what is wanting."""
         wanted = context or min(self.decoder.context, DEFAULT_CONTEXT)
-        for tokens in [wanted] if context else _halves(wanted, 1024):
+        for tokens in [wanted] if context else _halves(wanted, LEAST_CONTEXT):
             yield self.choice(tokens, self._chunk(tokens, ACTIVATION_BUDGET_BYTES))
 
     def streaming(self, context: int | None, limit: int | None) -> Iterator[Choice]:
@@ -375,17 +388,34 @@ def plan_model(
             rates = Rates(best_read_bandwidth(store, prepared.shape.threads))
             if prepared.residency is not None:
                 reader = store.load([requests.kernel()])["window_read"]
-                mode, rate = measure_flash(prepared, reader)
+                files = open_files(prepared)
+                try:
+                    mode, rate = measure_flash(prepared, reader, files)
+                finally:
+                    close_all(files.values())
                 rates = replace(rates, flash=rate, mode=mode)
     return memory_plan(prepared, rates)
 
 
-def measure_flash(prepared: Prepared, reader: int) -> tuple[ReadMode, float]:
+def open_files(prepared: Prepared) -> dict[Path, StreamedFile]:
+    """The files of what a prepared model may stream.
+
+    Raises:
+        ModelFileError: one cannot be opened, or is not what it was when the model was prepared.
+    """
+    reads = reads_of({p.matrix.name: p for p in prepared.placed}, prepared.pieces)
+    return open_streamed([(read.path, read.offset) for read in reads], prepared.stamps)
+
+
+def measure_flash(
+    prepared: Prepared, reader: int, files: Mapping[Path, StreamedFile]
+) -> tuple[ReadMode, float]:
     """The fastest way to read what a prepared model streams, and its bytes per second.
 
     Args:
         prepared: a model of which something is streamed.
         reader: address of the kernel that reads.
+        files: its files, open.
 
     Raises:
         ModelFileError: its files cannot be read.
@@ -394,11 +424,6 @@ def measure_flash(prepared: Prepared, reader: int) -> tuple[ReadMode, float]:
     if residency is None:
         raise ValueError("nothing is streamed")
     reads = reads_of({p.matrix.name: p for p in prepared.placed}, residency.streamed)
-    files = open_files(reads)
-    try:
-        rates = flash.measure(files, reads, residency.slot_bytes, reader)
-    finally:
-        for file in files.values():
-            file.close()
+    rates = flash.measure(files, reads, residency.slot_bytes, reader)
     mode = max(rates, key=lambda one: rates[one])
     return mode, rates[mode]

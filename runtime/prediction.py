@@ -34,9 +34,7 @@ class Speed:
     advice: str | None = None
 
 
-def prediction(
-    rates: Rates, residency: Residency | None, *, read_bytes: int, layers: int
-) -> Speed:
+def prediction(rates: Rates, residency: Residency | None, *, read_bytes: int, layers: int) -> Speed:
     """Decode speed at an empty context.
 
     Args:

@@ -11,7 +11,17 @@ from headrace.families.decoder import Decoder, Matrix, rope_table
 from headrace.kernels import execute
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
-from headrace.plan import ONE, PREFILL, Shape, buffer_sizes, kv_bytes, modes, ropes_of, table_sizes
+from headrace.plan import (
+    ONE,
+    PREFILL,
+    SHORT_TOKENS,
+    Shape,
+    buffer_sizes,
+    kv_bytes,
+    modes,
+    ropes_of,
+    table_sizes,
+)
 from headrace.steps import Forward, Step
 from headrace.streaming import Streaming
 from headrace.targets.target import Target
@@ -114,6 +124,15 @@ class Programs:
         return self.cache.address("kv")
 
     # --- running ----------------------------------------------------------------------------------
+
+    def for_tokens(self, n_tokens: int) -> Program:
+        """The program that reads a text of so many tokens, all chunks of it.
+
+        How long chunks are depends on memory; what comes out must not.
+        """
+        if n_tokens > SHORT_TOKENS:
+            return self.prefill
+        return self.decode if n_tokens == 1 else self.short
 
     def expect(self, n_tokens: int) -> None:
         """Call before a chunk: long ones run over megabytes of activations, faster on huge pages.

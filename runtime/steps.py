@@ -30,7 +30,7 @@ from headrace.plan import (
 )
 from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
-from headrace.weights import Part, PlacedMatrix, padded16
+from headrace.weights import Part, PlacedMatrix
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,7 @@ class Forward:
         steps[-1] = replace(steps[-1], barrier=True)
         return steps
 
-    def _product(
-        self, mode: Mode, name: str, matrix: Matrix, part: Part, last: bool
-    ) -> list[Step]:
+    def _product(self, mode: Mode, name: str, matrix: Matrix, part: Part, last: bool) -> list[Step]:
         fmt = self._placed[matrix.name].format
         kind = mode.kind(fmt.activation)
         group = mode.group(kind)

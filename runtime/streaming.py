@@ -1,4 +1,4 @@
-"""The part of a model's weights that is read from flash for every pass, and where it comes to lie."""
+"""Weights that are read from flash for every pass, and where they come to lie."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from headrace.embedding import EmbeddingRows
 from headrace.memory import Arena
-from headrace.offload.files import StreamedFile, open_streamed
+from headrace.offload.files import StreamedFile
 from headrace.offload.modes import ReadMode
 from headrace.offload.pieces import Piece, Residency
 from headrace.offload.window import Read, Window
@@ -23,11 +23,6 @@ def reads_of(placed: Mapping[str, PlacedMatrix], pieces: tuple[Piece, ...]) -> l
     return reads
 
 
-def open_files(reads: list[Read]) -> dict[Path, StreamedFile]:
-    """The files of these reads, open and watched."""
-    return open_streamed([(read.path, read.offset) for read in reads])
-
-
 class Streaming:
     """A window over what `residency` streams, and rows of the embedding.
 
@@ -37,17 +32,18 @@ class Streaming:
         tokens: the most that a pass reads.
         addresses: kernels by name.
         mode: how to read.
+        files: the model's files, open; the caller closes them after `close`.
     """
 
     def __init__(
         self, placed: Mapping[str, PlacedMatrix], embedding: str, residency: Residency,
-        tokens: int, addresses: dict[str, int], mode: ReadMode,
+        tokens: int, addresses: dict[str, int], mode: ReadMode, files: Mapping[Path, StreamedFile],
     ) -> None:  # fmt: skip
         self.residency = residency
         reads = reads_of(placed, residency.streamed)
         self.window = Window(
             reads, residency.slots, residency.slot_bytes, addresses["window_read"], mode,
-            open_files(reads),
+            files,
         )  # fmt: skip
         staging = residency.staging_bytes
         self._staging = Arena({"0": staging, "1": staging}, huge=staging > 4 << 20)
@@ -69,6 +65,6 @@ class Streaming:
         return self._staging.address(str(turn % 2))
 
     def close(self) -> None:
-        """End the readers and close the files."""
-        self.window.close()
+        """End the readers."""
+        self.window.halt()
         self.rows.close()

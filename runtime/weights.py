@@ -393,9 +393,7 @@ def tile_raw(
 ) -> None:
     """Tile raw rows [16 * n_tiles, bytes] to an address."""
     n_blocks = placed.matrix.columns // placed.format.block
-    invoke(
-        addresses[f"tile_{placed.format.name}"], [raw, raw.shape[1], to, n_blocks, n_tiles]
-    )
+    invoke(addresses[f"tile_{placed.format.name}"], [raw, raw.shape[1], to, n_blocks, n_tiles])
 
 
 def raw_row(reader: TensorReader, placed: PlacedMatrix, row: int) -> np.ndarray:
@@ -525,6 +523,5 @@ def kernels_for(
                 continue
             found[rows[operation].name] = rows[operation]
         if p.matrix.name == embedding:
-            # Rows that are looked up in the file are tiled before they are used.
-            found |= {rows[operation].name: rows[operation] for operation in ("rows", "tile")}
+            found[rows["rows"].name] = rows["rows"]
     return list(found.values())

@@ -55,8 +55,20 @@ LAYERS = {
     "targets": {"errors", "atomic_file", "folders", "targets"},
     "loaders": {"errors", "atomic_file", "folders", "loaders"},
     "sparse": {"errors", "targets", "sparse"},
-    "kernels": {"errors", "targets", "sparse", "kernels"},
-    "offload": {"errors", "targets", "sparse", "loaders", "offload"},
+    "kernels": {"errors", "targets", "sparse", "offload", "kernels"},
+    "sizes": set(),
+    "interruptible": set(),
+    "memory": {"errors", "sizes"},
+    "offload": {
+        "errors",
+        "sizes",
+        "interruptible",
+        "memory",
+        "targets",
+        "sparse",
+        "loaders",
+        "offload",
+    },
     "families": {"errors", "loaders", "families"},
 }
 

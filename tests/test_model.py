@@ -675,16 +675,19 @@ def test_a_model_that_is_dropped_ends_its_threads() -> None:
 
 
 def test_a_budget_beyond_what_is_free_is_no_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = plan_model(STORIES, measure=False).peak_bytes
+    needed = plan_model(STORIES, context=256, measure=False).peak_bytes
     monkeypatch.setattr("headrace.planning.resident_bytes", lambda: 1000)
     monkeypatch.setattr("headrace.planning.available_bytes", lambda: needed - 1001)
     with pytest.raises(BudgetError, match="this process can have"):
-        headrace.load(STORIES, memory="64GB")
+        headrace.load(STORIES, memory="64GB", context=256)
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
-    needed = headrace.load(STORIES).plan.peak_bytes
-    for memory in ("1MB", 1, needed - 1):
+    with pytest.raises(BudgetError) as first:
+        headrace.load(STORIES, memory="1MB")
+    needed = first.value.needed_bytes
+    assert needed < plan_model(STORIES, measure=False).peak_bytes  # a shorter context is chosen
+    for memory in (1, needed - 1):
         with pytest.raises(BudgetError) as caught:
             headrace.load(STORIES, memory=memory)
         assert caught.value.needed_bytes == needed

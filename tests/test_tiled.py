@@ -483,15 +483,13 @@ def test_a_truncated_file(small: Path, tmp_path: Path, keep: float) -> None:
 
 
 def test_a_file_that_shrinks_before_it_is_loaded(small: Path, tmp_path: Path) -> None:
-    from headrace.planning import memory_plan
-
     path = tmp_path / "m.gguf"
     shutil.copy(small, path)
     for threads in (1, 3):
         prepared = prepare(path, context=None, threads=threads, target=None)
         os.truncate(path, path.stat().st_size // 2)
         with pytest.raises(ModelFileError, match="shrank"):
-            headrace.model.Model(prepared, memory_plan(prepared), None)
+            headrace.model.Model(prepared, None)
         shutil.copy(small, path)
 
 

@@ -1,8 +1,8 @@
 """The native loop: every thread of a team walks the steps of a plan, with barriers between them.
 
 Step (8 slots of 8 bytes): kernel address, argument block, flags (1: barrier after it, 2: wait for
-the request first, 4: give its slot back afterwards), address and bytes of the weights that come next
-(0: none), address of a request of the window (`headrace.offload.requests`; 0: none), 2 unused. A
+the request first, 4: give its slot back afterwards), address and bytes of the weights that come
+next (0: none), address of a request of the window (`headrace.offload.requests`; 0: none). A
 thread that has reached a barrier asks for the first lines of its share of those: the memory works
 while the threads wait for each other.
 Job (slots): 0 steps, 1 their number, 2 address of the barrier counter, 3 address of the cancel
@@ -170,9 +170,12 @@ def kernels() -> dict[str, Kernel]:
     """The rows "lead", "work" and "stop"."""
     return {
         name: Kernel(
-            f"team_{name}", partial(_for_every_target, fn), (__name__, requests.__name__),
-            _no_cases, __name__,
-        )  # fmt: skip
+            f"team_{name}",
+            partial(_for_every_target, fn),
+            (__name__, requests.__name__),
+            _no_cases,
+            __name__,
+        )
         for name, fn in (("lead", lead), ("work", work), ("stop", stop))
     }
 

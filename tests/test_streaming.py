@@ -1,0 +1,242 @@
+"""Streamed weights give the same bits as weights in memory, and failures are exceptions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_tiled import EXPANDED, FAMILIES, KINDS, write_model
+
+import headrace
+from headrace.compress import compress
+from headrace.errors import BudgetError, CancelledError, ModelFileError
+from headrace.model import Model
+from headrace.offload import pieces, requests
+from headrace.planning import plan_model
+
+CONTEXT = 64
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces and slots that small models have many of."""
+    monkeypatch.setattr(pieces, "HUGE_PAGE", pieces.PAGE)
+    monkeypatch.setattr(pieces, "LEAST_PIECE_BYTES", 2 << 10)
+
+
+def budgets(path: Path, **options: Any) -> list[int]:
+    """The least that works, something between, and not quite enough for everything."""
+    whole = plan_model(path, context=CONTEXT, measure=False).peak_bytes
+    with pytest.raises(BudgetError) as caught:
+        headrace.load(path, memory=1, context=CONTEXT, **options)
+    least = caught.value.needed_bytes
+    assert least < whole
+    return [least, (least + whole) // 2, whole - 1]
+
+
+def results(model: Model) -> list[np.ndarray]:
+    """Logits of chunks through all programs, of more than one pass."""
+    ids = [i * 7 % model.vocabulary for i in range(40)]
+    found = [model.logits(ids), model.logits(ids[:1]), model.logits(ids[:3])]
+    for i in range(3):
+        model.read_tokens([ids[i + 3]], i + 3)
+    return [*found, model.logits(ids[:18], last=2)]
+
+
+def check(path: Path) -> None:
+    with headrace.load(path, context=CONTEXT, threads=2) as model:
+        expected = results(model)
+        assert not model.streams
+    for i, memory in enumerate(budgets(path)):
+        with headrace.load(
+            path, memory=memory, context=CONTEXT, threads=1 if i == 1 else 2
+        ) as model:
+            assert model.streams
+            assert model.plan.peak_bytes <= memory
+            found = results(model)
+        for a, b in zip(found, expected, strict=True):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_give_the_same_bits(name: str) -> None:
+    check(FAMILIES[name])
+
+
+@pytest.mark.parametrize("kinds", [KINDS, *([kind] for kind in KINDS)], ids="-".join)
+def test_types_give_the_same_bits(kinds: list[str], tmp_path: Path) -> None:
+    check(write_model(tmp_path / "m.gguf", kinds))
+
+
+def test_tiled_files_give_the_same_bits(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source.gguf", KINDS)
+    check(compress(source, tmp_path / "m.gguf").path)
+
+
+def test_what_is_rewritten_while_loading_stays(tmp_path: Path) -> None:
+    check(write_model(tmp_path / "m.gguf", ["Q8_0", EXPANDED[0]]))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A model of its own to a test, of 2 MB."""
+    return write_model(tmp_path / "m.gguf", ["Q8_0", "F16"])
+
+
+@pytest.fixture
+def streaming(copy: Path) -> Iterator[Model]:
+    with headrace.load(copy, memory=budgets(copy)[1], context=CONTEXT, threads=2) as model:
+        yield model
+
+
+def readers() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("headrace-read")]
+
+
+def logits(model: Model) -> np.ndarray:
+    return model.logits(list(range(20)), last=3)
+
+
+def test_a_file_that_shrinks_and_comes_back(copy: Path, streaming: Model) -> None:
+    expected = logits(streaming)
+    data = copy.read_bytes()
+    os.truncate(copy, len(data) // 2)
+    for _ in range(2):
+        with pytest.raises(ModelFileError, match=r"the file changed|the file shrank") as caught:
+            logits(streaming)
+        assert caught.value.path == copy
+    copy.write_bytes(data)
+    assert np.array_equal(logits(streaming), expected)
+
+
+def test_a_file_that_is_written_to(copy: Path, streaming: Model) -> None:
+    expected = logits(streaming)
+    data = copy.read_bytes()
+    copy.write_bytes(data[::-1])
+    with pytest.raises(ModelFileError, match="its content is another"):
+        logits(streaming)
+    copy.write_bytes(data)
+    assert np.array_equal(logits(streaming), expected)
+    os.utime(copy, ns=(1, 1))  # touched, no more
+    assert np.array_equal(logits(streaming), expected)
+
+
+def test_a_file_that_is_replaced_or_gone_does_not_matter(copy: Path, streaming: Model) -> None:
+    expected = logits(streaming)
+    copy.unlink()
+    assert np.array_equal(logits(streaming), expected)
+
+
+def test_a_read_that_fails_once_is_made_again(streaming: Model) -> None:
+    expected = logits(streaming)
+    window = streaming._streaming.window
+    window.halt()
+    row = window._table[len(window._table) // 2]
+    good = int(row[requests.FILE])
+    row[requests.FILE] = 987654  # no descriptor: the system says EBADF
+    assert np.array_equal(logits(streaming), expected)
+    assert window.flow.mended_reads >= 1
+    row[requests.FILE] = good
+
+
+def test_a_disk_that_fails_ends_in_an_exception(streaming: Model) -> None:
+    expected = logits(streaming)
+    window = streaming._streaming.window
+    (file,) = window._files.values()
+    window.halt()
+    window._table[:, requests.FILE] = 987654
+    write_only = os.open(os.devnull, os.O_WRONLY)
+    there = os.dup(file.plain.fileno())
+    file.check = lambda: None
+    os.dup2(write_only, file.plain.fileno())  # reading from it is an error of the system
+    for _ in range(2):
+        with pytest.raises(ModelFileError, match="read failed") as caught:
+            logits(streaming)
+        assert caught.value.tensor is not None and caught.value.offset is not None
+        assert not readers()
+    os.dup2(there, file.plain.fileno())
+    assert np.array_equal(logits(streaming), expected)
+    os.close(write_only)
+    os.close(there)
+
+
+def test_cancelling_and_going_on(streaming: Model) -> None:
+    expected = logits(streaming)
+    for delay in (0.0, 0.001, 0.003):
+        timer = threading.Timer(delay, streaming.cancel)
+        timer.start()
+        with contextlib.suppress(CancelledError):
+            while timer.is_alive():
+                logits(streaming)
+        timer.join()
+        assert np.array_equal(logits(streaming), expected)
+
+
+def test_nothing_is_left_of_a_closed_model(copy: Path) -> None:
+    before, fds = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with headrace.load(copy, memory=budgets(copy)[0], context=CONTEXT) as model:
+            logits(model)
+            assert readers()
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_memory_changes_while_loaded(copy: Path) -> None:
+    least, middle, most = budgets(copy)
+    with headrace.load(copy, context=CONTEXT, threads=2) as model:
+        expected = logits(model)
+        whole = model.memory
+        kept = model.plan.resident_weights
+        with pytest.raises(BudgetError, match="the least that works") as caught:
+            model.memory = 1
+        least = caught.value.needed_bytes  # more than at first: longer chunks may be read
+        for memory in (most, least, middle, most, whole, least, whole):
+            model.memory = memory
+            assert model.memory == memory
+            assert model.plan.peak_bytes <= memory
+            assert model.streams == (memory < whole)
+            assert np.array_equal(logits(model), expected)
+        assert model.plan.resident_weights == kept
+        assert np.array_equal(logits(model), expected)
+
+
+def test_growing_fails_where_the_file_is_bad(copy: Path) -> None:
+    least, middle, most = budgets(copy)
+    data = copy.read_bytes()
+    with headrace.load(copy, memory=least, context=CONTEXT, threads=2) as model:
+        expected = logits(model)
+        os.truncate(copy, len(data) // 2)
+        with pytest.raises(ModelFileError):
+            model.memory = most
+        assert model.memory == least
+        copy.write_bytes(data)
+        assert np.array_equal(logits(model), expected)
+        model.memory = middle
+        assert np.array_equal(logits(model), expected)
+
+
+def test_text_is_kept_over_a_change(copy: Path) -> None:
+    most = budgets(copy)[2]
+    with headrace.load(copy, context=CONTEXT) as model:
+        model.read_tokens(list(range(10)))
+        model.read_tokens([10], 10)
+        expected = model._read([11], 11).copy()
+        model.memory = most
+        assert np.array_equal(model._read([11], 11), expected)
+
+
+def test_weights_that_cannot_stream_are_named(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", [EXPANDED[0]])
+    with pytest.raises(BudgetError, match="headrace compress"):
+        headrace.load(path, memory="100MB", context=CONTEXT)
