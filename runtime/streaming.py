@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headrace.embedding import EmbeddingRows
@@ -14,7 +14,7 @@ from headrace.offload.window import Read, Window
 from headrace.weights import Part, PlacedMatrix
 
 
-def reads_of(placed: Mapping[str, PlacedMatrix], pieces: tuple[Piece, ...]) -> list[Read]:
+def reads_of(placed: Mapping[str, PlacedMatrix], pieces: Sequence[Piece]) -> list[Read]:
     """Where pieces lie in the model's files."""
     reads = []
     for piece in pieces:

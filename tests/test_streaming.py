@@ -54,10 +54,8 @@ def check(path: Path) -> None:
     with headrace.load(path, context=CONTEXT, threads=2) as model:
         expected = results(model)
         assert not model.streams
-    for i, memory in enumerate(budgets(path)):
-        with headrace.load(
-            path, memory=memory, context=CONTEXT, threads=1 if i == 1 else 2
-        ) as model:
+    for memory in budgets(path):
+        with headrace.load(path, memory=memory, context=CONTEXT, threads=2) as model:
             assert model.streams
             assert model.plan.peak_bytes <= memory
             found = results(model)
