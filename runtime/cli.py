@@ -523,6 +523,9 @@ def _loaded(model: str, options: Mapping[str, Any]) -> Iterator[Any]:
         chosen = {name: options[name] for name in names if options.get(name) is not None}
         loaded = load(model, progress=progress, **chosen)
     with loaded:
+        if not options.get("json"):
+            for notice in loaded.plan.notices():
+                say(notice)
         yield loaded
 
 

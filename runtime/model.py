@@ -27,6 +27,7 @@ from headrace.hold import Hold, Holder
 from headrace.interruptible import run_aside
 from headrace.limits import LimitWatch
 from headrace.loaders.sources import resolve
+from headrace.machine import known_read_bandwidth
 from headrace.offload.files import StreamedFile, close_all
 from headrace.offload.modes import MODES
 from headrace.offload.pieces import Residency
@@ -300,7 +301,8 @@ class Model:
             if self._rates.mode is None:
                 reader = self._addresses["window_read"]
                 mode, flash = measure_flash(prepared, reader, self._files)
-                self._rates = Rates(flash=flash, mode=mode)
+                memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
+                self._rates = Rates(memory, flash, mode)
             self._streaming = Streaming(
                 self._weights.placed, prepared.decoder.embedding.name, prepared.residency,
                 prepared.shape.chunk, self._addresses, self._rates.mode or MODES[0], self._files,

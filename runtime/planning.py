@@ -55,6 +55,7 @@ class MemoryPlan:
     """What loading and running a model takes; all sizes in bytes.
 
     Attributes:
+        wanted_context: tokens of context, were there memory enough.
         weights: matrices as they would lie in memory; `file` is what the model file has.
         resident_weights: what of them stays in memory; the rest is streamed through a `window`.
         expanded: tensors whose type has no kernel: name, type in the file, format, both sizes.
@@ -71,6 +72,7 @@ class MemoryPlan:
     target: str
     threads: int
     context: int
+    wanted_context: int
     chunk: int
     file: int
     weights: int
@@ -99,6 +101,25 @@ class MemoryPlan:
         """Plain data, for JSON."""
         return asdict(self)
 
+    def notices(self) -> list[str]:
+        """What a user should know before the wait, where memory is short."""
+        found = []
+        if self.flash_bytes_per_token:
+            rate = self.flash_read_gb_s
+            how = "" if rate is None else f" at {rate:.1f} GB/s ({self.read_mode})"
+            speed = self.predicted_tok_s
+            about = "" if speed is None else f", about {speed:.2g} tok/s"
+            missing = self.peak_bytes + self.weights - self.resident_weights - self.window
+            found.append(
+                f"{format_size(self.flash_bytes_per_token)} of weights are read from the file for "
+                f"each token{how}{about}; with {format_size(missing)} of memory none would be"
+            )
+        if self.context < self.wanted_context:
+            found.append(
+                f"the context is {self.context} tokens, as memory is short: --context asks for more"
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -110,6 +131,7 @@ class Prepared:
     placed: list[PlacedMatrix]
     target: Target
     shape: plans.Shape
+    wanted_context: int  # tokens, were there memory enough
     pieces: Sequence[Piece]  # of the weights that can be streamed
     parts: Mapping[str, int]  # bytes of memory by what they are for
     residency: Residency | None = None  # None: all weights stay in memory
@@ -191,7 +213,8 @@ def prepare_for(
     shape = plans.Shape(found.choice.context, found.choice.chunk, threads)
     stamps = {path: stamp_of(path) for path in file.paths}
     return Prepared(
-        file, stamps, decoder, placed, target, shape, pieces, found.parts, found.residency
+        file, stamps, decoder, placed, target, shape,
+        context or min(decoder.context, DEFAULT_CONTEXT), pieces, found.parts, found.residency,
     )  # fmt: skip
 
 
@@ -302,6 +325,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         target=p.target.name,
         threads=p.shape.threads,
         context=p.shape.context,
+        wanted_context=p.wanted_context,
         chunk=p.shape.chunk,
         file=p.file.size_bytes,
         weights=sum(one.n_bytes for one in p.placed),

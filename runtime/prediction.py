@@ -43,12 +43,15 @@ def prediction(rates: Rates, residency: Residency | None, *, read_bytes: int, la
         read_bytes: of weights in memory's form for each token.
         layers: of the model; each has five barriers.
     """
-    if rates.memory is None or (residency is not None and rates.flash is None):
+    compute_s = (5 * layers + 2) * BARRIER_S
+    if rates.memory is not None:
+        compute_s += read_bytes / (rates.memory * DECODE_SHARE)
+    if residency is None:
+        return Speed() if rates.memory is None else Speed(1 / compute_s)
+    if rates.flash is None:
         return Speed()
-    compute_s = read_bytes / (rates.memory * DECODE_SHARE) + (5 * layers + 2) * BARRIER_S
-    if residency is None or rates.flash is None:
-        return Speed(1 / compute_s)
-    compute_s += TILED_PASSES * residency.staged_bytes / rates.memory
+    if rates.memory is not None:
+        compute_s += TILED_PASSES * residency.staged_bytes / rates.memory
     flash_s = residency.streamed_bytes / (rates.flash * FLASH_SHARE)
     return Speed(1 / max(flash_s, compute_s), _advice(residency, rates.flash, flash_s, compute_s))
 
