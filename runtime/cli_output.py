@@ -79,7 +79,10 @@ def _label(key: str) -> str:
 
 
 # The parts of a `MemoryPlan` are bytes whose names do not say so.
-_PLAN_PARTS = {"file", "weights", "vectors", "kv_cache", "activations", "process", "budget"}
+_PLAN_PARTS = {
+    "file", "weights", "resident_weights", "window", "vectors", "kv_cache", "activations",
+    "process", "budget",
+}  # fmt: skip
 
 
 def _human(key: str, value: Any) -> str:
