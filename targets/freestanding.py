@@ -21,6 +21,18 @@ define hidden void @{name}(ptr %to, i64 %n) "no-builtins" {{
   ret void
 }}
 """
+# AArch64 Windows: touch each page of x15 * 16 bytes below the stack; may change x16 and x17 only.
+# lsl x16, x15, 4; mov x17, sp; 1: sub x17, x17, 4096; subs x16, x16, 4096; ldr xzr, [x17];
+# b.gt 1b; ret
+_CHECK_STACK = (
+    0xD37CEDF0, 0x910003F1, 0xD1400631, 0xF1400610, 0xF940023F, 0x54FFFFAC, 0xD65F03C0,
+)  # fmt: skip
+_OF_BOTH = {
+    # As data among code: there is no room in front of a function (`headrace.targets.systems`).
+    ("aarch64", "windows"): "@__chkstk = constant [7 x i32] ["
+    + ", ".join(f"i32 {word}" for word in _CHECK_STACK)
+    + '], section ".text", align 4\n',
+}
 _OF_SYSTEM = {
     "macos": _CLEAR.format(name="bzero") + _CLEAR.format(name="__bzero"),
     "windows": "@_fltused = global i32 0\n",  # says that a program uses floats
@@ -105,6 +117,7 @@ done:
 def functions_object(target: Target) -> bytes:
     """Object code of the functions, to be linked with kernels of a target."""
     text = _TEXT.format(w=f"i{8 * target.word_bytes}") + _MORE.get(target.architecture, "")
-    text += _OF_SYSTEM.get(system_name(target), "")
+    system = system_name(target)
+    text += _OF_SYSTEM.get(system, "") + _OF_BOTH.get((target.architecture, system), "")
     code: bytes = backend.target_machine(target, 2).emit_object(backend.parse(text, target))
     return code
