@@ -167,10 +167,13 @@ def test_constants_are_what_the_runtime_has_in_memory(tmp_path: Path) -> None:
     assert len(data) == places.constant_bytes
     with headrace.load(STORIES, context=64, threads=1) as model:
         weights = model._weights
-        for arena, kind in ((weights.matrices, "matrix"), (weights.vectors, "vector")):
-            for name in arena:
-                at, array = places.constants[f"{kind} {name}"], arena.view(name)
-                assert data[at : at + array.nbytes] == array.tobytes(), name
+        arrays = {f"vector {name}": weights.vectors.view(name) for name in weights.vectors}
+        for name, places_of in weights._kept.items():
+            (place,) = places_of.values()
+            arrays[f"matrix {name}"] = place.view
+        for name, array in arrays.items():
+            at = places.constants[name]
+            assert data[at : at + array.nbytes] == array.tobytes(), name
 
 
 def test_numbers_stand_for_places() -> None:
@@ -180,8 +183,8 @@ def test_numbers_stand_for_places() -> None:
     assert place_of(places.buffer("x", False)) == ("headrace_buffers", 0)
     assert place_of(places.kv() + 5) == ("headrace_kv", 5)
     assert place_of((1 << 44) - 1) is None
-    found = place_of(places.matrix("a"))
-    assert found is not None and number_of(found) == places.matrix("a")
+    found = place_of(places.embedding())
+    assert found is not None and number_of(found) == places.embedding()
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
