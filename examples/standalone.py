@@ -19,7 +19,7 @@ from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import open_model
 from headrace.standalone.export import export
 from headrace.targets.features import machine
-from headrace.targets.pack import choose_one
+from headrace.targets.naming import choose_one
 from headrace.targets.target import all_targets
 from headrace.tokenizer import Tokenizer
 

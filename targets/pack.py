@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from headrace.errors import KernelError
 from headrace.targets.cache import KernelStore
 from headrace.targets.keys import kernel_key
 from headrace.targets.need import compiler_needed
-from headrace.targets.systems import SYSTEMS, exists, for_system, system_name
+from headrace.targets.systems import SYSTEMS, for_system, system_name
 from headrace.targets.table import Kernel, symbol_of
 from headrace.targets.target import Target
 
@@ -220,61 +220,3 @@ def _for_target(progress: Progress | None, target: Target) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total, what: progress(done, total, f"{what} for {target.name}")
-
-
-def choose_one(targets: Collection[Target], what: str, cpu: str | None) -> Target:
-    """The one target that code is made for which cannot choose when it runs.
-
-    Without `cpu` that is the level that every CPU of an architecture has.
-
-    Raises:
-        KernelError: there is nothing of that name, or several targets are made for the CPU.
-    """
-    fitting = choose(targets, what, cpu)
-    if cpu is None:
-        return fitting[0]
-    made_for = [target for target in fitting if target.cpu == cpu]
-    if len(made_for) > 1:
-        raise KernelError(
-            f"{cpu} is what several targets are made for, which need more than it has: name one "
-            f"instead of {what}: {', '.join(target.name for target in made_for)}"
-        )
-    return made_for[0]
-
-
-def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Target]:
-    """The targets that `headrace targets build --target WHAT --cpu CPU` means, the best last.
-
-    Args:
-        targets: what there is.
-        what: a target's name or an architecture, and a system, such as "aarch64-linux",
-            "aarch64-macos" or "x86-64-v3-windows"; without a system, targets as they are.
-        cpu: a CPU that one of them is made for: the levels above it are left out.
-
-    Raises:
-        KernelError: there is nothing of that name, or no shared library for it.
-    """
-    base, _, system = what.rpartition("-")
-    if system not in SYSTEMS:
-        base, system = what, ""
-    by_name = [target for target in targets if target.name == base]
-    by_architecture = [target for target in targets if target.architecture == base]
-    # "riscv64" is both: with a system, it is the architecture.
-    named = by_architecture or by_name if system else by_name or by_architecture
-    if not named:
-        names = sorted({target.architecture for target in targets})
-        raise KernelError(
-            f"unknown target {what!r}; architectures: {', '.join(names)}; targets: "
-            f"{', '.join(target.name for target in targets)}"
-        )
-    if system:  # of an architecture, the levels that are built for the system
-        named = [target for target in named if exists(target, system)] or named[:1]
-        named = [for_system(target, system) for target in named]
-    named.sort(key=lambda target: target.rank)
-    if cpu is None:
-        return named
-    fitting = [i for i, target in enumerate(named) if target.cpu == cpu]
-    if not fitting:
-        known = ", ".join(dict.fromkeys(target.cpu for target in named))
-        raise KernelError(f"no target of {what} is made for the CPU {cpu!r}; CPUs: {known}")
-    return named[: fitting[-1] + 1]

@@ -19,7 +19,8 @@ from headrace.errors import KernelError
 from headrace.kernels.table import kernel_table
 from headrace.targets import features, sve_length
 from headrace.targets.host import pick_target, runnable_targets
-from headrace.targets.pack import LAYOUT, MANIFEST, Pack, PackedKernels, build, choose
+from headrace.targets.naming import choose
+from headrace.targets.pack import LAYOUT, MANIFEST, Pack, PackedKernels, build
 from headrace.targets.target import all_targets
 
 STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
@@ -176,8 +177,11 @@ def test_what_to_build() -> None:
     assert [t.name for t in choose(every, "x86-64-v3", None)] == ["x86-64-v3"]
     with pytest.raises(KernelError, match=r"unknown target 'vax'; architectures: aarch64, "):
         choose(every, "vax", None)
-    with pytest.raises(KernelError, match="CPUs: cortex-a53, cortex-a76"):
-        choose(every, "aarch64", "z80")
+    for what in ("arm64-linux", "AArch64-Linux"):
+        assert [target.name for target in choose(every, what, None)] == levels
+    assert [target.name for target in choose(every, "armv7-linux", None)] == ["armv7-neon"]
+    with pytest.raises(KernelError, match="may stand -linux, -macos, -windows"):
+        choose(every, "aarch64-android", None)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from headrace.standalone.constants import constant_sizes, vocabulary_pieces, wri
 from headrace.standalone.export import export
 from headrace.standalone.places import ProgramPlaces, number_of, place_of
 from headrace.targets.host import runnable_targets
-from headrace.targets.pack import choose_one
 from headrace.targets.target import Target, all_targets
 from headrace.tokenizer import Tokenizer
 
@@ -270,7 +269,7 @@ def test_on_all_prompts(
     assert found > 3 * MANY
 
 
-# --- what may not be overwritten, and which CPU is meant ------------------------------------------
+# --- what may not be overwritten ------------------------------------------------------------------
 
 
 def test_neither_the_model_nor_a_device_is_replaced(tmp_path: Path) -> None:
@@ -282,12 +281,3 @@ def test_neither_the_model_nor_a_device_is_replaced(tmp_path: Path) -> None:
                 export(model, HERE, output)
     assert model.read_bytes() == STORIES.read_bytes()
     assert list(tmp_path.iterdir()) == [model]
-
-
-def test_a_cpu_of_several_targets_is_not_guessed() -> None:
-    targets = all_targets().values()
-    assert choose_one(targets, "aarch64-linux", "cortex-a76").name == "aarch64-dotprod"
-    assert choose_one(targets, "aarch64-linux", None).name == "aarch64-neon"
-    assert choose_one(targets, "x86-64-v3", None).name == "x86-64-v3"
-    with pytest.raises(KernelError, match=r"several targets.*x86-64-v3, x86-64-v3-vnni"):
-        choose_one(targets, "x86_64-linux", "x86-64-v3")
