@@ -11,7 +11,7 @@ from typing import Any, get_args
 from headrace import plan as plans
 from headrace.arguments import whole
 from headrace.available import available_bytes, resident_bytes
-from headrace.errors import BudgetError, ContextOverflowError, NoCompilerError
+from headrace.errors import BudgetError, ContextOverflowError, KernelError, NoCompilerError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.kernels import kv_cache
@@ -107,12 +107,21 @@ def prepare(
     if activations not in get_args(Activations):
         raise ValueError(f"activations must be 'q8' or 'f32', not {activations!r}")
     file = open_model(path)
-    chosen = pick_target(target, None if pack is None else pack.levels)
+    chosen = _picked(target, pack)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     return replace(prepare_for(chosen, file, context, n_threads, activations), pack=pack)
+
+
+def _picked(target: str | None, pack: Pack | None) -> Target:
+    if pack is None:
+        return pick_target(target)
+    try:
+        return pick_target(target, pack.levels)
+    except KernelError as error:
+        raise KernelError(f"the kernel pack {pack.folder}: {error}") from error
 
 
 def prepare_for(

@@ -90,10 +90,10 @@ def machine(architecture: str, cpu: str) -> llvm.TargetMachine:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     abi = "lp64d" if architecture == "riscv64" else ""
-    created = llvm.Target.from_triple(target.triple).create_target_machine(
+    made: llvm.TargetMachine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=cpu, features="", opt=2, abiname=abi
     )
-    return created
+    return made
 
 
 @pytest.mark.parametrize(
