@@ -54,5 +54,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except HeadraceError as error:
+    except (HeadraceError, OSError) as error:
         sys.exit(str(error))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"the executable ended with status {error.returncode}")

@@ -70,11 +70,12 @@ def read_levels(folder: Path) -> dict[str, Level]:
 
 
 def _level(path: Path, name: str, facts: Any) -> Level:
-    texts = {}
+    texts: dict[str, str] = {}
     for key in ("file", "sha256", "triple"):
-        texts[key] = facts.get(key) if isinstance(facts, dict) else None
-        if not isinstance(texts[key], str):
+        text = facts.get(key) if isinstance(facts, dict) else None
+        if not isinstance(text, str):
             raise _no_manifest(path, f'"{key}" of {name} is no text')
+        texts[key] = text
     if not _is_library(texts["file"]):
         raise _no_manifest(path, f'"file" of {name} is no name of a library of a pack')
     kernels = facts.get("kernels")
