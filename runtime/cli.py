@@ -197,14 +197,17 @@ def compress(*, src: str, dst: str, format: str, force: bool) -> int:
 
 
 def targets_list(*, json: bool) -> int:
-    """List the CPUs that kernels are built for, and which of them this one is."""
-    from headrace.target_list import describe_targets
+    """List the CPUs that kernels are built for, and where they can be proven on this machine.
+
+    --json adds LLVM's options and the emulators' command lines.
+    """
+    from headrace.target_list import describe_targets, for_people
 
     rows = describe_targets()
     if json:
         print_json(rows)
     else:
-        table(rows)
+        table(for_people(rows))
     return 0
 
 
@@ -290,15 +293,16 @@ def targets_test(*, target: str | None, kernel: str | None, report: bool, json: 
         raise HeadraceError(f"unknown kernel {kernel!r}; kernels: {', '.join(kernel_table())}")
     found, tables = [], []
     for one in chosen:
-        if any(missing is None for _, missing in machines_of(one)):
+        available = [machine for machine, missing in machines_of(one) if missing is None]
+        if available:
             with progress_bar() as progress:
                 KernelStore(one, default_threads()).objects(rows.values(), progress)
         for outcome in outcomes([one], rows.values()):
             found.append(vars(outcome))
             if not json:
                 print(*vars(outcome).values(), sep="  ", flush=True)
-        if report and machines_of(one)[0][1] is None:
-            tables.append(costs(one, kernel_table().values()))
+        if report and available:
+            tables.append(costs(one, kernel_table().values(), available[0]))
             if not json:
                 print()
                 show(tables[-1], False)
@@ -405,7 +409,7 @@ COMMANDS: dict[str, Command] = {
             _BUILT_FOR,
             Opt("output", str, REQUIRED, "the executable to write", ("-o", "--output")),
             Opt("cpu", str, None, "the best for this CPU, such as cortex-a76", ("--cpu",)),
-            _CONTEXT,
+            Opt("context", int, None, "tokens; default: the model's, at most 4096", ("--context",)),
         ),
     ),
     "targets test": Command(
