@@ -140,7 +140,9 @@ def _open(folder: Path, level: Level) -> ctypes.CDLL:
             )
         return ctypes.CDLL(str(path.resolve()))
     except OSError as error:
-        raise KernelError(f"{path} cannot be loaded: {error.strerror or error}") from error
+        raise KernelError(
+            f"{path} cannot be loaded ({error.strerror or error}): copy the pack again, all of it"
+        ) from error
 
 
 def build(

@@ -154,7 +154,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "keys": (edit(lambda m: level(m)["kernels"].update(team_lead="0")), "has no team_lead of this"),
     "a system": (edit(lambda m: level(m).update(triple="vax-dec-vms")), "is for vax-dec-vms, and"),
     "a bit": (flip, "is not the library that the pack's manifest describes"),
-    "no library": (lambda f: next(f.glob("*.so")).unlink(), "cannot be loaded: No such file"),
+    "no library": (lambda f: next(f.glob("*.so")).unlink(), "cannot be loaded .No such file"),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), "is no kernel pack"),
     "text": (lambda f: (f / MANIFEST).write_text("<html>"), NONE + "it is not JSON"),
     "a list": (lambda f: (f / MANIFEST).write_text("[]"), NONE + 'it lacks "targets"'),
