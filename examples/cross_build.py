@@ -11,7 +11,8 @@ from pathlib import Path
 
 from headrace.errors import HeadraceError
 from headrace.kernels.table import kernel_table
-from headrace.targets.pack import build, choose
+from headrace.targets.naming import choose
+from headrace.targets.pack import build
 from headrace.targets.target import all_targets
 
 

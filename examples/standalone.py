@@ -19,7 +19,7 @@ from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import open_model
 from headrace.standalone.export import export
 from headrace.targets.features import machine
-from headrace.targets.pack import choose_one
+from headrace.targets.naming import choose_one
 from headrace.targets.target import all_targets
 from headrace.tokenizer import Tokenizer
 
@@ -54,5 +54,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except HeadraceError as error:
+    except (HeadraceError, OSError) as error:
         sys.exit(str(error))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"the executable ended with status {error.returncode}")

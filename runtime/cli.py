@@ -197,14 +197,17 @@ def compress(*, src: str, dst: str, format: str, force: bool) -> int:
 
 
 def targets_list(*, json: bool) -> int:
-    """List the CPUs that kernels are built for, and which of them this one is."""
-    from headrace.target_list import describe_targets
+    """List the CPUs that kernels are built for, and where they can be proven on this machine.
+
+    --json adds LLVM's options and the emulators' command lines.
+    """
+    from headrace.target_list import describe_targets, for_people
 
     rows = describe_targets()
     if json:
         print_json(rows)
     else:
-        table(rows)
+        table(for_people(rows))
     return 0
 
 
@@ -212,11 +215,12 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
     """Build a kernel pack: shared libraries for devices that have no compiler.
 
     TARGET is a target's name (see `targets list`) or an architecture, such as aarch64-linux: then
-    the pack has all of its CPU levels, or with --cpu those up to that CPU's. aarch64 and x86_64
+    the pack has all of its CPU levels, or with --cpu those that this CPU runs. aarch64 and x86_64
     also with -macos and -windows.
     """
     from headrace.kernels.table import kernel_table
-    from headrace.targets.pack import Pack, build, choose
+    from headrace.targets.naming import choose
+    from headrace.targets.pack import Pack, build
     from headrace.targets.target import all_targets
     from headrace.team import default_threads
 
@@ -239,14 +243,14 @@ def targets_export(
 
     It continues token ids: `./smol --ids 504,3575,282,4649,314 -n 16`; with --print-ids it prints
     ids instead of text. TARGET is a target's name (see `targets list`) or an architecture, such as
-    aarch64-linux: then the executable is for any CPU of it, or with --cpu for that one and better
-    ones.
+    aarch64-linux: then the executable is for any CPU of it, or with --cpu of the best level that
+    this CPU runs.
     """
     from headrace.targets.need import compiler_needed
 
     with compiler_needed():
         from headrace.standalone.export import export
-    from headrace.targets.pack import choose_one
+    from headrace.targets.naming import choose_one
     from headrace.targets.target import all_targets
     from headrace.team import default_threads
 
@@ -278,7 +282,7 @@ def targets_test(*, target: str | None, kernel: str | None, report: bool, json: 
     from headrace.target_test import machines_of, outcomes
     from headrace.target_test import report as costs
     from headrace.targets.cache import KernelStore
-    from headrace.targets.pack import choose
+    from headrace.targets.naming import choose
     from headrace.targets.target import all_targets
     from headrace.team import default_threads
 
@@ -289,15 +293,16 @@ def targets_test(*, target: str | None, kernel: str | None, report: bool, json: 
         raise HeadraceError(f"unknown kernel {kernel!r}; kernels: {', '.join(kernel_table())}")
     found, tables = [], []
     for one in chosen:
-        if any(missing is None for _, missing in machines_of(one)):
+        available = [machine for machine, missing in machines_of(one) if missing is None]
+        if available:
             with progress_bar() as progress:
                 KernelStore(one, default_threads()).objects(rows.values(), progress)
         for outcome in outcomes([one], rows.values()):
             found.append(vars(outcome))
             if not json:
                 print(*vars(outcome).values(), sep="  ", flush=True)
-        if report and machines_of(one)[0][1] is None:
-            tables.append(costs(one, kernel_table().values()))
+        if report and available:
+            tables.append(costs(one, kernel_table().values(), available[0]))
             if not json:
                 print()
                 show(tables[-1], False)
@@ -394,7 +399,7 @@ COMMANDS: dict[str, Command] = {
         (
             _BUILT_FOR,
             Opt("output", str, REQUIRED, "the folder to write", ("-o", "--output")),
-            Opt("cpu", str, None, "up to this CPU's level, such as cortex-a76", ("--cpu",)),
+            Opt("cpu", str, None, "levels that this CPU runs, such as cortex-a76", ("--cpu",)),
         ),
     ),
     "targets export": Command(
@@ -403,8 +408,8 @@ COMMANDS: dict[str, Command] = {
             _MODEL,
             _BUILT_FOR,
             Opt("output", str, REQUIRED, "the executable to write", ("-o", "--output")),
-            Opt("cpu", str, None, "for this CPU, such as cortex-a76, and later", ("--cpu",)),
-            _CONTEXT,
+            Opt("cpu", str, None, "the best for this CPU, such as cortex-a76", ("--cpu",)),
+            Opt("context", int, None, "tokens; default: the model's, at most 4096", ("--context",)),
         ),
     ),
     "targets test": Command(

@@ -35,8 +35,10 @@ def machine_for(target: Target) -> str:
     return target.machines[0] if target.machines else NATIVE
 
 
-def cost(target: Target, operation: str, format_name: str) -> Cost:
+def cost(target: Target, operation: str, format_name: str, machine: str | None = None) -> Cost:
     """Count one product of a matrix of zeros: its values decide nothing about what is executed.
+
+    `machine`: where; default `machine_for(target)`.
 
     Raises:
         KernelError: the kernel cannot be compiled, run or counted here.
@@ -53,7 +55,8 @@ def cost(target: Target, operation: str, format_name: str) -> Cost:
         y.strides[0], np.zeros(ROWS, np.float32), entry,
     ]  # fmt: skip
     code = KernelStore(target).objects([kernel])[kernel.name]
-    counts = count_instructions(kernel.name, code, target, machine_for(target), [(slots, 1)])
+    where = machine_for(target) if machine is None else machine
+    counts = count_instructions(kernel.name, code, target, where, [(slots, 1)])
     loaded = counts.loaded_bytes
     return Cost(
         counts.instructions / (ROWS * INPUTS * tokens),

@@ -13,7 +13,7 @@ from headrace import plan as plans
 from headrace.arguments import whole
 from headrace.available import available_bytes, resident_bytes
 from headrace.embedding import embedding_bytes
-from headrace.errors import ContextOverflowError, NoCompilerError
+from headrace.errors import ContextOverflowError, KernelError, NoCompilerError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.kernels import kv_cache
@@ -158,7 +158,7 @@ def prepare(
     if activations not in get_args(Activations):
         raise ValueError(f"activations must be 'q8' or 'f32', not {activations!r}")
     file = open_model(path)
-    chosen = pick_target(target, None if pack is None else pack.levels)
+    chosen = _picked(target, pack)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
@@ -179,6 +179,15 @@ def limit_of(budget: int | None) -> Limit:
         return asked
     said = f"this process can have {format_size(free)} (free memory and cgroup limit)"
     return Limit(free if budget is not None else int(free * FREE_SHARE), said)
+
+
+def _picked(target: str | None, pack: Pack | None) -> Target:
+    if pack is None:
+        return pick_target(target)
+    try:
+        return pick_target(target, pack.levels)
+    except KernelError as error:
+        raise KernelError(f"the kernel pack {pack.folder}: {error}") from error
 
 
 def prepare_for(

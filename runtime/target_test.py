@@ -72,8 +72,8 @@ def _run(kernel: Kernel, target: Target, machine: str) -> tuple[str, str]:
     return "equal", "bit for bit" if kernel.bit_exact(target) else "within its bound"
 
 
-def report(target: Target, kernels: Iterable[Kernel]) -> dict[str, Any]:
-    """What a target's matrix products cost, and the size of a pack with `kernels`.
+def report(target: Target, kernels: Iterable[Kernel], machine: str) -> dict[str, Any]:
+    """What a target's matrix products cost on a machine, and the size of a pack with `kernels`.
 
     "instructions" are those for each multiply-add, "loads" the bytes that are loaded for each byte
     of weights: of one token in GEMV, of as many as are taken at once in GEMM.
@@ -81,18 +81,18 @@ def report(target: Target, kernels: Iterable[Kernel]) -> dict[str, Any]:
     Raises:
         KernelError: something cannot be compiled, run or counted here.
     """
-    from headrace.costs import OPERATIONS, cost, machine_for  # needs llvmlite
+    from headrace.costs import OPERATIONS, cost  # needs llvmlite
 
     rows: list[dict[str, Any]] = []
     for name in FORMATS:
         row: dict[str, Any] = {"format": name}
         for operation in OPERATIONS:
-            found = cost(target, operation, name)
+            found = cost(target, operation, name, machine)
             row[f"{operation} instructions"] = round(found.instructions, 4)
             if found.loads is not None:
                 row[f"{operation} loads"] = round(found.loads, 3)
         rows.append(row)
-    facts = {"target": target.name, "counted_on": machine_for(target) or "this CPU"}
+    facts = {"target": target.name, "counted_on": machine or "this CPU"}
     return {**facts, "pack_bytes": _pack_bytes(target, kernels), "costs": rows}
 
 

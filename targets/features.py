@@ -13,13 +13,26 @@ from headrace.targets.sve_length import host_lengths
 
 # Bits of getauxval, from the kernel's uapi/asm/hwcap.h of each architecture.
 _HWCAP, _HWCAP2 = 16, 26
-_AARCH64 = {"neon": 1, "fullfp16": 10, "dotprod": 20, "sve": 22, "fp16fml": 23}
-_AARCH64_2 = {"sve2": 1, "i8mm": 13, "bf16": 14}
+_AARCH64 = {"neon": 1, "fullfp16": 10, "dotprod": 20, "sve": 22}
+_AARCH64_2 = {"i8mm": 13}
 _ARM = {"neon": 12, "vfp4": 16}
-_RISCV = {letter: ord(letter) - ord("a") for letter in "acdfimv"}
+_RISCV = {letter: ord(letter) - ord("a") for letter in "acdfmv"}
 # The system call that says more, and bits of its answer (uapi/asm/hwprobe.h).
 _RISCV_HWPROBE, _RISCV_EXTENSIONS = 258, 4
-_RISCV_MORE = {"zfh": 27, "zfhmin": 28, "zvfh": 30, "zvfhmin": 31}
+_RISCV_MORE = {"zfhmin": 28, "zvfhmin": 31}
+
+# What else architectures are called, by systems and by people, and how LLVM's triples begin.
+ARCHITECTURES = {
+    "amd64": "x86_64",
+    "x64": "x86_64",
+    "x86-64": "x86_64",
+    "arm64": "aarch64",
+    "armv7": "armv7a",
+    "armv7l": "armv7a",
+    "armv8l": "armv7a",
+    "armhf": "armv7a",
+    "rv64": "riscv64",
+}
 
 
 def machine() -> str:
@@ -27,8 +40,7 @@ def machine() -> str:
     name = platform.machine().lower()
     if sys.maxsize < 1 << 32:  # systems of 64 bits name themselves to programs of 32 as well
         name = {"aarch64": "armv7l", "x86_64": "i686"}.get(name, name)
-    known = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "armv7a", "armv8l": "armv7a"}
-    return known.get(name, name)
+    return ARCHITECTURES.get(name, name)
 
 
 @cache

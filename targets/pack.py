@@ -13,8 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +21,16 @@ from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
 from headrace.targets.cache import KernelStore
 from headrace.targets.keys import kernel_key
+from headrace.targets.manifest import (
+    LAYOUT,
+    MANIFEST,
+    Level,
+    library_name,
+    old_libraries,
+    read_levels,
+)
 from headrace.targets.need import compiler_needed
-from headrace.targets.systems import SYSTEMS, exists, for_system, system_name
+from headrace.targets.systems import for_system, system_name
 from headrace.targets.table import Kernel, symbol_of
 from headrace.targets.target import Target
 
@@ -31,21 +38,8 @@ Progress = Callable[[int, int, str], None]
 
 Kernels: TypeAlias = "KernelStore | PackedKernels"
 
-MANIFEST = "manifest.json"
-# How kernels find their arguments and lay out weights; a pack of another version is refused.
-LAYOUT = 1
-MANIFEST_BYTES = 1 << 20
 LIBRARY_BYTES = 64 << 20
 SHIPPED = Path(__file__).parent / "packs"  # what a wheel brings: a pack for each architecture
-
-
-@dataclass(frozen=True)
-class Level:
-    """The kernels of one target in a pack: the library's file and hash, the kernels' keys."""
-
-    file: str
-    sha256: str
-    kernels: dict[str, str]
 
 
 class Pack:
@@ -57,7 +51,7 @@ class Pack:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.levels = _read_manifest(self.folder / MANIFEST)
+        self.levels = read_levels(self.folder)
 
     @property
     def n_bytes(self) -> int:
@@ -93,6 +87,12 @@ class PackedKernels:
             KernelError: the pack lacks a kernel, or has it from other sources; or it is damaged.
         """
         wanted = list(kernels)
+        level = self._pack.levels.get(self.target.name)
+        if level is not None and level.triple != self.target.triple:
+            raise KernelError(
+                f"the kernel pack {self._pack.folder} is for {level.triple}, and this is "
+                f"{self.target.triple}"
+            )
         if lacking := self._pack.lacking(wanted, self.target):
             raise KernelError(
                 f"the kernel pack {self._pack.folder} has no {', '.join(lacking[:3])} of this "
@@ -127,44 +127,22 @@ def shipped(kernels: Iterable[Kernel], target: Target) -> PackedKernels | None:
 
 
 def _open(folder: Path, level: Level) -> ctypes.CDLL:
+    # The system's loader takes a name, so it reads the file again after us. The hash finds damage:
+    # who can change a library between the two can change the manifest as well.
     path = folder / level.file
     try:
         with path.open("rb") as file:
             data = file.read(LIBRARY_BYTES + 1)
         if len(data) > LIBRARY_BYTES or hashlib.sha256(data).hexdigest() != level.sha256:
-            raise KernelError(f"{path} is not the library that the pack's manifest describes")
+            raise KernelError(
+                f"{path} is not the library that the pack's manifest describes: copy the pack "
+                "again, or build it again with `headrace targets build`"
+            )
         return ctypes.CDLL(str(path.resolve()))
     except OSError as error:
-        raise KernelError(f"{path} cannot be loaded: {error}") from error
-
-
-def _read_manifest(path: Path) -> dict[str, Level]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise KernelError(f"{path.parent} is no kernel pack: {path}: {error.strerror}") from error
-    try:
-        if len(data) > MANIFEST_BYTES:
-            raise ValueError("it is too large")
-        manifest = json.loads(data)
-        layout = manifest["layout"]
-        if layout != LAYOUT:
-            raise KernelError(
-                f"{path}: the pack's layout is {layout!r}, this release's {LAYOUT}: build it again "
-                "with `headrace targets build`"
-            )
-        return {str(name): _level(facts) for name, facts in manifest["targets"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise KernelError(f"{path} is no manifest of a kernel pack: {error!r}") from error
-
-
-def _level(facts: Any) -> Level:
-    file, sha256, kernels = facts["file"], facts["sha256"], facts["kernels"]
-    texts = (file, sha256, *kernels, *kernels.values())
-    if not all(isinstance(text, str) for text in texts) or Path(file).name != file:
-        raise ValueError("a library is described wrongly")
-    return Level(file, sha256, dict(kernels))
+        raise KernelError(
+            f"{path} cannot be loaded ({error.strerror or error}): copy the pack again, all of it"
+        ) from error
 
 
 def build(
@@ -177,14 +155,18 @@ def build(
 ) -> Path:
     """Compile and link a pack; gives its folder. The manifest is written last.
 
+    Where a pack is already, it is replaced: libraries that its manifest names are removed.
+
     Raises:
-        KernelError: a kernel does not compile; or there is no compiler or no linker.
+        KernelError: a kernel does not compile; or there is no compiler, no linker or no folder.
         OSError: the folder cannot be written.
     """
     with compiler_needed():
         from headrace.targets.freestanding import functions_object
     from headrace.targets.linker import find_linker, link_shared, linker_for
 
+    if not os.fspath(folder):
+        raise KernelError("a kernel pack needs a folder: name one, such as pack/")
     for target in targets:  # compiling takes a minute: better now than after it
         for_system(target, system_name(target))
         find_linker(linker_for(target.triple))
@@ -195,7 +177,7 @@ def build(
     with tempfile.TemporaryDirectory(prefix=".headrace-", dir=folder) as made:
         for target in targets:
             objects = KernelStore(target, n_workers).objects(kernels, _for_target(progress, target))
-            path = Path(made, f"headrace-{target.name}{SYSTEMS[system_name(target)].suffix}")
+            path = Path(made, library_name(target))
             codes = [*(objects[kernel.name] for kernel in kernels), functions_object(target)]
             link_shared(codes, path, [symbol_of(kernel.name) for kernel in kernels], target.triple)
             described[target.name] = {
@@ -207,12 +189,15 @@ def build(
                 "needs": sorted(target.needs),
                 "kernels": {kernel.name: kernel_key(kernel, target) for kernel in kernels},
             }
+        old = old_libraries(folder) - {level["file"] for level in described.values()}
         with contextlib.suppress(FileNotFoundError):  # it describes other libraries
             (folder / MANIFEST).unlink()
         for level in described.values():
             os.replace(Path(made, level["file"]), folder / level["file"])
     manifest = {"layout": LAYOUT, "targets": described}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    for file in old:
+        (folder / file).unlink(missing_ok=True)
     return folder
 
 
@@ -220,61 +205,3 @@ def _for_target(progress: Progress | None, target: Target) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total, what: progress(done, total, f"{what} for {target.name}")
-
-
-def choose_one(targets: Collection[Target], what: str, cpu: str | None) -> Target:
-    """The one target that code is made for which cannot choose when it runs.
-
-    Without `cpu` that is the level that every CPU of an architecture has.
-
-    Raises:
-        KernelError: there is nothing of that name, or several targets are made for the CPU.
-    """
-    fitting = choose(targets, what, cpu)
-    if cpu is None:
-        return fitting[0]
-    made_for = [target for target in fitting if target.cpu == cpu]
-    if len(made_for) > 1:
-        raise KernelError(
-            f"{cpu} is what several targets are made for, which need more than it has: name one "
-            f"instead of {what}: {', '.join(target.name for target in made_for)}"
-        )
-    return made_for[0]
-
-
-def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Target]:
-    """The targets that `headrace targets build --target WHAT --cpu CPU` means, the best last.
-
-    Args:
-        targets: what there is.
-        what: a target's name or an architecture, and a system, such as "aarch64-linux",
-            "aarch64-macos" or "x86-64-v3-windows"; without a system, targets as they are.
-        cpu: a CPU that one of them is made for: the levels above it are left out.
-
-    Raises:
-        KernelError: there is nothing of that name, or no shared library for it.
-    """
-    base, _, system = what.rpartition("-")
-    if system not in SYSTEMS:
-        base, system = what, ""
-    by_name = [target for target in targets if target.name == base]
-    by_architecture = [target for target in targets if target.architecture == base]
-    # "riscv64" is both: with a system, it is the architecture.
-    named = by_architecture or by_name if system else by_name or by_architecture
-    if not named:
-        names = sorted({target.architecture for target in targets})
-        raise KernelError(
-            f"unknown target {what!r}; architectures: {', '.join(names)}; targets: "
-            f"{', '.join(target.name for target in targets)}"
-        )
-    if system:  # of an architecture, the levels that are built for the system
-        named = [target for target in named if exists(target, system)] or named[:1]
-        named = [for_system(target, system) for target in named]
-    named.sort(key=lambda target: target.rank)
-    if cpu is None:
-        return named
-    fitting = [i for i, target in enumerate(named) if target.cpu == cpu]
-    if not fitting:
-        known = ", ".join(dict.fromkeys(target.cpu for target in named))
-        raise KernelError(f"no target of {what} is made for the CPU {cpu!r}; CPUs: {known}")
-    return named[: fitting[-1] + 1]

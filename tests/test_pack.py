@@ -19,7 +19,9 @@ from headrace.errors import KernelError
 from headrace.kernels.table import kernel_table
 from headrace.targets import features, sve_length
 from headrace.targets.host import pick_target, runnable_targets
-from headrace.targets.pack import LAYOUT, MANIFEST, Pack, PackedKernels, build, choose
+from headrace.targets.manifest import LAYOUT, MANIFEST
+from headrace.targets.naming import choose
+from headrace.targets.pack import Pack, PackedKernels, build
 from headrace.targets.target import all_targets
 
 STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
@@ -110,7 +112,9 @@ def test_a_model_that_the_pack_has_no_kernels_for(pack: Path) -> None:
 
 
 def test_no_level_for_this_cpu(pack: Path) -> None:
-    with pytest.raises(KernelError, match=f"unknown target 'x'; targets: {BEST.name}$"):
+    with pytest.raises(
+        KernelError, match=f"pack {pack}: unknown target 'x'; targets: {BEST.name}$"
+    ):
         headrace.load(STORIES, kernels=pack, target="x")
 
 
@@ -137,19 +141,25 @@ def flip(folder: Path) -> None:
     path.write_bytes(data)
 
 
+NONE = "is no manifest of a kernel pack: "
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another layout": (edit(lambda m: m.update(layout=LAYOUT + 1)), "layout is 2, this release's"),
-    "no layout": (edit(lambda m: m.pop("layout")), "no manifest of a kernel pack"),
-    "no targets": (edit(lambda m: m.update(targets=[1])), "no manifest of a kernel pack"),
-    "a path": (edit(lambda m: level(m).update(file="../x.so")), "described wrongly"),
-    "kernels": (edit(lambda m: level(m).update(kernels=[["a"]])), "no manifest of a kernel pack"),
+    "no layout": (edit(lambda m: m.pop("layout")), "layout is not said, this release's 1"),
+    "no targets": (edit(lambda m: m.update(targets=[1])), NONE + 'it lacks "targets"'),
+    "no level": (edit(lambda m: m["targets"].update({BEST.name: 1})), NONE + '"file" of'),
+    "no hash": (edit(lambda m: level(m).pop("sha256")), NONE + '"sha256" of .* is no text'),
+    "a path": (edit(lambda m: level(m).update(file="../x.so")), "no name of a library"),
+    "a parent": (edit(lambda m: level(m).update(file="..")), "no name of a library"),
+    "kernels": (edit(lambda m: level(m).update(kernels=[["a"]])), "are no keys by name"),
     "keys": (edit(lambda m: level(m)["kernels"].update(team_lead="0")), "has no team_lead of this"),
+    "a system": (edit(lambda m: level(m).update(triple="vax-dec-vms")), "is for vax-dec-vms, and"),
     "a bit": (flip, "is not the library that the pack's manifest describes"),
-    "no library": (lambda f: next(f.glob("*.so")).unlink(), "cannot be loaded"),
+    "no library": (lambda f: next(f.glob("*.so")).unlink(), "cannot be loaded .No such file"),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), "is no kernel pack"),
-    "text": (lambda f: (f / MANIFEST).write_text("<html>"), "no manifest of a kernel pack"),
-    "deep": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "no manifest of a kernel pack"),
-    "bytes": (lambda f: (f / MANIFEST).write_bytes(b"\xff" * 9), "no manifest of a kernel pack"),
+    "text": (lambda f: (f / MANIFEST).write_text("<html>"), NONE + "it is not JSON"),
+    "a list": (lambda f: (f / MANIFEST).write_text("[]"), NONE + 'it lacks "targets"'),
+    "deep": (lambda f: (f / MANIFEST).write_text("[" * 100_000), NONE + "it is not JSON"),
+    "bytes": (lambda f: (f / MANIFEST).write_bytes(b"\xff" * 9), NONE + "it is not JSON"),
     "large": (lambda f: (f / MANIFEST).write_bytes(bytes(2 << 20)), "it is too large"),
 }
 
@@ -158,8 +168,34 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_pack_that_is_not_what_it_says_is_refused(what: str, changed: Path) -> None:
     spoil, says = SPOILT[what]
     spoil(changed)
-    with pytest.raises(KernelError, match=says):
+    with pytest.raises(KernelError, match=says) as raised:
         headrace.load(STORIES, kernels=changed)
+    assert "Error(" not in str(raised.value)  # nor how Python shows one
+
+
+def test_a_pack_of_another_architecture_is_named(changed: Path) -> None:
+    edit(lambda m: m.update(targets={"wasm32": level(m)}))(changed)
+    with pytest.raises(KernelError, match=rf"pack {changed}: no kernels for this CPU .* wasm32$"):
+        headrace.load(STORIES, kernels=changed)
+
+
+def test_a_new_pack_replaces_the_old_one_and_nothing_else(changed: Path) -> None:
+    others = {"notes.txt", "headrace-mine.so"}
+    for name in others:
+        (changed / name).write_text("mine")
+    # A manifest that names more than it may: only libraries of packs are removed.
+    strange = {"vax": {"file": "notes.txt"}, "pdp": {"file": "../notes.txt"}, "odd": 3}
+    edit(lambda m: m["targets"].update(strange))(changed)
+    target = all_targets()["aarch64-neon" if BEST.name != "aarch64-neon" else "riscv64"]
+    build([target], [kernel_table()["copy_f32"]], changed)
+    left = {path.name for path in changed.iterdir()}
+    assert left == {MANIFEST, f"headrace-{target.name}.so", *others}
+    assert list(Pack(changed).levels) == [target.name]
+
+
+def test_a_pack_needs_a_folder() -> None:
+    with pytest.raises(KernelError, match="a kernel pack needs a folder"):
+        build([BEST], [], "")
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
@@ -176,8 +212,11 @@ def test_what_to_build() -> None:
     assert [t.name for t in choose(every, "x86-64-v3", None)] == ["x86-64-v3"]
     with pytest.raises(KernelError, match=r"unknown target 'vax'; architectures: aarch64, "):
         choose(every, "vax", None)
-    with pytest.raises(KernelError, match="CPUs: cortex-a53, cortex-a76"):
-        choose(every, "aarch64", "z80")
+    for what in ("arm64-linux", "AArch64-Linux"):
+        assert [target.name for target in choose(every, what, None)] == levels
+    assert [target.name for target in choose(every, "armv7-linux", None)] == ["armv7-neon"]
+    with pytest.raises(KernelError, match="may stand -linux, -macos, -windows"):
+        choose(every, "aarch64-android", None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from shared_libraries import symbols
 from headrace.errors import KernelError
 from headrace.kernels.table import kernel_table
 from headrace.targets.linker import find_linker, linker_for
-from headrace.targets.pack import Pack, build, choose
+from headrace.targets.naming import choose
+from headrace.targets.pack import Pack, build
 from headrace.targets.systems import SYSTEMS, exists, for_system
 from headrace.targets.table import symbol_of
 from headrace.targets.target import all_targets

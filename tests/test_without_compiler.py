@@ -139,9 +139,10 @@ def test_what_needs_no_kernels_works(run: Run, tmp_path: Path) -> None:
     lacking = run("headrace", "plan", PATHS["gemma3"]).stdout  # has kernels that the pack has not
     assert "weights" in lacking and "predicted" not in lacking
     rows = json.loads(run("headrace", "targets", "list", "--json").stdout)
-    proofs = {row["target"]: row["proof"] for row in rows}
-    assert "this CPU, its best" in proofs.values()
-    assert "numba and llvmlite not installed" in proofs["wasm32"]
+    (best,) = [row for row in rows if row["best_here"]]
+    assert best["provable_on"] == ["this CPU"]
+    lacking = {row["target"]: row["why_not"] for row in rows}
+    assert "numba and llvmlite not installed" in lacking["wasm32"]
     tested = run("headrace", "targets", "test", "--kernel", "gemv_q4_0").stdout
     assert {line.split("  ")[3] for line in tested.splitlines()} == {"skipped"}
     assert "Usage" in run("headrace", "--help").stdout

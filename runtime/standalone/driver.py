@@ -54,7 +54,10 @@ SLOTS = (
     "option_ids",  # texts that end with a zero byte
     "option_n",
     "option_print_ids",
+    "option_help",
     "usage",
+    "unknown",
+    "no_value",
     "bad_ids",
     "bad_n",
     "too_long",
@@ -63,7 +66,8 @@ SLOTS = (
 (
     _STACK, _DECODE, _SHORT, _PREFILL, _STATE, _IDS, _LOGITS, _VOCABULARY, _CONTEXT, _CHUNK,
     _PIECES, _TEXT, _FLAGS, _ENDS, _N_ENDS, _PROMPT, _DIGITS, _WRITE, _EXIT, _REQUEST, _OPTION_IDS,
-    _OPTION_N, _OPTION_PRINT_IDS, _USAGE, _BAD_IDS, _BAD_N, _TOO_LONG, _NEWLINE,
+    _OPTION_N, _OPTION_PRINT_IDS, _OPTION_HELP, _USAGE, _UNKNOWN, _NO_VALUE, _BAD_IDS, _BAD_N,
+    _TOO_LONG, _NEWLINE,
 ) = range(len(SLOTS))  # fmt: skip
 
 # Flags: after a token of the first kind, one of the second drops its first byte, a space.
@@ -123,12 +127,22 @@ def _end(args: Any, status: Any) -> None:
     call_kernel(arg_ptr(args, _EXIT), request, 0, 1)
 
 
-def _fail(args: Any, message: Any) -> None:
+def _say_text(args: Any, file: Any, text: Any) -> None:
     n = 0
-    while get_u8(message + n) != 0:
+    while get_u8(text + n) != 0:
         n += 1
-    _say(args, 2, message, n)
+    _say(args, file, text, n)
+
+
+def _fail(args: Any, message: Any) -> None:
+    _say_text(args, 2, message)
     _end(args, USAGE_STATUS)
+
+
+def _fail_at(args: Any, option: Any, message: Any) -> None:
+    _say_text(args, 2, option)
+    _say_text(args, 2, message)
+    _fail(args, arg_ptr(args, _USAGE))
 
 
 def _show_number(args: Any, value: Any, first: Any) -> None:
@@ -208,21 +222,28 @@ def _driver(word_bytes: int) -> KernelFunction:
             # Behind the last argument there is a zero: an option without its value is one too.
             after = _word(stack + i * word_bytes + 2 * word_bytes, word_bytes)
             option = int_to_ptr(here)
-            if _same(option, arg_ptr(args, _OPTION_PRINT_IDS)):
+            is_ids = _same(option, arg_ptr(args, _OPTION_IDS))
+            is_n = _same(option, arg_ptr(args, _OPTION_N))
+            if _same(option, arg_ptr(args, _OPTION_HELP)):
+                _say_text(args, 1, arg_ptr(args, _USAGE))
+                _end(args, 0)
+            elif _same(option, arg_ptr(args, _OPTION_PRINT_IDS)):
                 numbers = True
                 i += 1
-            elif _same(option, arg_ptr(args, _OPTION_IDS)) and after != 0:
-                count = _numbers(int_to_ptr(after), prompt, context)
+            elif (is_ids or is_n) and after == 0:
+                _fail_at(args, option, arg_ptr(args, _NO_VALUE))
+            elif is_ids:
+                count = _numbers(int_to_ptr(after), prompt, context - 1)
                 if count < 0:
                     _fail(args, arg_ptr(args, _BAD_IDS))
                 i += 2
-            elif _same(option, arg_ptr(args, _OPTION_N)) and after != 0:
+            elif is_n:
                 if _numbers(int_to_ptr(after), arg_ptr(args, _IDS), 1) != 1:
                     _fail(args, arg_ptr(args, _BAD_N))
                 wanted = get_i64(arg_ptr(args, _IDS))
                 i += 2
             else:
-                _fail(args, arg_ptr(args, _USAGE))
+                _fail_at(args, option, arg_ptr(args, _UNKNOWN))
         if count == 0:
             _fail(args, arg_ptr(args, _USAGE))
         for j in range(count):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from headrace.atomic_file import check_replaceable, publish
-from headrace.errors import BudgetError
+from headrace.errors import BudgetError, ContextOverflowError, KernelError
 from headrace.loaders.tiled import open_model
 from headrace.plan import ZERO, buffer_sizes, kernels_of, kv_bytes, modes
 from headrace.planning import Prepared, prepare_for
@@ -54,17 +53,20 @@ def export(
         path: the model's file.
         target: the CPU level; it must not be above the CPU's that runs it.
         output: the executable.
-        context: tokens that fit; default: the model's own, at most 4096.
+        context: tokens that fit, at least 2; default: the model's own, at most 4096.
         n_workers: processes that compile at once.
         progress: called with (done, total, what).
 
     Raises:
         ModelFileError, UnsupportedError: the model cannot be used.
-        ContextOverflowError: the context is longer than the model's.
+        ContextOverflowError: the context is longer than the model's, or has no room for an answer.
         BudgetError: it does not fit in a 32-bit target's address space.
-        KernelError: a kernel does not compile, there is no linker, or the target runs no Linux.
+        KernelError: a kernel does not compile, there is no linker, the target runs no Linux, or
+            `output` is empty.
         OSError: `output` cannot be written, or is no file, or the model.
     """
+    if not os.fspath(output):
+        raise KernelError("an executable needs a name: give one, such as ./smol")
     output = Path(output)
     system_of(target)
     find_linker()
@@ -73,6 +75,10 @@ def export(
     if output.exists() and any(output.samefile(one) for one in file.paths):
         raise FileExistsError(errno.EEXIST, "that is the model itself", str(output))
     prepared = prepare_for(target, file, context, threads=1)
+    if prepared.shape.context < 2:
+        raise ContextOverflowError(
+            "a context of 1 token has no room for a prompt and an answer: take 2 or more"
+        )
     decoder, shape = prepared.decoder, prepared.shape
     tokenizer = Tokenizer.from_metadata(file.metadata, path)
     vocabulary = vocabulary_pieces(tokenizer, decoder.vocabulary)
@@ -100,9 +106,17 @@ def export(
         target, programs, _arguments(prepared, places, sorted(tokenizer.eos_ids)), state, ZERO,
         places.buffer_bytes, kv,
     )  # fmt: skip
-    objects = KernelStore(target, n_workers).objects(kernels, progress)
-    code = [backend.emit_plain(text, target), functions_object(target), *objects.values()]
-    _link(output, code, prepared, vocabulary, places, progress)
+    # Beside the output: there is room for it, and it gets its name when it is whole. Made before
+    # kernels are compiled, which takes long, so that a folder that cannot be written is known.
+    with tempfile.TemporaryDirectory(prefix=".headrace-", dir=output.parent) as folder:
+        objects = KernelStore(target, n_workers).objects(kernels, progress)
+        code = [backend.emit_plain(text, target), functions_object(target), *objects.values()]
+        data, program = Path(folder, "constants.bin"), Path(folder, "program")
+        write_constants(
+            data, prepared, vocabulary, places.constants, places.constant_bytes, progress
+        )
+        link_program(code, data, DATA, program)
+        publish(program, output)
     return Exported(output, output.stat().st_size, places.buffer_bytes + kv, shape.context)
 
 
@@ -135,27 +149,16 @@ def _arguments(
         "option_ids": "--ids",
         "option_n": "-n",
         "option_print_ids": "--print-ids",
+        "option_help": "--help",
         "usage": (
             "usage: --ids ID,ID,... [-n TOKENS] [--print-ids]\n"
             f"Continues token ids with {prepared.file.paths[0].name}, greedily, by "
             f"{driver.DEFAULT_TOKENS} tokens or -n; --print-ids shows ids instead of text.\n"
         ),
-        "bad_ids": f"--ids takes 1 to {context} token ids from 0 to {size - 1}, such as 1,2,3\n",
+        "unknown": ": no such option; a value follows its option after a space\n",
+        "no_value": " needs a value\n",
+        "bad_ids": f"--ids takes 1 to {context - 1} ids from 0 to {size - 1}, such as 1,2,3\n",
         "bad_n": "-n takes a number of tokens\n",
         "too_long": f"the ids and the new tokens do not fit in the context of {context} tokens\n",
         "newline": "\n",
     }
-
-
-def _link(
-    output: Path, code: Sequence[bytes], prepared: Prepared, vocabulary: Mapping[str, np.ndarray],
-    places: ProgramPlaces, progress: Progress | None,
-) -> None:  # fmt: skip
-    # Beside the output: there is room for it, and it gets its name when it is whole.
-    with tempfile.TemporaryDirectory(prefix=".headrace-", dir=output.parent) as folder:
-        data, program = Path(folder, "constants.bin"), Path(folder, output.name)
-        write_constants(
-            data, prepared, vocabulary, places.constants, places.constant_bytes, progress
-        )
-        link_program(code, data, DATA, program)
-        publish(program, output)

@@ -10,7 +10,7 @@ from headrace.standalone import driver
 from headrace.standalone.places import BUFFERS, DATA, KV, Place, place_of
 from headrace.steps import Step
 from headrace.targets.ir_text import constant_bytes
-from headrace.targets.linux import start, support, system_of
+from headrace.targets.linux import at_illegal_instruction, start, support, system_of
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -98,6 +98,12 @@ def program_ir(
         else:
             values[name] = Place(held_name)
             held.append(_slots(held_name, value, word_bytes))
+    illegal, set_handler = at_illegal_instruction(
+        system,
+        f"this executable is for {target.name} ({' '.join(sorted(target.needs))}), and this CPU "
+        "lacks some of it: export the model for this CPU\n",
+        driver.USAGE_STATUS,
+    )
     kernels = {symbol_of(step.kernel) for steps in programs.values() for step in steps}
     parts = [
         f"@{DATA} = external hidden global [0 x i8]\n",
@@ -124,7 +130,7 @@ next:
   %end = icmp eq {w} %left, 0
   br i1 %end, label %done, label %put
 put:
-  %n = call {w} @system({w} {system.write}, {w} %file, {w} %at, {w} %left)
+  %n = call {w} @system({w} {system.write}, {w} %file, {w} %at, {w} %left, {w} 0)
   %good = icmp sgt {w} %n, 0
   br i1 %good, label %step, label %failed
 failed:
@@ -147,9 +153,11 @@ define internal void @{_EXIT}(ptr %args, i64 %thread, i64 %threads) noinline {{
   unreachable
 }}
 """,
+        illegal,
         start(
             system,
-            f"""  %stack_word = ptrtoint ptr %stack to i64
+            set_handler
+            + f"""  %stack_word = ptrtoint ptr %stack to i64
   store i64 %stack_word, ptr @{_ARGUMENTS}
   call void @{symbol_of(driver.ROW.name)}(ptr @{_ARGUMENTS}, i64 0, i64 1)""",
         ),

@@ -6,6 +6,7 @@ import importlib.util
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 
 from headrace.errors import KernelError
 from headrace.targets.emulation import unicorn_user, wasm
@@ -21,6 +22,35 @@ def command_of(machine: str) -> list[str] | None:
     if not words or shutil.which(words[0]):
         return words
     return unicorn_user.command(machine)
+
+
+def short_names(machines: Iterable[str]) -> str:
+    """Machines for people, those that differ in a length together: `rv64 VLEN 128, 256`."""
+    lengths: dict[str, list[str]] = {}
+    for name in map(_short_name, machines):
+        front, _, last = name.rpartition(" ")
+        if last.isdigit():
+            lengths.setdefault(front, []).append(last)
+        else:
+            lengths[name] = []
+    return "; ".join(f"{name} {', '.join(of)}".rstrip() for name, of in lengths.items())
+
+
+def _short_name(machine: str) -> str:
+    """Its CPU, and what of its options tells it from others."""
+    *_, options = shlex.split(machine) or [""]
+    cpu, *rest = options.split(",")
+    values = dict(one.split("=", 1) for one in rest)
+    words = [cpu]
+    if "vlen" in values:
+        words += [*(["Zfh"] if values.get("Zfh") == "true" else []), f"VLEN {values['vlen']}"]
+    elif values.get("v") == "false":
+        words.append("without vectors")
+    if "sve-max-vq" in values:
+        words.append(f"SVE {128 * int(values['sve-max-vq'])}")
+    elif values.get("sve") == "off":
+        words.append("without SVE")
+    return " ".join(words)
 
 
 def why_not(machine: str) -> str | None:

@@ -40,7 +40,7 @@ large:
 read:
   %to = getelementptr i8, ptr @image, {w} %n
   %at = ptrtoint ptr %to to {w}
-  %got = call {w} @system({w} {system.read}, {w} 0, {w} %at, {w} %room)
+  %got = call {w} @system({w} {system.read}, {w} 0, {w} %at, {w} %room, {w} 0)
   %end = icmp sle {w} %got, 0
   br i1 %end, label %done, label %step
 step:
@@ -61,7 +61,7 @@ next:
 step:
   %from = getelementptr i8, ptr @image, {w} %n
   %at = ptrtoint ptr %from to {w}
-  %put = call {w} @system({w} {system.write}, {w} 1, {w} %at, {w} %left)
+  %put = call {w} @system({w} {system.write}, {w} 1, {w} %at, {w} %left, {w} 0)
   %more = add {w} %n, %put
   br label %next
 done:

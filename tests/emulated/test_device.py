@@ -21,7 +21,8 @@ from headrace import plan as plans
 from headrace.errors import KernelError
 from headrace.planning import prepare
 from headrace.targets.linker import find_linker
-from headrace.targets.pack import build, choose
+from headrace.targets.naming import choose
+from headrace.targets.pack import build
 from headrace.targets.target import Target, all_targets
 from headrace.targets.vector_length import NO_VECTORS, machine
 

@@ -15,7 +15,7 @@ import pytest
 from foreign import FOREIGN, USUAL, param
 
 import headrace
-from headrace.errors import BudgetError, KernelError
+from headrace.errors import BudgetError, ContextOverflowError, KernelError
 from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import open_model
 from headrace.planning import prepare_for
@@ -23,7 +23,6 @@ from headrace.standalone.constants import constant_sizes, vocabulary_pieces, wri
 from headrace.standalone.export import export
 from headrace.standalone.places import ProgramPlaces, number_of, place_of
 from headrace.targets.host import runnable_targets
-from headrace.targets.pack import choose_one
 from headrace.targets.target import Target, all_targets
 from headrace.tokenizer import Tokenizer
 
@@ -116,14 +115,16 @@ def test_it_ends_where_the_model_ends(here: Path) -> None:
     ("arguments", "says"),
     [
         ((), b"usage: --ids"),
-        (("--help",), b"usage: --ids"),
-        (("--ids",), b"usage: --ids"),
-        (("--ids", ""), b"--ids takes 1 to 512 token ids from 0 to 511"),
+        (("--ids",), b"--ids needs a value\nusage: --ids"),
+        (("--ids", "1", "-n"), b"-n needs a value\nusage: --ids"),
+        (("--ids=1,2",), b"--ids=1,2: no such option; a value follows its option after a space"),
+        (("--ids", "1", "x"), b"x: no such option"),
+        (("--ids", ""), b"--ids takes 1 to 511 ids from 0 to 511"),
         (("--ids", "1,"), b"--ids takes"),
         (("--ids", "1,-2"), b"--ids takes"),
         (("--ids", "512"), b"--ids takes"),
         (("--ids", "99999999999999999999999"), b"--ids takes"),
-        (("--ids", ",".join(["1"] * 513)), b"--ids takes"),
+        (("--ids", ",".join(["1"] * 512)), b"--ids takes"),
         (("--ids", "1", "-n", "x"), b"-n takes"),
         (("--ids", "1", "-n", "1,2"), b"-n takes"),
         (("--ids", "1", "-n", "99999999999"), b"-n takes"),
@@ -138,9 +139,15 @@ def test_wrong_arguments(here: Path, arguments: tuple[str, ...], says: bytes) ->
 
 
 @needs_here
+def test_help_is_no_failure(here: Path) -> None:
+    assert run(here, "--ids", "1", "--help").stdout.startswith(b"usage: --ids ID,ID,... [-n TOK")
+
+
+@needs_here
 def test_no_tokens_and_the_whole_context(here: Path) -> None:
     assert ids_of(here, [1], 0) == []
     assert 0 < len(ids_of(here, [1], 511)) <= 511
+    assert len(ids_of(here, [1] * 511, 1)) == 1
 
 
 @needs_here
@@ -193,6 +200,10 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace.standalone.export.ADDRESS_SPACE_32", 1 << 20)
     with pytest.raises(BudgetError, match=r"more than the 1\.05 MB of a program for armv7-neon"):
         export(STORIES, all_targets()["armv7-neon"], tmp_path / "x")
+    with pytest.raises(ContextOverflowError, match="no room for a prompt and an answer: take 2"):
+        export(STORIES, HERE, tmp_path / "x", context=1)
+    with pytest.raises(KernelError, match="an executable needs a name"):
+        export(STORIES, HERE, "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,7 +284,27 @@ def test_on_all_prompts(
     assert found > 3 * MANY
 
 
-# --- what may not be overwritten, and which CPU is meant ------------------------------------------
+# The newest CPUs of each architecture that lack something that a target needs.
+TOO_OLD = [
+    param(target, target.too_old[0], slow=name not in CI)
+    for name, target in FOREIGN.items()
+    if target.too_old and "-linux" in target.triple
+]
+
+
+@pytest.mark.parametrize(("target_name", "machine"), TOO_OLD)
+def test_a_cpu_that_lacks_something_is_told(
+    target_name: str, machine: str, folder: Path, smollm2_path: Path
+) -> None:
+    program = _smollm2(target_name, folder, smollm2_path)
+    listed = ",".join(map(str, PROMPTS[0]["ids"]))
+    done = run(program, "--ids", listed, machine=machine, ok=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert f"is for {target_name} (".encode() in done.stderr
+    assert b"this CPU lacks some of it" in done.stderr
+
+
+# --- what may not be overwritten ------------------------------------------------------------------
 
 
 def test_neither_the_model_nor_a_device_is_replaced(tmp_path: Path) -> None:
@@ -285,12 +316,3 @@ def test_neither_the_model_nor_a_device_is_replaced(tmp_path: Path) -> None:
                 export(model, HERE, output)
     assert model.read_bytes() == STORIES.read_bytes()
     assert list(tmp_path.iterdir()) == [model]
-
-
-def test_a_cpu_of_several_targets_is_not_guessed() -> None:
-    targets = all_targets().values()
-    assert choose_one(targets, "aarch64-linux", "cortex-a76").name == "aarch64-dotprod"
-    assert choose_one(targets, "aarch64-linux", None).name == "aarch64-neon"
-    assert choose_one(targets, "x86-64-v3", None).name == "x86-64-v3"
-    with pytest.raises(KernelError, match=r"several targets.*x86-64-v3, x86-64-v3-vnni"):
-        choose_one(targets, "x86_64-linux", "x86-64-v3")

@@ -14,10 +14,10 @@ from headrace.cli import main
 from headrace.kernels.table import kernel_table
 from headrace.target_test import machines_of, outcomes, report
 from headrace.targets.emulation import unicorn_user
-from headrace.targets.emulation.machines import NATIVE, why_not
+from headrace.targets.emulation.machines import NATIVE, short_names, why_not
 from headrace.targets.host import pick_target
 from headrace.targets.table import Case
-from headrace.targets.target import Target
+from headrace.targets.target import Target, all_targets
 
 HOST = pick_target(None)
 TABLE = kernel_table()
@@ -70,6 +70,50 @@ def test_a_kernel_without_cases_is_skipped() -> None:
     assert found.result == "skipped"
 
 
+def test_the_list_for_people_and_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets", "list"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["target", "triple", "cpu", "kernels", "provable", "on", "needs"]
+    names = {line.split()[0] for line in lines}
+    assert names == all_targets().keys()
+    assert max(map(len, lines)) < 200
+    (best,) = [line for line in lines if "this CPU, its best" in line]
+    assert best.split()[0] == HOST.name
+    assert main(["targets", "list", "--json"]) == 0
+    rows = {row["target"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows[HOST.name]["provable_on"] == ["this CPU"]
+    for name, target in FOREIGN.items():
+        missing = {why_not(machine) for machine in target.machines}
+        assert rows[name]["provable_on"] == [one for one in target.machines if not why_not(one)]
+        assert (rows[name]["why_not"] is None) == (None in missing)
+
+
+def test_machines_have_short_names() -> None:
+    vectors = all_targets()["riscv64-v128-zvfh"].machines
+    assert short_names(vectors) == "rv64 Zfh VLEN 128, 256, 512, 1024"
+    assert short_names(all_targets()["riscv64"].machines) == "rv64 without vectors"
+    assert short_names(all_targets()["aarch64-sve512"].machines) == "a64fx; max SVE 512"
+    assert short_names(["qemu-aarch64 -cpu max,sve=off", "wasmtime"]) == "max without SVE; wasmtime"
+
+
+def test_the_report_is_of_the_first_machine_that_is_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def costs(target: Target, kernels: object, machine: str) -> dict[str, str]:
+        asked.append(machine)
+        return {"counted_on": machine}
+
+    monkeypatch.setattr("headrace.target_test.machines_of", lambda _: [("a", "gone"), ("b", None)])
+    monkeypatch.setattr("headrace.target_test._run", lambda *_: ("equal", "bit for bit"))
+    monkeypatch.setattr("headrace.target_test.report", costs)
+    command = ["targets", "test", "--target", HOST.name, "--kernel", "copy_f32", "--report"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reports"] == [{"counted_on": "b"}]
+    assert asked == ["b"]
+
+
 def test_an_unknown_kernel_or_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["targets", "test", "--kernel", "gemv_q4"]) == 2
     assert "kernels: gemv_" in capsys.readouterr().err
@@ -81,7 +125,7 @@ def test_an_unknown_kernel_or_target(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     if AARCH64 is None or machines_of(AARCH64)[0][1] is not None:
         pytest.skip("no emulated AArch64 here")
-    found = report(AARCH64, [TABLE["rows_q4_0"]])
+    found = report(AARCH64, [TABLE["rows_q4_0"]], AARCH64.machines[0])
     assert found["pack_bytes"] > 1000
     costs = {row["format"]: row for row in found["costs"]}
     assert 0.05 < costs["q4_0"]["gemv instructions"] < 0.25
