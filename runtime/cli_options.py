@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Opt(NamedTuple):
-    """An option, or an argument when it has no flags; `name` is the keyword of the function."""
+    """An option, or an argument when it has no flags; `name` is the keyword of the function.
+
+    A flag like "--x/--no-x" is one that may be true or false.
+    """
 
     name: str
     kind: Callable[[str], Any]
@@ -37,7 +40,15 @@ REQUIRED = object()
 
 def parse(command: Command, arguments: list[str]) -> dict[str, Any] | None:
     """The values of a well-formed command line; None leaves help and errors to typer."""
-    by_flag = {flag: option for option in command.options for flag in option.flags}
+    by_flag: dict[str, Opt] = {}
+    negative: set[str] = set()
+    for one in command.options:
+        for flag in one.flags:
+            on, _, off = flag.partition("/")
+            by_flag[on] = one
+            if off:
+                by_flag[off] = one
+                negative.add(off)
     positional = [option for option in command.options if not option.flags]
     values: dict[str, Any] = {option.name: option.default for option in command.options}
     rest = iter(arguments)
@@ -52,7 +63,7 @@ def parse(command: Command, arguments: list[str]) -> dict[str, Any] | None:
             elif option.kind is bool:
                 if equals:
                     return None
-                value = "yes"
+                value = "" if flag in negative else "yes"
             elif not equals:
                 value = next(rest)
             converted = option.kind(value)

@@ -26,6 +26,7 @@ from headrace.generation import Generation
 from headrace.hold import Hold, Holder
 from headrace.interruptible import run_aside
 from headrace.loaders.sources import resolve
+from headrace.pace import PassTimes
 from headrace.planning import (
     MemoryPlan,
     Prepared,
@@ -119,6 +120,7 @@ class Model:
         self._closed = False
         self._ended = False
         self._kept: list[int] = []  # tokens whose keys and values are in the cache
+        self._pass_times = PassTimes()
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared, plan)
@@ -177,6 +179,11 @@ class Model:
         for placed in self._weights.placed.values():
             sizes[placed.format.name] = sizes.get(placed.format.name, 0) + placed.n_bytes
         return max(sizes, key=lambda name: sizes[name])
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights are read from disk as they are needed."""
+        return False
 
     @property
     def kernel_store(self) -> Kernels:
@@ -239,6 +246,7 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         raw: bool = False,
+        lookup: bool | None = None,
     ) -> Generation:
         """Answer a prompt; iterate over the result for pieces of text as they come.
 
@@ -248,6 +256,8 @@ class Model:
             temperature, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingParams`.
             stop: end before any of these texts.
             raw: do not apply the chat template.
+            lookup: guess tokens from the text so far and check several in one pass, where that is
+                faster; the answer is the same. Default: where weights are read from disk.
 
         Raises:
             ContextOverflowError: the prompt does not fit in the context. Nothing is cut.
@@ -262,7 +272,7 @@ class Model:
                 ids = self.tokenize_chat([{"role": "user", "content": prompt}])
         else:
             ids = self._checked(prompt)
-        return Generation(self, ids, max_tokens, params, stop, reuse=False)
+        return Generation(self, ids, max_tokens, params, stop, reuse=False, lookup=lookup)
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation that remembers its turns and what the model has already read of them."""
@@ -399,6 +409,22 @@ class Model:
             self._read_chunk(ids[first : first + step], start + first)
         return self._logits()
 
+    def _read_guessed(self, ids: list[int], position: int) -> list[np.ndarray]:
+        """Run a token and some that may follow it; logits after each (views).
+
+        Only the first counts as read; `_accept` adds those that turn out to be right.
+        """
+        rows = self._programs.few_logits
+        self._run_chunk(ids, position, len(ids), rows)
+        del self._kept[position + 1 :]
+        return [self._capped(row[: self._decoder.vocabulary]) for row in rows[: len(ids)]]
+
+    def _accept(self, token: int, position: int) -> None:
+        """Count a token as read that `_read_guessed` has read at `position`."""
+        if self._cancels != self._heeded:
+            raise CancelledError("cancelled")
+        self._kept[position:] = [token]
+
     def _logits(self) -> np.ndarray:
         return self._capped(self._programs.logits[0, : self._decoder.vocabulary])
 
@@ -408,6 +434,20 @@ class Model:
 
     def _read_chunk(self, ids: list[int], position: int, out: np.ndarray | None = None) -> None:
         """Run one chunk; with `out` [k, vocabulary], logits after the last k tokens go there."""
+        rows = self._programs.logits
+        wanted = 1 if out is None else len(out)
+        if wanted > 1:
+            # Kernels write whole groups of tokens, none longer than the buffer.
+            rows = np.empty((wanted + rows.shape[0] - 1, rows.shape[1]), np.float32)
+        self._run_chunk(ids, position, wanted, rows)
+        if out is not None:
+            out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
+
+    def _run_chunk(self, ids: list[int], position: int, wanted: int, rows: np.ndarray) -> None:
+        """Run one chunk; logits after the last `wanted` tokens go to `rows`, before soft-capping.
+
+        Those of a single token that is read alone always go to the programs' own buffer.
+        """
         if self._cancels != self._heeded:
             raise CancelledError("cancelled")
         if position > len(self._kept):
@@ -418,16 +458,11 @@ class Model:
         state = programs.state
         state[plans.COUNT] = n
         state[plans.POSITION] = position
-        wanted = 1 if out is None else len(out)
         state[plans.OUT_FIRST] = n - wanted
         state[plans.OUT_COUNT] = wanted
         program = programs.prefill
         if n <= plans.SHORT_TOKENS:
             program = programs.decode if n == 1 else programs.short
-        rows = programs.logits
-        if wanted > 1:
-            # Kernels write whole groups of tokens, none longer than the buffer.
-            rows = np.empty((wanted + rows.shape[0] - 1, rows.shape[1]), np.float32)
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]
@@ -440,8 +475,6 @@ class Model:
         if not finished:
             raise CancelledError("cancelled")
         self._kept += ids
-        if out is not None:
-            out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
 
     def _run(self, program: Program, n_tokens: int) -> bool:
         seconds = max(

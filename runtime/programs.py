@@ -10,7 +10,17 @@ from headrace.families.decoder import Decoder, rope_table
 from headrace.kernels import execute
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
-from headrace.plan import ONE, PREFILL, Shape, buffer_sizes, kv_bytes, modes, ropes_of, table_sizes
+from headrace.plan import (
+    ONE,
+    PREFILL,
+    SHORT_TOKENS,
+    Shape,
+    buffer_sizes,
+    kv_bytes,
+    modes,
+    ropes_of,
+    table_sizes,
+)
 from headrace.steps import Forward, Step
 from headrace.targets.target import Target
 from headrace.weights import Weights
@@ -49,6 +59,7 @@ class Programs:
         self.state[ONE] = 1
         self.ids = self.buffers.view("ids", "i8")
         self.logits = self.buffers.view("logits", "f4").reshape(target.most_tokens, -1)
+        self._few_logits: np.ndarray | None = None
         for rope, name in ropes_of(decoder).items():
             factors = None
             if rope.factors is not None:
@@ -101,6 +112,15 @@ class Programs:
     def restore(self) -> None:
         """Clear what a run that was cut short left half done: attention counts chunks."""
         self.buffers.view("counters")[:] = 0
+
+    @property
+    def few_logits(self) -> np.ndarray:
+        """Room for the logits of each token of a short chunk; allocated when it is first wanted."""
+        if self._few_logits is None:
+            rows, width = self.logits.shape
+            # Kernels write whole groups of tokens, none longer than `logits`.
+            self._few_logits = np.empty((SHORT_TOKENS + rows - 1, width), np.float32)
+        return self._few_logits
 
     def write_logits_to(self, out: np.ndarray) -> None:
         """Let prefill write logits to float32 `out` [rows, padded vocabulary], which must live."""
