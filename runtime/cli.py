@@ -354,7 +354,7 @@ _SAMPLING = (
         bool,
         None,
         "guess from the text so far; same answer. Default: if weights stream",
-        ("--lookup/--no-lookup",),
+        ("--lookup", "--no-lookup"),
     ),
 )
 _PROMPT = Opt("prompt", str, None, "the question; - reads stdin")

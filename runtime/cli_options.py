@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Opt(NamedTuple):
     """An option, or an argument when it has no flags; `name` is the keyword of the function.
 
-    A flag like "--x/--no-x" is one that may be true or false.
+    A flag that begins with "--no-" makes a bool false.
     """
 
     name: str
@@ -40,15 +40,7 @@ REQUIRED = object()
 
 def parse(command: Command, arguments: list[str]) -> dict[str, Any] | None:
     """The values of a well-formed command line; None leaves help and errors to typer."""
-    by_flag: dict[str, Opt] = {}
-    negative: set[str] = set()
-    for one in command.options:
-        for flag in one.flags:
-            on, _, off = flag.partition("/")
-            by_flag[on] = one
-            if off:
-                by_flag[off] = one
-                negative.add(off)
+    by_flag = {flag: option for option in command.options for flag in option.flags}
     positional = [option for option in command.options if not option.flags]
     values: dict[str, Any] = {option.name: option.default for option in command.options}
     rest = iter(arguments)
@@ -63,7 +55,7 @@ def parse(command: Command, arguments: list[str]) -> dict[str, Any] | None:
             elif option.kind is bool:
                 if equals:
                     return None
-                value = "" if flag in negative else "yes"
+                value = "" if flag.startswith("--no-") else "yes"
             elif not equals:
                 value = next(rest)
             converted = option.kind(value)
@@ -140,7 +132,10 @@ def _typer_function(command: Command, run: Callable[..., int]) -> Callable[..., 
             kind, default = list[str], []
         elif default is None:
             kind = kind | None
-        info = (typer.Option if option.flags else typer.Argument)(default, *option.flags, **extra)
+        flags = option.flags
+        if any(flag.startswith("--no-") for flag in flags):
+            flags = ("/".join(flags),)  # typer's way to write such a pair
+        info = (typer.Option if flags else typer.Argument)(default, *flags, **extra)
         parameters.append(
             Parameter(option.name, Parameter.KEYWORD_ONLY, default=info, annotation=kind)
         )
