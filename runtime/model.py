@@ -415,7 +415,7 @@ class Model:
         Only the first counts as read; `_accept` adds those that turn out to be right.
         """
         rows = self._programs.few_logits
-        self._run_chunk(ids, position, len(ids), rows)
+        self._run_chunk(ids, position, len(ids), rows, self._programs.check)
         del self._kept[position + 1 :]
         return [self._capped(row[: self._decoder.vocabulary]) for row in rows[: len(ids)]]
 
@@ -439,14 +439,19 @@ class Model:
         if wanted > 1:
             # Kernels write whole groups of tokens, none longer than the buffer.
             rows = np.empty((wanted + rows.shape[0] - 1, rows.shape[1]), np.float32)
-        self._run_chunk(ids, position, wanted, rows)
+        program = self._programs.prefill
+        if len(ids) <= plans.SHORT_TOKENS:
+            program = self._programs.decode if len(ids) == 1 else self._programs.short
+        self._run_chunk(ids, position, wanted, rows, program)
         if out is not None:
             out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
 
-    def _run_chunk(self, ids: list[int], position: int, wanted: int, rows: np.ndarray) -> None:
+    def _run_chunk(
+        self, ids: list[int], position: int, wanted: int, rows: np.ndarray, program: Program
+    ) -> None:
         """Run one chunk; logits after the last `wanted` tokens go to `rows`, before soft-capping.
 
-        Those of a single token that is read alone always go to the programs' own buffer.
+        Those of `decode` always go to the programs' own buffer.
         """
         if self._cancels != self._heeded:
             raise CancelledError("cancelled")
@@ -460,9 +465,6 @@ class Model:
         state[plans.POSITION] = position
         state[plans.OUT_FIRST] = n - wanted
         state[plans.OUT_COUNT] = wanted
-        program = programs.prefill
-        if n <= plans.SHORT_TOKENS:
-            program = programs.decode if n == 1 else programs.short
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]

@@ -1,17 +1,18 @@
 """What a decoder's forward pass needs: its modes, kernels, buffers and their sizes.
 
-Three modes share the buffers: `decode` for one token, where every thread makes the inputs of matrix
+Modes share the buffers: `decode` for one token, where every thread makes the inputs of matrix
 products for itself (cheaper than a barrier), `prefill` for a chunk of tokens, and `short` for a few
-of them. Reading the weights binds decode and short chunks, not the products: there, activations of
-coded weights are pairs of bytes ("q8x2") where that is cheap, so that their rounding does not show.
-What `short` computes for a token equals what `decode` does, bit for bit: tokens that somebody has
+of them. Reading the weights binds short chunks, not the products: there, activations of coded
+weights are pairs of bytes ("q8x2"), so that their rounding does not show; in decode too, where the
+CPU makes that cheap. `check` is `short` with the activations of decode (the same, on such a CPU).
+What it computes for a token equals what `decode` does, bit for bit: tokens that somebody has
 guessed are checked in one pass, and what is chosen is what would have been chosen one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.families.decoder import Decoder, Layer, Rope
 from headrace.kernels import (
@@ -73,15 +74,20 @@ class Mode:
 
 
 def modes(target: Target) -> dict[str, Mode]:
-    """The programs of a target by name."""
+    """The programs that read a prompt and answer it, by name."""
     one = {"q8": 1, "f32": 1}
     long = {activation: target.tokens(activation) for activation in one}
     few = long | {"f32": target.few_tokens}
     return {
         "decode": Mode(True, False, target.decode_pairs, one),
-        "short": Mode(False, False, target.decode_pairs, few),
+        "short": Mode(False, False, True, few),
         "prefill": Mode(False, True, False, long),
     }
+
+
+def check_mode(target: Target) -> Mode:
+    """The program that checks tokens; its kernels and buffers are among those of `modes`."""
+    return replace(modes(target)["short"], pairs=target.decode_pairs)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from headrace.plan import (
     SHORT_TOKENS,
     Shape,
     buffer_sizes,
+    check_mode,
     kv_bytes,
     modes,
     ropes_of,
@@ -67,12 +68,15 @@ class Programs:
             table = self._tables.view(name, "f4").reshape(shape.context, rope.width)
             table[:] = rope_table(rope, factors, shape.context)
         forward = Forward(decoder, weights.placed, shape, self)
-        made = {
-            name: _program(forward.steps(mode), addresses) for name, mode in modes(target).items()
-        }
+        by_name = modes(target)
+        made = {name: _program(forward.steps(mode), addresses) for name, mode in by_name.items()}
         self.decode, self.short, self.prefill = (
             made["decode"], made["short"], made["prefill"],
         )  # fmt: skip
+        check = check_mode(target)
+        self.check = (
+            self.short if check == by_name["short"] else _program(forward.steps(check), addresses)
+        )
 
     # --- headrace.steps.Places --------------------------------------------------------------------
 
@@ -115,7 +119,7 @@ class Programs:
 
     @property
     def few_logits(self) -> np.ndarray:
-        """Room for the logits of each token of a short chunk; allocated when it is first wanted."""
+        """Room for the logits of each token that `check` reads; allocated on first use."""
         if self._few_logits is None:
             rows, width = self.logits.shape
             # Kernels write whole groups of tokens, none longer than `logits`.
@@ -124,7 +128,7 @@ class Programs:
 
     def write_logits_to(self, out: np.ndarray) -> None:
         """Let prefill write logits to float32 `out` [rows, padded vocabulary], which must live."""
-        for program in (self.short, self.prefill):
+        for program in (self.short, self.check, self.prefill):
             program.blocks[-1, 2] = out.ctypes.data
 
 

@@ -53,7 +53,7 @@ Q8_BLOCK = 32
 Q8_BLOCK_BYTES = 48
 # A decode step reads one tile at a time: several streams of weights at once are slower from memory.
 # Plain floats do one multiply-add per load, whose latency hides behind several sums of one tile.
-# Short chunks sum like decode, so that it does not show which of them has read a token.
+# Short chunks sum like decode: what checks guessed tokens must give the same.
 CHAINS = {"q8": 1, "f32": 4}
 ALL = 1 << 16  # columns at a time: no limit
 

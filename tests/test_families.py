@@ -261,7 +261,7 @@ def test_every_program_with_every_kind_of_activations(
         for pieces in (2, 7, 14):  # short ones; nothing is left over
             cut = one_by_one(coded, ids, lambda _, n=pieces: n)
             rows = ~np.isnan(cut[:, 0])
-            check_close(cut[rows], slow[rows], unit)
+            check_close(cut[rows], slow[rows], 2 * rounding(plain))
 
 
 # --- stories260K ----------------------------------------------------------------------------------

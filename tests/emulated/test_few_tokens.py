@@ -1,4 +1,4 @@
-"""What short chunks compute for a token equals what decode does, bit for bit, on every target."""
+"""What `check` computes for a token equals what `decode` does, bit for bit, everywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foreign import FOREIGN, MOST, param
 
 from headrace.kernels import attention
 from headrace.kernels.prepare import kernel as producer
-from headrace.plan import Mode, modes
+from headrace.plan import Mode, check_mode, modes
 from headrace.sparse.format import Format
 from headrace.sparse.linear import activation_bytes, kernels
 from headrace.sparse.registry import FORMATS
@@ -94,8 +94,8 @@ def test_products_of_a_few_tokens(target_name: str, machine: str, format_name: s
     n = fmt.block * 3 if fmt.block > 1 else 32 * 3 + 16
     raw = fmt.encode(rng.standard_normal((ROWS, n)).astype(np.float32))
     x = (rng.standard_normal((TOKENS, n)) * 10.0 ** rng.integers(-3, 3, (TOKENS, 1))).astype("f4")
-    short, decode = (modes(target)[name] for name in ("short", "decode"))
-    found = multiplied(short, fmt, raw, x, target, machine)
+    check, decode = check_mode(target), modes(target)["decode"]
+    found = multiplied(check, fmt, raw, x, target, machine)
     one = [multiplied(decode, fmt, raw, x[i : i + 1], target, machine)[0] for i in range(TOKENS)]
     assert np.abs(found).max() > 1
     assert np.array_equal(found, one)
