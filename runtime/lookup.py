@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-SIZES = (5, 3, 2, 1)  # tokens that must be equal, looked for in this order
+SIZES = (8, 5, 3, 2, 1)  # tokens that must be equal, looked for in this order
 LONGEST = 8  # beyond, it makes no difference how many are equal
 
 

@@ -19,7 +19,7 @@ _FIRST_WEIGHT = 3.0
 _MEMORY = 48.0  # observations after which older ones fade
 _KEPT_TIMES = 5
 _GAIN = 1.05  # a draft must promise so much more than none: estimates err
-# A time measured less than three times may have been an accident: it is doubted after so many
+# The first tries may have been accidents: until there are three, they are doubted after so many
 # passes.
 _DOUBT_AFTER = 48
 
@@ -29,14 +29,14 @@ class PassTimes:
 
     def __init__(self) -> None:
         self._times: dict[int, deque[float]] = {}
-        self._measured_at: dict[int, int] = {}
-        self._passes = 0
+        self._tries = 0  # passes over several tokens
+        self._since = 0  # passes since the last of them
 
     def add(self, n_tokens: int, seconds: float) -> None:
         """Count a pass."""
-        self._passes += 1
+        self._since = 0 if n_tokens > 1 else self._since + 1
+        self._tries += n_tokens > 1
         self._times.setdefault(n_tokens, deque(maxlen=_KEPT_TIMES)).append(seconds)
-        self._measured_at[n_tokens] = self._passes
 
     def expected(self, n_tokens: int) -> float | None:
         """Seconds of a pass; None before one of a single token was measured.
@@ -45,7 +45,8 @@ class PassTimes:
         """
         if 1 not in self._times:
             return None
-        known = sorted(n for n in self._times if not self._doubted(n))
+        doubted = self._tries < 3 and self._since > _DOUBT_AFTER
+        known = [1] if doubted else sorted(self._times)
         above = [n for n in known if n >= n_tokens]
         below = [n for n in known if n < n_tokens]
         if not below:
@@ -58,10 +59,6 @@ class PassTimes:
             return median(self._times[1])
         t_low, t_high = median(self._times[low]), median(self._times[high])
         return t_low + (t_high - t_low) * (n_tokens - low) / (high - low)
-
-    def _doubted(self, n_tokens: int) -> bool:
-        few = len(self._times[n_tokens]) < 3 and n_tokens > 1
-        return few and self._passes - self._measured_at[n_tokens] > _DOUBT_AFTER
 
 
 class Acceptance:
