@@ -18,7 +18,7 @@ _FIRST_SIGHT = (0.15, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85)
 _FIRST_WEIGHT = 3.0
 _MEMORY = 48.0  # observations after which older ones fade
 _KEPT_TIMES = 5
-_GAIN = 1.05  # a draft must promise so much more than none: estimates err
+_GAIN = 1.15  # a draft must promise so much more than none: estimates err
 # The first tries may have been accidents: until there are three, they are doubted after so many
 # passes.
 _DOUBT_AFTER = 48

@@ -79,7 +79,7 @@ TASKS = [
      f"{ARTICLE}\n\nRepeat the three sentences about the repairs and their cost word for word.",
      False),
     ("summarise", True, f"Summarise this article in a few sentences:\n\n{ARTICLE}", False),
-    ("opinion", False,
+    ("poem", False,
      f"{ARTICLE}\n\nNow forget the library. Write a poem about a storm at sea and a lost sailor.",
      False),
     ("story", False,
