@@ -68,6 +68,17 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
+def switch(name: str, value: Any) -> bool:
+    """True or False; NumPy's count.
+
+    Raises:
+        TypeError: something else.
+    """
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+
 def texts(name: str, value: Any) -> Sequence[str]:
     """Some texts, or a single one.
 

@@ -75,6 +75,8 @@ def run(
                 "finish_reason": stats.finish_reason,
                 "prompt_tokens": stats.prompt_tokens,
                 "new_tokens": stats.new_tokens,
+                "passes": stats.passes,
+                "accepted_tokens": stats.accepted_tokens,
                 "prefill_s": stats.prefill_s,
                 "decode_s": stats.decode_s,
                 "decode_tok_s": _decode_tok_s(stats),
@@ -87,6 +89,8 @@ def run(
         rate = _decode_tok_s(stats)
         parts = [f"{stats.new_tokens} token{'s' if stats.new_tokens != 1 else ''}"]
         parts += [f"{rate:.0f} tok/s"] if rate is not None else []
+        per_pass = stats.tokens_per_pass if generation.lookup else None
+        parts += [f"{per_pass:.1f} tokens per pass"] if per_pass is not None else []
         parts += [f"first token {first_token_s:.2f} s"] if first_token_s is not None else []
         parts += [f"peak memory {format_size(peak_rss_bytes())}"]
         say(("interrupted · " if code else "") + " · ".join(parts))
@@ -350,6 +354,13 @@ _SAMPLING = (
     Opt("repeat_penalty", float, 1.0, "above 1: repeat less", ("--repeat-penalty",)),
     Opt("seed", int, None, "makes sampling repeatable", ("--seed",)),
     Opt("stop", str, (), "end at this text (may be given again)", ("--stop",), many=True),
+    Opt(
+        "lookup",
+        bool,
+        None,
+        "guess from the text so far; same answer. Default: if weights stream",
+        ("--lookup", "--no-lookup"),
+    ),
 )
 _PROMPT = Opt("prompt", str, None, "the question; - reads stdin")
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
@@ -535,7 +546,7 @@ def _loaded(model: str, options: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
+    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "lookup")
     return {name: options[name] for name in names}
 
 

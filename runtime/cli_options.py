@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Opt(NamedTuple):
-    """An option, or an argument when it has no flags; `name` is the keyword of the function."""
+    """An option, or an argument when it has no flags; `name` is the keyword of the function.
+
+    A flag that begins with "--no-" makes a bool false.
+    """
 
     name: str
     kind: Callable[[str], Any]
@@ -52,7 +55,7 @@ def parse(command: Command, arguments: list[str]) -> dict[str, Any] | None:
             elif option.kind is bool:
                 if equals:
                     return None
-                value = "yes"
+                value = "" if flag.startswith("--no-") else "yes"
             elif not equals:
                 value = next(rest)
             converted = option.kind(value)
@@ -129,7 +132,10 @@ def _typer_function(command: Command, run: Callable[..., int]) -> Callable[..., 
             kind, default = list[str], []
         elif default is None:
             kind = kind | None
-        info = (typer.Option if option.flags else typer.Argument)(default, *option.flags, **extra)
+        flags = option.flags
+        if any(flag.startswith("--no-") for flag in flags):
+            flags = ("/".join(flags),)  # typer's way to write such a pair
+        info = (typer.Option if flags else typer.Argument)(default, *flags, **extra)
         parameters.append(
             Parameter(option.name, Parameter.KEYWORD_ONLY, default=info, annotation=kind)
         )

@@ -37,6 +37,7 @@ class Chat:
         repeat_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        lookup: bool | None = None,
     ) -> Reply:
         """Say something; the answer is generated as the result is iterated over.
 
@@ -46,7 +47,9 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": one_text("text", text)}]
         ids = self._model.tokenize_chat(messages)
         params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
-        generation = Generation(self._model, ids, max_tokens, params, stop, reuse=True)
+        generation = Generation(
+            self._model, ids, max_tokens, params, stop, reuse=True, lookup=lookup
+        )
         return Reply(self, messages, generation)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from headrace.arguments import texts, whole
+from headrace.arguments import switch, texts, whole
 from headrace.detokenizer import Detokenizer
-from headrace.errors import BusyError, CancelledError
+from headrace.errors import BusyError, CancelledError, HeadraceError
+from headrace.lookup import Lookup
+from headrace.pace import MOST_DRAFTED, Acceptance, tokens_to_check
 from headrace.sampling import Sampler, SamplingParams, StopMatcher
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from headrace.model import Model
 
 FinishReason = Literal["eos", "length", "stop", "cancelled"]
@@ -20,25 +25,37 @@ FinishReason = Literal["eos", "length", "stop", "cancelled"]
 
 @dataclass
 class Stats:
-    """How a generation went. Times in seconds; `prefill_s` ends with the first token's logits."""
+    """How a generation went. Times in seconds; `prefill_s` ends with the first token's logits.
+
+    Attributes:
+        passes: forward passes after the prompt.
+        accepted_tokens: new tokens that had been guessed, and so took no pass of their own.
+    """
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
     new_tokens: int = 0
+    passes: int = 0
+    accepted_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     finish_reason: FinishReason | None = None
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """New tokens for each pass; the first comes out of the prompt's. None without a pass."""
+        return (self.passes + self.accepted_tokens) / self.passes if self.passes else None
 
 
 class Generation:
     """An iterator over pieces of generated text; `stats` and `ids` tell how it went.
 
-    The prompt is read when the first piece is asked for.
+    The prompt is read when the first piece is asked for. `lookup` says whether tokens are guessed.
     """
 
     def __init__(
         self, model: Model, ids: list[int], max_tokens: int, params: SamplingParams,
-        stop: str | Sequence[str], *, reuse: bool,
+        stop: str | Sequence[str], *, reuse: bool, lookup: bool | None,
     ) -> None:  # fmt: skip
         ids = model._checked(ids)
         max_tokens = whole("max_tokens", max_tokens, low=1)
@@ -47,7 +64,9 @@ class Generation:
         self._cancels = model._cancels  # a `cancel` from here on ends this generation
         self.stats = Stats(prompt_tokens=len(ids))
         self.ids: list[int] = []
+        self.lookup = model.streams if lookup is None else switch("lookup", lookup)
         self._model = model
+        self._ahead: deque[int] = deque()  # chosen tokens whose turn comes next
         self._matcher = StopMatcher(texts("stop", stop))
         self._sampler = Sampler(params)
         self._pieces = self._run(ids, max_tokens, reuse)
@@ -79,15 +98,59 @@ class Generation:
             # What is in the cache may be counted on only now that nobody else can change it.
             start = _common_prefix(model._kept, prompt[:-1]) if reuse else 0
             self.stats.reused_tokens = start
-            token = self._sampler.sample(model._read(prompt[start:], start), self._recent)
+            token = self._choose(model._read(prompt[start:], start))
         self.stats.prefill_s = time.perf_counter() - began
         return token
 
-    def _next(self, token: int, position: int) -> int:
+    def _choose(self, logits: np.ndarray) -> int:
+        token = self._sampler.sample(logits, self._recent)
+        self._recent.append(token)
+        return token
+
+    def _next(self, token: int, position: int, most: int) -> int:
+        """What follows `token`, which stands at `position`; `most` tokens may follow it."""
         model, began = self._model, time.perf_counter()
         with model._resume(self._owner):
-            chosen = self._sampler.sample(model._read([token], position), self._recent)
+            if self._ahead:
+                model._accept(token, position)
+                self.stats.accepted_tokens += 1
+                chosen = self._ahead.popleft()
+            elif self.lookup:
+                chosen, *rest = self._pass(token, position, most)
+                self._ahead.extend(rest)
+            else:
+                chosen = self._choose(model._read([token], position))
+                self.stats.passes += 1
         self.stats.decode_s += time.perf_counter() - began
+        return chosen
+
+    def _pass(self, token: int, position: int, most: int) -> list[int]:
+        """Read a token and what may follow it: the tokens that do follow, at most `most`.
+
+        Each is chosen from the logits that it would have been chosen from without a draft.
+        """
+        model, began = self._model, time.perf_counter()
+        draft = self._text.draft(min(most - 1, MOST_DRAFTED))
+        n = tokens_to_check(draft, self._acceptance, model._pass_times)
+        if n:
+            rows = model._read_guessed([token, *draft.tokens[:n]], position)
+        else:
+            rows = [model._read([token], position)]
+        self.stats.passes += 1
+        chosen: list[int] = []
+        for i, row in enumerate(rows):
+            try:
+                chosen.append(self._choose(row))
+            except HeadraceError:  # the tokens before it are good: it fails again in its turn
+                if not chosen:
+                    raise
+                break
+            if i == n or chosen[-1] != draft.tokens[i] or chosen[-1] in model.tokenizer.eos_ids:
+                break
+        for one in chosen:
+            self._text.push(one)
+        self._acceptance.add(draft, chosen)
+        model._pass_times.add(n + 1, time.perf_counter() - began)
         return chosen
 
     def _run(self, prompt: list[int], max_tokens: int, reuse: bool) -> Generator[str, None, None]:
@@ -97,9 +160,10 @@ class Generation:
         try:
             token = self._first(prompt, reuse)
             position = len(prompt)
+            if self.lookup:
+                self._text, self._acceptance = Lookup(self._recent), Acceptance()
             while True:
                 self.ids.append(token)
-                self._recent.append(token)
                 stats.new_tokens += 1
                 if token in model.tokenizer.eos_ids:
                     stats.finish_reason = "eos"
@@ -113,7 +177,8 @@ class Generation:
                 if stats.new_tokens >= max_tokens or position >= model.context:
                     stats.finish_reason = "length"
                     break
-                token = self._next(token, position)
+                most = min(max_tokens - stats.new_tokens, model.context - position)
+                token = self._next(token, position, most)
                 position += 1
         except CancelledError:
             stats.finish_reason = "cancelled"

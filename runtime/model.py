@@ -31,6 +31,7 @@ from headrace.machine import known_read_bandwidth
 from headrace.offload.files import StreamedFile, close_all
 from headrace.offload.modes import MODES
 from headrace.offload.pieces import Residency
+from headrace.pace import PassTimes
 from headrace.planning import (
     MemoryPlan,
     Prepared,
@@ -126,6 +127,7 @@ class Model:
         self._closed = False
         self._ended = False
         self._kept: list[int] = []  # tokens whose keys and values are in the cache
+        self._pass_times = PassTimes()
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared)
@@ -290,6 +292,7 @@ class Model:
             raise
         finally:
             self._programs.link(self._streaming)
+            self._pass_times = PassTimes()
 
     def _take_up(self, prepared: Prepared) -> None:
         """Stream what `prepared` says is not kept."""
@@ -342,6 +345,7 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         raw: bool = False,
+        lookup: bool | None = None,
     ) -> Generation:
         """Answer a prompt; iterate over the result for pieces of text as they come.
 
@@ -351,6 +355,8 @@ class Model:
             temperature, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingParams`.
             stop: end before any of these texts.
             raw: do not apply the chat template.
+            lookup: guess tokens from the text so far and check several in one pass, where that is
+                faster; the answer is the same. Default: where weights are read from disk.
 
         Raises:
             ContextOverflowError: the prompt does not fit in the context. Nothing is cut.
@@ -365,7 +371,7 @@ class Model:
                 ids = self.tokenize_chat([{"role": "user", "content": prompt}])
         else:
             ids = self._checked(prompt)
-        return Generation(self, ids, max_tokens, params, stop, reuse=False)
+        return Generation(self, ids, max_tokens, params, stop, reuse=False, lookup=lookup)
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation that remembers its turns and what the model has already read of them."""
@@ -504,6 +510,23 @@ class Model:
             self._read_chunk(ids[first : first + step], start + first, len(ids))
         return self._logits()
 
+    def _read_guessed(self, ids: list[int], position: int) -> list[np.ndarray]:
+        """Run a token and some that may follow it; logits after each (views).
+
+        Only the first counts as read; `_accept` adds those that turn out to be right.
+        """
+        self._obey()
+        rows = self._programs.few_logits
+        self._run_chunk(ids, position, len(ids), rows, self._programs.check)
+        del self._kept[position + 1 :]
+        return [self._capped(row[: self._decoder.vocabulary]) for row in rows[: len(ids)]]
+
+    def _accept(self, token: int, position: int) -> None:
+        """Count a token as read that `_read_guessed` has read at `position`."""
+        if self._cancels != self._heeded:
+            raise CancelledError("cancelled")
+        self._kept[position:] = [token]
+
     def _logits(self) -> np.ndarray:
         return self._capped(self._programs.logits[0, : self._decoder.vocabulary])
 
@@ -518,9 +541,25 @@ class Model:
 
         With `out` [k, vocabulary], logits after the last k tokens go there.
         """
+        self._obey()
+        rows = self._programs.logits
+        wanted = 1 if out is None else len(out)
+        if wanted > 1:
+            # Kernels write whole groups of tokens, none longer than the buffer.
+            rows = np.empty((wanted + rows.shape[0] - 1, rows.shape[1]), np.float32)
+        self._run_chunk(ids, position, wanted, rows, self._programs.for_tokens(of))
+        if out is not None:
+            out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
+
+    def _run_chunk(
+        self, ids: list[int], position: int, wanted: int, rows: np.ndarray, program: Program
+    ) -> None:
+        """Run one chunk; logits after the last `wanted` tokens go to `rows`, before soft-capping.
+
+        Those of `decode` always go to the programs' own buffer.
+        """
         if self._cancels != self._heeded:
             raise CancelledError("cancelled")
-        self._obey()
         if position > len(self._kept):
             raise AssertionError(f"{position} tokens before this one, {len(self._kept)} read")
         programs, n = self._programs, len(ids)
@@ -529,14 +568,8 @@ class Model:
         state = programs.state
         state[plans.COUNT] = n
         state[plans.POSITION] = position
-        wanted = 1 if out is None else len(out)
         state[plans.OUT_FIRST] = n - wanted
         state[plans.OUT_COUNT] = wanted
-        program = programs.for_tokens(of)
-        rows = programs.logits
-        if wanted > 1:
-            # Kernels write whole groups of tokens, none longer than the buffer.
-            rows = np.empty((wanted + rows.shape[0] - 1, rows.shape[1]), np.float32)
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]
@@ -549,8 +582,6 @@ class Model:
         if not finished:
             raise CancelledError("cancelled")
         self._kept += ids
-        if out is not None:
-            out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
 
     def _run(self, program: Program, n_tokens: int) -> bool:
         seconds = max(

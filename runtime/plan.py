@@ -1,15 +1,18 @@
 """What a decoder's forward pass needs: its modes, kernels, buffers and their sizes.
 
-Three modes share the buffers: `decode` for one token, where every thread makes the inputs of matrix
+Modes share the buffers: `decode` for one token, where every thread makes the inputs of matrix
 products for itself (cheaper than a barrier), `prefill` for a chunk of tokens, and `short` for a few
-of them. Reading the weights binds decode and short chunks, not the products: there, activations of
-coded weights are pairs of bytes ("q8x2"), so that their rounding does not show.
+of them. Reading the weights binds short chunks, not the products: there, activations of coded
+weights are pairs of bytes ("q8x2"), so that their rounding does not show; in decode too, where the
+CPU makes that cheap. `check` is `short` with the activations of decode (the same, on such a CPU).
+What it computes for a token equals what `decode` does, bit for bit: tokens that somebody has
+guessed are checked in one pass, and what is chosen is what would have been chosen one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.families.decoder import Decoder, Layer, Rope
 from headrace.kernels import (
@@ -41,19 +44,16 @@ class Mode:
 
     Attributes:
         private: every thread makes its own inputs of products; for one token.
+        large: it runs on the buffers of long chunks.
         pairs: activations of coded weights are "q8x2" instead of "q8".
         columns: columns that products multiply at once, as inputs lie side by side; by the
             activations of the format.
     """
 
     private: bool
+    large: bool
     pairs: bool
     columns: Mapping[str, int]
-
-    @property
-    def large(self) -> bool:
-        """Whether it runs on the buffers of long chunks."""
-        return not self.private and not self.pairs
 
     def kind(self, activation: str) -> str:
         """The activations that a format's kernels get."""
@@ -65,19 +65,31 @@ class Mode:
 
     def operation(self, activation: str) -> str:
         """The kernel that multiplies them."""
-        name = "gemv" if self.private else "gemm"
-        return f"{name}2" if self.kind(activation) == "q8x2" else name
+        if activation == "f32":
+            return "gemv" if self.private else ("gemm" if self.large else "gems")
+        return ("gemv" if self.private else "gemm") + ("2" if self.pairs else "")
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """The operations of `headrace.kernels.attention` that a layer takes, in turn."""
+        return ("decode",) if self.private else ("rope", "prefill" if self.large else "short")
 
 
 def modes(target: Target) -> dict[str, Mode]:
-    """The programs of a target by name."""
+    """The programs that read a prompt and answer it, by name."""
     one = {"q8": 1, "f32": 1}
-    columns = {activation: target.tokens(activation) for activation in one}
+    long = {activation: target.tokens(activation) for activation in one}
+    few = long | {"f32": target.few_tokens}
     return {
-        "decode": Mode(True, target.decode_pairs, one),
-        "short": Mode(False, True, columns),
-        "prefill": Mode(False, False, columns),
+        "decode": Mode(True, False, target.decode_pairs, one),
+        "short": Mode(False, False, True, few),
+        "prefill": Mode(False, True, False, long),
     }
+
+
+def check_mode(target: Target) -> Mode:
+    """The program that checks tokens; its kernels and buffers are among those of `modes`."""
+    return replace(modes(target)["short"], pairs=target.decode_pairs)
 
 
 @dataclass(frozen=True)
@@ -195,9 +207,11 @@ def buffer_sizes(
         "ids": max(room.values()) * 8,
         "row": shape.threads * rows["row"] * 4,
         "logits": target.most_tokens * rows["logits"] * 4,
+        # Kernels write whole groups of tokens, none longer than `logits`.
+        "few_logits": (SHORT_TOKENS + target.most_tokens - 1) * rows["logits"] * 4,
         "zeros": max(padded16(m.rows) for m in decoder.matrices()) * 4,
         "scratch": shape.threads * scratch_bytes(decoder),
-        "partial": heads * n_chunks(shape.context) * (head + 16) * 4,
+        "partial": max(heads, shape.threads) * n_chunks(shape.context) * (head + 16) * 4,
         "counters": heads * 8,
     }
     for prefix, tokens in room.items():

@@ -17,6 +17,7 @@ from headrace.plan import (
     SHORT_TOKENS,
     Shape,
     buffer_sizes,
+    check_mode,
     kv_bytes,
     modes,
     ropes_of,
@@ -65,6 +66,8 @@ class Programs:
         self.state[ONE] = 1
         self.ids = self.buffers.view("ids", "i8")
         self.logits = self.buffers.view("logits", "f4").reshape(target.most_tokens, -1)
+        # Of each token that `check` reads.
+        self.few_logits = self.buffers.view("few_logits", "f4").reshape(-1, self.logits.shape[1])
         for rope, name in ropes_of(decoder).items():
             factors = None
             if rope.factors is not None:
@@ -77,12 +80,15 @@ class Programs:
         """Make the programs for weights as they lie in memory now, with what is streamed."""
         self._streaming = streaming
         forward = Forward(self._decoder, self._weights.placed, self.shape, self)
-        made = {
-            name: self._program(forward.steps(mode)) for name, mode in modes(self._target).items()
-        }
+        by_name = modes(self._target)
+        made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
         self.decode, self.short, self.prefill = (
             made["decode"], made["short"], made["prefill"],
         )  # fmt: skip
+        check = check_mode(self._target)
+        self.check = (
+            self.short if check == by_name["short"] else self._program(forward.steps(check))
+        )
 
     # --- headrace.steps.Places --------------------------------------------------------------------
 
@@ -161,7 +167,7 @@ class Programs:
 
     def write_logits_to(self, out: np.ndarray) -> None:
         """Let prefill write logits to float32 `out` [rows, padded vocabulary], which must live."""
-        for program in (self.short, self.prefill):
+        for program in (self.short, self.check, self.prefill):
             for row, at in program.logits:
                 program.blocks[row, 2] = out.ctypes.data + at
 

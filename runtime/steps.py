@@ -258,9 +258,7 @@ class Forward:
             self._row_bytes("attended"), self._chunk_bytes, self._chunk_bytes,
         ]  # fmt: skip
         d = kv_cache.padded(a.head)
-        if mode.private:
-            return [Step(f"attention_decode_d{d}", slots, True, f"attention {index}")]
         return [
-            Step(f"attention_rope_d{d}", slots, True, f"rope {index}"),
-            Step(f"attention_prefill_d{d}", slots, True, f"attention {index}"),
+            Step(f"attention_{operation}_d{d}", slots, True, f"attention {operation} {index}")
+            for operation in mode.attention
         ]

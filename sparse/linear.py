@@ -53,6 +53,7 @@ Q8_BLOCK = 32
 Q8_BLOCK_BYTES = 48
 # A decode step reads one tile at a time: several streams of weights at once are slower from memory.
 # Plain floats do one multiply-add per load, whose latency hides behind several sums of one tile.
+# Short chunks sum like decode: what checks guessed tokens must give the same.
 CHAINS = {"q8": 1, "f32": 4}
 ALL = 1 << 16  # columns at a time: no limit
 
@@ -92,13 +93,15 @@ def _linear(
     lanes: int = TILE_ROWS,
     columns: int = ALL,
     token_pairs: bool = False,
+    chains: int = 1,
 ) -> KernelFunction:
     """y[token, row] = bias[row] + sum over inputs of w[row, input] * x[token, input].
 
     `tokens` columns are multiplied at once; with `pairs` two of them make a token ("q8x2"). With
     fewer than 16 `lanes` a tile is cut in strips of so many rows, and products are formed for at
     most `columns` columns at a time: registers then hold one strip's weights and many sums. With
-    `token_pairs` the activations are those of `headrace.sparse.token_pairs`.
+    `token_pairs` the activations are those of `headrace.sparse.token_pairs`. With 4 `chains` every
+    sum is 4, of every fourth block; kernels with as many chains give the same bits for a token.
 
     Slots: 0 tiled weights, 1 activations, 2 y, 3 blocks in a row, 4 tiles, 5 address of the token
     count, 6 bytes between the threads' own activations (0: one for all), 7 bytes between tokens
@@ -116,7 +119,6 @@ def _linear(
 
     by_columns = columns < tokens
     strips = TILE_ROWS // lanes
-    chains = CHAINS[fmt.activation] if tokens == 1 and tiles == 1 else 1
 
     def some(
         w: Any, x: Any, y: Any, n_blocks: Any, tile_stride: Any, y_stride: Any, bias: Any, rows: Any
@@ -124,7 +126,7 @@ def _linear(
         acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(share), tokens))
         left = n_blocks
         if chains == 4:
-            acc1 = zeros_f32(1)
+            acc1 = zeros_f32(tokens)
             acc2 = acc1
             acc3 = acc1
             while left >= 4:
@@ -219,6 +221,16 @@ def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
     columns = (2 if two else 1) if one and fmt.block == Q8_BLOCK else ALL
     tokens = target.tokens(fmt.activation)
     return _linear(fmt, target.gemm_tiles, tokens, pairs, lanes, columns, two)
+
+
+def _gemv(fmt: Format, target: Target) -> KernelFunction:
+    return _linear(fmt, 1, 1, lanes=target.gemv_lanes, chains=CHAINS[fmt.activation])
+
+
+def _gems(fmt: Format, target: Target) -> KernelFunction:
+    # A register's width of rows: each of its tokens has several sums in registers.
+    lanes = min(TILE_ROWS, target.vector_bytes // 4)
+    return _linear(fmt, 1, target.few_tokens, lanes=lanes, chains=CHAINS[fmt.activation])
 
 
 def _tile(fmt: Format) -> KernelFunction:
@@ -358,11 +370,21 @@ def _random_raw(fmt: Format, rng: np.random.Generator, rows: int, n: int) -> np.
     return fmt.encode(x)
 
 
-def _linear_cases(fmt: Format, tokens: int, pairs: bool = False) -> Any:
+def group_tokens(operation: str, fmt: Format, target: Target) -> int:
+    """Tokens that lie side by side in the activations of a product of `kernels`."""
+    if operation.startswith("gemv"):
+        return 1
+    if operation == "gems":
+        return target.few_tokens
+    return target.tokens(fmt.activation) // (2 if operation == "gemm2" else 1)
+
+
+def _linear_cases(fmt: Format, operation: str) -> Any:
     def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         import numpy as np
 
-        group = tokens or target.tokens(fmt.activation) // (2 if pairs else 1)
+        group = group_tokens(operation, fmt, target)
+        pairs = operation.endswith("2")
         for rows, blocks, n_tokens in ((16, 1, 1), (100, 3, group), (37, 2, 3 * group - 1)):
             n = fmt.block * blocks * (1 if fmt.block > 1 else 11)
             n_tokens = 1 if group == 1 else n_tokens
@@ -453,31 +475,28 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
     """The rows of the kernel table that a format has, by operation.
 
     "gemv" is one token (decode), "gemm" groups of tokens (prefill); "gemv2" and "gemm2" are the
-    same for "q8x2" activations.
+    same for "q8x2" activations. For floats, whose sums show in which order they are formed, "gems"
+    is small groups in the order of "gemv" (short chunks); of the others "gemm" has that order.
     """
     sources = _sources(fmt)
 
     def row(operation: str, build: Any, cases: Any) -> Kernel:
         return Kernel(f"{operation}_{fmt.name}", build, sources, cases, __name__)
 
-    made = {
-        "gemv": row(
-            "gemv", lambda t: _linear(fmt, 1, 1, lanes=t.gemv_lanes), _linear_cases(fmt, 1)
-        ),
-        "gemm": row("gemm", lambda t: _gemm(fmt, t, False), _linear_cases(fmt, 0)),
-        "tile": row("tile", lambda t: _tile(fmt), _tile_cases(fmt)),
-        "rows": row("rows", lambda t: _rows(fmt), _rows_cases(fmt)),
+    builders: dict[str, Any] = {
+        "gemv": lambda t: _gemv(fmt, t),
+        "gemm": lambda t: _gemm(fmt, t, False),
     }
     if fmt.activation == "q8":
-        made["gemv2"] = row(
-            "gemv2", lambda t: _linear(fmt, 1, 2, True), _linear_cases(fmt, 1, True)
-        )
-        made["gemm2"] = row(
-            "gemm2",
-            lambda t: _gemm(fmt, t, True),
-            _linear_cases(fmt, 0, True),
-        )
-    return made
+        builders["gemv2"] = lambda t: _linear(fmt, 1, 2, True)
+        builders["gemm2"] = lambda t: _gemm(fmt, t, True)
+    else:
+        builders["gems"] = lambda t: _gems(fmt, t)
+    return {
+        "tile": row("tile", lambda t: _tile(fmt), _tile_cases(fmt)),
+        "rows": row("rows", lambda t: _rows(fmt), _rows_cases(fmt)),
+        **{name: row(name, build, _linear_cases(fmt, name)) for name, build in builders.items()},
+    }
 
 
 def all_kernels() -> list[Kernel]:

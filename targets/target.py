@@ -44,6 +44,8 @@ class Target:
     # The same for float32 activations, where another block is better (0: it is the same).
     float_tokens: int = 0
     float_lanes: int = 0
+    # Float columns that a product takes at once in short chunks: each has 4 sums in registers.
+    few_tokens: int = 4
     # Instructions multiply two rows by two tokens: see `simd.with_lanes`. Takes `gemm_lanes` of 4.
     token_pairs: bool = False
     abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it

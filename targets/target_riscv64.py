@@ -26,6 +26,7 @@ TARGET = Target(
     vector_bytes=16,
     gemm_tiles=1,
     gemm_tokens=4,
+    few_tokens=2,
     gemm_lanes=4,
     gemv_lanes=4,
     needs=frozenset({"m", "a", "f", "d", "c"}),

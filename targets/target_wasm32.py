@@ -22,6 +22,7 @@ TARGET = Target(
     vector_bytes=16,
     gemm_tiles=1,
     gemm_tokens=4,
+    few_tokens=2,
     needs=frozenset({"simd128"}),
     rank=30,
     sources=(

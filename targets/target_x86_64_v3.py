@@ -22,6 +22,7 @@ TARGET = Target(
     vector_bytes=32,
     gemm_tiles=1,
     gemm_tokens=8,
+    few_tokens=2,
     gemm_lanes=8,
     float_tokens=6,
     float_lanes=16,

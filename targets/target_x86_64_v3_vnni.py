@@ -22,6 +22,7 @@ TARGET = Target(
     vector_bytes=32,
     gemm_tiles=1,
     gemm_tokens=4,
+    few_tokens=2,
     needs=frozenset({"avx2", "fma", "f16c", "bmi2", "avxvnni"}),
     rank=4,
     signed_dot_bias=128,

@@ -23,11 +23,13 @@ def app() -> Any:
 
 
 class Generation:
-    def __init__(self, pieces: list[Any]) -> None:
+    def __init__(self, pieces: list[Any], lookup: bool | None) -> None:
         self.pieces = pieces
         self.stats = types.SimpleNamespace(
-            prompt_tokens=5, new_tokens=3, prefill_s=0.1, decode_s=0.02, finish_reason="length"
-        )
+            prompt_tokens=5, new_tokens=3, prefill_s=0.1, decode_s=0.02, finish_reason="length",
+            passes=1, accepted_tokens=1, tokens_per_pass=2.0,
+        )  # fmt: skip
+        self.lookup = lookup
 
     def __iter__(self) -> Iterator[str]:
         for piece in self.pieces:
@@ -51,7 +53,7 @@ class Model:
 
     def generate(self, prompt: str, **options: Any) -> Generation:
         self.calls.append(("generate", prompt, options))
-        return Generation(self.pieces)
+        return Generation(self.pieces, options["lookup"])
 
     def chat(self, system: str | None = None) -> Model:
         self.calls.append(("chat", *([system] if system else [])))
@@ -59,7 +61,7 @@ class Model:
 
     def send(self, text: str, **options: Any) -> Generation:
         self.calls.append(("send", text, options))
-        return Generation(self.pieces)
+        return Generation(self.pieces, options["lookup"])
 
 
 @pytest.fixture
@@ -95,6 +97,15 @@ def test_run_prints_the_text_and_then_the_figures(
     assert sampling["max_tokens"] == 3
     assert sampling["raw"] is False
     assert sampling["stop"] == ()
+    assert sampling["lookup"] is None
+
+
+def test_run_with_lookup(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "m.gguf", "why?", "--lookup"]) == 0
+    assert "100 tok/s · 2.0 tokens per pass · first token" in capsys.readouterr().err
+    assert cli.main(["run", "m.gguf", "why?", "--no-lookup"]) == 0
+    assert "per pass" not in capsys.readouterr().err
+    assert [call[2]["lookup"] for call in model.calls if call[0] == "generate"] == [True, False]
 
 
 def test_run_json(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +115,7 @@ def test_run_json(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["text"] == "Rayleigh scattering"
     assert result["decode_tok_s"] == pytest.approx(100)
     assert result["peak_rss_bytes"] > 1_000_000
+    assert (result["passes"], result["accepted_tokens"]) == (1, 1)
     assert err == ""
     assert model.calls[1][2]["stop"] == ("a", "b")
 
@@ -225,6 +237,8 @@ def test_the_quick_parser_and_typer_agree(
         ["run", "m.gguf", "hi", "--stop", "x", "--stop", "y", "--top-p", "0.5"],
         ["run", "--temperature", "0.5", "m.gguf", "-"],
         ["chat"],
+        ["chat", "m.gguf", "--lookup"],
+        ["run", "m.gguf", "hi", "--no-lookup"],
         ["bench", "m.gguf", "-p", "64", "--runs", "1", "--json"],
         ["plan", "m.gguf", "--memory=1.5GiB", "--context", "99"],
         ["perplexity", "m.gguf", "t.txt", "--context", "128"],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.attention_decode import decode, decode_scratch_bytes
 from headrace.kernels.attention_prefill import QUERIES, prefill, prefill_bf16, prefill_scratch_bytes
+from headrace.kernels.attention_short import short
 from headrace.kernels.kv_cache import CHUNK, padded
 from headrace.kernels.rope import rope
 from headrace.targets.table import Case, Kernel
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def kernels(head: int) -> dict[str, Kernel]:
-    """Rows for a head width: "decode", "rope" and "prefill"."""
+    """Rows for a head width: "decode", "rope", "short" and "prefill"."""
     d16 = padded(head) // 16
     shared = ("headrace.kernels.kv_cache", "headrace.kernels.math", "headrace.kernels.softmax")
 
@@ -37,6 +38,13 @@ def kernels(head: int) -> dict[str, Kernel]:
             lambda target: rope(d16),
             sources("rope"),
             lambda target, rng: _cases("rope", head, target, rng),
+            __name__,
+        ),
+        "short": Kernel(
+            f"attention_short_d{d16 * 16}",
+            lambda target: short(d16),
+            (*sources("attention_short"), "headrace.kernels.attention_decode"),
+            lambda target, rng: _cases("short", head, target, rng),
             __name__,
         ),
         "prefill": Kernel(
@@ -85,6 +93,7 @@ def _cases(kind: str, head: int, target: Target, rng: np.random.Generator) -> It
         (4, 4, 70, 21, 0, 30.0, 0, True, head),
         (6, 2, 530, 37, 300, 0.0, 1, False, head if head % 8 else head // 2),
     ]
+    reads = kind in ("short", "prefill")  # what `rope` has made
     for n_heads, n_kv, position, tokens, window, cap, paired, norms, n_rot in settings:
         tokens = 1 if kind == "decode" else tokens
         width, total = padded(head), position + tokens
@@ -121,11 +130,11 @@ def _cases(kind: str, head: int, target: Target, rng: np.random.Generator) -> It
             cache_k[:] = blocks.transpose(1, 0, 2, 4, 3)
             by_token[:, :n, :head] = values[:n].transpose(1, 0, 2)
             cache_v[:] = by_token.reshape(n_kv, room // CHUNK, CHUNK, width).transpose(1, 0, 2, 3)
-        if kind == "prefill":
+        if reads:
             k_cache[:], v_cache[:] = full_k, full_v
         padded_tokens = -(-tokens // QUERIES) * QUERIES
         rotated = np.zeros((padded_tokens, n_heads, width), np.float32)
-        if kind == "prefill":
+        if reads:
             rotated[:tokens, :, :head] = queries
         out = np.zeros((tokens, n_heads, head), np.float32)
         new_k = np.ascontiguousarray(k[position:])
@@ -133,7 +142,7 @@ def _cases(kind: str, head: int, target: Target, rng: np.random.Generator) -> It
         n_bytes = max(decode_scratch_bytes(head), prefill_scratch_bytes(head, n_heads // n_kv))
         scratch = np.zeros((8, n_bytes), np.uint8)
         chunks = total // CHUNK + 1
-        partial = np.zeros((n_heads, chunks, width + 16), np.float32)
+        partial = np.zeros((max(n_heads, 8), chunks, width + 16), np.float32)
         slots = [
             q, new_k, new_v, k_cache, v_cache, k_cache[0, 0].nbytes, v_cache[0, 0].nbytes, n_heads,
             n_kv, head, n_rot, table, n_rot * 4, paired, 0 if q_norm is None else q_norm,
@@ -145,7 +154,7 @@ def _cases(kind: str, head: int, target: Target, rng: np.random.Generator) -> It
         outputs: list[tuple[Any, Any]] = []
         if kind != "rope":
             outputs.append((out, expected))
-        if kind != "prefill":
+        if not reads:
             outputs += [(k_cache, full_k), (v_cache, full_v)]
         if kind == "rope":
             want = np.zeros_like(rotated)

@@ -6,6 +6,7 @@ result depends neither on the number of threads nor on who computed which chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from headrace.kernels.kv_cache import CHUNK, padded, rotate_head, store_key, store_value
@@ -37,18 +38,8 @@ from headrace.targets.simd import (
 from headrace.targets.table import KernelFunction
 
 
-def decode(d16: int) -> KernelFunction:
-    """One token against the cache; rotates it and stores its key and value on the way.
-
-    Slots: 0 q, 1 k, 2 v (float32, heads side by side), 3 K cache, 4 V cache, 5 bytes between KV
-    heads of K, 6 of V, 7 heads, 8 KV heads, 9 head width, 10 rotated width, 11 rope table, 12 bytes
-    of a table row, 13 pairs side by side (1) or half-split (0), 14 q norm (0: none), 15 k norm,
-    16 eps, 17 scale of scores, 18 soft cap (0: none), 19 window (0: none), 20 out, 21 scratch,
-    22 bytes between the threads' scratch, 23 partial results, 24 chunk counters (one a head, 0),
-    25 address of the position, 26 chunks that partial results have room for, 33 bytes between
-    chunks of K, 34 of V.
-    Threads share the (head, chunk) pairs.
-    """
+def attend_chunk(d16: int) -> Callable[..., None]:
+    """Attention of a rotated query over the tokens from t0 to t1 of a chunk of the cache."""
     width = d16 * 16
     pair = d16 <= 4  # with few sums, two tokens at a time hide the latency of the additions
 
@@ -93,6 +84,13 @@ def decode(d16: int) -> KernelFunction:
         put_f32(out + width * 4, m)
         put_f32(out + (width * 4 + 4), sum_f32(total))
 
+    return chunk
+
+
+def combine_chunks(d16: int) -> Callable[..., Any]:
+    """The sum of a query's chunks, in order of position."""
+    width = d16 * 16
+
     def combine(parts: Any, n: Any, stride: Any, scratch: Any) -> Any:
         # scratch: the sum over chunks, rescaled to the common maximum; gives their total
         m = get_f32(parts + width * 4)
@@ -107,6 +105,25 @@ def decode(d16: int) -> KernelFunction:
             acc = fma(load_f32(at, d16, 64), splat_f32(weight), acc)
         store_f32(scratch, acc, 64)
         return total
+
+    return combine
+
+
+def decode(d16: int) -> KernelFunction:
+    """One token against the cache; rotates it and stores its key and value on the way.
+
+    Slots: 0 q, 1 k, 2 v (float32, heads side by side), 3 K cache, 4 V cache, 5 bytes between KV
+    heads of K, 6 of V, 7 heads, 8 KV heads, 9 head width, 10 rotated width, 11 rope table, 12 bytes
+    of a table row, 13 pairs side by side (1) or half-split (0), 14 q norm (0: none), 15 k norm,
+    16 eps, 17 scale of scores, 18 soft cap (0: none), 19 window (0: none), 20 out, 21 scratch,
+    22 bytes between the threads' scratch, 23 partial results, 24 chunk counters (one a head, 0),
+    25 address of the position, 26 chunks that partial results have room for, 33 bytes between
+    chunks of K, 34 of V.
+    Threads share the (head, chunk) pairs.
+    """
+    width = d16 * 16
+    chunk = attend_chunk(d16)
+    combine = combine_chunks(d16)
 
     def kernel(args: Any, thread: Any, n_threads: Any) -> None:
         q = arg_ptr(args, 0)

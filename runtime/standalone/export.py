@@ -82,10 +82,12 @@ def export(
     decoder, shape = prepared.decoder, prepared.shape
     tokenizer = Tokenizer.from_metadata(file.metadata, path)
     vocabulary = vocabulary_pieces(tokenizer, decoder.vocabulary)
+    buffers = buffer_sizes(decoder, prepared.placed, target, shape)
+    del buffers["few_logits"]  # nothing is guessed
     places = ProgramPlaces(
         constant_sizes(prepared, vocabulary),
         {
-            **buffer_sizes(decoder, prepared.placed, target, shape),
+            **buffers,
             "prompt": shape.context * 8,
             "digits": driver.DIGITS,
             "request": 3 * 8,

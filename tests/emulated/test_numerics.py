@@ -14,7 +14,7 @@ import pytest
 from foreign import FOREIGN, MOST, param
 
 from headrace.sparse.format import Format
-from headrace.sparse.linear import kernels, pack_f32, quantize_q8, quantize_q8x2
+from headrace.sparse.linear import group_tokens, kernels, pack_f32, quantize_q8, quantize_q8x2
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.token_pairs import pair_entries
 from headrace.targets.cache import KernelStore
@@ -61,9 +61,7 @@ def integer_activations(
 def products(target: Target, operation: str, fmt: Format) -> tuple[list[Any], np.ndarray]:
     """A product's slots, and what comes out."""
     rng = np.random.default_rng(7)
-    tokens = 1 if operation.startswith("gemv") else target.tokens(fmt.activation)
-    if operation == "gemm2":
-        tokens //= 2
+    tokens = group_tokens(operation, fmt, target)
     raw = integer_weights(fmt, rng)
     weights = fmt.decode(raw).astype(np.int64)
     assert (weights == fmt.decode(raw)).all()
