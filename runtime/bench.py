@@ -19,6 +19,7 @@ from headrace.machine import (
 )
 from headrace.model import Model, load
 from headrace.peak import peak_rss_bytes
+from headrace.planning import measure_products, prefill_work
 from headrace.prediction import Rates, prediction
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
@@ -84,9 +85,11 @@ def bench(
         best = int(np.argmin(decode[1:])) + 1
         residency = loaded.residency
         flash = None if plan.flash_read_gb_s is None else plan.flash_read_gb_s * 1e9
+        products = measure_products(loaded.prepared, loaded.kernel_store, loaded.team)
         speed = prediction(
-            Rates(bandwidth, flash), residency, read_bytes=n_bytes, layers=plan.layers
-        )
+            Rates(bandwidth, flash, products=products), residency, read_bytes=n_bytes,
+            layers=plan.layers, work=prefill_work(loaded.prepared, prompt_tokens),
+        )  # fmt: skip
         return {
             "model": str(plan.model),
             "format": loaded.format,
@@ -105,6 +108,8 @@ def bench(
                 None if bandwidth is None else decode_tok_s * (n_bytes + kv_read) / bandwidth
             ),
             "predicted_tok_s": speed.tok_s,
+            "prompt_s": min(prefill[1:]),
+            "predicted_prompt_s": speed.first_token_s,
             "budget_bytes": plan.budget,
             "resident_weights_bytes": plan.resident_weights,
             "window_bytes": plan.window,

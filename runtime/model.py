@@ -204,6 +204,11 @@ class Model:
         return self._streaming is not None
 
     @property
+    def prepared(self) -> Prepared:
+        """What the model was loaded from."""
+        return self._prepared
+
+    @property
     def residency(self) -> Residency | None:
         """Which weights stay in memory; None: all."""
         return None if self._streaming is None else self._streaming.residency

@@ -16,7 +16,7 @@ from headrace.embedding import embedding_bytes
 from headrace.errors import ContextOverflowError, KernelError, NoCompilerError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
-from headrace.kernels import kv_cache
+from headrace.kernels import execute, kv_cache
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.tiled import open_model
 from headrace.offload import flash, requests
@@ -24,14 +24,16 @@ from headrace.offload.budget import Choice, Limit, fit
 from headrace.offload.files import Stamp, StreamedFile, close_all, open_streamed, stamp_of
 from headrace.offload.modes import ReadMode
 from headrace.offload.pieces import Piece, Residency
-from headrace.prediction import Rates, prediction
+from headrace.prediction import PrefillWork, Rates, prediction
 from headrace.sizes import format_size
+from headrace.sparse import linear
+from headrace.sparse.registry import FORMATS
 from headrace.streaming import reads_of
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.pack import Kernels, Pack, shipped
 from headrace.targets.target import Target
-from headrace.team import default_threads
+from headrace.team import Team, default_threads
 from headrace.weights import Activations, PlacedMatrix, padded16, pieces_of, place, streamable
 
 DEFAULT_CONTEXT = 4096
@@ -42,6 +44,7 @@ KV_SHARE = 8  # where weights stream, the KV cache of a chosen context takes at 
 ACTIVATION_SHARE = 16  # and activations this
 FREE_SHARE = 0.95  # of free memory that a model takes by itself
 ENOUGH = Limit()
+PROMPT_TOKENS = 128  # whose time to the first token is predicted
 # The interpreter with numpy, llvmlite and loaded kernels, and what a token of the vocabulary costs
 # (measured on Linux with Python 3.11; docs/performance.md).
 PROCESS_BYTES = 100 << 20
@@ -64,6 +67,7 @@ class MemoryPlan:
         flash_bytes_per_token: of the file, read for each pass.
         predicted_tok_s: decode speed at an empty context from `memory_read_gb_s` and
             `flash_read_gb_s`, measured on this machine.
+        predicted_first_token_s: from a loaded model to the first token of an answer to 128 tokens.
         advice: what would change the speed most.
     """
 
@@ -92,6 +96,7 @@ class MemoryPlan:
     flash_read_gb_s: float | None
     read_mode: str | None
     predicted_tok_s: float | None
+    predicted_first_token_s: float | None
     advice: str | None
     budget: int | None
     fits: bool
@@ -165,6 +170,15 @@ def prepare(
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     prepared = prepare_for(chosen, file, context, n_threads, activations, limit_of(budget))
     return replace(prepared, pack=pack, budget=budget)
+
+
+def prefill_work(prepared: Prepared, tokens: int = PROMPT_TOKENS) -> PrefillWork:
+    """What a prompt of so many tokens takes, as far as it fits in the context."""
+    d, chunk = prepared.decoder, prepared.shape.chunk
+    tokens = min(tokens, prepared.shape.context)
+    matrices = (m for m in d.matrices() if m.name not in (d.head.name, d.embedding.name))
+    products = sum(m.rows * m.columns for m in matrices)
+    return PrefillWork(tokens, products * tokens, -(-tokens // chunk))
 
 
 def limit_of(budget: int | None) -> Limit:
@@ -326,7 +340,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
     peak = sum(parts.values())
     speed = prediction(
-        rates, p.residency, read_bytes=read, layers=len(d.layers)
+        rates, p.residency, read_bytes=read, layers=len(d.layers), work=prefill_work(p)
     )  # fmt: skip
     return MemoryPlan(
         model=str(p.file.paths[0]),
@@ -354,6 +368,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         flash_read_gb_s=None if rates.flash is None else rates.flash / 1e9,
         read_mode=None if rates.mode is None else str(rates.mode),
         predicted_tok_s=speed.tok_s,
+        predicted_first_token_s=speed.first_token_s,
         advice=speed.advice,
         budget=p.budget,
         fits=True,
@@ -413,21 +428,49 @@ def plan_model(
     )
     rates = Rates()
     if measure:
-        from headrace.machine import best_read_bandwidth
-
         # Without kernels to measure with, the rest of the plan is as good.
         with contextlib.suppress(NoCompilerError):
-            store = kernel_store(prepared)
-            rates = Rates(best_read_bandwidth(store, prepared.shape.threads))
-            if prepared.residency is not None:
-                reader = store.load([requests.kernel()])["window_read"]
-                files = open_files(prepared)
-                try:
-                    mode, rate = measure_flash(prepared, reader, files)
-                finally:
-                    close_all(files.values())
-                rates = replace(rates, flash=rate, mode=mode)
+            rates = measure_rates(prepared, kernel_store(prepared))
     return memory_plan(prepared, rates)
+
+
+def measure_rates(prepared: Prepared, store: Kernels) -> Rates:
+    """What this machine can do for a prepared model.
+
+    Raises:
+        ModelFileError: something is to be streamed, and the files cannot be read.
+    """
+    from headrace.machine import best_read_bandwidth
+
+    team = Team(store.load(execute.kernels().values()), prepared.shape.threads)
+    try:
+        rates = Rates(
+            best_read_bandwidth(store, team), products=measure_products(prepared, store, team)
+        )
+    finally:
+        team.close()
+    if prepared.residency is None:
+        return rates
+    files = open_files(prepared)
+    try:
+        reader = store.load([requests.kernel()])["window_read"]
+        mode, rate = measure_flash(prepared, reader, files)
+    finally:
+        close_all(files.values())
+    return replace(rates, flash=rate, mode=mode)
+
+
+def measure_products(prepared: Prepared, store: Kernels, team: Team) -> float:
+    """Multiply-adds per second in prefill, of the format that most weights have."""
+    from headrace.machine import product_rate
+
+    sizes: dict[str, int] = {}
+    for one in prepared.placed:
+        sizes[one.format.name] = sizes.get(one.format.name, 0) + one.n_bytes
+    fmt = FORMATS[max(sizes, key=lambda name: sizes[name])]
+    mode = plans.modes(prepared.target)["prefill"]
+    kernel = linear.kernels(fmt)[mode.operation(fmt.activation)]
+    return product_rate(store, team, kernel, fmt, mode.group(mode.kind(fmt.activation)))
 
 
 def open_files(prepared: Prepared) -> dict[Path, StreamedFile]:

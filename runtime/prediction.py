@@ -11,6 +11,8 @@ from headrace.sizes import format_size
 # What kernels reach of the read bandwidth, and a barrier's cost with the work around it.
 DECODE_SHARE = 0.90
 BARRIER_S = 1.5e-6
+# What prefill reaches of the rate of its products alone: attention, norms and coding come on top.
+PRODUCTS_SHARE = 0.8
 # Where weights stream, a step also writes what it has tiled, and reads it again from the cache.
 TILED_PASSES = 2.0
 # What reading takes more than at the measured rate, for it shares the CPU with kernels.
@@ -24,6 +26,16 @@ class Rates:
     memory: float | None = None
     flash: float | None = None
     mode: ReadMode | None = None
+    products: float | None = None  # multiply-adds per second
+
+
+@dataclass(frozen=True)
+class PrefillWork:
+    """What reading a prompt takes: its multiply-adds, and passes over the weights."""
+
+    tokens: int
+    products: int
+    passes: int
 
 
 @dataclass(frozen=True)
@@ -31,29 +43,41 @@ class Speed:
     """A prediction; None where a rate is missing that it needs."""
 
     tok_s: float | None = None
+    first_token_s: float | None = None
     advice: str | None = None
 
 
-def prediction(rates: Rates, residency: Residency | None, *, read_bytes: int, layers: int) -> Speed:
-    """Decode speed at an empty context.
+def prediction(
+    rates: Rates, residency: Residency | None, *, read_bytes: int, layers: int, work: PrefillWork
+) -> Speed:
+    """Speed at an empty context.
 
     Args:
         rates: of this machine.
         residency: what is kept and what streams; None: all is kept.
         read_bytes: of weights in memory's form for each token.
         layers: of the model; each has five barriers.
+        work: of a prompt.
     """
     compute_s = (5 * layers + 2) * BARRIER_S
+    tiled_s = 0.0
     if rates.memory is not None:
         compute_s += read_bytes / (rates.memory * DECODE_SHARE)
+    prompt_s = None
+    if rates.products is not None:
+        prompt_s = work.products / (rates.products * PRODUCTS_SHARE)
     if residency is None:
-        return Speed() if rates.memory is None else Speed(1 / compute_s)
+        return Speed(None if rates.memory is None else 1 / compute_s, prompt_s)
     if rates.flash is None:
         return Speed()
     if rates.memory is not None:
-        compute_s += TILED_PASSES * residency.staged_bytes / rates.memory
+        tiled_s = TILED_PASSES * residency.staged_bytes / rates.memory
     flash_s = residency.streamed_bytes / (rates.flash * FLASH_SHARE)
-    return Speed(1 / max(flash_s, compute_s), _advice(residency, rates.flash, flash_s, compute_s))
+    token_s = max(flash_s, compute_s + tiled_s)
+    if prompt_s is not None:
+        prompt_s = max(flash_s * work.passes, prompt_s + tiled_s * work.passes)
+    advice = _advice(residency, rates.flash, flash_s, compute_s + tiled_s)
+    return Speed(1 / token_s, prompt_s, advice)
 
 
 def _advice(residency: Residency, flash: float, flash_s: float, compute_s: float) -> str:

@@ -1,6 +1,7 @@
 """Time prefill and decode of a GGUF file with llama.cpp, through llama-cpp-python.
 
     python llama_cpp_bench.py MODEL [-p 512] [-n 128] [-t THREADS] [-r 3] [--context TOKENS]
+        [--no-repack]
 
 The work is that of `llama-bench -p N -n M -d CONTEXT`: random tokens, batch 1, no sampling, logits
 of the last token only, one warm-up. It calls llama_decode itself: `Llama.eval` also copies logits,
@@ -28,11 +29,13 @@ BATCH = 512
 class Llama:
     """A model and a context of a fixed size, as little as the timing needs."""
 
-    def __init__(self, path: str, threads: int, context: int) -> None:
+    def __init__(self, path: str, threads: int, context: int, repack: bool = True) -> None:
         self._quiet = lc.llama_log_callback(lambda level, text, data: None)
         lc.llama_log_set(self._quiet, ctypes.c_void_p(0))
         lc.llama_backend_init()
-        model = lc.llama_model_load_from_file(path.encode(), lc.llama_model_default_params())
+        of_model = lc.llama_model_default_params()
+        of_model.use_extra_bufts = repack
+        model = lc.llama_model_load_from_file(path.encode(), of_model)
         if not model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         params = lc.llama_context_default_params()
@@ -71,9 +74,8 @@ def timed(work: Callable[[], None]) -> float:
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """Rates of every run after the warm-up; best and median."""
-    llama = Llama(
-        args.model, args.threads, max(args.prompt_tokens, args.context + args.new_tokens) + 8
-    )
+    room = max(args.prompt_tokens, args.context + args.new_tokens) + 8
+    llama = Llama(args.model, args.threads, room, not args.no_repack)
     random = np.random.default_rng(0)
 
     def ids(n: int) -> np.ndarray:
@@ -123,6 +125,9 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=cores)
     parser.add_argument("-r", "--runs", type=int, default=3)
     parser.add_argument("--context", type=int, default=0, help="decode after so many tokens")
+    parser.add_argument(
+        "--no-repack", action="store_true", help="leave weights where they are mapped"
+    )
     args = parser.parse_args()
     if args.runs < 1 or min(args.prompt_tokens, args.new_tokens, args.context) < 0:
         parser.error("--runs must be at least 1, and no count below 0")
