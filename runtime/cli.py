@@ -62,7 +62,7 @@ def run(
             f'there is no prompt; write `headrace run {model} "Why is the sky blue?"`, pipe a text '
             f"into it, or use `headrace chat {model}`"
         )
-    with _loaded(model, options) as loaded:
+    with _loaded(model, options, quiet=json) as loaded:
         load_s = time.perf_counter() - START_S
         generation = loaded.generate(prompt, max_tokens=max_tokens, raw=raw, **_sampling(options))
         text, first_token_s, code = _stream(generation, quiet=json)
@@ -157,7 +157,10 @@ def perplexity(*, model: str, text: str, window: int, chunks: int | None, **rest
                 data = file.read()
     except OSError as error:
         raise HeadraceError(f"cannot read the text {text}: {error.strerror}") from error
-    with _loaded(model, {**rest, "context": window}) as loaded, progress_bar() as progress:
+    with (
+        _loaded(model, {**rest, "context": window}, quiet=as_json) as loaded,
+        progress_bar() as progress,
+    ):
         decoded = data.decode("utf-8", errors="replace")
         result = score(loaded, decoded, context=window, chunks=chunks, progress=progress)
     show(result, as_json)
@@ -531,7 +534,7 @@ def _path(model: str) -> Path:
 
 
 @contextmanager
-def _loaded(model: str, options: Mapping[str, Any]) -> Iterator[Any]:
+def _loaded(model: str, options: Mapping[str, Any], quiet: bool = False) -> Iterator[Any]:
     from headrace.model import load
 
     names = ("memory", "threads", "context", "target", "kernels")
@@ -539,7 +542,7 @@ def _loaded(model: str, options: Mapping[str, Any]) -> Iterator[Any]:
         chosen = {name: options[name] for name in names if options.get(name) is not None}
         loaded = load(model, progress=progress, **chosen)
     with loaded:
-        if not options.get("json"):
+        if not quiet:
             for notice in loaded.plan.notices():
                 say(notice)
         yield loaded

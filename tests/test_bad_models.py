@@ -24,7 +24,7 @@ from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
 from headrace.memory import Arena
 from headrace.model import Model
 from headrace.peak import peak_rss_bytes
-from headrace.planning import memory_plan, plan_model, prepare
+from headrace.planning import plan_model, prepare
 
 DEADLINE_S = 2.0  # most take 2 ms; the machine may be busy
 MEMORY_BYTES = 8 << 20
@@ -338,7 +338,7 @@ def test_a_file_cut_after_its_header_was_read(keep: float, tmp_path: Path) -> No
     header = prepared.file.header_bytes
     os.truncate(path, header + int((path.stat().st_size - header) * keep))
     with pytest.raises(ModelFileError) as caught:
-        Model(prepared, memory_plan(prepared), None)
+        Model(prepared, None)
     assert str(path) in str(caught.value)
     assert caught.value.tensor in prepared.file.tensors
 
@@ -348,7 +348,7 @@ def test_a_file_that_went_away(tmp_path: Path) -> None:
     prepared = prepare(path, context=None, threads=2, target=None)
     path.unlink()
     with pytest.raises(HeadraceError, match=r"m\.gguf"):
-        Model(prepared, memory_plan(prepared), None)
+        Model(prepared, None)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])

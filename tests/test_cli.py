@@ -44,6 +44,8 @@ class Model:
     def __init__(self) -> None:
         self.pieces: list[Any] = ["Rayleigh ", "scat", "tering"]
         self.calls: list[tuple[Any, ...]] = []
+        self.notices: list[str] = []
+        self.plan = types.SimpleNamespace(notices=lambda: self.notices)
 
     def __enter__(self) -> Model:
         return self
@@ -87,10 +89,11 @@ def stdin(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
 def test_run_prints_the_text_and_then_the_figures(
     model: Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    model.notices.append("the context is 256 tokens")
     assert cli.main(["run", "m.gguf", "why?", "-n", "3", "--threads=2"]) == 0
     out, err = capsys.readouterr()
     assert out == "Rayleigh scattering\n"
-    assert err.startswith("3 tokens · 100 tok/s · first token ")
+    assert err.startswith("the context is 256 tokens\n3 tokens · 100 tok/s · first token ")
     assert err.strip().endswith("B")
     (_, name, options), (_, prompt, sampling), _ = model.calls
     assert (name, options, prompt) == ("m.gguf", {"threads": 2}, "why?")

@@ -116,7 +116,7 @@ def test_the_report_is_of_the_first_machine_that_is_here(
 
 def test_an_unknown_kernel_or_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["targets", "test", "--kernel", "gemv_q4"]) == 2
-    assert "kernels: gemv_" in capsys.readouterr().err
+    assert "gemv_q4_0" in capsys.readouterr().err
     assert main(["targets", "test", "--target", "vax"]) == 2
     assert "unknown target 'vax'" in capsys.readouterr().err
 
@@ -140,7 +140,7 @@ EXACT = ("tile_", "rows_", "copy_f32")
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_flag_of_exact_kernels(name: str) -> None:
-    if name.startswith("team_"):
+    if name.startswith(("team_", "window_")):
         pytest.skip("it has no results")
     every = {target: TABLE[name].bit_exact(target) for target in (HOST, *FOREIGN.values())}
     assert set(every.values()) == {name.startswith(EXACT)}
