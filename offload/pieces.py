@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 PAGE, HUGE_PAGE = 4096, 2 << 20
 LEAST_SLOTS = 3
-LEAST_PIECE_BYTES, MOST_PIECE_BYTES = 128 << 10, 2 << 20
-PIECES = 1024  # a model is cut into about so many
+LEAST_PIECE_BYTES, USUAL_PIECE_BYTES = 128 << 10, 2 << 20
+PIECES, MOST_PIECES = 1024, 4096  # a model is cut into about so many
 MOST_WINDOW_BYTES = 64 << 20
 WINDOW_SHARE = 8  # the window may take this part of what weights have
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -91,7 +91,7 @@ class Residency:
 def cut(matrices: Sequence[Cuttable]) -> list[Piece]:
     """Pieces of about equal bytes, in the order of the matrices."""
     total = sum(m.tiles * m.read_bytes for m in matrices)
-    aim = min(max(total // PIECES, LEAST_PIECE_BYTES), MOST_PIECE_BYTES)
+    aim = max(min(total // PIECES, USUAL_PIECE_BYTES), LEAST_PIECE_BYTES, total // MOST_PIECES)
     pieces = []
     for m in matrices:
         n = min(m.tiles, max(1, round(m.tiles * m.read_bytes / aim)))

@@ -49,6 +49,8 @@ PROMPT_TOKENS = 128  # whose time to the first token is predicted
 # (measured on Linux with Python 3.11; docs/performance.md).
 PROCESS_BYTES = 100 << 20
 VOCABULARY_ENTRY_BYTES = 500
+# What each piece of the weights takes in plans, where some of them stream.
+PIECE_BYTES = 3000
 # What a process that compiles kernels takes.
 COMPILER_BYTES = 200 << 20
 
@@ -318,10 +320,11 @@ class _Sizes:
         stay = sum(p.n_bytes for p in streamed if not streamable(p))
         embedding = next(p for p in self.placed if p.matrix.name == d.embedding.name)
         rows = embedding_bytes(embedding, chunk)
+        steps = len(pieces_of(streamed)) * PIECE_BYTES
         return Choice(
             context, chunk,
             {"weights": sum(p.n_bytes for p in self.placed), **fixed},
-            {"weights": stay, **fixed, "activations": fixed["activations"] + rows},
+            {"weights": stay, **fixed, "activations": fixed["activations"] + rows + steps},
         )  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,17 +31,27 @@ from headrace.targets.target import Target
 from headrace.weights import Part, Weights
 
 HUGE_TOKENS = 128  # chunks from here on run on huge pages
+LOGITS_SLOT = 2  # of a product's argument block
 PREFETCH_BYTES = 1 << 14  # smaller matrices are not worth asking for ahead
 
 
-@dataclass
+@dataclass(frozen=True)
 class Program:
-    """Steps ready to run: `table` [n, 8] for the native loop; the rest is kept alive, or shown."""
+    """Steps ready to run, a few dozen bytes each: models that stream have tens of thousands.
 
-    steps: list[Step]
+    Attributes:
+        table: int64 [n, 8] for the native loop.
+        blocks: argument blocks, one behind the other.
+        kernels: names, for reports.
+        sizes: bytes of weights that each step reads, for reports.
+        logits: where `blocks` has an address of logits, and which byte of them that is.
+    """
+
     table: np.ndarray
-    blocks: np.ndarray = field(repr=False)
-    logits: list[tuple[int, int]]  # the blocks of steps that write logits, and from which byte
+    blocks: np.ndarray
+    kernels: tuple[str, ...]
+    sizes: np.ndarray
+    logits: tuple[tuple[int, int], ...]
 
 
 class Programs:
@@ -168,12 +180,12 @@ class Programs:
     def write_logits_to(self, out: np.ndarray) -> None:
         """Let prefill write logits to float32 `out` [rows, padded vocabulary], which must live."""
         for program in (self.short, self.check, self.prefill):
-            for row, at in program.logits:
-                program.blocks[row, 2] = out.ctypes.data + at
+            for slot, at in program.logits:
+                program.blocks[slot] = out.ctypes.data + at
 
     def _program(self, steps: list[Step]) -> Program:
-        width = max(len(step.slots) for step in steps)
-        blocks = np.zeros((len(steps), width), np.int64)
+        starts = list(itertools.accumulate((len(step.slots) for step in steps), initial=0))
+        blocks = np.zeros(starts[-1], np.int64)
         table = np.zeros((len(steps), execute.STEP_SLOTS), np.int64)
         ahead = (0, 0)
         for i in range(len(steps) - 1, -1, -1):
@@ -182,10 +194,8 @@ class Programs:
             if steps[i].n_bytes > PREFETCH_BYTES and steps[i].request is None:
                 ahead = (steps[i].slots[0], steps[i].n_bytes)
         for i, step in enumerate(steps):
-            block = argument_block(step.slots)
-            blocks[i, : len(block)] = block
+            blocks[starts[i] : starts[i + 1]] = argument_block(step.slots)
             table[i, 0] = self._addresses[step.kernel]
-            table[i, 1] = blocks[i].ctypes.data
             table[i, 2] = (
                 (execute.STEP_BARRIER if step.barrier else 0)
                 | (execute.STEP_WAIT if step.waits else 0)
@@ -193,5 +203,15 @@ class Programs:
             )
             if step.request is not None and self._streaming is not None:
                 table[i, 5] = self._streaming.window.request(step.request)
-        logits = [(i, s.logits_at) for i, s in enumerate(steps) if s.logits_at is not None]
-        return Program(steps, table, blocks, logits)
+        table[:, 1] = blocks.ctypes.data + 8 * np.array(starts[:-1])
+        return Program(
+            table,
+            blocks,
+            tuple(sys.intern(step.kernel) for step in steps),
+            np.array([step.n_bytes for step in steps]),
+            tuple(
+                (start + LOGITS_SLOT, step.logits_at)
+                for start, step in zip(starts, steps, strict=False)
+                if step.logits_at is not None
+            ),
+        )

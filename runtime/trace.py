@@ -27,7 +27,7 @@ class Trace:
     @contextlib.contextmanager
     def measure(self, program: Program) -> Iterator[np.ndarray]:
         """An array for the native loop to write its clock to; summed up afterwards."""
-        ticks = np.zeros(len(program.steps) + 1, np.int64)
+        ticks = np.zeros(len(program.kernels) + 1, np.int64)
         began = time.perf_counter()
         yield ticks
         spent_s = time.perf_counter() - began
@@ -51,16 +51,16 @@ class Trace:
         seconds = self._total_s / self._total_ticks
         for program, best, ticks, runs in self._ticks.values():
             rows: dict[str, tuple[int, float, int]] = {}
-            for step, spent in zip(program.steps, best, strict=True):
-                count, time_s, n_bytes = rows.get(step.kernel, (0, 0.0, 0))
-                rows[step.kernel] = (
+            for kernel, size, spent in zip(program.kernels, program.sizes, best, strict=True):
+                count, time_s, n_bytes = rows.get(kernel, (0, 0.0, 0))
+                rows[kernel] = (
                     count + 1,
                     time_s + float(spent) * seconds,
-                    n_bytes + step.n_bytes,
+                    n_bytes + int(size),
                 )
             total_s = sum(time_s for _, time_s, _ in rows.values())
             print(
-                f"plan of {len(program.steps)} steps, run {runs} times, mean "
+                f"plan of {len(program.kernels)} steps, run {runs} times, mean "
                 f"{ticks * seconds / runs * 1e3:.3f} ms, best steps together "
                 f"{total_s * 1e3:.3f} ms",
                 file=sys.stderr,

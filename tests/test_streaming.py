@@ -29,6 +29,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces and slots that small models have many of."""
     monkeypatch.setattr(pieces, "HUGE_PAGE", pieces.PAGE)
     monkeypatch.setattr(pieces, "LEAST_PIECE_BYTES", 2 << 10)
+    monkeypatch.setattr("headrace.planning.PIECE_BYTES", 0)
 
 
 def budgets(path: Path, **options: Any) -> list[int]:
