@@ -17,7 +17,7 @@ PAGE, HUGE_PAGE = 4096, 2 << 20
 LEAST_SLOTS = 3
 LEAST_PIECE_BYTES, USUAL_PIECE_BYTES = 128 << 10, 2 << 20
 PIECES, MOST_PIECES = 1024, 4096  # a model is cut into about so many
-MOST_WINDOW_BYTES = 64 << 20
+ENOUGH_SLOTS, ENOUGH_BYTES = 24, 8 << 20  # of a window: it needs not be larger than both
 WINDOW_SHARE = 8  # the window may take this part of what weights have
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -153,7 +153,7 @@ def keep(pieces: Sequence[Piece], budget: int) -> Residency | None:
     sums = [0]
     for i in order:
         sums.append(sums[-1] + pieces[i].kept_bytes)
-    window = min(MOST_WINDOW_BYTES, budget // WINDOW_SHARE) // slot
+    window = min(max(ENOUGH_SLOTS * slot, ENOUGH_BYTES), budget // WINDOW_SHARE) // slot
     best: tuple[int, int] | None = None  # (pieces kept, slots)
     for slots in range(max(LEAST_SLOTS, window * 3 // 4), max(LEAST_SLOTS, window) + 1):
         left = budget - slots_bytes(slots, slot) - 2 * staging

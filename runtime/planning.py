@@ -22,7 +22,7 @@ from headrace.loaders.tiled import open_model
 from headrace.offload import flash, requests
 from headrace.offload.budget import Choice, Limit, fit
 from headrace.offload.files import Stamp, StreamedFile, close_all, open_streamed, stamp_of
-from headrace.offload.modes import ReadMode
+from headrace.offload.modes import ReadMode, choose
 from headrace.offload.pieces import Piece, Residency
 from headrace.prediction import PrefillWork, Rates, prediction
 from headrace.sizes import format_size
@@ -504,5 +504,5 @@ def measure_flash(
         raise ValueError("nothing is streamed")
     reads = reads_of({p.matrix.name: p for p in prepared.placed}, residency.streamed)
     rates = flash.measure(files, reads, residency.slot_bytes, reader)
-    mode = max(rates, key=lambda one: rates[one])
+    mode = choose(rates)
     return mode, rates[mode]
