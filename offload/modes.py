@@ -25,8 +25,8 @@ class ReadMode:
         return f"{how}, {self.readers} in flight"
 
 
-# The first that comes within a tenth of the fastest is taken: more requests in flight bear it better
-# when the CPU is busy, and reads past the cache leave it to other programs.
+# The first that comes within a tenth of the fastest is taken: more requests in flight bear it
+# better when the CPU is busy, and reads past the cache leave it to other programs.
 MODES = (
     ReadMode(direct=True, readers=8, drop=False),
     ReadMode(direct=True, readers=16, drop=False),
