@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,9 @@ class TensorReader:
     is going on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: Mapping[Path, FileIO] | None = None) -> None:
+        """Read through files that are `opened` already, which stay open; open others."""
+        self._opened = opened or {}
         self._files: dict[Path, FileIO] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -126,13 +129,13 @@ class TensorReader:
         with self._lock:
             if self._closed:
                 raise ValueError("this TensorReader is closed")
-            file = self._files.get(path)
+            file = self._opened.get(path) or self._files.get(path)
             if file is None:
                 file = self._files[path] = open_regular(path)
             return file
 
     def close(self) -> None:
-        """Close all files; the reader cannot be used again."""
+        """Close what it has opened; the reader cannot be used again."""
         with self._lock:
             self._closed = True
             for file in self._files.values():

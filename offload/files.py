@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from headrace.errors import ModelFileError
 from headrace.loaders.reader import open_regular
 
 PAGE = 4096
+_ONE_AT_A_TIME = threading.Lock()  # where reading moves the file's own position
 SAMPLES = 64  # about so many pages of a file are compared
 _F_NOCACHE = 48  # macOS
 
@@ -75,6 +77,8 @@ class StreamedFile:
             return
         if now[0] != self._stamp[0]:
             raise self._changed(f"it had {self._stamp[0]:,} bytes and now has {now[0]:,}")
+        if not self._print:
+            raise self._changed("it was written to since the model was loaded")
         if self._fingerprint() != self._print:
             raise self._changed("its content is another")
         self._stamp = now  # touched, or put back as it was
@@ -112,8 +116,9 @@ def pread(file: FileIO, n_bytes: int, offset: int) -> bytes:
     """Bytes at an offset; fewer at the end of the file."""
     if hasattr(os, "pread"):
         return os.pread(file.fileno(), n_bytes, offset)
-    file.seek(offset)
-    return file.read(n_bytes)
+    with _ONE_AT_A_TIME:
+        file.seek(offset)
+        return file.read(n_bytes)
 
 
 def readinto(file: FileIO, view: memoryview, offset: int) -> int:

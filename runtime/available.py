@@ -37,10 +37,14 @@ def cgroup_limits() -> tuple[int, ...]:
 
 
 def resident_bytes() -> int:
-    """Memory that this process has now; 0 if unknown."""
+    """Memory that this process has now, without what it shares with others; 0 if unknown.
+
+    Pages of libraries are in the system's cache: another group may have been charged for them.
+    """
     try:
         with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            _, resident, shared = file.read().split()[:3]
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         pass
     try:

@@ -20,10 +20,12 @@ def embedding_bytes(placed: PlacedMatrix, tokens: int) -> int:
 class EmbeddingRows:
     """Room for the rows of `tokens` tokens, tiled; `addresses` of kernels by name."""
 
-    def __init__(self, placed: PlacedMatrix, tokens: int, addresses: dict[str, int]) -> None:
+    def __init__(
+        self, placed: PlacedMatrix, tokens: int, addresses: dict[str, int], reader: TensorReader
+    ) -> None:
         self._placed = placed
         self._addresses = addresses
-        self._reader = TensorReader()
+        self._reader = reader
         self._arena = Arena({"rows": embedding_bytes(placed, tokens)}, huge=False)
         self.address = self._arena.address("rows")
 
@@ -38,7 +40,3 @@ class EmbeddingRows:
         for at, i in enumerate(ids):
             raw[at] = rows[i]
         tile_raw(self._addresses, self._placed, raw, self.address, len(raw) // TILE_ROWS)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._reader.close()

@@ -46,7 +46,7 @@ from headrace.prediction import Rates
 from headrace.programs import Program, Programs
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
-from headrace.streaming import Streaming
+from headrace.streaming import Streaming, reader_of
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
@@ -285,19 +285,34 @@ class Model:
             self._asked = budget
 
     def _change(self, prepared: Prepared) -> None:
-        """Keep what `prepared` says in memory; nothing changes if that fails."""
-        before, new = self._prepared, prepared.residency
+        """Keep what `prepared` says in memory; all is as before if that fails."""
+        before = self._prepared
         self._stop_streaming()
-        kept = None if new is None else new.kept
         try:
-            self._weights.change(kept, prepared.pieces, self._addresses, self.threads)
-            self._take_up(prepared)
+            # What may fail comes before anything is given up.
+            if prepared.parts["weights"] < before.parts["weights"]:
+                self._take_up(prepared)
+                self._keep(prepared)
+            else:
+                self._keep(prepared)
+                self._take_up(prepared)
         except BaseException:
+            self._stop_streaming()
+            self._keep(before)
             self._take_up(before)
             raise
         finally:
             self._programs.link(self._streaming)
             self._pass_times = PassTimes()
+
+    def _keep(self, prepared: Prepared) -> None:
+        kept = None if prepared.residency is None else prepared.residency.kept
+        if prepared.parts["weights"] > self._prepared.parts["weights"]:
+            for file in self._files.values():
+                file.check()
+        self._weights.change(
+            kept, prepared.pieces, reader_of(self._files), self._addresses, self.threads
+        )
 
     def _take_up(self, prepared: Prepared) -> None:
         """Stream what `prepared` says is not kept."""

@@ -61,6 +61,7 @@ class MemoryPlan:
 
     Attributes:
         wanted_context: tokens of context, were there memory enough.
+        fits: whether all weights stay in memory.
         weights: matrices as they would lie in memory; `file` is what the model file has.
         resident_weights: what of them stays in memory; the rest is streamed through a `window`.
         expanded: tensors whose type has no kernel: name, type in the file, format, both sizes.
@@ -374,7 +375,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         predicted_first_token_s=speed.first_token_s,
         advice=speed.advice,
         budget=p.budget,
-        fits=True,
+        fits=p.residency is None,
         expanded=tuple(
             {
                 "tensor": one.matrix.name,
@@ -477,13 +478,15 @@ def measure_products(prepared: Prepared, store: Kernels, team: Team) -> float:
 
 
 def open_files(prepared: Prepared) -> dict[Path, StreamedFile]:
-    """The files of what a prepared model may stream.
+    """The files of a prepared model, whatever may be streamed from them.
 
     Raises:
         ModelFileError: one cannot be opened, or is not what it was when the model was prepared.
     """
-    reads = reads_of({p.matrix.name: p for p in prepared.placed}, prepared.pieces)
-    return open_streamed([(read.path, read.offset) for read in reads], prepared.stamps)
+    pieces = reads_of({p.matrix.name: p for p in prepared.placed}, prepared.pieces)
+    reads = [(read.path, read.offset) for read in pieces]
+    reads += [(path, 0) for path in prepared.file.paths]
+    return open_streamed(reads, prepared.stamps)
 
 
 def measure_flash(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headrace.embedding import EmbeddingRows
+from headrace.loaders.gguf import TensorReader
 from headrace.memory import Arena
 from headrace.offload.files import StreamedFile
 from headrace.offload.modes import ReadMode
@@ -21,6 +22,11 @@ def reads_of(placed: Mapping[str, PlacedMatrix], pieces: Sequence[Piece]) -> lis
         info = placed[piece.matrix].info
         reads.append(Read(info.path, info.name, info.offset + piece.start, piece.read_bytes))
     return reads
+
+
+def reader_of(files: Mapping[Path, StreamedFile]) -> TensorReader:
+    """Reads tensors from files as they are open, whatever their names lead to by now."""
+    return TensorReader({path: file.plain for path, file in files.items()})
 
 
 class Streaming:
@@ -47,7 +53,7 @@ class Streaming:
         )  # fmt: skip
         staging = residency.staging_bytes
         self._staging = Arena({"0": staging, "1": staging}, huge=staging > 4 << 20)
-        self.rows = EmbeddingRows(placed[embedding], tokens, addresses)
+        self.rows = EmbeddingRows(placed[embedding], tokens, addresses, reader_of(files))
         self._parts: dict[str, list[Part]] = {}
         for i, piece in enumerate(residency.streamed):
             p = placed[piece.matrix]
@@ -67,4 +73,3 @@ class Streaming:
     def close(self) -> None:
         """End the readers."""
         self.window.halt()
-        self.rows.close()

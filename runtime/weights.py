@@ -215,14 +215,15 @@ class Weights:
         return taken
 
     def change(
-        self, kept: Sequence[Piece] | None, cut: Sequence[Piece], addresses: dict[str, int],
-        n_threads: int, progress: Progress | None = None,
+        self, kept: Sequence[Piece] | None, cut: Sequence[Piece], reader: TensorReader,
+        addresses: dict[str, int], n_threads: int,
     ) -> None:  # fmt: skip
         """Keep other pieces than so far: give memory back, or read what is missing.
 
         Args:
             kept: as in `__init__`; either fewer or more than before.
             cut: all pieces there are.
+            reader, addresses, n_threads: to read what is missing, as in `load`.
 
         Raises:
             ModelFileError: the file cannot be read; what is kept is then as before.
@@ -243,8 +244,7 @@ class Weights:
             self._kept[place.matrix][place.tile] = place
         new += self._take([run for run in missing if run not in {place.run for place in new}])
         try:
-            with TensorReader() as reader:
-                self._fill(reader, new, addresses, n_threads, progress)
+            self._fill(reader, new, addresses, n_threads, None)
         except BaseException:
             for place in new:
                 del self._kept[place.matrix][place.tile]

@@ -127,10 +127,20 @@ def test_a_file_that_is_written_to(copy: Path, streaming: Model) -> None:
     assert np.array_equal(logits(streaming), expected)
 
 
-def test_a_file_that_is_replaced_or_gone_does_not_matter(copy: Path, streaming: Model) -> None:
-    expected = logits(streaming)
-    copy.unlink()
-    assert np.array_equal(logits(streaming), expected)
+def test_a_file_that_is_replaced_or_gone_does_not_matter(copy: Path, tmp_path: Path) -> None:
+    least, middle, most = budgets(copy)
+    other = tmp_path / "other.gguf"
+    with headrace.load(copy, context=CONTEXT, threads=2) as model:
+        expected = logits(model)
+    other.write_bytes(bytes(copy.stat().st_size))
+    with headrace.load(copy, memory=middle, context=CONTEXT, threads=2) as model:
+        other.rename(copy)  # what the name leads to now is no model at all
+        assert np.array_equal(logits(model), expected)
+        model.memory = most
+        assert np.array_equal(logits(model), expected)
+        copy.unlink()
+        model.memory = least + 200_000
+        assert np.array_equal(logits(model), expected)
 
 
 def test_a_read_that_fails_once_is_made_again(streaming: Model) -> None:
@@ -207,6 +217,22 @@ def test_memory_changes_while_loaded(copy: Path) -> None:
             assert model.streams == (memory < whole)
             assert np.array_equal(logits(model), expected)
         assert model.plan.resident_weights == kept
+        assert np.array_equal(logits(model), expected)
+
+
+def test_shrinking_fails_where_the_file_is_another(copy: Path) -> None:
+    middle = budgets(copy)[1]
+    data = copy.read_bytes()
+    with headrace.load(copy, context=CONTEXT, threads=2) as model:
+        expected = logits(model)
+        copy.write_bytes(data[: len(data) // 2])
+        with pytest.raises(ModelFileError, match="the file changed"):
+            model.memory = middle
+        assert np.array_equal(logits(model), expected)  # all of it is still in memory
+        copy.write_bytes(data)
+        os.utime(copy, ns=(1, 1))
+        with pytest.raises(ModelFileError, match="the file changed"):
+            model.memory = middle  # nothing tells what its content was
         assert np.array_equal(logits(model), expected)
 
 

@@ -1,0 +1,102 @@
+"""A budget holds where the system enforces it: in a memory cgroup of that size."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import headrace
+from headrace.errors import BudgetError
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "benchmarks"
+ROOT = Path("/sys/fs/cgroup")
+CONTEXT = 256
+RUN = """
+import json, sys
+import headrace
+from headrace.peak import peak_rss_bytes
+path, memory = sys.argv[1], int(sys.argv[2])
+with headrace.load(path, memory=memory, context=256, threads=2) as model:
+    generation = model.generate(list(range(300, 340)), max_tokens=12)
+    generation.text()
+    print(json.dumps({"ids": generation.ids, "peak": peak_rss_bytes(), "streams": model.streams}))
+"""
+
+
+@contextlib.contextmanager
+def group(n_bytes: int) -> Iterator[Path]:
+    """A cgroup with this limit, of version 1 or 2; the test is skipped where it cannot be made."""
+    old = (ROOT / "memory").is_dir()
+    folder = (ROOT / "memory" if old else ROOT) / f"headrace-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    try:
+        try:
+            (folder / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(n_bytes))
+        except OSError as error:
+            pytest.skip(f"no limit can be set on a memory cgroup here: {error}")
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of 50 MB."""
+    path = tmp_path_factory.mktemp("limit") / "m.gguf"
+    subprocess.run(
+        [
+            sys.executable, EXAMPLES / "make_synthetic.py", path, "--layers", "6", "--width",
+            "1024", "--ffn", "2816", "--heads", "16", "--kv-heads", "4", "--vocab", "4096",
+            "--type", "q4_0",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return path
+
+
+def test_a_budget_holds_in_a_group_of_its_size(model: Path) -> None:
+    with headrace.load(model, context=CONTEXT, threads=2) as whole:
+        generation = whole.generate(list(range(300, 340)), max_tokens=12)
+        generation.text()
+    with pytest.raises(BudgetError) as caught:
+        headrace.load(model, memory=1, context=CONTEXT, threads=2)
+    least = caught.value.needed_bytes
+    for memory in (least, least + (8 << 20)):
+        with group(memory) as folder:
+            done = subprocess.run(
+                ["sh", "-c", f'echo $$ > "{folder}/cgroup.procs" && exec "$@"', "sh",
+                 sys.executable, "-c", RUN, model, str(memory)],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["streams"]
+        assert found["ids"] == generation.ids
+        assert found["peak"] <= memory
+
+
+def test_the_limit_of_a_group_is_the_budget(model: Path) -> None:
+    with pytest.raises(BudgetError) as caught:
+        headrace.load(model, memory=1, context=CONTEXT, threads=2)
+    limit = int(caught.value.needed_bytes * 1.1)
+    script = RUN.replace("memory=memory, ", "")
+    with group(limit) as folder:
+        done = subprocess.run(
+            ["sh", "-c", f'echo $$ > "{folder}/cgroup.procs" && exec "$@"', "sh",
+             sys.executable, "-c", script, model, "0"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["streams"]
+    assert found["peak"] <= limit
