@@ -36,15 +36,16 @@ def cgroup_limits() -> tuple[int, ...]:
     return tuple(found)
 
 
-def resident_bytes() -> int:
-    """Memory that this process has now, without what it shares with others; 0 if unknown.
+def resident_bytes(*, private: bool = False) -> int:
+    """Memory that this process has now; 0 if unknown.
 
-    Pages of libraries are in the system's cache: another group may have been charged for them.
+    With `private`, without what it shares with others: pages of libraries are in the system's
+    cache, and another group may have been charged for them.
     """
     try:
         with open("/proc/self/statm") as file:
             _, resident, shared = file.read().split()[:3]
-        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+        return (int(resident) - int(shared) * private) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         pass
     try:

@@ -195,7 +195,9 @@ def limit_of(budget: int | None) -> Limit:
     if budget is not None and budget <= free:
         return asked
     said = f"this process can have {format_size(free)} (free memory and cgroup limit)"
-    return Limit(free if budget is not None else int(free * FREE_SHARE), said)
+    if budget is not None:
+        return Limit(free, said)
+    return Limit(int((available + resident_bytes(private=True)) * FREE_SHARE), said)
 
 
 def _picked(target: str | None, pack: Pack | None) -> Target:

@@ -676,7 +676,7 @@ def test_a_model_that_is_dropped_ends_its_threads() -> None:
 
 def test_a_budget_beyond_what_is_free_is_no_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = plan_model(STORIES, context=256, measure=False).peak_bytes
-    monkeypatch.setattr("headrace.planning.resident_bytes", lambda: 1000)
+    monkeypatch.setattr("headrace.planning.resident_bytes", lambda **_: 1000)
     monkeypatch.setattr("headrace.planning.available_bytes", lambda: needed - 1001)
     with pytest.raises(BudgetError, match="this process can have"):
         headrace.load(STORIES, memory="64GB", context=256)
