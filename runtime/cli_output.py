@@ -81,7 +81,7 @@ def _label(key: str) -> str:
 # The parts of a `MemoryPlan` are bytes whose names do not say so.
 _PLAN_PARTS = {
     "file", "weights", "resident_weights", "window", "vectors", "kv_cache", "activations",
-    "process", "budget",
+    "process", "budget", "limit",
 }  # fmt: skip
 
 

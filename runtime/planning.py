@@ -61,6 +61,7 @@ class MemoryPlan:
 
     Attributes:
         wanted_context: tokens of context, were there memory enough.
+        budget, limit: memory that was asked for, and what of it (or at all) there is.
         fits: whether all weights stay in memory.
         weights: matrices as they would lie in memory; `file` is what the model file has.
         resident_weights: what of them stays in memory; the rest is streamed through a `window`.
@@ -102,6 +103,7 @@ class MemoryPlan:
     predicted_first_token_s: float | None
     advice: str | None
     budget: int | None
+    limit: int | None
     fits: bool
     expanded: tuple[dict[str, Any], ...]
 
@@ -112,6 +114,11 @@ class MemoryPlan:
     def notices(self) -> list[str]:
         """What a user should know before the wait, where memory is short."""
         found = []
+        if self.budget is not None and self.limit is not None and self.limit < self.budget:
+            found.append(
+                f"only {format_size(self.limit)} of the {format_size(self.budget)} asked for are "
+                "free: the model is held to that"
+            )
         if self.flash_bytes_per_token:
             rate = self.flash_read_gb_s
             how = "" if rate is None else f" at {rate:.1f} GB/s ({self.read_mode})"
@@ -144,6 +151,7 @@ class Prepared:
     parts: Mapping[str, int]  # bytes of memory by what they are for
     residency: Residency | None = None  # None: all weights stay in memory
     budget: int | None = None  # that was asked for
+    limit: int | None = None  # and what there is: less, if that is not free
     pack: Pack | None = None  # the kernel pack that was asked for
 
 
@@ -171,8 +179,9 @@ def prepare(
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
-    prepared = prepare_for(chosen, file, context, n_threads, activations, limit_of(budget))
-    return replace(prepared, pack=pack, budget=budget)
+    limit = limit_of(budget)
+    prepared = prepare_for(chosen, file, context, n_threads, activations, limit)
+    return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
 
 
 def prefill_work(prepared: Prepared, tokens: int = PROMPT_TOKENS) -> PrefillWork:
@@ -255,8 +264,11 @@ def refit(prepared: Prepared, budget: int) -> Prepared:
     p = prepared
     sizes = _Sizes(p.decoder, p.placed, p.target, p.shape.threads)
     choice = sizes.choice(p.shape.context, p.shape.chunk)
-    found = fit(limit_of(budget), [choice], [choice], p.pieces, str(p.file.paths[0]))
-    return replace(p, parts=found.parts, residency=found.residency, budget=budget)
+    limit = limit_of(budget)
+    found = fit(limit, [choice], [choice], p.pieces, str(p.file.paths[0]))
+    return replace(
+        p, parts=found.parts, residency=found.residency, budget=budget, limit=limit.n_bytes
+    )
 
 
 def streamed_matrices(decoder: Decoder, placed: list[PlacedMatrix]) -> list[PlacedMatrix]:
@@ -377,6 +389,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         predicted_first_token_s=speed.first_token_s,
         advice=speed.advice,
         budget=p.budget,
+        limit=p.limit,
         fits=p.residency is None,
         expanded=tuple(
             {
