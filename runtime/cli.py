@@ -62,9 +62,13 @@ def run(
             f'there is no prompt; write `headrace run {model} "Why is the sky blue?"`, pipe a text '
             f"into it, or use `headrace chat {model}`"
         )
-    with _loaded(model, options, quiet=json) as loaded:
+    with (
+        _drafting(options) as draft,
+        _loaded(model, _beside(draft, options), quiet=json) as loaded,
+    ):
         load_s = time.perf_counter() - START_S
-        generation = loaded.generate(prompt, max_tokens=max_tokens, raw=raw, **_sampling(options))
+        chosen = {**_sampling(options), "draft": draft}
+        generation = loaded.generate(prompt, max_tokens=max_tokens, raw=raw, **chosen)
         text, first_token_s, code = _stream(generation, quiet=json)
     stats = generation.stats
     if json:
@@ -107,7 +111,7 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
     typed = is_terminal(lines)
     if hasattr(lines, "reconfigure"):
         lines.reconfigure(errors="replace")
-    with _loaded(model, options) as loaded:
+    with _drafting(options) as draft, _loaded(model, _beside(draft, options)) as loaded:
         conversation = loaded.chat(system)
         while True:
             try:
@@ -120,7 +124,8 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
                 conversation = loaded.chat(system)
             elif text:
                 try:
-                    send = conversation.send(text, max_tokens=max_tokens, **_sampling(options))
+                    chosen = {**_sampling(options), "draft": draft}
+                    send = conversation.send(text, max_tokens=max_tokens, **chosen)
                     _stream(send)
                 except HeadraceError as error:
                     if not typed:
@@ -364,6 +369,7 @@ _SAMPLING = (
         "guess from the text so far; same answer. Default: if weights stream",
         ("--lookup", "--no-lookup"),
     ),
+    Opt("draft", str, None, "a small model of the same vocabulary that guesses", ("--draft",)),
 )
 _PROMPT = Opt("prompt", str, None, "the question; - reads stdin")
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
@@ -531,6 +537,24 @@ def _path(model: str) -> Path:
 
     with progress_bar() as progress:
         return resolve(model, progress=progress)
+
+
+@contextmanager
+def _drafting(options: Mapping[str, Any]) -> Iterator[Any]:
+    """The small model that guesses tokens, if there is to be one."""
+    if options.get("draft") is None:
+        yield None
+        return
+    small = {name: options[name] for name in ("threads", "target", "kernels") if name in options}
+    with _loaded(str(_path(options["draft"])), small, quiet=True) as loaded:
+        yield loaded
+
+
+def _beside(draft: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a model that shares its process and its memory with a small one."""
+    if draft is None or options.get("memory") is None:
+        return options
+    return {**options, "memory": options["memory"] - draft.plan.peak_bytes + draft.plan.process}
 
 
 @contextmanager

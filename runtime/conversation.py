@@ -38,6 +38,7 @@ class Chat:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         lookup: bool | None = None,
+        draft: Model | None = None,
     ) -> Reply:
         """Say something; the answer is generated as the result is iterated over.
 
@@ -48,7 +49,7 @@ class Chat:
         ids = self._model.tokenize_chat(messages)
         params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
         generation = Generation(
-            self._model, ids, max_tokens, params, stop, reuse=True, lookup=lookup
+            self._model, ids, max_tokens, params, stop, reuse=True, lookup=lookup, draft=draft
         )
         return Reply(self, messages, generation)
 

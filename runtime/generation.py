@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headrace.arguments import switch, texts, whole
 from headrace.detokenizer import Detokenizer
+from headrace.draft import ModelDraft
 from headrace.errors import BusyError, CancelledError, HeadraceError
 from headrace.lookup import Lookup
 from headrace.pace import MOST_DRAFTED, Acceptance, tokens_to_check
@@ -55,7 +56,7 @@ class Generation:
 
     def __init__(
         self, model: Model, ids: list[int], max_tokens: int, params: SamplingParams,
-        stop: str | Sequence[str], *, reuse: bool, lookup: bool | None,
+        stop: str | Sequence[str], *, reuse: bool, lookup: bool | None, draft: Model | None = None,
     ) -> None:  # fmt: skip
         ids = model._checked(ids)
         max_tokens = whole("max_tokens", max_tokens, low=1)
@@ -64,7 +65,12 @@ class Generation:
         self._cancels = model._cancels  # a `cancel` from here on ends this generation
         self.stats = Stats(prompt_tokens=len(ids))
         self.ids: list[int] = []
-        self.lookup = model.streams if lookup is None else switch("lookup", lookup)
+        default = model.streams or draft is not None
+        self.lookup = default if lookup is None else switch("lookup", lookup)
+        self._text: Lookup | ModelDraft = Lookup()
+        if draft is not None:
+            self._text = ModelDraft(draft, model)
+        self._acceptance = Acceptance()
         self._model = model
         self._ahead: deque[int] = deque()  # chosen tokens whose turn comes next
         self._matcher = StopMatcher(texts("stop", stop))
@@ -96,7 +102,7 @@ class Generation:
         model, began = self._model, time.perf_counter()
         with model._begin(self._owner, self._cancels):
             # What is in the cache may be counted on only now that nobody else can change it.
-            start = _common_prefix(model._kept, prompt[:-1]) if reuse else 0
+            start = common_prefix(model._kept, prompt[:-1]) if reuse else 0
             self.stats.reused_tokens = start
             token = self._choose(model._read(prompt[start:], start))
         self.stats.prefill_s = time.perf_counter() - began
@@ -132,6 +138,8 @@ class Generation:
         model, began = self._model, time.perf_counter()
         draft = self._text.draft(min(most - 1, MOST_DRAFTED))
         n = tokens_to_check(draft, self._acceptance, model._pass_times)
+        if not n:
+            self._text.unread()
         if n:
             rows = model._read_guessed([token, *draft.tokens[:n]], position)
         else:
@@ -161,7 +169,8 @@ class Generation:
             token = self._first(prompt, reuse)
             position = len(prompt)
             if self.lookup:
-                self._text, self._acceptance = Lookup(self._recent), Acceptance()
+                for one in self._recent:
+                    self._text.push(one)
             while True:
                 self.ids.append(token)
                 stats.new_tokens += 1
@@ -187,7 +196,8 @@ class Generation:
             yield rest
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -53,6 +53,9 @@ class Lookup:
                 return Draft(found[:most], self._matched(at))
         return Draft([], 0)
 
+    def unread(self) -> None:
+        """The last draft was not worth reading; it had cost nothing."""
+
     def _matched(self, at: int) -> int:
         tokens, equal = self._tokens, 0
         while equal < min(at, LONGEST) and tokens[at - 1 - equal] == tokens[-1 - equal]:

@@ -22,7 +22,7 @@ from headrace.errors import (
     HeadraceError,
     ModelFileError,
 )
-from headrace.generation import Generation
+from headrace.generation import Generation, common_prefix
 from headrace.hold import Hold, Holder
 from headrace.interruptible import run_aside
 from headrace.limits import LimitWatch
@@ -184,6 +184,11 @@ class Model:
                 )
             self._tokenizer = built
         return self._tokenizer
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says of itself."""
+        return self._metadata
 
     @property
     def vocabulary(self) -> int:
@@ -366,6 +371,7 @@ class Model:
         stop: str | Sequence[str] = (),
         raw: bool = False,
         lookup: bool | None = None,
+        draft: Model | None = None,
     ) -> Generation:
         """Answer a prompt; iterate over the result for pieces of text as they come.
 
@@ -375,6 +381,8 @@ class Model:
             temperature, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingParams`.
             stop: end before any of these texts.
             raw: do not apply the chat template.
+            draft: a small model of the same vocabulary that guesses tokens where the text does not
+                repeat itself; this model checks them, so the answer is the same.
             lookup: guess tokens from the text so far and check several in one pass, where that is
                 faster; the answer is the same. Default: where weights are read from disk.
 
@@ -391,7 +399,25 @@ class Model:
                 ids = self.tokenize_chat([{"role": "user", "content": prompt}])
         else:
             ids = self._checked(prompt)
-        return Generation(self, ids, max_tokens, params, stop, reuse=False, lookup=lookup)
+        return Generation(
+            self, ids, max_tokens, params, stop, reuse=False, lookup=lookup, draft=draft
+        )
+
+    def likeliest(self, ids: Sequence[int], n: int) -> list[int]:
+        """The n tokens that follow, each the likeliest; what was read of `ids` before is kept.
+
+        Raises:
+            ContextOverflowError: they do not fit in the context.
+        """
+        ids, found = self._checked(ids), list[int]()
+        with self._begin():
+            start = common_prefix(self._kept, ids[:-1])
+            logits = self._read(ids[start:], start)
+            found.append(int(np.argmax(logits)))
+            while len(found) < n:
+                logits = self._read([found[-1]], len(ids) + len(found) - 1)
+                found.append(int(np.argmax(logits)))
+        return found
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation that remembers its turns and what the model has already read of them."""

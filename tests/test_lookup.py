@@ -325,3 +325,55 @@ def test_chats_remember_the_same(smollm2_path: Path) -> None:
             found.append((chat.messages, stats, model._kept))
     assert found[0] == found[1]
     assert found[0][1][1][0] > 0
+
+
+# --- drafts from another model ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Model]:
+    """The same model in a file of its own: all that it guesses is right, but for rounding."""
+    with headrace.load(STORIES, threads=1, activations="f32") as model:
+        yield model
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3, "repeat_penalty": 1.1}])
+def test_a_draft_changes_no_token(small: Model, options: dict[str, Any]) -> None:
+    with headrace.load(STORIES, threads=1) as model:
+        for prompt in ("Once upon a time", "The cat said"):
+            plain = model.generate(prompt, raw=True, max_tokens=60, lookup=False, **options)
+            text = plain.text()
+            drafted = model.generate(prompt, raw=True, max_tokens=60, draft=small, **options)
+            assert (drafted.text(), drafted.ids) == (text, plain.ids)
+            assert drafted.stats.finish_reason == plain.stats.finish_reason
+
+
+def test_a_draft_saves_passes(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generations, "tokens_to_check", lambda draft, *_: len(draft.tokens))
+    with headrace.load(STORIES, threads=1) as model:
+        drafted = model.generate("Once upon a time", raw=True, max_tokens=60, draft=small)
+        drafted.text()
+        assert drafted.stats.passes < 20
+        assert drafted.stats.accepted_tokens + drafted.stats.passes == 59
+
+
+def test_a_draft_of_other_tokens_is_refused(small: Model) -> None:
+    with headrace.load(STORIES, threads=1) as model:
+        with pytest.raises(ValueError, match="same vocabulary"):
+            model.generate("Once", raw=True, draft=model)
+        model._metadata = {**model._metadata, "tokenizer.ggml.tokens": None}
+        with pytest.raises(ValueError, match="same vocabulary"):
+            model.generate([1], draft=small)
+
+
+def test_a_draft_with_a_shorter_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generations, "tokens_to_check", lambda draft, *_: len(draft.tokens))
+    with (
+        headrace.load(STORIES, threads=1) as model,
+        headrace.load(STORIES, threads=1, context=20) as small,
+    ):
+        plain = model.generate("Once upon a time", raw=True, max_tokens=60, lookup=False)
+        plain.text()
+        drafted = model.generate("Once upon a time", raw=True, max_tokens=60, draft=small)
+        drafted.text()
+        assert drafted.ids == plain.ids
