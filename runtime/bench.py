@@ -119,6 +119,12 @@ def bench(
             "decode_share_of_flash": (
                 None if flash is None else decode_tok_s * plan.flash_bytes_per_token / flash
             ),
+            # What a token took, over the longer of reading and computing: 1 is perfect overlap.
+            "overlap": (
+                None
+                if not speed.flash_s or not speed.compute_s
+                else min(decode[1:]) / new_tokens / max(speed.flash_s, speed.compute_s)
+            ),
             "stall_s": stalls[best],
             "stall_share": stalls[best] / decode[best],
             "expanded_bytes": sum(e["bytes"] - e["file_bytes"] for e in plan.expanded),

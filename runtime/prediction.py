@@ -40,9 +40,17 @@ class PrefillWork:
 
 @dataclass(frozen=True)
 class Speed:
-    """A prediction; None where a rate is missing that it needs."""
+    """A prediction; None where a rate is missing that it needs.
+
+    Attributes:
+        flash_s, compute_s: of a token, which takes the longer of the two.
+        first_token_s: of the prompt.
+        advice: what would change the speed most.
+    """
 
     tok_s: float | None = None
+    flash_s: float | None = None
+    compute_s: float | None = None
     first_token_s: float | None = None
     advice: str | None = None
 
@@ -67,22 +75,27 @@ def prediction(
     if rates.products is not None:
         prompt_s = work.products / (rates.products * PRODUCTS_SHARE)
     if residency is None:
-        return Speed(None if rates.memory is None else 1 / compute_s, prompt_s)
+        tok_s = None if rates.memory is None else 1 / compute_s
+        return Speed(tok_s, compute_s=compute_s, first_token_s=prompt_s)
     if rates.flash is None:
         return Speed()
     if rates.memory is not None:
         tiled_s = TILED_PASSES * residency.staged_bytes / rates.memory
     flash_s = residency.streamed_bytes / (rates.flash * FLASH_SHARE)
-    token_s = max(flash_s, compute_s + tiled_s)
     if prompt_s is not None:
         prompt_s = max(flash_s * work.passes, prompt_s + tiled_s * work.passes)
-    advice = _advice(residency, rates.flash, flash_s, compute_s + tiled_s)
-    return Speed(1 / token_s, prompt_s, advice)
+    compute_s += tiled_s
+    advice = _advice(residency, rates.flash, flash_s, compute_s, tiled_s)
+    return Speed(1 / max(flash_s, compute_s), flash_s, compute_s, prompt_s, advice)
 
 
-def _advice(residency: Residency, flash: float, flash_s: float, compute_s: float) -> str:
-    if flash_s <= compute_s:
-        return "computing binds, not the disk: more memory would change nothing"
-    more = min(residency.streamed_bytes, max(residency.streamed_bytes // 4, 1))
-    rate = 1 / max(compute_s, flash_s - more / (flash * FLASH_SHARE))
-    return f"the disk binds: with {format_size(more)} more memory {rate:.2f} tok/s"
+def _advice(
+    residency: Residency, flash: float, flash_s: float, compute_s: float, tiled_s: float
+) -> str:
+    if flash_s > compute_s:
+        more = max(residency.streamed_bytes // 4, 1)
+        rate = 1 / max(compute_s, flash_s - more / (flash * FLASH_SHARE))
+        return f"the disk binds: with {format_size(more)} more memory {rate:.2f} tok/s"
+    if tiled_s > compute_s / 4:
+        return "tiling what is read binds: a file that `headrace compress` wrote needs none"
+    return "computing binds, not the disk: fewer bits a weight or more threads would help"

@@ -327,7 +327,7 @@ def test_chats_remember_the_same(smollm2_path: Path) -> None:
     assert found[0][1][1][0] > 0
 
 
-# --- drafts from another model ---------------------------------------------------------------------
+# --- drafts from another model ----------------------------------------------------------------
 
 
 @pytest.fixture
