@@ -32,7 +32,9 @@ from headrace.targets.simd import (
     fma_outer,
     get_f16,
     load_f16,
+    load_runs,
     put_f32,
+    store_u8,
 )
 
 RUNS = ((2, 2),)
@@ -70,6 +72,12 @@ def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     interleave_halves(src, row_bytes, dst)
 
 
+def tile_line(src: Any, row_bytes: Any, dst: Any) -> None:
+    """A cache line of each of 16 raw rows, 32 inputs, to as many tile blocks."""
+    for k in range(4):
+        store_u8(dst + k * 256, load_runs(src + k * 16, row_bytes, 2))
+
+
 def row_block(w: Any, lane: Any, out: Any) -> None:
     """The weight of row `lane` of a tile block."""
     put_f32(out, get_f16(w + lane * 2))
@@ -89,4 +97,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    tile_run=(32, tile_line),
 )

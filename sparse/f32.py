@@ -63,7 +63,13 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
 
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One weight of each of 16 raw rows to a tile block."""
-    interleave_words(src, row_bytes, dst, 1)
+    for row in range(16):
+        put_f32(dst + row * 4, get_f32(src + row * row_bytes))
+
+
+def tile_line(src: Any, row_bytes: Any, dst: Any) -> None:
+    """A cache line of each of 16 raw rows, 16 inputs, to as many tile blocks."""
+    interleave_words(src, row_bytes, dst, 16)
 
 
 def row_block(w: Any, lane: Any, out: Any) -> None:
@@ -85,4 +91,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    tile_run=(16, tile_line),
 )

@@ -44,6 +44,7 @@ class Format:
         tile: raw uint8 [rows, row_bytes] -> uint8 [n_tiles, n_blocks, tile_block_bytes].
         untile: tiled bytes, rows -> raw uint8 [rows, row_bytes].
         product, tile_block, row_block: the native inner loops; see `headrace.sparse.linear`.
+        tile_run: a number of blocks, and `tile_block` for so many at once: for small blocks.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Format:
     product: Callable[..., Any]
     tile_block: Callable[..., None]
     row_block: Callable[..., None]
+    tile_run: tuple[int, Callable[..., None]] | None = None
 
     @property
     def bits_per_weight(self) -> float:

@@ -35,7 +35,7 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
+from headrace.sparse.interleaving import interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
     dot16,
@@ -48,12 +48,15 @@ from headrace.targets.simd import (
     get_u8,
     load_f16,
     load_q8,
+    load_runs,
     outer,
+    part,
     put_f32,
     q8_f32,
     repeat,
     shr_u8,
     splat_i32,
+    store_u8,
     to_f32,
 )
 
@@ -106,8 +109,7 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
 
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One block of 16 raw rows to a tile block."""
-    interleave_halves(src, row_bytes, dst)
-    interleave_halves(src + 2, row_bytes, dst + 32)
+    store_u8(dst, part(load_runs(src, row_bytes, 2), 0))  # d and m
     interleave_words(src + 4, row_bytes, dst + 64, 4)
 
 

@@ -43,7 +43,7 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
+from headrace.sparse.interleaving import interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
     dot8,
@@ -56,15 +56,18 @@ from headrace.targets.simd import (
     get_u8,
     load_f16,
     load_q8,
+    load_runs,
     load_u8_i32,
     outer,
+    part,
     put_f32,
-    put_u8,
     q8_f32,
     repeat,
     shr_u8,
     splat_f32,
     splat_i32,
+    store_u8,
+    store_u8_quarters,
     to_f32,
 )
 
@@ -219,19 +222,13 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
 
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One block of 16 raw rows to a tile block."""
-    interleave_halves(src, row_bytes, dst)
-    interleave_halves(src + 2, row_bytes, dst + 32)
-    for row in range(16):
-        at = src + (row * row_bytes + 4)
-        to = dst + (64 + row)
-        for s in range(4):
-            first = get_u8(at + s)
-            second = get_u8(at + (4 + s))
-            third = get_u8(at + (8 + s))
-            put_u8(to + s * 32, first & 63)
-            put_u8(to + (s * 32 + 16), second & 63)
-            put_u8(to + (s + 4) * 32, (third & 15) | ((first >> 6) << 4))
-            put_u8(to + ((s + 4) * 32 + 16), (third >> 4) | ((second >> 6) << 4))
+    store_u8(dst, part(load_runs(src, row_bytes, 2), 0))  # d and dmin
+    by_byte = load_runs(src, row_bytes, 1)
+    first, second, third = part(by_byte, 1), part(by_byte, 2), part(by_byte, 3)
+    store_u8_quarters(dst + 64, and_u8(first, 63), 32)
+    store_u8_quarters(dst + 80, and_u8(second, 63), 32)
+    store_u8_quarters(dst + 192, and_u8(third, 15) | and_u8(shr_u8(first, 2), 48), 32)
+    store_u8_quarters(dst + 208, shr_u8(third, 4) | and_u8(shr_u8(second, 2), 48), 32)
     interleave_words(src + 16, row_bytes, dst + 320, 32)
 
 

@@ -41,6 +41,7 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
+    bits_i32,
     dot8,
     dot_init,
     dot_result,
@@ -49,17 +50,21 @@ from headrace.targets.simd import (
     fma,
     get_f16,
     get_u8,
-    get_u32,
     load_f16,
     load_q8,
+    load_runs,
     load_u8,
     outer,
+    part,
     put_f32,
-    put_u8,
     q8_f32,
     q8_shifted,
+    shl,
     shl_u8,
+    shr,
     shr_u8,
+    splat_i32,
+    store_i32,
     to_f32,
 )
 
@@ -132,16 +137,25 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     return fma(scale, to_f32(dot_result(total, 5)), acc)
 
 
+def _swapped(x: Any, apart: Any, mask: Any) -> Any:
+    """Exchange the bits of int32 lanes under `mask` with those `apart` higher."""
+    change = (x ^ shr(x, apart)) & splat_i32(mask)
+    return x ^ change ^ shl(change, apart)
+
+
+def _regrouped(high: Any) -> Any:
+    """Bit 4g + i to 8i + g: rotates the 5 bits of an index by 2, an exchange of two at a time."""
+    high = _swapped(high, 3, 0x0A0A0A0A)
+    high = _swapped(high, 6, 0x00CC00CC)
+    high = _swapped(high, 12, 0x0000F0F0)
+    return _swapped(high, 8, 0x0000FF00)
+
+
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One block of 16 raw rows to a tile block."""
     interleave_halves(src, row_bytes, dst)
-    for row in range(16):
-        high = get_u32(src + (row * row_bytes + 2))
-        for i in range(4):
-            bits = 0
-            for g in range(8):
-                bits |= ((high >> (4 * g + i)) & 1) << g
-            put_u8(dst + (32 + row * 4 + i), bits)
+    high = bits_i32(part(load_runs(src + 2, row_bytes, 4), 0))
+    store_i32(dst + 32, _regrouped(high), 0)
     interleave_words(src + 6, row_bytes, dst + 96, 4)
 
 

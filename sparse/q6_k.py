@@ -59,15 +59,17 @@ from headrace.targets.simd import (
     load_f16,
     load_i8_i32,
     load_q8,
+    load_runs,
     load_u8,
     outer,
+    part,
     put_f32,
-    put_u8,
     q8_f32,
     q8_i32,
     shl,
     shl_u8,
     shr_u8,
+    store_u8,
     to_f32,
 )
 
@@ -206,35 +208,31 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     return acc
 
 
-def _raw_code(block: Any, i: Any) -> Any:
-    """Code 0..63 of input i of a raw block (dequantize_row_q6_K of ggml-quants.c)."""
-    half = i // 128
-    quarter = i % 128 // 32
-    k = i % 32
-    low = get_u8(block + (half * 64 + quarter % 2 * 32 + k))
-    high = get_u8(block + (128 + half * 32 + k))
-    return ((low >> (4 * (quarter // 2))) & 15) | (((high >> (2 * quarter)) & 3) << 4)
+def _pairs(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Bits 0..1 of a, 2..3 of b, 4..5 of c and 6..7 of d."""
+    return and_u8(a, 3) | and_u8(b, 12) | and_u8(c, 48) | and_u8(d, 192)
 
 
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One block of 16 raw rows to a tile block."""
     interleave_halves(src + 208, row_bytes, dst)
-    for row in range(16):
-        block = src + row * row_bytes
-        for s in range(16):
-            put_u8(dst + (32 + s * 16 + row), get_u8(block + (192 + s)))
-        for c in range(8):
-            for i in range(4):
-                h0 = 0
-                h1 = 0
-                for j in range(4):
-                    a = _raw_code(block, 32 * c + 4 * j + i)
-                    b = _raw_code(block, 32 * c + 16 + 4 * j + i)
-                    put_u8(dst + (288 + 256 * c + 64 * j + 4 * row + i), (a & 15) | (b & 15) << 4)
-                    h0 |= (a >> 4) << (2 * j)
-                    h1 |= (b >> 4) << (2 * j)
-                put_u8(dst + (2336 + 128 * c + 4 * row + i), h0)
-                put_u8(dst + (2400 + 128 * c + 4 * row + i), h1)
+    store_u8(dst + 32, load_runs(src + 192, row_bytes, 1))
+    for h in range(2):
+        for c in range(2):  # and the chunk 64 inputs behind, whose bits are the high nibbles
+            lower = load_runs(src + (64 * h + 32 * c), row_bytes, 4)
+            upper = load_runs(src + (64 * h + 32 * c + 16), row_bytes, 4)
+            to = dst + (288 + 1024 * h + 256 * c)
+            store_u8(to, and_u8(lower, 15) | shl_u8(upper, 4))
+            store_u8(to + 512, shr_u8(lower, 4) | and_u8(upper, 240))
+        for v in range(2):
+            # Bits 2k..2k+1 of vector j become bits 2j..2j+1 of vector k.
+            high = load_runs(src + (128 + 32 * h + 16 * v), row_bytes, 4)
+            a, b, c, d = part(high, 0), part(high, 1), part(high, 2), part(high, 3)
+            to = dst + (2336 + 512 * h + 64 * v)
+            store_u8(to, _pairs(a, shl_u8(b, 2), shl_u8(c, 4), shl_u8(d, 6)))
+            store_u8(to + 128, _pairs(shr_u8(a, 2), b, shl_u8(c, 2), shl_u8(d, 4)))
+            store_u8(to + 256, _pairs(shr_u8(a, 4), shr_u8(b, 2), c, shl_u8(d, 2)))
+            store_u8(to + 384, _pairs(shr_u8(a, 6), shr_u8(b, 4), shr_u8(c, 2), d))
 
 
 def row_block(w: Any, lane: Any, out: Any) -> None:

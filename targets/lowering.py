@@ -363,6 +363,7 @@ def _get(
 
 _get("get_u8", types.int64, _I8, lambda b, v: b.zext(v, _I64))
 _get("get_i8", types.int64, _I8, lambda b, v: b.sext(v, _I64))
+_get("get_u16", types.int64, _I16, lambda b, v: b.zext(v, _I64), align=1)
 _get("get_i32", types.int64, _I32, lambda b, v: b.sext(v, _I64))
 _get("get_u32", types.int64, _I32, lambda b, v: b.zext(v, _I64), align=1)
 _get("get_i64", types.int64, _I64, lambda b, v: v)
@@ -379,7 +380,7 @@ def _put_int(name: str, memory: ir.IntType) -> None:
 
 
 _put_int("put_u8", _I8)
-_put_int("put_u32", _I32)
+_put_int("put_u16", _I16)
 _put_int("put_i64", _I64)
 
 
@@ -697,7 +698,59 @@ _store_block("store_f16", f32_to_half)
 
 @_marker("store_u8", lambda p, value: types.none)
 def _store_u8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    _store(b, args[0], args[1])
+    for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+        _store(b, _offset(b, args[0], ir.Constant(_I64, 64 * i)), one)
+
+
+@_marker("store_u8_quarters", lambda p, value, stride: types.none)
+def _store_u8_quarters(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    stride = _as_i64(b, args[2])
+    for i in range(4):
+        at = _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
+        _store(b, at, _shuffle(b, args[1], args[1], range(16 * i, 16 * i + 16)))
+
+
+def _end_to_end(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
+    """One vector of 2**n."""
+    while len(parts) > 1:
+        both = range(2 * parts[0].type.count)
+        parts = [_shuffle(b, x, y, both) for x, y in zip(parts[0::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+@_marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
+def _load_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    stride, run = _as_i64(b, args[1]), _literal(sig.args[2], "run")
+    n = 16 // run  # runs of a row, and vectors of so many in each group of 128 bits
+    sixteen = ir.VectorType(_I8, 16)
+    rows = [
+        _load(b, _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i))), sixteen)
+        for i in range(16)
+    ]
+    # A group of 128 bits for every n-th row. Then n groups are a square of runs, which log2(n)
+    # steps transpose: each takes turns between two vectors, as x86 and ARM do within such groups.
+    groups = min(run, _current[-1].vector_bytes // 16)
+    runs = ir.VectorType(ir.IntType(8 * run), n * groups)
+    parts = []
+    for first in range(0, run, groups):
+        square = [
+            b.bitcast(_end_to_end(b, rows[i + first * n :: n][:groups]), runs) for i in range(n)
+        ]
+        for _ in range(n.bit_length() - 1):
+            pairs = zip(square[: n // 2], square[n // 2 :], strict=True)
+            square = [_zip_groups(b, x, y, n, half) for x, y in pairs for half in (0, 1)]
+        parts.append(square)
+    ordered = [part[k] for k in range(n) for part in parts]
+    each = len(ordered) // 4
+    whole = [_end_to_end(b, ordered[i * each : (i + 1) * each]) for i in range(4)]
+    return _join(b, [b.bitcast(v, vector_type("u8")) for v in whole])
+
+
+def _zip_groups(b: ir.IRBuilder, x: ir.Value, y: ir.Value, n: int, half: int) -> ir.Value:
+    """The lower or upper halves of each n lanes of two vectors, lane by lane in turn."""
+    lanes = range(half * n // 2, (half + 1) * n // 2)
+    groups = range(0, x.type.count, n)
+    return _shuffle(b, x, y, [g + i + v for g in groups for i in lanes for v in (0, x.type.count)])
 
 
 # --- making vectors -------------------------------------------------------------------------------
@@ -862,6 +915,7 @@ _unary("round_i32", "i32", _round)
 _unary("bits_f32", "f32", lambda b, v: b.bitcast(v, _f32_type()))
 _unary("bits_i32", "i32", lambda b, v: b.bitcast(v, vector_type("i32")))
 _unary("shl", None, lambda b, v, n: b.shl(v, _constant("i32", n)))
+_unary("shr", None, lambda b, v, n: b.lshr(v, _constant("i32", n)))
 _unary("shr_u8", None, lambda b, v, n: b.lshr(v, _constant("u8", n)))
 _unary("shl_u8", None, lambda b, v, n: b.shl(v, _constant("u8", n)))
 _unary("and_u8", None, lambda b, v, mask: b.and_(v, _constant("u8", mask)))

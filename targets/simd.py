@@ -88,6 +88,12 @@ def get_i8(p: Any) -> Any:
 
 
 @_marker
+def get_u16(p: Any) -> Any:
+    """An unsigned 16-bit integer at any address, as an integer."""
+    return _only_compiled()
+
+
+@_marker
 def get_i32(p: Any) -> Any:
     """A 32-bit integer as an integer."""
     return _only_compiled()
@@ -130,8 +136,8 @@ def put_u8(p: Any, value: Any) -> None:
 
 
 @_marker
-def put_u32(p: Any, value: Any) -> None:
-    """Store the low 32 bits of an integer."""
+def put_u16(p: Any, value: Any) -> None:
+    """Store the low 16 bits of an integer."""
     _only_compiled()
 
 
@@ -159,6 +165,16 @@ def put_f16(p: Any, value: Any) -> None:
 @_marker
 def load_u8(p: Any, count: int, stride: Any) -> Any:
     """count x 64 unsigned bytes."""
+    return _only_compiled()
+
+
+@_marker
+def load_runs(p: Any, row_bytes: Any, run: int) -> Any:
+    """4 x 64 bytes: 16 bytes of each of 16 rows, in runs of 1, 2 or 4 bytes.
+
+    The rows are `row_bytes` apart, at any address. The first runs of all rows come first, then
+    their second ones: the loads of `headrace.sparse.interleaving`.
+    """
     return _only_compiled()
 
 
@@ -297,7 +313,13 @@ def store_i8_halves(p: Any, value: Any, apart: int, stride: Any) -> None:
 
 @_marker
 def store_u8(p: Any, value: Any) -> None:
-    """Store 64 bytes."""
+    """Store count x 64 bytes, one behind the other."""
+    _only_compiled()
+
+
+@_marker
+def store_u8_quarters(p: Any, value: Any, stride: Any) -> None:
+    """Store 64 bytes in runs of 16, `stride` bytes apart."""
     _only_compiled()
 
 
@@ -411,13 +433,19 @@ def bits_f32(value: Any) -> Any:
 
 @_marker
 def bits_i32(value: Any) -> Any:
-    """The bits of float32 lanes as int32."""
+    """The bits of float32 lanes, or of 4 bytes, as int32."""
     return _only_compiled()
 
 
 @_marker
 def shl(value: Any, bits: int) -> Any:
     """Shift int32 lanes left by a constant."""
+    return _only_compiled()
+
+
+@_marker
+def shr(value: Any, bits: int) -> Any:
+    """Shift int32 lanes right by a constant; zeros come in."""
     return _only_compiled()
 
 
