@@ -29,12 +29,11 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves
 from headrace.targets.simd import (
     bcast_f32,
+    copy_runs,
     fma_outer,
     get_f16,
     load_f16,
-    load_runs,
     put_f32,
-    store_u8,
 )
 
 RUNS = ((2, 2),)
@@ -75,7 +74,7 @@ def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
 def tile_line(src: Any, row_bytes: Any, dst: Any) -> None:
     """A cache line of each of 16 raw rows, 32 inputs, to as many tile blocks."""
     for k in range(4):
-        store_u8(dst + k * 256, load_runs(src + k * 16, row_bytes, 2))
+        copy_runs(dst + k * 256, src + k * 16, row_bytes, 2)
 
 
 def row_block(w: Any, lane: Any, out: Any) -> None:

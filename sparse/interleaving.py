@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.targets.simd import eights, get_u16, load_runs, load_u8, put_u16, store_u8
+from headrace.targets.simd import copy_runs, eights, get_u16, load_u8, put_u16
 
 
 def interleave_words(src: Any, row_bytes: Any, dst: Any, n_words: Any) -> None:
     """Runs of 4 bytes of 16 rows side by side, `n_words` times (a multiple of 4)."""
     for k in range(n_words // 4):
-        store_u8(dst + k * 256, load_runs(src + k * 16, row_bytes, 4))
+        copy_runs(dst + k * 256, src + k * 16, row_bytes, 4)
 
 
 def interleave_halves(src: Any, row_bytes: Any, dst: Any) -> None:

@@ -47,6 +47,7 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, load_eights
 from headrace.targets.simd import (
     and_u8,
+    copy_runs,
     dot8,
     dot_init,
     dot_result,
@@ -216,7 +217,7 @@ def _pairs(a: Any, b: Any, c: Any, d: Any) -> Any:
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One block of 16 raw rows to a tile block."""
     interleave_halves(src + 208, row_bytes, dst)
-    store_u8(dst + 32, load_runs(src + 192, row_bytes, 1))
+    copy_runs(dst + 32, src + 192, row_bytes, 1)
     for h in range(2):
         for c in range(2):  # and the chunk 64 inputs behind, whose bits are the high nibbles
             lower = load_runs(src + (64 * h + 32 * c), row_bytes, 4)

@@ -718,18 +718,15 @@ def _end_to_end(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
     return parts[0]
 
 
-@_marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
-def _load_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    stride, run = _as_i64(b, args[1]), _literal(sig.args[2], "run")
+def _transposed_runs(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, run: int) -> list[ir.Value]:
     n = 16 // run  # runs of a row, and vectors of so many in each group of 128 bits
     sixteen = ir.VectorType(_I8, 16)
-    rows = [
-        _load(b, _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i))), sixteen)
-        for i in range(16)
-    ]
+    places = [_offset(b, p, b.mul(stride, ir.Constant(_I64, i))) for i in range(16)]
+    rows = [_load(b, at, sixteen) for at in places]
     # A group of 128 bits for every n-th row. Then n groups are a square of runs, which log2(n)
     # steps transpose: each takes turns between two vectors, as x86 and ARM do within such groups.
-    groups = min(run, _current[-1].vector_bytes // 16)
+    target = _current[-1]
+    groups = min(run, (target.shuffle_bytes or target.vector_bytes) // 16)
     runs = ir.VectorType(ir.IntType(8 * run), n * groups)
     parts = []
     for first in range(0, run, groups):
@@ -743,7 +740,7 @@ def _load_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     ordered = [part[k] for k in range(n) for part in parts]
     each = len(ordered) // 4
     whole = [_end_to_end(b, ordered[i * each : (i + 1) * each]) for i in range(4)]
-    return _join(b, [b.bitcast(v, vector_type("u8")) for v in whole])
+    return [b.bitcast(v, vector_type("u8")) for v in whole]
 
 
 def _zip_groups(b: ir.IRBuilder, x: ir.Value, y: ir.Value, n: int, half: int) -> ir.Value:
@@ -751,6 +748,23 @@ def _zip_groups(b: ir.IRBuilder, x: ir.Value, y: ir.Value, n: int, half: int) ->
     lanes = range(half * n // 2, (half + 1) * n // 2)
     groups = range(0, x.type.count, n)
     return _shuffle(b, x, y, [g + i + v for g in groups for i in lanes for v in (0, x.type.count)])
+
+
+@_marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
+def _load_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    run = _literal(sig.args[2], "run")
+    return _join(b, _transposed_runs(b, args[0], _as_i64(b, args[1]), run))
+
+
+@_marker("copy_runs", lambda dst, src, row_bytes, run: types.none)
+def _copy_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    dst, src, stride = args[0], args[1], _as_i64(b, args[2])
+    run, own = _literal(sig.args[3], "run"), _primitive("copy_runs")
+    if own is not None:
+        own(b, dst, src, stride, run)
+        return
+    for i, one in enumerate(_transposed_runs(b, src, stride, run)):
+        _store(b, _offset(b, dst, ir.Constant(_I64, 64 * i)), one)
 
 
 # --- making vectors -------------------------------------------------------------------------------

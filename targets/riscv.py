@@ -25,7 +25,26 @@ HALVES: Mapping[str, Callable[..., Any]] = {
     "f32_to_half": f32_to_half_by_bits,
 }
 COMMON: Mapping[str, Callable[..., Any]] = {"clock": _clock}
-SCALAR: Mapping[str, Callable[..., Any]] = {**COMMON, **HALVES, "dot4": dot4}
+
+
+def _copy_runs(b: ir.IRBuilder, dst: ir.Value, src: ir.Value, stride: ir.Value, run: int) -> None:
+    """Run by run: LLVM would load all of the 256 bytes before it stores one."""
+    ty = ir.IntType(8 * run)
+    for row in range(16):
+        begin = b.gep(src, [b.mul(stride, ir.Constant(_I64, row))])
+        for k in range(16 // run):
+            at = b.gep(begin, [ir.Constant(_I64, k * run)])
+            to = b.gep(dst, [ir.Constant(_I64, (16 * k + row) * run)])
+            value = b.load(b.bitcast(at, ty.as_pointer()), align=1)
+            b.store(value, b.bitcast(to, ty.as_pointer()), align=run)
+
+
+SCALAR: Mapping[str, Callable[..., Any]] = {
+    **COMMON,
+    **HALVES,
+    "dot4": dot4,
+    "copy_runs": _copy_runs,
+}
 
 
 # --- vectors: byte products summed in 16 bits where 8 of them fit ---------------------------------

@@ -179,6 +179,12 @@ def load_runs(p: Any, row_bytes: Any, run: int) -> Any:
 
 
 @_marker
+def copy_runs(dst: Any, src: Any, row_bytes: Any, run: int) -> None:
+    """Store the 256 bytes of `load_runs` at an address that is a multiple of `run`."""
+    _only_compiled()
+
+
+@_marker
 def load_u8_i32(p: Any, count: int, stride: Any) -> Any:
     """count x 16 unsigned bytes, widened to int32."""
     return _only_compiled()

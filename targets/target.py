@@ -48,6 +48,8 @@ class Target:
     few_tokens: int = 4
     # Instructions multiply two rows by two tokens: see `simd.with_lanes`. Takes `gemm_lanes` of 4.
     token_pairs: bool = False
+    # Bytes that one instruction shuffles within groups of 16 (0: those of a vector).
+    shuffle_bytes: int = 0
     abi: str = ""  # LLVM's name of the calling convention, where the triple does not say it
     # Switches of LLVM's command line; they hold for a whole process, so for one of the compiler's.
     llvm_options: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ TARGET = Target(
     attributes=attributes(512),
     guard=guard(512),
     vector_bytes=64,
+    shuffle_bytes=16,  # SVE's own shuffles cross groups
     gemm_tiles=1,
     gemm_tokens=16,
     gemm_lanes=16,
