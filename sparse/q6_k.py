@@ -219,10 +219,10 @@ def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     interleave_halves(src + 208, row_bytes, dst)
     copy_runs(dst + 32, src + 192, row_bytes, 1)
     for h in range(2):
-        for c in range(2):  # and the chunk 64 inputs behind, whose bits are the high nibbles
-            lower = load_runs(src + (64 * h + 32 * c), row_bytes, 4)
-            upper = load_runs(src + (64 * h + 32 * c + 16), row_bytes, 4)
-            to = dst + (288 + 1024 * h + 256 * c)
+        for k in range(2):  # and the chunk 64 inputs behind, whose bits are the high nibbles
+            lower = load_runs(src + (64 * h + 32 * k), row_bytes, 4)
+            upper = load_runs(src + (64 * h + 32 * k + 16), row_bytes, 4)
+            to = dst + (288 + 1024 * h + 256 * k)
             store_u8(to, and_u8(lower, 15) | shl_u8(upper, 4))
             store_u8(to + 512, shr_u8(lower, 4) | and_u8(upper, 240))
         for v in range(2):

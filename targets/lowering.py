@@ -735,19 +735,12 @@ def _transposed_runs(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, run: int) -
         ]
         for _ in range(n.bit_length() - 1):
             pairs = zip(square[: n // 2], square[n // 2 :], strict=True)
-            square = [_zip_groups(b, x, y, n, half) for x, y in pairs for half in (0, 1)]
+            square = [_zip(b, x, y, half, n) for x, y in pairs for half in (0, 1)]
         parts.append(square)
     ordered = [part[k] for k in range(n) for part in parts]
     each = len(ordered) // 4
     whole = [_end_to_end(b, ordered[i * each : (i + 1) * each]) for i in range(4)]
     return [b.bitcast(v, vector_type("u8")) for v in whole]
-
-
-def _zip_groups(b: ir.IRBuilder, x: ir.Value, y: ir.Value, n: int, half: int) -> ir.Value:
-    """The lower or upper halves of each n lanes of two vectors, lane by lane in turn."""
-    lanes = range(half * n // 2, (half + 1) * n // 2)
-    groups = range(0, x.type.count, n)
-    return _shuffle(b, x, y, [g + i + v for g in groups for i in lanes for v in (0, x.type.count)])
 
 
 @_marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
@@ -1124,10 +1117,12 @@ def _eights(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _join(b, [b.bitcast(v, vector_type("u8")) for v in rows])
 
 
-def _zip(b: ir.IRBuilder, x: ir.Value, y: ir.Value, half: int) -> ir.Value:
-    """The lower or upper halves of two vectors, lane by lane in turn."""
+def _zip(b: ir.IRBuilder, x: ir.Value, y: ir.Value, half: int, group: int = 0) -> ir.Value:
+    """The lower or upper halves of two vectors, or of each `group` lanes, lane by lane in turn."""
     n = x.type.count
-    return _shuffle(b, x, y, [half * n // 2 + i // 2 + i % 2 * n for i in range(n)])
+    size = group or n
+    lanes = range(half * size // 2, (half + 1) * size // 2)
+    return _shuffle(b, x, y, [g + i + v for g in range(0, n, size) for i in lanes for v in (0, n)])
 
 
 def _dot8_pairs(
