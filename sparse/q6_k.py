@@ -216,8 +216,6 @@ def _pairs(a: Any, b: Any, c: Any, d: Any) -> Any:
 
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One block of 16 raw rows to a tile block."""
-    interleave_halves(src + 208, row_bytes, dst)
-    copy_runs(dst + 32, src + 192, row_bytes, 1)
     for h in range(2):
         for k in range(2):  # and the chunk 64 inputs behind, whose bits are the high nibbles
             lower = load_runs(src + (64 * h + 32 * k), row_bytes, 4)
@@ -234,6 +232,9 @@ def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
             store_u8(to + 128, _pairs(shr_u8(a, 2), b, shl_u8(c, 2), shl_u8(d, 4)))
             store_u8(to + 256, _pairs(shr_u8(a, 4), shr_u8(b, 2), c, shl_u8(d, 2)))
             store_u8(to + 384, _pairs(shr_u8(a, 6), shr_u8(b, 4), shr_u8(c, 2), d))
+    # Last, as in the rows: reads from memory are fetched ahead where addresses rise.
+    copy_runs(dst + 32, src + 192, row_bytes, 1)
+    interleave_halves(src + 208, row_bytes, dst)
 
 
 def row_block(w: Any, lane: Any, out: Any) -> None:
