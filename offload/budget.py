@@ -9,6 +9,8 @@ from headrace.errors import BudgetError
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, keep, least_bytes
 from headrace.sizes import format_size
 
+SHORTEST_CONTEXT = 256  # the KV cache has no smaller part
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -88,6 +90,12 @@ def fit(
     raise _too_small(limit, *min(tried, key=lambda one: one[0]), pieces, model)
 
 
+def _up(n_bytes: int) -> int:
+    """Rounded so that what is printed with three digits is enough."""
+    unit: int = 10 ** max(0, len(str(n_bytes)) - 3)
+    return -(-n_bytes // unit) * unit
+
+
 def _too_small(
     limit: Limit,
     needed: int,
@@ -99,7 +107,7 @@ def _too_small(
     largest = max(parts, key=lambda name: parts[name] if name != "the process" else 0)
     listed = ", ".join(f"{name} {format_size(n)}" for name, n in parts.items() if n)
     hint = ""
-    if largest == "KV cache":
+    if largest == "KV cache" and context > SHORTEST_CONTEXT:
         hint = ", or ask for a shorter context"
     elif sum(piece.kept_bytes for piece in pieces) < parts.get("weights", 0) // 2:
         hint = (
@@ -108,6 +116,7 @@ def _too_small(
         )
     return BudgetError(
         f"{model} does not fit: {limit.said}, and the least that works is "
-        f"{format_size(needed)} for a context of {context} tokens ({listed}). Allow that{hint}",
+        f"{format_size(_up(needed))} for a context of {context} tokens ({listed}). "
+        f"Allow that{hint}",
         needed_bytes=needed,
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from headrace.loaders.reader import open_regular
 
 PAGE = 4096
 _ONE_AT_A_TIME = threading.Lock()  # where reading moves the file's own position
-SAMPLES = 64  # about so many pages of a file are compared
 _F_NOCACHE = 48  # macOS
 
 
@@ -38,25 +36,21 @@ class StreamedFile:
 
     Args:
         path: the file.
-        samples: offsets of 4096 bytes each that are compared when its stamp has changed.
         stamp: what it had when the model was loaded.
 
     Raises:
         ModelNotFoundError, ModelFileError: it cannot be opened, or has changed.
     """
 
-    def __init__(self, path: Path, samples: Iterable[int], stamp: Stamp) -> None:
+    def __init__(self, path: Path, stamp: Stamp) -> None:
         self.path = path
-        self._samples = tuple(samples)
         self.plain = open_regular(path)
+        self._stamp = stamp
         self._direct: FileIO | None = None
         with contextlib.suppress(OSError):
             self._direct = _open_direct(path)
-        self._stamp = stamp
-        self._print = b""
         try:
             self.check()
-            self._print = self._fingerprint()
         except BaseException:
             self.close()
             raise
@@ -67,37 +61,21 @@ class StreamedFile:
         return None if self._direct is None else self._direct.fileno()
 
     def check(self) -> None:
-        """Refuse a file that is no longer what it was.
+        """Refuse a file that is no longer what it was: only its stamp tells, for all of its bytes.
 
         Raises:
             ModelFileError: it was truncated or written to.
         """
-        now = self._now()
-        if now == self._stamp:
+        found = os.fstat(self.plain.fileno())
+        if (found.st_size, found.st_mtime_ns) == self._stamp:
             return
-        if now[0] != self._stamp[0]:
-            raise self._changed(f"it had {self._stamp[0]:,} bytes and now has {now[0]:,}")
-        if not self._print:
-            raise self._changed("it was written to since the model was loaded")
-        if self._fingerprint() != self._print:
-            raise self._changed("its content is another")
-        self._stamp = now  # touched, or put back as it was
-
-    def _changed(self, what: str) -> ModelFileError:
-        return ModelFileError(
-            f"the file changed while it is in use: {what}. Put it back, or load the model again",
+        size = self._stamp[0]
+        how = "written to" if found.st_size == size else f"cut or grew from {size:,} bytes"
+        raise ModelFileError(
+            f"the file changed while it is in use (it was {how}; now it has {found.st_size:,} "
+            "bytes): load the model again, or put the file back with its time stamp",
             path=self.path,
         )
-
-    def _now(self) -> Stamp:
-        found = os.fstat(self.plain.fileno())
-        return found.st_size, found.st_mtime_ns
-
-    def _fingerprint(self) -> bytes:
-        digest = hashlib.sha256()
-        for offset in self._samples:
-            digest.update(pread(self.plain, PAGE, offset))
-        return digest.digest()
 
     def forget_cached(self, offset: int, n_bytes: int) -> None:
         """Drop a range from the system's cache, where the system lets us."""
@@ -150,22 +128,16 @@ def _open_direct(path: Path) -> FileIO | None:
     return None
 
 
-def open_streamed(
-    reads: Sequence[tuple[Path, int]], stamps: Mapping[Path, Stamp]
-) -> dict[Path, StreamedFile]:
-    """Open the files of reads (path, offset), which have been loaded with these stamps.
+def open_streamed(stamps: Mapping[Path, Stamp]) -> dict[Path, StreamedFile]:
+    """Open files that have been loaded with these stamps.
 
     Raises:
         ModelNotFoundError, ModelFileError: one cannot be opened, or has changed.
     """
-    offsets: dict[Path, list[int]] = {}
-    for path, offset in reads:
-        offsets.setdefault(path, [0]).append(offset)
     files: dict[Path, StreamedFile] = {}
     try:
-        for path, samples in offsets.items():
-            every = samples[:: max(1, len(samples) // SAMPLES)]
-            files[path] = StreamedFile(path, every, stamps[path])
+        for path, stamp in stamps.items():
+            files[path] = StreamedFile(path, stamp)
     except BaseException:
         close_all(files.values())
         raise

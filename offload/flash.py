@@ -13,7 +13,9 @@ from headrace.offload.files import StreamedFile
 from headrace.offload.modes import MODES, ReadMode
 from headrace.offload.window import Read, Window
 
-SAMPLE_BYTES = 128 << 20
+# A sample takes a twentieth of a second: of what the first rate says, and within bounds.
+FIRST_BYTES, MOST_BYTES = 16 << 20, 128 << 20
+SAMPLE_S = 0.05
 ROUNDS = 2
 _SLOTS = 8
 
@@ -44,7 +46,8 @@ def measure(
         for mode in usable:
             sample: list[Read] = []
             n_bytes = 0
-            while n_bytes < SAMPLE_BYTES and len(sample) < len(reads):
+            wanted = min(max(found.values()) * SAMPLE_S, MOST_BYTES) or FIRST_BYTES
+            while n_bytes < wanted and len(sample) < len(reads):
                 sample.append(reads[at])
                 n_bytes += reads[at].n_bytes
                 at = (at + 1) % len(reads)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PAGE, HUGE_PAGE = 4096, 2 << 20
-LEAST_SLOTS = 3
+LEAST_SLOTS, MOST_SLOTS = 3, 64
 LEAST_PIECE_BYTES, USUAL_PIECE_BYTES = 128 << 10, 2 << 20
 PIECES, MOST_PIECES = 1024, 4096  # a model is cut into about so many
 ENOUGH_SLOTS, ENOUGH_BYTES = 24, 8 << 20  # of a window: it needs not be larger than both
@@ -131,9 +131,14 @@ def staging_bytes_of(pieces: Sequence[Piece]) -> int:
 
 def least_bytes(pieces: Sequence[Piece]) -> int:
     """The smallest budget with which `keep` finds a residency."""
-    order = spread(pieces)[: len(pieces) % LEAST_SLOTS]
-    slots = slots_bytes(LEAST_SLOTS, slot_bytes_of(pieces)) + 2 * staging_bytes_of(pieces)
-    return slots + sum(pieces[i].kept_bytes for i in order)
+    slot, staging = slot_bytes_of(pieces), staging_bytes_of(pieces)
+    order = spread(pieces)
+    return min(
+        slots_bytes(slots, slot)
+        + 2 * staging
+        + sum(pieces[i].kept_bytes for i in order[: len(pieces) % slots])
+        for slots in range(LEAST_SLOTS, min(MOST_SLOTS, len(pieces)) + 1)
+    )
 
 
 def spread(pieces: Sequence[Piece]) -> list[int]:
@@ -154,15 +159,23 @@ def keep(pieces: Sequence[Piece], budget: int) -> Residency | None:
     for i in order:
         sums.append(sums[-1] + pieces[i].kept_bytes)
     window = min(max(ENOUGH_SLOTS * slot, ENOUGH_BYTES), budget // WINDOW_SHARE) // slot
-    best: tuple[int, int] | None = None  # (pieces kept, slots)
-    for slots in range(max(LEAST_SLOTS, window * 3 // 4), max(LEAST_SLOTS, window) + 1):
-        left = budget - slots_bytes(slots, slot) - 2 * staging
-        n = min(_most(sums, left), len(pieces) - slots)
-        while n >= 0 and (len(pieces) - n) % slots:
-            n -= 1
-        if n >= 0 and (best is None or n > best[0]):
-            best = n, slots
-    if best is None:
+    window = min(max(window, LEAST_SLOTS), MOST_SLOTS)
+
+    def best_of(numbers: range) -> tuple[int, int]:
+        """The most pieces that can be kept, and with how many slots."""
+        best = -1, 0
+        for slots in numbers:
+            left = budget - slots_bytes(slots, slot) - 2 * staging
+            n = min(_most(sums, left), len(pieces) - slots)
+            while n >= 0 and (len(pieces) - n) % slots:
+                n -= 1
+            best = max(best, (n, slots))
+        return best
+
+    best = best_of(range(max(LEAST_SLOTS, window * 3 // 4), window + 1))
+    if best[0] < 0:
+        best = best_of(range(LEAST_SLOTS, MOST_SLOTS + 1))
+    if best[0] < 0:
         return None
     n, slots = best
     kept = set(order[:n])

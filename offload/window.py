@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import ModelFileError
+from headrace.errors import HeadraceError, ModelFileError
 from headrace.interruptible import persist
 from headrace.memory import Arena
 from headrace.offload import requests
@@ -126,8 +126,7 @@ class Window:
         """
         if self._error is not None:
             self.halt()  # and try once more from the beginning: the file may be back
-        for file in self._files.values():
-            file.check()
+        self._check()
         if not self._going:
             self._start()
         self._shared[requests.PASS] += 1
@@ -143,6 +142,7 @@ class Window:
         """
         flow = self.flow
         if finished:
+            self._check()
             span = int(
                 self._shared[requests.SPAN]
             )  # ticks of the whole pass, whose rate is unknown
@@ -156,6 +156,14 @@ class Window:
         self.halt()
         if error is not None:
             raise error
+
+    def _check(self) -> None:
+        try:
+            for file in self._files.values():
+                file.check()
+        except BaseException:
+            self.halt()  # what has been read ahead may be of either file
+            raise
 
     def rate(self) -> float:
         """Bytes per second of reading everything once, with nobody who looks at it.
@@ -200,8 +208,17 @@ class Window:
             thread = threading.Thread(
                 target=self._serve, args=(own,), name=f"headrace-read-{i}", daemon=True
             )
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads, or no room for their stacks
+                if not self._threads:
+                    self.halt()
+                    raise HeadraceError(
+                        "the system gives no thread to read with: end other programs, or raise the "
+                        "limits of this process (`ulimit -u`, `ulimit -v`)"
+                    ) from error
+                break
             self._threads.append(thread)
-            thread.start()
 
     def _serve(self, own: np.ndarray) -> None:
         try:

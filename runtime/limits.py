@@ -7,7 +7,6 @@ import time
 from headrace.available import cgroup_limits
 
 INTERVAL_S = 0.02  # a look takes some 0.1 ms
-NO_LIMIT = 1 << 62
 
 
 class LimitWatch:
@@ -17,14 +16,11 @@ class LimitWatch:
         self._limits = cgroup_limits()
         self._looked = time.monotonic()
 
-    def changed(self) -> int | None:
-        """The tightest limit if it is another than before, else None; at most 50 looks a second."""
+    def changed(self) -> bool:
+        """Whether limits are others than at the last look; at most 50 looks a second."""
         now = time.monotonic()
         if now - self._looked < INTERVAL_S:
-            return None
+            return False
         self._looked = now
-        limits = cgroup_limits()
-        if limits == self._limits:
-            return None
-        self._limits = limits
-        return min(limits, default=NO_LIMIT)
+        before, self._limits = self._limits, cgroup_limits()
+        return before != self._limits

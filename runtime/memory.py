@@ -94,6 +94,10 @@ class Arena:
         page = mmap.PAGESIZE
         first, last = _round_up(at, page), (at + n_bytes) // page * page
         if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            # Else the system, looking for huge pages to make, would fill the hole again by itself.
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):
+                with contextlib.suppress(OSError):
+                    self._map.madvise(mmap.MADV_NOHUGEPAGE, first, last - first)
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def view(self, name: str, dtype: str = "u1") -> np.ndarray:

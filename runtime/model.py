@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,9 @@ from headrace import plan as plans
 from headrace.arguments import one_text, token_ids, whole
 from headrace.conversation import Chat
 from headrace.detokenizer import Detokenizer
+from headrace.embedding import EmbeddingRows
 from headrace.errors import (
+    BudgetError,
     BusyError,
     CancelledError,
     ContextOverflowError,
@@ -36,6 +39,7 @@ from headrace.planning import (
     MemoryPlan,
     Prepared,
     kernel_store,
+    least,
     measure_flash,
     memory_plan,
     open_files,
@@ -146,10 +150,9 @@ class Model:
         self._weights.load(addresses, prepared.shape.threads, progress)
         self._programs = Programs(
             prepared.decoder, self._weights, prepared.target, addresses, prepared.shape,
-            self._streaming,
+            self._streaming, self._rows(),
         )  # fmt: skip
         self._limits = LimitWatch()
-        self._asked = prepared.budget
         self._team = Team(addresses, prepared.shape.threads)
         self._trace: Trace | None = trace_from_environment()
 
@@ -285,9 +288,8 @@ class Model:
     @memory.setter
     def memory(self, memory: int | str) -> None:
         budget = _budget(memory)
-        with self._begin():
+        with self._resume(self._owner):  # a generation may go on afterwards
             self._change(refit(self._prepared, budget))
-            self._asked = budget
 
     def _change(self, prepared: Prepared) -> None:
         """Keep what `prepared` says in memory; all is as before if that fails."""
@@ -307,7 +309,7 @@ class Model:
             self._take_up(before)
             raise
         finally:
-            self._programs.link(self._streaming)
+            self._programs.link(self._streaming, self._rows())
             self._pass_times = PassTimes()
 
     def _keep(self, prepared: Prepared) -> None:
@@ -332,11 +334,21 @@ class Model:
                 memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
                 self._rates = Rates(memory, flash, mode)
             self._streaming = Streaming(
-                self._weights.placed, prepared.decoder.embedding.name, prepared.residency,
-                prepared.shape.chunk, self._addresses, self._rates.mode or MODES[0], self._files,
+                self._weights.placed, prepared.residency, self._addresses,
+                self._rates.mode or MODES[0], self._files,
             )  # fmt: skip
         self._prepared = prepared
         self.plan: MemoryPlan = memory_plan(prepared, self._rates)
+
+    def _rows(self) -> EmbeddingRows | None:
+        """Rows of the embedding from the file; None if it lies in memory in one piece."""
+        name = self._decoder.embedding.name
+        if self._streaming is None and len(self._weights.parts(name)) == 1:
+            return None
+        return EmbeddingRows(
+            self._weights.placed[name], self._prepared.shape.chunk, self._addresses,
+            reader_of(self._files),
+        )  # fmt: skip
 
     def _stop_streaming(self) -> None:
         if self._streaming is not None:
@@ -344,16 +356,17 @@ class Model:
             self._streaming = None
 
     def _obey(self) -> None:
-        """Keep to a limit that was changed from outside since the last look."""
-        limit = self._limits.changed()
-        if limit is None:
+        """Keep to limits that were changed from outside since the last look."""
+        if not self._limits.changed():
             return
-        asked = self._asked
-        budget = limit if asked is None else min(asked, limit)
-        if budget < self.plan.peak_bytes or (
-            self._streaming is not None and budget > self.plan.peak_bytes
-        ):
-            self._change(refit(self._prepared, budget))
+        budget = self._prepared.budget
+        try:
+            prepared = refit(self._prepared, budget)
+        except BudgetError as error:
+            warnings.warn(f"a limit cannot be kept: {error}", RuntimeWarning, stacklevel=2)
+            prepared = least(self._prepared)
+        if prepared.parts != self._prepared.parts:
+            self._change(prepared)
 
     # --- running ----------------------------------------------------------------------------------
 

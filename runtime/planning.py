@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from headrace import plan as plans
 from headrace.arguments import whole
-from headrace.available import available_bytes, resident_bytes
+from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.embedding import embedding_bytes
 from headrace.errors import ContextOverflowError, KernelError, NoCompilerError
 from headrace.families import describe
@@ -23,7 +23,7 @@ from headrace.offload import flash, requests
 from headrace.offload.budget import Choice, Limit, fit
 from headrace.offload.files import Stamp, StreamedFile, close_all, open_streamed, stamp_of
 from headrace.offload.modes import ReadMode, choose
-from headrace.offload.pieces import Piece, Residency
+from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.prediction import PrefillWork, Rates, prediction
 from headrace.sizes import format_size
 from headrace.sparse import linear
@@ -200,13 +200,15 @@ def limit_of(budget: int | None) -> Limit:
     if available is None:
         return asked
     # What the process has already is part of what it may have.
-    free = available + resident_bytes()
+    soft = min(cgroup_limits(), default=available + resident_bytes())
+    free = min(available + resident_bytes(), soft)
     if budget is not None and budget <= free:
         return asked
     said = f"this process can have {format_size(free)} (free memory and cgroup limit)"
     if budget is not None:
         return Limit(free, said)
-    return Limit(int((available + resident_bytes(private=True)) * FREE_SHARE), said)
+    private = min(available + resident_bytes(private=True), soft)
+    return Limit(int(private * FREE_SHARE), said)
 
 
 def _picked(target: str | None, pack: Pack | None) -> Target:
@@ -255,7 +257,7 @@ def prepare_for(
     )  # fmt: skip
 
 
-def refit(prepared: Prepared, budget: int) -> Prepared:
+def refit(prepared: Prepared, budget: int | None) -> Prepared:
     """The same model with the same context in another budget.
 
     Raises:
@@ -269,6 +271,17 @@ def refit(prepared: Prepared, budget: int) -> Prepared:
     return replace(
         p, parts=found.parts, residency=found.residency, budget=budget, limit=limit.n_bytes
     )
+
+
+def least(prepared: Prepared) -> Prepared:
+    """The same model with the same context in as little memory as it can have."""
+    sizes = _Sizes(prepared.decoder, prepared.placed, prepared.target, prepared.shape.threads)
+    choice = sizes.choice(prepared.shape.context, prepared.shape.chunk)
+    n_bytes = sum(choice.whole.values())
+    if len(prepared.pieces) >= LEAST_SLOTS:
+        n_bytes = min(n_bytes, sum(choice.streaming.values()) + least_bytes(prepared.pieces))
+    found = fit(Limit(n_bytes), [choice], [choice], prepared.pieces, "")
+    return replace(prepared, parts=found.parts, residency=found.residency, limit=n_bytes)
 
 
 def streamed_matrices(decoder: Decoder, placed: list[PlacedMatrix]) -> list[PlacedMatrix]:
@@ -498,10 +511,7 @@ def open_files(prepared: Prepared) -> dict[Path, StreamedFile]:
     Raises:
         ModelFileError: one cannot be opened, or is not what it was when the model was prepared.
     """
-    pieces = reads_of({p.matrix.name: p for p in prepared.placed}, prepared.pieces)
-    reads = [(read.path, read.offset) for read in pieces]
-    reads += [(path, 0) for path in prepared.file.paths]
-    return open_streamed(reads, prepared.stamps)
+    return open_streamed(prepared.stamps)
 
 
 def measure_flash(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from headrace.embedding import EmbeddingRows
 from headrace.families.decoder import Decoder, Matrix, rope_table
 from headrace.kernels import execute
 from headrace.kernels.invoke import argument_block
@@ -59,7 +60,7 @@ class Programs:
 
     def __init__(
         self, decoder: Decoder, weights: Weights, target: Target, addresses: dict[str, int],
-        shape: Shape, streaming: Streaming | None = None,
+        shape: Shape, streaming: Streaming | None = None, rows: EmbeddingRows | None = None,
     ) -> None:  # fmt: skip
         self.shape = shape
         self._decoder = decoder
@@ -86,11 +87,15 @@ class Programs:
                 factors = weights.vectors.view(rope.factors, "f4")[: rope.width // 2]
             table = self._tables.view(name, "f4").reshape(shape.context, rope.width)
             table[:] = rope_table(rope, factors, shape.context)
-        self.link(streaming)
+        self.link(streaming, rows)
 
-    def link(self, streaming: Streaming | None) -> None:
-        """Make the programs for weights as they lie in memory now, with what is streamed."""
+    def link(self, streaming: Streaming | None, rows: EmbeddingRows | None) -> None:
+        """Make the programs for weights as they lie in memory now, with what is streamed.
+
+        `rows` of the embedding are used where it does not lie in memory in one piece.
+        """
         self._streaming = streaming
+        self._rows = rows
         forward = Forward(self._decoder, self._weights.placed, self.shape, self)
         by_name = modes(self._target)
         made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
@@ -106,8 +111,8 @@ class Programs:
 
     def embedding(self) -> int:
         """Address of the embedding, or of its rows that tokens ask for."""
-        if self._streaming is not None:
-            return self._streaming.rows.address
+        if self._rows is not None:
+            return self._rows.address
         return self._weights.parts(self._decoder.embedding.name)[0].address
 
     def parts(self, matrix: Matrix) -> list[Part]:
@@ -171,10 +176,10 @@ class Programs:
         Raises:
             ModelFileError: rows of the embedding are read from the file, and it cannot be read.
         """
-        if self._streaming is None:
+        if self._rows is None:
             self.ids[: len(ids)] = ids
         else:
-            self._streaming.rows.fetch(ids)
+            self._rows.fetch(ids)
             self.ids[: len(ids)] = np.arange(len(ids))
 
     def write_logits_to(self, out: np.ndarray) -> None:

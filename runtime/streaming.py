@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from headrace.embedding import EmbeddingRows
 from headrace.loaders.gguf import TensorReader
 from headrace.memory import Arena
 from headrace.offload.files import StreamedFile
@@ -30,20 +29,19 @@ def reader_of(files: Mapping[Path, StreamedFile]) -> TensorReader:
 
 
 class Streaming:
-    """A window over what `residency` streams, and rows of the embedding.
+    """A window over what `residency` streams.
 
     Args:
-        placed: matrices by name; embedding: the one that has the embedding.
+        placed: matrices by name.
         residency: something of it is streamed.
-        tokens: the most that a pass reads.
         addresses: kernels by name.
         mode: how to read.
         files: the model's files, open; the caller closes them after `close`.
     """
 
     def __init__(
-        self, placed: Mapping[str, PlacedMatrix], embedding: str, residency: Residency,
-        tokens: int, addresses: dict[str, int], mode: ReadMode, files: Mapping[Path, StreamedFile],
+        self, placed: Mapping[str, PlacedMatrix], residency: Residency,
+        addresses: dict[str, int], mode: ReadMode, files: Mapping[Path, StreamedFile],
     ) -> None:  # fmt: skip
         self.residency = residency
         reads = reads_of(placed, residency.streamed)
@@ -53,7 +51,6 @@ class Streaming:
         )  # fmt: skip
         staging = residency.staging_bytes
         self._staging = Arena({"0": staging, "1": staging}, huge=staging > 4 << 20)
-        self.rows = EmbeddingRows(placed[embedding], tokens, addresses, reader_of(files))
         self._parts: dict[str, list[Part]] = {}
         for i, piece in enumerate(residency.streamed):
             p = placed[piece.matrix]

@@ -242,7 +242,8 @@ class Weights:
         new = [self._spare.pop(run) for run in missing if run in self._spare]
         for place in new:
             self._kept[place.matrix][place.tile] = place
-        new += self._take([run for run in missing if run not in {place.run for place in new}])
+        there = {place.run for place in new}
+        new += self._take([run for run in missing if run not in there])
         try:
             self._fill(reader, new, addresses, n_threads, None)
         except BaseException:

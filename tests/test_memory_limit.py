@@ -72,7 +72,7 @@ def test_a_budget_holds_in_a_group_of_its_size(model: Path) -> None:
         headrace.load(model, memory=1, context=CONTEXT, threads=2)
     least = caught.value.needed_bytes
     for memory in (least, least + (8 << 20)):
-        with group(memory) as folder:
+        with group(memory // 4096 * 4096 + 4096) as folder:  # whole pages
             done = subprocess.run(
                 ["sh", "-c", f'echo $$ > "{folder}/cgroup.procs" && exec "$@"', "sh",
                  sys.executable, "-c", RUN, model, str(memory)],

@@ -16,7 +16,7 @@ from test_tiled import EXPANDED, FAMILIES, KINDS, write_model
 
 import headrace
 from headrace.compress import compress
-from headrace.errors import BudgetError, CancelledError, ModelFileError
+from headrace.errors import BudgetError, CancelledError, HeadraceError, ModelFileError
 from headrace.model import Model
 from headrace.offload import pieces, requests
 from headrace.planning import plan_model
@@ -103,27 +103,57 @@ def logits(model: Model) -> np.ndarray:
     return model.logits(list(range(20)), last=3)
 
 
+def put_back(path: Path, data: bytes, stamp: os.stat_result) -> None:
+    path.write_bytes(data)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
 def test_a_file_that_shrinks_and_comes_back(copy: Path, streaming: Model) -> None:
     expected = logits(streaming)
-    data = copy.read_bytes()
+    data, stamp = copy.read_bytes(), copy.stat()
     os.truncate(copy, len(data) // 2)
     for _ in range(2):
         with pytest.raises(ModelFileError, match=r"the file changed|the file shrank") as caught:
             logits(streaming)
         assert caught.value.path == copy
-    copy.write_bytes(data)
+    put_back(copy, data, stamp)
     assert np.array_equal(logits(streaming), expected)
 
 
 def test_a_file_that_is_written_to(copy: Path, streaming: Model) -> None:
     expected = logits(streaming)
-    data = copy.read_bytes()
-    copy.write_bytes(data[::-1])
-    with pytest.raises(ModelFileError, match="its content is another"):
-        logits(streaming)
-    copy.write_bytes(data)
+    data, stamp = copy.read_bytes(), copy.stat()
+    at = len(data) // 2
+    with open(copy, "r+b") as file:  # a few bytes anywhere
+        file.seek(at)
+        file.write(bytes(byte ^ 255 for byte in data[at : at + 64]))
+    os.utime(copy, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    for _ in range(2):
+        with pytest.raises(ModelFileError, match="written to"):
+            logits(streaming)
+        assert not readers()  # nothing of it is left in the window
+    put_back(copy, data, stamp)
     assert np.array_equal(logits(streaming), expected)
-    os.utime(copy, ns=(1, 1))  # touched, no more
+
+
+def test_a_file_that_changes_during_a_pass(
+    copy: Path, streaming: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = logits(streaming)
+    data, stamp = copy.read_bytes(), copy.stat()
+    walk = Model._walk
+
+    def meanwhile(self: Model, *rest: Any) -> bool:
+        done = walk(self, *rest)
+        os.utime(copy, ns=(1, 1))
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "_walk", meanwhile)
+        with pytest.raises(ModelFileError, match="written to"):
+            streaming.read_tokens([1, 2, 3])
+    assert streaming._kept == []
+    put_back(copy, data, stamp)
     assert np.array_equal(logits(streaming), expected)
 
 
@@ -225,14 +255,17 @@ def test_shrinking_fails_where_the_file_is_another(copy: Path) -> None:
     data = copy.read_bytes()
     with headrace.load(copy, context=CONTEXT, threads=2) as model:
         expected = logits(model)
+        stamp = copy.stat()
         copy.write_bytes(data[: len(data) // 2])
         with pytest.raises(ModelFileError, match="the file changed"):
             model.memory = middle
         assert np.array_equal(logits(model), expected)  # all of it is still in memory
-        copy.write_bytes(data)
-        os.utime(copy, ns=(1, 1))
-        with pytest.raises(ModelFileError, match="the file changed"):
-            model.memory = middle  # nothing tells what its content was
+        copy.unlink()
+        with pytest.raises(HeadraceError):
+            model.memory = middle
+        assert np.array_equal(logits(model), expected)
+        put_back(copy, data, stamp)
+        model.memory = middle
         assert np.array_equal(logits(model), expected)
 
 
@@ -241,11 +274,12 @@ def test_growing_fails_where_the_file_is_bad(copy: Path) -> None:
     data = copy.read_bytes()
     with headrace.load(copy, memory=least, context=CONTEXT, threads=2) as model:
         expected = logits(model)
+        stamp = copy.stat()
         os.truncate(copy, len(data) // 2)
         with pytest.raises(ModelFileError):
             model.memory = most
         assert model.memory == least
-        copy.write_bytes(data)
+        put_back(copy, data, stamp)
         assert np.array_equal(logits(model), expected)
         model.memory = middle
         assert np.array_equal(logits(model), expected)
@@ -265,3 +299,74 @@ def test_weights_that_cannot_stream_are_named(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", [EXPANDED[0]])
     with pytest.raises(BudgetError, match="headrace compress"):
         headrace.load(path, memory="100MB", context=CONTEXT)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_that_was_loaded_streaming_may_grow_whole(tied: bool, tmp_path: Path) -> None:
+    path = FAMILIES["gemma2"] if tied else write_model(tmp_path / "m.gguf", ["Q8_0", "F16"])
+    with headrace.load(path, context=CONTEXT, threads=2) as model:
+        expected = results(model)
+        whole = model.memory
+    with headrace.load(path, memory=budgets(path)[0], context=CONTEXT, threads=2) as model:
+        model.memory = whole
+        assert not model.streams
+        for a, b in zip(results(model), expected, strict=True):
+            assert np.array_equal(a, b)
+        for i in range(0, model.vocabulary, 7):
+            assert np.isfinite(model.logits([i])).all()
+
+
+def test_a_generation_goes_on_over_a_change() -> None:
+    stories = Path(__file__).parent / "data" / "stories260K.gguf"
+    with headrace.load(stories, context=CONTEXT, threads=2) as model:
+        text = model.generate("Once upon a time", raw=True, max_tokens=20).text()
+        whole = model.memory
+        generation = model.generate("Once upon a time", raw=True, max_tokens=20)
+        pieces_found = [next(generation)]
+        model.memory = whole - 200_000
+        assert model.streams
+        pieces_found.append(next(generation))
+        model.memory = whole
+        assert "".join([*pieces_found, *generation]) == text
+
+
+def test_given_back_memory_stays_away(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "LEAST_PIECE_BYTES", 64 << 10)
+    with headrace.load(copy, context=CONTEXT, threads=2) as model:
+        model.memory = budgets(copy)[2]
+        place = max(model._weights._spare.values(), key=lambda place: place.n_bytes)
+        assert place.n_bytes > 3 * 4096
+        first = place.address // 4096 * 4096 + 4096
+        with open("/proc/self/smaps") as file:
+            area, flags = (0, 0), ""
+            for line in file:
+                head = line.split()[0]
+                if "-" in head and not head.endswith(":"):
+                    area = tuple(int(one, 16) for one in head.split("-"))  # type: ignore[assignment]
+                elif line.startswith("VmFlags:") and area[0] <= first < area[1]:
+                    flags = line
+        assert " nh" in flags or " hg" not in flags  # no huge pages are made of it
+
+
+def test_readers_that_cannot_start(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with headrace.load(copy, memory=budgets(copy)[1], context=CONTEXT, threads=2) as model:
+        expected = logits(model)
+        model._streaming.window.halt()
+        start, started = threading.Thread.start, []
+
+        def few(self: threading.Thread) -> None:
+            if self.name.startswith("headrace-read"):
+                if len(started) >= most:
+                    raise RuntimeError("can't start new thread")
+                started.append(self)
+            start(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", few)
+            most = 0
+            with pytest.raises(HeadraceError, match="no thread to read with"):
+                logits(model)
+            most = 1
+            assert np.array_equal(logits(model), expected)
+        model._streaming.window.halt()
+        assert np.array_equal(logits(model), expected)
