@@ -183,7 +183,7 @@ def test_ticks_of_a_cancelled_job_have_no_end(
 
 def test_the_trace_leaves_out_cancelled_runs(capsys: pytest.CaptureFixture[str]) -> None:
     trace = Trace()
-    program = SimpleNamespace(steps=[SimpleNamespace(kernel="k", n_bytes=0)] * 2)
+    program = SimpleNamespace(kernels=("k", "k"), sizes=np.zeros(2, np.int64))
     for ends in (300, 0, 300):
         with trace.measure(program) as ticks:  # type: ignore[arg-type]
             ticks[:] = [100, 200, ends]
