@@ -143,9 +143,8 @@ class Window:
         flow = self.flow
         if finished:
             self._check()
-            span = int(
-                self._shared[requests.SPAN]
-            )  # ticks of the whole pass, whose rate is unknown
+            # In ticks, whose rate is unknown.
+            span = int(self._shared[requests.SPAN])
             if span > 0:
                 spent = time.perf_counter() - self._began
                 flow.stall_s += spent * int(self._shared[requests.STALL]) / span
@@ -174,12 +173,13 @@ class Window:
         self.halt()
         self._slots.view("slots")[::PAGE] = 0  # its pages are there
         began = time.perf_counter()
-        self._start(permits=len(self._reads))
-        while self._error is None and not self._table[:, requests.READY].all():
-            time.sleep(0.0002)
-        spent = time.perf_counter() - began
-        error = self._error
-        self.halt()
+        try:
+            self._start(permits=len(self._reads))
+            while self._error is None and not self._table[:, requests.READY].all():
+                time.sleep(0.0002)
+            spent, error = time.perf_counter() - began, self._error
+        finally:
+            self.halt()
         if error is not None:
             raise error
         return sum(read.n_bytes for read in self._reads) / spent
