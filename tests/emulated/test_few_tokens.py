@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from foreign import FOREIGN, MOST, param
+from targets_here import WHOLE
 
 from headrace.kernels import attention
 from headrace.kernels.prepare import kernel as producer
@@ -22,7 +23,7 @@ from headrace.targets.table import Kernel
 from headrace.targets.target import Target, all_targets
 
 NATIVE_TARGETS = {target.name: target for target in runnable_targets()}
-QUICK = {*NATIVE_TARGETS, *MOST}
+QUICK = {*WHOLE, *MOST}
 QUICK_FORMATS = {"q4_0", "q4_k", "f16"}
 ROWS, TOKENS = 37, 7
 HEAD = 64
@@ -43,7 +44,7 @@ def machines() -> list[tuple[Target, str]]:
 
 def products() -> list[Any]:
     def slow(target: Target, name: str) -> bool:
-        if target.name in NATIVE_TARGETS:
+        if target.name in WHOLE:
             return False
         return target.name not in QUICK or name not in QUICK_FORMATS
 
