@@ -399,11 +399,14 @@ def tile_raw(
 
 def raw_row(reader: TensorReader, placed: PlacedMatrix, row: int) -> np.ndarray:
     """The bytes of one row in the form that the kernel which tiles takes."""
-    if not placed.straight:
+    if tiled_format(placed.info) is None:
         return _raw_rows(reader, placed, row, row + 1)[0]
+    first = row // TILE_ROWS * TILE_ROWS  # a tiled file has whole tiles only
+    if not placed.straight:
+        last = min(first + TILE_ROWS, placed.matrix.rows)
+        return _raw_rows(reader, placed, first, last)[row - first]
     fmt, columns = placed.format, placed.matrix.columns
     tiled = np.empty((1, columns // fmt.block, fmt.tile_block_bytes), np.uint8)
-    first = row // TILE_ROWS * TILE_ROWS
     reader.readinto(placed.info, fmt.tiled_bytes(first, columns), tiled)
     return fmt.untile(tiled, TILE_ROWS)[row - first]
 

@@ -79,6 +79,21 @@ def test_tiled_files_give_the_same_bits(tmp_path: Path) -> None:
     check(compress(source, tmp_path / "m.gguf").path)
 
 
+def test_rows_of_a_tiled_embedding_that_is_rewritten(tmp_path: Path) -> None:
+    """Some of it is coded and becomes float32, the rest is float16 and streams."""
+    source = write_model(tmp_path / "source.gguf", ["F16", "Q8_0"])  # the embedding is Q8_0
+    path = compress(source, tmp_path / "m.gguf").path
+    with headrace.load(path, context=CONTEXT, threads=2, activations="f32") as model:
+        expected = results(model)
+    memory = budgets(path, activations="f32")[0]
+    with headrace.load(
+        path, memory=memory, context=CONTEXT, threads=2, activations="f32"
+    ) as model:
+        assert model.streams
+        for a, b in zip(results(model), expected, strict=True):
+            assert np.array_equal(a, b)
+
+
 def test_what_is_rewritten_while_loading_stays(tmp_path: Path) -> None:
     check(write_model(tmp_path / "m.gguf", ["Q8_0", EXPANDED[0]]))
 
