@@ -21,6 +21,7 @@ Which formats exist, and how many bytes a matrix takes in one, is not known here
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterable, Sequence
@@ -58,12 +59,17 @@ def format_name(tensor_type: str) -> str | None:
 
 
 def open_model(path: str | Path) -> ModelFile:
-    """Read the header of a model: a GGUF file, or one of ours with its logical tensors.
+    """Read the header of a model: a GGUF file, one of ours, or a directory of safetensors files.
 
     Raises:
+        what `headrace.loaders.huggingface.read_directory` raises.
         ModelNotFoundError, UnsupportedError, ModelFileError: see `read_gguf`; a file of a later
             layout is unsupported, and one whose descriptions do not fit its tensors is corrupt.
     """
+    if os.path.isdir(path):
+        from headrace.loaders.huggingface import read_directory
+
+        return read_directory(path)
     model = read_gguf(path)
     if VERSION_KEY not in model.metadata:
         return model
@@ -149,7 +155,8 @@ class Entry(NamedTuple):
 def build_header(source: ModelFile, entries: Sequence[Entry]) -> tuple[bytes, list[int], int]:
     """The header of a file of ours: (bytes up to the tensor data, tensors' places, whole size).
 
-    Metadata come from `source` byte for byte, without what describes its own layout.
+    Metadata come from `source` byte for byte if it is a GGUF file, without what describes its own
+    layout.
 
     Raises:
         ModelFileError: the source cannot be read again.
@@ -179,6 +186,10 @@ def build_header(source: ModelFile, entries: Sequence[Entry]) -> tuple[bytes, li
 
 def _copied_keys(source: ModelFile) -> list[bytes]:
     path = source.paths[0]
+    if not source.version:
+        from headrace.loaders.metadata import encode_key
+
+        return [encode_key(key, value) for key, value in source.metadata.items()]
     n = min(source.header_bytes, path.stat().st_size)  # of a split model, those of all parts
     raw = source.read(TensorInfo("(header)", "I8", (n,), path, 0, n)).tobytes()
     keys = []

@@ -38,7 +38,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "file": str(path),
         "files": len(model.paths),
         "size_bytes": model.size_bytes,
-        "gguf_version": model.version,
+        "gguf_version": model.version or None,
         "architecture": get("general.architecture"),
         "name": get("general.name"),
         "parameters": sum(row["parameters"] for row in types.values()),
