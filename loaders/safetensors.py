@@ -79,18 +79,21 @@ def read_parts(folder: Folder) -> list[Part]:
         raise ModelFileError(
             f"{len(names):,} files, more than any known model; {AGAIN}", path=index
         )
-    parts = []
     for name in names:
         if not name.endswith(".safetensors"):
             raise ModelFileError(
                 f"'weight_map' has {name[:80]!r}, which is no .safetensors file; {AGAIN}",
                 path=index,
             )
-        part = read_part(folder.file(name, index))
+    paths = [folder.file(name, index) for name in names]
+    parts = []
+    for name, path in zip(names, paths, strict=True):
+        part = read_part(path)
         for info in part.tensors:
-            if weight_map.get(info.name) != name:
+            where = weight_map.get(info.name)
+            if where != name:
                 raise ModelFileError(
-                    f"{index.name} says that this tensor is in {weight_map.get(info.name)!r}: "
+                    f"{index.name} says that this tensor is in {where!r}: "
                     "parts of different models, or corrupt; download them again",
                     path=part.path,
                     tensor=info.name,
