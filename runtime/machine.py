@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,16 +36,8 @@ def read_bandwidth(store: Kernels, team: Team, n_bytes: int, runs: int = 5) -> f
     buffer = Arena({"data": n_bytes})
     buffer.view("data")[::4096] = 1  # touch every page
     out = np.zeros(team.n_threads * 64 + 64, np.uint8)
-    address = store.load([probe.kernel()])["probe_read"]
-    block = argument_block([buffer.address("data"), n_bytes // 512, out])
-    steps = np.zeros((1, execute.STEP_SLOTS), np.int64)
-    steps[0, :3] = address, block.ctypes.data, execute.STEP_BARRIER
-    best = float("inf")
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        team.run(steps)
-        best = min(best, time.perf_counter() - start)
-    return n_bytes / best
+    slots = [buffer.address("data"), n_bytes // 512, out]
+    return n_bytes / _best_time(store, team, probe.kernel(), slots, runs)
 
 
 def product_rate(
@@ -64,12 +57,17 @@ def product_rate(
     }  # fmt: skip
     room = Arena(sizes)
     room.view("count", "i8")[0] = n_tokens
-    block = argument_block(
-        [
-            room.address("w"), room.address("x"), room.address("y"), blocks, PRODUCT_ROWS // 16,
-            room.address("count"), 0, PRODUCT_ROWS * 4, room.address("bias"), entry,
-        ]
-    )  # fmt: skip
+    slots = [
+        room.address("w"), room.address("x"), room.address("y"), blocks, PRODUCT_ROWS // 16,
+        room.address("count"), 0, PRODUCT_ROWS * 4, room.address("bias"), entry,
+    ]  # fmt: skip
+    products = PRODUCT_ROWS * PRODUCT_INPUTS * n_tokens
+    return products / _best_time(store, team, kernel, slots, runs)
+
+
+def _best_time(store: Kernels, team: Team, kernel: Kernel, slots: list[Any], runs: int) -> float:
+    """Seconds that all threads of `team` take for one kernel; best of `runs` after the first."""
+    block = argument_block(slots)
     steps = np.zeros((1, execute.STEP_SLOTS), np.int64)
     address = store.load([kernel])[kernel.name]
     steps[0, :3] = address, block.ctypes.data, execute.STEP_BARRIER
@@ -78,7 +76,7 @@ def product_rate(
         start = time.perf_counter()
         team.run(steps)
         best = min(best, time.perf_counter() - start)
-    return PRODUCT_ROWS * PRODUCT_INPUTS * n_tokens / best
+    return best
 
 
 def buffer_bytes(wanted: int) -> int | None:

@@ -31,8 +31,7 @@ from headrace.interruptible import run_aside
 from headrace.limits import LimitWatch
 from headrace.loaders.sources import resolve
 from headrace.machine import known_read_bandwidth
-from headrace.offload.files import StreamedFile, close_all
-from headrace.offload.modes import MODES
+from headrace.offload.files import StreamedFile, close_all, reader_of
 from headrace.offload.pieces import Residency
 from headrace.pace import PassTimes
 from headrace.planning import (
@@ -50,7 +49,7 @@ from headrace.prediction import Rates
 from headrace.programs import Program, Programs
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
-from headrace.streaming import Streaming, reader_of
+from headrace.streaming import Streaming
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
@@ -328,15 +327,15 @@ class Model:
             self._addresses |= self._store.load(more)
             if not self._files:
                 self._files = open_files(prepared)
-            if self._rates.mode is None:
+            mode = self._rates.mode
+            if mode is None:
                 reader = self._addresses["window_read"]
                 mode, flash = measure_flash(prepared, reader, self._files)
                 memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
                 self._rates = Rates(memory, flash, mode)
             self._streaming = Streaming(
-                self._weights.placed, prepared.residency, self._addresses,
-                self._rates.mode or MODES[0], self._files,
-            )  # fmt: skip
+                self._weights.placed, prepared.residency, self._addresses, mode, self._files
+            )
         self._prepared = prepared
         self.plan: MemoryPlan = memory_plan(prepared, self._rates)
 

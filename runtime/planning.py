@@ -240,8 +240,8 @@ def prepare_for(
             f"{file.paths[0]}: a context of {context} tokens is longer than the {decoder.context} "
             f"that the model was trained for; ask for {decoder.context} or fewer"
         )
-    sizes = _Sizes(decoder, placed, target, threads)
     pieces = pieces_of(streamed_matrices(decoder, placed))
+    sizes = _Sizes(decoder, placed, target, threads, len(pieces))
     found = fit(
         limit,
         sizes.whole(context),
@@ -263,9 +263,7 @@ def refit(prepared: Prepared, budget: int | None) -> Prepared:
     Raises:
         BudgetError: it does not fit.
     """
-    p = prepared
-    sizes = _Sizes(p.decoder, p.placed, p.target, p.shape.threads)
-    choice = sizes.choice(p.shape.context, p.shape.chunk)
+    p, choice = prepared, _same_choice(prepared)
     limit = limit_of(budget)
     found = fit(limit, [choice], [choice], p.pieces, str(p.file.paths[0]))
     return replace(
@@ -275,13 +273,18 @@ def refit(prepared: Prepared, budget: int | None) -> Prepared:
 
 def least(prepared: Prepared) -> Prepared:
     """The same model with the same context in as little memory as it can have."""
-    sizes = _Sizes(prepared.decoder, prepared.placed, prepared.target, prepared.shape.threads)
-    choice = sizes.choice(prepared.shape.context, prepared.shape.chunk)
+    choice = _same_choice(prepared)
     n_bytes = sum(choice.whole.values())
     if len(prepared.pieces) >= LEAST_SLOTS:
         n_bytes = min(n_bytes, sum(choice.streaming.values()) + least_bytes(prepared.pieces))
     found = fit(Limit(n_bytes), [choice], [choice], prepared.pieces, "")
     return replace(prepared, parts=found.parts, residency=found.residency, limit=n_bytes)
+
+
+def _same_choice(p: Prepared) -> Choice:
+    """What the sizes take that were chosen before."""
+    sizes = _Sizes(p.decoder, p.placed, p.target, p.shape.threads, len(p.pieces))
+    return sizes.choice(p.shape.context, p.shape.chunk)
 
 
 def streamed_matrices(decoder: Decoder, placed: list[PlacedMatrix]) -> list[PlacedMatrix]:
@@ -298,6 +301,7 @@ class _Sizes:
     placed: list[PlacedMatrix]
     target: Target
     threads: int
+    n_pieces: int  # of the weights that can be streamed
 
     def whole(self, context: int | None) -> Iterator[Choice]:
         """With all weights in memory: shorter contexts only where that is what is wanting."""
@@ -348,7 +352,7 @@ class _Sizes:
         stay = sum(p.n_bytes for p in streamed if not streamable(p))
         embedding = next(p for p in self.placed if p.matrix.name == d.embedding.name)
         rows = embedding_bytes(embedding, chunk)
-        steps = len(pieces_of(streamed)) * PIECE_BYTES
+        steps = self.n_pieces * PIECE_BYTES
         return Choice(
             context, chunk,
             {"weights": sum(p.n_bytes for p in self.placed), **fixed},

@@ -185,7 +185,7 @@ class Weights:
         self.placed = {p.matrix.name: p for p in placed}
         self._decoder = decoder
         self._kept: dict[str, dict[int, _Place]] = {name: {} for name in self.placed}
-        self._spare: dict[tuple[str, int, int], _Place] = {}  # given back; may be filled again
+        self._spare: dict[_Run, _Place] = {}  # given back; may be filled again
         self._wanted = self._take(self._runs(kept))
         vectors = {v.name: v for v in decoder.vectors()}
         self._vectors = list(vectors.values())
