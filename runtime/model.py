@@ -34,6 +34,7 @@ from headrace.machine import known_read_bandwidth
 from headrace.offload.files import StreamedFile, close_all, reader_of
 from headrace.offload.pieces import Residency
 from headrace.pace import PassTimes
+from headrace.placing import Activations
 from headrace.planning import (
     MemoryPlan,
     Prepared,
@@ -54,7 +55,7 @@ from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
 from headrace.trace import Trace, trace_from_environment
-from headrace.weights import Activations, Weights
+from headrace.weights import Weights
 
 Progress = Callable[[int, int | None, str], None]
 

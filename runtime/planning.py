@@ -24,6 +24,7 @@ from headrace.offload.budget import Choice, Limit, fit
 from headrace.offload.files import Stamp, StreamedFile, close_all, open_streamed, stamp_of
 from headrace.offload.modes import ReadMode, choose
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
+from headrace.placing import Activations, PlacedMatrix, padded16, pieces_of, place, streamable
 from headrace.prediction import PrefillWork, Rates, prediction
 from headrace.sizes import format_size
 from headrace.sparse import linear
@@ -34,7 +35,6 @@ from headrace.targets.host import pick_target
 from headrace.targets.pack import Kernels, Pack, shipped
 from headrace.targets.target import Target
 from headrace.team import Team, default_threads
-from headrace.weights import Activations, PlacedMatrix, padded16, pieces_of, place, streamable
 
 DEFAULT_CONTEXT = 4096
 LEAST_CONTEXT = 256  # that is chosen where memory is short

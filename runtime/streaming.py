@@ -10,7 +10,8 @@ from headrace.offload.files import StreamedFile
 from headrace.offload.modes import ReadMode
 from headrace.offload.pieces import Piece, Residency
 from headrace.offload.window import Read, Window
-from headrace.weights import Part, PlacedMatrix
+from headrace.placing import PlacedMatrix
+from headrace.weights import Part
 
 
 def reads_of(placed: Mapping[str, PlacedMatrix], pieces: Sequence[Piece]) -> list[Read]:
