@@ -17,10 +17,11 @@ from headrace.machine import (
     read_bandwidth,
     remember_read_bandwidth,
 )
+from headrace.memory_plan import prefill_work
 from headrace.model import Model, load
 from headrace.peak import peak_rss_bytes
-from headrace.planning import measure_products, prefill_work
 from headrace.prediction import Rates, prediction
+from headrace.rates import measure_products
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
 

@@ -135,7 +135,7 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
 
 def plan(*, model: str, json: bool, **options: Any) -> int:
     """Say from the file's header alone what a model takes here, and how fast it will be."""
-    from headrace.planning import plan_model
+    from headrace.memory_plan import plan_model
 
     show(plan_model(_path(model), **options).to_dict(), json)
     return 0

@@ -31,23 +31,15 @@ from headrace.interruptible import run_aside
 from headrace.limits import LimitWatch
 from headrace.loaders.sources import resolve
 from headrace.machine import known_read_bandwidth
+from headrace.memory_plan import MemoryPlan, memory_plan
 from headrace.offload.files import StreamedFile, close_all, reader_of
 from headrace.offload.pieces import Residency
 from headrace.pace import PassTimes
 from headrace.placing import Activations
-from headrace.planning import (
-    MemoryPlan,
-    Prepared,
-    kernel_store,
-    least,
-    measure_flash,
-    memory_plan,
-    open_files,
-    prepare,
-    refit,
-)
+from headrace.planning import Prepared, kernel_store, least, open_files, prepare, refit
 from headrace.prediction import Rates
 from headrace.programs import Program, Programs
+from headrace.rates import measure_flash
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
 from headrace.streaming import Streaming

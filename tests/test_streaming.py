@@ -17,9 +17,9 @@ from test_tiled import EXPANDED, FAMILIES, KINDS, write_model
 import headrace
 from headrace.compress import compress
 from headrace.errors import BudgetError, CancelledError, HeadraceError, ModelFileError
+from headrace.memory_plan import plan_model
 from headrace.model import Model
 from headrace.offload import pieces, requests
-from headrace.planning import plan_model
 
 CONTEXT = 64
 
@@ -29,7 +29,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces and slots that small models have many of."""
     monkeypatch.setattr(pieces, "HUGE_PAGE", pieces.PAGE)
     monkeypatch.setattr(pieces, "LEAST_PIECE_BYTES", 2 << 10)
-    monkeypatch.setattr("headrace.planning.PIECE_BYTES", 0)
+    monkeypatch.setattr("headrace.choices.PIECE_BYTES", 0)
 
 
 def budgets(path: Path, **options: Any) -> list[int]:

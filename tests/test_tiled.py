@@ -25,7 +25,8 @@ from headrace.errors import HeadraceError, ModelFileError, ModelNotFoundError, U
 from headrace.loaders import tiled
 from headrace.loaders.gguf import read_gguf
 from headrace.loaders.tiled import open_model
-from headrace.planning import plan_model, prepare
+from headrace.memory_plan import plan_model
+from headrace.planning import prepare
 from headrace.sparse.registry import FORMATS
 from headrace.targets.cache import KernelStore
 
