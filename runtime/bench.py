@@ -21,8 +21,9 @@ from headrace.machine import (
 )
 from headrace.model import Model, made
 from headrace.peak import peak_rss_bytes
-from headrace.planning import kernel_store, measure_rates, prepare
+from headrace.planning import kernel_store, prepare
 from headrace.prediction import prediction
+from headrace.rates import measure_rates
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
 
