@@ -22,7 +22,7 @@ from headrace.machine import (
 from headrace.model import Model, made
 from headrace.peak import peak_rss_bytes
 from headrace.planning import kernel_store, prepare
-from headrace.prediction import prediction
+from headrace.prediction import Passes
 from headrace.rates import measure_rates
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
@@ -91,11 +91,9 @@ def bench(
         n_bytes = plan.bytes_per_token
         kv_read = int(mean_context * plan.kv_bytes_per_context_token)
         best = int(np.argmin(decode[1:])) + 1
-        flash = rates.flash
-        speed = prediction(
-            replace(rates, memory=bandwidth), loaded.residency, read_bytes=n_bytes,
-            prompt_tokens=prompt_tokens,
-        )  # fmt: skip
+        passes = Passes(replace(rates, memory=bandwidth), loaded.residency, n_bytes, plan.threads)
+        speed = passes.prediction(prompt_tokens)
+        flash = speed.flash
         return {
             "model": str(plan.model),
             "format": loaded.format,
@@ -120,8 +118,8 @@ def bench(
             "resident_weights_bytes": plan.resident_weights,
             "window_bytes": plan.window,
             "bytes_read_per_token": plan.flash_bytes_per_token,
-            "flash_read_gb_s": plan.flash_read_gb_s,
-            "read_mode": plan.read_mode,
+            "flash_read_gb_s": None if flash is None else flash / 1e9,
+            "read_mode": None if speed.mode is None else str(speed.mode),
             "decode_share_of_flash": (
                 None if flash is None else decode_tok_s * plan.flash_bytes_per_token / flash
             ),
