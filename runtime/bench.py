@@ -39,6 +39,7 @@ def bench(
     threads: int | None = None,
     target: str | None = None,
     kernels: str | Path | None = None,
+    context: int | None = None,
     context_tokens: int = 0,
     runs: int = 3,
     progress: Progress | None = None,
@@ -46,7 +47,8 @@ def bench(
     """Best of `runs`: prefill of random tokens, then decode one by one from an empty context.
 
     As llama-bench does it: random tokens, no sampling, logits of the last token only. With
-    `context_tokens`, decoding starts after that many tokens of context.
+    `context_tokens`, decoding starts after that many tokens of context. The model is loaded with
+    a context of `context` tokens; default: as many as are needed.
 
     Raises:
         what `headrace.load` raises; ValueError: a count is below 1.
@@ -55,8 +57,8 @@ def bench(
         raise ValueError("prompt tokens, new tokens and runs must be at least 1")
     needed = max(prompt_tokens, new_tokens + context_tokens, FIRST_TOKENS)
     prepared = prepare(
-        resolve(model, progress=progress), context=needed, threads=threads, target=target,
-        kernels=kernels, budget=memory,
+        resolve(model, progress=progress), context=context or needed, threads=threads,
+        target=target, kernels=kernels, budget=memory,
     )  # fmt: skip
     # Before loading, as there is no room for it later.
     rates = measure_rates(
