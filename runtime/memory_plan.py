@@ -11,11 +11,9 @@ from headrace import plan as plans
 from headrace.errors import NoCompilerError
 from headrace.kernels import kv_cache
 from headrace.planning import Prepared, kernel_store, prepare
-from headrace.prediction import PrefillWork, Rates, prediction
-from headrace.rates import measure_rates
+from headrace.prediction import Rates, prediction
+from headrace.rates import PROMPT_TOKENS, Progress, measure_rates
 from headrace.sizes import format_size
-
-PROMPT_TOKENS = 128  # whose time to the first token is predicted
 
 
 @dataclass(frozen=True)
@@ -106,9 +104,8 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     tied = d.embedding.name == d.head.name
     read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
     peak = sum(parts.values())
-    speed = prediction(
-        rates, p.residency, read_bytes=read, layers=len(d.layers), work=prefill_work(p)
-    )  # fmt: skip
+    prompt_tokens = min(PROMPT_TOKENS, p.shape.context)
+    speed = prediction(rates, p.residency, read_bytes=read, prompt_tokens=prompt_tokens)
     return MemoryPlan(
         model=str(p.file.paths[0]),
         architecture=d.architecture,
@@ -154,15 +151,6 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     )
 
 
-def prefill_work(prepared: Prepared, tokens: int = PROMPT_TOKENS) -> PrefillWork:
-    """What a prompt of so many tokens takes, as far as it fits in the context."""
-    d, chunk = prepared.decoder, prepared.shape.chunk
-    tokens = min(tokens, prepared.shape.context)
-    matrices = (m for m in d.matrices() if m.name not in (d.head.name, d.embedding.name))
-    products = sum(m.rows * m.columns for m in matrices)
-    return PrefillWork(tokens, products * tokens, -(-tokens // chunk))
-
-
 def plan_model(
     path: str | Path,
     *,
@@ -172,6 +160,7 @@ def plan_model(
     target: str | None = None,
     kernels: str | Path | None = None,
     measure: bool = True,
+    progress: Progress | None = None,
 ) -> MemoryPlan:
     """Plan a model from its header; with `measure`, predict its speed on this machine.
 
@@ -187,5 +176,5 @@ def plan_model(
     if measure:
         # Without kernels to measure with, the rest of the plan is as good.
         with contextlib.suppress(NoCompilerError):
-            rates = measure_rates(prepared, kernel_store(prepared))
+            rates = measure_rates(prepared, kernel_store(prepared), progress=progress)
     return memory_plan(prepared, rates)

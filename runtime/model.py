@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from headrace import plan as plans
 from headrace.arguments import one_text, token_ids, whole
 from headrace.conversation import Chat
 from headrace.detokenizer import Detokenizer
@@ -31,7 +30,9 @@ from headrace.offload.pieces import Residency
 from headrace.pace import PassTimes
 from headrace.placing import Activations
 from headrace.planning import Prepared, kernel_store, prepare, refit
+from headrace.prediction import Rates
 from headrace.programs import Program, Programs
+from headrace.rates import measure_rates
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
 from headrace.targets.pack import Kernels
@@ -89,7 +90,14 @@ def load(
         path, context=context, threads=threads, target=target, activations=activations,
         kernels=kernels, budget=budget,
     )  # fmt: skip
-    return Model(prepared, progress)
+    return made(prepared, progress)
+
+
+def made(prepared: Prepared, progress: Progress | None, rates: Rates | None = None) -> Model:
+    """Load what was prepared; `rates` of this machine, if they have been measured already."""
+    if rates is None and prepared.residency is not None:
+        rates = measure_rates(prepared, kernel_store(prepared), probe=False, progress=progress)
+    return Model(prepared, progress, rates or Rates())
 
 
 def _budget(memory: int | str) -> int:
@@ -103,7 +111,7 @@ class Model:
     one that was left half read. `cancel` may be called from any thread.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress | None) -> None:
+    def __init__(self, prepared: Prepared, progress: Progress | None, rates: Rates) -> None:
         self._decoder = prepared.decoder
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
@@ -118,7 +126,7 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared)
-        self._held = held = WeightMemory(prepared, self._store, progress)
+        self._held = held = WeightMemory(prepared, self._store, rates, progress)
         self._programs = Programs(
             prepared.decoder, held.weights, prepared.target, held.addresses, prepared.shape,
             held.streaming, held.rows(),
@@ -537,11 +545,7 @@ class Model:
         programs, n = self._programs, len(ids)
         programs.expect(n)
         programs.set_tokens(ids)
-        state = programs.state
-        state[plans.COUNT] = n
-        state[plans.POSITION] = position
-        state[plans.OUT_FIRST] = n - wanted
-        state[plans.OUT_COUNT] = wanted
+        programs.say(n, position, wanted)
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]

@@ -1,59 +1,69 @@
-"""What this machine can do for a prepared model, measured: memory, products, flash."""
+"""What this machine can do for a prepared model, measured: memory, computing, flash."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from headrace import plan as plans
-from headrace.kernels import execute
-from headrace.machine import best_read_bandwidth, product_rate
+from headrace.machine import best_read_bandwidth, known_read_bandwidth
 from headrace.offload import flash, requests
 from headrace.offload.files import StreamedFile, close_all
 from headrace.offload.modes import ReadMode, choose
 from headrace.planning import Prepared, open_files
 from headrace.prediction import Rates
-from headrace.sparse import linear
-from headrace.sparse.registry import FORMATS
+from headrace.sample import take_sample
 from headrace.streaming import reads_of
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 
+Progress = Callable[[int, int, str], None]
 
-def measure_rates(prepared: Prepared, store: Kernels) -> Rates:
-    """What this machine can do for a prepared model.
+PROMPT_TOKENS = 128  # whose time to the first token is predicted
+
+
+def measure_rates(
+    prepared: Prepared, store: Kernels, *, prompt_tokens: int = PROMPT_TOKENS,
+    probe: bool = True, progress: Progress | None = None,
+) -> Rates:  # fmt: skip
+    """What this machine can do for a prepared model that is not loaded yet.
+
+    Args:
+        store: kernels; what is not there is compiled first.
+        prompt_tokens: of a prompt that is read.
+        probe: measure memory's bandwidth too; else it is what was measured before.
 
     Raises:
         ModelFileError: something is to be streamed, and the files cannot be read.
     """
-    team = Team(store.load(execute.kernels().values()), prepared.shape.threads)
+    p = prepared
+    addresses = store.load(plans.kernels_of(p.decoder, p.placed, p.target), progress)
+    team = Team(addresses, p.shape.threads)
     try:
-        rates = Rates(
-            best_read_bandwidth(store, team), products=measure_products(prepared, store, team)
+        memory = (
+            best_read_bandwidth(store, team)
+            if probe
+            else known_read_bandwidth(p.target.name, p.shape.threads)
         )
+        room = None
+        if p.limit is not None:
+            taken = (n for name, n in p.parts.items() if name not in ("weights", "window"))
+            room = p.limit - sum(taken)
+        sample = take_sample(
+            p.file, p.decoder, p.placed, p.target, addresses, team,
+            min(prompt_tokens, p.shape.chunk), room,
+        )  # fmt: skip
     finally:
         team.close()
-    if prepared.residency is None:
-        return rates
-    files = open_files(prepared)
+    if p.residency is None:
+        return Rates(memory, sample=sample)
+    files = open_files(p)
     try:
         reader = store.load([requests.kernel()])["window_read"]
-        mode, rate = measure_flash(prepared, reader, files)
+        mode, flash_rate = measure_flash(p, reader, files)
     finally:
         close_all(files.values())
-    return replace(rates, flash=rate, mode=mode)
-
-
-def measure_products(prepared: Prepared, store: Kernels, team: Team) -> float:
-    """Multiply-adds per second in prefill, of the format that most weights have."""
-    sizes: dict[str, int] = {}
-    for one in prepared.placed:
-        sizes[one.format.name] = sizes.get(one.format.name, 0) + one.n_bytes
-    fmt = FORMATS[max(sizes, key=lambda name: sizes[name])]
-    mode = plans.modes(prepared.target)["prefill"]
-    kernel = linear.kernels(fmt)[mode.operation(fmt.activation)]
-    return product_rate(store, team, kernel, fmt, mode.group(mode.kind(fmt.activation)))
+    return Rates(memory, flash_rate, mode, sample)
 
 
 def measure_flash(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from headrace import plan as plans
@@ -34,8 +35,10 @@ class WeightMemory:
         streaming: what is read for every pass; None: nothing is.
     """
 
-    def __init__(self, prepared: Prepared, store: Kernels, progress: Progress | None) -> None:
-        """Load what stays.
+    def __init__(
+        self, prepared: Prepared, store: Kernels, rates: Rates, progress: Progress | None
+    ) -> None:
+        """Load what stays; `rates` of this machine, as far as they are known.
 
         Raises:
             KernelError: a kernel cannot be had.
@@ -47,7 +50,7 @@ class WeightMemory:
         self.addresses = store.load(needed, progress)
         kept = None if prepared.residency is None else prepared.residency.kept
         self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept)
-        self._rates = Rates()
+        self._rates = rates
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self.streaming: Streaming | None = None
         self._take_up(prepared)
@@ -125,7 +128,7 @@ class WeightMemory:
                 reader = self.addresses["window_read"]
                 mode, flash = measure_flash(prepared, reader, self._files)
                 memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
-                self._rates = Rates(memory, flash, mode)
+                self._rates = replace(self._rates, memory=memory, flash=flash, mode=mode)
             self.streaming = Streaming(
                 self.weights.placed, prepared.residency, self.addresses, mode, self._files
             )
