@@ -12,7 +12,6 @@ from headrace.offload.files import StreamedFile, close_all
 from headrace.offload.modes import FlashRate, ReadMode
 from headrace.planning import Prepared, open_files
 from headrace.prediction import Rates
-from headrace.sample import take_sample
 from headrace.streaming import reads_of
 from headrace.targets.pack import Kernels
 from headrace.team import Team, default_threads
@@ -36,6 +35,8 @@ def measure_rates(
     Raises:
         ModelFileError: something is to be streamed, and the files cannot be read.
     """
+    from headrace.sample import take_sample  # most models are loaded without
+
     p = prepared
     addresses = store.load(plans.kernels_of(p.decoder, p.placed, p.target), progress)
     team = Team(addresses, p.shape.threads)
