@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from headrace.loaders.sources import resolve
 from headrace.machine import (
     BENCH_BYTES,
     buffer_bytes,
@@ -17,10 +19,11 @@ from headrace.machine import (
     read_bandwidth,
     remember_read_bandwidth,
 )
-from headrace.model import Model, load
+from headrace.model import Model, made
 from headrace.peak import peak_rss_bytes
-from headrace.planning import measure_products, prefill_work
-from headrace.prediction import Rates, prediction
+from headrace.planning import kernel_store, prepare
+from headrace.prediction import Passes
+from headrace.rates import measure_rates
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
 
@@ -36,6 +39,7 @@ def bench(
     threads: int | None = None,
     target: str | None = None,
     kernels: str | Path | None = None,
+    context: int | None = None,
     context_tokens: int = 0,
     runs: int = 3,
     progress: Progress | None = None,
@@ -43,19 +47,25 @@ def bench(
     """Best of `runs`: prefill of random tokens, then decode one by one from an empty context.
 
     As llama-bench does it: random tokens, no sampling, logits of the last token only. With
-    `context_tokens`, decoding starts after that many tokens of context.
+    `context_tokens`, decoding starts after that many tokens of context. The model is loaded with
+    a context of `context` tokens; default: as many as are needed.
 
     Raises:
         what `headrace.load` raises; ValueError: a count is below 1.
     """
     if prompt_tokens < 1 or new_tokens < 1 or runs < 1 or context_tokens < 0:
         raise ValueError("prompt tokens, new tokens and runs must be at least 1")
-    began = time.perf_counter()
     needed = max(prompt_tokens, new_tokens + context_tokens, FIRST_TOKENS)
-    with load(
-        model, memory=memory, threads=threads, target=target, kernels=kernels, context=needed,
-        progress=progress,
-    ) as loaded:  # fmt: skip
+    prepared = prepare(
+        resolve(model, progress=progress), context=context or needed, threads=threads,
+        target=target, kernels=kernels, budget=memory,
+    )  # fmt: skip
+    # Before loading, as there is no room for it later.
+    rates = measure_rates(
+        prepared, kernel_store(prepared), prompt_tokens=prompt_tokens, progress=progress
+    )
+    began = time.perf_counter()
+    with made(prepared, progress, rates) as loaded:
         load_s = time.perf_counter() - began
         random = np.random.default_rng(0)
         first_token_s = _first_token(loaded, random)
@@ -83,13 +93,9 @@ def bench(
         n_bytes = plan.bytes_per_token
         kv_read = int(mean_context * plan.kv_bytes_per_context_token)
         best = int(np.argmin(decode[1:])) + 1
-        residency = loaded.residency
-        flash = None if plan.flash_read_gb_s is None else plan.flash_read_gb_s * 1e9
-        products = measure_products(loaded.prepared, loaded.kernel_store, loaded.team)
-        speed = prediction(
-            Rates(bandwidth, flash, products=products), residency, read_bytes=n_bytes,
-            layers=plan.layers, work=prefill_work(loaded.prepared, prompt_tokens),
-        )  # fmt: skip
+        passes = Passes(replace(rates, memory=bandwidth), loaded.residency, n_bytes, plan.threads)
+        speed = passes.prediction(prompt_tokens)
+        flash = speed.flash
         return {
             "model": str(plan.model),
             "format": loaded.format,
@@ -114,8 +120,8 @@ def bench(
             "resident_weights_bytes": plan.resident_weights,
             "window_bytes": plan.window,
             "bytes_read_per_token": plan.flash_bytes_per_token,
-            "flash_read_gb_s": plan.flash_read_gb_s,
-            "read_mode": plan.read_mode,
+            "flash_read_gb_s": None if flash is None else flash / 1e9,
+            "read_mode": None if speed.mode is None else str(speed.mode),
             "decode_share_of_flash": (
                 None if flash is None else decode_tok_s * plan.flash_bytes_per_token / flash
             ),

@@ -255,8 +255,11 @@ class _Reader:
 
     def bpe(self, kind: str, pre: str) -> Bpe:
         merges = self.strings("merges")
+        cut = PRE_TOKENIZERS[pre]
+        if self.metadata.get(OWN_PREFIX + "fold_case") is True:
+            cut = cut.folding()
         try:
-            return Bpe(self.ids, merges, PRE_TOKENIZERS[pre], byte_level=kind == "gpt2")
+            return Bpe(self.ids, merges, cut, byte_level=kind == "gpt2")
         except ValueError as error:
             self.blame_merge(merges)
             raise self.fault("merges", f"cannot be used: {error}") from None

@@ -27,7 +27,7 @@ from headrace.loaders import huggingface
 from headrace.loaders.huggingface import read_directory
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import open_model
-from headrace.planning import plan_model
+from headrace.memory_plan import plan_model
 from headrace.sparse.expand import expand, expand_scaled, plan_expansion
 from headrace.sparse.registry import FORMATS
 
@@ -334,7 +334,7 @@ def float8_directory(
 def test_float8_weights(
     dtype: str, shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.weights.PIECE_BYTES", 3000)  # scales of rows in the middle
+    monkeypatch.setattr("headrace.rows.PIECE_BYTES", 3000)  # scales of rows in the middle
     monkeypatch.setattr("headrace.sparse.expand.CHUNK_BYTES", 700)
     folder, meant = float8_directory(tmp_path / "m", dtype, shape, shards=2)
     ids = Golden("llama2").prompt

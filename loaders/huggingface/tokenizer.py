@@ -9,6 +9,7 @@ Some of what tokenizer.json can say has no key in GGUF; these are ours:
     tokenizer.headrace.space_prefix   "first" or "always": where a space is put in front of text
                                       that begins with none (GGUF's puts one everywhere)
     tokenizer.headrace.end_token_ids  ids that end an answer, besides those that are known by text
+    tokenizer.headrace.fold_case      true: contractions are found in any case, not ASCII's only
     tokenizer.headrace.exact_types    true: ordinary tokens are ordinary, whatever their text
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.folder import Folder, no_collection
 from headrace.loaders.huggingface.config import Config
-from headrace.loaders.huggingface.pretokenizers import NAMES, expressions_of
+from headrace.loaders.huggingface.pretokenizers import FOLDED, NAMES, expressions_of
 from headrace.loaders.huggingface.tokenizer_config import Settings, read_settings
 from headrace.loaders.layout import AGAIN
 from headrace.loaders.model_file import StringArray
@@ -191,6 +192,8 @@ class _Reader:
             f"{_GGML}merges": self.strings(list(map(" ".join, self.merges(model)))),
             f"{_OWN}exact_types": True,
         }
+        if expressions is not None and FOLDED in "".join(expressions):
+            found[f"{_OWN}fold_case"] = True
         normalizers = [step.get("type") for step in self.steps("normalizer", "normalizers")]
         if normalizers == ["NFC"]:
             found[f"{_OWN}normal_form"] = "NFC"
