@@ -86,9 +86,7 @@ def test_rows_of_a_tiled_embedding_that_is_rewritten(tmp_path: Path) -> None:
     with headrace.load(path, context=CONTEXT, threads=2, activations="f32") as model:
         expected = results(model)
     memory = budgets(path, activations="f32")[0]
-    with headrace.load(
-        path, memory=memory, context=CONTEXT, threads=2, activations="f32"
-    ) as model:
+    with headrace.load(path, memory=memory, context=CONTEXT, threads=2, activations="f32") as model:
         assert model.streams
         for a, b in zip(results(model), expected, strict=True):
             assert np.array_equal(a, b)
