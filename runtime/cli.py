@@ -137,7 +137,10 @@ def plan(*, model: str, json: bool, **options: Any) -> int:
     """Say from the file's header alone what a model takes here, and how fast it will be."""
     from headrace.planning import plan_model
 
-    show(plan_model(_path(model), **options).to_dict(), json)
+    path = _path(model)
+    with progress_bar() as progress:
+        found = plan_model(path, progress=progress, **options)
+    show(found.to_dict(), json)
     return 0
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,7 @@ from headrace.planning import (
     kernel_store,
     least,
     measure_flash,
+    measure_rates,
     memory_plan,
     open_files,
     prepare,
@@ -106,7 +108,14 @@ def load(
         path, context=context, threads=threads, target=target, activations=activations,
         kernels=kernels, budget=budget,
     )  # fmt: skip
-    return Model(prepared, progress)
+    return made(prepared, progress)
+
+
+def made(prepared: Prepared, progress: Progress | None, rates: Rates | None = None) -> Model:
+    """Load what was prepared; `rates` of this machine, if they have been measured already."""
+    if rates is None and prepared.residency is not None:
+        rates = measure_rates(prepared, kernel_store(prepared), probe=False, progress=progress)
+    return Model(prepared, progress, rates or Rates())
 
 
 def _budget(memory: int | str) -> int:
@@ -120,7 +129,7 @@ class Model:
     one that was left half read. `cancel` may be called from any thread.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress | None) -> None:
+    def __init__(self, prepared: Prepared, progress: Progress | None, rates: Rates) -> None:
         self._decoder = prepared.decoder
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
@@ -143,7 +152,7 @@ class Model:
             prepared.file, prepared.decoder, prepared.placed,
             None if prepared.residency is None else prepared.residency.kept,
         )  # fmt: skip
-        self._rates = Rates()
+        self._rates = rates
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self._streaming: Streaming | None = None
         self._take_up(prepared)
@@ -332,7 +341,7 @@ class Model:
                 reader = self._addresses["window_read"]
                 mode, flash = measure_flash(prepared, reader, self._files)
                 memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
-                self._rates = Rates(memory, flash, mode)
+                self._rates = replace(self._rates, memory=memory, flash=flash, mode=mode)
             self._streaming = Streaming(
                 self._weights.placed, prepared.residency, self._addresses,
                 self._rates.mode or MODES[0], self._files,
@@ -624,11 +633,7 @@ class Model:
         programs, n = self._programs, len(ids)
         programs.expect(n)
         programs.set_tokens(ids)
-        state = programs.state
-        state[plans.COUNT] = n
-        state[plans.POSITION] = position
-        state[plans.OUT_FIRST] = n - wanted
-        state[plans.OUT_COUNT] = wanted
+        programs.say(n, position, wanted)
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]

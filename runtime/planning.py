@@ -16,25 +16,32 @@ from headrace.embedding import embedding_bytes
 from headrace.errors import ContextOverflowError, KernelError, NoCompilerError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
-from headrace.kernels import execute, kv_cache
+from headrace.kernels import kv_cache
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.tiled import open_model
+from headrace.machine import best_read_bandwidth, known_read_bandwidth
 from headrace.offload import flash, requests
 from headrace.offload.budget import Choice, Limit, fit
 from headrace.offload.files import Stamp, StreamedFile, close_all, open_streamed, stamp_of
 from headrace.offload.modes import ReadMode, choose
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
-from headrace.prediction import PrefillWork, Rates, prediction
+from headrace.prediction import Rates, prediction
 from headrace.sizes import format_size
-from headrace.sparse import linear
-from headrace.sparse.registry import FORMATS
 from headrace.streaming import reads_of
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.pack import Kernels, Pack, shipped
 from headrace.targets.target import Target
 from headrace.team import Team, default_threads
-from headrace.weights import Activations, PlacedMatrix, padded16, pieces_of, place, streamable
+from headrace.weights import (
+    Activations,
+    PlacedMatrix,
+    Progress,
+    padded16,
+    pieces_of,
+    place,
+    streamable,
+)
 
 DEFAULT_CONTEXT = 4096
 LEAST_CONTEXT = 256  # that is chosen where memory is short
@@ -182,15 +189,6 @@ def prepare(
     limit = limit_of(budget)
     prepared = prepare_for(chosen, file, context, n_threads, activations, limit)
     return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
-
-
-def prefill_work(prepared: Prepared, tokens: int = PROMPT_TOKENS) -> PrefillWork:
-    """What a prompt of so many tokens takes, as far as it fits in the context."""
-    d, chunk = prepared.decoder, prepared.shape.chunk
-    tokens = min(tokens, prepared.shape.context)
-    matrices = (m for m in d.matrices() if m.name not in (d.head.name, d.embedding.name))
-    products = sum(m.rows * m.columns for m in matrices)
-    return PrefillWork(tokens, products * tokens, -(-tokens // chunk))
 
 
 def limit_of(budget: int | None) -> Limit:
@@ -370,9 +368,8 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     tied = d.embedding.name == d.head.name
     read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
     peak = sum(parts.values())
-    speed = prediction(
-        rates, p.residency, read_bytes=read, layers=len(d.layers), work=prefill_work(p)
-    )  # fmt: skip
+    prompt_tokens = min(PROMPT_TOKENS, p.shape.context)
+    speed = prediction(rates, p.residency, read_bytes=read, prompt_tokens=prompt_tokens)
     return MemoryPlan(
         model=str(p.file.paths[0]),
         architecture=d.architecture,
@@ -447,6 +444,7 @@ def plan_model(
     target: str | None = None,
     kernels: str | Path | None = None,
     measure: bool = True,
+    progress: Progress | None = None,
 ) -> MemoryPlan:
     """Plan a model from its header; with `measure`, predict its speed on this machine.
 
@@ -462,47 +460,54 @@ def plan_model(
     if measure:
         # Without kernels to measure with, the rest of the plan is as good.
         with contextlib.suppress(NoCompilerError):
-            rates = measure_rates(prepared, kernel_store(prepared))
+            rates = measure_rates(prepared, kernel_store(prepared), progress=progress)
     return memory_plan(prepared, rates)
 
 
-def measure_rates(prepared: Prepared, store: Kernels) -> Rates:
-    """What this machine can do for a prepared model.
+def measure_rates(
+    prepared: Prepared, store: Kernels, *, prompt_tokens: int = PROMPT_TOKENS,
+    probe: bool = True, progress: Progress | None = None,
+) -> Rates:  # fmt: skip
+    """What this machine can do for a prepared model that is not loaded yet.
+
+    Args:
+        store: kernels; what is not there is compiled first.
+        prompt_tokens: of a prompt that is read.
+        probe: measure memory's bandwidth too; else it is what was measured before.
 
     Raises:
         ModelFileError: something is to be streamed, and the files cannot be read.
     """
-    from headrace.machine import best_read_bandwidth
+    from headrace.sample import take_sample
 
-    team = Team(store.load(execute.kernels().values()), prepared.shape.threads)
+    p = prepared
+    addresses = store.load(plans.kernels_of(p.decoder, p.placed, p.target), progress)
+    team = Team(addresses, p.shape.threads)
     try:
-        rates = Rates(
-            best_read_bandwidth(store, team), products=measure_products(prepared, store, team)
+        memory = (
+            best_read_bandwidth(store, team)
+            if probe
+            else known_read_bandwidth(p.target.name, p.shape.threads)
         )
+        room = None
+        if p.limit is not None:
+            taken = (n for name, n in p.parts.items() if name not in ("weights", "window"))
+            room = p.limit - sum(taken)
+        sample = take_sample(
+            p.file, p.decoder, p.placed, p.target, addresses, team,
+            min(prompt_tokens, p.shape.chunk), room,
+        )  # fmt: skip
     finally:
         team.close()
-    if prepared.residency is None:
-        return rates
-    files = open_files(prepared)
+    if p.residency is None:
+        return Rates(memory, sample=sample)
+    files = open_files(p)
     try:
         reader = store.load([requests.kernel()])["window_read"]
-        mode, rate = measure_flash(prepared, reader, files)
+        mode, flash_rate = measure_flash(p, reader, files)
     finally:
         close_all(files.values())
-    return replace(rates, flash=rate, mode=mode)
-
-
-def measure_products(prepared: Prepared, store: Kernels, team: Team) -> float:
-    """Multiply-adds per second in prefill, of the format that most weights have."""
-    from headrace.machine import product_rate
-
-    sizes: dict[str, int] = {}
-    for one in prepared.placed:
-        sizes[one.format.name] = sizes.get(one.format.name, 0) + one.n_bytes
-    fmt = FORMATS[max(sizes, key=lambda name: sizes[name])]
-    mode = plans.modes(prepared.target)["prefill"]
-    kernel = linear.kernels(fmt)[mode.operation(fmt.activation)]
-    return product_rate(store, team, kernel, fmt, mode.group(mode.kind(fmt.activation)))
+    return Rates(memory, flash_rate, mode, sample)
 
 
 def open_files(prepared: Prepared) -> dict[Path, StreamedFile]:

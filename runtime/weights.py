@@ -306,6 +306,13 @@ class Weights:
             self._fill(reader, self._wanted, addresses, n_threads, progress)
         self._wanted = []
 
+    def fill_with_nothing(self) -> None:
+        """Zeros instead of what the file has, in memory that is really there; vectors of ones."""
+        for place in self._wanted:
+            place.view[:] = 0
+        for vector in self._vectors:
+            self.vectors.view(vector.name, "f4")[:] = 1
+
     def _fill(
         self, reader: TensorReader, places: Sequence[_Place], addresses: dict[str, int],
         n_threads: int, progress: Progress | None,
