@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import HeadraceError, ModelFileError
+from headrace.errors import HeadraceError
 from headrace.interruptible import persist
-from headrace.memory import Arena
+from headrace.loaders.model_file import TensorInfo
+from headrace.memory import Arena, aligned_slots
 from headrace.offload import requests
-from headrace.offload.files import PAGE, StreamedFile, readinto
-from headrace.offload.modes import ReadMode
+from headrace.offload.files import PAGE, StreamedFile, reader_of
+from headrace.offload.modes import FlashRate, ReadMode
 from headrace.offload.pieces import slots_bytes
 from headrace.offload.semaphore import Semaphore
+from headrace.targets.table import ENTRY
 
-_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _PATIENCE_PAUSES = 2_000
 _NAP_US, _NAP_MS = 50, 1
 
@@ -43,14 +44,10 @@ class Flow:
     """What a window has done.
 
     Attributes:
-        passes: that were finished.
-        read_bytes: of the file, that they needed.
         mended_reads: that failed and then went well.
-        stall_s: seconds that they waited for flash.
+        stall_s: seconds that finished passes have waited for flash.
     """
 
-    passes: int = 0
-    read_bytes: int = 0
     mended_reads: int = 0
     stall_s: float = 0.0
 
@@ -74,43 +71,49 @@ class Window:
             raise ValueError(f"{len(reads)} reads do not go round in {n_slots} slots")
         self._reads = list(reads)
         self._n_slots = n_slots
-        self._slot_bytes = slot_bytes
-        self._reader = _ENTRY(reader)
+        self._reader = ENTRY(reader)
         self.mode = mode
         self.flow = Flow()
         self._files = files
+        self._plainly = reader_of(files)
         # Whole huge pages: direct reads into pages of 4096 bytes are several times slower, as the
         # disk's driver takes only so many pieces of memory at a time (measured: 1.1 and 3.1 GB/s).
         self._slots = Arena({"slots": slots_bytes(n_slots, slot_bytes)})
-        self._requests = _aligned(len(reads) * requests.REQUEST_SLOTS)
+        self._requests = aligned_slots(len(reads) * requests.REQUEST_SLOTS)
         self._table = self._requests.reshape(len(reads), requests.REQUEST_SLOTS)
-        self._shared = _aligned(requests.WINDOW_SLOTS)
-        self._own = [_aligned(8) for _ in range(mode.readers)]
+        self._shared = aligned_slots(requests.WINDOW_SLOTS)
+        self._own: list[np.ndarray] = []  # of each reader
         self._semaphore: Semaphore | None = None
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
         self._going = False
-        self._fill_table()
+        own = [files[read.path] for read in reads]
+        self._plain = np.array([file.plain.fileno() for file in own])
+        self._direct = np.array([-1 if file.direct is None else file.direct for file in own])
+        self._offsets = np.array([read.offset for read in reads])
+        self._sizes = np.array([read.n_bytes for read in reads])
+        self._places = self._slots.base + np.arange(len(reads)) % n_slots * slot_bytes
 
     def _fill_table(self) -> None:
-        base = self._slots.base
-        for i, read in enumerate(self._reads):
-            file = self._files[read.path]
-            direct = file.direct if self.mode.direct else None
-            skip = read.offset % PAGE if direct is not None else 0
-            ask = read.n_bytes + skip
-            row = self._table[i]
-            row[requests.FILE] = file.plain.fileno() if direct is None else direct
-            row[requests.OFFSET] = read.offset - skip
-            row[requests.ASK] = ask if direct is None else -(-ask // PAGE) * PAGE
-            row[requests.NEED] = ask
-            row[requests.ADDRESS] = base + i % self._n_slots * self._slot_bytes
+        """Say how to read in the present mode; where pieces come to lie is the same in all."""
+        table, direct = self._table, self.mode.direct
+        begin = self._offsets % PAGE
+        table[:, requests.ADDRESS] = self._places
+        if direct:  # whole pages
+            need = self._sizes + begin
+            table[:, requests.FILE] = self._direct
+            table[:, requests.OFFSET] = self._offsets - begin
+            table[:, requests.ASK] = -(-need // PAGE) * PAGE
+            table[:, requests.NEED] = need
+        else:
+            table[:, requests.FILE] = self._plain
+            table[:, requests.OFFSET] = self._offsets
+            table[:, requests.ASK] = table[:, requests.NEED] = self._sizes
+            table[:, requests.ADDRESS] += begin
 
     def address(self, index: int) -> int:
         """Where the bytes of a read lie when they have come."""
-        row = self._table[index]
-        skip = self._reads[index].offset - int(row[requests.OFFSET])
-        return int(row[requests.ADDRESS]) + skip
+        return int(self._places[index]) + self._reads[index].offset % PAGE
 
     def request(self, index: int) -> int:
         """Address of a read's request, which steps wait for and give back."""
@@ -118,8 +121,11 @@ class Window:
 
     # --- passes -----------------------------------------------------------------------------------
 
-    def begin(self) -> int:
+    def begin(self, mode: ReadMode | None = None) -> int:
         """Begin a pass; gives the address of the window for the native loop.
+
+        Args:
+            mode: how to read from now on, if not as before. What was read ahead is read again.
 
         Raises:
             ModelFileError: a file has changed, or could not be read.
@@ -127,6 +133,9 @@ class Window:
         if self._error is not None:
             self.halt()  # and try once more from the beginning: the file may be back
         self._check()
+        if mode is not None and mode != self.mode:
+            self.halt()
+            self.mode = mode
         if not self._going:
             self._start()
         self._shared[requests.PASS] += 1
@@ -140,16 +149,13 @@ class Window:
         Raises:
             ModelFileError: the pass stopped because a read failed.
         """
-        flow = self.flow
         if finished:
             self._check()
             # In ticks, whose rate is unknown.
             span = int(self._shared[requests.SPAN])
             if span > 0:
                 spent = time.perf_counter() - self._began
-                flow.stall_s += spent * int(self._shared[requests.STALL]) / span
-            flow.passes += 1
-            flow.read_bytes += sum(read.n_bytes for read in self._reads)
+                self.flow.stall_s += spent * int(self._shared[requests.STALL]) / span
             return
         error = self._error
         self.halt()
@@ -164,28 +170,32 @@ class Window:
             self.halt()  # what has been read ahead may be of either file
             raise
 
-    def rate(self) -> float:
-        """Bytes per second of reading everything once, with nobody who looks at it.
+    def rate(self) -> FlashRate:
+        """What reading everything once takes, with nobody who looks at it.
 
         Raises:
             ModelFileError: a file could not be read.
         """
         self.halt()
         self._slots.view("slots")[::PAGE] = 0  # its pages are there
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         try:
             self._start(permits=len(self._reads))
             while self._error is None and not self._table[:, requests.READY].all():
                 time.sleep(0.0002)
-            spent, error = time.perf_counter() - began, self._error
+            spent, used = time.perf_counter() - began, time.process_time() - used
+            error = self._error
         finally:
             self.halt()
         if error is not None:
             raise error
-        return sum(read.n_bytes for read in self._reads) / spent
+        n_bytes = int(self._sizes.sum())
+        return FlashRate(n_bytes / spent, used / n_bytes)
 
     def _start(self, permits: int | None = None) -> None:
         shared, system = self._shared, _system()
+        self._fill_table()
+        self._own = [aligned_slots(8) for _ in range(self.mode.readers)]
         self._table[:, [requests.READY, requests.DONE]] = 0
         shared[:] = 0
         self._semaphore = Semaphore(self._n_slots if permits is None else permits)
@@ -234,25 +244,15 @@ class Window:
             self._shared[requests.FAILED] = 1
 
     def _read_again(self, index: int) -> None:
-        """Read what a native reader could not, or find out why."""
-        read = self._reads[index]
-        file = self._files[read.path]
+        """Read what a native reader could not, or find out why.
+
+        Raises:
+            ModelFileError: the file shrank, or the disk failed.
+        """
+        r = self._reads[index]
         at = self.address(index) - self._slots.base
-        view = self._slots.view("slots")[at : at + read.n_bytes].data
-        try:
-            n = readinto(file.plain, view, read.offset)
-        except OSError as error:
-            raise ModelFileError(
-                f"read failed: {error.strerror}. Check the disk; the model can be used again when "
-                "the file can be read",
-                path=read.path, tensor=read.tensor, offset=read.offset,
-            ) from error  # fmt: skip
-        if n < read.n_bytes:
-            raise ModelFileError(
-                f"the file shrank: it ends {read.n_bytes - n:,} bytes early. Do not write to a "
-                "model that is in use; put it back, or load the model again",
-                path=read.path, tensor=read.tensor, offset=read.offset + n,
-            )  # fmt: skip
+        info = TensorInfo(r.tensor, "I8", (r.n_bytes,), r.path, r.offset, r.n_bytes)
+        self._plainly.readinto(info, 0, self._slots.view("slots")[at : at + r.n_bytes])
         if self._shared[requests.READ]:
             self.flow.mended_reads += 1
 
@@ -311,9 +311,3 @@ def _system() -> _System:
         nap_for=_NAP_US,
         drop=find(library, "posix_fadvise") if wide and hasattr(os, "posix_fadvise") else 0,
     )
-
-
-def _aligned(n_slots: int) -> np.ndarray:
-    raw = np.zeros(n_slots + 8, np.int64)
-    skip = (-raw.ctypes.data % 64) // 8
-    return raw[skip : skip + n_slots]

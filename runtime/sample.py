@@ -14,12 +14,13 @@ import numpy as np
 
 from headrace.families.decoder import Decoder, Layer, Matrix
 from headrace.loaders.gguf import ModelFile
+from headrace.placing import PlacedMatrix
 from headrace.plan import Shape
 from headrace.prediction import Sample
 from headrace.programs import Program, Programs
 from headrace.targets.target import Target
 from headrace.team import Team
-from headrace.weights import PlacedMatrix, Weights
+from headrace.weights import Weights
 
 ENOUGH_BYTES = 512 << 20  # of weights; caches hold less
 HEAD_ROWS = 8192  # of the head, where it has more

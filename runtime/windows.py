@@ -25,7 +25,8 @@ class Windows:
     @property
     def context(self) -> int:
         """Tokens of a window."""
-        return self.ids.shape[1]
+        n: int = self.ids.shape[1]
+        return n
 
     @property
     def scored(self) -> int:

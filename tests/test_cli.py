@@ -245,6 +245,7 @@ def test_the_quick_parser_and_typer_agree(
         ["bench", "m.gguf", "-p", "64", "--runs", "1", "--json"],
         ["plan", "m.gguf", "--memory=1.5GiB", "--context", "99"],
         ["perplexity", "m.gguf", "t.txt", "--context", "128"],
+        ["compare", "a.gguf", "b.gguf", "t.txt", "--chunks", "2", "--memory", "1GB"],
         ["pull", "org/repo", "x.gguf"],
     ]
     seen: list[dict[str, Any]] = []
