@@ -5,13 +5,12 @@ The target is Q8_0 unless a smaller format holds the same weights exactly. What 
     type                    becomes  weights
     TQ1_0, TQ2_0            Q4_0     exact
     MXFP4                   Q5_0     exact for scales of 2^-24 to 2^15 (beyond any real model)
-    Q3_K, IQ3_S             Q6_K     exact
+    IQ3_S                   Q6_K     exact
     IQ3_XXS                 Q6_K     exact if d / 2 is a float16: |d| >= 2^-13 suffices
     IQ1_S, IQ1_M            Q6_K     exact if d / 8 is a float16: |d| >= 2^-11 suffices
     IQ4_NL                  Q8_0     exact
     IQ4_XS, IQ2_XXS         Q8_0     codes exact, scale of 32 weights rounded to float16 (2^-11)
-    Q2_K, Q5_K, Q5_1,       Q8_0     rounded: at most 1/225 of the largest of 32 weights
-      IQ2_XS, IQ2_S, NVFP4
+    IQ2_XS, IQ2_S, NVFP4    Q8_0     rounded: at most 1/225 of the largest of 32 weights
     I8, I16                 F16, F32 exact
     F8_E4M3, F8_E5M2        F16      exact; with scales (`expand_scaled`) rounded to float16
     F64                     F32      rounded
@@ -19,8 +18,8 @@ The target is Q8_0 unless a smaller format holds the same weights exactly. What 
 
 Why these: a weight of the exact ones is `d * sub * code`, with a float16 d, a small integer `sub`
 for 16 or 32 weights and a small integer code. That is Q6_K's own form if |code| <= 31, and Q8_0's
-if d * sub is a float16. No smaller format holds a type with minimums (Q2_K, Q5_K, Q5_1), with codes
-beyond 31 and a scale for 16 weights (IQ2_XS, IQ2_S) or with float8 scales (NVFP4).
+if d * sub is a float16. No smaller format holds a type with codes beyond 31 and a scale for 16
+weights (IQ2_XS, IQ2_S) or with float8 scales (NVFP4).
 The gguf package decodes all types but the plain ones; it is imported when first needed.
 """
 
@@ -74,7 +73,7 @@ def expand(raw: Bytes, ggml_type: str, target: Format) -> Bytes:
 
     Args:
         raw: uint8 [rows, row_bytes] of `ggml_type`.
-        ggml_type: GGML's name of the type, such as "Q5_K".
+        ggml_type: GGML's name of the type, such as "IQ3_S".
         target: `plan_expansion(ggml_type)`, or another format that the decoded weights go through.
 
     Raises:
@@ -214,14 +213,6 @@ def _nibble_pairs(field: Bytes) -> Bytes:
     return pairs.reshape(*field.shape[:-1], -1)
 
 
-def _subs_q3_k(blocks: Bytes) -> Floats:
-    low, high = blocks[..., 96:104], blocks[..., 104:108]
-    low = np.concatenate([low & 0x0F, low >> 4], axis=-1)
-    high = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
-    subs: Floats = (low | high << 4).astype(np.float32) - 32
-    return subs
-
-
 def _subs_iq4_xs(blocks: Bytes) -> Floats:
     high = _words(blocks[..., 2:4], "<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     subs: Floats = (_nibble_pairs(blocks[..., 4:8]) | high << 4).astype(np.float32) - 32
@@ -234,7 +225,6 @@ def _subs_iq1_m(blocks: Bytes) -> Floats:
 
 
 _LATTICES = {
-    "Q3_K": _Lattice(108, _subs_q3_k),
     "IQ3_S": _Lattice(0, lambda blocks: _odd(_nibble_pairs(blocks[..., 106:110]))),
     "IQ3_XXS": _Lattice(0, lambda blocks: _odd(blocks[..., 69:98:4] >> 4), 1 / 2),
     "IQ1_S": _Lattice(0, lambda blocks: _odd(blocks[..., 35:50:2] >> 4 & 7), 1 / 8),
@@ -290,6 +280,6 @@ _RECODERS: dict[str, tuple[str, Callable[[Bytes, str], Bytes]]] = {
     "TQ1_0": ("q4_0", _ternary_to_q4_0),
     "TQ2_0": ("q4_0", _ternary_to_q4_0),
     "MXFP4": ("q5_0", _mxfp4_to_q5_0),
-    **{name: ("q6_k", _to_q6_k) for name in ("Q3_K", "IQ3_S", "IQ3_XXS", "IQ1_S", "IQ1_M")},
+    **{name: ("q6_k", _to_q6_k) for name in ("IQ3_S", "IQ3_XXS", "IQ1_S", "IQ1_M")},
     **{name: ("q8_0", _to_q8_0) for name in ("IQ4_NL", "IQ4_XS", "IQ2_XXS")},
 }

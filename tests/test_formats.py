@@ -188,7 +188,10 @@ def test_registry_imports_numpy_only() -> None:
 # SHA-256 of what ggml's own C (llama-cpp-python's libggml-base, quantize_row_*_ref) makes of
 # `steady_weights(16, 2048)`: gguf cannot quantise these types.
 GGML_ENCODES = {
+    "q2_k": "7b60d7ecf456aa8ceea3fc903e720dfd601f602c406b5a2986392fd909efd676",
+    "q3_k": "91aa5a27cfdc9aee28f26f67db998f6c05f3bb6845318ac627636c9861076196",
     "q4_k": "1b6ba55fb4f90ebb7d17250175dc36806963e00d65b3b4733a85c184e7f5cc05",
+    "q5_k": "73430ecf5dc7e14cc1e8e10a1e7f89fc7d8664a66535f18c397653a553c0f4b8",
     "q6_k": "6ac543d5eeb504d0e453a6b8c848c64fdbea2385956fa5800969d929d78f1c0e",
 }
 
@@ -206,7 +209,7 @@ def test_encode_in_chunks_and_of_degenerate_blocks(name: str) -> None:
     assert np.array_equal(fmt.encode(x)[2090:], fmt.encode(x[2090:]))
     flat = np.zeros((5, 256), np.float32)
     flat[1], flat[2], flat[3], flat[4, 7] = 0.5, -0.5, 1e-20, 2
-    # d is rounded to float16, and so is dmin; a code of 15 at most carries the error of d.
+    # d is rounded to float16, and so is dmin; the codes carry the error of d.
     assert np.all(np.abs(fmt.decode(fmt.encode(flat)) - flat) <= np.abs(flat) * 2.0**-10 + 1e-19)
 
 
@@ -254,6 +257,16 @@ def layout_q5_0(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
+def layout_q5_1(rows: list[bytes]) -> dict[int, int]:
+    out = layout_q4_0(rows, 128, 8)
+    for r, row in enumerate(rows):
+        _scale(out, 32, row, 2, r)
+        high = int.from_bytes(row[4:8], "little")
+        for k in range(32):
+            _place(out, 64 + 4 * r + k % 4, (high >> k & 1) << (k // 4))
+    return out
+
+
 def layout_q8_0(rows: list[bytes]) -> dict[int, int]:
     out: dict[int, int] = {}
     for r, row in enumerate(rows):
@@ -263,7 +276,8 @@ def layout_q8_0(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
-def layout_q4_k(rows: list[bytes]) -> dict[int, int]:
+def six_bit_scales(rows: list[bytes]) -> dict[int, int]:
+    """The first 320 bytes of a tile block of Q4_K or Q5_K."""
     out: dict[int, int] = {}
     for r, row in enumerate(rows):
         _scale(out, 0, row, 0, r)
@@ -277,11 +291,30 @@ def layout_q4_k(rows: list[bytes]) -> dict[int, int]:
                 low = packed[s + 4] >> 4 | packed[s] >> 6 << 4
             _place(out, 64 + 32 * s + r, scale)
             _place(out, 64 + 32 * s + 16 + r, low)
+    return out
+
+
+def layout_q4_k(rows: list[bytes]) -> dict[int, int]:
+    out = six_bit_scales(rows)
+    for r, row in enumerate(rows):
         for k in range(256):
             p, half, inner = k // 64, k % 64 // 32, k % 32
             code = row[16 + 32 * p + inner] >> (4 * half) & 15
             at = 320 + 512 * p + 64 * (inner // 4) + 4 * r + k % 4
             _place(out, at, code << (4 * half))
+    return out
+
+
+def layout_q5_k(rows: list[bytes]) -> dict[int, int]:
+    out = six_bit_scales(rows)
+    for r, row in enumerate(rows):
+        for k in range(256):
+            s, inner = k // 32, k % 32
+            low = row[48 + 32 * (s // 2) + inner] >> (4 * (s % 2)) & 15
+            high = row[16 + inner] >> s & 1
+            at = 320 + 320 * s + 4 * r + k % 4
+            _place(out, at, high << (inner // 4))
+            _place(out, at + 64 + 64 * (inner % 16 // 4), low << (4 * (inner // 16)))
     return out
 
 
@@ -301,14 +334,50 @@ def layout_q6_k(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
+def layout_q2_k(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 80, r)
+        _scale(out, 32, row, 82, r)
+        for s in range(16):
+            _place(out, 64 + 16 * s + r, row[s])
+        for k in range(256):
+            code = row[16 + 32 * (k // 128) + k % 32] >> (2 * (k % 128 // 32)) & 3
+            at = 320 + 128 * (k // 32) + 64 * (k % 8 // 4) + 4 * r + k % 4
+            _place(out, at, code << (2 * (k % 32 // 8)))
+    return out
+
+
+def layout_q3_k(rows: list[bytes]) -> dict[int, int]:
+    # Of groups of 4 inputs: (byte, bit) of bits 0..1 of a code, and of its bit 2.
+    low = [(0, 0), (64, 0), (0, 3), (64, 3), (128, 0), (128, 3), (0, 6), (64, 6)]
+    high = [(0, 2), (64, 2), (0, 5), (64, 5), (128, 2), (128, 5), (128, 6), (128, 7)]
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 108, r)
+        for s in range(16):
+            nibble = row[96 + s % 8] >> (4 * (s // 8)) & 15
+            scale = nibble | (row[104 + s % 4] >> (2 * (s // 4)) & 3) << 4
+            _place(out, 32 + 16 * s + r, (scale - 32) % 256)
+        for k in range(256):
+            at = 288 + 192 * (k // 32) + 4 * r + k % 4
+            code = row[32 + 32 * (k // 128) + k % 32] >> (2 * (k % 128 // 32)) & 3
+            byte, bit = low[k % 32 // 4]
+            _place(out, at + byte, code << bit)
+            byte, bit = high[k % 32 // 4]
+            _place(out, at + byte, (row[k % 32] >> (k // 32) & 1) << bit)
+    return out
+
+
 def layout_f16(rows: list[bytes]) -> dict[int, int]:
     size = len(rows[0])
     return {size * r + i: row[i] for r, row in enumerate(rows) for i in range(size)}
 
 
 LAYOUTS = {
-    "q4_0": layout_q4_0, "q4_1": layout_q4_1, "q5_0": layout_q5_0, "q8_0": layout_q8_0,
-    "q4_k": layout_q4_k, "q6_k": layout_q6_k,
+    "q4_0": layout_q4_0, "q4_1": layout_q4_1, "q5_0": layout_q5_0, "q5_1": layout_q5_1,
+    "q8_0": layout_q8_0, "q2_k": layout_q2_k, "q3_k": layout_q3_k, "q4_k": layout_q4_k,
+    "q5_k": layout_q5_k, "q6_k": layout_q6_k,
     "f16": layout_f16, "bf16": layout_f16, "f32": layout_f16,
 }  # fmt: skip
 
