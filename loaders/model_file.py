@@ -142,6 +142,11 @@ class ModelFile:
     size_bytes: int
     header_bytes: int
 
+    @property
+    def source(self) -> Path:
+        """What one names to load it: the (first) file, or the directory."""
+        return self.paths[0] if self.version else self.paths[0].parent
+
     def read(self, info: TensorInfo, start: int = 0, n_bytes: int | None = None) -> np.ndarray:
         """The bytes of a small tensor, or part of them, as a new uint8 array."""
         n_bytes = info.n_bytes - start if n_bytes is None else n_bytes

@@ -105,7 +105,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     prompt_tokens = min(PROMPT_TOKENS, p.shape.context)
     speed = Passes(rates, p.residency, p.read_bytes, p.shape.threads).prediction(prompt_tokens)
     return MemoryPlan(
-        model=str(p.file.paths[0]),
+        model=str(p.file.source),
         architecture=d.architecture,
         target=p.target.name,
         threads=p.shape.threads,

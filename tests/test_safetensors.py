@@ -423,6 +423,7 @@ def test_commands_take_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.main(["plan", folder, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["architecture"] == "llama" and not plan["expanded"]
+    assert plan["model"] == folder
     assert cli.main(["inspect", folder, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["gguf_version"] is None and facts["vocabulary"] == 288
