@@ -312,6 +312,15 @@ def test_more_tokens_than_rows(tmp_path: Path) -> None:
     assert load(tmp_path, rows=1000).n_vocab == 1000
 
 
+def test_added_tokens_without_a_row_are_left_out(tmp_path: Path) -> None:
+    root = hf.tokenizer_json(bytes_bpe("qwen2"))
+    rows = len(root["model"]["vocab"])
+    root["added_tokens"].append({"id": rows, "content": "<image>", "special": True})
+    hf.write_json(tmp_path, "tokenizer.json", root)
+    assert load(tmp_path, rows=rows).id_of("<image>") is None
+    assert load(tmp_path, rows=rows + 1).id_of("<image>") == rows
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("space_prefix", "second"), ("normal_form", "NFD"), ("end_token_ids", "x"),

@@ -121,6 +121,8 @@ class _Reader:
             )
             if not isinstance(text, str) or not text or type(token) is not int:
                 raise self.bad(f"'added_tokens' has {str(entry)[:80]}")
+            if 0 < self.rows <= token < MAX_TOKENS and text not in vocab:
+                continue  # Gemma 3's for images, which its text models have no row for
             if vocab.setdefault(text, token) != token:
                 raise self.bad(f"the added token {text[:40]!r} has two ids")
             if text not in found and token not in used:
