@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.targets.simd import copy_runs, eights, get_u16, load_u8, put_u16
+from headrace.targets.simd import copy_runs, eights, get_u8, get_u16, load_u8, put_u8, put_u16
 
 
 def interleave_words(src: Any, row_bytes: Any, dst: Any, n_words: Any) -> None:
@@ -17,6 +17,12 @@ def interleave_halves(src: Any, row_bytes: Any, dst: Any) -> None:
     """One float16 of each of 16 rows side by side."""
     for row in range(16):
         put_u16(dst + row * 2, get_u16(src + row * row_bytes))
+
+
+def interleave_bytes(src: Any, row_bytes: Any, dst: Any) -> None:
+    """One byte of each of 16 rows side by side."""
+    for row in range(16):
+        put_u8(dst + row, get_u8(src + row * row_bytes))
 
 
 def load_eights(w: Any, tiles: Any, stride: Any) -> Any:

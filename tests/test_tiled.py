@@ -33,7 +33,8 @@ DATA = Path(__file__).parent / "data"
 FAMILIES = {path.stem: path for path in sorted((DATA / "families").glob("*.gguf"))}
 WIDTH, VOCABULARY, LAYERS = 256, 300, 2
 KINDS = ["F16", "F32", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K"]  # with kernels
-EXPANDED = ["Q5_K", "Q3_K", "Q2_K", "IQ4_XS", "TQ2_0", "Q5_1"]
+KINDS += ["MXFP4", "NVFP4", "IQ4_NL", "IQ4_XS"]
+EXPANDED = ["Q5_K", "Q3_K", "Q2_K", "IQ3_S", "TQ2_0", "Q5_1"]
 LIST = "llama.attention.head_count_kv"
 
 

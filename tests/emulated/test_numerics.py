@@ -27,7 +27,14 @@ ROWS, BLOCKS = 21, 2
 # Where a block's float16 scales lie, and the bytes of its finer scales with a mask that keeps
 # products small enough: float32 holds integers up to 2**24.
 SCALES = {"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q8_0": (0,), "q4_k": (0, 2), "q6_k": (208,)}
+SCALES |= {"iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": (), "nvfp4": ()}
 FINE = {"q4_k": (slice(4, 16), 0x03), "q6_k": (slice(192, 208), 0x07)}
+# Scales of other types: where they begin and end, and the byte which makes the weights integers.
+WHOLE = {
+    "mxfp4": ((0, 1, 128),),
+    "nvfp4": ((0, 4, 0x40),),
+    "iq4_xs": ((2, 4, 0xAA), (4, 8, 0x11)),
+}
 ONE = np.frombuffer(np.float16(1).tobytes(), np.uint8)
 NATIVE_TARGETS = {target.name: target for target in runnable_targets()}
 QUICK = {*list(NATIVE_TARGETS)[-1:], *MOST}
@@ -40,6 +47,8 @@ def integer_weights(fmt: Format, rng: np.random.Generator) -> np.ndarray:
     raw = rng.integers(0, 256, (ROWS, BLOCKS, fmt.block_bytes), dtype=np.uint8)
     for at in SCALES[fmt.name]:
         raw[..., at : at + 2] = ONE
+    for begin, end, byte in WHOLE.get(fmt.name, ()):
+        raw[..., begin:end] = byte
     if fmt.name in FINE:
         where, mask = FINE[fmt.name]
         raw[..., where] &= mask
