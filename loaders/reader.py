@@ -19,6 +19,9 @@ from headrace.errors import ModelFileError, ModelNotFoundError
 if TYPE_CHECKING:
     from headrace.loaders.model_file import TensorInfo
 
+# Where reading moves the file's own position, which is one for all readers that share the file.
+_ONE_AT_A_TIME = threading.Lock()
+
 
 def open_regular(path: Path) -> FileIO:
     """Open a regular file for reading; anything else is refused before it can block.
@@ -103,7 +106,8 @@ class TensorReader:
                 n = self._read_once(file, view[done:], offset)
             except OSError as error:
                 raise ModelFileError(
-                    f"read failed: {error.strerror}",
+                    f"read failed: {error.strerror}. Check the disk, and try again when the file "
+                    "can be read",
                     path=info.path,
                     tensor=info.name,
                     offset=offset,
@@ -111,7 +115,7 @@ class TensorReader:
             if n == 0:
                 raise ModelFileError(
                     f"the file shrank: it ends {len(view) - done:,} bytes early. Do not write to a "
-                    "model that is in use; download it again",
+                    "model that is in use; put it back, or fetch it again",
                     path=info.path,
                     tensor=info.name,
                     offset=offset,
@@ -121,7 +125,7 @@ class TensorReader:
     def _read_once(self, file: FileIO, view: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(file.fileno(), [view], offset)
-        with self._lock:
+        with _ONE_AT_A_TIME:
             file.seek(offset)
             return file.readinto(view) or 0
 

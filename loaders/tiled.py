@@ -16,7 +16,7 @@ GGUF tools open and list such a file; those that run models refuse its shapes.
 
 A logical tensor, as the rest of Headrace sees it, has the true shape and the type "tiled q4_k".
 Which formats exist, and how many bytes a matrix takes in one, is not known here:
-`headrace.weights.tiled_format` checks that.
+`headrace.placing.tiled_format` checks that.
 """
 
 from __future__ import annotations

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 
 from headrace.errors import ModelFileError
-from headrace.loaders.reader import open_regular
+from headrace.loaders.reader import TensorReader, open_regular
 
 PAGE = 4096
-_ONE_AT_A_TIME = threading.Lock()  # where reading moves the file's own position
 _F_NOCACHE = 48  # macOS
 
 
@@ -90,31 +88,6 @@ class StreamedFile:
             self._direct.close()
 
 
-def pread(file: FileIO, n_bytes: int, offset: int) -> bytes:
-    """Bytes at an offset; fewer at the end of the file."""
-    if hasattr(os, "pread"):
-        return os.pread(file.fileno(), n_bytes, offset)
-    with _ONE_AT_A_TIME:
-        file.seek(offset)
-        return file.read(n_bytes)
-
-
-def readinto(file: FileIO, view: memoryview, offset: int) -> int:
-    """Fill `view` from an offset; gives how much there was, which is less at the file's end."""
-    done = 0
-    while done < len(view):
-        if hasattr(os, "preadv"):
-            n = os.preadv(file.fileno(), [view[done:]], offset + done)
-        else:
-            data = pread(file, len(view) - done, offset + done)
-            n = len(data)
-            view[done : done + n] = data
-        if n == 0:
-            break
-        done += n
-    return done
-
-
 def _open_direct(path: Path) -> FileIO | None:
     if hasattr(os, "O_DIRECT"):
         flags = os.O_RDONLY | os.O_DIRECT
@@ -142,6 +115,11 @@ def open_streamed(stamps: Mapping[Path, Stamp]) -> dict[Path, StreamedFile]:
         close_all(files.values())
         raise
     return files
+
+
+def reader_of(files: Mapping[Path, StreamedFile]) -> TensorReader:
+    """Reads tensors from files as they are open, whatever their names lead to by now."""
+    return TensorReader({path: file.plain for path, file in files.items()})
 
 
 def close_all(files: Iterable[StreamedFile]) -> None:

@@ -25,7 +25,6 @@ def measure(
     reads: Sequence[Read],
     slot_bytes: int,
     reader: int,
-    modes: Sequence[ReadMode] = MODES,
 ) -> dict[ReadMode, float]:
     """Bytes per second of cold reads in each mode that the files allow; best of two rounds.
 
@@ -39,7 +38,7 @@ def measure(
         ModelFileError: the disk failed.
     """
     direct = all(file.direct is not None for file in files.values())
-    usable = [mode for mode in modes if direct or not mode.direct]
+    usable = [mode for mode in MODES if direct or not mode.direct]
     found = dict.fromkeys(usable, 0.0)
     at = 0
     for _ in range(ROUNDS):

@@ -55,7 +55,7 @@ DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
 
 def wait_for(window: Any, request: Any, cancel: Any, thread: Any) -> None:
     """Wait until a request has been read for the present pass, or the job is cancelled."""
-    wanted = arg_int(window, 0)
+    wanted = arg_int(window, PASS)
     if atomic_get(request) < wanted:
         began = clock()
         spins = 0
@@ -63,24 +63,24 @@ def wait_for(window: Any, request: Any, cancel: Any, thread: Any) -> None:
         while waiting:
             spin_pause()
             spins += 1
-            if spins >= arg_int(window, 5):
-                nap = arg_int(window, 3)
+            if spins >= arg_int(window, PATIENCE):
+                nap = arg_int(window, NAP)
                 if nap != 0:
-                    call_system(int_to_ptr(nap), arg_int(window, 4), 0, 0, 0)
-            if atomic_get(window + 256) != 0:
+                    call_system(int_to_ptr(nap), arg_int(window, NAP_FOR), 0, 0, 0)
+            if atomic_get(window + FAILED * 8) != 0:
                 atomic_put(cancel, 1)
             waiting = atomic_get(request) < wanted and atomic_get(cancel) == 0
         if thread == 0:
-            put_i64(window + 320, arg_int(window, 40) + (clock() - began))
+            put_i64(window + STALL * 8, arg_int(window, STALL) + (clock() - began))
 
 
 def give_back(window: Any, request: Any, n_threads: Any) -> None:
     """A thread has done with a request; the last one frees its slot."""
-    if atomic_add(request + 8, 1) == n_threads - 1:
-        atomic_put(request + 8, 0)
-        give = arg_int(window, 1)
+    if atomic_add(request + DONE * 8, 1) == n_threads - 1:
+        atomic_put(request + DONE * 8, 0)
+        give = arg_int(window, GIVE)
         if give != 0:
-            call_system(int_to_ptr(give), arg_int(window, 2), 1, 0, 0)
+            call_system(int_to_ptr(give), arg_int(window, GIVE_TO), 1, 0, 0)
 
 
 def read(own: Any, thread: Any, n_threads: Any) -> None:
@@ -89,30 +89,30 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
     Slots: 0 window, 1 the request that failed, which the caller may have read since: then that
     goes on as read (-1: none). The caller tells the two apart by the word that stops.
     """
-    window = arg_ptr(own, 0)
-    requests = arg_ptr(window, 10)
-    n = arg_int(window, 11)
-    take = arg_int(window, 6)
-    read_address = arg_int(window, 7)
-    drop = arg_int(window, 9)
-    late = arg_int(own, 1)
+    window = arg_ptr(own, OWN_WINDOW)
+    requests = arg_ptr(window, REQUESTS)
+    n = arg_int(window, COUNT)
+    take = arg_int(window, TAKE)
+    read_address = arg_int(window, READ)
+    drop = arg_int(window, DROP)
+    late = arg_int(own, OWN_REQUEST)
     if late >= 0:
-        atomic_put(requests + late % n * 64, late // n + 1)
-        put_i64(own + 8, -1)
+        atomic_put(requests + late % n * (REQUEST_SLOTS * 8), late // n + 1)
+        put_i64(own + OWN_REQUEST * 8, -1)
     going = True
     while going:
         # It fails where a signal comes: then nothing was taken.
-        taken = call_system(int_to_ptr(take), arg_int(window, 2), -1, 0, 0) & 0xFFFFFFFF == 0
-        if atomic_get(window + 192) != 0:
+        taken = call_system(int_to_ptr(take), arg_int(window, GIVE_TO), -1, 0, 0) & 0xFFFFFFFF == 0
+        if atomic_get(window + STOP * 8) != 0:
             going = False
         elif taken:
-            q = atomic_add(window + 128, 1)
-            request = requests + q % n * 64
-            file = arg_int(request, 2)
-            offset = arg_int(request, 3)
-            address = arg_int(request, 6)
-            need = arg_int(request, 5)
-            left = arg_int(request, 4)
+            q = atomic_add(window + NEXT * 8, 1)
+            request = requests + q % n * (REQUEST_SLOTS * 8)
+            file = arg_int(request, FILE)
+            offset = arg_int(request, OFFSET)
+            address = arg_int(request, ADDRESS)
+            need = arg_int(request, NEED)
+            left = arg_int(request, ASK)
             at = 0
             while at < need and going:
                 got = 0
@@ -121,13 +121,13 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
                         int_to_ptr(read_address), file, address + at, left - at, offset + at
                     )
                 if got <= 0:
-                    put_i64(own + 8, q)
+                    put_i64(own + OWN_REQUEST * 8, q)
                     going = False
                 else:
                     at += got
             if going:
                 if drop != 0:
-                    call_system(int_to_ptr(drop), file, offset, left, 4)
+                    call_system(int_to_ptr(drop), file, offset, left, DONT_NEED)
                 atomic_put(request, q // n + 1)
 
 

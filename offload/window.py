@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import HeadraceError, ModelFileError
+from headrace.errors import HeadraceError
 from headrace.interruptible import persist
-from headrace.memory import Arena
+from headrace.loaders.model_file import TensorInfo
+from headrace.memory import Arena, aligned_slots
 from headrace.offload import requests
-from headrace.offload.files import PAGE, StreamedFile, readinto
+from headrace.offload.files import PAGE, StreamedFile, reader_of
 from headrace.offload.modes import ReadMode
 from headrace.offload.pieces import slots_bytes
 from headrace.offload.semaphore import Semaphore
+from headrace.targets.table import ENTRY
 
-_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _PATIENCE_PAUSES = 2_000
 _NAP_US, _NAP_MS = 50, 1
 
@@ -43,14 +44,10 @@ class Flow:
     """What a window has done.
 
     Attributes:
-        passes: that were finished.
-        read_bytes: of the file, that they needed.
         mended_reads: that failed and then went well.
-        stall_s: seconds that they waited for flash.
+        stall_s: seconds that finished passes have waited for flash.
     """
 
-    passes: int = 0
-    read_bytes: int = 0
     mended_reads: int = 0
     stall_s: float = 0.0
 
@@ -75,17 +72,18 @@ class Window:
         self._reads = list(reads)
         self._n_slots = n_slots
         self._slot_bytes = slot_bytes
-        self._reader = _ENTRY(reader)
+        self._reader = ENTRY(reader)
         self.mode = mode
         self.flow = Flow()
         self._files = files
+        self._plainly = reader_of(files)
         # Whole huge pages: direct reads into pages of 4096 bytes are several times slower, as the
         # disk's driver takes only so many pieces of memory at a time (measured: 1.1 and 3.1 GB/s).
         self._slots = Arena({"slots": slots_bytes(n_slots, slot_bytes)})
-        self._requests = _aligned(len(reads) * requests.REQUEST_SLOTS)
+        self._requests = aligned_slots(len(reads) * requests.REQUEST_SLOTS)
         self._table = self._requests.reshape(len(reads), requests.REQUEST_SLOTS)
-        self._shared = _aligned(requests.WINDOW_SLOTS)
-        self._own = [_aligned(8) for _ in range(mode.readers)]
+        self._shared = aligned_slots(requests.WINDOW_SLOTS)
+        self._own = [aligned_slots(8) for _ in range(mode.readers)]
         self._semaphore: Semaphore | None = None
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
@@ -140,16 +138,13 @@ class Window:
         Raises:
             ModelFileError: the pass stopped because a read failed.
         """
-        flow = self.flow
         if finished:
             self._check()
             # In ticks, whose rate is unknown.
             span = int(self._shared[requests.SPAN])
             if span > 0:
                 spent = time.perf_counter() - self._began
-                flow.stall_s += spent * int(self._shared[requests.STALL]) / span
-            flow.passes += 1
-            flow.read_bytes += sum(read.n_bytes for read in self._reads)
+                self.flow.stall_s += spent * int(self._shared[requests.STALL]) / span
             return
         error = self._error
         self.halt()
@@ -234,25 +229,15 @@ class Window:
             self._shared[requests.FAILED] = 1
 
     def _read_again(self, index: int) -> None:
-        """Read what a native reader could not, or find out why."""
-        read = self._reads[index]
-        file = self._files[read.path]
+        """Read what a native reader could not, or find out why.
+
+        Raises:
+            ModelFileError: the file shrank, or the disk failed.
+        """
+        r = self._reads[index]
         at = self.address(index) - self._slots.base
-        view = self._slots.view("slots")[at : at + read.n_bytes].data
-        try:
-            n = readinto(file.plain, view, read.offset)
-        except OSError as error:
-            raise ModelFileError(
-                f"read failed: {error.strerror}. Check the disk; the model can be used again when "
-                "the file can be read",
-                path=read.path, tensor=read.tensor, offset=read.offset,
-            ) from error  # fmt: skip
-        if n < read.n_bytes:
-            raise ModelFileError(
-                f"the file shrank: it ends {read.n_bytes - n:,} bytes early. Do not write to a "
-                "model that is in use; put it back, or load the model again",
-                path=read.path, tensor=read.tensor, offset=read.offset + n,
-            )  # fmt: skip
+        info = TensorInfo(r.tensor, "I8", (r.n_bytes,), r.path, r.offset, r.n_bytes)
+        self._plainly.readinto(info, 0, self._slots.view("slots")[at : at + r.n_bytes])
         if self._shared[requests.READ]:
             self.flow.mended_reads += 1
 
@@ -311,9 +296,3 @@ def _system() -> _System:
         nap_for=_NAP_US,
         drop=find(library, "posix_fadvise") if wide and hasattr(os, "posix_fadvise") else 0,
     )
-
-
-def _aligned(n_slots: int) -> np.ndarray:
-    raw = np.zeros(n_slots + 8, np.int64)
-    skip = (-raw.ctypes.data % 64) // 8
-    return raw[skip : skip + n_slots]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from headrace.loaders.sources import resolve
 from headrace.machine import (
     BENCH_BYTES,
     buffer_bytes,
@@ -17,10 +19,11 @@ from headrace.machine import (
     read_bandwidth,
     remember_read_bandwidth,
 )
-from headrace.model import Model, load
+from headrace.model import Model, made
 from headrace.peak import peak_rss_bytes
-from headrace.planning import measure_products, prefill_work
-from headrace.prediction import Rates, prediction
+from headrace.planning import kernel_store, prepare
+from headrace.prediction import prediction
+from headrace.rates import measure_rates
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
 
@@ -50,12 +53,17 @@ def bench(
     """
     if prompt_tokens < 1 or new_tokens < 1 or runs < 1 or context_tokens < 0:
         raise ValueError("prompt tokens, new tokens and runs must be at least 1")
-    began = time.perf_counter()
     needed = max(prompt_tokens, new_tokens + context_tokens, FIRST_TOKENS)
-    with load(
-        model, memory=memory, threads=threads, target=target, kernels=kernels, context=needed,
-        progress=progress,
-    ) as loaded:  # fmt: skip
+    prepared = prepare(
+        resolve(model, progress=progress), context=needed, threads=threads, target=target,
+        kernels=kernels, budget=memory,
+    )  # fmt: skip
+    # Before loading, as there is no room for it later.
+    rates = measure_rates(
+        prepared, kernel_store(prepared), prompt_tokens=prompt_tokens, progress=progress
+    )
+    began = time.perf_counter()
+    with made(prepared, progress, rates) as loaded:
         load_s = time.perf_counter() - began
         random = np.random.default_rng(0)
         first_token_s = _first_token(loaded, random)
@@ -83,12 +91,10 @@ def bench(
         n_bytes = plan.bytes_per_token
         kv_read = int(mean_context * plan.kv_bytes_per_context_token)
         best = int(np.argmin(decode[1:])) + 1
-        residency = loaded.residency
-        flash = None if plan.flash_read_gb_s is None else plan.flash_read_gb_s * 1e9
-        products = measure_products(loaded.prepared, loaded.kernel_store, loaded.team)
+        flash = rates.flash
         speed = prediction(
-            Rates(bandwidth, flash, products=products), residency, read_bytes=n_bytes,
-            layers=plan.layers, work=prefill_work(loaded.prepared, prompt_tokens),
+            replace(rates, memory=bandwidth), loaded.residency, read_bytes=n_bytes,
+            prompt_tokens=prompt_tokens,
         )  # fmt: skip
         return {
             "model": str(plan.model),

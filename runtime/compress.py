@@ -24,8 +24,9 @@ from headrace.loaders.tiled import (
     open_model,
     tiled_type,
 )
+from headrace.placing import PlacedMatrix, place
+from headrace.rows import read_tiled
 from headrace.sizes import format_size
-from headrace.weights import PlacedMatrix, place, read_tiled
 
 Progress = Callable[[int, int | None, str], None]
 

@@ -12,7 +12,7 @@ import numpy as np
 from headrace.errors import UnsupportedError
 from headrace.loaders.gguf import TensorInfo
 from headrace.loaders.tiled import format_name, open_model
-from headrace.weights import format_of, padded16
+from headrace.placing import format_of, padded16
 
 
 def describe_model(path: Path) -> dict[str, Any]:

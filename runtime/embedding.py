@@ -8,8 +8,9 @@ import numpy as np
 
 from headrace.loaders.gguf import TensorReader
 from headrace.memory import Arena
+from headrace.placing import PlacedMatrix, padded16
+from headrace.rows import raw_row, tile_raw
 from headrace.sparse.format import TILE_ROWS
-from headrace.weights import PlacedMatrix, padded16, raw_row, tile_raw
 
 
 def embedding_bytes(placed: PlacedMatrix, tokens: int) -> int:

@@ -138,11 +138,10 @@ class Generation:
         model, began = self._model, time.perf_counter()
         draft = self._text.draft(min(most - 1, MOST_DRAFTED))
         n = tokens_to_check(draft, self._acceptance, model._pass_times)
-        if not n:
-            self._text.unread()
         if n:
             rows = model._read_guessed([token, *draft.tokens[:n]], position)
         else:
+            self._text.unread()
             rows = [model._read([token], position)]
         self.stats.passes += 1
         chosen: list[int] = []

@@ -17,17 +17,12 @@ from headrace.folders import cache_root
 from headrace.kernels import execute, probe
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
-from headrace.sparse.format import Format
-from headrace.sparse.linear import activation_bytes
 from headrace.targets.pack import Kernels
-from headrace.targets.table import Kernel
 from headrace.team import Team
 
 QUICK_BYTES = 256 << 20
 BENCH_BYTES = 1 << 30
 LEAST_BYTES = 128 << 20  # less may lie in a cache
-# A product as in the prefill of a model of some size.
-PRODUCT_ROWS, PRODUCT_INPUTS, PRODUCT_TOKENS = 1024, 2048, 128
 
 
 def read_bandwidth(store: Kernels, team: Team, n_bytes: int, runs: int = 5) -> float:
@@ -45,40 +40,6 @@ def read_bandwidth(store: Kernels, team: Team, n_bytes: int, runs: int = 5) -> f
         team.run(steps)
         best = min(best, time.perf_counter() - start)
     return n_bytes / best
-
-
-def product_rate(
-    store: Kernels, team: Team, kernel: Kernel, fmt: Format, tokens: int, runs: int = 3
-) -> float:
-    """Multiply-adds per second of all threads of `team` in prefill of a format; best of `runs`.
-
-    Args:
-        kernel: the product of several tokens, which `tokens` of a group lie side by side for.
-    """
-    groups, blocks = -(-PRODUCT_TOKENS // tokens), PRODUCT_INPUTS // fmt.block
-    n_tokens = groups * tokens
-    entry = activation_bytes(fmt.activation, PRODUCT_INPUTS) * tokens
-    sizes = {
-        "w": fmt.tiled_bytes(PRODUCT_ROWS, PRODUCT_INPUTS), "x": entry * groups,
-        "y": n_tokens * PRODUCT_ROWS * 4, "bias": PRODUCT_ROWS * 4, "count": 8,
-    }  # fmt: skip
-    room = Arena(sizes)
-    room.view("count", "i8")[0] = n_tokens
-    block = argument_block(
-        [
-            room.address("w"), room.address("x"), room.address("y"), blocks, PRODUCT_ROWS // 16,
-            room.address("count"), 0, PRODUCT_ROWS * 4, room.address("bias"), entry,
-        ]
-    )  # fmt: skip
-    steps = np.zeros((1, execute.STEP_SLOTS), np.int64)
-    address = store.load([kernel])[kernel.name]
-    steps[0, :3] = address, block.ctypes.data, execute.STEP_BARRIER
-    best = float("inf")
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        team.run(steps)
-        best = min(best, time.perf_counter() - start)
-    return PRODUCT_ROWS * PRODUCT_INPUTS * n_tokens / best
 
 
 def buffer_bytes(wanted: int) -> int | None:

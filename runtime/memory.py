@@ -46,6 +46,13 @@ def offsets_of(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
     return offsets, total
 
 
+def aligned_slots(n: int) -> np.ndarray:
+    """Zeroed slots of 8 bytes that begin with a cache line: int64 [n]."""
+    raw = np.zeros(n + ALIGNMENT // 8, np.int64)
+    skip = -raw.ctypes.data % ALIGNMENT // 8
+    return raw[skip : skip + n]
+
+
 class Arena:
     """Named, aligned pieces of one anonymous mapping, on huge pages where the system has them.
 

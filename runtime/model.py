@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from headrace import plan as plans
 from headrace.arguments import one_text, token_ids, whole
 from headrace.conversation import Chat
 from headrace.detokenizer import Detokenizer
-from headrace.embedding import EmbeddingRows
 from headrace.errors import (
-    BudgetError,
     BusyError,
     CancelledError,
     ContextOverflowError,
@@ -28,34 +24,22 @@ from headrace.errors import (
 from headrace.generation import Generation, common_prefix
 from headrace.hold import Hold, Holder
 from headrace.interruptible import run_aside
-from headrace.limits import LimitWatch
 from headrace.loaders.sources import resolve
-from headrace.machine import known_read_bandwidth
-from headrace.offload.files import StreamedFile, close_all
-from headrace.offload.modes import MODES
+from headrace.memory_plan import MemoryPlan
 from headrace.offload.pieces import Residency
 from headrace.pace import PassTimes
-from headrace.planning import (
-    MemoryPlan,
-    Prepared,
-    kernel_store,
-    least,
-    measure_flash,
-    memory_plan,
-    open_files,
-    prepare,
-    refit,
-)
+from headrace.placing import Activations
+from headrace.planning import Prepared, kernel_store, prepare, refit
 from headrace.prediction import Rates
 from headrace.programs import Program, Programs
+from headrace.rates import measure_rates
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
-from headrace.streaming import Streaming, reader_of
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
 from headrace.trace import Trace, trace_from_environment
-from headrace.weights import Activations, Weights
+from headrace.weight_memory import WeightMemory
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -106,7 +90,14 @@ def load(
         path, context=context, threads=threads, target=target, activations=activations,
         kernels=kernels, budget=budget,
     )  # fmt: skip
-    return Model(prepared, progress)
+    return made(prepared, progress)
+
+
+def made(prepared: Prepared, progress: Progress | None, rates: Rates | None = None) -> Model:
+    """Load what was prepared; `rates` of this machine, if they have been measured already."""
+    if rates is None and prepared.residency is not None:
+        rates = measure_rates(prepared, kernel_store(prepared), probe=False, progress=progress)
+    return Model(prepared, progress, rates or Rates())
 
 
 def _budget(memory: int | str) -> int:
@@ -120,7 +111,7 @@ class Model:
     one that was left half read. `cancel` may be called from any thread.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress | None) -> None:
+    def __init__(self, prepared: Prepared, progress: Progress | None, rates: Rates) -> None:
         self._decoder = prepared.decoder
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
@@ -135,25 +126,12 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared)
-        addresses = self._store.load(
-            plans.kernels_of(prepared.decoder, prepared.placed, prepared.target), progress
-        )
-        self._addresses = addresses
-        self._weights = Weights(
-            prepared.file, prepared.decoder, prepared.placed,
-            None if prepared.residency is None else prepared.residency.kept,
-        )  # fmt: skip
-        self._rates = Rates()
-        self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
-        self._streaming: Streaming | None = None
-        self._take_up(prepared)
-        self._weights.load(addresses, prepared.shape.threads, progress)
+        self._held = held = WeightMemory(prepared, self._store, rates, progress)
         self._programs = Programs(
-            prepared.decoder, self._weights, prepared.target, addresses, prepared.shape,
-            self._streaming, self._rows(),
+            prepared.decoder, held.weights, prepared.target, held.addresses, prepared.shape,
+            held.streaming, held.rows(),
         )  # fmt: skip
-        self._limits = LimitWatch()
-        self._team = Team(addresses, prepared.shape.threads)
+        self._team = Team(held.addresses, prepared.shape.threads)
         self._trace: Trace | None = trace_from_environment()
 
     # --- properties -----------------------------------------------------------------------------
@@ -202,29 +180,36 @@ class Model:
     def format(self) -> str:
         """The weight format that holds most bytes."""
         sizes: dict[str, int] = {}
-        for placed in self._weights.placed.values():
+        for placed in self._held.weights.placed.values():
             sizes[placed.format.name] = sizes.get(placed.format.name, 0) + placed.n_bytes
         return max(sizes, key=lambda name: sizes[name])
 
     @property
     def streams(self) -> bool:
         """Whether weights are read from the file for every pass."""
-        return self._streaming is not None
+        return self._held.streaming is not None
 
     @property
     def prepared(self) -> Prepared:
         """What the model was loaded from."""
-        return self._prepared
+        return self._held.prepared
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """What it takes in memory, and how fast it should be."""
+        return self._held.plan
 
     @property
     def residency(self) -> Residency | None:
         """Which weights stay in memory; None: all."""
-        return None if self._streaming is None else self._streaming.residency
+        streaming = self._held.streaming
+        return None if streaming is None else streaming.residency
 
     @property
     def stall_s(self) -> float:
         """Seconds that passes have waited for flash."""
-        return 0.0 if self._streaming is None else self._streaming.window.flow.stall_s
+        streaming = self._held.streaming
+        return 0.0 if streaming is None else streaming.window.flow.stall_s
 
     @property
     def kernel_store(self) -> Kernels:
@@ -289,83 +274,20 @@ class Model:
     def memory(self, memory: int | str) -> None:
         budget = _budget(memory)
         with self._resume(self._owner):  # a generation may go on afterwards
-            self._change(refit(self._prepared, budget))
+            self._change(refit(self._held.prepared, budget))
 
     def _change(self, prepared: Prepared) -> None:
         """Keep what `prepared` says in memory; all is as before if that fails."""
-        before = self._prepared
-        self._stop_streaming()
         try:
-            # What may fail comes before anything is given up.
-            if prepared.parts["weights"] < before.parts["weights"]:
-                self._take_up(prepared)
-                self._keep(prepared)
-            else:
-                self._keep(prepared)
-                self._take_up(prepared)
-        except BaseException:
-            self._stop_streaming()
-            self._keep(before)
-            self._take_up(before)
-            raise
+            self._held.change(prepared)
         finally:
-            self._programs.link(self._streaming, self._rows())
+            self._programs.link(self._held.streaming, self._held.rows())
             self._pass_times = PassTimes()
-
-    def _keep(self, prepared: Prepared) -> None:
-        kept = None if prepared.residency is None else prepared.residency.kept
-        if prepared.parts["weights"] > self._prepared.parts["weights"]:
-            for file in self._files.values():
-                file.check()
-        self._weights.change(
-            kept, prepared.pieces, reader_of(self._files), self._addresses, self.threads
-        )
-
-    def _take_up(self, prepared: Prepared) -> None:
-        """Stream what `prepared` says is not kept."""
-        if prepared.residency is not None:
-            more = plans.streaming_kernels(prepared.decoder, self._weights.placed)
-            self._addresses |= self._store.load(more)
-            if not self._files:
-                self._files = open_files(prepared)
-            if self._rates.mode is None:
-                reader = self._addresses["window_read"]
-                mode, flash = measure_flash(prepared, reader, self._files)
-                memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
-                self._rates = Rates(memory, flash, mode)
-            self._streaming = Streaming(
-                self._weights.placed, prepared.residency, self._addresses,
-                self._rates.mode or MODES[0], self._files,
-            )  # fmt: skip
-        self._prepared = prepared
-        self.plan: MemoryPlan = memory_plan(prepared, self._rates)
-
-    def _rows(self) -> EmbeddingRows | None:
-        """Rows of the embedding from the file; None if it lies in memory in one piece."""
-        name = self._decoder.embedding.name
-        if self._streaming is None and len(self._weights.parts(name)) == 1:
-            return None
-        return EmbeddingRows(
-            self._weights.placed[name], self._prepared.shape.chunk, self._addresses,
-            reader_of(self._files),
-        )  # fmt: skip
-
-    def _stop_streaming(self) -> None:
-        if self._streaming is not None:
-            self._streaming.close()
-            self._streaming = None
 
     def _obey(self) -> None:
         """Keep to limits that were changed from outside since the last look."""
-        if not self._limits.changed():
-            return
-        budget = self._prepared.budget
-        try:
-            prepared = refit(self._prepared, budget)
-        except BudgetError as error:
-            warnings.warn(f"a limit cannot be kept: {error}", RuntimeWarning, stacklevel=2)
-            prepared = least(self._prepared)
-        if prepared.parts != self._prepared.parts:
+        prepared = self._held.asked_from_outside()
+        if prepared is not None:
             self._change(prepared)
 
     # --- running ----------------------------------------------------------------------------------
@@ -508,8 +430,7 @@ class Model:
         if not self._ended:
             self._ended = True
             self._team.close()
-            self._stop_streaming()
-            close_all(self._files.values())
+            self._held.close()
             if self._trace is not None:
                 self._trace.report()
 
@@ -624,11 +545,7 @@ class Model:
         programs, n = self._programs, len(ids)
         programs.expect(n)
         programs.set_tokens(ids)
-        state = programs.state
-        state[plans.COUNT] = n
-        state[plans.POSITION] = position
-        state[plans.OUT_FIRST] = n - wanted
-        state[plans.OUT_COUNT] = wanted
+        programs.say(n, position, wanted)
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
         del self._kept[position:]
@@ -651,9 +568,10 @@ class Model:
         interruptible = (
             seconds > PATIENCE_S and threading.current_thread() is threading.main_thread()
         )
-        if self._streaming is None:
+        streaming = self._held.streaming
+        if streaming is None:
             return self._walk(program, interruptible, 0)
-        window, finished = self._streaming.window, False
+        window, finished = streaming.window, False
         at = window.begin()
         try:
             finished = self._walk(program, interruptible, at)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import HeadraceError
 from headrace.model import Model
+from headrace.windows import cut_text
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -23,9 +23,7 @@ def perplexity(
 ) -> dict[str, Any]:
     """exp of the mean negative log-likelihood over the second half of each window.
 
-    The text is tokenised once and cut into windows of `context` tokens (the rest is dropped); each
-    is read from an empty context, its first token replaced by the begin-of-text token where the
-    model wants one; positions context / 2 .. context - 2 predict their successors.
+    `headrace.windows.cut_text` says how the text is cut.
 
     Returns:
         perplexity, its standard error, tokens scored, windows, and the windows' own perplexities.
@@ -34,32 +32,13 @@ def perplexity(
         HeadraceError: the text is shorter than one window.
         ValueError: the window is shorter than 4 tokens.
     """
-    if context < 4:
-        raise ValueError(f"a window must have at least 4 tokens, not {context}")
-    tokenizer = model.tokenizer
-    # As plain text: a corpus may spell <unk> or <eos>, which are no control tokens there.
-    ids = tokenizer.encode(text, add_special=True, parse_special=False)
-    windows = len(ids) // context
-    if chunks is not None:
-        if chunks < 1:
-            raise ValueError(f"chunks must be at least 1, not {chunks}")
-        windows = min(windows, chunks)
-    if windows < 1:
-        raise HeadraceError(
-            f"the text has {len(ids)} tokens, less than one window of {context}; "
-            "use a longer text or a smaller --context"
-        )
-    first = context // 2
+    windows = cut_text(model.tokenizer, text, context, chunks)
     losses = []
-    for w in range(windows):
-        window = list(ids[w * context : (w + 1) * context])
-        targets = np.array(window[first + 1 :])
-        if tokenizer.add_bos and tokenizer.bos_id is not None:
-            window[0] = tokenizer.bos_id
-        logits = model.logits(window, last=context - first)[:-1]
-        losses.append(_losses(logits, targets))
+    for ids, targets in windows:
+        logits = model.logits(ids, last=windows.scored)[:-1]
+        losses.append(losses_of(log_softmax(logits), targets))
         if progress is not None:
-            progress(w + 1, windows, "windows")
+            progress(len(losses), len(windows), "windows")
     every = np.concatenate(losses)
     mean = float(every.mean())
     value = float(np.exp(mean))
@@ -68,16 +47,21 @@ def perplexity(
         "standard_error": value * float(every.std()) / max(1, len(every) - 1) ** 0.5,
         "mean_nll": mean,
         "tokens": len(every),
-        "windows": windows,
+        "windows": len(windows),
         "context": context,
         "window_perplexities": [float(np.exp(x.mean())) for x in losses],
     }
 
 
-def _losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """-log softmax(logits)[target] for each row; float64 sums."""
-    top = logits.max(axis=1, keepdims=True)
-    total = np.exp(logits - top).sum(axis=1, dtype=np.float64)
-    chosen = logits[np.arange(len(targets)), targets] - top[:, 0]
-    losses: np.ndarray = np.log(total) - chosen
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities of float32 [n, vocabulary]; sums in float64, result float32."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, dtype=np.float64)
+    found: np.ndarray = shifted - np.log(total)[:, None].astype(np.float32)
+    return found
+
+
+def losses_of(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """-log p of each row's target: float64 [n]."""
+    losses: np.ndarray = -log_p[np.arange(len(targets)), targets].astype(np.float64)
     return losses

@@ -24,11 +24,11 @@ from headrace.kernels import (
     prepare,
 )
 from headrace.offload import requests
+from headrace.placing import PlacedMatrix, kernels_for, padded16
 from headrace.sparse import linear
 from headrace.sparse.linear import activation_bytes
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
-from headrace.weights import PlacedMatrix, kernels_for, padded16
 
 # State words (int64) that steps read at run time.
 COUNT, POSITION, OUT_FIRST, OUT_COUNT, ZERO, ONE = range(6)

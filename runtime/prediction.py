@@ -8,11 +8,8 @@ from headrace.offload.modes import ReadMode
 from headrace.offload.pieces import Residency
 from headrace.sizes import format_size
 
-# What kernels reach of the read bandwidth, and a barrier's cost with the work around it.
+# What kernels reach of the read bandwidth.
 DECODE_SHARE = 0.90
-BARRIER_S = 1.5e-6
-# What prefill reaches of the rate of its products alone: attention, norms and coding come on top.
-PRODUCTS_SHARE = 0.8
 # Where weights stream, a step also writes what it has tiled, and reads it again from the cache.
 TILED_PASSES = 2.0
 # What reading takes more than at the measured rate, for it shares the CPU with kernels.
@@ -26,16 +23,21 @@ class Rates:
     memory: float | None = None
     flash: float | None = None
     mode: ReadMode | None = None
-    products: float | None = None  # multiply-adds per second
+    sample: Sample | None = None  # of the model, computing
 
 
 @dataclass(frozen=True)
-class PrefillWork:
-    """What reading a prompt takes: its multiply-adds, and passes over the weights."""
+class Sample:
+    """Seconds that passes take when all weights are in memory.
 
-    tokens: int
-    products: int
-    passes: int
+    Attributes:
+        decode_s: a token, at an empty context.
+        chunk_s: reading `chunk_tokens` tokens of a prompt, and the logits after the last one.
+    """
+
+    decode_s: float
+    chunk_tokens: int
+    chunk_s: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Speed:
 
 
 def prediction(
-    rates: Rates, residency: Residency | None, *, read_bytes: int, layers: int, work: PrefillWork
+    rates: Rates, residency: Residency | None, *, read_bytes: int, prompt_tokens: int
 ) -> Speed:
     """Speed at an empty context.
 
@@ -64,27 +66,27 @@ def prediction(
         rates: of this machine.
         residency: what is kept and what streams; None: all is kept.
         read_bytes: of weights in memory's form for each token.
-        layers: of the model; each has five barriers.
-        work: of a prompt.
+        prompt_tokens: of the prompt before the first token.
     """
-    compute_s = (5 * layers + 2) * BARRIER_S
-    tiled_s = 0.0
-    if rates.memory is not None:
-        compute_s += read_bytes / (rates.memory * DECODE_SHARE)
-    prompt_s = None
-    if rates.products is not None:
-        prompt_s = work.products / (rates.products * PRODUCTS_SHARE)
+    sample, memory = rates.sample, rates.memory
+    compute_s = prompt_s = None
+    passes = 1
+    if sample is not None:
+        compute_s = sample.decode_s
+        passes = -(-prompt_tokens // sample.chunk_tokens)
+        prompt_s = sample.chunk_s * prompt_tokens / sample.chunk_tokens
+    elif memory is not None:  # too little of it for a sample
+        compute_s = read_bytes / (memory * DECODE_SHARE)
     if residency is None:
-        tok_s = None if rates.memory is None else 1 / compute_s
+        tok_s = None if compute_s is None else 1 / compute_s
         return Speed(tok_s, compute_s=compute_s, first_token_s=prompt_s)
     if rates.flash is None:
         return Speed()
-    if rates.memory is not None:
-        tiled_s = TILED_PASSES * residency.staged_bytes / rates.memory
+    tiled_s = 0.0 if memory is None else TILED_PASSES * residency.staged_bytes / memory
     flash_s = residency.streamed_bytes / (rates.flash * FLASH_SHARE)
     if prompt_s is not None:
-        prompt_s = max(flash_s * work.passes, prompt_s + tiled_s * work.passes)
-    compute_s += tiled_s
+        prompt_s = max(flash_s * passes, prompt_s + tiled_s * passes)
+    compute_s = tiled_s + (compute_s or 0.0)
     advice = _advice(residency, rates.flash, flash_s, compute_s, tiled_s)
     return Speed(1 / max(flash_s, compute_s), flash_s, compute_s, prompt_s, advice)
 

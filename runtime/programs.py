@@ -15,7 +15,11 @@ from headrace.kernels import execute
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.plan import (
+    COUNT,
     ONE,
+    OUT_COUNT,
+    OUT_FIRST,
+    POSITION,
     PREFILL,
     SHORT_TOKENS,
     Shape,
@@ -181,6 +185,13 @@ class Programs:
         else:
             self._rows.fetch(ids)
             self.ids[: len(ids)] = np.arange(len(ids))
+
+    def say(self, n_tokens: int, position: int, wanted: int) -> None:
+        """Say where the tokens of the next pass stand, and after how many of the last to look."""
+        self.state[COUNT] = n_tokens
+        self.state[POSITION] = position
+        self.state[OUT_FIRST] = n_tokens - wanted
+        self.state[OUT_COUNT] = wanted
 
     def write_logits_to(self, out: np.ndarray) -> None:
         """Let prefill write logits to float32 `out` [rows, padded vocabulary], which must live."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from headrace.families.decoder import Decoder, Layer, Matrix, Vector
 from headrace.kernels import kv_cache
+from headrace.placing import PlacedMatrix
 from headrace.plan import (
     COUNT,
     ONE,
@@ -30,7 +31,7 @@ from headrace.plan import (
 )
 from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
-from headrace.weights import Part, PlacedMatrix
+from headrace.weights import Part
 
 
 @dataclass(frozen=True)

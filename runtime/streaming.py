@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from headrace.loaders.gguf import TensorReader
 from headrace.memory import Arena
 from headrace.offload.files import StreamedFile
 from headrace.offload.modes import ReadMode
 from headrace.offload.pieces import Piece, Residency
 from headrace.offload.window import Read, Window
-from headrace.weights import Part, PlacedMatrix
+from headrace.placing import PlacedMatrix
+from headrace.weights import Part
 
 
 def reads_of(placed: Mapping[str, PlacedMatrix], pieces: Sequence[Piece]) -> list[Read]:
@@ -21,11 +21,6 @@ def reads_of(placed: Mapping[str, PlacedMatrix], pieces: Sequence[Piece]) -> lis
         info = placed[piece.matrix].info
         reads.append(Read(info.path, info.name, info.offset + piece.start, piece.read_bytes))
     return reads
-
-
-def reader_of(files: Mapping[Path, StreamedFile]) -> TensorReader:
-    """Reads tensors from files as they are open, whatever their names lead to by now."""
-    return TensorReader({path: file.plain for path, file in files.items()})
 
 
 class Streaming:

@@ -21,8 +21,9 @@ from headrace.cgroups import cgroup_folders
 from headrace.errors import HeadraceError
 from headrace.interruptible import persist, run_aside
 from headrace.kernels import execute
+from headrace.memory import aligned_slots
+from headrace.targets.table import ENTRY
 
-ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 PARK_PAUSES = 100_000
 YIELD_PAUSES = 2_000
 
@@ -86,12 +87,6 @@ def _yield_address() -> int:
         return 0
 
 
-def _aligned(n_slots: int) -> np.ndarray:
-    raw = np.zeros(n_slots + 8, np.int64)
-    skip = (-raw.ctypes.data % 64) // 8
-    return raw[skip : skip + n_slots]
-
-
 class Team:
     """`n_threads` threads, the caller among them; `addresses` of the kernels team_*.
 
@@ -107,9 +102,9 @@ class Team:
         self._lead = ENTRY(addresses["team_lead"])
         self._work = ENTRY(addresses["team_work"])
         self._stop = ENTRY(addresses["team_stop"])
-        self._shared = _aligned(execute.TEAM_SLOTS)
+        self._shared = aligned_slots(execute.TEAM_SLOTS)
         self._base = self._shared.ctypes.data
-        self._job = _aligned(8)
+        self._job = aligned_slots(8)
         self._pid = os.getpid()
         self._closed = False
         self._coming = False  # workers do not park, for a job comes or is going on
@@ -129,7 +124,7 @@ class Team:
         job[3] = self._base + 8 * execute.CANCEL
         job[4] = shared[execute.YIELD]
         job[5] = YIELD_PAUSES
-        self._own = [_aligned(8) for _ in range(n_threads)]
+        self._own = [aligned_slots(8) for _ in range(n_threads)]
         self._threads: list[threading.Thread] = []
         try:
             self._start()

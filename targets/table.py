@@ -6,6 +6,7 @@ that belong to no format (`headrace.kernels`). This module only says what a row 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 KernelFunction = Callable[[Any, Any, Any], None]  # (args, thread, n_threads)
+# What its address is called as; ctypes lets go of the interpreter's lock meanwhile.
+ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 def symbol_of(kernel: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from headrace.kernels.invoke import ENTRY, argument_block
+from headrace.kernels.invoke import argument_block
+from headrace.targets.table import ENTRY
 
 
 def call(address: int, slots: list[Any], n_threads: int) -> None:

@@ -22,9 +22,10 @@ from test_families import FLOAT16, WORST, rounding
 import headrace
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
 from headrace.memory import Arena
+from headrace.memory_plan import plan_model
 from headrace.model import Model
 from headrace.peak import peak_rss_bytes
-from headrace.planning import plan_model, prepare
+from headrace.planning import prepare
 
 DEADLINE_S = 2.0  # most take 2 ms; the machine may be busy
 MEMORY_BYTES = 8 << 20

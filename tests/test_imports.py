@@ -27,8 +27,10 @@ LOADS = {
     "headrace.errors": ("headrace.errors",),
     "headrace.cli": (
         "headrace.cli",
+        "headrace.cli_commands",
         "headrace.cli_options",
         "headrace.cli_output",
+        "headrace.cli_targets",
         "headrace.errors",
         "headrace.peak",
         "headrace.sizes",

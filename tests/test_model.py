@@ -30,7 +30,7 @@ from headrace.errors import (
     HeadraceError,
     TemplateError,
 )
-from headrace.planning import plan_model
+from headrace.memory_plan import plan_model
 
 DATA = Path(__file__).parent / "data"
 STORIES = DATA / "stories260K.gguf"

@@ -11,7 +11,7 @@ from headrace.errors import BudgetError
 from headrace.offload.budget import Choice, Limit, fit
 from headrace.offload.modes import MODES, choose
 from headrace.offload.pieces import LEAST_SLOTS, Cuttable, cut, keep, least_bytes, spread
-from headrace.prediction import PrefillWork, Rates, prediction
+from headrace.prediction import Rates, prediction
 
 matrices = st.lists(
     st.builds(
@@ -116,17 +116,14 @@ def test_the_slower_of_disk_and_compute_is_predicted() -> None:
     pieces = cut([Cuttable("m", 10_000, 36_864, 36_864, 368_640_000, True)])
     residency = keep(pieces, 100 << 20)
     assert residency is not None
-    work = PrefillWork(128, 10**9, 1)
 
     def predict(**rates: float) -> float:
-        found = prediction(
-            Rates(**rates), residency, read_bytes=368_640_000, layers=10, work=work
-        ).tok_s
-        assert found is not None
-        return found
+        speed = prediction(Rates(**rates), residency, read_bytes=368_640_000, prompt_tokens=128)
+        assert speed.tok_s is not None
+        return speed.tok_s
 
     slow, fast = predict(memory=50e9, flash=1e9), predict(memory=50e9, flash=2e9)
     assert fast == pytest.approx(2 * slow)
     assert slow == pytest.approx(0.95e9 / residency.streamed_bytes)
     assert predict(memory=50e9, flash=1e12) < 50e9 / 368_640_000
-    assert prediction(Rates(), None, read_bytes=1, layers=1, work=work).tok_s is None
+    assert prediction(Rates(), None, read_bytes=1, prompt_tokens=128).tok_s is None

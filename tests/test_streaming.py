@@ -17,9 +17,9 @@ from test_tiled import EXPANDED, FAMILIES, KINDS, write_model
 import headrace
 from headrace.compress import compress
 from headrace.errors import BudgetError, CancelledError, HeadraceError, ModelFileError
+from headrace.memory_plan import plan_model
 from headrace.model import Model
 from headrace.offload import pieces, requests
-from headrace.planning import plan_model
 
 CONTEXT = 64
 
@@ -29,7 +29,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces and slots that small models have many of."""
     monkeypatch.setattr(pieces, "HUGE_PAGE", pieces.PAGE)
     monkeypatch.setattr(pieces, "LEAST_PIECE_BYTES", 2 << 10)
-    monkeypatch.setattr("headrace.planning.PIECE_BYTES", 0)
+    monkeypatch.setattr("headrace.choices.PIECE_BYTES", 0)
 
 
 def budgets(path: Path, **options: Any) -> list[int]:
@@ -86,9 +86,7 @@ def test_rows_of_a_tiled_embedding_that_is_rewritten(tmp_path: Path) -> None:
     with headrace.load(path, context=CONTEXT, threads=2, activations="f32") as model:
         expected = results(model)
     memory = budgets(path, activations="f32")[0]
-    with headrace.load(
-        path, memory=memory, context=CONTEXT, threads=2, activations="f32"
-    ) as model:
+    with headrace.load(path, memory=memory, context=CONTEXT, threads=2, activations="f32") as model:
         assert model.streams
         for a, b in zip(results(model), expected, strict=True):
             assert np.array_equal(a, b)
@@ -190,7 +188,7 @@ def test_a_file_that_is_replaced_or_gone_does_not_matter(copy: Path, tmp_path: P
 
 def test_a_read_that_fails_once_is_made_again(streaming: Model) -> None:
     expected = logits(streaming)
-    window = streaming._streaming.window
+    window = streaming._held.streaming.window
     window.halt()
     row = window._table[len(window._table) // 2]
     good = int(row[requests.FILE])
@@ -202,7 +200,7 @@ def test_a_read_that_fails_once_is_made_again(streaming: Model) -> None:
 
 def test_a_disk_that_fails_ends_in_an_exception(streaming: Model) -> None:
     expected = logits(streaming)
-    window = streaming._streaming.window
+    window = streaming._held.streaming.window
     (file,) = window._files.values()
     window.halt()
     window._table[:, requests.FILE] = 987654
@@ -349,7 +347,7 @@ def test_given_back_memory_stays_away(copy: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pieces, "LEAST_PIECE_BYTES", 64 << 10)
     with headrace.load(copy, context=CONTEXT, threads=2) as model:
         model.memory = budgets(copy)[2]
-        place = max(model._weights._spare.values(), key=lambda place: place.n_bytes)
+        place = max(model._held.weights._spare.values(), key=lambda place: place.n_bytes)
         assert place.n_bytes > 3 * 4096
         first = place.address // 4096 * 4096 + 4096
         with open("/proc/self/smaps") as file:
@@ -366,7 +364,7 @@ def test_given_back_memory_stays_away(copy: Path, monkeypatch: pytest.MonkeyPatc
 def test_readers_that_cannot_start(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with headrace.load(copy, memory=budgets(copy)[1], context=CONTEXT, threads=2) as model:
         expected = logits(model)
-        model._streaming.window.halt()
+        model._held.streaming.window.halt()
         start, started = threading.Thread.start, []
 
         def few(self: threading.Thread) -> None:
@@ -383,5 +381,5 @@ def test_readers_that_cannot_start(copy: Path, monkeypatch: pytest.MonkeyPatch) 
                 logits(model)
             most = 1
             assert np.array_equal(logits(model), expected)
-        model._streaming.window.halt()
+        model._held.streaming.window.halt()
         assert np.array_equal(logits(model), expected)

@@ -25,7 +25,8 @@ from headrace.errors import HeadraceError, ModelFileError, ModelNotFoundError, U
 from headrace.loaders import tiled
 from headrace.loaders.gguf import read_gguf
 from headrace.loaders.tiled import open_model
-from headrace.planning import plan_model, prepare
+from headrace.memory_plan import plan_model
+from headrace.planning import prepare
 from headrace.sparse.registry import FORMATS
 from headrace.targets.cache import KernelStore
 
@@ -161,8 +162,8 @@ def test_smollm2_says_the_same(smollm2_path: Path, tmp_path: Path) -> None:
 
 
 def test_in_small_pieces(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.weights.PIECE_BYTES", 5000)
-    monkeypatch.setattr("headrace.weights.STRAIGHT_BYTES", 5000)
+    monkeypatch.setattr("headrace.rows.PIECE_BYTES", 5000)
+    monkeypatch.setattr("headrace.rows.STRAIGHT_BYTES", 5000)
     path = compress(small.with_name("source.gguf"), tmp_path / "m.gguf").path
     assert path.read_bytes() == small.read_bytes()
     assert compress(path, tmp_path / "n.gguf").path.read_bytes() == small.read_bytes()
@@ -458,7 +459,7 @@ def test_the_unchanged_rewrite_is_good(small: Path, tmp_path: Path) -> None:
 
 def test_blobs_of_the_wrong_size(small: Path) -> None:
     """Shapes that agree with the metadata, bytes that do not."""
-    from headrace.weights import tiled_format
+    from headrace.placing import tiled_format
 
     info = open_model(small).tensors["output.weight"]
     assert tiled_format(info) is FORMATS["q4_k"]

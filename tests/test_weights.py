@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headrace.weights import _share
+from headrace.share import share
 
 
 def nothing() -> None:
@@ -20,7 +20,7 @@ def test_every_job_is_done_once(n_threads: int) -> None:
     done: list[Any] = []
     reports: list[int] = []
     jobs: Any = range(200)
-    _share(jobs, done.append, n_threads, lambda: reports.append(1))
+    share(jobs, done.append, n_threads, lambda: reports.append(1))
     assert sorted(done) == list(range(200))
     assert len(reports) <= 200  # this thread's share
 
@@ -33,7 +33,7 @@ def test_an_error_ends_all() -> None:
 
     jobs: Any = iter(range(10**9))
     with pytest.raises(ZeroDivisionError):
-        _share(jobs, work, 3, nothing)
+        share(jobs, work, 3, nothing)
 
 
 @pytest.mark.parametrize("began", [True, False])
@@ -61,7 +61,7 @@ def test_an_interrupt_while_threads_start(monkeypatch: pytest.MonkeyPatch, began
     monkeypatch.setattr(threading.Thread, "start", interrupt)
     jobs: Any = range(100)
     with pytest.raises(KeyboardInterrupt):
-        _share(jobs, work, 4, nothing)
+        share(jobs, work, 4, nothing)
     over.set()
     if not began:
         start(started[-1])  # as if it had only been slow

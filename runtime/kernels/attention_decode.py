@@ -11,7 +11,7 @@ from typing import Any
 
 from headrace.kernels.kv_cache import CHUNK, padded, rotate_head, store_key, store_value
 from headrace.kernels.math import exp
-from headrace.kernels.softmax import FLOOR, exp_one, finish_row, mask, soften
+from headrace.kernels.softmax import FLOOR, exp_one, finish_row, first_seen, mask, soften
 from headrace.targets.simd import (
     arg_float,
     arg_int,
@@ -39,13 +39,22 @@ from headrace.targets.table import KernelFunction
 
 
 def attend_chunk(d16: int) -> Callable[..., None]:
-    """Attention of a rotated query over the tokens from t0 to t1 of a chunk of the cache."""
+    """Attention of a rotated query over one chunk of the cache, up to its own position.
+
+    `args` are those of the kernel, `c` counts chunks from the beginning of the cache, `low` is the
+    first position that counts.
+    """
     width = d16 * 16
     pair = d16 <= 4  # with few sums, two tokens at a time hide the latency of the additions
 
-    def chunk(q: Any, k: Any, v: Any, t0: Any, t1: Any, low: Any, cap: Any, scores: Any,
+    def chunk(args: Any, q: Any, kv: Any, c: Any, position: Any, low: Any, scores: Any,
               out: Any) -> None:  # fmt: skip
         # out: width values, unnormalised; then the maximum; then the sum
+        k = arg_ptr(args, 3) + (c * arg_int(args, 33) + kv * arg_int(args, 5))
+        v = arg_ptr(args, 4) + (c * arg_int(args, 34) + kv * arg_int(args, 6))
+        cap = arg_float(args, 18)
+        t0 = c * CHUNK
+        t1 = smaller(t0 + CHUNK, position + 1)
         for t in range(t0, t1, 64):
             acc = repeat(zeros_f32(1), 4)
             at = k + (t - t0) * (width * 2)
@@ -87,12 +96,12 @@ def attend_chunk(d16: int) -> Callable[..., None]:
     return chunk
 
 
-def combine_chunks(d16: int) -> Callable[..., Any]:
-    """The sum of a query's chunks, in order of position."""
+def combine_chunks(d16: int) -> Callable[..., None]:
+    """A query's result from those of its chunks, in order of position."""
     width = d16 * 16
 
-    def combine(parts: Any, n: Any, stride: Any, scratch: Any) -> Any:
-        # scratch: the sum over chunks, rescaled to the common maximum; gives their total
+    def combine(parts: Any, n: Any, stride: Any, scratch: Any, out: Any, head: Any) -> None:
+        # scratch: the sum over chunks, rescaled to the common maximum
         m = get_f32(parts + width * 4)
         for c in range(1, n):
             m = larger(m, get_f32(parts + (c * stride + width * 4)))
@@ -104,7 +113,7 @@ def combine_chunks(d16: int) -> Callable[..., Any]:
             total += get_f32(at + (width * 4 + 4)) * weight
             acc = fma(load_f32(at, d16, 64), splat_f32(weight), acc)
         store_f32(scratch, acc, 64)
-        return total
+        finish_row(scratch, total, out, head)
 
     return combine
 
@@ -139,8 +148,6 @@ def decode(d16: int) -> KernelFunction:
         n_rot = arg_int(args, 10)
         paired = arg_int(args, 13)
         eps = arg_float(args, 16)
-        cap = arg_float(args, 18)
-        window = arg_int(args, 19)
         out = arg_ptr(args, 20)
         scratch = arg_ptr(args, 21) + arg_int(args, 22) * thread
         partial = arg_ptr(args, 23)
@@ -151,9 +158,7 @@ def decode(d16: int) -> KernelFunction:
         k_chunk = arg_int(args, 33)
         v_chunk = arg_int(args, 34)
         table = arg_ptr(args, 11) + position * arg_int(args, 12)
-        low = 0
-        if window > 0:
-            low = larger(0, position + 1 - window)
+        low = first_seen(position, arg_int(args, 19))
         first_chunk = low // CHUNK
         n_chunks = position // CHUNK + 1 - first_chunk
         group = n_heads // n_kv
@@ -170,31 +175,29 @@ def decode(d16: int) -> KernelFunction:
             kv = u // (group * n_chunks)
             c = (u % (group * n_chunks)) // group
             h = kv * group + u % group
-            kc = k_cache + ((first_chunk + c) * k_chunk + kv * k_stride)
-            vc = v_cache + ((first_chunk + c) * v_chunk + kv * v_stride)
-            t0 = (first_chunk + c) * CHUNK
-            t1 = smaller(t0 + CHUNK, position + 1)
+            to = out + h * head * 4
             if c == n_chunks - 1 and stored != kv:
                 # Several threads may store the same bytes; each does so before it reads them.
                 rotate_head(k + kv * head * 4, key, head, n_rot, table, paired,
                             arg_int(args, 15), eps, 1.0)  # fmt: skip
-                store_key(key, head, width, kc, position - t0)
-                store_value(v + kv * head * 4, head, width, vc, position - t0)
+                kc = k_cache + (position // CHUNK * k_chunk + kv * k_stride)
+                vc = v_cache + (position // CHUNK * v_chunk + kv * v_stride)
+                store_key(key, head, width, kc, position % CHUNK)
+                store_value(v + kv * head * 4, head, width, vc, position % CHUNK)
                 stored = kv
             if ready != h:
                 rotate_head(q + h * head * 4, rotated, head, n_rot, table, paired,
                             arg_int(args, 14), eps, arg_float(args, 17))  # fmt: skip
                 ready = h
             if n_chunks == 1:
-                chunk(rotated, kc, vc, t0, t1, low, cap, scores, result)
-                finish_row(result, get_f32(result + (width * 4 + 4)), out + h * head * 4, head)
+                chunk(args, rotated, kv, first_chunk, position, low, scores, result)
+                finish_row(result, get_f32(result + (width * 4 + 4)), to, head)
             else:
                 parts = partial + h * room * stride
-                chunk(rotated, kc, vc, t0, t1, low, cap, scores, parts + c * stride)
+                chunk(args, rotated, kv, first_chunk + c, position, low, scores, parts + c * stride)
                 if atomic_add(counters + h * 8, 1) == n_chunks - 1:
                     atomic_put(counters + h * 8, 0)
-                    total = combine(parts, n_chunks, stride, result)
-                    finish_row(result, total, out + h * head * 4, head)
+                    combine(parts, n_chunks, stride, result, to, head)
 
     return kernel
 

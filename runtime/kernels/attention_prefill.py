@@ -6,7 +6,15 @@ from typing import Any
 
 from headrace.kernels.kv_cache import CHUNK, padded
 from headrace.kernels.math import exp, exp_down
-from headrace.kernels.softmax import FLOOR, add_to_row, begin_row, finish_row, mask, soften
+from headrace.kernels.softmax import (
+    FLOOR,
+    add_to_row,
+    begin_row,
+    finish_row,
+    first_seen,
+    mask,
+    soften,
+)
 from headrace.targets.simd import (
     arg_float,
     arg_int,
@@ -121,9 +129,7 @@ def prefill(d16: int, target: Target) -> KernelFunction:
             n_queries = smaller(QUERIES, count - first)
             q = rotated + (first * n_heads + h) * (width * 4)
             start = position + first
-            low = 0
-            if window > 0:
-                low = larger(0, start + 1 - window)
+            low = first_seen(start, window)
             end = start + n_queries
             for i in range(QUERIES):
                 begin_row(state + i * 8, sums + i * width * 4, width)
@@ -134,9 +140,7 @@ def prefill(d16: int, target: Target) -> KernelFunction:
                 for i in range(0, n_queries, 4):
                     scores_of(q + i * q_stride, q_stride, kt, t0, t1, scores + i * row)
                 for i in range((n_queries + 3) // 4 * 4):
-                    own_low = 0
-                    if window > 0:
-                        own_low = larger(0, start + i + 1 - window)
+                    own_low = first_seen(start + i, window)
                     softmax(scores + i * row, t0, t1, start + i + 1, own_low, cap, state + i * 8,
                             sums + i * width * 4)  # fmt: skip
                 for i in range(0, n_queries, 4):
@@ -253,9 +257,7 @@ def prefill_bf16(d16: int) -> KernelFunction:
             n_queries = smaller(queries, count - first)
             whole = (n_queries + 3) // 4 * 4
             start = position + first
-            low = 0
-            if window > 0:
-                low = larger(0, start + 1 - window)
+            low = first_seen(start, window)
             end = start + n_queries
             for g in range(group):
                 for i in range(n_queries):
@@ -279,9 +281,7 @@ def prefill_bf16(d16: int) -> KernelFunction:
                         many = (smaller(t1, start + i + 4) - t0 + 31) // 32 * 32
                         for j in range(i, i + 4):
                             own = g * queries + j
-                            own_low = 0
-                            if window > 0:
-                                own_low = larger(0, start + j + 1 - window)
+                            own_low = first_seen(start + j, window)
                             softmax(scores + own * row, weights + own * (CHUNK * 2), t0, t0 + many,
                                     start + j + 1, own_low, cap, state + own * 8,
                                     sums + own * (width * 4))  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 
 from headrace.kernels.attention_decode import attend_chunk, combine_chunks
 from headrace.kernels.kv_cache import CHUNK
-from headrace.kernels.softmax import finish_row
-from headrace.targets.simd import arg_float, arg_int, arg_ptr, get_f32, get_i64, larger, smaller
+from headrace.kernels.softmax import finish_row, first_seen
+from headrace.targets.simd import arg_int, arg_ptr, get_f32, get_i64
 from headrace.targets.table import KernelFunction
 
 
@@ -26,14 +26,9 @@ def short(d16: int) -> KernelFunction:
     combine = combine_chunks(d16)
 
     def kernel(args: Any, thread: Any, n_threads: Any) -> None:
-        k_cache = arg_ptr(args, 3)
-        v_cache = arg_ptr(args, 4)
-        k_stride = arg_int(args, 5)
-        v_stride = arg_int(args, 6)
         n_heads = arg_int(args, 7)
         n_kv = arg_int(args, 8)
         head = arg_int(args, 9)
-        cap = arg_float(args, 18)
         window = arg_int(args, 19)
         out = arg_ptr(args, 20)
         scores = arg_ptr(args, 21) + arg_int(args, 22) * thread
@@ -44,8 +39,6 @@ def short(d16: int) -> KernelFunction:
         n_tokens = get_i64(arg_ptr(args, 27))
         rotated = arg_ptr(args, 31)
         out_stride = arg_int(args, 32)
-        k_chunk = arg_int(args, 33)
-        v_chunk = arg_int(args, 34)
         group = n_heads // n_kv
         units = n_heads * n_tokens
         for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
@@ -54,23 +47,16 @@ def short(d16: int) -> KernelFunction:
             token = (u % (group * n_tokens)) // group
             h = kv * group + u % group
             position = start + token
-            low = 0
-            if window > 0:
-                low = larger(0, position + 1 - window)
+            low = first_seen(position, window)
             first_chunk = low // CHUNK
             n_chunks = position // CHUNK + 1 - first_chunk
             q = rotated + (token * n_heads + h) * (width * 4)
             to = out + (token * out_stride + h * head * 4)
             for c in range(n_chunks):
-                kc = k_cache + ((first_chunk + c) * k_chunk + kv * k_stride)
-                vc = v_cache + ((first_chunk + c) * v_chunk + kv * v_stride)
-                t0 = (first_chunk + c) * CHUNK
-                t1 = smaller(t0 + CHUNK, position + 1)
-                chunk(q, kc, vc, t0, t1, low, cap, scores, parts + c * stride)
+                chunk(args, q, kv, first_chunk + c, position, low, scores, parts + c * stride)
             if n_chunks == 1:
                 finish_row(parts, get_f32(parts + (width * 4 + 4)), to, head)
             else:
-                total = combine(parts, n_chunks, stride, result)
-                finish_row(result, total, to, head)
+                combine(parts, n_chunks, stride, result, to, head)
 
     return kernel

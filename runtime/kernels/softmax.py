@@ -9,6 +9,7 @@ from headrace.targets.simd import (
     get_f32,
     iota_i32,
     lane0,
+    larger,
     load_f32,
     put_f32,
     select_lt,
@@ -20,6 +21,14 @@ from headrace.targets.simd import (
 
 _MASKED = -1e30
 FLOOR = -1e29  # a row maximum is at least this, so that masked scores vanish in exp
+
+
+def first_seen(position: Any, window: Any) -> Any:
+    """The first position that the token at `position` attends to; no window: 0."""
+    low = 0
+    if window > 0:
+        low = larger(0, position + 1 - window)
+    return low
 
 
 def soften(score: Any, cap: Any) -> Any:

@@ -9,11 +9,12 @@ import numpy as np
 
 from headrace.families.decoder import rope_table
 from headrace.loaders.gguf import TensorReader
+from headrace.placing import padded16
 from headrace.plan import ropes_of, table_sizes
 from headrace.planning import Prepared
+from headrace.rows import read_tiled, read_vector
 from headrace.standalone.driver import BEGINS_WITH_SPACE, DROPS_SPACE_AFTER
 from headrace.tokenizer import Tokenizer
-from headrace.weights import padded16, read_tiled, read_vector
 
 Progress = Callable[[int, int, str], None]
 

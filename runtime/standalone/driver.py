@@ -298,7 +298,7 @@ def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 ROW = Kernel(
     "standalone",
     lambda target: _driver(target.word_bytes),
-    (__name__, "headrace.kernels.execute", "headrace.plan"),
+    (__name__, "headrace.kernels.execute", "headrace.offload.requests", "headrace.plan"),
     _no_cases,
     __name__,
 )

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from headrace.families.decoder import Matrix
 from headrace.memory import offsets_of
+from headrace.placing import padded16
 from headrace.plan import PREFILL
 from headrace.sparse.format import TILE_ROWS
-from headrace.weights import Part, padded16
+from headrace.weights import Part
 
 DATA, BUFFERS, KV = "headrace_data", "headrace_buffers", "headrace_kv"
 

@@ -173,7 +173,7 @@ def test_constants_are_what_the_runtime_has_in_memory(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert len(data) == places.constant_bytes
     with headrace.load(STORIES, context=64, threads=1) as model:
-        weights = model._weights
+        weights = model._held.weights
         arrays = {f"vector {name}": weights.vectors.view(name) for name in weights.vectors}
         for name, places_of in weights._kept.items():
             (place,) = places_of.values()

@@ -1,0 +1,107 @@
+"""The sizes that a planner may choose for a model, and what they take in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from headrace import plan as plans
+from headrace.embedding import embedding_bytes
+from headrace.families.decoder import Decoder
+from headrace.kernels import kv_cache
+from headrace.offload.budget import Choice
+from headrace.placing import PlacedMatrix, padded16, streamable
+from headrace.targets.target import Target
+
+DEFAULT_CONTEXT = 4096
+LEAST_CONTEXT = 256  # that is chosen where memory is short
+ACTIVATION_BUDGET_BYTES = 48 << 20
+MAX_CHUNK, LEAST_CHUNK = 512, 32
+KV_SHARE = 8  # where weights stream, the KV cache of a chosen context takes at most this part
+ACTIVATION_SHARE = 16  # and activations this
+# The interpreter with numpy, llvmlite and loaded kernels, and what a token of the vocabulary costs
+# (measured on Linux with Python 3.11; docs/performance.md).
+PROCESS_BYTES = 100 << 20
+VOCABULARY_ENTRY_BYTES = 500
+# What each piece of the weights takes in plans, where some of them stream.
+PIECE_BYTES = 3000
+
+
+def streamed_matrices(decoder: Decoder, placed: list[PlacedMatrix]) -> list[PlacedMatrix]:
+    """What may be streamed: not an embedding of its own, whose rows are looked up in the file."""
+    tied = decoder.embedding.name == decoder.head.name
+    return [p for p in placed if tied or p.matrix.name != decoder.embedding.name]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that a planner may choose for a model."""
+
+    decoder: Decoder
+    placed: list[PlacedMatrix]
+    target: Target
+    threads: int
+    n_pieces: int  # of the weights that can be streamed
+
+    def whole(self, context: int | None) -> Iterator[Choice]:
+        """With all weights in memory: shorter contexts only where that is what is wanting."""
+        wanted = context or min(self.decoder.context, DEFAULT_CONTEXT)
+        for tokens in [wanted] if context else _halves(wanted, LEAST_CONTEXT):
+            yield self.choice(tokens, self._chunk(tokens, ACTIVATION_BUDGET_BYTES))
+
+    def streaming(self, context: int | None, limit: int | None) -> Iterator[Choice]:
+        """With weights streamed: a context that leaves most memory to weights."""
+        room = max(0, (limit or 0) - self._process())
+        one = plans.kv_bytes(self.decoder, kv_cache.CHUNK)
+        wanted = min(self.decoder.context, DEFAULT_CONTEXT)
+        if context is None:
+            chunks = min(room // KV_SHARE // one, wanted // kv_cache.CHUNK)
+            wanted = max(min(LEAST_CONTEXT, wanted), chunks * kv_cache.CHUNK)
+        activations = min(ACTIVATION_BUDGET_BYTES, room // ACTIVATION_SHARE)
+        tokens = context or wanted
+        for n_bytes in (activations, 0):  # the least there is, where more does not fit
+            yield self.choice(tokens, self._chunk(tokens, n_bytes))
+
+    def _process(self) -> int:
+        return PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * self.decoder.vocabulary
+
+    def _chunk(self, context: int, n_bytes: int) -> int:
+        """The longest chunk of prefill whose activations stay within `n_bytes`."""
+        chunk = min(MAX_CHUNK, -(-context // 16) * 16)
+        while chunk > LEAST_CHUNK:
+            shape = plans.Shape(context, chunk, self.threads)
+            sizes = plans.buffer_sizes(self.decoder, self.placed, self.target, shape)
+            if sum(sizes.values()) <= n_bytes + context * 1024:
+                break
+            chunk //= 2
+        return chunk
+
+    def choice(self, context: int, chunk: int) -> Choice:
+        """What these sizes take."""
+        d = self.decoder
+        shape = plans.Shape(context, chunk, self.threads)
+        sizes = plans.buffer_sizes(d, self.placed, self.target, shape)
+        vectors = {v.name: v for v in d.vectors()}.values()
+        fixed = {
+            "vectors": sum(padded16(v.size) * 4 for v in vectors),
+            "KV cache": plans.kv_bytes(d, context),
+            "activations": sum(sizes.values()) + sum(plans.table_sizes(d, shape).values()),
+            "the process": self._process(),
+        }
+        streamed = streamed_matrices(d, self.placed)
+        stay = sum(p.n_bytes for p in streamed if not streamable(p))
+        embedding = next(p for p in self.placed if p.matrix.name == d.embedding.name)
+        rows = embedding_bytes(embedding, chunk)
+        steps = self.n_pieces * PIECE_BYTES
+        return Choice(
+            context, chunk,
+            {"weights": sum(p.n_bytes for p in self.placed), **fixed},
+            {"weights": stay, **fixed, "activations": fixed["activations"] + rows + steps},
+        )  # fmt: skip
+
+
+def _halves(n: int, low: int) -> Iterator[int]:
+    yield n
+    while n // 2 >= low:
+        n //= 2
+        yield n

@@ -1,0 +1,289 @@
+"""The commands about models. What each needs is imported when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from headrace.cli_output import (
+    is_terminal,
+    print_json,
+    printable,
+    progress_bar,
+    say,
+    show,
+    table,
+    value_text,
+)
+from headrace.errors import HeadraceError
+from headrace.peak import peak_rss_bytes
+from headrace.sizes import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START_S = time.perf_counter()
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def run(
+    *, model: str, prompt: str | None, max_tokens: int, raw: bool, json: bool, **options: Any
+) -> int:
+    """Answer a prompt, printing the text as it is generated.
+
+    PROMPT may be `-` or come through a pipe. With one argument that has spaces in it, that is the
+    prompt, and the model is smollm2-135m.
+    """
+    if prompt is None and " " in model and not os.path.exists(model):
+        model, prompt = DEFAULT_MODEL, model
+    if prompt == "-" or (prompt is None and sys.stdin is not None and not sys.stdin.isatty()):
+        prompt = _stdin().buffer.read().decode("utf-8", errors="replace")
+    if not prompt:
+        if model.endswith(".gguf") and ":" not in model:
+            model_path(model)  # that there is no such file is the more useful complaint
+        raise HeadraceError(
+            f'there is no prompt; write `headrace run {model} "Why is the sky blue?"`, pipe a text '
+            f"into it, or use `headrace chat {model}`"
+        )
+    with (
+        _drafting(options) as draft,
+        _loaded(model, _beside(draft, options), quiet=json) as loaded,
+    ):
+        load_s = time.perf_counter() - START_S
+        chosen = {**_sampling(options), "draft": draft}
+        generation = loaded.generate(prompt, max_tokens=max_tokens, raw=raw, **chosen)
+        text, first_token_s, code = _stream(generation, quiet=json)
+    stats = generation.stats
+    if json:
+        print_json(
+            {
+                "model": model,
+                "text": text,
+                "finish_reason": stats.finish_reason,
+                "prompt_tokens": stats.prompt_tokens,
+                "new_tokens": stats.new_tokens,
+                "passes": stats.passes,
+                "accepted_tokens": stats.accepted_tokens,
+                "prefill_s": stats.prefill_s,
+                "decode_s": stats.decode_s,
+                "decode_tok_s": _decode_tok_s(stats),
+                "load_s": load_s,
+                "first_token_s": first_token_s,
+                "peak_rss_bytes": peak_rss_bytes(),
+            }
+        )
+    else:
+        rate = _decode_tok_s(stats)
+        parts = [f"{stats.new_tokens} token{'s' if stats.new_tokens != 1 else ''}"]
+        parts += [f"{rate:.0f} tok/s"] if rate is not None else []
+        per_pass = stats.tokens_per_pass if generation.lookup else None
+        parts += [f"{per_pass:.1f} tokens per pass"] if per_pass is not None else []
+        parts += [f"first token {first_token_s:.2f} s"] if first_token_s is not None else []
+        parts += [f"peak memory {format_size(peak_rss_bytes())}"]
+        say(("interrupted · " if code else "") + " · ".join(parts))
+    return code
+
+
+def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> int:
+    """Talk with a model; Ctrl-C ends an answer, Ctrl-D or /exit the chat, /reset forgets it all."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives input() line editing and a history
+    lines = _stdin()
+    typed = is_terminal(lines)
+    if hasattr(lines, "reconfigure"):
+        lines.reconfigure(errors="replace")
+    with _drafting(options) as draft, _loaded(model, _beside(draft, options)) as loaded:
+        conversation = loaded.chat(system)
+        while True:
+            try:
+                text = input("> " if typed else "").strip()
+            except EOFError:
+                return 0
+            if text == "/exit":
+                return 0
+            if text == "/reset":
+                conversation = loaded.chat(system)
+            elif text:
+                try:
+                    chosen = {**_sampling(options), "draft": draft}
+                    send = conversation.send(text, max_tokens=max_tokens, **chosen)
+                    _stream(send)
+                except HeadraceError as error:
+                    if not typed:
+                        raise
+                    say(f"headrace: {error} (/reset begins a new conversation)")
+
+
+def plan(*, model: str, json: bool, **options: Any) -> int:
+    """Say from the file's header alone what a model takes here, and how fast it will be."""
+    from headrace.memory_plan import plan_model
+
+    path = model_path(model)
+    with progress_bar() as progress:
+        found = plan_model(path, progress=progress, **options)
+    show(found.to_dict(), json)
+    return 0
+
+
+def bench(*, model: str, json: bool, **options: Any) -> int:
+    """Measure prefill and decode, and the memory's read bandwidth in the same run."""
+    from headrace.bench import bench as measure
+
+    show(measure(model_path(model), **options), json)
+    return 0
+
+
+def perplexity(*, model: str, text: str, window: int, chunks: int | None, **rest: Any) -> int:
+    """Score a text file (`-` is stdin) as llama.cpp does: the second half of each window."""
+    from headrace.perplexity import perplexity as score
+
+    as_json = rest.pop("json")
+    try:
+        if text == "-":
+            data = _stdin().buffer.read()
+        else:
+            with open(text, "rb") as file:
+                data = file.read()
+    except OSError as error:
+        raise HeadraceError(f"cannot read the text {text}: {error.strerror}") from error
+    with (
+        _loaded(model, {**rest, "context": window}, quiet=as_json) as loaded,
+        progress_bar() as progress,
+    ):
+        decoded = data.decode("utf-8", errors="replace")
+        result = score(loaded, decoded, context=window, chunks=chunks, progress=progress)
+    show(result, as_json)
+    return 0
+
+
+def inspect(*, model: str, json: bool) -> int:
+    """Show what is in a model file and how it would load."""
+    from headrace.description import describe_model
+
+    facts = describe_model(model_path(model))
+    if json:
+        print_json(facts)
+        return 0
+    types, metadata = facts.pop("types"), facts.pop("metadata")
+    show(facts, False)
+    print("\ntypes")
+    table(types)
+    print("\nmetadata")
+    for key, value in metadata.items():
+        print(f"  {printable(key)}  {printable(value_text(value))}")
+    return 0
+
+
+def compress(*, src: str, dst: str, format: str, force: bool) -> int:
+    """Write a model as a file of our own, which loads without repacking.
+
+    Other programs can list what is in it, but not run it: keep the source if you need it elsewhere.
+    """
+    import shlex
+
+    from headrace.compress import compress as write
+
+    with progress_bar() as progress:
+        done = write(src, dst, format=format, force=force, progress=progress)
+    say(
+        f"{done.path}: {format_size(done.size_bytes)} (from {format_size(done.source_bytes)}); "
+        f'try `headrace run {shlex.quote(str(done.path))} "Why is the sky blue?"`'
+    )
+    return 0
+
+
+def pull(*, name: str, file: str | None) -> int:
+    """Fetch a model into the cache and print its path."""
+    from headrace.loaders.pull import pull as fetch
+
+    with progress_bar() as progress:
+        path = fetch(name, file=file, progress=progress, verify=True)
+    print(path)
+    return 0
+
+
+# ---- what they share ----------------------------------------------------------------------------
+
+
+def _stdin() -> TextIO:
+    if sys.stdin is None:
+        raise HeadraceError("stdin is closed, and the command is to read from it")
+    return sys.stdin
+
+
+def model_path(model: str) -> Path:
+    """The file that MODEL names, fetched if need be."""
+    from headrace.loaders.sources import resolve
+
+    with progress_bar() as progress:
+        return resolve(model, progress=progress)
+
+
+@contextmanager
+def _drafting(options: Mapping[str, Any]) -> Iterator[Any]:
+    """The small model that guesses tokens, if there is to be one."""
+    if options.get("draft") is None:
+        yield None
+        return
+    small = {name: options[name] for name in ("threads", "target", "kernels") if name in options}
+    with _loaded(str(model_path(options["draft"])), small, quiet=True) as loaded:
+        yield loaded
+
+
+def _beside(draft: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a model that shares its process and its memory with a small one."""
+    if draft is None or options.get("memory") is None:
+        return options
+    return {**options, "memory": options["memory"] - draft.plan.peak_bytes + draft.plan.process}
+
+
+@contextmanager
+def _loaded(model: str, options: Mapping[str, Any], quiet: bool = False) -> Iterator[Any]:
+    from headrace.model import load
+
+    names = ("memory", "threads", "context", "target", "kernels")
+    with progress_bar() as progress:
+        chosen = {name: options[name] for name in names if options.get(name) is not None}
+        loaded = load(model, progress=progress, **chosen)
+    with loaded:
+        if not quiet:
+            for notice in loaded.plan.notices():
+                say(notice)
+        yield loaded
+
+
+def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "lookup")
+    return {name: options[name] for name in names}
+
+
+def _stream(generation: Iterable[str], *, quiet: bool = False) -> tuple[str, float | None, int]:
+    """Print the pieces as they come: (text, seconds from the start to the first, exit code)."""
+    pieces: list[str] = []
+    first_s, code = None, 0
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character
+    try:
+        for piece in generation:
+            first_s = time.perf_counter() - START_S if first_s is None else first_s
+            pieces.append(piece)
+            if not quiet:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
+    if not quiet and pieces and not pieces[-1].endswith("\n"):
+        print(flush=True)
+    return "".join(pieces), first_s, code
+
+
+def _decode_tok_s(stats: Any) -> float | None:
+    # The first token comes out of the prefill.
+    steps = stats.new_tokens - 1
+    return steps / stats.decode_s if steps > 0 and stats.decode_s > 0 else None

@@ -1,0 +1,180 @@
+"""What a model takes in memory, what a token reads, how fast it is: as it is printed."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace import plan as plans
+from headrace.errors import NoCompilerError
+from headrace.kernels import kv_cache
+from headrace.planning import Prepared, kernel_store, prepare
+from headrace.prediction import Rates, prediction
+from headrace.rates import PROMPT_TOKENS, Progress, measure_rates
+from headrace.sizes import format_size
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What loading and running a model takes; all sizes in bytes.
+
+    Attributes:
+        wanted_context: tokens of context, were there memory enough.
+        budget, limit: memory that was asked for, and what of it (or at all) there is.
+        fits: whether all weights stay in memory.
+        weights: matrices as they would lie in memory; `file` is what the model file has.
+        resident_weights: what of them stays in memory; the rest is streamed through a `window`.
+        expanded: tensors whose type has no kernel: name, type in the file, format, both sizes.
+        bytes_per_token: weights that a decode step reads; each token of context adds
+            `kv_bytes_per_context_token` to it.
+        flash_bytes_per_token: of the file, read for each pass.
+        predicted_tok_s: decode speed at an empty context from `memory_read_gb_s` and
+            `flash_read_gb_s`, measured on this machine.
+        predicted_first_token_s: from a loaded model to the first token of an answer to 128 tokens.
+        advice: what would change the speed most.
+    """
+
+    model: str
+    architecture: str
+    target: str
+    threads: int
+    context: int
+    wanted_context: int
+    chunk: int
+    file: int
+    weights: int
+    resident_weights: int
+    window: int
+    vectors: int
+    kv_cache: int
+    activations: int
+    process: int
+    peak_bytes: int
+    parameters: int
+    layers: int
+    bytes_per_token: int
+    flash_bytes_per_token: int
+    kv_bytes_per_context_token: int
+    memory_read_gb_s: float | None
+    flash_read_gb_s: float | None
+    read_mode: str | None
+    predicted_tok_s: float | None
+    predicted_first_token_s: float | None
+    advice: str | None
+    budget: int | None
+    limit: int | None
+    fits: bool
+    expanded: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    def notices(self) -> list[str]:
+        """What a user should know before the wait, where memory is short."""
+        found = []
+        if self.budget is not None and self.limit is not None and self.limit < self.budget:
+            found.append(
+                f"only {format_size(self.limit)} of the {format_size(self.budget)} asked for are "
+                "free: the model is held to that"
+            )
+        if self.flash_bytes_per_token:
+            rate = self.flash_read_gb_s
+            how = "" if rate is None else f" at {rate:.1f} GB/s ({self.read_mode})"
+            speed = self.predicted_tok_s
+            about = "" if speed is None else f", about {speed:.2g} tok/s"
+            missing = self.peak_bytes + self.weights - self.resident_weights - self.window
+            found.append(
+                f"{format_size(self.flash_bytes_per_token)} of weights are read from the file for "
+                f"each token{how}{about}; with {format_size(missing)} of memory none would be"
+            )
+        if self.context < self.wanted_context:
+            found.append(
+                f"the context is {self.context} tokens, as memory is short: --context asks for more"
+            )
+        return found
+
+
+def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
+    """Sizes and a prediction for a prepared model."""
+    p, d, parts = prepared, prepared.decoder, prepared.parts
+    rates = rates or Rates()
+    tied = d.embedding.name == d.head.name
+    read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
+    peak = sum(parts.values())
+    prompt_tokens = min(PROMPT_TOKENS, p.shape.context)
+    speed = prediction(rates, p.residency, read_bytes=read, prompt_tokens=prompt_tokens)
+    return MemoryPlan(
+        model=str(p.file.paths[0]),
+        architecture=d.architecture,
+        target=p.target.name,
+        threads=p.shape.threads,
+        context=p.shape.context,
+        wanted_context=p.wanted_context,
+        chunk=p.shape.chunk,
+        file=p.file.size_bytes,
+        weights=sum(one.n_bytes for one in p.placed),
+        resident_weights=parts["weights"],
+        window=parts.get("window", 0),
+        vectors=parts["vectors"],
+        kv_cache=parts["KV cache"],
+        activations=parts["activations"],
+        process=parts["the process"],
+        peak_bytes=peak,
+        parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed),
+        layers=len(d.layers),
+        bytes_per_token=read,
+        flash_bytes_per_token=0 if p.residency is None else p.residency.streamed_bytes,
+        kv_bytes_per_context_token=plans.kv_bytes(d, 1) // kv_cache.CHUNK,
+        memory_read_gb_s=None if rates.memory is None else rates.memory / 1e9,
+        flash_read_gb_s=None if rates.flash is None else rates.flash / 1e9,
+        read_mode=None if rates.mode is None else str(rates.mode),
+        predicted_tok_s=speed.tok_s,
+        predicted_first_token_s=speed.first_token_s,
+        advice=speed.advice,
+        budget=p.budget,
+        limit=p.limit,
+        fits=p.residency is None,
+        expanded=tuple(
+            {
+                "tensor": one.matrix.name,
+                "type": one.info.type,
+                "loads_as": one.format.name,
+                "file_bytes": one.info.n_bytes,
+                "bytes": one.n_bytes,
+            }
+            for one in p.placed
+            if one.expanded
+        ),
+    )
+
+
+def plan_model(
+    path: str | Path,
+    *,
+    memory: int | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+    target: str | None = None,
+    kernels: str | Path | None = None,
+    measure: bool = True,
+    progress: Progress | None = None,
+) -> MemoryPlan:
+    """Plan a model from its header; with `measure`, predict its speed on this machine.
+
+    Without a compiler and without kernels that were built ahead there is no prediction.
+
+    Raises:
+        what `prepare` raises.
+    """
+    prepared = prepare(
+        Path(path), context=context, threads=threads, target=target, kernels=kernels, budget=memory
+    )
+    rates = Rates()
+    if measure:
+        # Without kernels to measure with, the rest of the plan is as good.
+        with contextlib.suppress(NoCompilerError):
+            rates = measure_rates(prepared, kernel_store(prepared), progress=progress)
+    return memory_plan(prepared, rates)

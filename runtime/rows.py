@@ -1,0 +1,102 @@
+"""Rows and vectors of a model's files, in the form that memory or a kernel takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from headrace.families.decoder import Vector, tensor_of
+from headrace.kernels.invoke import invoke
+from headrace.loaders.gguf import ModelFile, TensorReader
+from headrace.placing import PlacedMatrix, tiled_format
+from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.registry import by_ggml_type
+
+PIECE_BYTES = 1 << 20  # raw bytes read at a time by each thread
+STRAIGHT_BYTES = 4 << 20  # the same, when they go straight to their place
+
+
+def row_ranges(placed: PlacedMatrix, begin: int, end: int) -> list[tuple[int, int]]:
+    """Rows from `begin` to `end` in the portions that are read at a time: (first, last + 1)."""
+    row_bytes = max(1, placed.info.n_bytes // placed.matrix.rows)
+    piece = STRAIGHT_BYTES if placed.straight else PIECE_BYTES
+    step = max(TILE_ROWS, piece // row_bytes // TILE_ROWS * TILE_ROWS)
+    return [(first, min(first + step, end)) for first in range(begin, end, step)]
+
+
+def raw_rows(reader: TensorReader, placed: PlacedMatrix, first: int, last: int) -> np.ndarray:
+    """Rows in the raw bytes of the format in memory, filled up to whole tiles with zero bytes."""
+    info, fmt = placed.info, placed.format
+    rows = last - first
+    n_tiles = -(-rows // TILE_ROWS)
+    own = tiled_format(info)
+    if own is None:
+        row_bytes = info.n_bytes // placed.matrix.rows
+        raw = np.zeros((n_tiles * TILE_ROWS, row_bytes), np.uint8)
+        reader.readinto(info, first * row_bytes, raw[:rows])
+        return _expand(raw, info.type, fmt) if placed.expanded else raw
+    columns = placed.matrix.columns
+    tiled = np.empty((n_tiles, columns // own.block, own.tile_block_bytes), np.uint8)
+    reader.readinto(info, own.tiled_bytes(first, columns), tiled)
+    return fmt.encode(own.decode(own.untile(tiled, n_tiles * TILE_ROWS)))
+
+
+def raw_row(reader: TensorReader, placed: PlacedMatrix, row: int) -> np.ndarray:
+    """The bytes of one row in the form that the kernel which tiles takes."""
+    if tiled_format(placed.info) is None:
+        return raw_rows(reader, placed, row, row + 1)[0]
+    first = row // TILE_ROWS * TILE_ROWS  # a tiled file has whole tiles only
+    if not placed.straight:
+        last = min(first + TILE_ROWS, placed.matrix.rows)
+        return raw_rows(reader, placed, first, last)[row - first]
+    fmt, columns = placed.format, placed.matrix.columns
+    tiled = np.empty((1, columns // fmt.block, fmt.tile_block_bytes), np.uint8)
+    reader.readinto(placed.info, fmt.tiled_bytes(first, columns), tiled)
+    return fmt.untile(tiled, TILE_ROWS)[row - first]
+
+
+def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.ndarray:
+    """A vector of the file: float32 [size]."""
+    info = tensor_of(model, vector)
+    raw = np.empty(info.n_bytes, np.uint8)
+    reader.readinto(info, 0, raw)
+    return _as_floats(raw[None], info.type)[0]
+
+
+def read_tiled(reader: TensorReader, placed: PlacedMatrix) -> Iterator[np.ndarray]:
+    """The tiled bytes of a matrix piece by piece, made without kernels."""
+    fmt, columns = placed.format, placed.matrix.columns
+    for first, last in row_ranges(placed, 0, placed.matrix.rows):
+        if placed.straight:
+            data = np.empty(fmt.tiled_bytes(last - first, columns), np.uint8)
+            reader.readinto(placed.info, fmt.tiled_bytes(first, columns), data)
+            yield data
+        else:
+            yield fmt.tile(raw_rows(reader, placed, first, last)).reshape(-1)
+
+
+def tile_raw(
+    addresses: dict[str, int], placed: PlacedMatrix, raw: np.ndarray, to: int, n_tiles: int
+) -> None:
+    """Tile raw rows [16 * n_tiles, bytes] to an address."""
+    n_blocks = placed.matrix.columns // placed.format.block
+    invoke(addresses[f"tile_{placed.format.name}"], [raw, raw.shape[1], to, n_blocks, n_tiles])
+
+
+def _as_floats(raw: np.ndarray, ggml_type: str) -> np.ndarray:
+    own = by_ggml_type(ggml_type)
+    if own is not None:
+        return own.decode(raw)
+    from headrace.sparse.expand import expand, plan_expansion
+
+    through = plan_expansion(ggml_type)
+    return through.decode(expand(raw, ggml_type, through))
+
+
+def _expand(raw: np.ndarray, ggml_type: str, fmt: Format) -> np.ndarray:
+    if fmt.name == "f32":
+        return fmt.encode(_as_floats(raw, ggml_type))
+    from headrace.sparse.expand import expand
+
+    return np.ascontiguousarray(expand(raw, ggml_type, fmt))

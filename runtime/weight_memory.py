@@ -1,0 +1,141 @@
+"""A loaded model's weights: what of them stays in memory, what streams, and how that changes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from headrace import plan as plans
+from headrace.embedding import EmbeddingRows
+from headrace.errors import BudgetError
+from headrace.limits import LimitWatch
+from headrace.machine import known_read_bandwidth
+from headrace.memory_plan import MemoryPlan, memory_plan
+from headrace.offload.files import StreamedFile, close_all, reader_of
+from headrace.planning import Prepared, least, open_files, refit
+from headrace.prediction import Rates
+from headrace.rates import measure_flash
+from headrace.streaming import Streaming
+from headrace.targets.pack import Kernels
+from headrace.weights import Weights
+
+Progress = Callable[[int, int | None, str], None]
+
+
+class WeightMemory:
+    """The weights of a prepared model, kept or streamed as it says.
+
+    Attributes:
+        prepared: what it was loaded from, with what stays in memory now.
+        plan: the same for people.
+        addresses: kernels by name; more come when something is streamed for the first time.
+        weights: what is in memory.
+        streaming: what is read for every pass; None: nothing is.
+    """
+
+    def __init__(
+        self, prepared: Prepared, store: Kernels, rates: Rates, progress: Progress | None
+    ) -> None:
+        """Load what stays; `rates` are those of this machine as far as they are known.
+
+        Raises:
+            KernelError: a kernel cannot be had.
+            BudgetError: the system does not give the memory.
+            ModelFileError: the file cannot be read.
+        """
+        self._store = store
+        needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target)
+        self.addresses = store.load(needed, progress)
+        kept = None if prepared.residency is None else prepared.residency.kept
+        self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept)
+        self._rates = rates
+        self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
+        self.streaming: Streaming | None = None
+        self._take_up(prepared)
+        self.weights.load(self.addresses, prepared.shape.threads, progress)
+        self._limits = LimitWatch()
+
+    def change(self, prepared: Prepared) -> None:
+        """Keep what `prepared` says; all is as before if that fails.
+
+        In any case parts of the weights may lie elsewhere afterwards.
+
+        Raises:
+            BudgetError, ModelFileError: as when loading.
+        """
+        before = self.prepared
+        self._stop_streaming()
+        try:
+            # What may fail comes before anything is given up.
+            if prepared.parts["weights"] < before.parts["weights"]:
+                self._take_up(prepared)
+                self._keep(prepared)
+            else:
+                self._keep(prepared)
+                self._take_up(prepared)
+        except BaseException:
+            self._stop_streaming()
+            self._keep(before)
+            self._take_up(before)
+            raise
+
+    def asked_from_outside(self) -> Prepared | None:
+        """What to change to, as limits were changed since the last look; None: nothing."""
+        if not self._limits.changed():
+            return None
+        try:
+            prepared = refit(self.prepared, self.prepared.budget)
+        except BudgetError as error:
+            warnings.warn(f"a limit cannot be kept: {error}", RuntimeWarning, stacklevel=3)
+            prepared = least(self.prepared)
+        return None if prepared.parts == self.prepared.parts else prepared
+
+    def rows(self) -> EmbeddingRows | None:
+        """Rows of the embedding from the file; None if it lies in memory in one piece."""
+        name = self.prepared.decoder.embedding.name
+        if self.streaming is None and len(self.weights.parts(name)) == 1:
+            return None
+        return EmbeddingRows(
+            self.weights.placed[name], self.prepared.shape.chunk, self.addresses,
+            reader_of(self._files),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End the readers, close the files."""
+        self._stop_streaming()
+        close_all(self._files.values())
+
+    def _keep(self, prepared: Prepared) -> None:
+        kept = None if prepared.residency is None else prepared.residency.kept
+        if prepared.parts["weights"] > self.prepared.parts["weights"]:
+            for file in self._files.values():
+                file.check()
+        self.weights.change(
+            kept, prepared.pieces, reader_of(self._files), self.addresses, prepared.shape.threads
+        )
+
+    def _take_up(self, prepared: Prepared) -> None:
+        """Stream what `prepared` says is not kept."""
+        if prepared.residency is not None:
+            more = plans.streaming_kernels(prepared.decoder, self.weights.placed)
+            self.addresses |= self._store.load(more)
+            if not self._files:
+                self._files = open_files(prepared)
+            mode = self._rates.mode
+            if mode is None:
+                reader = self.addresses["window_read"]
+                mode, flash = measure_flash(prepared, reader, self._files)
+                memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
+                self._rates = replace(self._rates, memory=memory, flash=flash, mode=mode)
+            self.streaming = Streaming(
+                self.weights.placed, prepared.residency, self.addresses, mode, self._files
+            )
+        self.prepared = prepared
+        self.plan: MemoryPlan = memory_plan(prepared, self._rates)
+
+    def _stop_streaming(self) -> None:
+        if self.streaming is not None:
+            self.streaming.close()
+            self.streaming = None

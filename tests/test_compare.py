@@ -1,0 +1,111 @@
+"""Perplexity and the distance of two models, beside the definitions written out in float64."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from test_tiled import write_model
+
+import headrace
+from headrace.compare import compare
+from headrace.errors import HeadraceError
+from headrace.perplexity import perplexity
+from headrace.windows import cut_text
+
+STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
+TEXT = (
+    "Once upon a time there was a little girl called Lily. She liked to play in the park with her "
+    "dog. One day the dog ran after a big red ball, and Lily could not find it. She was very sad. "
+) * 3
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def exact() -> Iterator[headrace.Model]:
+    with headrace.load(STORIES, context=CONTEXT, threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory) -> Iterator[headrace.Model]:
+    """The same model, its matrices off by a few percent."""
+    path = tmp_path_factory.mktemp("models") / "rough.gguf"
+    shutil.copy(STORIES, path)
+    rng = np.random.default_rng(1)
+    for tensor in gguf.GGUFReader(path, "r+").tensors:
+        if tensor.data.ndim == 2:
+            assert tensor.data.dtype == np.float32
+            tensor.data[:] *= 1 + 0.05 * rng.standard_normal(tensor.data.shape, np.float32)
+    with headrace.load(path, context=CONTEXT, threads=2) as model:
+        yield model
+
+
+def windows_by_hand(model: headrace.Model) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities [n, vocabulary] of what is scored, and the tokens that came."""
+    ids = model.tokenizer.encode(TEXT, add_special=True, parse_special=False)
+    found, came = [], []
+    for start in range(0, len(ids) - CONTEXT + 1, CONTEXT):
+        window = ids[start : start + CONTEXT]
+        logits = model.logits([1, *window[1:]]).astype(np.float64)
+        for at in range(CONTEXT // 2, CONTEXT - 1):
+            row = logits[at]
+            found.append(row - np.log(np.exp(row - row.max()).sum()) - row.max())
+            came.append(window[at + 1])
+    return np.array(found), np.array(came)
+
+
+def test_perplexity_is_what_its_definition_says(exact: headrace.Model) -> None:
+    log_p, came = windows_by_hand(exact)
+    expected = np.exp(-log_p[np.arange(len(came)), came].mean())
+    found = perplexity(exact, TEXT, context=CONTEXT)
+    assert found["tokens"] == len(came)
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_distance_is_what_its_definition_says(exact: headrace.Model, rough: headrace.Model) -> None:
+    log_p, came = windows_by_hand(exact)
+    log_q, _ = windows_by_hand(rough)
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    seen: list[tuple[int, int | None]] = []
+    found = compare(
+        exact, rough, TEXT, context=CONTEXT, progress=lambda done, of, what: seen.append((done, of))
+    )
+    assert kl.mean() > 1e-5
+    assert found["kl_divergence"] == pytest.approx(kl.mean(), rel=0.02)
+    assert found["kl_largest"] == pytest.approx(kl.max(), rel=0.02)
+    same = (log_p.argmax(axis=1) == log_q.argmax(axis=1)).mean()
+    assert found["top_agreement"] == pytest.approx(same)
+    at = np.arange(len(came)), came
+    ratio = np.exp((log_p[at] - log_q[at]).mean())
+    assert found["perplexity_ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert seen == [(i + 1, found["windows"]) for i in range(found["windows"])]
+
+
+def test_a_model_equals_itself(rough: headrace.Model) -> None:
+    found = compare(rough, rough, TEXT, context=CONTEXT, chunks=1)
+    assert found["kl_divergence"] == 0 == found["kl_largest"]
+    assert found["top_agreement"] == found["perplexity_ratio"] == 1
+    assert found["windows"] == 1
+
+
+def test_other_vocabularies_are_refused(rough: headrace.Model, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "m.gguf", ["Q8_0"])
+    with (
+        headrace.load(other, threads=1) as model,
+        pytest.raises(HeadraceError, match="different vocabularies"),
+    ):
+        compare(rough, model, TEXT)
+
+
+def test_texts_that_are_too_short(rough: headrace.Model) -> None:
+    with pytest.raises(HeadraceError, match="less than one window of 64"):
+        perplexity(rough, "Once", context=CONTEXT)
+    with pytest.raises(ValueError, match="at least 4 tokens"):
+        cut_text(rough.tokenizer, TEXT, 3, None)
+    with pytest.raises(ValueError, match="at least 1"):
+        cut_text(rough.tokenizer, TEXT, CONTEXT, 0)
