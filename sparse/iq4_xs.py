@@ -39,9 +39,9 @@ from headrace.sparse.format import (
     interleave,
     pack_nibbles,
     unpack_nibbles,
-    weight_blocks,
 )
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
+from headrace.sparse.k_quants import BLOCK, encode_blocks
 from headrace.sparse.lookup import (
     IQ4,
     IQ4_HIGH,
@@ -72,22 +72,15 @@ from headrace.targets.simd import (
     to_f32,
 )
 
-BLOCK = 256
 BLOCK_BYTES = 136
 RUNS = ((2, 2), (8, 1), (128, 4))
-CHUNK = 2048  # blocks that `encode` searches at once: some 20 MB of temporaries
 _HIGH = np.arange(0, 16, 2, dtype=np.uint16)
 
 
 @np.errstate(all="ignore")
 def encode(x: Floats) -> Bytes:
     """Quantise by ggml's reference search over 16 scales per sub-block, without importances."""
-    blocks = weight_blocks(x, BLOCK)
-    flat = blocks.reshape(-1, BLOCK)
-    raw = np.empty((len(flat), BLOCK_BYTES), np.uint8)
-    for at in range(0, len(flat), CHUNK):
-        raw[at : at + CHUNK] = _encode_blocks(flat[at : at + CHUNK])
-    return as_rows(raw.reshape(*blocks.shape[:2], BLOCK_BYTES))
+    return encode_blocks(x, BLOCK_BYTES, _encode_blocks)
 
 
 def _encode_blocks(blocks: Floats) -> Bytes:

@@ -26,9 +26,15 @@ from headrace.targets.target import Target, all_targets
 ROWS, BLOCKS = 21, 2
 # Where a block's float16 scales lie, and the bytes of its finer scales with a mask that keeps
 # products small enough: float32 holds integers up to 2**24.
-SCALES = {"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q8_0": (0,), "q4_k": (0, 2), "q6_k": (208,)}
-SCALES |= {"iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": (), "nvfp4": ()}
-FINE = {"q4_k": (slice(4, 16), 0x03), "q6_k": (slice(192, 208), 0x07)}
+SCALES = {
+    "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "q2_k": (80, 82),
+    "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
+    "iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": (), "nvfp4": (), "tq2_0": (64,),
+}  # fmt: skip
+FINE = {
+    "q2_k": (slice(0, 16), 0x33), "q4_k": (slice(4, 16), 0x03), "q5_k": (slice(4, 16), 0x01),
+    "q6_k": (slice(192, 208), 0x07),
+}  # fmt: skip
 # Scales of other types: where they begin and end, and the byte which makes the weights integers.
 WHOLE = {
     "mxfp4": ((0, 1, 128),),
