@@ -105,8 +105,8 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         return magnitude, w
 
     def steps(bits: int) -> int:
-        # 8 steps of 2 products of 15 x 127 are 30480; 4 of 31, 2 of 63 and 1 of 128 fit as well.
-        return {4: 8, 5: 4, SMALL: 4, 6: 2, 8: 1}[bits]
+        # 8 steps of 2 products of 15 x 127 are 30480; 4 of 31 and 2 of 63 fit as well.
+        return {4: 8, 5: 4, SMALL: 4, 6: 2, 8: 0}[bits]
 
     def dot4(
         b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: Any, x: ir.Value, bits: int
@@ -126,10 +126,14 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
             intrinsic_call(b, maddubs, _vec(_I16, n16), [u, one])
             for u, one in zip(us, xs, strict=True)
         ]
+        if bits == 8:
+            return b.add(wide, concat(b, [pairs(b, p) for p in products])), narrow
         words = b.bitcast(narrow, _vec(_I16, narrow.type.count * 2))
         return wide, b.bitcast(b.add(words, concat(b, products)), narrow.type)
 
     def result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) -> ir.Value:
+        if bits == 8:
+            return wide
         words = cut(b, b.bitcast(narrow, _vec(_I16, narrow.type.count * 2)), n8)
         return b.add(wide, concat(b, [pairs(b, w) for w in words]))
 
