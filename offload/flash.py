@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headrace.offload.files import StreamedFile
-from headrace.offload.modes import MODES, ReadMode
+from headrace.offload.modes import MODES, FlashRate, ReadMode
 from headrace.offload.window import Read, Window
 
 # A sample takes a twentieth of a second: of what the first rate says, and within bounds.
@@ -25,8 +25,8 @@ def measure(
     reads: Sequence[Read],
     slot_bytes: int,
     reader: int,
-) -> dict[ReadMode, float]:
-    """Bytes per second of cold reads in each mode that the files allow; best of two rounds.
+) -> dict[ReadMode, FlashRate]:
+    """What cold reads give in each mode that the files allow; best of two rounds.
 
     Args:
         files: open files of the reads.
@@ -39,25 +39,27 @@ def measure(
     """
     direct = all(file.direct is not None for file in files.values())
     usable = [mode for mode in MODES if direct or not mode.direct]
-    found = dict.fromkeys(usable, 0.0)
+    found = dict.fromkeys(usable, FlashRate(0.0, 0.0))
     at = 0
     for _ in range(ROUNDS):
         for mode in usable:
             sample: list[Read] = []
             n_bytes = 0
-            wanted = min(max(found.values()) * SAMPLE_S, MOST_BYTES) or FIRST_BYTES
+            fastest = max(rate.bytes_s for rate in found.values())
+            wanted = min(fastest * SAMPLE_S, MOST_BYTES) or FIRST_BYTES
             while n_bytes < wanted and len(sample) < len(reads):
                 sample.append(reads[at])
                 n_bytes += reads[at].n_bytes
                 at = (at + 1) % len(reads)
-            found[mode] = max(found[mode], _rate(files, sample, slot_bytes, reader, mode))
+            rate = _rate(files, sample, slot_bytes, reader, mode)
+            found[mode] = max(found[mode], rate, key=lambda rate: rate.bytes_s)
     return found
 
 
 def _rate(
     files: Mapping[Path, StreamedFile], sample: list[Read], slot_bytes: int, reader: int,
     mode: ReadMode,
-) -> float:  # fmt: skip
+) -> FlashRate:  # fmt: skip
     for read in sample:
         files[read.path].forget_cached(read.offset, read.n_bytes)
     slots = next(n for n in range(min(_SLOTS, len(sample)), 0, -1) if len(sample) % n == 0)

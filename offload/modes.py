@@ -25,8 +25,8 @@ class ReadMode:
         return f"{how}, {self.readers} in flight"
 
 
-# The first that comes within a tenth of the fastest is taken: more requests in flight bear it
-# better when the CPU is busy, and reads past the cache leave it to other programs.
+# The first that comes within a tenth of the best is taken: more requests in flight bear it better
+# when the CPU is busy, and reads past the cache leave it to other programs.
 MODES = (
     ReadMode(direct=True, readers=8, drop=False),
     ReadMode(direct=True, readers=16, drop=False),
@@ -35,9 +35,44 @@ MODES = (
     ReadMode(direct=False, readers=2, drop=True),
 )
 GOOD_SHARE = 0.9
+# What reading takes more than at the measured rate, as others are at work beside it.
+FLASH_SHARE = 0.95
 
 
-def choose(rates: Mapping[ReadMode, float]) -> ReadMode:
-    """The mode to read in, by bytes per second of each."""
-    best = max(rates.values())
-    return next(mode for mode, rate in rates.items() if rate >= GOOD_SHARE * best)
+@dataclass(frozen=True)
+class FlashRate:
+    """What reading in a mode gives, and what it takes from whoever computes.
+
+    Attributes:
+        bytes_s: bytes per second.
+        cpu_s: seconds of CPU for each byte: reads through the system's cache are copied.
+    """
+
+    bytes_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """A pass: bytes that are read, while `threads` of `cores` compute for `compute_s` seconds."""
+
+    n_bytes: int
+    compute_s: float
+    threads: int
+    cores: int
+
+    def seconds(self, rate: FlashRate) -> float:
+        """What the pass takes: reading, computing or the CPU for both, whichever is longest."""
+        cpu_s = self.compute_s * self.threads + rate.cpu_s * self.n_bytes
+        return max(self.flash_s(rate), self.compute_s, cpu_s / self.cores)
+
+    def flash_s(self, rate: FlashRate) -> float:
+        """What reading alone takes."""
+        return self.n_bytes / (rate.bytes_s * FLASH_SHARE)
+
+
+def choose(rates: Mapping[ReadMode, FlashRate], work: Work) -> ReadMode:
+    """The mode to read in for a pass."""
+    times = {mode: work.seconds(rate) for mode, rate in rates.items()}
+    best = min(times.values())
+    return next(mode for mode, seconds in times.items() if seconds * GOOD_SHARE <= best)

@@ -20,7 +20,7 @@ from headrace.loaders.model_file import TensorInfo
 from headrace.memory import Arena, aligned_slots
 from headrace.offload import requests
 from headrace.offload.files import PAGE, StreamedFile, reader_of
-from headrace.offload.modes import ReadMode
+from headrace.offload.modes import FlashRate, ReadMode
 from headrace.offload.pieces import slots_bytes
 from headrace.offload.semaphore import Semaphore
 from headrace.targets.table import ENTRY
@@ -71,7 +71,6 @@ class Window:
             raise ValueError(f"{len(reads)} reads do not go round in {n_slots} slots")
         self._reads = list(reads)
         self._n_slots = n_slots
-        self._slot_bytes = slot_bytes
         self._reader = ENTRY(reader)
         self.mode = mode
         self.flow = Flow()
@@ -83,32 +82,38 @@ class Window:
         self._requests = aligned_slots(len(reads) * requests.REQUEST_SLOTS)
         self._table = self._requests.reshape(len(reads), requests.REQUEST_SLOTS)
         self._shared = aligned_slots(requests.WINDOW_SLOTS)
-        self._own = [aligned_slots(8) for _ in range(mode.readers)]
+        self._own: list[np.ndarray] = []  # of each reader
         self._semaphore: Semaphore | None = None
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
         self._going = False
-        self._fill_table()
+        own = [files[read.path] for read in reads]
+        self._plain = np.array([file.plain.fileno() for file in own])
+        self._direct = np.array([-1 if file.direct is None else file.direct for file in own])
+        self._offsets = np.array([read.offset for read in reads])
+        self._sizes = np.array([read.n_bytes for read in reads])
+        self._places = self._slots.base + np.arange(len(reads)) % n_slots * slot_bytes
 
     def _fill_table(self) -> None:
-        base = self._slots.base
-        for i, read in enumerate(self._reads):
-            file = self._files[read.path]
-            direct = file.direct if self.mode.direct else None
-            skip = read.offset % PAGE if direct is not None else 0
-            ask = read.n_bytes + skip
-            row = self._table[i]
-            row[requests.FILE] = file.plain.fileno() if direct is None else direct
-            row[requests.OFFSET] = read.offset - skip
-            row[requests.ASK] = ask if direct is None else -(-ask // PAGE) * PAGE
-            row[requests.NEED] = ask
-            row[requests.ADDRESS] = base + i % self._n_slots * self._slot_bytes
+        """Say how to read in the present mode; where pieces come to lie is the same in all."""
+        table, direct = self._table, self.mode.direct
+        begin = self._offsets % PAGE
+        table[:, requests.ADDRESS] = self._places
+        if direct:  # whole pages
+            need = self._sizes + begin
+            table[:, requests.FILE] = self._direct
+            table[:, requests.OFFSET] = self._offsets - begin
+            table[:, requests.ASK] = -(-need // PAGE) * PAGE
+            table[:, requests.NEED] = need
+        else:
+            table[:, requests.FILE] = self._plain
+            table[:, requests.OFFSET] = self._offsets
+            table[:, requests.ASK] = table[:, requests.NEED] = self._sizes
+            table[:, requests.ADDRESS] += begin
 
     def address(self, index: int) -> int:
         """Where the bytes of a read lie when they have come."""
-        row = self._table[index]
-        skip = self._reads[index].offset - int(row[requests.OFFSET])
-        return int(row[requests.ADDRESS]) + skip
+        return int(self._places[index]) + self._reads[index].offset % PAGE
 
     def request(self, index: int) -> int:
         """Address of a read's request, which steps wait for and give back."""
@@ -116,8 +121,11 @@ class Window:
 
     # --- passes -----------------------------------------------------------------------------------
 
-    def begin(self) -> int:
+    def begin(self, mode: ReadMode | None = None) -> int:
         """Begin a pass; gives the address of the window for the native loop.
+
+        Args:
+            mode: how to read from now on, if not as before. What was read ahead is read again.
 
         Raises:
             ModelFileError: a file has changed, or could not be read.
@@ -125,6 +133,9 @@ class Window:
         if self._error is not None:
             self.halt()  # and try once more from the beginning: the file may be back
         self._check()
+        if mode is not None and mode != self.mode:
+            self.halt()
+            self.mode = mode
         if not self._going:
             self._start()
         self._shared[requests.PASS] += 1
@@ -159,28 +170,32 @@ class Window:
             self.halt()  # what has been read ahead may be of either file
             raise
 
-    def rate(self) -> float:
-        """Bytes per second of reading everything once, with nobody who looks at it.
+    def rate(self) -> FlashRate:
+        """What reading everything once takes, with nobody who looks at it.
 
         Raises:
             ModelFileError: a file could not be read.
         """
         self.halt()
         self._slots.view("slots")[::PAGE] = 0  # its pages are there
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         try:
             self._start(permits=len(self._reads))
             while self._error is None and not self._table[:, requests.READY].all():
                 time.sleep(0.0002)
-            spent, error = time.perf_counter() - began, self._error
+            spent, used = time.perf_counter() - began, time.process_time() - used
+            error = self._error
         finally:
             self.halt()
         if error is not None:
             raise error
-        return sum(read.n_bytes for read in self._reads) / spent
+        n_bytes = int(self._sizes.sum())
+        return FlashRate(n_bytes / spent, used / n_bytes)
 
     def _start(self, permits: int | None = None) -> None:
         shared, system = self._shared, _system()
+        self._fill_table()
+        self._own = [aligned_slots(8) for _ in range(self.mode.readers)]
         self._table[:, [requests.READY, requests.DONE]] = 0
         shared[:] = 0
         self._semaphore = Semaphore(self._n_slots if permits is None else permits)

@@ -22,7 +22,7 @@ from headrace.machine import (
 from headrace.model import Model, made
 from headrace.peak import peak_rss_bytes
 from headrace.planning import kernel_store, prepare
-from headrace.prediction import prediction
+from headrace.prediction import Passes
 from headrace.rates import measure_rates
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
@@ -39,6 +39,7 @@ def bench(
     threads: int | None = None,
     target: str | None = None,
     kernels: str | Path | None = None,
+    context: int | None = None,
     context_tokens: int = 0,
     runs: int = 3,
     progress: Progress | None = None,
@@ -46,7 +47,8 @@ def bench(
     """Best of `runs`: prefill of random tokens, then decode one by one from an empty context.
 
     As llama-bench does it: random tokens, no sampling, logits of the last token only. With
-    `context_tokens`, decoding starts after that many tokens of context.
+    `context_tokens`, decoding starts after that many tokens of context. The model is loaded with
+    a context of `context` tokens; default: as many as are needed.
 
     Raises:
         what `headrace.load` raises; ValueError: a count is below 1.
@@ -55,8 +57,8 @@ def bench(
         raise ValueError("prompt tokens, new tokens and runs must be at least 1")
     needed = max(prompt_tokens, new_tokens + context_tokens, FIRST_TOKENS)
     prepared = prepare(
-        resolve(model, progress=progress), context=needed, threads=threads, target=target,
-        kernels=kernels, budget=memory,
+        resolve(model, progress=progress), context=context or needed, threads=threads,
+        target=target, kernels=kernels, budget=memory,
     )  # fmt: skip
     # Before loading, as there is no room for it later.
     rates = measure_rates(
@@ -91,11 +93,9 @@ def bench(
         n_bytes = plan.bytes_per_token
         kv_read = int(mean_context * plan.kv_bytes_per_context_token)
         best = int(np.argmin(decode[1:])) + 1
-        flash = rates.flash
-        speed = prediction(
-            replace(rates, memory=bandwidth), loaded.residency, read_bytes=n_bytes,
-            prompt_tokens=prompt_tokens,
-        )  # fmt: skip
+        passes = Passes(replace(rates, memory=bandwidth), loaded.residency, n_bytes, plan.threads)
+        speed = passes.prediction(prompt_tokens)
+        flash = speed.flash
         return {
             "model": str(plan.model),
             "format": loaded.format,
@@ -120,8 +120,8 @@ def bench(
             "resident_weights_bytes": plan.resident_weights,
             "window_bytes": plan.window,
             "bytes_read_per_token": plan.flash_bytes_per_token,
-            "flash_read_gb_s": plan.flash_read_gb_s,
-            "read_mode": plan.read_mode,
+            "flash_read_gb_s": None if flash is None else flash / 1e9,
+            "read_mode": None if speed.mode is None else str(speed.mode),
             "decode_share_of_flash": (
                 None if flash is None else decode_tok_s * plan.flash_bytes_per_token / flash
             ),

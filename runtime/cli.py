@@ -19,6 +19,7 @@ from headrace.cli_commands import (
     DEFAULT_MODEL,
     bench,
     chat,
+    compare,
     compress,
     inspect,
     perplexity,
@@ -82,6 +83,7 @@ COMMANDS: dict[str, Command] = {
             Opt("prompt_tokens", int, 512, "tokens of the prefill", ("-p", "--prompt-tokens")),
             Opt("new_tokens", int, 128, "tokens of the decode", ("-n", "--new-tokens")),
             Opt("context_tokens", int, 0, "decode after so many tokens", ("--context-tokens",)),
+            _CONTEXT._replace(help="tokens of context; default: as many as are needed"),
             Opt("runs", int, 3, "take the best of so many", ("--runs",)),
             *_MACHINE,
             _JSON,
@@ -91,6 +93,18 @@ COMMANDS: dict[str, Command] = {
     "perplexity": Command(
         perplexity,
         (
+            _MODEL,
+            Opt("text", str, REQUIRED, "a text file; - reads stdin"),
+            Opt("window", int, 512, "tokens of a window", ("--context",)),
+            Opt("chunks", int, None, "only so many windows", ("--chunks",)),
+            *_MACHINE,
+            _JSON,
+        ),
+    ),
+    "compare": Command(
+        compare,
+        (
+            Opt("reference", str, REQUIRED, "what it should equal: " + _MODEL.help),
             _MODEL,
             Opt("text", str, REQUIRED, "a text file; - reads stdin"),
             Opt("window", int, 512, "tokens of a window", ("--context",)),

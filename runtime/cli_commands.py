@@ -144,22 +144,51 @@ def perplexity(*, model: str, text: str, window: int, chunks: int | None, **rest
     from headrace.perplexity import perplexity as score
 
     as_json = rest.pop("json")
-    try:
-        if text == "-":
-            data = _stdin().buffer.read()
-        else:
-            with open(text, "rb") as file:
-                data = file.read()
-    except OSError as error:
-        raise HeadraceError(f"cannot read the text {text}: {error.strerror}") from error
+    decoded = _text_of(text)
     with (
         _loaded(model, {**rest, "context": window}, quiet=as_json) as loaded,
         progress_bar() as progress,
     ):
-        decoded = data.decode("utf-8", errors="replace")
         result = score(loaded, decoded, context=window, chunks=chunks, progress=progress)
     show(result, as_json)
     return 0
+
+
+def compare(
+    *, reference: str, model: str, text: str, window: int, chunks: int | None, **rest: Any
+) -> int:
+    """Say how far MODEL is from REFERENCE on a text file (`-` is stdin).
+
+    Kullback-Leibler divergence of what they expect next (nats a token; 0: the same), how often they
+    find the same token likeliest, and the ratio of their perplexities. Both must have the same
+    vocabulary. --memory is for both together.
+    """
+    from headrace.compare import compare as score
+
+    as_json = rest.pop("json")
+    decoded = _text_of(text)
+    memory = rest.pop("memory")
+    each = {**rest, "context": window, "memory": None if memory is None else memory // 2}
+    with (
+        _loaded(reference, each, quiet=as_json) as first,
+        _loaded(model, each, quiet=as_json) as second,
+        progress_bar() as progress,
+    ):
+        result = score(first, second, decoded, context=window, chunks=chunks, progress=progress)
+    show(result, as_json)
+    return 0
+
+
+def _text_of(path: str) -> str:
+    try:
+        if path == "-":
+            data = _stdin().buffer.read()
+        else:
+            with open(path, "rb") as file:
+                data = file.read()
+    except OSError as error:
+        raise HeadraceError(f"cannot read the text {path}: {error.strerror}") from error
+    return data.decode("utf-8", errors="replace")
 
 
 def inspect(*, model: str, json: bool) -> int:

@@ -11,7 +11,7 @@ from headrace import plan as plans
 from headrace.errors import NoCompilerError
 from headrace.kernels import kv_cache
 from headrace.planning import Prepared, kernel_store, prepare
-from headrace.prediction import Rates, prediction
+from headrace.prediction import Passes, Rates
 from headrace.rates import PROMPT_TOKENS, Progress, measure_rates
 from headrace.sizes import format_size
 
@@ -101,11 +101,9 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     """Sizes and a prediction for a prepared model."""
     p, d, parts = prepared, prepared.decoder, prepared.parts
     rates = rates or Rates()
-    tied = d.embedding.name == d.head.name
-    read = sum(one.n_bytes for one in p.placed if tied or one.matrix.name != d.embedding.name)
     peak = sum(parts.values())
     prompt_tokens = min(PROMPT_TOKENS, p.shape.context)
-    speed = prediction(rates, p.residency, read_bytes=read, prompt_tokens=prompt_tokens)
+    speed = Passes(rates, p.residency, p.read_bytes, p.shape.threads).prediction(prompt_tokens)
     return MemoryPlan(
         model=str(p.file.paths[0]),
         architecture=d.architecture,
@@ -125,12 +123,12 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         peak_bytes=peak,
         parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed),
         layers=len(d.layers),
-        bytes_per_token=read,
+        bytes_per_token=p.read_bytes,
         flash_bytes_per_token=0 if p.residency is None else p.residency.streamed_bytes,
         kv_bytes_per_context_token=plans.kv_bytes(d, 1) // kv_cache.CHUNK,
         memory_read_gb_s=None if rates.memory is None else rates.memory / 1e9,
-        flash_read_gb_s=None if rates.flash is None else rates.flash / 1e9,
-        read_mode=None if rates.mode is None else str(rates.mode),
+        flash_read_gb_s=None if speed.flash is None else speed.flash / 1e9,
+        read_mode=None if speed.mode is None else str(speed.mode),
         predicted_tok_s=speed.tok_s,
         predicted_first_token_s=speed.first_token_s,
         advice=speed.advice,

@@ -568,15 +568,12 @@ class Model:
         interruptible = (
             seconds > PATIENCE_S and threading.current_thread() is threading.main_thread()
         )
-        streaming = self._held.streaming
-        if streaming is None:
-            return self._walk(program, interruptible, 0)
-        window, finished = streaming.window, False
-        at = window.begin()
+        held, finished = self._held, False
+        window = held.begin(n_tokens)
         try:
-            finished = self._walk(program, interruptible, at)
+            finished = self._walk(program, interruptible, window)
         finally:
-            window.end(finished)
+            held.end(finished)
         return finished
 
     def _walk(self, program: Program, interruptible: bool, window: int) -> bool:

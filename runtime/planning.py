@@ -52,6 +52,13 @@ class Prepared:
     limit: int | None = None  # and what there is: less, if that is not free
     pack: Pack | None = None  # the kernel pack that was asked for
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights in memory's form that a token takes: of an embedding only a row."""
+        ends = self.decoder.embedding.name, self.decoder.head.name
+        tied = ends[0] == ends[1]
+        return sum(p.n_bytes for p in self.placed if tied or p.matrix.name != ends[0])
+
 
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from headrace.offload.modes import ReadMode
+from headrace.offload.modes import FlashRate, ReadMode, Work, choose
 from headrace.offload.pieces import Residency
 from headrace.sizes import format_size
 
@@ -12,18 +13,23 @@ from headrace.sizes import format_size
 DECODE_SHARE = 0.90
 # Where weights stream, a step also writes what it has tiled, and reads it again from the cache.
 TILED_PASSES = 2.0
-# What reading takes more than at the measured rate, for it shares the CPU with kernels.
-FLASH_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine can do, in bytes per second; None: not measured."""
+    """What this machine can do; None: not measured.
+
+    Attributes:
+        memory: bytes per second.
+        flash: by mode.
+        sample: the model's passes, computing.
+        cores: for threads that compute or read.
+    """
 
     memory: float | None = None
-    flash: float | None = None
-    mode: ReadMode | None = None
-    sample: Sample | None = None  # of the model, computing
+    flash: Mapping[ReadMode, FlashRate] | None = None
+    sample: Sample | None = None
+    cores: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Speed:
     Attributes:
         flash_s, compute_s: of a token, which takes the longer of the two.
         first_token_s: of the prompt.
+        mode, flash: how tokens read what streams, and its bytes per second.
         advice: what would change the speed most.
     """
 
@@ -54,50 +61,88 @@ class Speed:
     flash_s: float | None = None
     compute_s: float | None = None
     first_token_s: float | None = None
+    mode: ReadMode | None = None
+    flash: float | None = None
     advice: str | None = None
 
 
-def prediction(
-    rates: Rates, residency: Residency | None, *, read_bytes: int, prompt_tokens: int
-) -> Speed:
-    """Speed at an empty context.
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a model on a machine.
 
     Args:
         rates: of this machine.
         residency: what is kept and what streams; None: all is kept.
         read_bytes: of weights in memory's form for each token.
-        prompt_tokens: of the prompt before the first token.
+        threads: that compute.
     """
-    sample, memory = rates.sample, rates.memory
-    compute_s = prompt_s = None
-    passes = 1
-    if sample is not None:
-        compute_s = sample.decode_s
-        passes = -(-prompt_tokens // sample.chunk_tokens)
-        prompt_s = sample.chunk_s * prompt_tokens / sample.chunk_tokens
-    elif memory is not None:  # too little of it for a sample
-        compute_s = read_bytes / (memory * DECODE_SHARE)
-    if residency is None:
-        tok_s = None if compute_s is None else 1 / compute_s
-        return Speed(tok_s, compute_s=compute_s, first_token_s=prompt_s)
-    if rates.flash is None:
-        return Speed()
-    tiled_s = 0.0 if memory is None else TILED_PASSES * residency.staged_bytes / memory
-    flash_s = residency.streamed_bytes / (rates.flash * FLASH_SHARE)
-    if prompt_s is not None:
-        prompt_s = max(flash_s * passes, prompt_s + tiled_s * passes)
-    compute_s = tiled_s + (compute_s or 0.0)
-    advice = _advice(residency, rates.flash, flash_s, compute_s, tiled_s)
-    return Speed(1 / max(flash_s, compute_s), flash_s, compute_s, prompt_s, advice)
 
+    rates: Rates
+    residency: Residency | None
+    read_bytes: int
+    threads: int
 
-def _advice(
-    residency: Residency, flash: float, flash_s: float, compute_s: float, tiled_s: float
-) -> str:
-    if flash_s > compute_s:
-        more = max(residency.streamed_bytes // 4, 1)
-        rate = 1 / max(compute_s, flash_s - more / (flash * FLASH_SHARE))
-        return f"the disk binds: with {format_size(more)} more memory {rate:.2f} tok/s"
-    if tiled_s > compute_s / 4:
-        return "tiling what is read binds: a file that `headrace compress` wrote needs none"
-    return "computing binds, not the disk: fewer bits a weight or more threads would help"
+    def compute_s(self, n_tokens: int) -> float | None:
+        """Seconds that a pass computes, at an empty context, with what is tiled; None: unknown."""
+        sample, memory = self.rates.sample, self.rates.memory
+        if sample is not None:
+            one, many = sample.decode_s, sample.chunk_s / sample.chunk_tokens
+            seconds = one if n_tokens == 1 else max(one, many * n_tokens)
+        elif n_tokens == 1 and memory is not None:  # too little memory for a sample
+            seconds = self.read_bytes / (memory * DECODE_SHARE)
+        else:
+            return None
+        return seconds + self.tiled_s
+
+    @property
+    def tiled_s(self) -> float:
+        """Seconds of a pass in which what was read is tiled."""
+        if self.residency is None or self.rates.memory is None:
+            return 0.0
+        return TILED_PASSES * self.residency.staged_bytes / self.rates.memory
+
+    def work(self, n_tokens: int) -> Work:
+        """What a pass reads and computes."""
+        n_bytes = 0 if self.residency is None else self.residency.streamed_bytes
+        return Work(n_bytes, self.compute_s(n_tokens) or 0.0, self.threads, self.rates.cores)
+
+    def mode(self, n_tokens: int) -> ReadMode | None:
+        """How to read for a pass over so many tokens; None where flash was not measured."""
+        return None if self.rates.flash is None else choose(self.rates.flash, self.work(n_tokens))
+
+    def seconds(self, n_tokens: int) -> float | None:
+        """What a pass takes; None: unknown."""
+        compute_s = self.compute_s(n_tokens)
+        if self.residency is None:
+            return compute_s
+        mode = self.mode(n_tokens)
+        if self.rates.flash is None or mode is None or (compute_s is None and n_tokens > 1):
+            return None
+        return self.work(n_tokens).seconds(self.rates.flash[mode])
+
+    def prediction(self, prompt_tokens: int) -> Speed:
+        """Speed at an empty context, after a prompt of so many tokens."""
+        sample, second = self.rates.sample, self.seconds(1)
+        prompt_s = None
+        if sample is not None:
+            chunk = min(sample.chunk_tokens, prompt_tokens)
+            of_chunk = self.seconds(chunk)
+            prompt_s = None if of_chunk is None else of_chunk * prompt_tokens / chunk
+        compute_s, mode = self.compute_s(1), self.mode(1)
+        tok_s = None if second is None else 1 / second
+        if self.residency is None or self.rates.flash is None or mode is None:
+            return Speed(tok_s, compute_s=compute_s, first_token_s=prompt_s)
+        rate = self.rates.flash[mode]
+        flash_s = self.work(1).flash_s(rate)
+        advice = self._advice(rate, flash_s, compute_s or 0.0)
+        return Speed(tok_s, flash_s, compute_s, prompt_s, mode, rate.bytes_s, advice)
+
+    def _advice(self, rate: FlashRate, flash_s: float, compute_s: float) -> str:
+        work = self.work(1)
+        if flash_s > compute_s:
+            more = max(work.n_bytes // 4, 1)
+            tok_s = 1 / replace(work, n_bytes=work.n_bytes - more).seconds(rate)
+            return f"the disk binds: with {format_size(more)} more memory {tok_s:.2f} tok/s"
+        if self.tiled_s > compute_s / 4:
+            return "tiling what is read binds: a file that `headrace compress` wrote needs none"
+        return "computing binds, not the disk: fewer bits a weight or more threads would help"

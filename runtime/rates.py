@@ -9,13 +9,12 @@ from headrace import plan as plans
 from headrace.machine import best_read_bandwidth, known_read_bandwidth
 from headrace.offload import flash, requests
 from headrace.offload.files import StreamedFile, close_all
-from headrace.offload.modes import ReadMode, choose
+from headrace.offload.modes import FlashRate, ReadMode
 from headrace.planning import Prepared, open_files
 from headrace.prediction import Rates
-from headrace.sample import take_sample
 from headrace.streaming import reads_of
 from headrace.targets.pack import Kernels
-from headrace.team import Team
+from headrace.team import Team, default_threads
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -36,6 +35,8 @@ def measure_rates(
     Raises:
         ModelFileError: something is to be streamed, and the files cannot be read.
     """
+    from headrace.sample import take_sample  # most models are loaded without
+
     p = prepared
     addresses = store.load(plans.kernels_of(p.decoder, p.placed, p.target), progress)
     team = Team(addresses, p.shape.threads)
@@ -56,20 +57,20 @@ def measure_rates(
     finally:
         team.close()
     if p.residency is None:
-        return Rates(memory, sample=sample)
+        return Rates(memory, sample=sample, cores=default_threads())
     files = open_files(p)
     try:
         reader = store.load([requests.kernel()])["window_read"]
-        mode, flash_rate = measure_flash(p, reader, files)
+        found = measure_flash(p, reader, files)
     finally:
         close_all(files.values())
-    return Rates(memory, flash_rate, mode, sample)
+    return Rates(memory, found, sample, default_threads())
 
 
 def measure_flash(
     prepared: Prepared, reader: int, files: Mapping[Path, StreamedFile]
-) -> tuple[ReadMode, float]:
-    """The fastest way to read what a prepared model streams, and its bytes per second.
+) -> dict[ReadMode, FlashRate]:
+    """The ways to read what a prepared model streams, and how fast they are.
 
     Args:
         prepared: a model of which something is streamed.
@@ -83,6 +84,4 @@ def measure_flash(
     if residency is None:
         raise ValueError("nothing is streamed")
     reads = reads_of({p.matrix.name: p for p in prepared.placed}, residency.streamed)
-    rates = flash.measure(files, reads, residency.slot_bytes, reader)
-    mode = choose(rates)
-    return mode, rates[mode]
+    return flash.measure(files, reads, residency.slot_bytes, reader)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from headrace.memory import Arena
 from headrace.offload.files import StreamedFile
-from headrace.offload.modes import ReadMode
+from headrace.offload.modes import MODES
 from headrace.offload.pieces import Piece, Residency
 from headrace.offload.window import Read, Window
 from headrace.placing import PlacedMatrix
@@ -30,18 +30,17 @@ class Streaming:
         placed: matrices by name.
         residency: something of it is streamed.
         addresses: kernels by name.
-        mode: how to read.
         files: the model's files, open; the caller closes them after `close`.
     """
 
     def __init__(
         self, placed: Mapping[str, PlacedMatrix], residency: Residency,
-        addresses: dict[str, int], mode: ReadMode, files: Mapping[Path, StreamedFile],
+        addresses: dict[str, int], files: Mapping[Path, StreamedFile],
     ) -> None:  # fmt: skip
         self.residency = residency
         reads = reads_of(placed, residency.streamed)
         self.window = Window(
-            reads, residency.slots, residency.slot_bytes, addresses["window_read"], mode,
+            reads, residency.slots, residency.slot_bytes, addresses["window_read"], MODES[0],
             files,
         )  # fmt: skip
         staging = residency.staging_bytes

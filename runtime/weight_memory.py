@@ -15,10 +15,11 @@ from headrace.machine import known_read_bandwidth
 from headrace.memory_plan import MemoryPlan, memory_plan
 from headrace.offload.files import StreamedFile, close_all, reader_of
 from headrace.planning import Prepared, least, open_files, refit
-from headrace.prediction import Rates
+from headrace.prediction import Passes, Rates
 from headrace.rates import measure_flash
 from headrace.streaming import Streaming
 from headrace.targets.pack import Kernels
+from headrace.team import default_threads
 from headrace.weights import Weights
 
 Progress = Callable[[int, int | None, str], None]
@@ -102,6 +103,28 @@ class WeightMemory:
             reader_of(self._files),
         )  # fmt: skip
 
+    def begin(self, n_tokens: int) -> int:
+        """Begin a pass over so many tokens; gives the address of the window for the native loop.
+
+        Long ones compute more than they read, so that other ways to read may be better for them.
+
+        Raises:
+            ModelFileError: a file has changed, or could not be read.
+        """
+        if self.streaming is None:
+            return 0
+        mode = self._passes.mode(1 if n_tokens <= plans.SHORT_TOKENS else n_tokens)
+        return self.streaming.window.begin(mode)
+
+    def end(self, finished: bool) -> None:
+        """End a pass.
+
+        Raises:
+            ModelFileError: it stopped because a read failed.
+        """
+        if self.streaming is not None:
+            self.streaming.window.end(finished)
+
     def close(self) -> None:
         """End the readers, close the files."""
         self._stop_streaming()
@@ -123,16 +146,20 @@ class WeightMemory:
             self.addresses |= self._store.load(more)
             if not self._files:
                 self._files = open_files(prepared)
-            mode = self._rates.mode
-            if mode is None:
+            if self._rates.flash is None:
                 reader = self.addresses["window_read"]
-                mode, flash = measure_flash(prepared, reader, self._files)
                 memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
-                self._rates = replace(self._rates, memory=memory, flash=flash, mode=mode)
+                self._rates = replace(
+                    self._rates, memory=memory, cores=default_threads(),
+                    flash=measure_flash(prepared, reader, self._files),
+                )  # fmt: skip
             self.streaming = Streaming(
-                self.weights.placed, prepared.residency, self.addresses, mode, self._files
+                self.weights.placed, prepared.residency, self.addresses, self._files
             )
         self.prepared = prepared
+        self._passes = Passes(
+            self._rates, prepared.residency, prepared.read_bytes, prepared.shape.threads
+        )
         self.plan: MemoryPlan = memory_plan(prepared, self._rates)
 
     def _stop_streaming(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,9 +11,9 @@ from hypothesis import strategies as st
 
 from headrace.errors import BudgetError
 from headrace.offload.budget import Choice, Limit, fit
-from headrace.offload.modes import MODES, choose
+from headrace.offload.modes import FLASH_SHARE, MODES, FlashRate, Work, choose
 from headrace.offload.pieces import LEAST_SLOTS, Cuttable, cut, keep, least_bytes, spread
-from headrace.prediction import Rates, prediction
+from headrace.prediction import Passes, Rates, Sample, Speed
 
 matrices = st.lists(
     st.builds(
@@ -108,22 +110,51 @@ def test_everything_in_memory_comes_first() -> None:
 
 def test_the_first_good_mode_is_taken() -> None:
     first, second, *_ = MODES
-    assert choose({first: 3.0, second: 3.2}) is first
-    assert choose({first: 2.0, second: 3.2}) is second
+    work = Work(10**9, 0.0, threads=2, cores=2)
+    assert choose({first: FlashRate(3e9, 0), second: FlashRate(3.2e9, 0)}, work) is first
+    assert choose({first: FlashRate(2e9, 0), second: FlashRate(3.2e9, 0)}, work) is second
+
+
+def test_long_passes_leave_the_cpu_to_those_who_compute() -> None:
+    frugal, fast, *_ = MODES
+    rates = {frugal: FlashRate(2e9, 0.05e-9), fast: FlashRate(4e9, 0.5e-9)}
+    short, long = (Work(2 * 10**9, s, threads=2, cores=2) for s in (0.1, 2.0))
+    assert choose(rates, short) is fast
+    assert choose(rates, long) is frugal
+    assert long.seconds(rates[frugal]) == pytest.approx(2.05)
+    assert long.seconds(rates[fast]) == pytest.approx(2.5)
+    assert short.seconds(rates[fast]) == pytest.approx(0.6)
+    # Where a core is left over, nobody is in the way.
+    assert choose(rates, replace(long, threads=1)) is frugal
+    assert replace(long, threads=1).seconds(rates[fast]) == pytest.approx(2.0)
 
 
 def test_the_slower_of_disk_and_compute_is_predicted() -> None:
     pieces = cut([Cuttable("m", 10_000, 36_864, 36_864, 368_640_000, True)])
     residency = keep(pieces, 100 << 20)
     assert residency is not None
+    read, mode = 368_640_000, MODES[0]
 
-    def predict(**rates: float) -> float:
-        speed = prediction(Rates(**rates), residency, read_bytes=368_640_000, prompt_tokens=128)
-        assert speed.tok_s is not None
-        return speed.tok_s
+    def predict(memory: float, flash: float, sample: Sample | None = None) -> Speed:
+        rates = Rates(memory, {mode: FlashRate(flash, 0)}, sample, cores=2)
+        return Passes(rates, residency, read, 2).prediction(128)
 
-    slow, fast = predict(memory=50e9, flash=1e9), predict(memory=50e9, flash=2e9)
-    assert fast == pytest.approx(2 * slow)
-    assert slow == pytest.approx(0.95e9 / residency.streamed_bytes)
-    assert predict(memory=50e9, flash=1e12) < 50e9 / 368_640_000
-    assert prediction(Rates(), None, read_bytes=1, prompt_tokens=128).tok_s is None
+    slow, fast = predict(50e9, 1e9), predict(50e9, 2e9)
+    assert slow.tok_s is not None
+    assert fast.tok_s == pytest.approx(2 * slow.tok_s)
+    assert slow.tok_s == pytest.approx(FLASH_SHARE * 1e9 / residency.streamed_bytes)
+    assert slow.mode is mode
+    bound = predict(50e9, 1e12).tok_s
+    assert bound is not None
+    assert bound < 50e9 / read
+    assert Passes(Rates(), None, 1, 2).prediction(128).tok_s is None
+    assert slow.first_token_s is None  # nothing says how fast prompts are
+    # A prompt in chunks takes as many passes.
+    reading = residency.streamed_bytes / (FLASH_SHARE * 1e9)
+    found = predict(50e9, 1e9, Sample(decode_s=0.01, chunk_tokens=32, chunk_s=0.02))
+    assert found.first_token_s == pytest.approx(4 * reading)
+    found = predict(50e9, 1e9, Sample(decode_s=0.01, chunk_tokens=128, chunk_s=9.0))
+    assert found.first_token_s == pytest.approx(9.0)
+    whole = Passes(Rates(sample=Sample(0.01, 64, 0.5), cores=2), None, read, 2).prediction(128)
+    assert whole.tok_s == pytest.approx(100)
+    assert whole.first_token_s == pytest.approx(1.0)

@@ -19,7 +19,7 @@ from headrace.compress import compress
 from headrace.errors import BudgetError, CancelledError, HeadraceError, ModelFileError
 from headrace.memory_plan import plan_model
 from headrace.model import Model
-from headrace.offload import pieces, requests
+from headrace.offload import pieces
 
 CONTEXT = 64
 
@@ -190,12 +190,12 @@ def test_a_read_that_fails_once_is_made_again(streaming: Model) -> None:
     expected = logits(streaming)
     window = streaming._held.streaming.window
     window.halt()
-    row = window._table[len(window._table) // 2]
-    good = int(row[requests.FILE])
-    row[requests.FILE] = 987654  # no descriptor: the system says EBADF
+    files = window._direct if window.mode.direct else window._plain
+    good = int(files[len(files) // 2])
+    files[len(files) // 2] = 987654  # no descriptor: the system says EBADF
     assert np.array_equal(logits(streaming), expected)
     assert window.flow.mended_reads >= 1
-    row[requests.FILE] = good
+    files[len(files) // 2] = good
 
 
 def test_a_disk_that_fails_ends_in_an_exception(streaming: Model) -> None:
@@ -203,7 +203,7 @@ def test_a_disk_that_fails_ends_in_an_exception(streaming: Model) -> None:
     window = streaming._held.streaming.window
     (file,) = window._files.values()
     window.halt()
-    window._table[:, requests.FILE] = 987654
+    window._plain[:] = window._direct[:] = 987654
     write_only = os.open(os.devnull, os.O_WRONLY)
     there = os.dup(file.plain.fileno())
     file.check = lambda: None

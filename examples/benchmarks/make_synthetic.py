@@ -27,7 +27,7 @@ TYPES = {
 # Name: (offsets of F16 fields, and what each is multiplied by to give weights of about unit size).
 RANDOM_BLOCKS = {
     "Q4_0": ((0,), (1 / 4.6,)),
-    "Q2_K": ((80, 82), (1 / 10, 1.5 / 10)),
+    "Q2_K": ((80, 82), (1 / 14, 1.5 / 14)),
     "Q3_K": ((108,), (1 / 42,)),
     "Q4_K": ((0, 2), (1 / 258, 7.5 / 258)),
     "Q5_K": ((0, 2), (1 / 516, 7.5 / 258)),
@@ -122,7 +122,7 @@ def add_metadata(writer: gguf.GGUFWriter, a: argparse.Namespace) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(a.vocab)
     name = f"MOSTLY_{TYPES[a.type].name}"
-    by_name = {"MOSTLY_F32": "ALL_F32", "MOSTLY_Q4_K": "MOSTLY_Q4_K_S"}
+    by_name = {"MOSTLY_F32": "ALL_F32"} | {f"MOSTLY_Q{k}_K": f"MOSTLY_Q{k}_K_S" for k in (3, 4, 5)}
     writer.add_file_type(gguf.LlamaFileType[by_name.get(name, name)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     tokens, types, merges = vocabulary(a.vocab)
