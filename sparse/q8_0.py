@@ -34,9 +34,9 @@ from headrace.sparse.format import (
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     dot8,
-    dot_bias,
     dot_init,
     dot_result,
+    dot_start,
     f32,
     fma,
     get_f16,
@@ -46,8 +46,6 @@ from headrace.targets.simd import (
     outer,
     put_f32,
     q8_f32,
-    q8_i32,
-    splat_i32,
     to_f32,
 )
 
@@ -90,7 +88,7 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     entry = load_q8(x, tokens)
-    total = dot_init(q8_i32(entry, 40) * splat_i32(dot_bias(8)), tiles)
+    total = dot_init(dot_start(entry, 40, 8), tiles)
     total = dot8(total, load_eights(w + 32, tiles, stride), entry, 0, 8)
     total = dot8(total, load_eights(w + 160, tiles, stride), entry, 8, 8)
     total = dot8(total, load_eights(w + 288, tiles, stride), entry, 16, 8)

@@ -34,7 +34,7 @@ DATA = Path(__file__).parent / "data"
 FAMILIES = {path.stem: path for path in sorted((DATA / "families").glob("*.gguf"))}
 WIDTH, VOCABULARY, LAYERS = 256, 300, 2
 KINDS = [fmt.ggml_type for fmt in FORMATS.values()]  # with kernels
-EXPANDED = ["IQ2_S", "IQ3_S", "IQ2_XS", "TQ2_0", "IQ1_S"]
+EXPANDED = ["IQ2_S", "IQ3_S", "IQ2_XS", "TQ1_0", "IQ1_S"]
 LIST = "llama.attention.head_count_kv"
 
 
@@ -206,6 +206,13 @@ def test_a_split_source(small: Path, tmp_path: Path) -> None:
     assert not any(key.startswith("split.") for key in model.metadata)
     assert len(model.paths) == 1
     assert np.array_equal(logits(path), logits(small))
+
+
+@pytest.mark.parametrize("name", ["blk.1.ffn_up.scale", "blk.1.ffn_up.weight.scale"])
+def test_a_scale_for_a_whole_tensor_is_refused(name: str, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "s.gguf", ["NVFP4"], {name: np.ones(1, np.float32)})
+    with pytest.raises(UnsupportedError, match=rf"blk\.1\.ffn_up\.weight.*{name}.*convert"):
+        prepare(source, context=None, threads=1, target=None)
 
 
 # --- what is in the file --------------------------------------------------------------------------
