@@ -471,7 +471,7 @@ def _sources(fmt: Format) -> tuple[str, ...]:
         "headrace.sparse.format",
         "headrace.sparse.interleaving",
         "headrace.sparse.lookup",
-        f"headrace.sparse.{fmt.name}",
+        *(f"headrace.sparse.{module}" for module in fmt.modules or (fmt.name,)),
     )
 
 
