@@ -88,15 +88,26 @@ def rank_for(width: int) -> int:
     return int(np.clip(2 ** round(np.log2(max(1.0, 16 * width / 4096))), RANKS[0], RANKS[-1]))
 
 
-def decompose(w: Floats, rank: int, levels: int) -> Iterator[tuple[Block, float]]:
-    """The blocks of float32 [m, n], each with the Frobenius norm of what is left after it."""
-    left = np.array(w, np.float32)
+def decompose(
+    w: Floats, rank: int, levels: int, scale: Floats | None = None
+) -> Iterator[tuple[Block, float]]:
+    """The blocks of float32 [m, n], each with the Frobenius norm of what is left after it.
+
+    Args:
+        w: the matrix.
+        rank: vectors of a block.
+        levels: blocks.
+        scale: how large inputs are, float32 [n], positive. What is left of w * scale is then what
+            counts, and V has 1 / scale in it: the paper has that in what makes the inputs, which is
+            the same but for matrices whose inputs are shared with others.
+    """
+    by = np.ones(w.shape[1], np.float32) if scale is None else scale.astype(np.float32)
+    left = w.astype(np.float32) * by
     rng = np.random.default_rng(0)
     for _ in range(levels):
-        positive = left >= 0
         u, v = _leading(np.abs(left), min(rank, *left.shape), rng)
-        block = Block(positive, _filled(u.T, rank).T, _filled(v, rank))
-        left -= block.dense()
+        block = Block(left >= 0, _filled(u.T, rank).T, _filled(v / by, rank))
+        left -= block.dense() * by
         yield block, float(np.linalg.norm(left))
 
 

@@ -81,3 +81,17 @@ def test_what_is_left_is_left_of_the_rounded_vectors() -> None:
 def test_a_matrix_of_zeros_stays_one() -> None:
     found = list(decompose(np.zeros((20, 70), np.float32), 2, 3))
     assert not rebuild([block for block, _ in found]).any()
+
+
+def test_scaled_inputs_count_for_more() -> None:
+    w = _normal(64, 128)
+    scale = np.exp(np.random.default_rng(1).standard_normal(128)).astype(np.float32)
+    x = np.random.default_rng(2).standard_normal((256, 128)).astype(np.float32) * scale
+
+    def error(blocks: list) -> float:
+        return float(np.linalg.norm(x @ (w - rebuild([block for block, _ in blocks])).T))
+
+    with_scale, without = list(decompose(w, 2, 3, scale)), list(decompose(w, 2, 3))
+    assert error(with_scale) < 0.8 * error(without)
+    left = np.linalg.norm((w - rebuild([block for block, _ in with_scale])) * scale)
+    assert left == pytest.approx(with_scale[-1][1], rel=1e-4)
