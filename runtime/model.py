@@ -296,10 +296,10 @@ class Model:
                 raise HeadraceError(_CLOSED)
             self._change(refit(self._held.prepared, budget, self._held))
         finally:
-            self._changers.remove(hold)
             if self._closed:
                 self._end()
             self._holder.give_back(hold)
+            self._changers.remove(hold)
 
     def _change(self, prepared: Prepared) -> None:
         """Keep what `prepared` says in memory; all is as before if that fails.
@@ -640,11 +640,7 @@ class _Busy:
     def __enter__(self) -> None:
         model = self._model
         self._hold = Hold(sys._getframe(1))
-        while any(
-            one.thread != self._hold.thread and not one.is_void() for one in list(model._changers)
-        ):
-            time.sleep(0.0005)
-        found = model._holder.take(self._hold)
+        found = self._take()
         if found is not self._hold:
             self._hold.end()
             here = found.thread == self._hold.thread
@@ -662,6 +658,17 @@ class _Busy:
         elif model._owner is not self._owner:
             model._holder.give_back(self._hold)
             raise BusyError("a newer generation has taken over this model; this one cannot go on")
+
+    def _take(self) -> Hold:
+        """The hold that there is: this one, or another step's; those who set `memory` go first."""
+        model, own = self._model, self._hold
+        while True:
+            changers = [one for one in list(model._changers) if one.thread != own.thread]
+            if all(one.is_void() for one in changers):
+                found = model._holder.take(own)
+                if found is own or found not in model._changers or found.thread == own.thread:
+                    return found
+            time.sleep(0.0005)
 
     def __exit__(self, *_: object) -> None:
         if self._model._closed:  # by a callback or a signal handler of this thread
