@@ -97,7 +97,7 @@ def made(prepared: Prepared, progress: Progress | None, rates: Rates | None = No
     """Load what was prepared; `rates` of this machine, if they have been measured already."""
     if rates is None and prepared.residency is not None:
         rates = measure_rates(prepared, kernel_store(prepared), probe=False, progress=progress)
-    return Model(prepared, progress, rates or Rates())
+    return Model(prepared, progress, rates)
 
 
 def _budget(memory: int | str) -> int:
@@ -111,7 +111,9 @@ class Model:
     one that was left half read. `cancel` may be called from any thread.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress | None, rates: Rates) -> None:
+    def __init__(
+        self, prepared: Prepared, progress: Progress | None, rates: Rates | None = None
+    ) -> None:
         self._decoder = prepared.decoder
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
@@ -126,7 +128,7 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared)
-        self._held = held = WeightMemory(prepared, self._store, rates, progress)
+        self._held = held = WeightMemory(prepared, self._store, rates or Rates(), progress)
         self._programs = Programs(
             prepared.decoder, held.weights, prepared.target, held.addresses, prepared.shape,
             held.streaming, held.rows(),

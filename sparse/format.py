@@ -130,6 +130,13 @@ def unpack_nibbles(packed: Bytes) -> Bytes:
     return np.concatenate([packed & 0x0F, packed >> 4], axis=-1)
 
 
+def transpose_bits(bits: Bytes, rows: int) -> Bytes:
+    """Transpose 32 bits [..., 4] as a matrix of `rows`: 8 is bit 4g + i to 8i + g, 4 undoes it."""
+    each = np.unpackbits(bits, axis=-1, bitorder="little")
+    matrix = each.reshape(*bits.shape[:-1], rows, 32 // rows).swapaxes(-1, -2)
+    return np.packbits(matrix.reshape(each.shape), axis=-1, bitorder="little")
+
+
 def interleave(blocks: Bytes, runs: Runs) -> Bytes:
     """Tile row blocks: [rows, n_blocks, k] -> [n_tiles, n_blocks, 16 * k].
 

@@ -470,6 +470,7 @@ def _sources(fmt: Format) -> tuple[str, ...]:
         __name__,
         "headrace.sparse.format",
         "headrace.sparse.interleaving",
+        "headrace.sparse.lookup",
         f"headrace.sparse.{fmt.name}",
     )
 

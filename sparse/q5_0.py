@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -35,14 +36,18 @@ from headrace.sparse.format import (
     halves,
     interleave,
     pack_nibbles,
+    transpose_bits,
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.grid import Grid, search_groups
-from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
+from headrace.sparse.interleaving import (
+    interleave_halves,
+    interleave_words,
+    load_eights,
+    regroup_bits,
+)
 from headrace.targets.simd import (
     and_u8,
-    bits_i32,
     dot8,
     dot_init,
     dot_result,
@@ -60,12 +65,8 @@ from headrace.targets.simd import (
     put_f32,
     q8_f32,
     q8_shifted,
-    shl,
     shl_u8,
-    shr,
     shr_u8,
-    splat_i32,
-    store_i32,
     to_f32,
 )
 
@@ -100,48 +101,25 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(halves(blocks[..., :2]) * (codes.astype(np.float32) - 16))
 
 
-def fit(x: Floats, importance: Floats | None) -> Bytes:
-    """Scales by search, no codes yet; see `headrace.sparse.grid`."""
-    rows, n = x.shape
-    raw = np.zeros((rows, n // BLOCK, BLOCK_BYTES), np.uint8)
-    raw[..., :2] = half_bytes(search_groups(x, importance, BLOCK, LEVELS)[..., None])
-    return as_rows(raw)
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[:] = join(blocks[..., :2], codes)
 
 
-def scales(raw: Bytes) -> tuple[Floats, None]:
-    """The scale of each block: float32 [rows, n_blocks]."""
-    return halves(byte_blocks(raw, BLOCK_BYTES)[..., :2])[..., 0], None
-
-
-def put(raw: Bytes, codes: Bytes) -> Bytes:
-    """The raw bytes with these codes: uint8 [rows, n]."""
-    blocks = byte_blocks(raw, BLOCK_BYTES)
-    return as_rows(join(blocks[..., :2], codes.reshape(*blocks.shape[:2], BLOCK)))
-
-
-LEVELS = tuple(float(code - 16) for code in range(32))
-GRID = Grid(group=BLOCK, levels=LEVELS, fit=fit, scales=scales, put=put)
+GRID = scaled_grid(BLOCK, BLOCK_BYTES, range(-16, 16), _put)
 
 
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     blocks = byte_blocks(raw, BLOCK_BYTES).copy()
-    blocks[..., 2:6] = _regroup(blocks[..., 2:6], 8)
+    blocks[..., 2:6] = transpose_bits(blocks[..., 2:6], 8)
     return interleave(blocks, RUNS)
 
 
 def untile(tiled: Bytes, rows: int) -> Bytes:
     """Give back the raw bytes of the first `rows` rows."""
     blocks = deinterleave(tiled, rows, RUNS)
-    blocks[..., 2:6] = _regroup(blocks[..., 2:6], 4)
+    blocks[..., 2:6] = transpose_bits(blocks[..., 2:6], 4)
     return as_rows(blocks)
-
-
-def _regroup(high: Bytes, groups: int) -> Bytes:
-    # Transposes the bits as a matrix of `groups` rows: 8 is bit 4g + i to 8i + g, 4 undoes it.
-    bits = np.unpackbits(high, axis=-1, bitorder="little")
-    matrix = bits.reshape(*high.shape[:-1], groups, 32 // groups).swapaxes(-1, -2)
-    return np.packbits(matrix.reshape(bits.shape), axis=-1, bitorder="little")
 
 
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
@@ -161,25 +139,10 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     return fma(scale, to_f32(dot_result(total, 5)), acc)
 
 
-def _swapped(x: Any, apart: Any, mask: Any) -> Any:
-    """Exchange the bits of int32 lanes under `mask` with those `apart` higher."""
-    change = (x ^ shr(x, apart)) & splat_i32(mask)
-    return x ^ change ^ shl(change, apart)
-
-
-def _regrouped(high: Any) -> Any:
-    """Bit 4g + i to 8i + g: rotates the 5 bits of an index by 2, an exchange of two at a time."""
-    high = _swapped(high, 3, 0x0A0A0A0A)
-    high = _swapped(high, 6, 0x00CC00CC)
-    high = _swapped(high, 12, 0x0000F0F0)
-    return _swapped(high, 8, 0x0000FF00)
-
-
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One block of 16 raw rows to a tile block."""
     interleave_halves(src, row_bytes, dst)
-    high = bits_i32(part(load_runs(src + 2, row_bytes, 4), 0))
-    store_i32(dst + 32, _regrouped(high), 0)
+    regroup_bits(part(load_runs(src + 2, row_bytes, 4), 0), dst + 32)
     interleave_words(src + 6, row_bytes, dst + 96, 4)
 
 

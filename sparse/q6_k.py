@@ -42,9 +42,14 @@ from headrace.sparse.format import (
     interleave,
     pack_nibbles,
     unpack_nibbles,
-    weight_blocks,
 )
-from headrace.sparse.interleaving import interleave_halves, load_eights
+from headrace.sparse.interleaving import (
+    interleave_halves,
+    load_eights,
+    regroup_nibbles,
+    transpose_pairs,
+)
+from headrace.sparse.k_quants import BLOCK, encode_blocks, sub_blocks
 from headrace.targets.simd import (
     and_u8,
     copy_runs,
@@ -70,14 +75,11 @@ from headrace.targets.simd import (
     shl,
     shl_u8,
     shr_u8,
-    store_u8,
     to_f32,
 )
 
-BLOCK = 256
 BLOCK_BYTES = 210
 RUNS = ((2, 2), (16, 1), (128, 4), (64, 4))
-CHUNK = 2048  # blocks that `encode` searches at once: some 20 MB of temporaries
 _EPSILON = np.float32(1e-15)  # a group below it counts as zero, as in ggml
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 
@@ -85,17 +87,12 @@ _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 @np.errstate(all="ignore")
 def encode(x: Floats) -> Bytes:
     """Quantise by ggml's reference search over 19 scales per sub-block, without importances."""
-    blocks = weight_blocks(x, BLOCK)
-    flat = blocks.reshape(-1, BLOCK)
-    raw = np.empty((len(flat), BLOCK_BYTES), np.uint8)
-    for at in range(0, len(flat), CHUNK):
-        raw[at : at + CHUNK] = _encode_blocks(flat[at : at + CHUNK])
-    return as_rows(raw.reshape(*blocks.shape[:2], BLOCK_BYTES))
+    return encode_blocks(x, BLOCK_BYTES, _encode_blocks)
 
 
 def _encode_blocks(blocks: Floats) -> Bytes:
     # [n, 256] -> [n, 210]
-    x = np.ascontiguousarray(blocks.reshape(-1, 16).T)  # (16, sub-blocks): sums run in C's order
+    x = sub_blocks(blocks, 16)
     scale, codes = _search(x)
     scale = scale.reshape(-1, 16)
     at = np.abs(scale).argmax(axis=-1, keepdims=True)
@@ -209,29 +206,16 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     return acc
 
 
-def _pairs(a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Bits 0..1 of a, 2..3 of b, 4..5 of c and 6..7 of d."""
-    return and_u8(a, 3) | and_u8(b, 12) | and_u8(c, 48) | and_u8(d, 192)
-
-
 def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
     """One block of 16 raw rows to a tile block."""
     for h in range(2):
         for k in range(2):  # and the chunk 64 inputs behind, whose bits are the high nibbles
-            lower = load_runs(src + (64 * h + 32 * k), row_bytes, 4)
-            upper = load_runs(src + (64 * h + 32 * k + 16), row_bytes, 4)
             to = dst + (288 + 1024 * h + 256 * k)
-            store_u8(to, and_u8(lower, 15) | shl_u8(upper, 4))
-            store_u8(to + 512, shr_u8(lower, 4) | and_u8(upper, 240))
+            regroup_nibbles(src + (64 * h + 32 * k), row_bytes, to, to + 512)
         for v in range(2):
-            # Bits 2k..2k+1 of vector j become bits 2j..2j+1 of vector k.
             high = load_runs(src + (128 + 32 * h + 16 * v), row_bytes, 4)
             a, b, c, d = part(high, 0), part(high, 1), part(high, 2), part(high, 3)
-            to = dst + (2336 + 512 * h + 64 * v)
-            store_u8(to, _pairs(a, shl_u8(b, 2), shl_u8(c, 4), shl_u8(d, 6)))
-            store_u8(to + 128, _pairs(shr_u8(a, 2), b, shl_u8(c, 2), shl_u8(d, 4)))
-            store_u8(to + 256, _pairs(shr_u8(a, 4), shr_u8(b, 2), c, shl_u8(d, 2)))
-            store_u8(to + 384, _pairs(shr_u8(a, 6), shr_u8(b, 4), shr_u8(c, 2), d))
+            transpose_pairs(a, b, c, d, dst + (2336 + 512 * h + 64 * v), 128)
     # Last, as in the rows: reads from memory are fetched ahead where addresses rise.
     copy_runs(dst + 32, src + 192, row_bytes, 1)
     interleave_halves(src + 208, row_bytes, dst)

@@ -310,9 +310,9 @@ def write_gguf(path: Path) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"token{i}" for i in range(100)])
     writer.add_tensor("a", np.zeros((4, 64), np.float32))
-    q5_1 = gguf.GGMLQuantizationType.Q5_1
-    raw = gguf.quants.quantize(np.ones((4, 64), np.float32), q5_1)
-    writer.add_tensor("b", raw, raw_dtype=q5_1)
+    tq1_0 = gguf.GGMLQuantizationType.TQ1_0
+    raw = gguf.quants.quantize(np.ones((1, 256), np.float32), tq1_0)
+    writer.add_tensor("b", raw, raw_dtype=tq1_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -330,12 +330,12 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["metadata"]["tokenizer.ggml.tokens"]["count"] == 100
     rows = {row["type"]: row for row in facts["types"]}
     assert rows["F32"]["loads_as"] == "kernel"
-    assert rows["Q5_1"]["loads_as"] == "expanded to Q8_0"
-    assert rows["Q5_1"]["bytes"] == 4 * 2 * 24
-    assert rows["Q5_1"]["loaded_bytes"] == 16 * 2 * 34  # rows fill a tile
+    assert rows["TQ1_0"]["loads_as"] == "expanded to TQ2_0"
+    assert rows["TQ1_0"]["bytes"] == 54
+    assert rows["TQ1_0"]["loaded_bytes"] == 16 * 66  # rows fill a tile
     assert cli.main(["inspect", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "expanded to Q8_0" in out
+    assert "expanded to TQ2_0" in out
     assert "[token0, token1, token2, token3, ...] (100)" in out
     assert "\x1b" not in out
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.lookup import E2M1
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
@@ -102,7 +103,10 @@ def test_encode_error_is_within_the_bits(fmt: Format) -> None:
         return
     # b-bit codes span twice the largest weight, so a step is 2^(1-b) of it; a weight is off by one
     # step where the range is cut (code 8 of Q4_0), and a quarter of one is for the rounded scales.
+    # Values of FP4 are unequally far apart: 4 and 6 are next, and MXFP4 cuts 8 down to 6.
+    coarse = {"mxfp4": 2, "nvfp4": 4 / 3}.get(fmt.name, 1)
     step = np.abs(x.reshape(-1, fmt.block)).max(axis=1) * 2.0 ** (1 - int(fmt.bits_per_weight))
+    step *= coarse
     assert np.all(error.reshape(-1, fmt.block).max(axis=1) <= 1.25 * step)
 
 
@@ -188,7 +192,13 @@ def test_registry_imports_numpy_only() -> None:
 # SHA-256 of what ggml's own C (llama-cpp-python's libggml-base, quantize_row_*_ref) makes of
 # `steady_weights(16, 2048)`: gguf cannot quantise these types.
 GGML_ENCODES = {
+    "iq4_nl": "5b0bc354baaff1c1934575ac8ee91a049c9d95acde40163fa4c435a625197bdd",
+    "iq4_xs": "2d46d980e0fc5f9c86469d2d43943be7121dd07dd24b00d93bac05ada7c319ab",
+    "nvfp4": "a2b997b65425b286ad6e6f81c63711d4fcac4be9171ecb808ca6ea4324a117bb",
+    "q2_k": "7b60d7ecf456aa8ceea3fc903e720dfd601f602c406b5a2986392fd909efd676",
+    "q3_k": "91aa5a27cfdc9aee28f26f67db998f6c05f3bb6845318ac627636c9861076196",
     "q4_k": "1b6ba55fb4f90ebb7d17250175dc36806963e00d65b3b4733a85c184e7f5cc05",
+    "q5_k": "73430ecf5dc7e14cc1e8e10a1e7f89fc7d8664a66535f18c397653a553c0f4b8",
     "q6_k": "6ac543d5eeb504d0e453a6b8c848c64fdbea2385956fa5800969d929d78f1c0e",
 }
 
@@ -200,14 +210,43 @@ def test_encode_equals_ggml(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GGML_ENCODES)
-def test_encode_in_chunks_and_of_degenerate_blocks(name: str) -> None:
+def test_encode_in_chunks(name: str) -> None:
     fmt = FORMATS[name]
     x = steady_weights(2100, 256)  # more blocks than are searched at once
     assert np.array_equal(fmt.encode(x)[2090:], fmt.encode(x[2090:]))
+
+
+@pytest.mark.parametrize("name", [name for name in GGML_ENCODES if name.endswith("_k")])
+def test_encode_degenerate_blocks(name: str) -> None:
+    fmt = FORMATS[name]
     flat = np.zeros((5, 256), np.float32)
     flat[1], flat[2], flat[3], flat[4, 7] = 0.5, -0.5, 1e-20, 2
-    # d is rounded to float16, and so is dmin; a code of 15 at most carries the error of d.
+    # d is rounded to float16, and so is dmin; the codes carry the error of d.
     assert np.all(np.abs(fmt.decode(fmt.encode(flat)) - flat) <= np.abs(flat) * 2.0**-10 + 1e-19)
+
+
+# Signal to noise of 2^20 weights of a normal distribution, in dB.
+QSNR = {"mxfp4": 18.79, "nvfp4": 20.45}
+
+
+@pytest.mark.parametrize("name", QSNR)
+def test_noise_of_normal_weights(name: str) -> None:
+    x = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    noise = FORMATS[name].decode(FORMATS[name].encode(x)).astype(np.float64) - x
+    found = -10 * np.log10((noise**2).sum() / (x.astype(np.float64) ** 2).sum())
+    assert abs(found - QSNR[name]) <= 0.05, found
+
+
+def test_e4m3_equals_another_cast() -> None:
+    import ml_dtypes
+
+    codes = np.arange(0x7F, dtype=np.uint8)
+    raw = np.full((0x7F, 36), 0x77, np.uint8)  # every weight is 6 times its scale
+    raw[:, :4] = codes[:, None]
+    expected = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * 6
+    assert np.array_equal(FORMATS["nvfp4"].decode(raw), np.repeat(expected[:, None], 64, axis=1))
+    e2m1 = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    assert np.array_equal(E2M1, e2m1 * 2)
 
 
 # The tile layouts once more, from the codes of single weights, in plain Python. Each function
@@ -254,6 +293,16 @@ def layout_q5_0(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
+def layout_q5_1(rows: list[bytes]) -> dict[int, int]:
+    out = layout_q4_0(rows, 128, 8)
+    for r, row in enumerate(rows):
+        _scale(out, 32, row, 2, r)
+        high = int.from_bytes(row[4:8], "little")
+        for k in range(32):
+            _place(out, 64 + 4 * r + k % 4, (high >> k & 1) << (k // 4))
+    return out
+
+
 def layout_q8_0(rows: list[bytes]) -> dict[int, int]:
     out: dict[int, int] = {}
     for r, row in enumerate(rows):
@@ -263,7 +312,8 @@ def layout_q8_0(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
-def layout_q4_k(rows: list[bytes]) -> dict[int, int]:
+def six_bit_scales(rows: list[bytes]) -> dict[int, int]:
+    """The first 320 bytes of a tile block of Q4_K or Q5_K."""
     out: dict[int, int] = {}
     for r, row in enumerate(rows):
         _scale(out, 0, row, 0, r)
@@ -277,11 +327,30 @@ def layout_q4_k(rows: list[bytes]) -> dict[int, int]:
                 low = packed[s + 4] >> 4 | packed[s] >> 6 << 4
             _place(out, 64 + 32 * s + r, scale)
             _place(out, 64 + 32 * s + 16 + r, low)
+    return out
+
+
+def layout_q4_k(rows: list[bytes]) -> dict[int, int]:
+    out = six_bit_scales(rows)
+    for r, row in enumerate(rows):
         for k in range(256):
             p, half, inner = k // 64, k % 64 // 32, k % 32
             code = row[16 + 32 * p + inner] >> (4 * half) & 15
             at = 320 + 512 * p + 64 * (inner // 4) + 4 * r + k % 4
             _place(out, at, code << (4 * half))
+    return out
+
+
+def layout_q5_k(rows: list[bytes]) -> dict[int, int]:
+    out = six_bit_scales(rows)
+    for r, row in enumerate(rows):
+        for k in range(256):
+            s, inner = k // 32, k % 32
+            low = row[48 + 32 * (s // 2) + inner] >> (4 * (s % 2)) & 15
+            high = row[16 + inner] >> s & 1
+            at = 320 + 320 * s + 4 * r + k % 4
+            _place(out, at, high << (inner // 4))
+            _place(out, at + 64 + 64 * (inner % 16 // 4), low << (4 * (inner // 16)))
     return out
 
 
@@ -301,14 +370,99 @@ def layout_q6_k(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
+def layout_q2_k(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 80, r)
+        _scale(out, 32, row, 82, r)
+        for s in range(16):
+            _place(out, 64 + 16 * s + r, row[s])
+        for k in range(256):
+            code = row[16 + 32 * (k // 128) + k % 32] >> (2 * (k % 128 // 32)) & 3
+            at = 320 + 128 * (k // 32) + 64 * (k % 8 // 4) + 4 * r + k % 4
+            _place(out, at, code << (2 * (k % 32 // 8)))
+    return out
+
+
+def layout_q3_k(rows: list[bytes]) -> dict[int, int]:
+    # Of groups of 4 inputs: (byte, bit) of bits 0..1 of a code, and of its bit 2.
+    low = [(0, 0), (64, 0), (0, 3), (64, 3), (128, 0), (128, 3), (0, 6), (64, 6)]
+    high = [(0, 2), (64, 2), (0, 5), (64, 5), (128, 2), (128, 5), (128, 6), (128, 7)]
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 108, r)
+        for s in range(16):
+            nibble = row[96 + s % 8] >> (4 * (s // 8)) & 15
+            scale = nibble | (row[104 + s % 4] >> (2 * (s // 4)) & 3) << 4
+            _place(out, 32 + 16 * s + r, (scale - 32) % 256)
+        for k in range(256):
+            at = 288 + 192 * (k // 32) + 4 * r + k % 4
+            code = row[32 + 32 * (k // 128) + k % 32] >> (2 * (k % 128 // 32)) & 3
+            byte, bit = low[k % 32 // 4]
+            _place(out, at + byte, code << bit)
+            byte, bit = high[k % 32 // 4]
+            _place(out, at + byte, (row[k % 32] >> (k // 32) & 1) << bit)
+    return out
+
+
 def layout_f16(rows: list[bytes]) -> dict[int, int]:
     size = len(rows[0])
     return {size * r + i: row[i] for r, row in enumerate(rows) for i in range(size)}
 
 
+def layout_mxfp4(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _place(out, r, row[0])
+        for k in range(32):
+            j, i = k % 16 // 4, k % 4
+            _place(out, 16 + 64 * j + 4 * r + i, _nibble(row, 1, k) << (4 * (k // 16)))
+    return out
+
+
+def layout_nvfp4(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        for k in range(64):
+            s, upper, b = k // 16, k % 16 // 8, k % 8
+            _place(out, 16 * s + r, row[s])
+            code = row[4 + 8 * s + b] >> (4 * upper) & 15
+            _place(out, 64 + 128 * s + 64 * (b // 4) + 4 * r + b % 4, code << (4 * upper))
+    return out
+
+
+def layout_iq4_xs(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 0, r)
+        for s in range(8):
+            low = row[4 + s // 2] >> (4 * (s % 2)) & 15
+            high = int.from_bytes(row[2:4], "little") >> (2 * s) & 3
+            _place(out, 32 + 16 * s + r, low | high << 4)
+        for k in range(256):
+            s, j, i = k // 32, k % 16 // 4, k % 4
+            code = _nibble(row, 8 + 16 * s, k % 32)
+            _place(out, 160 + 256 * s + 64 * j + 4 * r + i, code << (4 * (k % 32 // 16)))
+    return out
+
+
+def layout_tq2_0(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 64, r)
+        for k in range(256):
+            code = row[32 * (k // 128) + k % 32] >> (2 * (k % 128 // 32)) & 3
+            at = 32 + 128 * (k // 32) + 64 * (k % 32 // 16) + 4 * r + k % 4
+            _place(out, at, code << (2 * (k % 16 // 4)))
+    return out
+
+
 LAYOUTS = {
-    "q4_0": layout_q4_0, "q4_1": layout_q4_1, "q5_0": layout_q5_0, "q8_0": layout_q8_0,
-    "q4_k": layout_q4_k, "q6_k": layout_q6_k,
+    "q4_0": layout_q4_0, "q4_1": layout_q4_1, "q5_0": layout_q5_0, "q5_1": layout_q5_1,
+    "q8_0": layout_q8_0, "q2_k": layout_q2_k, "q3_k": layout_q3_k, "q4_k": layout_q4_k,
+    "q5_k": layout_q5_k, "q6_k": layout_q6_k,
+    "mxfp4": layout_mxfp4, "nvfp4": layout_nvfp4, "iq4_nl": layout_q4_0, "iq4_xs": layout_iq4_xs,
+    "tq2_0": layout_tq2_0,
     "f16": layout_f16, "bf16": layout_f16, "f32": layout_f16,
 }  # fmt: skip
 

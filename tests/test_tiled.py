@@ -33,8 +33,8 @@ from headrace.targets.cache import KernelStore
 DATA = Path(__file__).parent / "data"
 FAMILIES = {path.stem: path for path in sorted((DATA / "families").glob("*.gguf"))}
 WIDTH, VOCABULARY, LAYERS = 256, 300, 2
-KINDS = ["F16", "F32", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K"]  # with kernels
-EXPANDED = ["Q5_K", "Q3_K", "Q2_K", "IQ4_XS", "TQ2_0", "Q5_1"]
+KINDS = [fmt.ggml_type for fmt in FORMATS.values()]  # with kernels
+EXPANDED = ["IQ2_S", "IQ3_S", "IQ2_XS", "TQ1_0", "IQ1_S"]
 LIST = "llama.attention.head_count_kv"
 
 
@@ -208,6 +208,13 @@ def test_a_split_source(small: Path, tmp_path: Path) -> None:
     assert np.array_equal(logits(path), logits(small))
 
 
+@pytest.mark.parametrize("name", ["blk.1.ffn_up.scale", "blk.1.ffn_up.weight.scale"])
+def test_a_scale_for_a_whole_tensor_is_refused(name: str, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "s.gguf", ["NVFP4"], {name: np.ones(1, np.float32)})
+    with pytest.raises(UnsupportedError, match=rf"blk\.1\.ffn_up\.weight.*{name}.*convert"):
+        prepare(source, context=None, threads=1, target=None)
+
+
 # --- what is in the file --------------------------------------------------------------------------
 
 
@@ -302,7 +309,7 @@ def test_bench_shows_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_expanded_types_are_written_as_they_load(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "source.gguf", ["Q5_K"])
+    source = write_model(tmp_path / "source.gguf", [EXPANDED[0]])
     path = compress(source, tmp_path / "m.gguf").path
     assert plan_model(source, measure=False).expanded
     assert plan_model(path, measure=False).expanded == ()

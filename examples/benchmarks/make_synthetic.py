@@ -16,17 +16,21 @@ import gguf
 import numpy as np
 
 CHUNK = 1 << 22  # weights quantised at a time
+KS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 TYPES = {
     t.name.lower(): t
     for t in gguf.GGMLQuantizationType
-    if t.name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
+    if t.name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0") or t.name in KS
 }
 # Random fields within each block, and a scale: the K-quants have no quantiser in the gguf package,
 # and a file of 39 GB would take it half an hour.
 # Name: (offsets of F16 fields, and what each is multiplied by to give weights of about unit size).
 RANDOM_BLOCKS = {
     "Q4_0": ((0,), (1 / 4.6,)),
+    "Q2_K": ((80, 82), (1 / 14, 1.5 / 14)),
+    "Q3_K": ((108,), (1 / 42,)),
     "Q4_K": ((0, 2), (1 / 258, 7.5 / 258)),
+    "Q5_K": ((0, 2), (1 / 516, 7.5 / 258)),
     "Q6_K": ((208,), (1 / 1400,)),
 }
 
@@ -118,7 +122,7 @@ def add_metadata(writer: gguf.GGUFWriter, a: argparse.Namespace) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(a.vocab)
     name = f"MOSTLY_{TYPES[a.type].name}"
-    by_name = {"MOSTLY_F32": "ALL_F32", "MOSTLY_Q4_K": "MOSTLY_Q4_K_S"}
+    by_name = {"MOSTLY_F32": "ALL_F32"} | {f"MOSTLY_Q{k}_K": f"MOSTLY_Q{k}_K_S" for k in (3, 4, 5)}
     writer.add_file_type(gguf.LlamaFileType[by_name.get(name, name)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     tokens, types, merges = vocabulary(a.vocab)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from headrace.errors import ModelFileError
+from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.gguf import ModelFile, TensorInfo
 
 
@@ -143,6 +143,7 @@ def tensor_of(model: ModelFile, wanted: Matrix | Vector) -> TensorInfo:
 
     Raises:
         ModelFileError: it is missing or has another shape.
+        UnsupportedError: the file has a scale for all of the tensor (NVFP4 of some converters).
     """
     info = model.tensors.get(wanted.name)
     if info is None:
@@ -159,6 +160,15 @@ def tensor_of(model: ModelFile, wanted: Matrix | Vector) -> TensorInfo:
             tensor=info.name,
             offset=info.offset,
         )
+    for scale in (f"{wanted.name.removesuffix('.weight')}.scale", f"{wanted.name}.scale"):
+        if scale in model.tensors:
+            raise UnsupportedError(
+                f"is to be multiplied by another tensor, {scale}, which Headrace does not do; "
+                "convert the model to another type, for example to Q8_0",
+                path=info.path,
+                tensor=info.name,
+                offset=info.offset,
+            )
     return info
 
 
