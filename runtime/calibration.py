@@ -46,6 +46,7 @@ WINDOW = 512  # tokens
 LEAST_WINDOW = plans.SHORT_TOKENS + 1  # shorter ones run through another program
 TOKENS = 128 * WINDOW  # unless told otherwise
 _SQUARE = 512  # of sums, that a thread adds to at once
+_LOADING_BYTES = 16 << 20  # that a thread takes when it loads and decodes weights
 _END_ROWS = TILE_ROWS  # of embedding and head in the decoder of one layer, which uses neither
 
 
@@ -147,7 +148,8 @@ class LayerInputs:
                 self._pass(self._next, collect=False)
             found = self._pass(index, collect=True)
             self._cache.put(index, found)
-        inputs = [Inputs(h) for h in found]
+        held = sum(h.nbytes for h in found)
+        inputs = [Inputs(h, held) for h in found]
         return {
             matrix.name: one
             for matrices, one in zip(readers, inputs, strict=True)
@@ -217,7 +219,7 @@ class LayerInputs:
         shape = plans.Shape(window, window, self._threads)
         sizes = plans.buffer_sizes(part, placed, target, shape)
         needed = taken + plans.kv_bytes(part, window) + sum(sizes.values())
-        needed += sum(p.n_bytes for p in placed)
+        needed += sum(p.n_bytes for p in placed) + self._threads * _LOADING_BYTES
         if self._room is not None and needed > self._room:
             raise too_little("calibrating a layer", needed, self._room)
         weights = Weights(self._model, part, placed)
