@@ -21,6 +21,7 @@ Which formats exist, and how many bytes a matrix takes in one, is not known here
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,12 +61,17 @@ def format_name(tensor_type: str) -> str | None:
 
 
 def open_model(path: str | Path) -> ModelFile:
-    """Read the header of a model: a GGUF file, or one of ours with its logical tensors.
+    """Read the header of a model: a GGUF file, one of ours, or a directory of safetensors files.
 
     Raises:
+        what `headrace.loaders.huggingface.read_directory` raises.
         ModelNotFoundError, UnsupportedError, ModelFileError: see `read_gguf`; a file of a later
             layout is unsupported, and one whose descriptions do not fit its tensors is corrupt.
     """
+    if os.path.isdir(path):
+        from headrace.loaders.huggingface import read_directory
+
+        return read_directory(path)
     model = read_gguf(path)
     if VERSION_KEY not in model.metadata:
         return model
@@ -153,8 +159,8 @@ def build_header(
 ) -> tuple[bytes, list[int], int]:
     """The header of a file of ours: (bytes up to the tensor data, tensors' places, whole size).
 
-    Metadata come from `source` byte for byte, without what describes its own layout, and from
-    `more`, whose keys begin with "headrace.".
+    Metadata come from `source` byte for byte if it is a GGUF file, without what describes its own
+    layout, and from `more`, whose keys begin with "headrace.".
 
     Raises:
         ModelFileError: the source cannot be read again.
@@ -185,6 +191,10 @@ def build_header(
 
 def _copied_keys(source: ModelFile) -> list[bytes]:
     path = source.paths[0]
+    if not source.version:
+        from headrace.loaders.metadata import encode_key
+
+        return [encode_key(key, value) for key, value in source.metadata.items()]
     n = min(source.header_bytes, path.stat().st_size)  # of a split model, those of all parts
     raw = source.read(TensorInfo("(header)", "I8", (n,), path, 0, n)).tobytes()
     keys = []

@@ -11,6 +11,7 @@ from headrace.families.decoder import Decoder
 from headrace.kernels import kv_cache
 from headrace.offload.budget import Choice
 from headrace.placing import PlacedMatrix, padded16, streamable
+from headrace.stack import Stack
 from headrace.targets.target import Target
 
 DEFAULT_CONTEXT = 4096
@@ -42,6 +43,7 @@ class Sizes:
     target: Target
     threads: int
     n_pieces: int  # of the weights that can be streamed
+    stack: Stack | None = None
 
     def whole(self, context: int | None) -> Iterator[Choice]:
         """With all weights in memory: shorter contexts only where that is what is wanting."""
@@ -70,7 +72,7 @@ class Sizes:
         chunk = min(MAX_CHUNK, -(-context // 16) * 16)
         while chunk > LEAST_CHUNK:
             shape = plans.Shape(context, chunk, self.threads)
-            sizes = plans.buffer_sizes(self.decoder, self.placed, self.target, shape)
+            sizes = plans.buffer_sizes(self.decoder, self.placed, self.target, shape, self.stack)
             if sum(sizes.values()) <= n_bytes + context * 1024:
                 break
             chunk //= 2
@@ -80,7 +82,7 @@ class Sizes:
         """What these sizes take."""
         d = self.decoder
         shape = plans.Shape(context, chunk, self.threads)
-        sizes = plans.buffer_sizes(d, self.placed, self.target, shape)
+        sizes = plans.buffer_sizes(d, self.placed, self.target, shape, self.stack)
         vectors = {v.name: v for v in d.vectors()}.values()
         fixed = {
             "vectors": sum(padded16(v.size) * 4 for v in vectors),

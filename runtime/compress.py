@@ -22,6 +22,7 @@ from headrace.choices import PROCESS_BYTES
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, tensor_of
+from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import (
@@ -250,6 +251,12 @@ def _entries(
         else:
             kept = format_name(source.type)
             entry = Entry(source.name, source.type, source.shape, source.n_bytes, kept)
+            if kept is None and source.type not in BY_NAME:
+                raise UnsupportedError(
+                    f"GGUF has no type for a {source.type} vector",
+                    path=source.path,
+                    tensor=source.name,
+                )
             if source.type == "I8" and len(source.shape) == 1:
                 raise UnsupportedError(
                     "a vector of type I8 would be taken for a tiled matrix; leave it out",

@@ -64,7 +64,8 @@ def load(
     """Load a language model into memory.
 
     Args:
-        model: a GGUF file, a directory with one, a Hugging Face id or a name `headrace pull` knows.
+        model: a GGUF file, a directory with one or with safetensors files, a Hugging Face id or a
+            name `headrace pull` knows.
         memory: the most memory that a process with this model may take: bytes, "300MB", "1.5GiB"
             or "50%"; default: what is free. Weights that do not fit are read from the file for
             every token. Each model is held to its own; what else the process has is not counted.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -17,11 +17,12 @@ from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.tiled import open_model
-from headrace.offload.budget import Choice, Limit, fit
+from headrace.offload.budget import Choice, Fit, Limit, fit, fit_blocks
 from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.placing import Activations, PlacedMatrix, pieces_of, place
 from headrace.sizes import format_size
+from headrace.stack import Stack, stack_of
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.pack import Kernels, Pack, shipped
@@ -51,13 +52,16 @@ class Prepared:
     budget: int | None = None  # that was asked for
     limit: int | None = None  # and what there is: less, if that is not free
     pack: Pack | None = None  # the kernel pack that was asked for
+    stack: Stack | None = None  # of the matrices that are stacks of blocks
+    blocks: int = 0  # of it that stay in memory
 
     @property
     def read_bytes(self) -> int:
         """Bytes of weights in memory's form that a token takes: of an embedding only a row."""
         ends = self.decoder.embedding.name, self.decoder.head.name
         tied = ends[0] == ends[1]
-        return sum(p.n_bytes for p in self.placed if tied or p.matrix.name != ends[0])
+        whole = sum(p.n_bytes for p in self.placed if tied or p.matrix.name != ends[0])
+        return whole + (self.stack.n_bytes(self.blocks) if self.stack else 0)
 
 
 def prepare(
@@ -128,7 +132,8 @@ def prepare_for(
         BudgetError: the model does not fit.
     """
     decoder = describe(file)
-    placed = place(file, decoder, activations)
+    stack = stack_of(file, decoder)
+    placed = place(file, decoder, activations, stack)
     if activations == "f32":
         target = replace(target, bf16_dot=False)  # float32 throughout
     if context is not None and whole("context", context, low=1) > decoder.context:
@@ -136,21 +141,29 @@ def prepare_for(
             f"{file.paths[0]}: a context of {context} tokens is longer than the {decoder.context} "
             f"that the model was trained for; ask for {decoder.context} or fewer"
         )
-    pieces = pieces_of(streamed_matrices(decoder, placed))
-    sizes = Sizes(decoder, placed, target, threads, len(pieces))
-    found = fit(
-        limit,
-        sizes.whole(context),
-        sizes.streaming(context, limit.n_bytes),
-        pieces,
-        str(file.paths[0]),
+    # Of a stack as many blocks are kept as fit, so that nothing has to be streamed.
+    pieces = [] if stack else pieces_of(streamed_matrices(decoder, placed))
+    sizes = Sizes(decoder, placed, target, threads, len(pieces), stack)
+    found = _fit(
+        limit, sizes.whole(context), sizes.streaming(context, limit.n_bytes), pieces, stack, file
     )
     shape = plans.Shape(found.choice.context, found.choice.chunk, threads)
     stamps = {path: stamp_of(path) for path in file.paths}
     return Prepared(
         file, stamps, decoder, placed, target, shape,
         context or min(decoder.context, DEFAULT_CONTEXT), pieces, found.parts, found.residency,
+        stack=stack, blocks=found.blocks,
     )  # fmt: skip
+
+
+def _fit(
+    limit: Limit, whole: Iterable[Choice], small: Iterable[Choice], pieces: Sequence[Piece],
+    stack: Stack | None, file: ModelFile,
+) -> Fit:  # fmt: skip
+    name = str(file.paths[0])
+    if stack is not None:
+        return fit_blocks(limit, whole, small, stack, name)
+    return fit(limit, whole, small, pieces, name)
 
 
 def refit(prepared: Prepared, budget: int | None) -> Prepared:
@@ -161,10 +174,11 @@ def refit(prepared: Prepared, budget: int | None) -> Prepared:
     """
     p, choice = prepared, _same_choice(prepared)
     limit = limit_of(budget)
-    found = fit(limit, [choice], [choice], p.pieces, str(p.file.paths[0]))
+    found = _fit(limit, [choice], [choice], p.pieces, p.stack, p.file)
     return replace(
-        p, parts=found.parts, residency=found.residency, budget=budget, limit=limit.n_bytes
-    )
+        p, parts=found.parts, residency=found.residency, blocks=found.blocks, budget=budget,
+        limit=limit.n_bytes,
+    )  # fmt: skip
 
 
 def least(prepared: Prepared) -> Prepared:
@@ -173,13 +187,17 @@ def least(prepared: Prepared) -> Prepared:
     n_bytes = sum(choice.whole.values())
     if len(prepared.pieces) >= LEAST_SLOTS:
         n_bytes = min(n_bytes, sum(choice.streaming.values()) + least_bytes(prepared.pieces))
-    found = fit(Limit(n_bytes), [choice], [choice], prepared.pieces, "")
-    return replace(prepared, parts=found.parts, residency=found.residency, limit=n_bytes)
+    if prepared.stack is not None:
+        n_bytes += prepared.stack.n_bytes(prepared.stack.least)
+    found = _fit(Limit(n_bytes), [choice], [choice], prepared.pieces, prepared.stack, prepared.file)
+    return replace(
+        prepared, parts=found.parts, residency=found.residency, blocks=found.blocks, limit=n_bytes
+    )
 
 
 def _same_choice(p: Prepared) -> Choice:
     """What the sizes take that were chosen before."""
-    sizes = Sizes(p.decoder, p.placed, p.target, p.shape.threads, len(p.pieces))
+    sizes = Sizes(p.decoder, p.placed, p.target, p.shape.threads, len(p.pieces), p.stack)
     return sizes.choice(p.shape.context, p.shape.chunk)
 
 
@@ -203,7 +221,7 @@ def kernel_store(prepared: Prepared) -> Kernels:
     """
     if prepared.pack is not None:
         return prepared.pack.store(prepared.target)
-    needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target)
+    needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, prepared.stack)
     if packed := shipped(needed, prepared.target):
         return packed
     n_workers = default_threads()

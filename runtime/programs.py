@@ -72,7 +72,7 @@ class Programs:
         self._weights = weights
         self._target = target
         self._addresses = addresses
-        sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
+        sizes = buffer_sizes(decoder, weights.placed.values(), target, shape, weights.stack)
         self.buffers = Arena(
             {n: k for n, k in sizes.items() if not n.startswith(PREFILL)}, huge=False
         )
@@ -101,7 +101,11 @@ class Programs:
         """
         self._streaming = streaming
         self._rows = rows
-        forward = Forward(self._decoder, self._weights.placed, self.shape, self)
+        stack = self._weights.stack
+        forward = Forward(
+            self._decoder, self._weights.placed, self.shape, self, self._target,
+            None if stack is None else stack.shapes,
+        )  # fmt: skip
         by_name = modes(self._target)
         made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
         self.decode, self.short, self.prefill = (
@@ -126,6 +130,10 @@ class Programs:
         if self._streaming is not None:
             parts += self._streaming.parts(matrix.name)
         return sorted(parts, key=lambda part: part.tile)
+
+    def blocks(self, matrix: Matrix) -> list[int]:
+        """Addresses of the blocks of a matrix that are in memory."""
+        return self._weights.blocks(matrix.name)
 
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled."""

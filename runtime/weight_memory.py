@@ -47,15 +47,19 @@ class WeightMemory:
             ModelFileError: the file cannot be read.
         """
         self._store = store
-        needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target)
+        stack = prepared.stack
+        needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, stack)
         self.addresses = store.load(needed, progress)
         kept = None if prepared.residency is None else prepared.residency.kept
-        self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept)
+        self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept, stack)
         self._rates = rates
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self.streaming: Streaming | None = None
         self._take_up(prepared)
         self.weights.load(self.addresses, prepared.shape.threads, progress)
+        if stack is not None:
+            self._files = open_files(prepared)
+            self.weights.keep_blocks(prepared.blocks, reader_of(self._files))
         self._limits = LimitWatch()
 
     def change(self, prepared: Prepared) -> None:
@@ -135,6 +139,9 @@ class WeightMemory:
         if prepared.parts["weights"] > self.prepared.parts["weights"]:
             for file in self._files.values():
                 file.check()
+        if prepared.stack is not None:
+            self.weights.keep_blocks(prepared.blocks, reader_of(self._files))
+            return
         self.weights.change(
             kept, prepared.pieces, reader_of(self._files), self.addresses, prepared.shape.threads
         )

@@ -16,6 +16,7 @@ from headrace.placing import PlacedMatrix, padded16, streamable
 from headrace.rows import raw_rows, read_vector, row_ranges, tile_raw
 from headrace.share import share
 from headrace.sparse.format import TILE_ROWS
+from headrace.stack import Stack, StackMemory
 
 Progress = Callable[[int, int, str], None]
 _Run = tuple[str, int, int]  # a matrix, its first tile, and how many
@@ -70,19 +71,22 @@ class _Place:
 
 
 class Weights:
-    """The weights of a decoder in memory: tiled matrices, and vectors as padded float32.
+    """The weights of a decoder in memory: tiled matrices, blocks, vectors as padded float32.
 
     Args:
         model, decoder, placed: what there is.
         kept: pieces to keep of the matrices that are cut; None: keep everything whole. Matrices
             that cannot be streamed are kept whole in any case.
+        stack: of the matrices that are stacks of blocks; `keep_blocks` loads them.
     """
 
     def __init__(
         self, model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix],
-        kept: Sequence[Piece] | None = None,
+        kept: Sequence[Piece] | None = None, stack: Stack | None = None,
     ) -> None:  # fmt: skip
         self._model = model
+        self.stack = stack
+        self._blocks = None if stack is None else StackMemory(stack)
         self.placed = {p.matrix.name: p for p in placed}
         self._decoder = decoder
         self._kept: dict[str, dict[int, _Place]] = {name: {} for name in self.placed}
@@ -153,6 +157,19 @@ class Weights:
                 place.give_back()
                 self._spare[place.run] = place
             raise
+
+    def blocks(self, matrix: str) -> list[int]:
+        """Where the blocks of a matrix of the stack lie that are in memory."""
+        return [] if self._blocks is None else self._blocks.addresses(matrix)
+
+    def keep_blocks(self, count: int, reader: TensorReader) -> None:
+        """Keep the first `count` blocks of the stack: read what is missing, or drop the rest.
+
+        Raises:
+            ModelFileError: the file cannot be read; all is as before then.
+        """
+        if self._blocks is not None:
+            self._blocks.keep(count, reader)
 
     def _split(self, cut: Sequence[Piece]) -> None:
         """Cut whole matrices in memory where pieces begin."""

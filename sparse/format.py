@@ -36,8 +36,9 @@ class Format:
     """How a weight matrix is coded; `encode`, `decode`, `tile`, `untile` are the numpy reference.
 
     Args:
-        name: ours, and the name of the module.
-        ggml_type: GGML's name of the same bytes.
+        name: ours.
+        ggml_type: GGML's name of the same bytes; None for formats that only our own files hold.
+        modules: files of `headrace.sparse` with its native functions, if not one of its name.
         block: weights that share a scale; the length of a row is a multiple of it.
         block_bytes: bytes of a block of one row, as in the file.
         tile_block_bytes: bytes of a block of 16 rows, tiled.
@@ -52,7 +53,8 @@ class Format:
     """
 
     name: str
-    ggml_type: str
+    ggml_type: str | None = None
+    modules: tuple[str, ...] = ()
     block: int
     block_bytes: int
     tile_block_bytes: int

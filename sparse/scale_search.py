@@ -10,8 +10,9 @@ from headrace.sparse.format import Bytes, Floats
 from headrace.sparse.grid import inverse, nearest
 
 _SEARCH = 1 << 15  # weights that are searched at once: temporaries stay in the cache
-# Of the outermost level, where the largest weight is tried; 1 is where ranges end exactly.
-_FACTORS = tuple(np.float32(1 - 0.035 * i) for i in range(-2, 9))
+# The largest weight is tried at so many times the outermost level: beyond 1, it is cut. From one
+# power of two to the next, for scales that are such.
+_FACTORS = tuple(np.float32(1 + 0.05 * i) for i in range(-5, 9))
 _RANGES = tuple(np.float32(1 - 0.03 * i) for i in range(-1, 10))
 
 

@@ -33,7 +33,7 @@ from headrace.targets.cache import KernelStore
 DATA = Path(__file__).parent / "data"
 FAMILIES = {path.stem: path for path in sorted((DATA / "families").glob("*.gguf"))}
 WIDTH, VOCABULARY, LAYERS = 256, 300, 2
-KINDS = [fmt.ggml_type for fmt in FORMATS.values()]  # with kernels
+KINDS = [fmt.ggml_type for fmt in FORMATS.values() if fmt.ggml_type]  # with kernels
 EXPANDED = ["IQ2_S", "IQ3_S", "IQ2_XS", "TQ1_0", "IQ1_S"]
 LIST = "llama.attention.head_count_kv"
 
