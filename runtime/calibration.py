@@ -93,7 +93,7 @@ class LayerInputs:
         self._ids = calibration_windows(model, decoder, text, tokens)
         self._threads, self._room = n_threads, room
         self._progress = progress
-        self._cache = StatisticsCache(_key(model, self._ids), _bytes_of(decoder))
+        self._cache = StatisticsCache(_key(model, decoder, self._ids), _bytes_of(decoder))
         if notice is not None and not self._cache.kept:
             notice(
                 f"statistics of {format_size(_bytes_of(decoder))} are too large to be kept for "
@@ -262,9 +262,10 @@ class LayerInputs:
         return self._hidden
 
 
-def _key(model: ModelFile, ids: np.ndarray) -> dict[str, Any]:
+def _key(model: ModelFile, decoder: Decoder, ids: np.ndarray) -> dict[str, Any]:
     return {
         "layout": 1,
+        "decoder": hashlib.sha256(repr(decoder).encode()).hexdigest(),
         "files": [(str(path.resolve()), *stamp_of(path)) for path in model.paths],
         "tokens": hashlib.sha256(ids.tobytes()).hexdigest(),
         "shape": ids.shape,
