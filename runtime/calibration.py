@@ -223,7 +223,8 @@ class LayerInputs:
         if self._room is not None and needed > self._room:
             raise too_little("calibrating a layer", needed, self._room)
         weights = Weights(self._model, part, placed)
-        weights.load(self._addresses, self._threads)
+        with TensorReader() as reader:
+            weights.load(reader, self._addresses, self._threads)
         return Programs(part, weights, target, self._addresses, shape)
 
     # --- hidden states ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Write a model whose layers are stacks of blocks (`headrace.stack`, `headrace.sparse.bitstack`)."""
+"""Write a model whose layers are stacks of blocks: `headrace.stack`, `headrace.sparse.bitstack`."""
 
 from __future__ import annotations
 
