@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -89,6 +90,28 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(_scale(blocks[..., :1]) * values)
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 1:] = pack_nibbles(codes)
+
+
+def _exponent(scale: Floats) -> Bytes:
+    # The byte of the power of two next to a scale, by its logarithm.
+    known = np.log2(scale.clip(2.0**-126, 2.0**126))
+    return np.where(scale > 0, np.rint(known) + 128, 0).astype(np.uint8)
+
+
+GRID = scaled_grid(
+    BLOCK,
+    BLOCK_BYTES,
+    E2M1.tolist(),
+    _put,
+    field=slice(0, 1),
+    to_bytes=_exponent,
+    of_bytes=_scale,
+    allowed=lambda scale: _scale(_exponent(np.abs(scale))),
+)
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     return interleave(byte_blocks(raw, BLOCK_BYTES), RUNS)
@@ -150,4 +173,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )
