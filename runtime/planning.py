@@ -189,9 +189,7 @@ def least(prepared: Prepared) -> Prepared:
         n_bytes = min(n_bytes, sum(choice.streaming.values()) + least_bytes(prepared.pieces))
     if prepared.stack is not None:
         n_bytes += prepared.stack.n_bytes(prepared.stack.least)
-    found = _fit(
-        Limit(n_bytes), [choice], [choice], prepared.pieces, prepared.stack, prepared.file
-    )
+    found = _fit(Limit(n_bytes), [choice], [choice], prepared.pieces, prepared.stack, prepared.file)
     return replace(
         prepared, parts=found.parts, residency=found.residency, blocks=found.blocks, limit=n_bytes
     )

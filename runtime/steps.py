@@ -33,8 +33,8 @@ from headrace.plan import (
     stack_room,
     staged_tiles,
 )
-from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.bitstack import BlockShape
+from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
 from headrace.targets.target import Target
 from headrace.weights import Part

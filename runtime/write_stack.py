@@ -1,4 +1,4 @@
-"""Write a model whose layers are stacks of blocks (`headrace.stack`, `headrace.sparse.bitstack`)."""
+"""Write a model whose layers are stacks of blocks: see `headrace.stack`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import numpy as np
 
@@ -38,6 +38,9 @@ class _Made:
     offset: int
     n_bytes: int
     gain: float
+
+
+_Source: TypeAlias = PlacedMatrix | TensorInfo | _Made
 
 
 def write_stack(
@@ -139,12 +142,13 @@ def _usable(scale: np.ndarray | None) -> np.ndarray | None:
     if scale is None:
         return None
     scale = np.maximum(scale.astype(np.float32), 1e-3 * float(scale.mean()) + 1e-12)
-    return scale / np.exp(np.log(scale).mean())
+    usable: np.ndarray = scale / np.exp(np.log(scale).mean())
+    return usable
 
 
 def _entries(
     model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix], blocks: list[_Made], rank: int
-) -> tuple[list[Entry], list[PlacedMatrix | TensorInfo | _Made]]:
+) -> tuple[list[Entry], list[_Source]]:
     whole = {p.matrix.name: p for p in placed if not _stackable(p.matrix, decoder)}
     vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
     gone = {one.matrix.name for one in blocks}
@@ -153,11 +157,11 @@ def _entries(
         for name, info in model.tensors.items()
         if name not in whole and name not in vectors and name not in gone
     ]
-    sources = [*vectors.values(), *whole.values(), *rest, *blocks]
+    sources: list[_Source] = [*vectors.values(), *whole.values(), *rest, *blocks]
     return [_entry(source, rank) for source in sources], sources
 
 
-def _entry(source: PlacedMatrix | TensorInfo | _Made, rank: int) -> Entry:
+def _entry(source: _Source, rank: int) -> Entry:
     if isinstance(source, TensorInfo):
         kept = format_name(source.type)
         return Entry(source.name, source.type, source.shape, source.n_bytes, kept)
@@ -171,7 +175,7 @@ def _entry(source: PlacedMatrix | TensorInfo | _Made, rank: int) -> Entry:
 
 
 def _bytes_of(
-    source: PlacedMatrix | TensorInfo | _Made, reader: TensorReader, spill: IO[bytes]
+    source: _Source, reader: TensorReader, spill: IO[bytes]
 ) -> Iterator[bytes | memoryview]:
     if isinstance(source, PlacedMatrix):
         for data in read_tiled(reader, source):

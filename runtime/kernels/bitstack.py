@@ -181,9 +181,7 @@ def _products(rank: int, tiles: int, tokens: int, columns: int) -> Any:
     def after(x: Any) -> Any:
         return past_q8(x, tokens) if in_columns else x + group_bytes
 
-    def products(
-        w: Any, x: Any, u: Any, start: Any, y: Any, n_blocks: Any, stride: Any
-    ) -> None:
+    def products(w: Any, x: Any, u: Any, start: Any, y: Any, n_blocks: Any, stride: Any) -> None:
         for group in range(rank // tokens):
             acc = outer(zeros_f32(tiles), repeat(splat_f32(0.0), tokens))
             at = w
