@@ -13,6 +13,7 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.gguf import TensorInfo
 from headrace.loaders.tiled import format_name, open_model
 from headrace.placing import format_of, padded16
+from headrace.price import price_of
 
 
 def describe_model(path: Path) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "file": str(path),
         "files": len(model.paths),
         "size_bytes": model.size_bytes,
-        "gguf_version": model.version,
+        "gguf_version": model.version or None,
         "architecture": get("general.architecture"),
         "name": get("general.name"),
         "parameters": sum(row["parameters"] for row in types.values()),
@@ -46,6 +47,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "pre_tokenizer": get("tokenizer.ggml.pre"),
         "vocabulary": len(vocabulary) if isinstance(vocabulary, Sequence) else None,
         "chat_template": "tokenizer.chat_template" in model.metadata,
+        "price": price_of(model),
         "types": sorted(types.values(), key=lambda row: -row["bytes"]),
         "metadata": {key: _shortened(value) for key, value in model.metadata.items()},
     }
@@ -62,7 +64,7 @@ def _how_it_loads(tensor: TensorInfo) -> tuple[str, int]:
         return "float32 vector", padded16(n) * 4
     how = "kernel" if fmt.ggml_type == tensor.type or format_name(tensor.type) else "expanded"
     n_bytes = fmt.tiled_bytes(math.prod(tensor.shape[:-1]), n)
-    return (how if how == "kernel" else f"expanded to {fmt.ggml_type}"), n_bytes
+    return (how if how == "kernel" else f"expanded to {fmt.ggml_type or fmt.name}"), n_bytes
 
 
 def _shortened(value: Any) -> Any:

@@ -64,7 +64,8 @@ def load(
     """Load a language model into memory.
 
     Args:
-        model: a GGUF file, a directory with one, a Hugging Face id or a name `headrace pull` knows.
+        model: a GGUF file, a directory with one or with safetensors files, a Hugging Face id or a
+            name `headrace pull` knows.
         memory: the most memory that a process with this model may take: bytes, "300MB", "1.5GiB"
             or "50%"; default: what is free. Weights that do not fit are read from the file for
             every token. Each model is held to its own; what else the process has is not counted.
@@ -97,7 +98,7 @@ def made(prepared: Prepared, progress: Progress | None, rates: Rates | None = No
     """Load what was prepared; `rates` of this machine, if they have been measured already."""
     if rates is None and prepared.residency is not None:
         rates = measure_rates(prepared, kernel_store(prepared), probe=False, progress=progress)
-    return Model(prepared, progress, rates or Rates())
+    return Model(prepared, progress, rates)
 
 
 def _budget(memory: int | str) -> int:
@@ -111,7 +112,9 @@ class Model:
     one that was left half read. `cancel` may be called from any thread.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress | None, rates: Rates) -> None:
+    def __init__(
+        self, prepared: Prepared, progress: Progress | None, rates: Rates | None = None
+    ) -> None:
         self._decoder = prepared.decoder
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
@@ -126,7 +129,7 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared)
-        self._held = held = WeightMemory(prepared, self._store, rates, progress)
+        self._held = held = WeightMemory(prepared, self._store, rates or Rates(), progress)
         self._programs = Programs(
             prepared.decoder, held.weights, prepared.target, held.addresses, prepared.shape,
             held.streaming, held.rows(),

@@ -28,6 +28,7 @@ from headrace.plan import (
     kv_bytes,
     modes,
     ropes_of,
+    row_widths,
     table_sizes,
 )
 from headrace.steps import Forward, Step
@@ -153,6 +154,12 @@ class Programs:
         if large and PREFILL + name in self._large:
             return self._large.address(PREFILL + name)
         return self.buffers.address(name)
+
+    def floats(self, name: str) -> np.ndarray:
+        """A buffer of long chunks as float32, a row for each token where it has such rows."""
+        flat = self._large.view(PREFILL + name, "f4")
+        width = row_widths(self._decoder).get(name)
+        return flat if width is None else flat.reshape(-1, width)
 
     def kv(self) -> int:
         """Address of the KV cache."""

@@ -3,22 +3,21 @@
 The target is Q8_0 unless a smaller format holds the same weights exactly. What happens to them:
 
     type                    becomes  weights
-    TQ1_0, TQ2_0            Q4_0     exact
-    MXFP4                   Q5_0     exact for scales of 2^-24 to 2^15 (beyond any real model)
+    TQ1_0                   TQ2_0    exact
     IQ3_S                   Q6_K     exact
     IQ3_XXS                 Q6_K     exact if d / 2 is a float16: |d| >= 2^-13 suffices
     IQ1_S, IQ1_M            Q6_K     exact if d / 8 is a float16: |d| >= 2^-11 suffices
-    IQ4_NL                  Q8_0     exact
-    IQ4_XS, IQ2_XXS         Q8_0     codes exact, scale of 32 weights rounded to float16 (2^-11)
-    IQ2_XS, IQ2_S, NVFP4    Q8_0     rounded: at most 1/225 of the largest of 32 weights
+    IQ2_XXS                 Q8_0     codes exact, scale of 32 weights rounded to float16 (2^-11)
+    IQ2_XS, IQ2_S           Q8_0     rounded: at most 1/225 of the largest of 32 weights
     I8, I16                 F16, F32 exact
+    F8_E4M3, F8_E5M2        F16      exact; with scales (`expand_scaled`) rounded to float16
     F64                     F32      rounded
     others gguf can decode  Q8_0     rounded as above
 
 Why these: a weight of the exact ones is `d * sub * code`, with a float16 d, a small integer `sub`
 for 16 or 32 weights and a small integer code. That is Q6_K's own form if |code| <= 31, and Q8_0's
 if d * sub is a float16. No smaller format holds a type with codes beyond 31 and a scale for 16
-weights (IQ2_XS, IQ2_S) or with float8 scales (NVFP4).
+weights (IQ2_XS, IQ2_S).
 The gguf package decodes all types but the plain ones; it is imported when first needed.
 """
 
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.sparse import q5_0, q6_k
+from headrace.sparse import float8, q6_k, tq2_0
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -39,12 +38,12 @@ from headrace.sparse.format import (
     byte_blocks,
     half_bytes,
     halves,
-    pack_nibbles,
 )
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
 CHUNK_BYTES = 256 * 1024  # of raw bytes that are recoded at once
 _ONE = np.array([0x00, 0x3C], np.uint8)  # float16 1.0
+_LARGEST_HALF = 65504.0
 _LARGEST_Q8 = 127 * 65504.0
 _PLAIN = {"I8": ("f16", np.int8), "I16": ("f32", np.int16), "F64": ("f32", np.float64)}
 
@@ -105,7 +104,36 @@ def _expand_rows(raw: Bytes, ggml_type: str, target: Format) -> Bytes:
     return target.encode(x)
 
 
+@np.errstate(all="ignore")
+def expand_scaled(raw: Bytes, name: str, target: Format, scales: Floats, columns: int) -> Bytes:
+    """Recode rows of FP8 weights times their scales.
+
+    Args:
+        raw: uint8 [rows, n].
+        name: "F8_E4M3" or "F8_E5M2".
+        scales: float32 [rows, blocks]; each is for `columns` weights, the last for what is left.
+
+    Raises:
+        UnsupportedError: a weight is too large for `target`.
+    """
+    rows, n = raw.shape
+    out = np.empty((rows, target.row_bytes(n)), np.uint8)
+    step = max(1, CHUNK_BYTES // max(1, n))
+    for at in range(0, rows, step):
+        x = float8.decode(raw[at : at + step], name)
+        x *= np.repeat(scales[at : at + step], columns, axis=1)[:, :n]
+        if target.name == "f16" and ((np.abs(x) > _LARGEST_HALF) & np.isfinite(x)).any():
+            raise UnsupportedError(
+                f"a scaled {name} weight is beyond what float16 holds ({_LARGEST_HALF:.0f}); "
+                "take the checkpoint before it was quantised"
+            )
+        out[at : at + step] = target.encode(x)
+    return out
+
+
 def _decode(raw: Bytes, ggml_type: str) -> Floats:
+    if ggml_type in float8.NAMES:
+        return float8.decode(raw, ggml_type)
     if ggml_type in _PLAIN:
         plain = np.ascontiguousarray(raw).view(_PLAIN[ggml_type][1])
         return plain.astype(np.float32)
@@ -182,12 +210,6 @@ def _nibble_pairs(field: Bytes) -> Bytes:
     return pairs.reshape(*field.shape[:-1], -1)
 
 
-def _subs_iq4_xs(blocks: Bytes) -> Floats:
-    high = _words(blocks[..., 2:4], "<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
-    subs: Floats = (_nibble_pairs(blocks[..., 4:8]) | high << 4).astype(np.float32) - 32
-    return subs
-
-
 def _subs_iq1_m(blocks: Bytes) -> Floats:
     words = _words(blocks[..., 48:56], "<u2")[..., None] >> np.array([0, 3, 6, 9], np.uint16)
     return _odd((words & 7).reshape(*blocks.shape[:-1], 16))
@@ -198,8 +220,6 @@ _LATTICES = {
     "IQ3_XXS": _Lattice(0, lambda blocks: _odd(blocks[..., 69:98:4] >> 4), 1 / 2),
     "IQ1_S": _Lattice(0, lambda blocks: _odd(blocks[..., 35:50:2] >> 4 & 7), 1 / 8),
     "IQ1_M": _Lattice(-1, _subs_iq1_m, 1 / 8),
-    "IQ4_NL": _Lattice(0, lambda blocks: np.ones((*blocks.shape[:-1], 1), np.float32)),
-    "IQ4_XS": _Lattice(0, _subs_iq4_xs),
     "IQ2_XXS": _Lattice(0, lambda blocks: _odd(blocks[..., 9:66:8] >> 4), 1 / 8),
 }
 
@@ -219,35 +239,17 @@ def _to_q6_k(raw: Bytes, ggml_type: str) -> Bytes:
     return joined.reshape(raw.shape[0], -1)
 
 
-def _ternary_to_q4_0(raw: Bytes, ggml_type: str) -> Bytes:
+def _to_tq2_0(raw: Bytes, ggml_type: str) -> Bytes:
     blocks = byte_blocks(raw, _block_bytes(ggml_type)).copy()
     d = blocks[..., -2:].copy()
     blocks[..., -2:] = _ONE
-    codes = (_decode(as_rows(blocks), ggml_type) + 8).astype(np.uint8)
-    packed = pack_nibbles(codes.reshape(*blocks.shape[:2], 8, 32))
-    scales = np.broadcast_to(d[..., None, :], (*packed.shape[:-1], 2))
-    return np.concatenate([scales, packed], axis=-1).reshape(raw.shape[0], -1)
-
-
-def _mxfp4_to_q5_0(raw: Bytes, ggml_type: str) -> Bytes:
-    blocks = byte_blocks(raw, 17).copy()
-    exponent = blocks[..., :1].astype(np.int32) - 128
-    blocks[..., 0] = 128  # 2^0
-    codes = _decode(as_rows(blocks), ggml_type).reshape(*blocks.shape[:2], 32)
-    used = np.any(codes, axis=-1, keepdims=True)
-    if np.any(used & (exponent > 15)):
-        raise UnsupportedError(
-            "an MXFP4 scale is beyond 2^15, which float16 scales do not hold; "
-            "convert the file to F32 or BF16"
-        )
-    d = half_bytes(np.where(used, np.exp2(exponent.astype(np.float32)), np.float32(0)))
-    return as_rows(q5_0.join(d, (codes + 16).astype(np.uint8)))
+    codes = (_decode(as_rows(blocks), ggml_type) + 1).astype(np.uint8)
+    return as_rows(tq2_0.join(codes.reshape(*blocks.shape[:2], tq2_0.BLOCK), d))
 
 
 _RECODERS: dict[str, tuple[str, Callable[[Bytes, str], Bytes]]] = {
-    "TQ1_0": ("q4_0", _ternary_to_q4_0),
-    "TQ2_0": ("q4_0", _ternary_to_q4_0),
-    "MXFP4": ("q5_0", _mxfp4_to_q5_0),
+    **{name: ("f16", float8.to_halves) for name in float8.NAMES},
+    "TQ1_0": ("tq2_0", _to_tq2_0),
     **{name: ("q6_k", _to_q6_k) for name in ("IQ3_S", "IQ3_XXS", "IQ1_S", "IQ1_M")},
-    **{name: ("q8_0", _to_q8_0) for name in ("IQ4_NL", "IQ4_XS", "IQ2_XXS")},
+    "IQ2_XXS": ("q8_0", _to_q8_0),
 }

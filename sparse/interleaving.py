@@ -9,10 +9,12 @@ from headrace.targets.simd import (
     bits_i32,
     copy_runs,
     eights,
+    get_u8,
     get_u16,
     load_runs,
     load_u8,
     part,
+    put_u8,
     put_u16,
     shl,
     shl_u8,
@@ -35,6 +37,12 @@ def interleave_halves(src: Any, row_bytes: Any, dst: Any) -> None:
     """One float16 of each of 16 rows side by side."""
     for row in range(16):
         put_u16(dst + row * 2, get_u16(src + row * row_bytes))
+
+
+def interleave_bytes(src: Any, row_bytes: Any, dst: Any) -> None:
+    """One byte of each of 16 rows side by side."""
+    for row in range(16):
+        put_u8(dst + row, get_u8(src + row * row_bytes))
 
 
 def load_eights(w: Any, tiles: Any, stride: Any) -> Any:

@@ -470,7 +470,8 @@ def _sources(fmt: Format) -> tuple[str, ...]:
         __name__,
         "headrace.sparse.format",
         "headrace.sparse.interleaving",
-        f"headrace.sparse.{fmt.name}",
+        "headrace.sparse.lookup",
+        *(f"headrace.sparse.{module}" for module in fmt.modules or (fmt.name,)),
     )
 
 

@@ -31,12 +31,13 @@ from headrace.sparse.format import (
     interleave,
     weight_blocks,
 )
+from headrace.sparse.grid import Grid, search_groups
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     dot8,
-    dot_bias,
     dot_init,
     dot_result,
+    dot_start,
     f32,
     fma,
     get_f16,
@@ -46,8 +47,6 @@ from headrace.targets.simd import (
     outer,
     put_f32,
     q8_f32,
-    q8_i32,
-    splat_i32,
     to_f32,
 )
 
@@ -77,6 +76,30 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(codes * halves(blocks[..., :2]))
 
 
+def fit(x: Floats, importance: Floats | None) -> Bytes:
+    """Scales by search, no codes yet; see `headrace.sparse.grid`."""
+    rows, n = x.shape
+    raw = np.zeros((rows, n // BLOCK, BLOCK_BYTES), np.uint8)
+    raw[..., :2] = half_bytes(search_groups(x, importance, BLOCK, LEVELS)[..., None])
+    return as_rows(raw)
+
+
+def scales(raw: Bytes) -> tuple[Floats, None]:
+    """The scale of each block: float32 [rows, n_blocks]."""
+    return halves(byte_blocks(raw, BLOCK_BYTES)[..., :2])[..., 0], None
+
+
+def put(raw: Bytes, codes: Bytes) -> Bytes:
+    """The raw bytes with these codes: uint8 [rows, n]."""
+    blocks = byte_blocks(raw, BLOCK_BYTES).copy()
+    blocks[..., 2:] = codes.reshape(*blocks.shape[:2], BLOCK) - np.uint8(127)
+    return as_rows(blocks)
+
+
+LEVELS = tuple(float(level) for level in range(-127, 128))
+GRID = Grid(group=BLOCK, levels=LEVELS, fit=fit, scales=scales, put=put)
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     return interleave(byte_blocks(raw, BLOCK_BYTES), RUNS)
@@ -90,7 +113,7 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     entry = load_q8(x, tokens)
-    total = dot_init(q8_i32(entry, 40) * splat_i32(dot_bias(8)), tiles)
+    total = dot_init(dot_start(entry, 40, 8), tiles)
     total = dot8(total, load_eights(w + 32, tiles, stride), entry, 0, 8)
     total = dot8(total, load_eights(w + 160, tiles, stride), entry, 8, 8)
     total = dot8(total, load_eights(w + 288, tiles, stride), entry, 16, 8)
@@ -127,4 +150,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

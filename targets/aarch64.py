@@ -7,8 +7,9 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from headrace.targets.lowering import intrinsic_call, lanes, splat
+from headrace.targets.lowering import intrinsic_call, lanes, nibbles, splat
 from headrace.targets.pieces import concat, cut
+from headrace.targets.simd import SMALL
 
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _Q8, _Q16, _Q32 = ir.VectorType(_I8, 16), ir.VectorType(_I16, 8), ir.VectorType(_I32, 4)
@@ -34,8 +35,18 @@ def _shifted(b: ir.IRBuilder, word: ir.Value, bits: int) -> ir.Value:
     return concat(b, [four] * (lanes() // 4))
 
 
+def _lookup16(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
+    rows = cut(b, nibbles(b, v, shift), 16)
+    name = "llvm.aarch64.neon.tbl1.v16i8"
+    return concat(b, [intrinsic_call(b, name, _Q8, [table, one]) for one in rows])
+
+
 COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "load_q8": _load_q8}
-REGISTERS: Mapping[str, Callable[..., Any]] = {**COMMON, "shifted_word": _shifted}
+REGISTERS: Mapping[str, Callable[..., Any]] = {
+    **COMMON,
+    "shifted_word": _shifted,
+    "lookup16": _lookup16,
+}
 
 
 # --- dotprod: signed bytes, four at a time, into 32 bits ------------------------------------------
@@ -144,7 +155,7 @@ def _smlal(
 
 
 def _dot_result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) -> ir.Value:
-    if bits == 4:  # 2 x 8 x 15 x 127 still fits
+    if bits in (4, SMALL):  # 2 x 8 x 15 x 127 still fits
         return _add_pairs(b, wide, _fold(b, narrow, "llvm.aarch64.neon.addp.v8i16", _Q16))
     doubled = _doubled(narrow.type)
     if bits == 8:

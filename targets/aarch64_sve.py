@@ -8,37 +8,16 @@ from typing import Any
 import llvmlite.ir as ir
 
 from headrace.targets.aarch64 import COMMON
-from headrace.targets.lowering import intrinsic_call
+from headrace.targets.lowering import intrinsic_call, nibbles
 from headrace.targets.pieces import concat, cut
+from headrace.targets.scalable import Scalable, to_fixed, to_scalable
 
 _I8, _I32, _I64 = (ir.IntType(n) for n in (8, 32, 64))
 
 Pair = tuple[ir.Value, ir.Value]
 
 
-class _Scalable(ir.Type):
-    """A vector of 128 bits times the CPU's `vscale`, which llvmlite's builder does not know."""
-
-    def __init__(self, element: ir.IntType) -> None:
-        self._text = f"<vscale x {128 // element.width} x {element}>"
-        self.name = f"nxv{128 // element.width}i{element.width}"
-
-    def _to_string(self) -> str:
-        return self._text
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Scalable) and other.name == self.name
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-
-def _scalable(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """A vector as long as a register, as one of a scalable type."""
-    ty = _Scalable(value.type.element)
-    name = f"llvm.vector.insert.{ty.name}.v{value.type.count}i{value.type.element.width}"
-    undef = ir.Constant(ty, ir.Undefined)
-    return intrinsic_call(b, name, ty, [undef, value, ir.Constant(_I64, 0)])
+_CODES, _SUMS = Scalable(_I8, 16), Scalable(_I32, 4)
 
 
 def _sdot_lane(bits: int) -> Callable[..., Pair]:
@@ -50,22 +29,33 @@ def _sdot_lane(bits: int) -> Callable[..., Pair]:
         x: tuple[ir.Value, int],
         _: int,
     ) -> Pair:
-        fixed, ty, codes = ir.VectorType(_I32, bits // 32), _Scalable(_I32), _Scalable(_I8)
-        quarter = _scalable(b, b.bitcast(x[0], ir.VectorType(_I8, 16)))
+        fixed = ir.VectorType(_I32, bits // 32)
+        quarter = to_scalable(b, b.bitcast(x[0], ir.VectorType(_I8, 16)), _CODES)
         # Lanes are counted within 128 bits: all of these get the same codes.
-        name = f"llvm.aarch64.sve.dupq.lane.{codes.name}"
-        quarters = intrinsic_call(b, name, codes, [quarter, ir.Constant(_I64, 0)])
-        name = f"llvm.vector.extract.v{fixed.count}i32.{ty.name}"
+        name = f"llvm.aarch64.sve.dupq.lane.{_CODES.name}"
+        quarters = intrinsic_call(b, name, _CODES, [quarter, ir.Constant(_I64, 0)])
         out = []
         for total, row in zip(cut(b, wide, bits // 8), cut(b, w, bits // 8), strict=True):
-            operands = [_scalable(b, total), _scalable(b, row), quarters, ir.Constant(_I32, x[1])]
-            total = intrinsic_call(b, f"llvm.aarch64.sve.sdot.lane.{ty.name}", ty, operands)
-            out.append(intrinsic_call(b, name, fixed, [total, ir.Constant(_I64, 0)]))
+            both = to_scalable(b, total, _SUMS), to_scalable(b, row, _CODES)
+            operands = [*both, quarters, ir.Constant(_I32, x[1])]
+            name = f"llvm.aarch64.sve.sdot.lane.{_SUMS.name}"
+            out.append(to_fixed(b, intrinsic_call(b, name, _SUMS, operands), fixed))
         return concat(b, out), narrow
 
     return dot4
 
 
+def _lookup16(bits: int) -> Callable[..., ir.Value]:
+    def lookup16(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
+        low = to_scalable(b, table, _CODES)  # no code is beyond the first 16 bytes
+        rows = cut(b, nibbles(b, v, shift), bits // 8)
+        name = f"llvm.aarch64.sve.tbl.{_CODES.name}"
+        found = [intrinsic_call(b, name, _CODES, [low, to_scalable(b, r, _CODES)]) for r in rows]
+        return concat(b, [to_fixed(b, one, rows[0].type) for one in found])
+
+    return lookup16
+
+
 def sve(bits: int) -> Mapping[str, Callable[..., Any]]:
     """Primitives for vectors of so many bits."""
-    return {**COMMON, "dot4_lane": _sdot_lane(bits)}
+    return {**COMMON, "dot4_lane": _sdot_lane(bits), "lookup16": _lookup16(bits)}

@@ -7,12 +7,12 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from headrace.targets.lowering import intrinsic_call
+from headrace.targets.lowering import intrinsic_call, nibbles
 from headrace.targets.pieces import concat, cut
 
-_I16, _I32 = ir.IntType(16), ir.IntType(32)
+_I8, _I16, _I32 = (ir.IntType(n) for n in (8, 16, 32))
 _Q16, _Q32 = ir.VectorType(_I16, 8), ir.VectorType(_I32, 4)
-_D16, _D32 = ir.VectorType(_I16, 4), ir.VectorType(_I32, 2)
+_D8, _D16, _D32 = ir.VectorType(_I8, 8), ir.VectorType(_I16, 4), ir.VectorType(_I32, 2)
 _QF = ir.VectorType(ir.FloatType(), 4)
 
 Pair = tuple[ir.Value, ir.Value]
@@ -64,6 +64,12 @@ def _dot_result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) ->
     return b.add(wide, concat(b, fours))
 
 
+def _lookup16(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
+    name, halves = "llvm.arm.neon.vtbl2", cut(b, table, 8)
+    rows = cut(b, nibbles(b, v, shift), 8)
+    return concat(b, [intrinsic_call(b, name, _D8, [*halves, one]) for one in rows])
+
+
 def _half_to_f32(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
     if not isinstance(half.type, ir.VectorType):
         return b.fpext(b.bitcast(half, ir.HalfType()), ir.FloatType())
@@ -86,4 +92,5 @@ NEON: Mapping[str, Callable[..., Any]] = {
     "dot_narrow": _narrow,
     "dot4": _dot4,
     "dot_result": _dot_result,
+    "lookup16": _lookup16,
 }

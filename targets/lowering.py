@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,14 +53,23 @@ class VecType(types.Type):
 
 
 class DotType(types.Type):
-    """Sums of products in progress: int32 sums and, for targets that want them, 16-bit ones."""
+    """Sums of products in progress: int32 sums and, for targets that want them, 16-bit ones.
 
-    def __init__(self, count: int) -> None:
+    `steps` of `dot4` are in the 16-bit sums, of a target that says how many may be (`dot_steps`).
+    """
+
+    def __init__(self, count: int, steps: int = 0) -> None:
         self.count = count
+        self.steps = steps
         self.llvm = vector_type("i32")
         kind = _primitive("dot_narrow")
         self.narrow = self.llvm if kind is None else kind(lanes())
-        super().__init__(name=f"Dot({count}, {self.llvm.count}, {self.narrow})")
+        super().__init__(name=f"Dot({count}, {steps}, {self.llvm.count}, {self.narrow})")
+
+    def after(self, steps: int, bits: int) -> DotType:
+        """The type after `steps` more of codes of `bits` bits."""
+        most = _dot_steps(bits)
+        return DotType(self.count, (self.steps + steps - 1) % most + 1) if most else self
 
 
 class Q8Type(types.Type):
@@ -131,6 +141,11 @@ def lanes() -> int:
     return _lanes[-1]
 
 
+def vector_bytes() -> int:
+    """Bytes of a register of the target."""
+    return _current[-1].vector_bytes
+
+
 @contextlib.contextmanager
 def lowering_for(target: Target, n_lanes: int = LANES, token_pairs: bool = False) -> Iterator[None]:
     """Lower markers for `target` while the context is open; see `simd.with_lanes`."""
@@ -147,6 +162,12 @@ def lowering_for(target: Target, n_lanes: int = LANES, token_pairs: bool = False
 
 def _primitive(name: str) -> Callable[..., Any] | None:
     return _current[-1].primitives.get(name)
+
+
+def _dot_steps(bits: int) -> int:
+    """Steps of `dot4` that 16-bit sums hold; 0: the target keeps other sums."""
+    steps = _primitive("dot_steps")
+    return 0 if steps is None else int(steps(bits))
 
 
 # --- building blocks ------------------------------------------------------------------------------
@@ -353,6 +374,17 @@ def _bf16_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return b.bitcast(b.shl(b.zext(value, _I32), ir.Constant(_I32, 16)), _F32)
 
 
+def _e4m3_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """As halves, whose exponents are 8 greater; halves have subnormal numbers on every CPU."""
+    n = value.type.count if isinstance(value.type, ir.VectorType) else 0
+    wide = ir.VectorType(_I16, n) if n else _I16
+    nan = ir.Constant(value.type, [0x7F] * n if n else 0x7F)
+    seven = ir.Constant(wide, [7] * n if n else 7)
+    zero = ir.Constant(value.type, [0] * n if n else 0)
+    code = b.and_(b.select(b.icmp_unsigned("==", value, nan), zero, value), nan)
+    return half_to_f32(b, b.shl(b.zext(code, wide), seven))
+
+
 def _get(
     name: str, result: types.Type, memory: ir.Type, convert: Callable[..., Any], align: int = 0
 ) -> None:
@@ -369,6 +401,7 @@ _get("get_u32", types.int64, _I32, lambda b, v: b.zext(v, _I64), align=1)
 _get("get_i64", types.int64, _I64, lambda b, v: v)
 _get("get_f32", types.float32, _F32, lambda b, v: v)
 _get("get_f16", types.float32, _I16, half_to_f32)
+_get("get_e4m3", types.float32, _I8, _e4m3_to_f32)
 _get("get_bf16", types.float32, _I16, _bf16_to_f32)
 
 
@@ -476,6 +509,7 @@ _load_block("load_i8_i32", "i32", _memory(_I8), _widen(True))
 _load_block("load_i32", "i32", _memory(_I32), lambda b, v: v)
 _load_block("load_f32", "f32", _memory(_F32), lambda b, v: v)
 _load_block("load_f16", "f32", _memory(_I16), half_to_f32)
+_load_block("load_e4m3", "f32", _memory(_I8), _e4m3_to_f32)
 _load_block("load_bf16", "f32", _memory(_I16), _bf16_to_f32)
 _load_block(
     "bcast_i8x4",
@@ -627,8 +661,13 @@ _q8_part("q8_i32", "i32")
 
 @_marker("q8_shifted", lambda entry, offset, bits: VecType("i32", entry.count))
 def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    entry, ty = args[0], sig.args[0]
     offset, bits = (_literal(t, "argument") for t in sig.args[1:])
+    return _shifted_words(b, args[0], sig.args[0], offset, bits)
+
+
+def _shifted_words(
+    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, bits: int
+) -> ir.Value:
     if _token_pairs[-1]:
         sums = [v for words in _pair_loads(b, entry, ty.count, False) for v in words[:2]]
         return _join(b, [b.shl(v, _constant("i32", bits - 3)) for v in sums])
@@ -931,6 +970,34 @@ _unary(
 )
 
 
+def nibbles(b: ir.IRBuilder, v: ir.Value, shift: int) -> ir.Value:
+    """Bits shift .. shift + 3 of each byte."""
+    return b.and_(b.lshr(v, _constant("u8", shift)), _constant("u8", 15))
+
+
+def _looked_up_by_ones(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
+    """For CPUs that look up no bytes in registers."""
+    place = ir.GlobalVariable(b.module, ir.ArrayType(_I8, 16), b.module.get_unique_name("table"))
+    place.linkage, place.global_constant = "internal", True
+    place.initializer = ir.Constant(place.type.pointee, [one.constant for one in table.constant])
+    codes, found = nibbles(b, v, shift), ir.Constant(v.type, ir.Undefined)
+    for i in range(v.type.count):
+        code = b.zext(b.extract_element(codes, ir.Constant(_I32, i)), _I32)
+        one = b.load(b.gep(place, [ir.Constant(_I32, 0), code], inbounds=True))
+        found = b.insert_element(found, one, ir.Constant(_I32, i))
+    return found
+
+
+@_marker("lookup16", lambda v, *rest: v)
+def _lookup16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    shift, low, high, bits = (_literal(t, "argument") for t in sig.args[1:])
+    bias = _current[-1].dot_bias(bits) if bits == simd.SMALL else 0
+    values = [byte + bias & 0xFF for byte in struct.pack("<2q", low, high)]
+    table = ir.Constant(ir.VectorType(_I8, 16), values)
+    look = _primitive("lookup16") or _looked_up_by_ones
+    return _join(b, [look(b, table, v, shift) for v in _split(b, args[0], sig.args[0].count)])
+
+
 def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     if x.type == _f32_type():
         return b.fcmp_ordered("<", x, y)
@@ -1085,11 +1152,13 @@ def _store_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 # --- inner products -------------------------------------------------------------------------------
 
 
-@_marker(
-    "dot_bias", lambda bits: types.IntegerLiteral(_current[-1].dot_bias(_literal(bits, "bits")))
-)
-def _dot_bias(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return ir.Constant(_I64, _current[-1].dot_bias(_literal(sig.args[0], "bits")))
+@_marker("dot_start", lambda entry, offset, bits: VecType("i32", entry.count))
+def _dot_start(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    offset, bits = (_literal(t, "argument") for t in sig.args[1:])
+    bias = _current[-1].dot_bias(bits)
+    if not bias:
+        return ir.Constant(_block_type(vector_type("i32"), sig.return_type.count), None)
+    return _shifted_words(b, args[0], sig.args[0], offset, bias.bit_length() - 1)
 
 
 @_marker("dot_init", lambda start, rows: DotType(start.count * _literal(rows, "rows")))
@@ -1159,6 +1228,7 @@ def _dot8s(
     products: list[tuple[list[ir.Value], int]],
     entry: tuple[ir.Value, Q8Type],
     bits: int,
+    kind: DotType,
 ) -> ir.Value:
     """`dot8` of each of `products`, (weights, byte offset in the entries), to one sum."""
     n, tokens = acc.type.elements[0].count, entry[1].count
@@ -1182,30 +1252,35 @@ def _dot8s(
             for ws, offset in products:
                 one, xs = _activations(b, *entry, offset + 4 * half)
                 steps.append((one, ws[half * rows :][:rows], xs))
-    for step, ws, xs in steps:
+    most = _dot_steps(bits)
+    for k, (step, ws, xs) in enumerate(steps, kind.steps):
+        full = most and k and k % most == 0  # of the 16-bit sums
         # Activations outermost: each broadcast is used R times at once, its register free again.
         for t, x in enumerate(xs):
             for r, w in enumerate(ws):
                 i = r * tokens + t
                 wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
+                if full:
+                    wide = _primitive("dot_result")(b, wide, narrow, bits)
+                    narrow = ir.Constant(narrow.type, None)
                 wide, narrow = step(b, wide, narrow, w, x, bits)
                 acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
     return acc
 
 
-@_marker("dot8", lambda acc, w, entry, offset, bits: acc)
+@_marker("dot8", lambda acc, w, entry, offset, bits: acc.after(2, _literal(bits, "bits")))
 def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (_literal(t, "argument") for t in sig.args[3:])
     weights = _split(b, args[1], sig.args[1].count)
-    return _dot8s(b, args[0], [(weights, offset)], (args[2], sig.args[2]), bits)
+    return _dot8s(b, args[0], [(weights, offset)], (args[2], sig.args[2]), bits, sig.args[0])
 
 
-@_marker("dot16", lambda acc, low, high, entry, offset, bits: acc)
+@_marker("dot16", lambda acc, low, high, entry, offset, bits: acc.after(4, _literal(bits, "bits")))
 def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (_literal(t, "argument") for t in sig.args[4:])
     low, high = (_split(b, args[i], sig.args[i].count) for i in (1, 2))
     products = [(low, offset), (high, offset + 16)]
-    return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits)
+    return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits, sig.args[0])
 
 
 @_marker("dot_result", lambda acc, bits: VecType("i32", acc.count))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
+from headrace.targets.simd import SMALL
+
 _I32 = ir.IntType(32)
 
 Pair = tuple[ir.Value, ir.Value]
@@ -17,9 +19,9 @@ def every(b: ir.IRBuilder, value: ir.Value, first: int, step: int) -> ir.Value:
 
 
 def widened(b: ir.IRBuilder, value: ir.Value, width: int, bits: int = 8) -> ir.Value:
-    """Bytes as integers of `width` bits; codes of less than 8 bits are not negative."""
+    """Bytes as integers of `width` bits; they are signed if codes of `bits` bits are."""
     ty = ir.VectorType(ir.IntType(width), value.type.count)
-    return b.sext(value, ty) if bits == 8 else b.zext(value, ty)
+    return b.sext(value, ty) if bits in (8, SMALL) else b.zext(value, ty)
 
 
 def dot4(

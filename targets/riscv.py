@@ -8,10 +8,14 @@ from typing import Any
 import llvmlite.ir as ir
 
 from headrace.targets.fallbacks import f32_to_half_by_bits, half_to_f32_by_bits
-from headrace.targets.lowering import intrinsic_call
+from headrace.targets.lowering import intrinsic_call, nibbles, vector_bytes
+from headrace.targets.pieces import concat, cut
 from headrace.targets.portable import dot4, every, widened
+from headrace.targets.scalable import Scalable, to_fixed, to_scalable
+from headrace.targets.simd import SMALL
 
-_I16, _I32, _I64 = (ir.IntType(n) for n in (16, 32, 64))
+_I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+_CODES = Scalable(_I8, 8)  # a register
 
 Pair = tuple[ir.Value, ir.Value]
 
@@ -79,7 +83,7 @@ def _dot_result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) ->
     if bits == 8:
         sums = b.bitcast(narrow, ir.VectorType(_I32, narrow.type.count // 2))
     else:
-        sums = _pairs(b, narrow, 16 if bits == 4 else 32)  # 2 x 8 x 15 x 127 still fits
+        sums = _pairs(b, narrow, 16 if bits in (4, SMALL) else 32)  # 2 x 8 x 15 x 127 still fits
     return b.add(wide, _pairs(b, sums, 32))
 
 
@@ -102,10 +106,25 @@ def _half_to_f32(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
     return b.select(special, infinite, scaled)
 
 
+def _lookup16(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
+    """`vrgather.vv`, a register at a time: of longer groups every register sees every other."""
+    n = min(v.type.count, vector_bytes())
+    low = to_scalable(b, table, _CODES)
+    name = f"llvm.riscv.vrgather.vv.{_CODES.name}.i64"
+    found = []
+    for row in cut(b, nibbles(b, v, shift), n):
+        undef = ir.Constant(_CODES, ir.Undefined)
+        operands = [undef, low, to_scalable(b, row, _CODES), ir.Constant(_I64, n)]
+        one = intrinsic_call(b, name, _CODES, operands)
+        found.append(to_fixed(b, one, ir.VectorType(_I8, n)))
+    return concat(b, found)
+
+
 DOT: Mapping[str, Callable[..., Any]] = {
     "dot_narrow": _narrow,
     "dot4": _dot4,
     "dot_result": _dot_result,
+    "lookup16": _lookup16,
 }
 VECTOR_HALVES: Mapping[str, Callable[..., Any]] = {**COMMON, **DOT}
 VECTOR: Mapping[str, Callable[..., Any]] = {**VECTOR_HALVES, **HALVES, "half_to_f32": _half_to_f32}

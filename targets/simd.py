@@ -19,7 +19,8 @@ size, unless the marker says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MARKERS: dict[str, Callable[..., Any]] = {}
@@ -49,6 +50,12 @@ def with_lanes(
     """
     kernel.__dict__.update(lanes=lanes, in_order=in_order, token_pairs=token_pairs)
     return kernel
+
+
+def table_words(values: Sequence[int]) -> tuple[int, int]:
+    """16 signed bytes as the two constants that `lookup16` takes."""
+    low, high = struct.unpack("<2q", struct.pack("<16b", *values))
+    return low, high
 
 
 # --- argument blocks: 8-byte slots --------------------------------------------------------------
@@ -120,6 +127,12 @@ def get_f32(p: Any) -> Any:
 @_marker
 def get_f16(p: Any) -> Any:
     """An IEEE half as a float32."""
+    return _only_compiled()
+
+
+@_marker
+def get_e4m3(p: Any) -> Any:
+    """One float8 as `load_e4m3` gives it."""
     return _only_compiled()
 
 
@@ -211,6 +224,15 @@ def load_f16(p: Any, count: int, stride: Any) -> Any:
 @_marker
 def load_bf16(p: Any, count: int, stride: Any) -> Any:
     """count x 16 bfloat16, widened to float32."""
+    return _only_compiled()
+
+
+@_marker
+def load_e4m3(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 float8 E4M3 without their signs, widened and divided by 256; 0x7F gives 0.
+
+    Source: `ggml_ue4m3_to_fp32` of ggml-impl.h.
+    """
     return _only_compiled()
 
 
@@ -474,6 +496,15 @@ def and_u8(value: Any, mask: int) -> Any:
 
 
 @_marker
+def lookup16(value: Any, shift: int, low: int, high: int, bits: int) -> Any:
+    """Bits `shift` .. `shift` + 3 of 64 bytes choose from 16 signed bytes (`table_words`).
+
+    `bits` is that of the products which follow: 8, or `SMALL` (see `dot_start`).
+    """
+    return _only_compiled()
+
+
+@_marker
 def maximum(a: Any, b: Any) -> Any:
     """The larger of two float32 lanes."""
     return _only_compiled()
@@ -551,13 +582,17 @@ def store_words(p: Any, a: Any, count: int, stride: Any) -> None:
 # --- inner products -------------------------------------------------------------------------------
 
 
-@_marker
-def dot_bias(bits: int) -> Any:
-    """What `dot8` adds to every weight code of `bits` bits before it multiplies (a constant).
+SMALL = -5  # `bits` of signed codes of magnitude at most 15, which `lookup16` makes
 
-    `bits` is 4, 5 or 6 for unsigned codes (bias 0) and 8 for signed ones, where an instruction of
-    unsigned by signed wants 128 added: start the sum at -dot_bias * (sum of activations) to
-    cancel it.
+
+@_marker
+def dot_start(entry: Any, offset: int, bits: int) -> Any:
+    """What a sum of signed codes starts from: T vectors of int32.
+
+    `bits` of products is 4, 5 or 6 for unsigned codes, and for signed ones 8 or `SMALL`. Where
+    instructions multiply unsigned by signed bytes a target adds a bias to all signed codes (`dot8`
+    does to those of 8 bits, `lookup16` to `SMALL` ones): this is -bias * (sum of activations),
+    which cancels it. The negative sum is read at byte `offset` of the entries.
     """
     return _only_compiled()
 
@@ -583,12 +618,13 @@ def eights(first: Any, second: Any) -> Any:
 
 @_marker
 def dot8(acc: Any, weights: Any, entry: Any, offset: Any, bits: int) -> Any:
-    """acc[r, t, lane] += sum over 8 bytes of (weights[r] + dot_bias) * activations[t], exactly.
+    """acc[r, t, lane] += sum over 8 bytes of weights[r] * activations[t], exactly.
 
     `weights` is made by `eights` of R vectors, the activations are those from byte `offset` (a
     multiple of 8) of the entries of T tokens, `acc` has R * T vectors (t innermost). At most 4
     calls may follow one `dot_init` (2 for bits = 6), so that products of less than 8 bits can be
-    summed in 16; activations lie in -127..127. A target gives `dot8`, or `dot4`, half of it.
+    summed in 16; activations lie in -127..127. Of signed codes see `dot_start`. A target gives
+    `dot8`, or `dot4`, half of it.
     """
     return _only_compiled()
 

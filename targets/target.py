@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from headrace.targets.simd import SMALL
+
 _NO_CODE = {"needs", "rank", "machines", "too_old", "load_primitives"}
 
 
@@ -33,7 +35,8 @@ class Target:
     gemm_tokens: int
     needs: frozenset[str]  # CPU features that the host must have, in LLVM's names
     rank: int  # the highest rank that the host can run is chosen
-    signed_dot_bias: int = 0  # see simd.dot_bias
+    signed_dot_bias: int = 0  # see simd.dot_start
+    small_dot_bias: int = 0
     # Decode with 16-bit activations: where byte products are so cheap that memory still binds.
     decode_pairs: bool = False
     bf16_dot: bool = False  # has simd.bf16_dot at twice the rate of float32 products
@@ -104,8 +107,8 @@ class Target:
         return max(self.tokens("q8"), self.tokens("f32"))
 
     def dot_bias(self, bits: int) -> int:
-        """See `simd.dot_bias`."""
-        return self.signed_dot_bias if bits == 8 else 0
+        """What is added to signed codes of `bits` bits: see `simd.dot_start`."""
+        return {8: self.signed_dot_bias, SMALL: self.small_dot_bias}.get(bits, 0)
 
 
 _primitives: dict[str, Mapping[str, Callable[..., Any]]] = {}

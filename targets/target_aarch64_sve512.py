@@ -32,7 +32,12 @@ TARGET = Target(
     in_order_options=IN_ORDER,
     needs=frozenset({"neon", "fullfp16", "sve", "sve512"}),
     rank=14,
-    sources=("headrace.targets.aarch64", "headrace.targets.aarch64_sve", "headrace.targets.pieces"),
+    sources=(
+        "headrace.targets.aarch64",
+        "headrace.targets.aarch64_sve",
+        "headrace.targets.pieces",
+        "headrace.targets.scalable",
+    ),
     machines=("qemu-aarch64 -cpu a64fx", "qemu-aarch64 -cpu max,sve-max-vq=4"),
     too_old=(
         "qemu-aarch64 -cpu max,sve-max-vq=2",

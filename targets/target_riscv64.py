@@ -31,7 +31,13 @@ TARGET = Target(
     gemv_lanes=4,
     needs=frozenset({"m", "a", "f", "d", "c"}),
     rank=20,
-    sources=("headrace.targets.riscv", "headrace.targets.portable", "headrace.targets.fallbacks"),
+    sources=(
+        "headrace.targets.riscv",
+        "headrace.targets.fallbacks",
+        "headrace.targets.pieces",
+        "headrace.targets.portable",
+        "headrace.targets.scalable",
+    ),
     machines=(NO_VECTORS,),
     load_primitives=_primitives,
 )

@@ -24,6 +24,7 @@ TARGET = Target(
     gemm_tokens=4,
     few_tokens=2,
     decode_pairs=True,
+    small_dot_bias=16,
     needs=frozenset({"sse4.2", "ssse3", "popcnt"}),
     rank=2,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),

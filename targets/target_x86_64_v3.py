@@ -27,6 +27,7 @@ TARGET = Target(
     float_tokens=6,
     float_lanes=16,
     in_order_options=(),  # 16 registers do not hold a strip's weights: LLVM's order spills less
+    small_dot_bias=16,
     needs=frozenset({"avx2", "fma", "f16c", "bmi2"}),
     rank=3,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),

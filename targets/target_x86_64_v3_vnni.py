@@ -26,6 +26,7 @@ TARGET = Target(
     needs=frozenset({"avx2", "fma", "f16c", "bmi2", "avxvnni"}),
     rank=4,
     signed_dot_bias=128,
+    small_dot_bias=16,
     decode_pairs=True,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,

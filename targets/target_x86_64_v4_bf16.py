@@ -38,6 +38,7 @@ TARGET = Target(
     ),
     rank=6,
     signed_dot_bias=128,
+    small_dot_bias=16,
     decode_pairs=True,
     bf16_dot=True,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),

@@ -27,6 +27,7 @@ TARGET = Target(
     ),
     rank=5,
     signed_dot_bias=128,
+    small_dot_bias=16,
     decode_pairs=True,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,

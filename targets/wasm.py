@@ -12,12 +12,12 @@ from headrace.targets.fallbacks import (
     half_to_f32_by_bits,
     separate_multiply_add,
 )
-from headrace.targets.lowering import intrinsic_call
+from headrace.targets.lowering import intrinsic_call, nibbles
 from headrace.targets.pieces import concat, cut
 from headrace.targets.portable import every, widened
 
-_I16, _I32 = ir.IntType(16), ir.IntType(32)
-_V32 = ir.VectorType(_I32, 4)
+_I8, _I16, _I32 = (ir.IntType(n) for n in (8, 16, 32))
+_V8, _V32 = ir.VectorType(_I8, 16), ir.VectorType(_I32, 4)
 
 Pair = tuple[ir.Value, ir.Value]
 
@@ -42,6 +42,11 @@ def _dot_result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) ->
     return b.add(wide, b.add(every(b, narrow, 0, 2), every(b, narrow, 1, 2)))
 
 
+def _lookup16(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
+    rows = cut(b, nibbles(b, v, shift), 16)
+    return concat(b, [intrinsic_call(b, "llvm.wasm.swizzle", _V8, [table, one]) for one in rows])
+
+
 SIMD128: Mapping[str, Callable[..., Any]] = {
     "half_to_f32": half_to_f32_by_bits,
     "f32_to_half": f32_to_half_by_bits,
@@ -49,4 +54,5 @@ SIMD128: Mapping[str, Callable[..., Any]] = {
     "dot_narrow": _narrow,
     "dot4": _dot4,
     "dot_result": _dot_result,
+    "lookup16": _lookup16,
 }

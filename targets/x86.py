@@ -12,8 +12,9 @@ from headrace.targets.fallbacks import (
     half_to_f32_by_bits,
     separate_multiply_add,
 )
-from headrace.targets.lowering import intrinsic_call, lanes, splat
+from headrace.targets.lowering import intrinsic_call, lanes, nibbles, splat
 from headrace.targets.pieces import concat, cut
+from headrace.targets.simd import SMALL
 
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 
@@ -37,8 +38,28 @@ COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "clock": _cloc
 
 
 def _flip_sign(b: ir.IRBuilder, w: ir.Value, bits: int) -> ir.Value:
-    # Signed codes become unsigned ones with 128 added: that is the target's dot_bias.
+    # Signed codes become unsigned ones with 128 added: that is the target's signed_dot_bias.
     return b.xor(w, ir.Constant(w.type, [0x80] * w.type.count)) if bits == 8 else w
+
+
+def _lookup16(width: int, flip: int = 0) -> Callable[..., ir.Value]:
+    """`pshufb`: each 128 bits look up in a table of their own.
+
+    Tables of negative values may be kept with `flip`, which LLVM finds flipped twice then.
+    """
+    name = {512: "avx512.pshuf.b.512", 256: "avx2.pshuf.b", 128: "ssse3.pshuf.b.128"}[width]
+    n, piece = width // 8, _vec(_I8, width // 8)
+
+    def lookup16(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
+        values = [one.constant for one in table.constant]
+        flipped = flip if max(values) > 0x7F else 0
+        repeated = ir.Constant(piece, [value ^ flipped for value in values] * (n // 16))
+        codes = cut(b, nibbles(b, v, shift), n)
+        rows = [intrinsic_call(b, f"llvm.x86.{name}", piece, [repeated, one]) for one in codes]
+        found = concat(b, rows)
+        return b.xor(found, ir.Constant(v.type, [flipped] * v.type.count))
+
+    return lookup16
 
 
 def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
@@ -54,7 +75,12 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
         ]
         return concat(b, out), narrow
 
-    return {**COMMON, "dot4": dot4, "dot4_weights": _flip_sign}
+    return {
+        **COMMON,
+        "dot4": dot4,
+        "dot4_weights": _flip_sign,
+        "lookup16": _lookup16(width, flip=0x80),
+    }
 
 
 # --- without VNNI: byte products to 16 bits, pairs to 32 ------------------------------------------
@@ -78,10 +104,13 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         magnitude = b.select(b.icmp_signed("<", w, zero), b.sub(zero, w), w)
         return magnitude, w
 
+    def steps(bits: int) -> int:
+        # 8 steps of 2 products of 15 x 127 are 30480; 4 of 31 and 2 of 63 fit as well.
+        return {4: 8, 5: 4, SMALL: 4, 6: 2, 8: 0}[bits]
+
     def dot4(
         b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: Any, x: ir.Value, bits: int
     ) -> tuple[ir.Value, ir.Value]:
-        word = _vec(_I16, n16)
         xs = cut(b, x, n8)
         if bits == 8:
             # |w| <= 128 and |x| <= 127: a pair sums to at most 32512, so nothing saturates.
@@ -94,16 +123,16 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         else:
             us = cut(b, w, n8)
         products = [
-            intrinsic_call(b, maddubs, word, [u, one]) for u, one in zip(us, xs, strict=True)
+            intrinsic_call(b, maddubs, _vec(_I16, n16), [u, one])
+            for u, one in zip(us, xs, strict=True)
         ]
-        if bits == 4:
-            # 8 steps x 2 products x 15 x 127 = 30480: a whole 32-block fits 16 bits.
-            whole = b.bitcast(narrow, _vec(_I16, narrow.type.count * 2))
-            return wide, b.bitcast(b.add(whole, concat(b, products)), narrow.type)
-        return b.add(wide, concat(b, [pairs(b, p) for p in products])), narrow
+        if bits == 8:
+            return b.add(wide, concat(b, [pairs(b, p) for p in products])), narrow
+        words = b.bitcast(narrow, _vec(_I16, narrow.type.count * 2))
+        return wide, b.bitcast(b.add(words, concat(b, products)), narrow.type)
 
     def result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) -> ir.Value:
-        if bits != 4:
+        if bits == 8:
             return wide
         words = cut(b, b.bitcast(narrow, _vec(_I16, narrow.type.count * 2)), n8)
         return b.add(wide, concat(b, [pairs(b, w) for w in words]))
@@ -122,8 +151,10 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         **COMMON,
         "dot4": dot4,
         "dot4_weights": weights,
+        "dot_steps": steps,
         "dot_result": result,
         "shifted_word": shifted,
+        "lookup16": _lookup16(width),
     }
 
 

@@ -160,7 +160,7 @@ def _arguments(
         "option_help": "--help",
         "usage": (
             "usage: --ids ID,ID,... [-n TOKENS] [--print-ids]\n"
-            f"Continues token ids with {prepared.file.paths[0].name}, greedily, by "
+            f"Continues token ids with {prepared.file.source.name}, greedily, by "
             f"{driver.DEFAULT_TOKENS} tokens or -n; --print-ids shows ids instead of text.\n"
         ),
         "unknown": ": no such option; a value follows its option after a space\n",

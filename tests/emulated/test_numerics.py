@@ -29,11 +29,18 @@ ROWS, BLOCKS = 21, 2
 SCALES = {
     "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "q2_k": (80, 82),
     "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
+    "iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": (), "nvfp4": (), "tq2_0": (64,),
 }  # fmt: skip
 FINE = {
     "q2_k": (slice(0, 16), 0x33), "q4_k": (slice(4, 16), 0x03), "q5_k": (slice(4, 16), 0x01),
     "q6_k": (slice(192, 208), 0x07),
 }  # fmt: skip
+# Scales of other types: where they begin and end, and the byte which makes the weights integers.
+WHOLE = {
+    "mxfp4": ((0, 1, 128),),
+    "nvfp4": ((0, 4, 0x40),),
+    "iq4_xs": ((2, 4, 0xAA), (4, 8, 0x11)),
+}
 ONE = np.frombuffer(np.float16(1).tobytes(), np.uint8)
 NATIVE_TARGETS = {target.name: target for target in runnable_targets()}
 QUICK = {*list(NATIVE_TARGETS)[-1:], *MOST}
@@ -46,6 +53,8 @@ def integer_weights(fmt: Format, rng: np.random.Generator) -> np.ndarray:
     raw = rng.integers(0, 256, (ROWS, BLOCKS, fmt.block_bytes), dtype=np.uint8)
     for at in SCALES[fmt.name]:
         raw[..., at : at + 2] = ONE
+    for begin, end, byte in WHOLE.get(fmt.name, ()):
+        raw[..., begin:end] = byte
     if fmt.name in FINE:
         where, mask = FINE[fmt.name]
         raw[..., where] &= mask
