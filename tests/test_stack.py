@@ -12,10 +12,13 @@ from reference_llama import ReferenceLlama
 from test_check import check
 
 import headrace
+from headrace.compress import compress
+from headrace.description import describe_model
 from headrace.errors import BudgetError, ModelFileError, UnsupportedError
 from headrace.families import describe
 from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import Entry, build_header, open_model, tiled_type
+from headrace.memory_plan import plan_model
 from headrace.model import Model
 from headrace.sparse.bitstack import rebuild, unpack
 from headrace.stack import Stack, stack_of
@@ -236,3 +239,29 @@ def test_a_stack_is_neither_exported_nor_stacked_again(path: Path, tmp_path: Pat
         export(path, pick_target(), tmp_path / "out")
     with pytest.raises(UnsupportedError, match="a stack already"):
         write_stack(path, tmp_path / "again.gguf")
+
+
+def test_plans_and_listings_know_stacks(path: Path) -> None:
+    found = stack(path)
+    listed = describe_model(path)
+    assert listed["parameters"] == describe_model(STORIES)["parameters"]
+    kinds = {row["type"]: row for row in listed["types"]}
+    assert kinds[f"tiled bitstack_k{RANK}"]["tensors"] == len(found)
+    assert kinds[f"tiled bitstack_k{RANK}"]["loads_as"] == "kernel"
+    whole = plan_model(path, context=64)
+    assert (whole.blocks, whole.blocks_in_file, whole.fits) == (len(found), len(found), True)
+    assert whole.predicted_tok_s is not None and not whole.notices()
+    less = plan_model(path, memory=whole.peak_bytes - 1, context=64, measure=False)
+    assert found.least <= less.blocks <= len(found)
+
+
+def test_the_command_writes_a_stack(tmp_path: Path) -> None:
+    text = "Once upon a time, there was a little girl named Lily. She loved to play outside. " * 8
+    done = compress(
+        STORIES, tmp_path / "s.gguf", format="bitstack", calibrate=text, calibrate_tokens=512
+    )
+    with load(done.path) as model:
+        assert model.format == "bitstack_k1" and len(model.blocks) == 16 * 30
+        assert "".join(model.generate("Once upon a time", raw=True, max_tokens=8)).strip()
+    with pytest.raises(UnsupportedError, match="--method"):
+        compress(STORIES, tmp_path / "t.gguf", format="bitstack", method="rtn")
