@@ -162,13 +162,13 @@ def compress(
                 "quality depends on --memory, and `headrace compare` measures it"
             )
         with ExitStack() as stack:
-            inputs = None
+            of = None
             if calibrate is not None:
                 found = LayerInputs(
                     model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
                 )
-                inputs = stack.enter_context(found).of
-            write_stack(model.paths[0], target, inputs=inputs, progress=progress)
+                of = stack.enter_context(found).of
+            write_stack(model.paths[0], target, inputs=of, progress=progress)
         return Compressed(target, model.size_bytes, target.stat().st_size)
     entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
     mine = [one for one in sources if isinstance(one, Recipe)]
