@@ -39,6 +39,7 @@ from headrace.programs import Program, Programs
 from headrace.rates import measure_rates
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
+from headrace.stack import StackBlock, block_format
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
@@ -195,7 +196,16 @@ class Model:
         sizes: dict[str, int] = {}
         for placed in self._held.weights.placed.values():
             sizes[placed.format.name] = sizes.get(placed.format.name, 0) + placed.n_bytes
+        for block in self.blocks:
+            kind = block_format(block.shape.rank)
+            sizes[kind] = sizes.get(kind, 0) + block.shape.n_bytes
         return max(sizes, key=lambda name: sizes[name])
+
+    @property
+    def blocks(self) -> tuple[StackBlock, ...]:
+        """Blocks in memory, of a model that is a stack of them."""
+        prepared = self._held.prepared
+        return prepared.stack.blocks[: prepared.blocks] if prepared.stack else ()
 
     @property
     def streams(self) -> bool:
