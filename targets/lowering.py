@@ -645,6 +645,9 @@ def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 def shifted_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, bits: int) -> ir.Value:
     if token_pairs():
+        if offset == 44:
+            parts = _pair_parts(b, entry, ty.count, offset)
+            return join(b, [b.shl(v, constant("i32", bits)) for v in parts])
         sums = [v for words in pair_loads(b, entry, ty.count, False) for v in words[:2]]
         return join(b, [b.shl(v, constant("i32", bits - 3)) for v in sums])
     shift = primitive("shifted_word")
