@@ -236,6 +236,7 @@ def test_encode_degenerate_blocks(name: str) -> None:
 QSNR = {
     "mxfp4": 18.79, "nvfp4": 20.45, "nvint4": 21.28, "mxint8": 41.6, "q4_0": 21.31,
     "i4_g16": 23.09, "i4_g32": 21.82, "i4_g64": 20.91, "i4_g128": 20.28,
+    "i4_dual": 21.16,
     "i4a_g16": 24.80, "i4a_g32": 22.86, "i4a_g64": 21.50, "i4a_g128": 20.57,
 }  # fmt: skip
 
@@ -463,6 +464,17 @@ def layout_mxfp4(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
+def layout_i4_dual(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 0, r)
+        for p in range(4):
+            _place(out, 32 + 16 * p + r, row[2 + p])
+        for b in range(128):
+            _place(out, 96 + 64 * (b // 4) + 4 * r + b % 4, row[6 + b])
+    return out
+
+
 def layout_mxint8(rows: list[bytes]) -> dict[int, int]:
     out: dict[int, int] = {}
     for r, row in enumerate(rows):
@@ -515,6 +527,7 @@ LAYOUTS = {
     "q5_k": layout_q5_k, "q6_k": layout_q6_k,
     "mxfp4": layout_mxfp4, "nvfp4": layout_nvfp4, "iq4_nl": layout_q4_0, "iq4_xs": layout_iq4_xs,
     "tq2_0": layout_tq2_0, "nvint4": layout_nvfp4, "mxint8": layout_mxint8,
+    "i4_dual": layout_i4_dual,
     "f16": layout_f16, "bf16": layout_f16, "f32": layout_f16,
 }  # fmt: skip
 
