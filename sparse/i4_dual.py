@@ -4,9 +4,9 @@ A weight is `d * s * (code - 8)`, s = 1..15: `s * (code - 8)` is an INT8 number,
 to 105, so a processor that multiplies whole rows of INT8 can be given these. It is smaller than
 groups of 64 with a float16 each and has less noise: by 0.25 dB of normal weights, more where their
 sizes differ. Here sums of codes are multiplied by s, which is the same and is done once for 32 of
-them: activations have a scale for each 32, so that sums become floats there anyway. Source: dual-grained quantization (arXiv
-2310.04836), whose float belongs to a row; in blocks of 256 it costs 0.06 bits and pieces of rows
-stay independent.
+them: activations have a scale for each 32, so that sums become floats there anyway. Source:
+dual-grained quantization (arXiv 2310.04836), whose float belongs to a row; in blocks of 256 it
+costs 0.06 bits and pieces of rows stay independent.
 
 Row block, 134 bytes (raw), groups g = 0..7:
     bytes              what
