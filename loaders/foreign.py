@@ -53,7 +53,7 @@ def looks_like(head: bytes) -> tuple[str, str]:
         )
     # safetensors: the length of a JSON object, then the object
     if head[8:9] == b"{" and head[5:8] == b"\0\0\0":
-        return "a safetensors file", "give it its own name, .safetensors, and its config.json"
+        return "a safetensors file", "name its directory, with its config.json in it"
     if text[:16].startswith(b'{"__metadata__"'):
         return "the header of a safetensors file", "download the whole file again"
     if text[:1] in (b"{", b"["):

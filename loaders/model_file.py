@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,8 +36,30 @@ class StringArray(Sequence[str]):
         self._raw = raw
         self._starts = starts
 
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> StringArray:
+        """The array that a header with these strings has.
+
+        Raises:
+            UnicodeEncodeError: a lone surrogate that stands for no byte.
+        """
+        texts = [text.encode("utf-8", "surrogateescape") for text in strings]
+        lengths = np.array([len(text) for text in texts], "<u8")
+        packed = lengths.tobytes()
+        parts = [b""] * (2 * len(texts))
+        parts[::2] = [packed[at : at + 8] for at in range(0, len(packed), 8)]
+        parts[1::2] = texts
+        starts = np.zeros(len(texts) + 1, np.uint64)
+        np.cumsum(lengths + 8, out=starts[1:])
+        return cls(b"".join(parts), array("I", starts.tolist()))
+
     def __len__(self) -> int:
         return len(self._starts) - 1
+
+    @property
+    def packed(self) -> bytes:
+        """All strings as they lie in a header: each behind its length."""
+        return self._raw
 
     def raw(self, index: int) -> bytes:
         """The bytes of one string as the file has them."""
@@ -75,7 +97,10 @@ class StringArray(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor is. `shape` is in numpy's order: the reverse of what GGUF stores."""
+    """Where one tensor is. `shape` is in numpy's order: the reverse of what GGUF stores.
+
+    `type` is GGML's name, that of safetensors where there is none, or see `loaders.tiled`.
+    """
 
     name: str
     type: str
@@ -83,6 +108,19 @@ class TensorInfo:
     path: Path
     offset: int
     n_bytes: int
+    scales: Scales | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What a matrix is to be multiplied by: a scale for each block of `rows` x `columns` weights.
+
+    `info.shape` is (blocks of rows, blocks of columns); the last ones may stick out.
+    """
+
+    info: TensorInfo
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +130,8 @@ class ModelFile:
     Metadata values are str, int, float, bool, numpy arrays (read-only) for arrays of numbers,
     `StringArray` for arrays of strings, and lists for arrays of arrays. `tensors` is in the order
     of the bytes, file by file; `header_bytes` is what lies before tensor data, over all files.
+    `version` is GGUF's, and 0 for a safetensors directory: then the first of `paths` is its
+    config.json, and keys and names are those that a GGUF file of the model would have.
     """
 
     paths: tuple[Path, ...]
@@ -101,6 +141,11 @@ class ModelFile:
     tensors: dict[str, TensorInfo]
     size_bytes: int
     header_bytes: int
+
+    @property
+    def source(self) -> Path:
+        """What one names to load it: the (first) file, or the directory."""
+        return self.paths[0] if self.version else self.paths[0].parent
 
     def read(self, info: TensorInfo, start: int = 0, n_bytes: int | None = None) -> np.ndarray:
         """The bytes of a small tensor, or part of them, as a new uint8 array."""

@@ -10,13 +10,16 @@ from headrace.errors import ModelFileError, ModelNotFoundError
 from headrace.loaders import pull as _pull
 from headrace.loaders.split_names import model_groups
 
+# Either makes a directory a model, with its config.json; named by themselves, they mean it too.
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+
 
 def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path:
     """The model file that `name` means; a known name or a hub id is fetched when not cached.
 
     Args:
-        name: a file, a directory with one GGUF model, a name of `headrace.loaders.pull.KNOWN`,
-            or a Hugging Face id: `org/repo`, `org/repo:file.gguf`, `hf://org/repo/file.gguf`.
+        name: a file, a directory with one GGUF model or with safetensors files, a name of
+            `headrace.loaders.pull.KNOWN`, or a Hugging Face id: `org/repo`, `org/repo:file.gguf`, `hf://org/repo/file.gguf`.
             A known name wins over a file of that name; write `./name` for the file.
         progress: called with (done bytes, total bytes or None, label) while fetching.
 
@@ -40,6 +43,8 @@ def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path
         if path.is_dir():
             return _in_directory(path)
         if os.path.lexists(path):
+            if path.name in _SAFETENSORS and path.exists():
+                return path.parent
             return path if path.exists() else _dangling(path)
     except PermissionError as error:
         raise ModelFileError("no permission to look at this path", path=path) from error
@@ -51,9 +56,13 @@ def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path
 
 
 def _in_directory(path: Path) -> Path:
-    names = [p.name for p in path.iterdir() if p.suffix.lower() == ".gguf"]
+    there = {p.name for p in path.iterdir()}
+    names = [name for name in there if name.lower().endswith(".gguf")]
     groups = model_groups(names)
-    if len(groups) == 1:
+    weights = next((name for name in _SAFETENSORS if name in there), None)
+    if weights is not None and not groups:
+        return path
+    if len(groups) == 1 and weights is None:
         (first,) = groups
         if first not in names:
             raise ModelNotFoundError(
@@ -62,9 +71,13 @@ def _in_directory(path: Path) -> Path:
             )
         return path / first
     if groups:
-        listing = "".join(f"\n  {path / first}" for first in groups)
-        raise ModelNotFoundError(f"{path} holds {len(groups)} models; name one of:{listing}")
-    raise ModelNotFoundError(f"{path} is a directory without a .gguf file; name the model's file")
+        choices = [*groups, weights] if weights is not None else [*groups]
+        listing = "".join(f"\n  {path / first}" for first in choices)
+        raise ModelNotFoundError(f"{path} holds {len(choices)} models; name one of:{listing}")
+    raise ModelNotFoundError(
+        f"{path} is a directory without a .gguf file and without {' or '.join(_SAFETENSORS)}; "
+        "name the model's file"
+    )
 
 
 def _from_hub(text: str, progress: _pull.Progress | None) -> Path:

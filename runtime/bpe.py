@@ -109,6 +109,14 @@ class Bpe:
         return out
 
 
+def nfc(text: str) -> str:
+    """Text in Unicode's normal form C, by the library's tables."""
+    from tokenizers.normalizers import NFC
+
+    normal: str = NFC().normalize_str(text)
+    return normal
+
+
 class _Pairs(Sequence[tuple[str, str]]):
     """Merge rules cut in two one at a time: the library copies them, a list would take 10 MB."""
 

@@ -13,6 +13,7 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.gguf import TensorInfo
 from headrace.loaders.tiled import format_name, open_model
 from headrace.placing import format_of, padded16
+from headrace.price import price_of
 
 
 def describe_model(path: Path) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "file": str(path),
         "files": len(model.paths),
         "size_bytes": model.size_bytes,
-        "gguf_version": model.version,
+        "gguf_version": model.version or None,
         "architecture": get("general.architecture"),
         "name": get("general.name"),
         "parameters": sum(row["parameters"] for row in types.values()),
@@ -46,6 +47,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "pre_tokenizer": get("tokenizer.ggml.pre"),
         "vocabulary": len(vocabulary) if isinstance(vocabulary, Sequence) else None,
         "chat_template": "tokenizer.chat_template" in model.metadata,
+        "price": price_of(model),
         "types": sorted(types.values(), key=lambda row: -row["bytes"]),
         "metadata": {key: _shortened(value) for key, value in model.metadata.items()},
     }

@@ -12,6 +12,7 @@ from headrace.errors import NoCompilerError
 from headrace.kernels import kv_cache
 from headrace.planning import Prepared, kernel_store, prepare
 from headrace.prediction import Passes, Rates
+from headrace.price import price_of
 from headrace.rates import PROMPT_TOKENS, Progress, measure_rates
 from headrace.sizes import format_size
 
@@ -33,6 +34,7 @@ class MemoryPlan:
         predicted_tok_s: decode speed at an empty context from `memory_read_gb_s` and
             `flash_read_gb_s`, measured on this machine.
         predicted_first_token_s: from a loaded model to the first token of an answer to 128 tokens.
+        price: how far a compressed model is from its source, as its file says.
         advice: what would change the speed most.
     """
 
@@ -67,6 +69,7 @@ class MemoryPlan:
     limit: int | None
     fits: bool
     expanded: tuple[dict[str, Any], ...]
+    price: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -102,10 +105,12 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     p, d, parts = prepared, prepared.decoder, prepared.parts
     rates = rates or Rates()
     peak = sum(parts.values())
+    blocks = p.stack.n_bytes(len(p.stack)) if p.stack else 0
+    stacked = p.stack.weights if p.stack else 0
     prompt_tokens = min(PROMPT_TOKENS, p.shape.context)
     speed = Passes(rates, p.residency, p.read_bytes, p.shape.threads).prediction(prompt_tokens)
     return MemoryPlan(
-        model=str(p.file.paths[0]),
+        model=str(p.file.source),
         architecture=d.architecture,
         target=p.target.name,
         threads=p.shape.threads,
@@ -113,7 +118,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         wanted_context=p.wanted_context,
         chunk=p.shape.chunk,
         file=p.file.size_bytes,
-        weights=sum(one.n_bytes for one in p.placed),
+        weights=sum(one.n_bytes for one in p.placed) + blocks,
         resident_weights=parts["weights"],
         window=parts.get("window", 0),
         vectors=parts["vectors"],
@@ -121,7 +126,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         activations=parts["activations"],
         process=parts["the process"],
         peak_bytes=peak,
-        parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed),
+        parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed) + stacked,
         layers=len(d.layers),
         bytes_per_token=p.read_bytes,
         flash_bytes_per_token=0 if p.residency is None else p.residency.streamed_bytes,
@@ -146,6 +151,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
             for one in p.placed
             if one.expanded
         ),
+        price=price_of(p.file),
     )
 
 

@@ -6,10 +6,11 @@ both become pieces. The `tokenizers` library does the cutting, with Oniguruma.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_FOLDED_CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -79,6 +80,14 @@ class PreTokenizer:
     expressions: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+
+    def folding(self) -> PreTokenizer:
+        """The same, but contractions in any case, by Unicode's rules ("'ſ" is one, too).
+
+        So have it the models' own files. llama.cpp, and with it GGUF, knows ASCII's cases.
+        """
+        own = tuple(each.replace(_CONTRACTION, _FOLDED_CONTRACTION) for each in self.expressions)
+        return replace(self, expressions=own)
 
     def steps(self) -> list[Any]:
         """The library's pre-tokenizers, to be applied one after the other."""

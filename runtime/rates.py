@@ -38,7 +38,8 @@ def measure_rates(
     from headrace.sample import take_sample  # most models are loaded without
 
     p = prepared
-    addresses = store.load(plans.kernels_of(p.decoder, p.placed, p.target), progress)
+    needed = plans.kernels_of(p.decoder, p.placed, p.target, p.stack)
+    addresses = store.load(needed, progress)
     team = Team(addresses, p.shape.threads)
     try:
         memory = (

@@ -8,7 +8,7 @@ import numpy as np
 
 from headrace.families.decoder import Vector, tensor_of
 from headrace.kernels.invoke import invoke
-from headrace.loaders.gguf import ModelFile, TensorReader
+from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.placing import PlacedMatrix, tiled_format
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import by_ggml_type
@@ -35,7 +35,11 @@ def raw_rows(reader: TensorReader, placed: PlacedMatrix, first: int, last: int) 
         row_bytes = info.n_bytes // placed.matrix.rows
         raw = np.zeros((n_tiles * TILE_ROWS, row_bytes), np.uint8)
         reader.readinto(info, first * row_bytes, raw[:rows])
-        return _expand(raw, info.type, fmt) if placed.expanded else raw
+        if not placed.expanded:
+            return raw
+        if info.scales is not None:
+            return _expand_scaled(reader, raw, info, first, fmt)
+        return _expand(raw, info.type, fmt)
     columns = placed.matrix.columns
     tiled = np.empty((n_tiles, columns // own.block, own.tile_block_bytes), np.uint8)
     reader.readinto(info, own.tiled_bytes(first, columns), tiled)
@@ -61,7 +65,8 @@ def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.nd
     info = tensor_of(model, vector)
     raw = np.empty(info.n_bytes, np.uint8)
     reader.readinto(info, 0, raw)
-    return _as_floats(raw[None], info.type)[0]
+    floats = _as_floats(raw[None], info.type)[0]
+    return floats + np.float32(vector.plus) if vector.plus else floats
 
 
 def read_tiled(reader: TensorReader, placed: PlacedMatrix) -> Iterator[np.ndarray]:
@@ -100,3 +105,19 @@ def _expand(raw: np.ndarray, ggml_type: str, fmt: Format) -> np.ndarray:
     from headrace.sparse.expand import expand
 
     return np.ascontiguousarray(expand(raw, ggml_type, fmt))
+
+
+def _expand_scaled(
+    reader: TensorReader, raw: np.ndarray, info: TensorInfo, first: int, fmt: Format
+) -> np.ndarray:
+    """Rows of an FP8 matrix from row `first` on, times their scales, in the bytes of `fmt`."""
+    from headrace.sparse.expand import expand_scaled
+
+    scales = info.scales
+    assert scales is not None
+    coded = np.empty((1, scales.info.n_bytes), np.uint8)
+    reader.readinto(scales.info, 0, coded)
+    values = _as_floats(coded, scales.info.type).reshape(scales.info.shape)
+    # Rows that fill up the last tile have a scale as well.
+    of_row = np.minimum((first + np.arange(len(raw))) // scales.rows, len(values) - 1)
+    return expand_scaled(raw, info.type, fmt, values[of_row], scales.columns)

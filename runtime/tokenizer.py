@@ -12,10 +12,11 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from headrace.bpe import ALPHABET, merge
+from headrace.bpe import ALPHABET, merge, nfc
 from headrace.errors import HeadraceError
 from headrace.vocabulary import Vocabulary, read_vocabulary
 
@@ -99,19 +100,27 @@ class Tokenizer:
         out: list[int] = []
         if add_special and self.add_bos:
             out.append(self.bos_id)  # type: ignore[arg-type]
-        after_special = True
+        after_special = first = True
         for part in self._partition(text, parse_special):
             if isinstance(part, int):
                 out.append(part)
                 after_special = True
             else:
-                if after_special and self._vocabulary.add_space_prefix:
+                if after_special and self._wants_space(part, first):
                     part = " " + part
                 self._encode_text(part, out)
                 after_special = False
+            first = False
         if add_special and self.add_eos:
             out.append(self.eos_id)  # type: ignore[arg-type]
         return out
+
+    def _wants_space(self, part: str, first: bool) -> bool:
+        """Whether a space goes in front of a text that begins here or follows a special token."""
+        where = self._vocabulary.space_prefix
+        if where in ("", "each"):
+            return where == "each"
+        return (first or where == "always") and not part.startswith((" ", _SPACE))
 
     def _partition(self, text: str, parse_special: bool) -> list[str | int]:
         parts: list[str | int] = [text] if text else []
@@ -137,6 +146,8 @@ class Tokenizer:
         return parts
 
     def _encode_text(self, text: str, out: list[int]) -> None:
+        if self._vocabulary.normal_form == "NFC":
+            text = nfc(text)
         if self._bpe is None:
             self._encode_sentencepiece(text.replace(" ", _SPACE), out)
         elif self._byte_level:
@@ -193,7 +204,7 @@ class Tokenizer:
 
         def rank(text: str) -> float | None:
             found = ids.get(text)
-            return None if found is None else costs[found]
+            return None if found is None or costs[found] == inf else costs[found]
 
         out: list[int] = []
         for symbol in merge(list(word), rank):
@@ -258,7 +269,8 @@ class Tokenizer:
 
     def drops_space(self, after: int | None) -> bool:
         """Whether a space that begins the text of the token behind this one is dropped."""
-        return self._vocabulary.add_space_prefix and (after is None or after in self._special)
+        where = self._vocabulary.space_prefix
+        return bool(where) and (after is None or (where != "first" and after in self._special))
 
 
 def _mixed_bytes(text: str) -> bytes:

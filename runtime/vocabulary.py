@@ -16,6 +16,7 @@ from headrace.errors import ModelFileError, UnsupportedError
 from headrace.pretokenizers import PRE_TOKENIZERS
 
 PREFIX = "tokenizer.ggml."
+OWN_PREFIX = "tokenizer.headrace."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 # Texts that end a turn whatever the file says; the first list is also where a missing
@@ -79,7 +80,10 @@ class Vocabulary:
         hidden: Control and unknown tokens: left out of decoded text.
         special: Those and the user-defined ones: found in a prompt before anything else.
         bytes_of: Byte tokens, id to value.
-        costs: Minus the score of each token; empty for BPE.
+        costs: Minus the score of each token; empty for BPE. Infinite: never merged to.
+        space_prefix: Where text gets a space in front: "" nowhere, "each" part between special
+            tokens; "always" those parts that begin with none; "first" only at the very beginning.
+        normal_form: Unicode's normal form that text is brought to; "": as it is.
     """
 
     kind: str
@@ -99,7 +103,8 @@ class Vocabulary:
     eos_ids: frozenset[int] = frozenset()
     add_bos: bool = False
     add_eos: bool = False
-    add_space_prefix: bool = False
+    space_prefix: str = ""
+    normal_form: str = ""
     swallows_space: frozenset[int] = frozenset()
 
 
@@ -114,11 +119,12 @@ class _Reader:
         self.path = path
         self.ids: dict[str, int] = {}
         self.kept: Sequence[str] = ()  # the tokens, to keep
+        self.ordinary: set[int] = set()
 
     def read(self) -> Vocabulary:
         kind = self.text("model")
         if kind is None:
-            raise self.fault("model", "is missing: the file has no tokenizer")
+            raise self.fault("model", "is missing: the model has no tokenizer")
         if kind not in ("gpt2", "llama", "gemma4"):
             raise UnsupportedError(
                 f"{PREFIX}model is {kind!r}; Headrace reads 'gpt2', 'llama' and 'gemma4'",
@@ -135,6 +141,7 @@ class _Reader:
             vocabulary.ids, vocabulary.costs = ids, self.costs(len(tokens))
         else:
             vocabulary.bpe = self.bpe(kind, pre)
+        self.ordinary = self.ordinary_tokens(len(tokens))
         self.special_ids(vocabulary)
         self.kinds_of_token(vocabulary)
         self.flags(vocabulary)
@@ -158,6 +165,16 @@ class _Reader:
         if not isinstance(value, (bool, np.bool_)):
             raise self.fault(key, f"is {value!r}, expected true or false")
         return bool(value)
+
+    def choice(self, key: str, default: str, known: tuple[str, ...]) -> str:
+        """One of our own keys, which stand for what GGUF has no key for."""
+        value = self.metadata.get(OWN_PREFIX + key, default)
+        if value != default and value not in known:
+            raise UnsupportedError(
+                f"{OWN_PREFIX}{key} is {str(value)[:40]!r}; this release knows {', '.join(known)}",
+                path=self.path,
+            )
+        return str(value)
 
     def id(self, key: str, n_vocab: int) -> int | None:
         value = self.metadata.get(PREFIX + key)
@@ -238,8 +255,11 @@ class _Reader:
 
     def bpe(self, kind: str, pre: str) -> Bpe:
         merges = self.strings("merges")
+        cut = PRE_TOKENIZERS[pre]
+        if self.metadata.get(OWN_PREFIX + "fold_case") is True:
+            cut = cut.folding()
         try:
-            return Bpe(self.ids, merges, PRE_TOKENIZERS[pre], byte_level=kind == "gpt2")
+            return Bpe(self.ids, merges, cut, byte_level=kind == "gpt2")
         except ValueError as error:
             self.blame_merge(merges)
             raise self.fault("merges", f"cannot be used: {error}") from None
@@ -279,7 +299,25 @@ class _Reader:
         ends = {vocabulary.eos_id, vocabulary.eot_id, find("eom_token_id", ["<|eom_id|>"])}
         ends |= {find(key, texts) for key, texts in _FILL_IN_MIDDLE.items()}
         ends |= {ids.get(text) for text in _END_OF_GENERATION}
+        ends -= self.ordinary
+        ends |= self.own_ends(n_vocab)
         vocabulary.eos_ids = frozenset(each for each in ends if each is not None)
+
+    def ordinary_tokens(self, n_vocab: int) -> set[int]:
+        """Tokens that are ordinary whatever their text, where the types are known to be right."""
+        if self.metadata.get(OWN_PREFIX + "exact_types") is not True:
+            return set()
+        types = self.numbers("token_type", n_vocab, "iu")
+        return set(np.flatnonzero(types == NORMAL).tolist())
+
+    def own_ends(self, n_vocab: int) -> set[int]:
+        found = self.metadata.get(OWN_PREFIX + "end_token_ids")
+        if found is None:
+            return set()
+        array = np.asarray(found)
+        if array.ndim != 1 or array.dtype.kind not in "iu" or not (array < n_vocab).all():
+            raise ModelFileError(f"{OWN_PREFIX}end_token_ids has no token ids", path=self.path)
+        return {token for token in array.tolist() if token >= 0}
 
     def kinds_of_token(self, vocabulary: Vocabulary) -> None:
         ids, n_vocab = self.ids, len(vocabulary.tokens)
@@ -291,7 +329,7 @@ class _Reader:
         control, shown = by_kind[CONTROL], by_kind[USER_DEFINED]
         # Some files mark these as ordinary text; they are control tokens all the same.
         markers = chain(_END_OF_GENERATION, *_FILL_IN_MIDDLE.values(), *_FILL_IN_MIDDLE_PARTS)
-        control |= {ids[text] for text in markers if text in ids}
+        control |= {ids[text] for text in markers if text in ids} - self.ordinary
         ordinary = self.exceptions(vocabulary, control, shown)
         control -= ordinary
         shown -= ordinary
@@ -331,7 +369,9 @@ class _Reader:
         default = spm or PRE_TOKENIZERS[vocabulary.pre].add_bos
         vocabulary.add_bos = self.flag("add_bos_token", default) or vocabulary.kind == "gemma4"
         vocabulary.add_eos = self.flag("add_eos_token", False)
-        vocabulary.add_space_prefix = self.flag("add_space_prefix", True) if spm else False
+        if spm and self.flag("add_space_prefix", True):
+            vocabulary.space_prefix = self.choice("space_prefix", "each", ("first", "always"))
+        vocabulary.normal_form = self.choice("normal_form", "", ("NFC",))
         for wanted, key, found in (
             (vocabulary.add_bos, "bos_token_id", vocabulary.bos_id),
             (vocabulary.add_eos, "eos_token_id", vocabulary.eos_id),

@@ -10,6 +10,7 @@ The target is Q8_0 unless a smaller format holds the same weights exactly. What 
     IQ2_XXS                 Q8_0     codes exact, scale of 32 weights rounded to float16 (2^-11)
     IQ2_XS, IQ2_S           Q8_0     rounded: at most 1/225 of the largest of 32 weights
     I8, I16                 F16, F32 exact
+    F8_E4M3, F8_E5M2        F16      exact; with scales (`expand_scaled`) rounded to float16
     F64                     F32      rounded
     others gguf can decode  Q8_0     rounded as above
 
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.sparse import q6_k, tq2_0
+from headrace.sparse import float8, q6_k, tq2_0
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -42,6 +43,7 @@ from headrace.sparse.registry import FORMATS, by_ggml_type
 
 CHUNK_BYTES = 256 * 1024  # of raw bytes that are recoded at once
 _ONE = np.array([0x00, 0x3C], np.uint8)  # float16 1.0
+_LARGEST_HALF = 65504.0
 _LARGEST_Q8 = 127 * 65504.0
 _PLAIN = {"I8": ("f16", np.int8), "I16": ("f32", np.int16), "F64": ("f32", np.float64)}
 
@@ -102,7 +104,36 @@ def _expand_rows(raw: Bytes, ggml_type: str, target: Format) -> Bytes:
     return target.encode(x)
 
 
+@np.errstate(all="ignore")
+def expand_scaled(raw: Bytes, name: str, target: Format, scales: Floats, columns: int) -> Bytes:
+    """Recode rows of FP8 weights times their scales.
+
+    Args:
+        raw: uint8 [rows, n].
+        name: "F8_E4M3" or "F8_E5M2".
+        scales: float32 [rows, blocks]; each is for `columns` weights, the last for what is left.
+
+    Raises:
+        UnsupportedError: a weight is too large for `target`.
+    """
+    rows, n = raw.shape
+    out = np.empty((rows, target.row_bytes(n)), np.uint8)
+    step = max(1, CHUNK_BYTES // max(1, n))
+    for at in range(0, rows, step):
+        x = float8.decode(raw[at : at + step], name)
+        x *= np.repeat(scales[at : at + step], columns, axis=1)[:, :n]
+        if target.name == "f16" and ((np.abs(x) > _LARGEST_HALF) & np.isfinite(x)).any():
+            raise UnsupportedError(
+                f"a scaled {name} weight is beyond what float16 holds ({_LARGEST_HALF:.0f}); "
+                "take the checkpoint before it was quantised"
+            )
+        out[at : at + step] = target.encode(x)
+    return out
+
+
 def _decode(raw: Bytes, ggml_type: str) -> Floats:
+    if ggml_type in float8.NAMES:
+        return float8.decode(raw, ggml_type)
     if ggml_type in _PLAIN:
         plain = np.ascontiguousarray(raw).view(_PLAIN[ggml_type][1])
         return plain.astype(np.float32)
@@ -217,6 +248,7 @@ def _to_tq2_0(raw: Bytes, ggml_type: str) -> Bytes:
 
 
 _RECODERS: dict[str, tuple[str, Callable[[Bytes, str], Bytes]]] = {
+    **{name: ("f16", float8.to_halves) for name in float8.NAMES},
     "TQ1_0": ("tq2_0", _to_tq2_0),
     **{name: ("q6_k", _to_q6_k) for name in ("IQ3_S", "IQ3_XXS", "IQ1_S", "IQ1_M")},
     "IQ2_XXS": ("q8_0", _to_q8_0),

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headrace.sparse.grid import Grid
 
 TILE_ROWS = 16
 
@@ -46,6 +49,7 @@ class Format:
         untile: tiled bytes, rows -> raw uint8 [rows, row_bytes].
         product, tile_block, row_block: the native inner loops; see `headrace.sparse.linear`.
         tile_run: a number of blocks, and `tile_block` for so many at once: for small blocks.
+        grid: what scales and codes are, for those who search and round better than `encode`.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Format:
     tile_block: Callable[..., None]
     row_block: Callable[..., None]
     tile_run: tuple[int, Callable[..., None]] | None = None
+    grid: Grid | None = None
 
     @property
     def bits_per_weight(self) -> float:

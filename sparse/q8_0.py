@@ -31,6 +31,7 @@ from headrace.sparse.format import (
     interleave,
     weight_blocks,
 )
+from headrace.sparse.grid import Grid, search_groups
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     dot8,
@@ -73,6 +74,30 @@ def decode(raw: Bytes) -> Floats:
     blocks = byte_blocks(raw, BLOCK_BYTES)
     codes = blocks[..., 2:].view(np.int8).astype(np.float32)
     return as_rows(codes * halves(blocks[..., :2]))
+
+
+def fit(x: Floats, importance: Floats | None) -> Bytes:
+    """Scales by search, no codes yet; see `headrace.sparse.grid`."""
+    rows, n = x.shape
+    raw = np.zeros((rows, n // BLOCK, BLOCK_BYTES), np.uint8)
+    raw[..., :2] = half_bytes(search_groups(x, importance, BLOCK, LEVELS)[..., None])
+    return as_rows(raw)
+
+
+def scales(raw: Bytes) -> tuple[Floats, None]:
+    """The scale of each block: float32 [rows, n_blocks]."""
+    return halves(byte_blocks(raw, BLOCK_BYTES)[..., :2])[..., 0], None
+
+
+def put(raw: Bytes, codes: Bytes) -> Bytes:
+    """The raw bytes with these codes: uint8 [rows, n]."""
+    blocks = byte_blocks(raw, BLOCK_BYTES).copy()
+    blocks[..., 2:] = codes.reshape(*blocks.shape[:2], BLOCK) - np.uint8(127)
+    return as_rows(blocks)
+
+
+LEVELS = tuple(float(level) for level in range(-127, 128))
+GRID = Grid(group=BLOCK, levels=LEVELS, fit=fit, scales=scales, put=put)
 
 
 def tile(raw: Bytes) -> Bytes:
@@ -125,4 +150,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

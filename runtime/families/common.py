@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from headrace.errors import ModelFileError, UnsupportedError
@@ -24,7 +25,11 @@ MAX_CONTEXT = 1 << 28
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers that every decoder has, from `<architecture>.*` metadata."""
+    """The numbers that every decoder has, from `<architecture>.*` metadata.
+
+    `norm_offset` is what the file's weights of norms lack: 1 in Gemma's own files, where norms
+    multiply by 1 + w; in GGUF files it has been added.
+    """
 
     prefix: str
     layers: int
@@ -37,6 +42,7 @@ class Sizes:
     context: int
     vocabulary: int
     eps: float
+    norm_offset: float
 
 
 def read_sizes(model: ModelFile, prefix: str) -> Sizes:
@@ -90,6 +96,7 @@ def read_sizes(model: ModelFile, prefix: str) -> Sizes:
         context=model.get(f"{prefix}.context_length", int, 2048, low=1, high=MAX_CONTEXT),
         vocabulary=embedding.shape[0],
         eps=model.get(f"{prefix}.attention.layer_norm_rms_epsilon", float, 1e-5, low=0.0, high=1.0),
+        norm_offset=model.get(f"{prefix}.norm_offset", float, 0.0, low=0.0, high=1.0),
     )
 
 
@@ -102,18 +109,42 @@ def read_rope(model: ModelFile, sizes: Sizes, base: float = 10000.0) -> Rope:
     key = f"{sizes.prefix}.rope.scaling"
     kind = model.get(f"{key}.type", str, "none")
     factor = model.get(f"{key}.factor", float, 1.0, low=1e-3, high=1e6)
-    if kind not in ("none", "linear"):
+    if kind not in ("none", "linear", "llama3"):
         raise UnsupportedError(
-            f"rope scaling {kind!r} is not supported (none, linear and Llama 3's factors are)",
+            f"rope scaling {kind!r} is not supported (none, linear and Llama 3's are)",
             path=model.paths[0],
         )
     has_factors = "rope_freqs.weight" in model.tensors
+    base = model.get(f"{sizes.prefix}.rope.freq_base", float, base, low=1.0, high=1e12)
     return Rope(
-        base=model.get(f"{sizes.prefix}.rope.freq_base", float, base, low=1.0, high=1e12),
+        base=base,
         width=sizes.rotated,
         factor=factor if kind == "linear" else 1.0,
         factors="rope_freqs.weight" if has_factors else None,
+        divisors=_llama3_divisors(model, key, sizes, base) if kind == "llama3" else (),
     )
+
+
+def _llama3_divisors(model: ModelFile, key: str, sizes: Sizes, base: float) -> tuple[float, ...]:
+    """Llama 3's scaling: what turns seldom in the context of old is slowed down, the rest is not.
+
+    Safetensors directories have its four numbers, GGUF files the divisors that follow from them.
+    """
+    factor = model.get(f"{key}.factor", float, low=1e-3, high=1e6)
+    low = model.get(f"{key}.low_freq_factor", float, low=0.0, high=1e6)
+    high = model.get(f"{key}.high_freq_factor", float, low=0.0, high=1e6)
+    before = model.get(f"{key}.original_context_length", int, low=1, high=MAX_CONTEXT)
+    if high <= low:
+        raise ModelFileError(
+            f"inconsistent metadata: high_freq_factor {high} is not above low_freq_factor {low}",
+            path=model.paths[0],
+        )
+    divisors = []
+    for i in range(sizes.rotated // 2):
+        turns = before * base ** (-2 * i / sizes.rotated) / (2 * math.pi)
+        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
+        divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return tuple(divisors)
 
 
 def _matrix(model: ModelFile, stem: str, rows: int, columns: int) -> Matrix:
@@ -121,9 +152,15 @@ def _matrix(model: ModelFile, stem: str, rows: int, columns: int) -> Matrix:
     return Matrix(f"{stem}.weight", rows, columns, bias if bias in model.tensors else None)
 
 
-def _norm(model: ModelFile, stem: str, size: int) -> Vector | None:
+def _norm(model: ModelFile, sizes: Sizes, stem: str, size: int) -> Vector | None:
     name = f"{stem}.weight"
-    return Vector(name, size) if name in model.tensors else None
+    return Vector(name, size, sizes.norm_offset) if name in model.tensors else None
+
+
+def query_scale(model: ModelFile, sizes: Sizes, default: float) -> float:
+    """What scores of attention are multiplied by."""
+    key = f"{sizes.prefix}.attention.scale"
+    return model.get(key, float, default, low=1e-6, high=1e6)
 
 
 def attention(
@@ -153,8 +190,8 @@ def attention(
         output=_matrix(model, f"{block}.attn_output", sizes.width, q),
         window=window,
         soft_cap=soft_cap,
-        query_norm=_norm(model, f"{block}.attn_q_norm", sizes.head),
-        key_norm=_norm(model, f"{block}.attn_k_norm", sizes.head),
+        query_norm=_norm(model, sizes, f"{block}.attn_q_norm", sizes.head),
+        key_norm=_norm(model, sizes, f"{block}.attn_k_norm", sizes.head),
     )
 
 
@@ -168,17 +205,17 @@ def layer(
     """A block around its attention, with GGUF's tensor names."""
     block = f"blk.{index}"
     return Layer(
-        attention_norm=Vector(f"{block}.attn_norm.weight", sizes.width),
+        attention_norm=Vector(f"{block}.attn_norm.weight", sizes.width, sizes.norm_offset),
         attention=attending,
-        attention_post_norm=_norm(model, f"{block}.post_attention_norm", sizes.width),
-        feed_forward_norm=Vector(f"{block}.ffn_norm.weight", sizes.width),
+        attention_post_norm=_norm(model, sizes, f"{block}.post_attention_norm", sizes.width),
+        feed_forward_norm=Vector(f"{block}.ffn_norm.weight", sizes.width, sizes.norm_offset),
         feed_forward=FeedForward(
             gate=_matrix(model, f"{block}.ffn_gate", sizes.feed_forward, sizes.width),
             up=_matrix(model, f"{block}.ffn_up", sizes.feed_forward, sizes.width),
             down=_matrix(model, f"{block}.ffn_down", sizes.width, sizes.feed_forward),
             activation="gelu" if activation == "gelu" else "silu",
         ),
-        feed_forward_post_norm=_norm(model, f"{block}.post_ffw_norm", sizes.width),
+        feed_forward_post_norm=_norm(model, sizes, f"{block}.post_ffw_norm", sizes.width),
     )
 
 
@@ -202,7 +239,7 @@ def decoder(
         embedding=embedding,
         embedding_scale=embedding_scale,
         layers=tuple(layers),
-        norm=Vector("output_norm.weight", sizes.width),
+        norm=Vector("output_norm.weight", sizes.width, sizes.norm_offset),
         head=embedding if tied else _matrix(model, "output", sizes.vocabulary, sizes.width),
         soft_cap=soft_cap,
     )

@@ -28,23 +28,26 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Vector:
-    """A vector of `size` floats: a norm weight or a bias."""
+    """A vector of `size` floats: a norm weight or a bias; `plus` is to be added to each."""
 
     name: str
     size: int
+    plus: float = 0.0
 
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary embedding: position * base**(-2i / width) / (factor * factors[i]).
 
-    `factors` names a tensor of width / 2 divisors (Llama 3's scaling), if there is one.
+    `factors` names a tensor of width / 2 divisors (Llama 3's scaling), if there is one; else
+    `divisors` may have them.
     """
 
     base: float
     width: int
     factor: float = 1.0
     factors: str | None = None
+    divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,8 @@ def rope_table(rope: Rope, factors: np.ndarray | None, positions: int) -> np.nda
         if not (np.isfinite(factors) & (factors > 0)).all():
             raise ModelFileError("rope factors must be positive numbers", tensor=rope.factors)
         frequency = frequency / factors.astype(np.float64)
+    if rope.divisors:
+        frequency = frequency / np.array(rope.divisors)
     angle = np.arange(positions, dtype=np.float64)[:, None] * frequency
     table = np.empty((positions, rope.width), np.float32)
     table[:, :half] = np.cos(angle)

@@ -20,9 +20,9 @@ def build(model: ModelFile) -> Decoder:
     rope = common.read_rope(model, sizes)
     window = model.get("gemma2.attention.sliding_window", int, 4096, low=0, high=common.MAX_CONTEXT)
     cap = model.get("gemma2.attn_logit_softcapping", float, 50.0, low=0.0)
-    scale = (
-        (sizes.width / sizes.heads) ** -0.5 if sizes.layers == LAYERS_OF_27B else sizes.head**-0.5
-    )
+    of_27b = sizes.layers == LAYERS_OF_27B
+    usual = (sizes.width / sizes.heads if of_27b else sizes.head) ** -0.5
+    scale = common.query_scale(model, sizes, usual)
     layers = []
     for i in range(sizes.layers):
         attending = common.attention(

@@ -1,7 +1,8 @@
 """Gemma 3 (text): QK norms, norms before and after each part, five local layers to a global one.
 
 Technical report 2503.19786. Local layers attend to a sliding window with their own rotary base;
-embeddings are scaled by sqrt(width); GGUF stores norm weights with 1 already added.
+embeddings are scaled by sqrt(width); GGUF stores norm weights with 1 already added,
+other files without (`norm_offset`).
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def build(model: ModelFile) -> Decoder:
     window = model.get("gemma3.attention.sliding_window", int, 0, low=0, high=common.MAX_CONTEXT)
     cap = model.get("gemma3.attn_logit_softcapping", float, 0.0, low=0.0)
     # The 27B model alone scales queries by the width per head instead of the head's own.
-    scale = (
-        (sizes.width / sizes.heads) ** -0.5 if sizes.layers == LAYERS_OF_27B else sizes.head**-0.5
-    )
+    of_27b = sizes.layers == LAYERS_OF_27B
+    usual = (sizes.width / sizes.heads if of_27b else sizes.head) ** -0.5
+    scale = common.query_scale(model, sizes, usual)
     layers = []
     for i in range(sizes.layers):
         is_global = (i + 1) % GLOBAL_EVERY == 0

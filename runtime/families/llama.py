@@ -1,7 +1,7 @@
 """Llama 2 and 3, SmolLM2, Mistral (with a sliding window where the file gives one).
 
 Llama 2: 2307.09288; Llama 3: 2407.21783; Mistral: 2310.06825. Rotary pairs lie side by side in
-GGUF's llama files.
+GGUF's llama files, and halves of a head apart where `llama.rope.pairing` says so.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ def build(model: ModelFile) -> Decoder:
         )
     sizes = common.read_sizes(model, "llama")
     rope = common.read_rope(model, sizes)
+    pairing = model.get("llama.rope.pairing", str, "adjacent")
+    if pairing not in ("adjacent", "halves"):
+        raise UnsupportedError(
+            f"llama.rope.pairing is {pairing[:40]!r}, expected 'adjacent' or 'halves'",
+            path=model.paths[0],
+        )
     window = model.get("llama.attention.sliding_window", int, 0, low=0, high=common.MAX_CONTEXT)
     layers = [
         common.layer(
             model,
             sizes,
             i,
-            common.attention(model, sizes, i, rope, paired=True, window=window),
+            common.attention(model, sizes, i, rope, paired=pairing == "adjacent", window=window),
         )
         for i in range(sizes.layers)
     ]

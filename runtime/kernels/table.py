@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.kernels import attention, execute, prepare, probe
+from headrace.kernels import attention, bitstack, execute, prepare, probe
 from headrace.offload import requests
 from headrace.sparse import linear
 from headrace.targets.table import Kernel
@@ -13,6 +13,7 @@ def kernel_table() -> dict[str, Kernel]:
     rows = [
         *linear.all_kernels(),
         *prepare.all_kernels(),
+        *bitstack.all_kernels(),
         *attention.all_kernels(),
         *execute.all_kernels(),
         *probe.all_kernels(),

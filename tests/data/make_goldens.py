@@ -1,9 +1,10 @@
 """Make and check the small random models in `families/`.
 
 For each family: `<name>.gguf`, as llama.cpp's converter would write it (matrices F16, vectors
-F32), and `<name>.npz` with `ids`, `positions`, `logits` (float32, one row per position) and
-`continuation` (16 greedy ids). The reference is transformers on the CPU in float32 with eager
-attention. Matrices are rounded to F16 before it runs, so the file holds them exactly.
+F32), `<name>.json` with transformers' config and names of tensors, and `<name>.npz` with `ids`,
+`positions`, `logits` (float32, one row per position) and `continuation` (16 greedy ids). The
+reference is transformers on the CPU in float32 with eager attention. Matrices are rounded to F16
+before it runs, so the file holds them exactly.
 
     python make_goldens.py make     # needs torch, transformers, gguf, numpy
     python make_goldens.py check    # needs llama-cpp-python, numpy: compares with llama.cpp
@@ -20,6 +21,7 @@ llama.cpp ignores `llama.attention.sliding_window`, so for mistral `check` compa
 
 import argparse
 import ctypes
+import json
 import struct
 import tempfile
 from dataclasses import dataclass, field
@@ -303,6 +305,18 @@ def write_gguf(path: Path, family: Family, model: Any) -> None:
     writer.close()
 
 
+def write_config(path: Path, family: Family, model: Any) -> None:
+    """Write what config.json has, and GGUF's name of each tensor by that of a checkpoint."""
+    import gguf
+
+    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family.arch)
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    stored = [name for name, _ in model.named_parameters()]  # a tied head is not among them
+    found = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in stored}
+    config = json.loads(model.config.to_json_string())
+    path.write_text(json.dumps({"config": config, "names": found}, indent=1) + "\n")
+
+
 def make(name: str) -> None:
     """Write one golden, from the first seed whose greedy continuation has clear margins."""
     family = FAMILIES[name]
@@ -322,6 +336,7 @@ def make(name: str) -> None:
         arrays["unwindowed"] = run(plain, ids)[positions]
         assert np.abs(arrays["unwindowed"] - arrays["logits"]).max() > 0.1
     write_gguf(HERE / f"{name}.gguf", family, model)
+    write_config(HERE / f"{name}.json", family, model)
     np.savez(
         HERE / f"{name}.npz",
         ids=np.int32(ids), positions=positions.astype(np.int32),
