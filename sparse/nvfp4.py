@@ -105,7 +105,7 @@ def _put(blocks: Bytes, codes: Bytes) -> None:
 
 def _float8(scale: Floats) -> Bytes:
     # Codes stand for doubled numbers, so the scale is twice what they are multiplied by.
-    return _code(np.ascontiguousarray(2 * scale, np.float32))
+    return nearest_e4m3(np.ascontiguousarray(2 * scale, np.float32))
 
 
 GRID = scaled_grid(
@@ -116,8 +116,8 @@ GRID = scaled_grid(
     group=16,
     field=slice(0, 4),
     to_bytes=_float8,
-    of_bytes=_scale,
-    allowed=lambda scale: _scale(_float8(np.abs(scale))),
+    of_bytes=half_scales,
+    allowed=lambda scale: half_scales(_float8(np.abs(scale))),
 )
 
 
