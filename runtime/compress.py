@@ -18,7 +18,7 @@ import numpy as np
 from headrace.arguments import whole
 from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
-from headrace.choices import PROCESS_BYTES
+from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, tensor_of
@@ -145,7 +145,6 @@ def compress(
     )  # fmt: skip
     whole("evaluate_tokens", evaluate_tokens, low=1)
     limit = limit_of(memory).n_bytes
-    room = None if limit is None else limit - PROCESS_BYTES
     target = Path(os.path.expanduser(dst))
     _check_target(target, force)
     path = resolve(src, progress=progress)
@@ -153,6 +152,8 @@ def compress(
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
+    process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
+    room = None if limit is None else limit - process
     entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
     mine = [one for one in sources if isinstance(one, Recipe)]
     tag = {} if evaluate is None else price_keys(None)
