@@ -43,6 +43,7 @@ from headrace.rounding import Rounder
 from headrace.rows import read_tiled
 from headrace.sizes import format_size
 from headrace.team import default_threads
+from headrace.write_stack import STACK, write_stack
 
 Progress = Callable[[int, int | None, str], None]
 Notice = Callable[[str], None]
@@ -106,7 +107,9 @@ def compress(
     Args:
         src: whatever `headrace.load` takes.
         dst: the file to write.
-        format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads.
+        format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
+            "bitstack": a stack of blocks, of which a model loads what memory has room for. It
+            takes `calibrate`, but no other option of rounding.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
             a weight or `format` is "keep", else "q8_0".
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
@@ -154,6 +157,21 @@ def compress(
     decoder = describe(model)
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
     room = None if limit is None else limit - process
+    if format == STACK:
+        if method is not None or ends is not None or evaluate is not None:
+            raise UnsupportedError(
+                f"--format {STACK} takes neither --method nor --ends, and no --evaluate: its "
+                "quality depends on --memory, and `headrace compare` measures it"
+            )
+        with ExitStack() as stack:
+            of = None
+            if calibrate is not None:
+                found = LayerInputs(
+                    model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
+                )
+                of = stack.enter_context(found).of
+            write_stack(path, target, inputs=of, progress=progress)
+        return Compressed(target, model.size_bytes, target.stat().st_size)
     entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
     mine = [one for one in sources if isinstance(one, Recipe)]
     tag = {} if evaluate is None else price_keys(None)
