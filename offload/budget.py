@@ -148,7 +148,7 @@ def fit_blocks(
     raise _too_small(limit, *min(tried, key=lambda one: one[0]), "", model)
 
 
-def _up(n_bytes: int) -> int:
+def round_up(n_bytes: int) -> int:
     """Rounded so that what is printed with three digits is enough."""
     unit: int = 10 ** max(0, len(str(n_bytes)) - 3)
     return -(-n_bytes // unit) * unit
@@ -168,7 +168,7 @@ def _too_small(
         hint = ", or ask for a shorter context"
     return BudgetError(
         f"{model} does not fit: {limit.said}, and the least that works is "
-        f"{format_size(_up(needed))} for a context of {context} tokens ({listed}). "
+        f"{format_size(round_up(needed))} for a context of {context} tokens ({listed}). "
         f"Allow that{hint}",
         needed_bytes=needed,
     )

@@ -24,6 +24,8 @@ ACTIVATION_SHARE = 16  # and activations this
 # (measured on Linux with Python 3.11; docs/performance.md).
 PROCESS_BYTES = 100 << 20
 VOCABULARY_ENTRY_BYTES = 500
+# Of rows of logits that are scored: as kernels write them, as they are given, and two to reckon.
+LOGITS_COPIES = 4
 # What each piece of the weights takes in plans, where some of them stream.
 PIECE_BYTES = 3000
 
@@ -44,6 +46,7 @@ class Sizes:
     threads: int
     n_pieces: int  # of the weights that can be streamed
     stack: Stack | None = None
+    logits_rows: int = 0  # that whoever scores a text holds at a time
 
     def whole(self, context: int | None) -> Iterator[Choice]:
         """With all weights in memory: shorter contexts only where that is what is wanting."""
@@ -88,6 +91,7 @@ class Sizes:
             "vectors": sum(padded16(v.size) * 4 for v in vectors),
             "KV cache": plans.kv_bytes(d, context),
             "activations": sum(sizes.values()) + sum(plans.table_sizes(d, shape).values()),
+            "logits": self.logits_rows * d.vocabulary * 4 * LOGITS_COPIES,
             "the process": self._process(),
         }
         streamed = streamed_matrices(d, self.placed)

@@ -151,7 +151,8 @@ def compress(
     room = None if limit is None else limit - PROCESS_BYTES
     target = Path(os.path.expanduser(dst))
     _check_target(target, force)
-    model = open_model(resolve(src, progress=progress))
+    path = resolve(src, progress=progress)
+    model = open_model(path)
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
@@ -181,7 +182,7 @@ def compress(
     price = None
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(PartialFile(target, _key(model, options), size))
+            file = stack.enter_context(PartialFile(target, _key(model, options, header), size))
             _check_room(target, size, file)
             if file.done or file.other:
                 say(_about(file, len(entries)))
@@ -203,7 +204,7 @@ def compress(
             file.complete()
             if evaluate is not None:
                 price = measure_price(
-                    model.paths[0], file.path, evaluate, tokens=evaluate_tokens, threads=threads,
+                    path, file.path, evaluate, tokens=evaluate_tokens, threads=threads,
                     memory=memory, progress=progress,
                 )  # fmt: skip
                 header, _, whole_size = build_header(model, entries, price_keys(price))
@@ -247,10 +248,11 @@ def _about(file: PartialFile, tensors: int) -> str:
     return f"going on after {file.done} of {tensors} tensors that {file.path} has"
 
 
-def _key(model: ModelFile, options: _Options) -> str:
-    """What decides the bytes of the tensors: sources as they are now, and options."""
+def _key(model: ModelFile, options: _Options, header: bytes) -> str:
+    """What decides the bytes: sources as they are now, options, and what is made of metadata."""
     stamps = [(str(path.resolve()), *stamp_of(path)) for path in model.paths]
-    return hashlib.sha256(json.dumps([stamps, asdict(options)]).encode()).hexdigest()
+    told = [stamps, asdict(options), hashlib.sha256(header).hexdigest()]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _entries(

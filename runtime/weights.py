@@ -207,21 +207,22 @@ class Weights:
         return parts
 
     def load(
-        self, addresses: dict[str, int], n_threads: int, progress: Progress | None = None
-    ) -> None:
+        self, reader: TensorReader, addresses: dict[str, int], n_threads: int,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
         """Read and tile what is kept; each thread holds one piece of the file at a time.
 
         Args:
+            reader: of the model's files.
             addresses: kernels by name; `tile_<format>` for each format in use.
 
         Raises:
             ModelFileError: the file cannot be read to the end.
         """
-        with TensorReader() as reader:
-            for vector in self._vectors:
-                floats = read_vector(self._model, reader, vector)
-                self.vectors.view(vector.name, "f4")[: vector.size] = floats
-            self._fill(reader, self._wanted, addresses, n_threads, progress)
+        for vector in self._vectors:
+            floats = read_vector(self._model, reader, vector)
+            self.vectors.view(vector.name, "f4")[: vector.size] = floats
+        self._fill(reader, self._wanted, addresses, n_threads, progress)
         self._wanted = []
 
     def fill_with_nothing(self, blocks: int = 0) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     TILE_ROWS,
     Bytes,
@@ -41,6 +42,7 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
+from headrace.sparse.grid import Grid
 from headrace.sparse.int4_search import search
 from headrace.sparse.interleaving import interleave_words, load_eights
 from headrace.targets.simd import (
@@ -183,6 +185,31 @@ def make(group: int, asymmetric: bool) -> Format:
         """Give back the raw bytes of the first `rows` rows."""
         return as_rows(deinterleave(tiled, rows, runs))
 
+    def put(blocks: Bytes, codes: Bytes) -> None:
+        shape = blocks.shape[:2]
+        packed = pack_nibbles(codes.reshape(*shape, -1, 2 * half))
+        blocks[..., codes_at:] = packed.reshape(*shape, -1)
+
+    def put_codes(raw: Bytes, codes: Bytes) -> Bytes:
+        blocks = byte_blocks(raw, block_bytes).copy()
+        put(blocks, codes.reshape(*blocks.shape[:2], block))
+        return as_rows(blocks)
+
+    def scales(raw: Bytes) -> tuple[Floats, Floats]:
+        blocks = byte_blocks(raw, block_bytes)
+        d = as_rows(halves(blocks[..., : 2 * n_groups]))
+        z = as_rows(blocks[..., 2 * n_groups : codes_at].view(np.int8)).astype(np.float32)
+        return d, -d * (8 + z / 8)
+
+    grid = scaled_grid(
+        block, block_bytes, range(-8, 8), put, group=group, field=slice(2 * n_groups)
+    )
+    if asymmetric:  # zeros are searched without heed to importance
+        levels = tuple(map(float, range(16)))
+        grid = Grid(
+            group=group, levels=levels, fit=lambda x, _: encode(x), scales=scales, put=put_codes
+        )
+
     def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
         """One block of 16 raw rows to a tile block."""
         for row in range(16):
@@ -222,6 +249,7 @@ def make(group: int, asymmetric: bool) -> Format:
         else _product(asymmetric, tiled_codes, block // 32),
         tile_block=tile_block,
         row_block=row_block,
+        grid=grid,
     )
 
 

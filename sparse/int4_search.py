@@ -24,7 +24,11 @@ Zeros = NDArray[np.int8]
 
 
 def search(
-    x: Floats, asymmetric: bool, levels: tuple[float, ...] = (), fits: int = 2
+    x: Floats,
+    asymmetric: bool,
+    levels: tuple[float, ...] = (),
+    fits: int = 2,
+    positive: bool = False,
 ) -> tuple[Floats, Zeros, Bytes]:
     """Scales, zeros and codes of groups of weights.
 
@@ -33,6 +37,7 @@ def search(
         asymmetric: whether groups have a zero point.
         levels: the codes (or steps) that are tried; those above if there are none.
         fits: how many scales by least squares follow each (symmetric: at most one).
+        positive: no scale is negative (symmetric; a negative level is none then).
 
     Returns:
         d float32 [n] (float16 numbers), z int8 [n] in eighths of a step, codes uint8 [n, group].
@@ -47,7 +52,7 @@ def search(
         if asymmetric:
             d[some], z[some], found = _asymmetric(columns, levels or STEPS, fits)
         else:
-            d[some], found = _symmetric(columns, levels or LEVELS, min(fits, 1))
+            d[some], found = _symmetric(columns, levels or LEVELS, min(fits, 1), positive)
         codes[some] = found.T
     return d, z, codes
 
@@ -61,9 +66,13 @@ def _inverse(d: Floats) -> Floats:
 
 
 @np.errstate(all="ignore")
-def _symmetric(x: Floats, levels: tuple[float, ...], fits: int) -> tuple[Floats, Floats]:
+def _symmetric(
+    x: Floats, levels: tuple[float, ...], fits: int, positive: bool
+) -> tuple[Floats, Floats]:
     at = np.abs(x).argmax(axis=0)[None]
     most = np.take_along_axis(x, at, axis=0)[0]
+    if positive:
+        most, levels = np.abs(most), tuple(level for level in levels if level > 0)
     best = np.full(x.shape[1], np.inf, np.float32)
     scale = np.zeros_like(best)
     for level in levels:

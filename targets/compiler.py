@@ -16,6 +16,7 @@ import numba
 from numba.core import cgutils, codegen, compiler, cpu, registry, types
 from numba.core.compiler_lock import global_compiler_lock
 
+import headrace.targets.lowering_products  # noqa: F401, registers its markers
 from headrace.errors import KernelError
 from headrace.targets import lowering, simd
 from headrace.targets.backend import (

@@ -234,8 +234,9 @@ def test_encode_degenerate_blocks(name: str) -> None:
 # Signal to noise of 2^20 weights of a normal distribution, in dB. Those of INT4, whose scales are
 # searched, are what was found once; without the search see `test_int4.py`.
 QSNR = {
-    "mxfp4": 18.79, "nvfp4": 20.45, "q4_0": 21.31,
+    "mxfp4": 18.79, "nvfp4": 20.45, "nvint4": 21.28, "mxint8": 41.6, "q4_0": 21.31,
     "i4_g16": 23.09, "i4_g32": 21.82, "i4_g64": 20.91, "i4_g128": 20.28,
+    "i4_dual": 21.16,
     "i4a_g16": 24.80, "i4a_g32": 22.86, "i4a_g64": 21.50, "i4a_g128": 20.57,
 }  # fmt: skip
 
@@ -258,6 +259,38 @@ def test_e4m3_equals_another_cast() -> None:
     assert np.array_equal(FORMATS["nvfp4"].decode(raw), np.repeat(expected[:, None], 64, axis=1))
     e2m1 = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
     assert np.array_equal(E2M1, e2m1 * 2)
+
+
+def test_formats_with_small_scales_by_definition() -> None:
+    """NVINT4 and MXINT8, whose scales another package casts."""
+    import ml_dtypes
+
+    raw = random_raw(FORMATS["nvint4"], 64, 64)
+    raw[:, :4] %= 0x7F  # no sign, no NaN
+    scales = raw[:, :4].copy().view(ml_dtypes.float8_e4m3fn).astype(np.float64) / 256
+    codes = raw[:, 4:].reshape(64, 4, 8).astype(np.int64)
+    codes = np.concatenate([codes & 15, codes >> 4], axis=2) - 8
+    expected = (scales[..., None] * codes).reshape(64, 64)
+    assert np.array_equal(FORMATS["nvint4"].decode(raw), expected)
+    raw = random_raw(FORMATS["mxint8"], 64, 32)
+    raw[:, 0] = 3 * np.arange(64) + 40  # numbers that float32 has
+    scales = raw[:, :1].copy().view(ml_dtypes.float8_e8m0fnu).astype(np.float64)
+    assert np.array_equal(FORMATS["mxint8"].decode(raw), scales * raw[:, 1:].view(np.int8) / 64)
+
+
+def test_encodings_with_small_scales_at_their_ends() -> None:
+    x = np.zeros((6, 64), np.float32)
+    x[0], x[1, ::2], x[2] = 12.25, -1e30, 1e-30
+    x[3], x[4], x[5] = 127 / 64, 127.5 / 64, 7 * 2.0**-17
+    coded, eight = (FORMATS[name].decode(FORMATS[name].encode(x)) for name in ("nvint4", "mxint8"))
+    assert np.array_equal(coded[0], x[0])
+    assert np.array_equal(coded[1], np.where(x[1] < 0, np.float32(-12.25), 0))  # cut
+    assert not coded[2].any()
+    assert np.array_equal(coded[5], x[5])
+    assert np.array_equal(eight[[3, 5]], x[[3, 5]])  # 127 is the largest code
+    assert np.array_equal(eight[4], np.full(64, 2, np.float32))  # 64 steps of the next power
+    assert np.abs(eight[1] - x[1]).max() <= 1e30 / 127
+    assert np.abs(eight[2] - x[2]).max() <= 1e-30 / 127
 
 
 # The tile layouts once more, from the codes of single weights, in plain Python. Each function
@@ -431,6 +464,26 @@ def layout_mxfp4(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
+def layout_i4_dual(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 0, r)
+        for p in range(4):
+            _place(out, 32 + 16 * p + r, row[2 + p])
+        for b in range(128):
+            _place(out, 96 + 64 * (b // 4) + 4 * r + b % 4, row[6 + b])
+    return out
+
+
+def layout_mxint8(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _place(out, r, row[0])
+        for k in range(32):
+            _place(out, 16 + 64 * (k // 4) + 4 * r + k % 4, row[1 + k])
+    return out
+
+
 def layout_nvfp4(rows: list[bytes]) -> dict[int, int]:
     out: dict[int, int] = {}
     for r, row in enumerate(rows):
@@ -473,7 +526,8 @@ LAYOUTS = {
     "q8_0": layout_q8_0, "q2_k": layout_q2_k, "q3_k": layout_q3_k, "q4_k": layout_q4_k,
     "q5_k": layout_q5_k, "q6_k": layout_q6_k,
     "mxfp4": layout_mxfp4, "nvfp4": layout_nvfp4, "iq4_nl": layout_q4_0, "iq4_xs": layout_iq4_xs,
-    "tq2_0": layout_tq2_0,
+    "tq2_0": layout_tq2_0, "nvint4": layout_nvfp4, "mxint8": layout_mxint8,
+    "i4_dual": layout_i4_dual,
     "f16": layout_f16, "bf16": layout_f16, "f32": layout_f16,
 }  # fmt: skip
 
