@@ -170,7 +170,7 @@ def compress(
                     model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
                 )
                 of = stack.enter_context(found).of
-            write_stack(path, target, inputs=of, progress=progress)
+            write_stack(path, target, inputs=of, n_threads=n_threads, progress=progress)
         return Compressed(target, model.size_bytes, target.stat().st_size)
     entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
     mine = [one for one in sources if isinstance(one, Recipe)]

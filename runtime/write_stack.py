@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from headrace.placing import PlacedMatrix, place
 from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rounding import Inputs
 from headrace.rows import raw_rows, read_tiled
+from headrace.share import share
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, decompose, pack, rank_for
 from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name
@@ -39,6 +41,7 @@ class _Made:
 
     matrix: Matrix
     level: int
+    index: int  # of the matrix in a pass
     offset: int
     n_bytes: int
     gain: float
@@ -54,13 +57,14 @@ def write_stack(
     rank: int | None = None,
     levels: int = LEVELS,
     inputs: Callable[[str], Inputs | None] | None = None,
+    n_threads: int = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Write the matrices of a model's layers as stacks; embedding, head and vectors stay whole.
 
-    One matrix is in memory at a time; blocks wait on the disk until their order is known. The first
-    blocks of all matrices come first, in the order of a pass. Within each level after that come
-    those first that take most from the error of their matrix's output: of its square on the
+    Each thread has one matrix in memory; blocks wait on the disk until their order is known. The
+    first blocks of all matrices come first, in the order of a pass. Within each level after that
+    come those first that take most from the error of their matrix's output: of its square on the
     inputs' text, as a part of that of the output.
 
     Args:
@@ -70,6 +74,7 @@ def write_stack(
         levels: blocks of a matrix.
         inputs: what the inputs of a matrix were like on some text, by its name; called in the
             order of a pass. Without it all inputs count the same.
+        n_threads: that decompose, a matrix each.
         progress: called with (done, total, what).
 
     Raises:
@@ -94,8 +99,9 @@ def write_stack(
             reader = stack.enter_context(TensorReader())
             spill = stack.enter_context(tempfile.TemporaryFile(dir=target.parent))
             stacked = [p for p in placed if _stackable(p.matrix, decoder)]
-            blocks = list(_decomposed(stacked, reader, spill, vectors, levels, inputs, progress))
-            blocks.sort(key=lambda one: (one.level, -one.gain if one.level else 0.0))
+            blocks = _decomposed(
+                stacked, reader, spill, vectors, levels, inputs, n_threads, progress
+            )
             entries, sources = _entries(model, decoder, placed, blocks, vectors)
             header, places, size = build_header(model, entries)
             file = stack.enter_context(whole_file(target))
@@ -133,23 +139,38 @@ def _smaller(placed: PlacedMatrix) -> PlacedMatrix:
 
 def _decomposed(
     stacked: list[PlacedMatrix], reader: TensorReader, spill: IO[bytes], rank: int, levels: int,
-    inputs: Callable[[str], Inputs | None] | None, progress: Progress | None,
-) -> Iterator[_Made]:  # fmt: skip
-    for i, p in enumerate(stacked):
+    inputs: Callable[[str], Inputs | None] | None, n_threads: int, progress: Progress | None,
+) -> list[_Made]:  # fmt: skip
+    made: list[_Made] = []
+    done, lock = 0, threading.Lock()
+
+    def work(job: tuple[int, PlacedMatrix, Inputs | None]) -> None:
+        nonlocal done
+        index, p, found = job
         m = p.matrix
         w = p.format.decode(raw_rows(reader, p, 0, m.rows))[: m.rows]
-        found = None if inputs is None else inputs(m.name)
         scale = None if found is None else _usable(np.sqrt(found.importance))
         products = None if found is None or scale is None else found.h / np.outer(scale, scale)
         before = size = _error(w if scale is None else w * scale, products)
         for level, (block, left) in enumerate(decompose(w, rank, levels, scale)):
-            at, raw = spill.tell(), pack(block)
-            spill.write(raw.data)
-            after = _error(left, products)
-            yield _Made(m, level, at, len(raw), (before - after) / max(size, 1e-30))
+            raw, after = pack(block), _error(left, products)
+            with lock:
+                gain = (before - after) / max(size, 1e-30)
+                made.append(_Made(m, level, index, spill.tell(), len(raw), gain))
+                spill.write(raw.data)
             before = after
+        done += 1
+
+    def report() -> None:
         if progress is not None:
-            progress(i + 1, len(stacked), "decomposing")
+            progress(done, len(stacked), "decomposing")
+
+    # `share` takes one job at a time, so that inputs are asked for in the order of a pass.
+    jobs = (
+        (i, p, None if inputs is None else inputs(p.matrix.name)) for i, p in enumerate(stacked)
+    )
+    share(jobs, work, n_threads, report)
+    return sorted(made, key=lambda one: (one.level, -one.gain if one.level else 0.0, one.index))
 
 
 def _error(left: np.ndarray, products: np.ndarray | None) -> float:

@@ -83,9 +83,9 @@ class BlockShape:
 def rank_for(width: int) -> int:
     """Vectors of a block in a model of this width: 16 at 4096, so that they cost a tenth of a bit.
 
-    The nearest power of two, as kernels are made for these.
+    The next power of two, as kernels are made for these.
     """
-    return int(np.clip(2 ** round(np.log2(max(1.0, 16 * width / 4096))), RANKS[0], RANKS[-1]))
+    return next((rank for rank in RANKS if rank >= 16 * width / 4096), RANKS[-1])
 
 
 def decompose(

@@ -255,6 +255,11 @@ def test_plans_and_listings_know_stacks(path: Path) -> None:
     assert found.least <= less.blocks <= len(found)
 
 
+def test_threads_write_the_same_file(path: Path, tmp_path: Path) -> None:
+    again = write_stack(STORIES, tmp_path / "s.gguf", rank=RANK, levels=LEVELS, n_threads=3)
+    assert again.read_bytes() == path.read_bytes()
+
+
 def test_the_command_writes_a_stack(tmp_path: Path) -> None:
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside. " * 8
     done = compress(
