@@ -41,7 +41,7 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.int4_search import search
+from headrace.sparse.grid import half, inverse, search_groups
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
@@ -68,6 +68,7 @@ from headrace.targets.simd import (
 
 BLOCK = 256
 GROUPS = 8
+LEVELS = tuple(float(code - 8) for code in range(16))
 BLOCK_BYTES = 134
 RUNS = ((2, 2), (4, 1), (128, 4))
 CHUNK = 256  # blocks that are searched at once: temporaries stay in cache
@@ -76,27 +77,28 @@ SHARES = (1.0, 1.06, 1.03, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78, 0.74, 0.7, 0.65)
 
 
 def encode(x: Floats) -> Bytes:
-    """Quantise to nearest; d and s are those of least squared error of some that are tried.
+    """Quantise to nearest with searched scales.
 
-    Scales of groups alone (`headrace.sparse.int4_search`) are divided by d, for some d.
+    Scales of groups alone are divided by d, for the d of some that leaves the least squared error.
     """
     blocks = weight_blocks(x, BLOCK)
-    flat = blocks.reshape(-1, GROUPS, BLOCK // GROUPS)
+    flat = blocks.reshape(-1, BLOCK)
     raw = np.empty((len(flat), BLOCK_BYTES), np.uint8)
     for at in range(0, len(flat), CHUNK):
         raw[at : at + CHUNK] = _encode_blocks(flat[at : at + CHUNK])
     return as_rows(raw.reshape(*blocks.shape[:2], BLOCK_BYTES))
 
 
-@np.errstate(all="ignore")
-def _encode_blocks(x: Floats) -> Bytes:
-    n = len(x)
-    alone = search(x.reshape(n * GROUPS, -1), False, positive=True)[0].reshape(n, GROUPS)
+def _encode_blocks(flat: Floats) -> Bytes:
+    n = len(flat)
+    # Negative scales become 0, which no group prefers.
+    alone = search_groups(flat, None, 32, LEVELS, lambda s: half(np.maximum(s, 0)))
+    x = flat.reshape(n, GROUPS, -1)
     best = np.full(n, np.inf, np.float32)
     d, s = np.zeros(n, np.float32), np.ones((n, GROUPS), np.float32)
     for share in SHARES:
-        tried = (alone.max(axis=1) * np.float32(share / 15)).astype(np.float16).astype(np.float32)
-        steps = np.rint(alone / np.where(tried == 0, np.float32(1), tried)[:, None]).clip(1, 15)
+        tried = half(alone.max(axis=1) * np.float32(share / 15))
+        steps = np.rint(alone * inverse(tried)[:, None]).clip(1, 15)
         scale = (tried[:, None] * steps)[..., None]
         error = ((_codes(x, scale) * scale - x) ** 2).sum(axis=(1, 2))
         better = error < best
@@ -109,8 +111,7 @@ def _encode_blocks(x: Floats) -> Bytes:
 
 
 def _codes(x: Floats, scale: Floats) -> Floats:
-    inverse = np.where(scale == 0, np.float32(0), 1 / scale)
-    codes: Floats = np.rint(x * inverse).clip(-8, 7)
+    codes: Floats = np.rint(x * inverse(scale)).clip(-8, 7)
     return codes
 
 

@@ -17,7 +17,7 @@ Row block (raw) of 32 weights, or of a group if that is more:
                                     of input b | code of input 8 + b
 
 Tile block: 16 times d of the first group, then of the second if there is one; z likewise; then qs
-of 16 rows in runs of 4 bytes. Groups of 32 are Q4_0's bytes, with scales that were searched.
+of 16 rows in runs of 4 bytes. Groups of 32 are Q4_0's bytes; its own `encode` searches no scales.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.int4_search import search
+from headrace.sparse.grid import Grid, search_groups
+from headrace.sparse.int4_zeros import search_zeros
 from headrace.sparse.interleaving import interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
@@ -74,6 +75,8 @@ from headrace.targets.simd import (
 )
 
 GROUPS = (16, 32, 64, 128)
+SYMMETRIC = tuple(float(code - 8) for code in range(16))
+ASYMMETRIC = tuple(float(code) for code in range(16))
 
 
 def _minus_zero(w: Any, d: Any, tiles: Any, stride: Any) -> Any:
@@ -151,16 +154,42 @@ def make(group: int, asymmetric: bool) -> Format:
     half = min(group, 32) // 2  # inputs between the two codes of a byte
     tiled_zeros, tiled_codes = TILE_ROWS * 2 * n_groups, TILE_ROWS * codes_at
 
-    def encode(x: Floats) -> Bytes:
-        """Quantise to nearest with searched scales; see `headrace.sparse.int4_search`."""
+    def fit(x: Floats, importance: Floats | None) -> Bytes:
+        """Searched scales and zeros, no codes yet; see `headrace.sparse.grid`."""
         blocks = weight_blocks(x, block)
-        shape = blocks.shape[:2]
-        d, z, codes = search(blocks.reshape(-1, group), asymmetric)
-        fields = [half_bytes(d.reshape(*shape, n_groups))]
+        shape = (*blocks.shape[:2], n_groups)
+        raw = np.zeros((*blocks.shape[:2], block_bytes), np.uint8)
         if asymmetric:
-            fields.append(z.reshape(*shape, n_groups).view(np.uint8))
-        fields.append(pack_nibbles(codes.reshape(*shape, -1, 2 * half)).reshape(*shape, -1))
-        return as_rows(np.concatenate(fields, axis=-1))
+            d, z = search_zeros(x, importance, group)
+            raw[..., 2 * n_groups : codes_at] = z.astype(np.int8).reshape(shape).view(np.uint8)
+        else:
+            d = search_groups(x, importance, group, SYMMETRIC)
+        raw[..., : 2 * n_groups] = half_bytes(d.reshape(shape))
+        return as_rows(raw)
+
+    def scales(raw: Bytes) -> tuple[Floats, Floats | None]:
+        """Scales, and the weights of code 0 if they are not -8 of them: [rows, groups]."""
+        blocks = byte_blocks(raw, block_bytes)
+        d = as_rows(halves(blocks[..., : 2 * n_groups]))
+        if not asymmetric:
+            return d, None
+        z = as_rows(blocks[..., 2 * n_groups : codes_at].view(np.int8))
+        return d, -d * (8 + z.astype(np.float32) / 8)
+
+    def put(raw: Bytes, codes: Bytes) -> Bytes:
+        """The raw bytes with these codes: uint8 [rows, n]."""
+        blocks = byte_blocks(raw, block_bytes).copy()
+        shape = blocks.shape[:2]
+        packed = pack_nibbles(codes.reshape(*shape, -1, 2 * half))
+        blocks[..., codes_at:] = packed.reshape(*shape, block // 2)
+        return as_rows(blocks)
+
+    levels = ASYMMETRIC if asymmetric else SYMMETRIC
+    grid = Grid(group=group, levels=levels, fit=fit, scales=scales, put=put)
+
+    def encode(x: Floats) -> Bytes:
+        """Quantise to nearest with searched scales."""
+        return grid.round(x, fit(x, None))
 
     @np.errstate(all="ignore")
     def decode(raw: Bytes) -> Floats:
@@ -222,6 +251,7 @@ def make(group: int, asymmetric: bool) -> Format:
         else _product(asymmetric, tiled_codes, block // 32),
         tile_block=tile_block,
         row_block=row_block,
+        grid=grid,
     )
 
 
