@@ -46,6 +46,7 @@ WINDOW = 512  # tokens
 LEAST_WINDOW = plans.SHORT_TOKENS + 1  # shorter ones run through another program
 TOKENS = 128 * WINDOW  # unless told otherwise
 _SQUARE = 512  # of sums, that a thread adds to at once
+_LOADING_BYTES = 16 << 20  # that a thread takes when it loads and decodes weights
 _END_ROWS = TILE_ROWS  # of embedding and head in the decoder of one layer, which uses neither
 
 
@@ -92,7 +93,7 @@ class LayerInputs:
         self._ids = calibration_windows(model, decoder, text, tokens)
         self._threads, self._room = n_threads, room
         self._progress = progress
-        self._cache = StatisticsCache(_key(model, self._ids), _bytes_of(decoder))
+        self._cache = StatisticsCache(_key(model, decoder, self._ids), _bytes_of(decoder))
         if notice is not None and not self._cache.kept:
             notice(
                 f"statistics of {format_size(_bytes_of(decoder))} are too large to be kept for "
@@ -147,7 +148,8 @@ class LayerInputs:
                 self._pass(self._next, collect=False)
             found = self._pass(index, collect=True)
             self._cache.put(index, found)
-        inputs = [Inputs(h) for h in found]
+        held = sum(h.nbytes for h in found)
+        inputs = [Inputs(h, held) for h in found]
         return {
             matrix.name: one
             for matrices, one in zip(readers, inputs, strict=True)
@@ -217,7 +219,7 @@ class LayerInputs:
         shape = plans.Shape(window, window, self._threads)
         sizes = plans.buffer_sizes(part, placed, target, shape)
         needed = taken + plans.kv_bytes(part, window) + sum(sizes.values())
-        needed += sum(p.n_bytes for p in placed)
+        needed += sum(p.n_bytes for p in placed) + self._threads * _LOADING_BYTES
         if self._room is not None and needed > self._room:
             raise too_little("calibrating a layer", needed, self._room)
         weights = Weights(self._model, part, placed)
@@ -261,9 +263,10 @@ class LayerInputs:
         return self._hidden
 
 
-def _key(model: ModelFile, ids: np.ndarray) -> dict[str, Any]:
+def _key(model: ModelFile, decoder: Decoder, ids: np.ndarray) -> dict[str, Any]:
     return {
         "layout": 1,
+        "decoder": hashlib.sha256(repr(decoder).encode()).hexdigest(),
         "files": [(str(path.resolve()), *stamp_of(path)) for path in model.paths],
         "tokens": hashlib.sha256(ids.tobytes()).hexdigest(),
         "shape": ids.shape,

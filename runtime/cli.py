@@ -118,7 +118,7 @@ COMMANDS: dict[str, Command] = {
         (
             Opt("src", str, REQUIRED, _MODEL.help),
             Opt("dst", str, REQUIRED, "the file to write, such as model.headrace.gguf"),
-            Opt("format", str, "keep", "of matrices: q4_0 ...; keep: as it loads", ("--format",)),
+            Opt("format", str, "keep", "q4_0, bitstack ...; keep: as it loads", ("--format",)),
             Opt("ends", str, None, "format of embedding and head", ("--ends",)),
             Opt("method", str, None, "rtn, search or gptq", ("--method",)),
             Opt("calibrate", str, None, "a text to look at inputs on", ("--calibrate",)),

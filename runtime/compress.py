@@ -43,6 +43,7 @@ from headrace.rounding import Rounder
 from headrace.rows import read_tiled
 from headrace.sizes import format_size
 from headrace.team import default_threads
+from headrace.write_stack import STACK, write_stack
 
 Progress = Callable[[int, int | None, str], None]
 Notice = Callable[[str], None]
@@ -106,7 +107,9 @@ def compress(
     Args:
         src: whatever `headrace.load` takes.
         dst: the file to write.
-        format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads.
+        format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
+            "bitstack": a stack of blocks, of which a model loads what memory has room for. It
+            takes `calibrate`, but no other option of rounding.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
             a weight or `format` is "keep", else "q8_0".
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
@@ -148,10 +151,26 @@ def compress(
     room = None if limit is None else limit - PROCESS_BYTES
     target = Path(os.path.expanduser(dst))
     _check_target(target, force)
-    model = open_model(resolve(src, progress=progress))
+    path = resolve(src, progress=progress)
+    model = open_model(path)
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
+    if format == STACK:
+        if method is not None or ends is not None or evaluate is not None:
+            raise UnsupportedError(
+                f"--format {STACK} takes neither --method nor --ends, and no --evaluate: its "
+                "quality depends on --memory, and `headrace compare` measures it"
+            )
+        with ExitStack() as stack:
+            of = None
+            if calibrate is not None:
+                found = LayerInputs(
+                    model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
+                )
+                of = stack.enter_context(found).of
+            write_stack(model.paths[0], target, inputs=of, progress=progress)
+        return Compressed(target, model.size_bytes, target.stat().st_size)
     entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
     mine = [one for one in sources if isinstance(one, Recipe)]
     tag = {} if evaluate is None else price_keys(None)
@@ -163,7 +182,7 @@ def compress(
     price = None
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(PartialFile(target, _key(model, options), size))
+            file = stack.enter_context(PartialFile(target, _key(model, options, header), size))
             _check_room(target, size, file)
             if file.done or file.other:
                 say(_about(file, len(entries)))
@@ -185,7 +204,7 @@ def compress(
             file.complete()
             if evaluate is not None:
                 price = measure_price(
-                    model.paths[0], file.path, evaluate, tokens=evaluate_tokens, threads=threads,
+                    path, file.path, evaluate, tokens=evaluate_tokens, threads=threads,
                     memory=memory, progress=progress,
                 )  # fmt: skip
                 header, _, whole_size = build_header(model, entries, price_keys(price))
@@ -229,10 +248,11 @@ def _about(file: PartialFile, tensors: int) -> str:
     return f"going on after {file.done} of {tensors} tensors that {file.path} has"
 
 
-def _key(model: ModelFile, options: _Options) -> str:
-    """What decides the bytes of the tensors: sources as they are now, and options."""
+def _key(model: ModelFile, options: _Options, header: bytes) -> str:
+    """What decides the bytes: sources as they are now, options, and what is made of metadata."""
     stamps = [(str(path.resolve()), *stamp_of(path)) for path in model.paths]
-    return hashlib.sha256(json.dumps([stamps, asdict(options)]).encode()).hexdigest()
+    told = [stamps, asdict(options), hashlib.sha256(header).hexdigest()]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _entries(

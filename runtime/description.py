@@ -14,6 +14,7 @@ from headrace.loaders.gguf import TensorInfo
 from headrace.loaders.tiled import format_name, open_model
 from headrace.placing import format_of, padded16
 from headrace.price import price_of
+from headrace.stack import is_block, is_first
 
 
 def describe_model(path: Path) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def describe_model(path: Path) -> dict[str, Any]:
             },
         )  # fmt: skip
         row["tensors"] += 1
-        row["parameters"] += math.prod(tensor.shape)
+        if not is_block(tensor) or is_first(tensor):
+            row["parameters"] += math.prod(tensor.shape)
         row["bytes"] += tensor.n_bytes
         row["loaded_bytes"] += loaded_bytes
     return {
@@ -55,6 +57,8 @@ def describe_model(path: Path) -> dict[str, Any]:
 
 def _how_it_loads(tensor: TensorInfo) -> tuple[str, int]:
     """(the kernel's format or what it is expanded to, bytes in memory)."""
+    if is_block(tensor):
+        return "kernel", tensor.n_bytes
     try:
         fmt = format_of(tensor)
     except UnsupportedError:

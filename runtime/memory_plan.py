@@ -25,6 +25,7 @@ class MemoryPlan:
         wanted_context: tokens of context, were there memory enough.
         budget, limit: memory that was asked for, and what of it (or at all) there is.
         fits: whether all weights stay in memory.
+        blocks: in memory, of the `blocks_in_file` of a model that is a stack of them.
         weights: matrices as they would lie in memory; `file` is what the model file has.
         resident_weights: what of them stays in memory; the rest is streamed through a `window`.
         expanded: tensors whose type has no kernel: name, type in the file, format, both sizes.
@@ -68,6 +69,8 @@ class MemoryPlan:
     budget: int | None
     limit: int | None
     fits: bool
+    blocks: int
+    blocks_in_file: int
     expanded: tuple[dict[str, Any], ...]
     price: dict[str, Any] | None
 
@@ -92,6 +95,12 @@ class MemoryPlan:
             found.append(
                 f"{format_size(self.flash_bytes_per_token)} of weights are read from the file for "
                 f"each token{how}{about}; with {format_size(missing)} of memory none would be"
+            )
+        if self.blocks < self.blocks_in_file:
+            missing = self.weights - self.resident_weights
+            found.append(
+                f"{self.blocks} of {self.blocks_in_file} blocks of weights are in memory: the "
+                f"answers are the better, the more; all take {format_size(missing)} more"
             )
         if self.context < self.wanted_context:
             found.append(
@@ -139,7 +148,9 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         advice=speed.advice,
         budget=p.budget,
         limit=p.limit,
-        fits=p.residency is None,
+        fits=p.residency is None and not (p.stack and p.blocks < len(p.stack)),
+        blocks=p.blocks,
+        blocks_in_file=len(p.stack) if p.stack else 0,
         expanded=tuple(
             {
                 "tensor": one.matrix.name,

@@ -39,6 +39,7 @@ from headrace.programs import Program, Programs
 from headrace.rates import measure_rates
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
+from headrace.stack import StackBlock, block_format
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
@@ -195,7 +196,16 @@ class Model:
         sizes: dict[str, int] = {}
         for placed in self._held.weights.placed.values():
             sizes[placed.format.name] = sizes.get(placed.format.name, 0) + placed.n_bytes
+        for block in self.blocks:
+            kind = block_format(block.shape.rank)
+            sizes[kind] = sizes.get(kind, 0) + block.shape.n_bytes
         return max(sizes, key=lambda name: sizes[name])
+
+    @property
+    def blocks(self) -> tuple[StackBlock, ...]:
+        """Blocks in memory, of a model that is a stack of them."""
+        prepared = self._held.prepared
+        return prepared.stack.blocks[: prepared.blocks] if prepared.stack else ()
 
     @property
     def streams(self) -> bool:
@@ -296,10 +306,10 @@ class Model:
                 raise HeadraceError(_CLOSED)
             self._change(refit(self._held.prepared, budget, self._held))
         finally:
-            self._changers.remove(hold)
             if self._closed:
                 self._end()
             self._holder.give_back(hold)
+            self._changers.remove(hold)
 
     def _change(self, prepared: Prepared) -> None:
         """Keep what `prepared` says in memory; all is as before if that fails.
@@ -640,11 +650,7 @@ class _Busy:
     def __enter__(self) -> None:
         model = self._model
         self._hold = Hold(sys._getframe(1))
-        while any(
-            one.thread != self._hold.thread and not one.is_void() for one in list(model._changers)
-        ):
-            time.sleep(0.0005)
-        found = model._holder.take(self._hold)
+        found = self._take()
         if found is not self._hold:
             self._hold.end()
             here = found.thread == self._hold.thread
@@ -662,6 +668,17 @@ class _Busy:
         elif model._owner is not self._owner:
             model._holder.give_back(self._hold)
             raise BusyError("a newer generation has taken over this model; this one cannot go on")
+
+    def _take(self) -> Hold:
+        """The hold that there is: this one, or another step's; those who set `memory` go first."""
+        model, own = self._model, self._hold
+        while True:
+            changers = [one for one in list(model._changers) if one.thread != own.thread]
+            if all(one.is_void() for one in changers):
+                found = model._holder.take(own)
+                if found is own or found not in model._changers or found.thread == own.thread:
+                    return found
+            time.sleep(0.0005)
 
     def __exit__(self, *_: object) -> None:
         if self._model._closed:  # by a callback or a signal handler of this thread

@@ -304,8 +304,7 @@ def buffer_sizes(
                     one = round_up(activation_bytes(kind, widest), 64)
                     sizes[f"{prefix}input_{kind}"] = one * tokens
     if stack is not None:
-        room = stack_room(stack.shapes.values(), target, shape.threads)
-        sizes |= room.buffers(shape.threads)
+        sizes |= stack_room(stack.shapes.values(), target, shape.threads).buffers(shape.threads)
     return sizes
 
 

@@ -227,8 +227,8 @@ def kernel_store(prepared: Prepared) -> Kernels:
     That is the pack that was asked for; or the one that the installation brought, if it has all
     that the model needs; or the cache of compiled ones.
 
-    All cores compile what is missing. With a budget, only as many processes as have room in the
-    plan's peak: that happens before anything of the model is loaded.
+    All cores compile what is missing, but only as many processes as have room in what the model may
+    have: that happens before anything of it is loaded.
     """
     if prepared.pack is not None:
         return prepared.pack.store(prepared.target)
@@ -236,6 +236,6 @@ def kernel_store(prepared: Prepared) -> Kernels:
     if packed := shipped(needed, prepared.target):
         return packed
     n_workers = default_threads()
-    if prepared.budget is not None:
-        n_workers = min(n_workers, (prepared.budget - PROCESS_BYTES) // COMPILER_BYTES)
+    if prepared.limit is not None:
+        n_workers = min(n_workers, (prepared.limit - PROCESS_BYTES) // COMPILER_BYTES)
     return KernelStore(prepared.target, max(1, n_workers))

@@ -53,7 +53,7 @@ def measure_rates(
             room = p.limit - sum(taken)
         sample = take_sample(
             p.file, p.decoder, p.placed, p.target, addresses, team,
-            min(prompt_tokens, p.shape.chunk), room,
+            min(prompt_tokens, p.shape.chunk), room, p.stack, p.blocks,
         )  # fmt: skip
     finally:
         team.close()

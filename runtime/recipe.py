@@ -52,7 +52,7 @@ def recipes(
     """
     for name in (format, ends or KEEP):
         if name not in FORMATS and name != KEEP:
-            known = ", ".join([KEEP, *sorted(FORMATS)])
+            known = ", ".join([KEEP, "bitstack", *sorted(FORMATS)])
             raise UnsupportedError(f"there is no format {name!r}; there is: {known}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")

@@ -32,10 +32,11 @@ class Inputs:
 
     Args:
         h: sum of x x^T, float32 [n, n].
-        seconds: of work on it; None: it has not been done.
+        held: bytes of all statistics that are in memory with these.
     """
 
     h: Floats
+    held: int = 0
 
     @property
     def importance(self) -> Floats:
@@ -64,9 +65,10 @@ class Rounder:
         """
         placed = recipe.placed
         rows, columns = placed.matrix.rows, placed.matrix.columns
-        encode, portion, taken = self._encoder(recipe, inputs), _PORTION, 0
+        encode, portion = self._encoder(recipe, inputs), _PORTION
+        taken = 0 if inputs is None else inputs.held
         if recipe.method == "gptq":
-            taken = 4 * columns * columns
+            taken += 4 * columns * columns
             portion = max(portion, _GPTQ_ROWS * columns)
         step = max(TILE_ROWS, self._portion(recipe, portion, taken) // columns)
         # Equal shares, in whole tiles, for all threads.
@@ -135,7 +137,7 @@ class Rounder:
             self._factor = None
             n = len(inputs.h)
             double = 3 * 8 * n * n
-            room = double if self._room is None else self._room
+            room = double if self._room is None else self._room - inputs.held
             if room < double // 2:
                 raise too_little(name, double // 2, room)
             try:

@@ -34,6 +34,16 @@ def block_format(rank: int) -> str:
     return f"bitstack_k{rank}"
 
 
+def is_block(tensor: TensorInfo) -> bool:
+    """Whether a tensor is a block of a stack."""
+    return _FORMAT.fullmatch(format_name(tensor.type) or "") is not None
+
+
+def is_first(tensor: TensorInfo) -> bool:
+    """Whether a block is the first of its matrix."""
+    return tensor.name.endswith(".block0")
+
+
 @dataclass(frozen=True)
 class StackBlock:
     """A block of a matrix, and where it is in the file."""

@@ -225,8 +225,13 @@ class Weights:
         self._fill(reader, self._wanted, addresses, n_threads, progress)
         self._wanted = []
 
-    def fill_with_nothing(self) -> None:
-        """Zeros instead of what the file has, in memory that is really there; vectors of ones."""
+    def fill_with_nothing(self, blocks: int = 0) -> None:
+        """Zeros instead of what the file has, in memory that is really there; vectors of ones.
+
+        Of a stack there are so many `blocks`, which take no memory: to read it is not what binds.
+        """
+        if self._blocks is not None:
+            self._blocks.count = blocks
         for place in self._wanted:
             place.view[:] = 0
         for vector in self._vectors:

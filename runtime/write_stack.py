@@ -1,14 +1,14 @@
-"""Write a model whose layers are stacks of blocks: `headrace.stack`, `headrace.sparse.bitstack`."""
+"""Write a model whose layers are stacks of blocks: see `headrace.stack`."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import numpy as np
 
@@ -20,12 +20,16 @@ from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import Entry, build_header, format_name, open_model, tiled_type
 from headrace.placing import PlacedMatrix, place
+from headrace.recipe import ENDS, ENOUGH_BITS
+from headrace.rounding import Inputs
 from headrace.rows import raw_rows, read_tiled
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, decompose, pack, rank_for
+from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name
 
 Progress = Callable[[int, int | None, str], None]
 
+STACK = "bitstack"  # what it is called among the formats that a file may get
 _COPY_BYTES = 8 << 20
 
 
@@ -40,29 +44,32 @@ class _Made:
     gain: float
 
 
+_Source: TypeAlias = PlacedMatrix | TensorInfo | _Made
+
+
 def write_stack(
     src: str | Path,
     dst: str | Path,
     *,
     rank: int | None = None,
     levels: int = LEVELS,
-    scales: Mapping[str, np.ndarray] | None = None,
+    inputs: Callable[[str], Inputs | None] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the matrices of a model's layers as stacks; embedding, head and vectors stay whole.
 
     One matrix is in memory at a time; blocks wait on the disk until their order is known. The first
     blocks of all matrices come first, in the order of a pass. Within each level after that come
-    those first that take most from the error of their matrix's output, for inputs as large as
-    `scales` says: its square, as a part of that of the output.
+    those first that take most from the error of their matrix's output: of its square on the
+    inputs' text, as a part of that of the output.
 
     Args:
         src: whatever `headrace.load` takes.
         dst: the file to write; one of that name is replaced.
         rank: vectors of a block; default: what suits the model's width.
         levels: blocks of a matrix.
-        scales: how large the inputs of matrices are, by name: float32 [inputs], root mean squares
-            on some text.
+        inputs: what the inputs of a matrix were like on some text, by its name; called in the
+            order of a pass. Without it all inputs count the same.
         progress: called with (done, total, what).
 
     Raises:
@@ -87,9 +94,7 @@ def write_stack(
             reader = stack.enter_context(TensorReader())
             spill = stack.enter_context(tempfile.TemporaryFile(dir=target.parent))
             stacked = [p for p in placed if _stackable(p.matrix, decoder)]
-            blocks = list(
-                _decomposed(stacked, reader, spill, vectors, levels, scales or {}, progress)
-            )
+            blocks = list(_decomposed(stacked, reader, spill, vectors, levels, inputs, progress))
             blocks.sort(key=lambda one: (one.level, -one.gain if one.level else 0.0))
             entries, sources = _entries(model, decoder, placed, blocks, vectors)
             header, places, size = build_header(model, entries)
@@ -111,41 +116,62 @@ def write_stack(
 
 def _stackable(matrix: Matrix, decoder: Decoder) -> bool:
     """Whether a matrix becomes a stack: those of layers, whose inputs are a multiple of 32."""
-    ends = decoder.embedding.name, decoder.head.name
-    return matrix.name not in ends and matrix.columns % 32 == 0
+    return matrix.name not in _ends(decoder) and matrix.columns % 32 == 0
+
+
+def _ends(decoder: Decoder) -> tuple[str, str]:
+    return decoder.embedding.name, decoder.head.name
+
+
+def _smaller(placed: PlacedMatrix) -> PlacedMatrix:
+    """An embedding or a head as other compressed files have it."""
+    fmt = FORMATS[ENDS]
+    if placed.format.bits_per_weight <= ENOUGH_BITS or placed.matrix.columns % fmt.block:
+        return placed
+    return replace(placed, format=fmt)
 
 
 def _decomposed(
     stacked: list[PlacedMatrix], reader: TensorReader, spill: IO[bytes], rank: int, levels: int,
-    scales: Mapping[str, np.ndarray], progress: Progress | None,
+    inputs: Callable[[str], Inputs | None] | None, progress: Progress | None,
 ) -> Iterator[_Made]:  # fmt: skip
     for i, p in enumerate(stacked):
         m = p.matrix
         w = p.format.decode(raw_rows(reader, p, 0, m.rows))[: m.rows]
-        scale = _usable(scales.get(m.name))
-        before = size = float(np.linalg.norm(w if scale is None else w * scale))
+        found = None if inputs is None else inputs(m.name)
+        scale = None if found is None else _usable(np.sqrt(found.importance))
+        products = None if found is None or scale is None else found.h / np.outer(scale, scale)
+        before = size = _error(w if scale is None else w * scale, products)
         for level, (block, left) in enumerate(decompose(w, rank, levels, scale)):
             at, raw = spill.tell(), pack(block)
             spill.write(raw.data)
-            gain = (before**2 - left**2) / max(size**2, 1e-30)
-            yield _Made(m, level, at, len(raw), gain)
-            before = left
+            after = _error(left, products)
+            yield _Made(m, level, at, len(raw), (before - after) / max(size, 1e-30))
+            before = after
         if progress is not None:
             progress(i + 1, len(stacked), "decomposing")
 
 
-def _usable(scale: np.ndarray | None) -> np.ndarray | None:
+def _error(left: np.ndarray, products: np.ndarray | None) -> float:
+    """The square of what weights add to an output, for inputs with these sums of products."""
+    return float((left * (left if products is None else left @ products)).sum(dtype=np.float64))
+
+
+def _usable(scale: np.ndarray) -> np.ndarray:
     """Scales around 1, none of them so near 0 that 1 / scale says nothing in float16."""
-    if scale is None:
-        return None
     scale = np.maximum(scale.astype(np.float32), 1e-3 * float(scale.mean()) + 1e-12)
-    return scale / np.exp(np.log(scale).mean())
+    usable: np.ndarray = scale / np.exp(np.log(scale).mean())
+    return usable
 
 
 def _entries(
     model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix], blocks: list[_Made], rank: int
-) -> tuple[list[Entry], list[PlacedMatrix | TensorInfo | _Made]]:
-    whole = {p.matrix.name: p for p in placed if not _stackable(p.matrix, decoder)}
+) -> tuple[list[Entry], list[_Source]]:
+    whole = {
+        p.matrix.name: _smaller(p) if p.matrix.name in _ends(decoder) else p
+        for p in placed
+        if not _stackable(p.matrix, decoder)
+    }
     vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
     gone = {one.matrix.name for one in blocks}
     rest = [
@@ -153,11 +179,11 @@ def _entries(
         for name, info in model.tensors.items()
         if name not in whole and name not in vectors and name not in gone
     ]
-    sources = [*vectors.values(), *whole.values(), *rest, *blocks]
+    sources: list[_Source] = [*vectors.values(), *whole.values(), *rest, *blocks]
     return [_entry(source, rank) for source in sources], sources
 
 
-def _entry(source: PlacedMatrix | TensorInfo | _Made, rank: int) -> Entry:
+def _entry(source: _Source, rank: int) -> Entry:
     if isinstance(source, TensorInfo):
         kept = format_name(source.type)
         return Entry(source.name, source.type, source.shape, source.n_bytes, kept)
@@ -171,7 +197,7 @@ def _entry(source: PlacedMatrix | TensorInfo | _Made, rank: int) -> Entry:
 
 
 def _bytes_of(
-    source: PlacedMatrix | TensorInfo | _Made, reader: TensorReader, spill: IO[bytes]
+    source: _Source, reader: TensorReader, spill: IO[bytes]
 ) -> Iterator[bytes | memoryview]:
     if isinstance(source, PlacedMatrix):
         for data in read_tiled(reader, source):

@@ -90,8 +90,8 @@ def rank_for(width: int) -> int:
 
 def decompose(
     w: Floats, rank: int, levels: int, scale: Floats | None = None
-) -> Iterator[tuple[Block, float]]:
-    """The blocks of float32 [m, n], each with the Frobenius norm of what is left after it.
+) -> Iterator[tuple[Block, Floats]]:
+    """The blocks of float32 [m, n], each with what is left after it: float32 [m, n], times `scale`.
 
     Args:
         w: the matrix.
@@ -108,7 +108,7 @@ def decompose(
         u, v = _leading(np.abs(left), min(rank, *left.shape), rng)
         block = Block(left >= 0, _filled(u.T, rank).T, _filled(v / by, rank))
         left -= block.dense() * by
-        yield block, float(np.linalg.norm(left))
+        yield block, left
 
 
 def rebuild(blocks: Sequence[Block]) -> Floats:

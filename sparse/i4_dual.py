@@ -41,8 +41,9 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.grid import half, inverse, search_groups
+from headrace.sparse.grid import inverse
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
+from headrace.sparse.scale_search import half, search_groups
 from headrace.targets.simd import (
     and_u8,
     dot16,

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     TILE_ROWS,
     Bytes,
@@ -41,7 +42,7 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.grid import Grid, search_groups
+from headrace.sparse.grid import Grid
 from headrace.sparse.int4_zeros import search_zeros
 from headrace.sparse.interleaving import interleave_words, load_eights
 from headrace.targets.simd import (
@@ -75,8 +76,6 @@ from headrace.targets.simd import (
 )
 
 GROUPS = (16, 32, 64, 128)
-SYMMETRIC = tuple(float(code - 8) for code in range(16))
-ASYMMETRIC = tuple(float(code) for code in range(16))
 
 
 def _minus_zero(w: Any, d: Any, tiles: Any, stride: Any) -> Any:
@@ -154,42 +153,42 @@ def make(group: int, asymmetric: bool) -> Format:
     half = min(group, 32) // 2  # inputs between the two codes of a byte
     tiled_zeros, tiled_codes = TILE_ROWS * 2 * n_groups, TILE_ROWS * codes_at
 
+    def put(blocks: Bytes, codes: Bytes) -> None:
+        packed = pack_nibbles(codes.reshape(*blocks.shape[:2], -1, 2 * half))
+        blocks[..., codes_at:] = packed.reshape(*blocks.shape[:2], -1)
+
     def fit(x: Floats, importance: Floats | None) -> Bytes:
         """Searched scales and zeros, no codes yet; see `headrace.sparse.grid`."""
-        blocks = weight_blocks(x, block)
-        shape = (*blocks.shape[:2], n_groups)
-        raw = np.zeros((*blocks.shape[:2], block_bytes), np.uint8)
-        if asymmetric:
-            d, z = search_zeros(x, importance, group)
-            raw[..., 2 * n_groups : codes_at] = z.astype(np.int8).reshape(shape).view(np.uint8)
-        else:
-            d = search_groups(x, importance, group, SYMMETRIC)
+        shape = len(x), x.shape[1] // block, n_groups
+        raw = np.zeros((*shape[:2], block_bytes), np.uint8)
+        d, z = search_zeros(x, importance, group)
         raw[..., : 2 * n_groups] = half_bytes(d.reshape(shape))
+        raw[..., 2 * n_groups : codes_at] = z.astype(np.int8).reshape(shape).view(np.uint8)
         return as_rows(raw)
 
-    def scales(raw: Bytes) -> tuple[Floats, Floats | None]:
-        """Scales, and the weights of code 0 if they are not -8 of them: [rows, groups]."""
+    def scales(raw: Bytes) -> tuple[Floats, Floats]:
+        """Scales and the weights of code 0: [rows, groups]."""
         blocks = byte_blocks(raw, block_bytes)
         d = as_rows(halves(blocks[..., : 2 * n_groups]))
-        if not asymmetric:
-            return d, None
         z = as_rows(blocks[..., 2 * n_groups : codes_at].view(np.int8))
         return d, -d * (8 + z.astype(np.float32) / 8)
 
-    def put(raw: Bytes, codes: Bytes) -> Bytes:
-        """The raw bytes with these codes: uint8 [rows, n]."""
+    def put_codes(raw: Bytes, codes: Bytes) -> Bytes:
         blocks = byte_blocks(raw, block_bytes).copy()
-        shape = blocks.shape[:2]
-        packed = pack_nibbles(codes.reshape(*shape, -1, 2 * half))
-        blocks[..., codes_at:] = packed.reshape(*shape, block // 2)
+        put(blocks, codes.reshape(*blocks.shape[:2], block))
         return as_rows(blocks)
 
-    levels = ASYMMETRIC if asymmetric else SYMMETRIC
-    grid = Grid(group=group, levels=levels, fit=fit, scales=scales, put=put)
+    if asymmetric:
+        levels = tuple(map(float, range(16)))
+        grid = Grid(group=group, levels=levels, fit=fit, scales=scales, put=put_codes)
+    else:
+        field = slice(2 * n_groups)
+        grid = scaled_grid(block, block_bytes, range(-8, 8), put, group=group, field=field)
 
     def encode(x: Floats) -> Bytes:
         """Quantise to nearest with searched scales."""
-        return grid.round(x, fit(x, None))
+        weight_blocks(x, block)  # refuses rows of another length
+        return grid.round(x, grid.fit(x, None))
 
     @np.errstate(all="ignore")
     def decode(raw: Bytes) -> Floats:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from headrace.sparse.format import Floats
-from headrace.sparse.grid import half, inverse
+from headrace.sparse.grid import inverse
+from headrace.sparse.scale_search import half
 
 CHUNK = 1 << 16  # weights that are searched at once: temporaries stay in cache
 STEPS = (15.0, 14.0, 16.0, 17.0, 18.0, 19.0)

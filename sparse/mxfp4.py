@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.e8m0 import get_half_scale, half_scales, load_half_scales
 from headrace.sparse.format import (
     Bytes,
@@ -74,6 +75,28 @@ def decode(raw: Bytes) -> Floats:
     blocks = byte_blocks(raw, BLOCK_BYTES)
     values = E2M1[unpack_nibbles(blocks[..., 1:])].astype(np.float32)
     return as_rows(half_scales(blocks[..., :1]) * values)
+
+
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 1:] = pack_nibbles(codes)
+
+
+def _exponent(scale: Floats) -> Bytes:
+    # The byte of the power of two next to a scale, by its logarithm.
+    known = np.log2(scale.clip(2.0**-126, 2.0**126))
+    return np.where(scale > 0, np.rint(known) + 128, 0).astype(np.uint8)
+
+
+GRID = scaled_grid(
+    BLOCK,
+    BLOCK_BYTES,
+    E2M1.tolist(),
+    _put,
+    field=slice(0, 1),
+    to_bytes=_exponent,
+    of_bytes=half_scales,
+    allowed=lambda scale: half_scales(_exponent(np.abs(scale))),
+)
 
 
 def tile(raw: Bytes) -> Bytes:
@@ -132,4 +155,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -97,6 +98,29 @@ def decode(raw: Bytes) -> Floats:
     return as_rows((half_scales(blocks[..., :4])[..., None] * values).reshape(*shape, BLOCK))
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    packed = pack_nibbles(codes.reshape(*codes.shape[:2], 4, 16))
+    blocks[..., 4:] = packed.reshape(*codes.shape[:2], 32)
+
+
+def _float8(scale: Floats) -> Bytes:
+    # Codes stand for doubled numbers, so the scale is twice what they are multiplied by.
+    return nearest_e4m3(np.ascontiguousarray(2 * scale, np.float32))
+
+
+GRID = scaled_grid(
+    BLOCK,
+    BLOCK_BYTES,
+    E2M1.tolist(),
+    _put,
+    group=16,
+    field=slice(0, 4),
+    to_bytes=_float8,
+    of_bytes=half_scales,
+    allowed=lambda scale: half_scales(_float8(np.abs(scale))),
+)
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     return interleave(byte_blocks(raw, BLOCK_BYTES), RUNS)
@@ -165,4 +189,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

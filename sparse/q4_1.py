@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import affine_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -35,7 +36,6 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.grid import Grid, search_affine_groups
 from headrace.sparse.interleaving import interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
@@ -85,30 +85,11 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(halves(blocks[..., :2]) * codes + halves(blocks[..., 2:4]))
 
 
-def fit(x: Floats, importance: Floats | None) -> Bytes:
-    """Scales and minimums by search, no codes yet; see `headrace.sparse.grid`."""
-    rows, n = x.shape
-    raw = np.zeros((rows, n // BLOCK, BLOCK_BYTES), np.uint8)
-    d, m = search_affine_groups(x, importance, BLOCK, 15)
-    raw[..., :4] = np.concatenate([half_bytes(d[..., None]), half_bytes(m[..., None])], axis=-1)
-    return as_rows(raw)
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 4:] = pack_nibbles(codes)
 
 
-def scales(raw: Bytes) -> tuple[Floats, Floats]:
-    """The scale and the minimum of each block: float32 [rows, n_blocks]."""
-    both = halves(byte_blocks(raw, BLOCK_BYTES)[..., :4])
-    return both[..., 0], both[..., 1]
-
-
-def put(raw: Bytes, codes: Bytes) -> Bytes:
-    """The raw bytes with these codes: uint8 [rows, n]."""
-    blocks = byte_blocks(raw, BLOCK_BYTES).copy()
-    blocks[..., 4:] = pack_nibbles(codes.reshape(*blocks.shape[:2], BLOCK))
-    return as_rows(blocks)
-
-
-LEVELS = tuple(float(code) for code in range(16))
-GRID = Grid(group=BLOCK, levels=LEVELS, fit=fit, scales=scales, put=put)
+GRID = affine_grid(BLOCK, BLOCK_BYTES, 15, _put)
 
 
 def tile(raw: Bytes) -> Bytes:

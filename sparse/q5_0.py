@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -39,7 +40,6 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.grid import Grid, search_groups
 from headrace.sparse.interleaving import (
     interleave_halves,
     interleave_words,
@@ -101,27 +101,11 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(halves(blocks[..., :2]) * (codes.astype(np.float32) - 16))
 
 
-def fit(x: Floats, importance: Floats | None) -> Bytes:
-    """Scales by search, no codes yet; see `headrace.sparse.grid`."""
-    rows, n = x.shape
-    raw = np.zeros((rows, n // BLOCK, BLOCK_BYTES), np.uint8)
-    raw[..., :2] = half_bytes(search_groups(x, importance, BLOCK, LEVELS)[..., None])
-    return as_rows(raw)
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[:] = join(blocks[..., :2], codes)
 
 
-def scales(raw: Bytes) -> tuple[Floats, None]:
-    """The scale of each block: float32 [rows, n_blocks]."""
-    return halves(byte_blocks(raw, BLOCK_BYTES)[..., :2])[..., 0], None
-
-
-def put(raw: Bytes, codes: Bytes) -> Bytes:
-    """The raw bytes with these codes: uint8 [rows, n]."""
-    blocks = byte_blocks(raw, BLOCK_BYTES)
-    return as_rows(join(blocks[..., :2], codes.reshape(*blocks.shape[:2], BLOCK)))
-
-
-LEVELS = tuple(float(code - 16) for code in range(32))
-GRID = Grid(group=BLOCK, levels=LEVELS, fit=fit, scales=scales, put=put)
+GRID = scaled_grid(BLOCK, BLOCK_BYTES, range(-16, 16), _put)
 
 
 def tile(raw: Bytes) -> Bytes:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -31,7 +32,6 @@ from headrace.sparse.format import (
     interleave,
     weight_blocks,
 )
-from headrace.sparse.grid import Grid, search_groups
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
 from headrace.targets.simd import (
     dot8,
@@ -76,28 +76,11 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(codes * halves(blocks[..., :2]))
 
 
-def fit(x: Floats, importance: Floats | None) -> Bytes:
-    """Scales by search, no codes yet; see `headrace.sparse.grid`."""
-    rows, n = x.shape
-    raw = np.zeros((rows, n // BLOCK, BLOCK_BYTES), np.uint8)
-    raw[..., :2] = half_bytes(search_groups(x, importance, BLOCK, LEVELS)[..., None])
-    return as_rows(raw)
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 2:] = codes - np.uint8(127)
 
 
-def scales(raw: Bytes) -> tuple[Floats, None]:
-    """The scale of each block: float32 [rows, n_blocks]."""
-    return halves(byte_blocks(raw, BLOCK_BYTES)[..., :2])[..., 0], None
-
-
-def put(raw: Bytes, codes: Bytes) -> Bytes:
-    """The raw bytes with these codes: uint8 [rows, n]."""
-    blocks = byte_blocks(raw, BLOCK_BYTES).copy()
-    blocks[..., 2:] = codes.reshape(*blocks.shape[:2], BLOCK) - np.uint8(127)
-    return as_rows(blocks)
-
-
-LEVELS = tuple(float(level) for level in range(-127, 128))
-GRID = Grid(group=BLOCK, levels=LEVELS, fit=fit, scales=scales, put=put)
+GRID = scaled_grid(BLOCK, BLOCK_BYTES, range(-127, 128), _put)
 
 
 def tile(raw: Bytes) -> Bytes:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hf_directory as hf
 import numpy as np
 import pytest
 from reference_llama import ReferenceLlama
 
+import headrace
 from headrace import statistics_cache
 from headrace.calibration import LayerInputs, calibration_windows
 from headrace.errors import BudgetError
 from headrace.families import describe
+from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import open_model
+from headrace.placing import place
+from headrace.rows import raw_rows, read_vector
+from headrace.sparse.registry import FORMATS
 
 STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
 TEXT = "Once upon a time there was a girl called Lily. She liked to play with a big red ball. " * 60
@@ -78,6 +85,31 @@ def test_statistics_are_those_of_an_independent_pass() -> None:
         # The KV cache has float16.
         assert np.abs(h - expected[name]).max() < 2e-3 * np.abs(expected[name]).max(), name
         assert (h == h.T).all()
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3"])
+def test_layers_in_turn_compute_what_the_whole_model_does(name: str, tmp_path: Path) -> None:
+    folder = hf.family_directory(tmp_path / "m", name, dtype="F32")
+    model = open_model(folder)
+    decoder = describe(model)
+    with LayerInputs(model, decoder, TEXT, tokens=100, n_threads=2, room=None) as inputs:
+        for i in range(len(decoder.layers)):
+            inputs.layer(i)
+        ids, x = inputs._ids[0], inputs._load(0)
+    with TensorReader() as reader:
+        norm = read_vector(model, reader, decoder.norm)
+        p = replace(
+            next(p for p in place(model, decoder, "f32") if p.matrix == decoder.head),
+            format=FORMATS["f32"],
+        )
+        head = raw_rows(reader, p, 0, p.matrix.rows)[: p.matrix.rows].view(np.float32)
+    x = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + decoder.eps) * norm
+    found = x @ head.T
+    if decoder.soft_cap:
+        found = decoder.soft_cap * np.tanh(found / decoder.soft_cap)
+    with headrace.load(folder, threads=2, activations="f32") as whole:
+        expected = whole.logits([int(i) for i in ids])
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_a_short_text_is_one_window() -> None:

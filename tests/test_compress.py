@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hf_directory as hf
 import numpy as np
 import pytest
 from test_tiled import VOCABULARY, write_model
@@ -159,6 +160,17 @@ def test_every_grid_can_be_rounded_to_by_gptq(name: str, tmp_path: Path) -> None
     assert np.abs(rounded[q] - exact[q]).max() < np.abs(exact[q]).max()
     with headrace.load(path, threads=1, context=64) as model:
         assert np.isfinite(model.logits([1, 5, 9])).all()
+
+
+def test_a_directory_of_safetensors_is_a_source(tmp_path: Path) -> None:
+    folder = hf.family_directory(tmp_path / "m", "gemma3", dtype="BF16", shards=2)
+    done = compress(
+        folder, tmp_path / "m.gguf", format="q4_0", calibrate=TEXT, calibrate_tokens=500,
+        evaluate=TEXT, evaluate_tokens=500,
+    )  # fmt: skip
+    assert done.price is not None
+    assert 0 < done.price["kl_divergence"] < 0.5
+    assert price_of(open_model(done.path)) == done.price
 
 
 # --- the price tag --------------------------------------------------------------------------------
