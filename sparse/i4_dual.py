@@ -41,8 +41,9 @@ from headrace.sparse.format import (
     unpack_nibbles,
     weight_blocks,
 )
-from headrace.sparse.int4_search import search
+from headrace.sparse.grid import Grid, inverse
 from headrace.sparse.interleaving import interleave_halves, interleave_words, load_eights
+from headrace.sparse.scale_search import half, search_groups
 from headrace.targets.simd import (
     and_u8,
     dot16,
@@ -68,57 +69,83 @@ from headrace.targets.simd import (
 
 BLOCK = 256
 GROUPS = 8
+LEVELS = tuple(float(code - 8) for code in range(16))
 BLOCK_BYTES = 134
 RUNS = ((2, 2), (4, 1), (128, 4))
-CHUNK = 256  # blocks that are searched at once: temporaries stay in cache
+CHUNK = 1 << 16  # weights that are searched at once: temporaries stay in cache
 # The largest group's scale meets 15, or is cut to it: tried in this order.
 SHARES = (1.0, 1.06, 1.03, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78, 0.74, 0.7, 0.65)
 
 
-def encode(x: Floats) -> Bytes:
-    """Quantise to nearest; d and s are those of least squared error of some that are tried.
+def fit(x: Floats, importance: Floats | None) -> Bytes:
+    """Searched scales, no codes yet; see `headrace.sparse.grid`.
 
-    Scales of groups alone (`headrace.sparse.int4_search`) are divided by d, for some d.
+    Scales of groups alone are divided by d, for the d of some that leaves the least squared error.
     """
-    blocks = weight_blocks(x, BLOCK)
-    flat = blocks.reshape(-1, GROUPS, BLOCK // GROUPS)
-    raw = np.empty((len(flat), BLOCK_BYTES), np.uint8)
-    for at in range(0, len(flat), CHUNK):
-        raw[at : at + CHUNK] = _encode_blocks(flat[at : at + CHUNK])
-    return as_rows(raw.reshape(*blocks.shape[:2], BLOCK_BYTES))
+    rows, n = x.shape
+    raw = np.zeros((rows, n // BLOCK, BLOCK_BYTES), np.uint8)
+    step = max(1, CHUNK // n)
+    for at in range(0, rows, step):
+        part = slice(at, at + step)
+        d, s = _search(x[part], importance)
+        raw[part, :, :2] = half_bytes(d[..., None])
+        raw[part, :, 2:6] = s[..., 0::2] | (s[..., 1::2] << 4)
+    return as_rows(raw)
 
 
-@np.errstate(all="ignore")
-def _encode_blocks(x: Floats) -> Bytes:
-    n = len(x)
-    alone = search(x.reshape(n * GROUPS, -1), False, positive=True)[0].reshape(n, GROUPS)
-    best = np.full(n, np.inf, np.float32)
-    d, s = np.zeros(n, np.float32), np.ones((n, GROUPS), np.float32)
+def _search(x: Floats, importance: Floats | None) -> tuple[Floats, Bytes]:
+    # d [rows, n_blocks] and s [rows, n_blocks, 8]. Negative scales become 0: no group prefers it.
+    alone = search_groups(x, importance, 32, LEVELS, lambda s: half(np.maximum(s, 0)))
+    blocks = x.reshape(len(x), -1, GROUPS, 32)
+    alone = alone.reshape(blocks.shape[:3])
+    weights = np.float32(1) if importance is None else importance.reshape(1, -1, GROUPS, 32)
+    best = np.full(blocks.shape[:2], np.inf, np.float32)
+    d, s = np.zeros_like(best), np.ones_like(alone)
     for share in SHARES:
-        tried = (alone.max(axis=1) * np.float32(share / 15)).astype(np.float16).astype(np.float32)
-        steps = np.rint(alone / np.where(tried == 0, np.float32(1), tried)[:, None]).clip(1, 15)
-        scale = (tried[:, None] * steps)[..., None]
-        error = ((_codes(x, scale) * scale - x) ** 2).sum(axis=(1, 2))
+        tried = half(alone.max(axis=-1) * np.float32(share / 15))
+        steps = np.rint(alone * inverse(tried)[..., None]).clip(1, 15)
+        scale = (tried[..., None] * steps)[..., None]
+        codes = np.rint(blocks * inverse(scale)).clip(-8, 7)
+        error = (weights * (codes * scale - blocks) ** 2).sum(axis=(2, 3))
         better = error < best
         best, d = np.where(better, error, best), np.where(better, tried, d)
-        s = np.where(better[:, None], steps, s)
-    codes = (_codes(x, (d[:, None] * s)[..., None]) + 8).astype(np.uint8)
-    small = s.astype(np.uint8)
-    scales = small[:, 0::2] | (small[:, 1::2] << 4)
-    return np.concatenate([half_bytes(d[:, None]), scales, pack_nibbles(codes).reshape(n, -1)], 1)
+        s = np.where(better[..., None], steps, s)
+    return d, s.astype(np.uint8)
 
 
-def _codes(x: Floats, scale: Floats) -> Floats:
-    inverse = np.where(scale == 0, np.float32(0), 1 / scale)
-    codes: Floats = np.rint(x * inverse).clip(-8, 7)
-    return codes
+def scales(raw: Bytes) -> tuple[Floats, None]:
+    """d * s of each group: float32 [rows, n / 32]."""
+    blocks = byte_blocks(raw, BLOCK_BYTES)
+    return as_rows(halves(blocks[..., :2]) * _small(blocks)), None
+
+
+def _small(blocks: Bytes) -> Bytes:
+    both = np.stack([blocks[..., 2:6] & 15, blocks[..., 2:6] >> 4], axis=-1)
+    return both.reshape(*blocks.shape[:2], GROUPS)
+
+
+def put(raw: Bytes, codes: Bytes) -> Bytes:
+    """The raw bytes with these codes: uint8 [rows, n]."""
+    blocks = byte_blocks(raw, BLOCK_BYTES).copy()
+    packed = pack_nibbles(codes.reshape(*blocks.shape[:2], GROUPS, 32))
+    blocks[..., 6:] = packed.reshape(*blocks.shape[:2], BLOCK // 2)
+    return as_rows(blocks)
+
+
+GRID = Grid(group=32, levels=LEVELS, fit=fit, scales=scales, put=put)
+
+
+def encode(x: Floats) -> Bytes:
+    """Quantise to nearest with searched scales."""
+    weight_blocks(x, BLOCK)  # refuses rows of another length
+    return GRID.round(x, fit(x, None))
 
 
 def int8_weights(raw: Bytes) -> Bytes:
     """The integers s * (code - 8) of raw rows: int8 [rows, n]."""
     blocks = byte_blocks(raw, BLOCK_BYTES)
     shape = blocks.shape[:2]
-    s = np.stack([blocks[..., 2:6] & 15, blocks[..., 2:6] >> 4], axis=-1).reshape(*shape, GROUPS, 1)
+    s = _small(blocks)[..., None]
     codes = unpack_nibbles(blocks[..., 6:].reshape(*shape, GROUPS, 16)).astype(np.int8) - np.int8(8)
     return as_rows((s.astype(np.int8) * codes).reshape(*shape, BLOCK))
 
@@ -199,4 +226,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -17,7 +17,7 @@ Row block (raw) of 32 weights, or of a group if that is more:
                                     of input b | code of input 8 + b
 
 Tile block: 16 times d of the first group, then of the second if there is one; z likewise; then qs
-of 16 rows in runs of 4 bytes. Groups of 32 are Q4_0's bytes, with scales that were searched.
+of 16 rows in runs of 4 bytes. Groups of 32 are Q4_0's bytes; its own `encode` searches no scales.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from headrace.sparse.format import (
     weight_blocks,
 )
 from headrace.sparse.grid import Grid
-from headrace.sparse.int4_search import search
+from headrace.sparse.int4_zeros import search_zeros
 from headrace.sparse.interleaving import interleave_words, load_eights
 from headrace.targets.simd import (
     and_u8,
@@ -153,16 +153,42 @@ def make(group: int, asymmetric: bool) -> Format:
     half = min(group, 32) // 2  # inputs between the two codes of a byte
     tiled_zeros, tiled_codes = TILE_ROWS * 2 * n_groups, TILE_ROWS * codes_at
 
+    def put(blocks: Bytes, codes: Bytes) -> None:
+        packed = pack_nibbles(codes.reshape(*blocks.shape[:2], -1, 2 * half))
+        blocks[..., codes_at:] = packed.reshape(*blocks.shape[:2], -1)
+
+    def fit(x: Floats, importance: Floats | None) -> Bytes:
+        """Searched scales and zeros, no codes yet; see `headrace.sparse.grid`."""
+        shape = len(x), x.shape[1] // block, n_groups
+        raw = np.zeros((*shape[:2], block_bytes), np.uint8)
+        d, z = search_zeros(x, importance, group)
+        raw[..., : 2 * n_groups] = half_bytes(d.reshape(shape))
+        raw[..., 2 * n_groups : codes_at] = z.astype(np.int8).reshape(shape).view(np.uint8)
+        return as_rows(raw)
+
+    def scales(raw: Bytes) -> tuple[Floats, Floats]:
+        """Scales and the weights of code 0: [rows, groups]."""
+        blocks = byte_blocks(raw, block_bytes)
+        d = as_rows(halves(blocks[..., : 2 * n_groups]))
+        z = as_rows(blocks[..., 2 * n_groups : codes_at].view(np.int8))
+        return d, -d * (8 + z.astype(np.float32) / 8)
+
+    def put_codes(raw: Bytes, codes: Bytes) -> Bytes:
+        blocks = byte_blocks(raw, block_bytes).copy()
+        put(blocks, codes.reshape(*blocks.shape[:2], block))
+        return as_rows(blocks)
+
+    if asymmetric:
+        levels = tuple(map(float, range(16)))
+        grid = Grid(group=group, levels=levels, fit=fit, scales=scales, put=put_codes)
+    else:
+        field = slice(2 * n_groups)
+        grid = scaled_grid(block, block_bytes, range(-8, 8), put, group=group, field=field)
+
     def encode(x: Floats) -> Bytes:
-        """Quantise to nearest with searched scales; see `headrace.sparse.int4_search`."""
-        blocks = weight_blocks(x, block)
-        shape = blocks.shape[:2]
-        d, z, codes = search(blocks.reshape(-1, group), asymmetric)
-        fields = [half_bytes(d.reshape(*shape, n_groups))]
-        if asymmetric:
-            fields.append(z.reshape(*shape, n_groups).view(np.uint8))
-        fields.append(pack_nibbles(codes.reshape(*shape, -1, 2 * half)).reshape(*shape, -1))
-        return as_rows(np.concatenate(fields, axis=-1))
+        """Quantise to nearest with searched scales."""
+        weight_blocks(x, block)  # refuses rows of another length
+        return grid.round(x, grid.fit(x, None))
 
     @np.errstate(all="ignore")
     def decode(raw: Bytes) -> Floats:
@@ -184,31 +210,6 @@ def make(group: int, asymmetric: bool) -> Format:
     def untile(tiled: Bytes, rows: int) -> Bytes:
         """Give back the raw bytes of the first `rows` rows."""
         return as_rows(deinterleave(tiled, rows, runs))
-
-    def put(blocks: Bytes, codes: Bytes) -> None:
-        shape = blocks.shape[:2]
-        packed = pack_nibbles(codes.reshape(*shape, -1, 2 * half))
-        blocks[..., codes_at:] = packed.reshape(*shape, -1)
-
-    def put_codes(raw: Bytes, codes: Bytes) -> Bytes:
-        blocks = byte_blocks(raw, block_bytes).copy()
-        put(blocks, codes.reshape(*blocks.shape[:2], block))
-        return as_rows(blocks)
-
-    def scales(raw: Bytes) -> tuple[Floats, Floats]:
-        blocks = byte_blocks(raw, block_bytes)
-        d = as_rows(halves(blocks[..., : 2 * n_groups]))
-        z = as_rows(blocks[..., 2 * n_groups : codes_at].view(np.int8)).astype(np.float32)
-        return d, -d * (8 + z / 8)
-
-    grid = scaled_grid(
-        block, block_bytes, range(-8, 8), put, group=group, field=slice(2 * n_groups)
-    )
-    if asymmetric:  # zeros are searched without heed to importance
-        levels = tuple(map(float, range(16)))
-        grid = Grid(
-            group=group, levels=levels, fit=lambda x, _: encode(x), scales=scales, put=put_codes
-        )
 
     def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
         """One block of 16 raw rows to a tile block."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -70,6 +71,32 @@ def decode(raw: Bytes) -> Floats:
     return as_rows((d * codes.astype(np.float32)).reshape(*shape, BLOCK))
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    packed = pack_nibbles(codes.reshape(*codes.shape[:2], 4, 16))
+    blocks[..., 4:] = packed.reshape(*codes.shape[:2], 32)
+
+
+def _float8(scale: Floats) -> Bytes:
+    return nearest_e4m3(np.ascontiguousarray(256 * scale, np.float32))
+
+
+def _of_float8(code: Bytes) -> Floats:
+    return half_scales(code) / 128
+
+
+GRID = scaled_grid(
+    BLOCK,
+    BLOCK_BYTES,
+    range(-8, 8),
+    _put,
+    group=16,
+    field=slice(0, 4),
+    to_bytes=_float8,
+    of_bytes=_of_float8,
+    allowed=lambda scale: _of_float8(_float8(np.maximum(scale, 0))),
+)
+
+
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
     for c in range(2):
@@ -117,4 +144,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -138,7 +138,19 @@ def test_gptq_is_nearer_to_the_model_than_the_encoder(tmp_path: Path) -> None:
     assert 0 < price["gptq"] < 0.8 * price["rtn"]
 
 
-@pytest.mark.parametrize("name", [name for name in GRIDS if FORMATS[name].block <= 64])
+def quick(name: str) -> bool:
+    """One of our own formats stands for those that are made alike."""
+    return FORMATS[name].ggml_type is not None or name == "i4a_g64"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if quick(name) else [pytest.mark.slow])
+        for name in GRIDS
+        if FORMATS[name].block <= 64
+    ],
+)
 def test_every_grid_can_be_rounded_to_by_gptq(name: str, tmp_path: Path) -> None:
     path = compress(STORIES, tmp_path / "m.gguf", format=name, calibrate=TEXT).path
     found = raw_of(path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headrace.sparse.format import Format
-from headrace.sparse.int4_search import search
+from headrace.sparse.int4_zeros import search_zeros
 from headrace.sparse.registry import FORMATS
 
 GROUPS = (16, 32, 64, 128)
@@ -63,34 +63,59 @@ def test_tile_layout(name: str, group: int) -> None:
     assert np.array_equal(tiled, expected)
 
 
-def noise(x: np.ndarray, asymmetric: bool, levels: tuple[float, ...] = (), fits: int = 2) -> float:
+def noise(x: np.ndarray, found: np.ndarray) -> float:
     """Signal to noise in dB."""
-    d, z, codes = search(x, asymmetric, levels, fits)
-    off = 8 + z.astype(np.float64) / 8
-    error = d[:, None].astype(np.float64) * (codes - off[:, None]) - x
-    return float(-10 * np.log10((error**2).sum() / (x.astype(np.float64) ** 2).sum()))
+    return float(-10 * np.log10(((found - x) ** 2).sum() / (x.astype(np.float64) ** 2).sum()))
 
 
-# Of scales that leave every weight within range, codes -7..7.
+def without_a_search(fmt: Format, x: np.ndarray, group: int) -> np.ndarray:
+    """The weights with every one in range, none cut; symmetric codes are then -7..7."""
+    assert fmt.grid is not None
+    groups, zeros, codes = fields(fmt, group)
+    blocks = fmt.grid.fit(x, None).reshape(len(x), -1, fmt.block_bytes).copy()
+    if zeros:
+        d, z = search_zeros(x, None, group, (15.0,), 0)
+        blocks[..., 2 * groups : codes] = (
+            z.astype(np.int8).view(np.uint8).reshape(*blocks.shape[:2], -1)
+        )
+    else:
+        d = np.abs(x.reshape(len(x), -1, group)).max(axis=2) / 7
+    halves = d.astype(np.float16).reshape(*blocks.shape[:2], groups)
+    blocks[..., : 2 * groups] = halves.view(np.uint8)
+    return fmt.decode(fmt.grid.round(x, blocks.reshape(len(x), -1)))
+
+
 @pytest.mark.parametrize(("group", "expected"), [(16, 21.39), (32, 20.26), (128, 18.61)])
 def test_noise_without_a_search(group: int, expected: float) -> None:
-    x = np.random.default_rng(0).standard_normal((1 << 20) // group * group).astype(np.float32)
-    assert abs(noise(x.reshape(-1, group), False, (7.0,), 0) - expected) <= 0.05
+    x = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    found = noise(x, without_a_search(FORMATS[f"i4_g{group}"], x, group))
+    assert abs(found - expected) <= 0.05
 
 
-@pytest.mark.parametrize("asymmetric", [False, True])
-@pytest.mark.parametrize("group", GROUPS)
-def test_no_group_is_worse_for_the_search(group: int, asymmetric: bool) -> None:
-    rng = np.random.default_rng(1)
-    x = rng.standard_t(3, (500, group)).astype(np.float32) + rng.normal(0, 1, (500, 1)).astype("f4")
-    errors = []
-    for levels, fits in (((15.0,) if asymmetric else (7.0,), 0), ((), 2)):
-        d, z, codes = search(x, asymmetric, levels, fits)
-        w = d[:, None] * (codes - (8 + z[:, None].astype(np.float32) / 8))
-        errors.append(((w - x) ** 2).sum(axis=1))
-    plain, searched = errors
-    assert (searched <= plain * (1 + 2.0**-20)).all()
+@every_int4
+def test_groups_gain_by_the_search(name: str, group: int) -> None:
+    fmt, rng = FORMATS[name], np.random.default_rng(1)
+    x = rng.standard_t(3, (100, 512)).astype(np.float32) + rng.normal(0, 1, (100, 1)).astype("f4")
+
+    def errors(found: np.ndarray) -> np.ndarray:
+        return ((found - x) ** 2).reshape(100, -1, group).sum(axis=2)
+
+    plain, searched = errors(without_a_search(fmt, x, group)), errors(fmt.decode(fmt.encode(x)))
+    assert (searched <= plain * (1 + 2.0**-10)).mean() > 0.99
     assert searched.sum() < 0.95 * plain.sum()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_zeros_follow_importance(group: int) -> None:
+    """Inputs that count more get less noise."""
+    fmt = FORMATS[f"i4a_g{group}"]
+    assert fmt.grid is not None
+    x = np.random.default_rng(6).standard_normal((200, 256)).astype(np.float32)
+    importance = np.where(np.arange(256) % 4, 0.01, 1).astype(np.float32)
+    plain, weighted = (
+        fmt.decode(fmt.grid.round(x, fmt.grid.fit(x, one))) - x for one in (None, importance)
+    )
+    assert (weighted**2 @ importance).sum() < 0.8 * (plain**2 @ importance).sum()
 
 
 @every_int4
