@@ -506,6 +506,7 @@ def _memory(element: ir.Type) -> Callable[[], ir.Type]:
 _load_block("load_u8", "u8", lambda: vector_type("u8"), lambda b, v: v)
 _load_block("load_u8_i32", "i32", _memory(_I8), _widen(False))
 _load_block("load_i8_i32", "i32", _memory(_I8), _widen(True))
+_load_block("load_u16_i32", "i32", _memory(_I16), _widen(False))
 _load_block("load_i32", "i32", _memory(_I32), lambda b, v: v)
 _load_block("load_f32", "f32", _memory(_F32), lambda b, v: v)
 _load_block("load_f16", "f32", _memory(_I16), half_to_f32)
@@ -519,6 +520,12 @@ _load_block(
 )
 _load_block("bcast_f32", "f32", lambda: _F32, lambda b, v: splat(b, v, lanes()))
 _load_block("bcast_i32", "i32", lambda: _I32, lambda b, v: splat(b, v, lanes()))
+
+
+@_marker("load_halves", lambda p, q: _vec("i32", 1))
+def _load_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    half = ir.VectorType(_I32, LANES // 2)
+    return _end_to_end(b, [_load(b, p, half) for p in args])
 
 
 @_marker("strip", lambda p, index: STRIP)
@@ -690,6 +697,7 @@ def _store_block(name: str, convert: Callable[..., Any]) -> None:
 _store_block("store_f32", lambda b, v: v)
 _store_block("store_i32", lambda b, v: v)
 _store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, lanes())))
+_store_block("store_i16", lambda b, v: b.trunc(v, ir.VectorType(_I16, lanes())))
 
 
 @_marker("store_i8_halves", lambda p, value, apart, stride: types.none)
@@ -1130,6 +1138,13 @@ def _splat_lane(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _shuffle(b, args[0], ir.Constant(args[0].type, ir.Undefined), [lane] * LANES)
 
 
+@_marker("spread", lambda v, first, n: VecType(v.element, 1))
+def _spread(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    first, n = (_literal(t, "argument") for t in sig.args[1:])
+    index = [first + i * n // LANES for i in range(LANES)]
+    return _shuffle(b, args[0], ir.Constant(args[0].type, ir.Undefined), index)
+
+
 @_marker("store_lanes", lambda p, a, x, y, z, count, stride: types.none)
 def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     count, stride = _literal(sig.args[5], "count"), _as_i64(b, args[6])
@@ -1292,6 +1307,25 @@ def _dot_result(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         wide, narrow = b.extract_value(args[0], (0, i)), b.extract_value(args[0], (1, i))
         parts.append(wide if finish is None else finish(b, wide, narrow, bits))
     return _join(b, parts)
+
+
+@_marker("sub_words", lambda x, y: _vec("i32", 1))
+def _sub_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    words = ir.VectorType(_I16, 2 * LANES)
+    return b.bitcast(b.sub(*(b.bitcast(v, words) for v in args)), vector_type("i32"))
+
+
+def _dot_words_by_lanes(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    """For CPUs without such an instruction: both halves of each lane, widened where they lie."""
+    sixteen = _constant("i32", 16)
+    low = b.mul(*(b.ashr(b.shl(v, sixteen), sixteen) for v in (x, y)))
+    high = b.mul(*(b.ashr(v, sixteen) for v in (x, y)))
+    return b.add(b.add(acc, low), high)
+
+
+@_marker("dot_words", lambda acc, x, y: _vec("i32", 1))
+def _dot_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return (_primitive("dot_words") or _dot_words_by_lanes)(b, *args)
 
 
 def _row_by_column(b: ir.IRBuilder, rows: list[ir.Value], columns: list[ir.Value]) -> list[Any]:

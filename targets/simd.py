@@ -210,6 +210,18 @@ def load_i8_i32(p: Any, count: int, stride: Any) -> Any:
 
 
 @_marker
+def load_u16_i32(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 unsigned 16-bit integers, widened to int32."""
+    return _only_compiled()
+
+
+@_marker
+def load_halves(p: Any, q: Any) -> Any:
+    """16 int32 of two places: 8 from p, then 8 from q."""
+    return _only_compiled()
+
+
+@_marker
 def load_f32(p: Any, count: int, stride: Any) -> Any:
     """count x 16 float32."""
     return _only_compiled()
@@ -334,6 +346,12 @@ def store_i8(p: Any, value: Any, stride: Any) -> None:
 
 
 @_marker
+def store_i16(p: Any, value: Any, stride: Any) -> None:
+    """Store the low 16 bits of count x 16 int32, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
 def store_i8_halves(p: Any, value: Any, apart: int, stride: Any) -> None:
     """`store_i8`, the upper 8 lanes of each vector `apart` bytes behind the lower ones."""
     _only_compiled()
@@ -423,6 +441,12 @@ def evens(a: Any, b: Any) -> Any:
 @_marker
 def odds(a: Any, b: Any) -> Any:
     """Lanes 1, 3, ... of two vectors laid end to end."""
+    return _only_compiled()
+
+
+@_marker
+def spread(value: Any, first: int, count: int) -> Any:
+    """`count` lanes of one vector from `first` on, each in a run of 16 / count lanes."""
     return _only_compiled()
 
 
@@ -638,6 +662,21 @@ def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> 
 @_marker
 def dot_result(acc: Any, bits: int) -> Any:
     """The int32 sums of a `dot_init` block that `dot8` filled with codes of `bits` bits."""
+    return _only_compiled()
+
+
+@_marker
+def sub_words(a: Any, b: Any) -> Any:
+    """a - b for the 32 16-bit integers in the lanes of two int32 vectors."""
+    return _only_compiled()
+
+
+@_marker
+def dot_words(acc: Any, a: Any, b: Any) -> Any:
+    """acc + a.low * b.low + a.high * b.high, for int32 lanes of two signed 16-bit integers each.
+
+    All three are single vectors of 16 lanes.
+    """
     return _only_compiled()
 
 

@@ -75,10 +75,16 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
         ]
         return concat(b, out), narrow
 
+    def dot_words(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+        name, ty = f"llvm.x86.avx512.vpdpwssd.{width}", _vec(_I32, lanes)
+        rows = zip(*(cut(b, v, n_bytes) for v in (acc, x, y)), strict=True)
+        return concat(b, [intrinsic_call(b, name, ty, list(row)) for row in rows])
+
     return {
         **COMMON,
         "dot4": dot4,
         "dot4_weights": _flip_sign,
+        "dot_words": dot_words,
         "lookup16": _lookup16(width, flip=0x80),
     }
 
@@ -137,6 +143,12 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         words = cut(b, b.bitcast(narrow, _vec(_I16, narrow.type.count * 2)), n8)
         return b.add(wide, concat(b, [pairs(b, w) for w in words]))
 
+    def dot_words(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+        words = (b.bitcast(v, _vec(_I16, 2 * v.type.count)) for v in (x, y))
+        rows = zip(*(cut(b, v, n8) for v in words), strict=True)
+        ty = _vec(_I32, n16 // 2)
+        return b.add(acc, concat(b, [intrinsic_call(b, maddwd, ty, list(row)) for row in rows]))
+
     def shifted(b: ir.IRBuilder, word: ir.Value, bits: int) -> ir.Value:
         # The word fits 16 bits. LLVM would shift it before it is broadcast, outside of the vectors.
         n = lanes()
@@ -154,6 +166,7 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         "dot_steps": steps,
         "dot_result": result,
         "shifted_word": shifted,
+        "dot_words": dot_words,
         "lookup16": _lookup16(width),
     }
 
