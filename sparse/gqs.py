@@ -1,20 +1,24 @@
 """Group sparsity (GQS): whole groups of 1 x G weights of a row are left out, the rest has 4 bits.
 
-A group has a float16 scale `s` and a zero point `z` of 0..15: a weight is `s * (code - z)`. Groups
-that are not stored are zero. G is 16, 32 or 64; every row keeps as many groups as it likes.
-Source of the idea: GQSA, arXiv 2412.17560; the layout is ours.
+G is 16, 32 or 64; every row keeps as many groups as it likes. Row r has a float32 scale `d`, and a
+group of it an integer scale `s` of 0..127 and offset `o` of -128..127: a weight is
+`d * (s * code + 16 * o)`, code 0..15, whose integer part has 13 bits. Groups that are not stored
+are zero. Source of the idea: GQSA, arXiv 2412.17560; of scales in two grains: DGQ, arXiv
+2310.04836. The layout is ours.
 
 The groups of a row lie in units of 128 weights, P = 128 / G groups, in the order of their columns;
 a row's last unit is filled up with groups of zero bytes. A matrix of R rows:
     bytes                     what
-    0 .. 4R+3                 first[r]: uint32, the unit at which row r begins; first[R] units in all
+    0 .. 4R+3                 first[r]: uint32, the unit where row r begins; first[R] units in all
+    4R+4 .. 8R+3              d of row r, float32
     up to a multiple of 64    zero
     then 64 + 4P each         the units
 
 A unit; group p of it:
     bytes                     what
-    2p, 2p+1                  s, float16
-    2P + 2p, 2P + 2p+1        uint16: z in the low 4 bits, the group's column (in groups) above
+    2p                        s
+    2p+1                      o, int8
+    2P + 2p, 2P + 2p+1        uint16: the input of the group's first weight, divided by 4
     4P + 2j, 4P + 2j+1        uint16, j of 0..31: nibble k is the code of weight 32k + j of the unit
 
 So a load of 64 bytes gives 32 weights in 16-bit integers with a shift and a mask. Bits per stored
@@ -35,7 +39,7 @@ from headrace.sparse.format import Bytes, Floats
 GROUPS = (16, 32, 64)
 UNIT = 128  # weights
 CODE_BYTES = 64  # of a unit
-MOST_COLUMNS = 1 << 12  # groups in a row
+MOST_INPUTS = 1 << 18
 ALIGNMENT = 64
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -47,16 +51,18 @@ class Groups:
 
     Attributes:
         counts: groups of each row, int64 [rows].
+        row_scales: d of each row, float32 [rows].
         columns: of each group, in groups, increasing in a row, int64 [groups].
-        scales: float16 [groups].
-        zeros: uint8 [groups], 0..15.
+        scales: s of each group, uint8 [groups], 0..127.
+        offsets: o of each group, int8 [groups].
         codes: uint8 [groups, G], 0..15.
     """
 
     counts: NDArray[np.int64]
+    row_scales: Floats
     columns: NDArray[np.int64]
-    scales: NDArray[np.float16]
-    zeros: Bytes
+    scales: Bytes
+    offsets: NDArray[np.int8]
     codes: Bytes
 
 
@@ -67,7 +73,7 @@ def unit_bytes(group: int) -> int:
 
 def units_offset(rows: int) -> int:
     """Where the units of a matrix of so many rows begin."""
-    return -(-4 * (rows + 1) // ALIGNMENT) * ALIGNMENT
+    return -(-(8 * rows + 4) // ALIGNMENT) * ALIGNMENT
 
 
 def columns_of(n: int, group: int) -> int:
@@ -78,10 +84,8 @@ def columns_of(n: int, group: int) -> int:
     """
     if group not in GROUPS:
         raise ValueError(f"groups have 16, 32 or 64 weights, not {group}")
-    if n % group or not 0 < n // group <= MOST_COLUMNS:
-        raise ValueError(
-            f"a row of {n} weights is not 1 to {MOST_COLUMNS} groups of {group}"
-        )
+    if n % group or not 0 < n <= MOST_INPUTS:
+        raise ValueError(f"a row of {n} weights is no multiple of {group} up to {MOST_INPUTS}")
     return n // group
 
 
@@ -96,23 +100,25 @@ def _places(counts: NDArray[np.int64], per_unit: int) -> tuple[Any, Any]:
 
 def pack(groups: Groups, group: int) -> Bytes:
     """The bytes of a matrix: uint8 [n]."""
-    per_unit = UNIT // group
+    per_unit, rows = UNIT // group, len(groups.counts)
     first, place = _places(groups.counts, per_unit)
     units = np.zeros((int(first[-1]), unit_bytes(group)), np.uint8)
     words = units.view("<u2")
-    scales = np.zeros(len(units) * per_unit, np.uint16)
-    scales[place] = groups.scales.view(np.uint16)
-    words[:, :per_unit] = scales.reshape(-1, per_unit)
-    heads = np.zeros_like(scales)
-    heads[place] = groups.columns << 4 | groups.zeros
-    words[:, per_unit : 2 * per_unit] = heads.reshape(-1, per_unit)
-    codes = np.zeros((len(scales), group), np.uint16)
+    for at, values in (
+        (0, groups.scales | groups.offsets.view(np.uint8).astype(np.uint16) << 8),
+        (per_unit, groups.columns * (group // 4)),
+    ):
+        field = np.zeros(len(units) * per_unit, np.uint16)
+        field[place] = values
+        words[:, at : at + per_unit] = field.reshape(-1, per_unit)
+    codes = np.zeros((len(units) * per_unit, group), np.uint16)
     codes[place] = groups.codes
     nibbles = codes.reshape(-1, 4, 32)
     for k in range(4):
         words[:, 2 * per_unit :] |= nibbles[:, k] << np.uint16(4 * k)
-    head = np.zeros(units_offset(len(groups.counts)), np.uint8)
-    head[: 4 * len(first)] = first.astype("<u4").view(np.uint8)
+    head = np.zeros(units_offset(rows), np.uint8)
+    head[: 4 * rows + 4] = first.astype("<u4").view(np.uint8)
+    head[4 * rows + 4 : 8 * rows + 4] = groups.row_scales.astype("<f4").view(np.uint8)
     return np.concatenate([head, units.reshape(-1)])
 
 
@@ -132,9 +138,13 @@ def unpack(raw: Bytes, rows: int, n: int, group: int, name: str = "a matrix") ->
     begin = units_offset(rows)
     if len(raw) < begin:
         raise wrong(len(raw), f"{rows} rows begin with {begin} bytes, {len(raw)} are there")
-    first = raw[: 4 * (rows + 1)].view("<u4").astype(np.int64)
-    if raw[4 * (rows + 1) : begin].any():
-        raise wrong(4 * (rows + 1), "bytes before the first unit must be zero")
+    first = raw[: 4 * rows + 4].view("<u4").astype(np.int64)
+    row_scales = raw[4 * rows + 4 : 8 * rows + 4].view("<f4").astype(np.float32)
+    if raw[8 * rows + 4 : begin].any():
+        raise wrong(8 * rows + 4, "bytes before the first unit must be zero")
+    if not np.isfinite(row_scales).all():
+        at = int(np.argmin(np.isfinite(row_scales)))
+        raise wrong(4 * rows + 4 + 4 * at, f"the scale of row {at} is not finite")
     most = -(-columns // per_unit)
     counts = np.diff(first)
     if first[0] or (counts < 0).any() or (counts > most).any():
@@ -142,42 +152,42 @@ def unpack(raw: Bytes, rows: int, n: int, group: int, name: str = "a matrix") ->
         raise wrong(
             4 * bad, f"rows begin at unit 0, and each has 0 to {most} units: found {first[bad]}"
         )
-    if len(raw) - begin != first[-1] * unit_bytes(group):
-        raise wrong(
-            begin,
-            f"{first[-1]} units of {unit_bytes(group)} bytes expected, {len(raw) - begin} bytes found",
-        )
+    size, there = int(first[-1]) * unit_bytes(group), len(raw) - begin
+    if there != size:
+        raise wrong(begin, f"{first[-1]} units take {size} bytes, {there} are there")
     words = raw[begin:].reshape(-1, unit_bytes(group)).view("<u2")
-    scales = words[:, :per_unit].reshape(-1).view(np.float16)
-    heads = words[:, per_unit : 2 * per_unit].reshape(-1)
-    column, zeros = (heads >> 4).astype(np.int64), (heads & 15).astype(np.uint8)
+    both = words[:, :per_unit].reshape(-1)
+    scales, offsets = (both & 0xFF).astype(np.uint8), (both >> 8).astype(np.uint8).view(np.int8)
+    inputs = words[:, per_unit : 2 * per_unit].reshape(-1).astype(np.int64) * 4
     nibbles = [words[:, 2 * per_unit :] >> np.uint16(4 * k) & 15 for k in range(4)]
     codes = np.stack(nibbles, axis=1).astype(np.uint8).reshape(-1, group)
 
-    def of_group(bad: NDArray[np.bool_], what: str) -> None:
+    def of_group(bad: Mask, what: str) -> None:
         if bad.any():
-            at = int(np.argmax(bad))
-            unit, p = divmod(at, per_unit)
+            unit, p = divmod(int(np.argmax(bad)), per_unit)
             raise wrong(begin + unit * unit_bytes(group) + 2 * p, what)
 
-    of_group(~np.isfinite(scales), "a scale is not finite")
-    of_group(column >= columns, f"a group's column is beyond the row's {columns} groups")
-    # Only a group of zero bytes may follow a column that is not smaller: from there on it is filling.
+    of_group(scales > 127, "a group's scale is above 127")
+    of_group((inputs % group != 0) | (inputs >= n), f"a group does not begin in {n} inputs")
+    # What comes behind a larger input is filling: zero bytes, in a row's last unit, to its end.
     row = np.repeat(np.arange(rows), counts * per_unit)
-    begins = np.r_[True, np.diff(row) > 0] if len(row) else np.zeros(0, bool)
-    blank = (heads == 0) & (scales.view(np.uint16) == 0) & ~codes.any(axis=1)
-    filling = blank & ~begins
-    stays = ~begins & (column <= np.r_[-1, column[:-1]])[: len(column)]
-    of_group(stays & ~filling, "columns must increase in a row")
-    after = np.r_[False, filling[:-1]][: len(filling)] & ~begins & ~filling
+    begins = np.ones(len(row), bool)
+    begins[1:] = row[1:] != row[:-1]
+    filling = np.zeros(len(row), bool)
+    filling[1:] = ~begins[1:] & (inputs[1:] <= inputs[:-1])
+    filling[1:] |= ~begins[1:] & filling[:-1] & (inputs[1:] == 0)
+    blank = (inputs == 0) & (both == 0) & ~codes.any(axis=1)
+    of_group(filling & ~blank, "groups must lie in the order of their inputs")
+    after = np.zeros(len(row), bool)
+    after[1:] = filling[:-1] & ~begins[1:] & ~filling[1:]
     of_group(after, "a group follows the filling of a row's last unit")
-    ends = np.zeros(len(words), bool)
-    ends[first[1:][counts > 0] - 1] = True
-    of_group(filling & ~np.repeat(ends, per_unit), "only a row's last unit may be filled up")
+    last = np.zeros(len(words), bool)
+    last[first[1:][counts > 0] - 1] = True
+    of_group(filling & ~np.repeat(last, per_unit), "only a row's last unit may be filled up")
     keep = ~filling
     return Groups(
-        np.bincount(row[keep], minlength=rows).astype(np.int64),
-        column[keep], scales[keep], zeros[keep], codes[keep],
+        np.bincount(row[keep], minlength=rows).astype(np.int64), row_scales,
+        inputs[keep] // group, scales[keep], offsets[keep], codes[keep],
     )  # fmt: skip
 
 
@@ -185,25 +195,46 @@ def decode(raw: Bytes, rows: int, n: int, group: int, name: str = "a matrix") ->
     """The float32 weights [rows, n] of a matrix, which is checked; see `unpack`."""
     found = unpack(raw, rows, n, group, name)
     out = np.zeros((rows, columns_of(n, group), group), np.float32)
-    shifted = found.codes.astype(np.float32) - found.zeros[:, None]
     row = np.repeat(np.arange(rows), found.counts)
-    out[row, found.columns] = shifted * found.scales.astype(np.float32)[:, None]
+    out[row, found.columns] = whole_numbers(found) * found.row_scales[row][:, None]
     return out.reshape(rows, n)
 
 
-def quantize(weights: Floats) -> tuple[NDArray[np.float16], Bytes, Bytes]:
-    """Scales [k], zero points [k] and codes [k, G] of float32 groups [k, G].
+def whole_numbers(groups: Groups) -> Floats:
+    """The weights of every group in units of its row's scale: float32 [groups, G], integers."""
+    codes = groups.codes.astype(np.float32) * groups.scales[:, None]
+    return codes + 16 * groups.offsets[:, None].astype(np.float32)
 
-    s = (max - min) / 15 with zero between them, z = round(-min / s).
+
+def quantize(weights: Floats, row: NDArray[Any], rows: int) -> tuple[Any, Any, Any, Any]:
+    """Row scales [rows], and scales, offsets and codes of float32 groups [k, G] of rows `row` [k].
+
+    A row's scale lets its widest group have a scale of 127 (or its farthest one an offset in
+    range). Of the whole numbers around a group's range, those with the least squared error stay.
     """
-    low = np.minimum(weights.min(axis=1), 0)
-    high = np.maximum(weights.max(axis=1), 0)
-    scales = ((high - low) / 15).clip(0, 65504).astype(np.float16)
-    step = scales.astype(np.float32)
-    inverse = np.where(step > 0, 1 / np.where(step > 0, step, 1), 0).astype(np.float32)
-    zeros = np.rint(-low * inverse).clip(0, 15).astype(np.uint8)
-    codes = np.rint(weights * inverse[:, None]) + zeros[:, None]
-    return scales, zeros, codes.clip(0, 15).astype(np.uint8)
+    low, high = weights.min(axis=1), weights.max(axis=1)
+    widest, farthest = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+    np.maximum.at(widest, row, (high - low) / 15)
+    np.maximum.at(farthest, row, np.abs(low))
+    row_scales = np.maximum(widest / 127, farthest / (16 * 127)).astype(np.float32)
+    d = row_scales[row]
+    inverse = np.where(d > 0, 1 / np.where(d > 0, d, 1), 0).astype(np.float32)
+    w = weights * inverse[:, None]
+    best = np.full(len(w), np.inf, np.float32)
+    scales, offsets = np.zeros(len(w), np.uint8), np.zeros(len(w), np.int8)
+    codes = np.zeros(w.shape, np.uint8)
+    for up in (0, 1):
+        o = (np.floor(low * inverse / 16) + up).clip(-128, 127)
+        exact = (high * inverse - 16 * o) / 15
+        for more in (-1, 0, 1):
+            s = (np.floor(exact) + more).clip(1, 127)
+            q = np.rint((w - 16 * o[:, None]) / s[:, None]).clip(0, 15)
+            error = ((q * s[:, None] + 16 * o[:, None] - w) ** 2).sum(axis=1)
+            better = error < best
+            best[better] = error[better]
+            scales[better], offsets[better] = s[better], o[better]
+            codes[better] = q[better]
+    return row_scales, scales, offsets, codes
 
 
 def pack_weights(weights: Floats, keep: Mask, group: int) -> Bytes:
@@ -211,6 +242,6 @@ def pack_weights(weights: Floats, keep: Mask, group: int) -> Bytes:
     rows, n = weights.shape
     blocks = np.ascontiguousarray(weights, np.float32).reshape(rows, columns_of(n, group), group)
     row, column = np.nonzero(keep)
-    scales, zeros, codes = quantize(blocks[row, column])
+    row_scales, scales, offsets, codes = quantize(blocks[row, column], row, rows)
     counts = np.bincount(row, minlength=rows).astype(np.int64)
-    return pack(Groups(counts, column.astype(np.int64), scales, zeros, codes), group)
+    return pack(Groups(counts, row_scales, column, scales, offsets, codes), group)

@@ -506,7 +506,6 @@ def _memory(element: ir.Type) -> Callable[[], ir.Type]:
 _load_block("load_u8", "u8", lambda: vector_type("u8"), lambda b, v: v)
 _load_block("load_u8_i32", "i32", _memory(_I8), _widen(False))
 _load_block("load_i8_i32", "i32", _memory(_I8), _widen(True))
-_load_block("load_u16_i32", "i32", _memory(_I16), _widen(False))
 _load_block("load_i32", "i32", _memory(_I32), lambda b, v: v)
 _load_block("load_f32", "f32", _memory(_F32), lambda b, v: v)
 _load_block("load_f16", "f32", _memory(_I16), half_to_f32)
@@ -1138,13 +1137,6 @@ def _splat_lane(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _shuffle(b, args[0], ir.Constant(args[0].type, ir.Undefined), [lane] * LANES)
 
 
-@_marker("spread", lambda v, first, n: VecType(v.element, 1))
-def _spread(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    first, n = (_literal(t, "argument") for t in sig.args[1:])
-    index = [first + i * n // LANES for i in range(LANES)]
-    return _shuffle(b, args[0], ir.Constant(args[0].type, ir.Undefined), index)
-
-
 @_marker("store_lanes", lambda p, a, x, y, z, count, stride: types.none)
 def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     count, stride = _literal(sig.args[5], "count"), _as_i64(b, args[6])
@@ -1309,10 +1301,32 @@ def _dot_result(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _join(b, parts)
 
 
-@_marker("sub_words", lambda x, y: _vec("i32", 1))
-def _sub_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    words = ir.VectorType(_I16, 2 * LANES)
-    return b.bitcast(b.sub(*(b.bitcast(v, words) for v in args)), vector_type("i32"))
+def _words(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    return b.bitcast(value, ir.VectorType(_I16, 2 * LANES))
+
+
+def _group_words(
+    b: ir.IRBuilder, value: ir.Value, index: int, scales: ir.Value, groups: Sequence[int]
+) -> ir.Value:
+    """For CPUs without such an instruction; LLVM unpacks the words of a unit once."""
+
+    def every(n: int) -> ir.Constant:
+        return ir.Constant(value.type, [n] * value.type.count)
+
+    undef = ir.Constant(value.type, ir.Undefined)
+    nibbles = b.and_(b.lshr(value, every(4 * index)), every(15))
+    steps = _shuffle(b, b.and_(scales, every(0xFF)), undef, groups)
+    offsets = _shuffle(b, b.and_(b.ashr(scales, every(4)), every(0xFFF0)), undef, groups)
+    return b.add(b.mul(nibbles, steps), offsets)
+
+
+@_marker("group_words", lambda v, *rest: v)
+def _lower_group_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    index, first, n = (_literal(sig.args[i], "argument") for i in (1, 3, 4))
+    value, scales = (_words(b, args[i]) for i in (0, 2))
+    groups = [first + i * n // value.type.count for i in range(value.type.count)]
+    found = (_primitive("group_words") or _group_words)(b, value, index, scales, groups)
+    return b.bitcast(found, vector_type("i32"))
 
 
 def _dot_words_by_lanes(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:

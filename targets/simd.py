@@ -210,12 +210,6 @@ def load_i8_i32(p: Any, count: int, stride: Any) -> Any:
 
 
 @_marker
-def load_u16_i32(p: Any, count: int, stride: Any) -> Any:
-    """count x 16 unsigned 16-bit integers, widened to int32."""
-    return _only_compiled()
-
-
-@_marker
 def load_halves(p: Any, q: Any) -> Any:
     """16 int32 of two places: 8 from p, then 8 from q."""
     return _only_compiled()
@@ -445,12 +439,6 @@ def odds(a: Any, b: Any) -> Any:
 
 
 @_marker
-def spread(value: Any, first: int, count: int) -> Any:
-    """`count` lanes of one vector from `first` on, each in a run of 16 / count lanes."""
-    return _only_compiled()
-
-
-@_marker
 def transpose16(block: Any) -> Any:
     """16 vectors: lane j of vector i becomes lane i of vector j."""
     return _only_compiled()
@@ -666,8 +654,13 @@ def dot_result(acc: Any, bits: int) -> Any:
 
 
 @_marker
-def sub_words(a: Any, b: Any) -> Any:
-    """a - b for the 32 16-bit integers in the lanes of two int32 vectors."""
+def group_words(value: Any, index: int, scales: Any, first: int, count: int) -> Any:
+    """16-bit integers, two in a lane: nibble * scale + 16 * offset.
+
+    The nibbles are bits 4 * index .. 4 * index + 3 of the 32 words in int32 lanes of `value`. They
+    are `count` groups in runs of 32 / count; the word `first` + g of `scales` has the scale of
+    group g, 0..127, in its low byte and the offset, signed, in its high one.
+    """
     return _only_compiled()
 
 

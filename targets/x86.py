@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -32,6 +32,29 @@ def _clock(b: ir.IRBuilder) -> ir.Value:
 
 
 COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "clock": _clock}
+
+
+def _group_words(width: int) -> Callable[..., ir.Value]:
+    """`pmaddubsw` of (nibble, 16) and (scale, offset)."""
+    name = {512: "avx512.pmaddubs.w.512", 256: "avx2.pmadd.ub.sw", 128: "ssse3.pmadd.ub.sw.128"}
+    n_bytes = width // 8
+
+    def group_words(
+        b: ir.IRBuilder, value: ir.Value, index: int, scales: ir.Value, groups: Sequence[int]
+    ) -> ir.Value:
+        def every(n: int) -> ir.Constant:
+            return ir.Constant(value.type, [n] * value.type.count)
+
+        nibbles = b.and_(b.lshr(value, every(4 * index)), every(15))
+        codes = b.or_(nibbles, every(0x1000))
+        order = ir.Constant(_vec(_I32, len(groups)), list(groups))
+        spread = b.shuffle_vector(scales, ir.Constant(scales.type, ir.Undefined), order)
+        ty, bytes_of = _vec(_I16, n_bytes // 2), _vec(_I8, 2 * value.type.count)
+        rows = zip(*(cut(b, b.bitcast(v, bytes_of), n_bytes) for v in (codes, spread)), strict=True)
+        full = f"llvm.x86.{name[width]}"
+        return concat(b, [intrinsic_call(b, full, ty, list(row)) for row in rows])
+
+    return group_words
 
 
 # --- VNNI: unsigned by signed bytes, four at a time, into 32 bits ---------------------------------
@@ -85,6 +108,7 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
         "dot4": dot4,
         "dot4_weights": _flip_sign,
         "dot_words": dot_words,
+        "group_words": _group_words(width),
         "lookup16": _lookup16(width, flip=0x80),
     }
 
@@ -167,6 +191,7 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         "dot_result": result,
         "shifted_word": shifted,
         "dot_words": dot_words,
+        "group_words": _group_words(width),
         "lookup16": _lookup16(width),
     }
 
