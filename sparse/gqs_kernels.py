@@ -40,6 +40,7 @@ from headrace.targets.simd import (
     load_i32,
     max_f32,
     maximum,
+    prefetch,
     put_f32,
     round_i32,
     select_lt,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 64  # of a token's activations
 MOST = 32767
+AHEAD = 4096  # bytes: rows end where the CPU does not expect it, and it asks for too little
 
 
 def activation_bytes(inputs: int) -> int:
@@ -143,6 +145,7 @@ def _gemv(group: int) -> KernelFunction:
     def row_sum(w: Any, x: Any, n: Any) -> Any:
         acc = zeros_f32(1)
         for _ in range(n):
+            prefetch(w + AHEAD)
             acc = acc + to_f32(unit(w, x))
             w = w + bytes_per_unit
         return sum_f32(acc)
