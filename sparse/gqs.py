@@ -41,6 +41,7 @@ UNIT = 128  # weights
 CODE_BYTES = 64  # of a unit
 MOST_INPUTS = 1 << 18
 ALIGNMENT = 64
+SMALLEST = 1e-37  # scale of a row that is not taken for zero
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -206,35 +207,48 @@ def whole_numbers(groups: Groups) -> Floats:
     return codes + 16 * groups.offsets[:, None].astype(np.float32)
 
 
-def quantize(weights: Floats, row: NDArray[Any], rows: int) -> tuple[Any, Any, Any, Any]:
-    """Row scales [rows], and scales, offsets and codes of float32 groups [k, G] of rows `row` [k].
+def row_scales(weights: Floats, row: NDArray[Any], rows: int) -> Floats:
+    """d of each row, float32 [rows], for float32 groups [k, G] of rows `row` [k].
 
-    A row's scale lets its widest group have a scale of 127 (or its farthest one an offset in
-    range). Of the whole numbers around a group's range, those with the least squared error stay.
+    A row's widest group gets a scale of 127, or its farthest one an offset that is in range.
     """
     low, high = weights.min(axis=1), weights.max(axis=1)
     widest, farthest = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
     np.maximum.at(widest, row, (high - low) / 15)
     np.maximum.at(farthest, row, np.abs(low))
-    row_scales = np.maximum(widest / 127, farthest / (16 * 127)).astype(np.float32)
-    d = row_scales[row]
-    inverse = np.where(d > 0, 1 / np.where(d > 0, d, 1), 0).astype(np.float32)
-    w = weights * inverse[:, None]
+    return np.maximum(widest / 127, farthest / (16 * 127)).astype(np.float32)
+
+
+def in_steps(weights: Floats, scales: Floats) -> Floats:
+    """float32 [k, G] divided by [k]; by what has no finite inverse, zeros."""
+    some = scales > SMALLEST
+    return weights * np.where(some, 1 / np.where(some, scales, 1), 0).astype(np.float32)[:, None]
+
+
+def codes_of(w: Floats, scales: Bytes, offsets: NDArray[np.int8]) -> Floats:
+    """The nearest codes of weights [k, m] in units of their rows' scales."""
+    s, o = scales[:, None].astype(np.float32), offsets[:, None].astype(np.float32)
+    return np.rint((w - 16 * o) / np.maximum(s, 1)).clip(0, 15)
+
+
+def fit(w: Floats) -> tuple[Bytes, NDArray[np.int8]]:
+    """Scales and offsets [k] of groups [k, G] in units of their rows' scales.
+
+    Of the whole numbers around a group's range, those with the least squared error.
+    """
+    low, high = w.min(axis=1), w.max(axis=1)
     best = np.full(len(w), np.inf, np.float32)
     scales, offsets = np.zeros(len(w), np.uint8), np.zeros(len(w), np.int8)
-    codes = np.zeros(w.shape, np.uint8)
     for up in (0, 1):
-        o = (np.floor(low * inverse / 16) + up).clip(-128, 127)
-        exact = (high * inverse - 16 * o) / 15
+        o = (np.floor(low / 16) + up).clip(-128, 127).astype(np.int8)
+        exact = (high - 16 * o.astype(np.float32)) / 15
         for more in (-1, 0, 1):
-            s = (np.floor(exact) + more).clip(1, 127)
-            q = np.rint((w - 16 * o[:, None]) / s[:, None]).clip(0, 15)
-            error = ((q * s[:, None] + 16 * o[:, None] - w) ** 2).sum(axis=1)
+            s = (np.floor(exact) + more).clip(1, 127).astype(np.uint8)
+            found = codes_of(w, s, o) * s[:, None] + 16 * o[:, None].astype(np.float32)
+            error = ((found - w) ** 2).sum(axis=1)
             better = error < best
-            best[better] = error[better]
-            scales[better], offsets[better] = s[better], o[better]
-            codes[better] = q[better]
-    return row_scales, scales, offsets, codes
+            best[better], scales[better], offsets[better] = error[better], s[better], o[better]
+    return scales, offsets
 
 
 def pack_weights(weights: Floats, keep: Mask, group: int) -> Bytes:
@@ -242,6 +256,10 @@ def pack_weights(weights: Floats, keep: Mask, group: int) -> Bytes:
     rows, n = weights.shape
     blocks = np.ascontiguousarray(weights, np.float32).reshape(rows, columns_of(n, group), group)
     row, column = np.nonzero(keep)
-    row_scales, scales, offsets, codes = quantize(blocks[row, column], row, rows)
+    kept = blocks[row, column]
+    d = row_scales(kept, row, rows)
+    w = in_steps(kept, d[row])
+    scales, offsets = fit(w)
+    codes = codes_of(w, scales, offsets).astype(np.uint8)
     counts = np.bincount(row, minlength=rows).astype(np.int64)
-    return pack(Groups(counts, row_scales, column, scales, offsets, codes), group)
+    return pack(Groups(counts, d, column, scales, offsets, codes), group)
