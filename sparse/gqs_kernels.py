@@ -281,13 +281,15 @@ def _gemv_cases(group: int) -> Any:
 _SOURCES = (__name__, "headrace.sparse.gqs")
 
 
+def _gemv_row(group: int) -> Kernel:
+    name = f"gemv_gqs_g{group}"
+    return Kernel(name, lambda target: _gemv(group), _SOURCES, _gemv_cases(group), __name__)
+
+
 def all_kernels() -> list[Kernel]:
     """Every row of the table that belongs to group sparsity."""
-    rows = [Kernel("code_x16", lambda target: _code, _SOURCES, _code_cases, __name__)]
-    for group in GROUPS:
-        name, cases = f"gemv_gqs_g{group}", _gemv_cases(group)
-        rows.append(Kernel(name, lambda t, g=group: _gemv(g), _SOURCES, cases, __name__))
-    return rows
+    code = Kernel("code_x16", lambda target: _code, _SOURCES, _code_cases, __name__)
+    return [code, *(_gemv_row(group) for group in GROUPS)]
 
 
 def kernel_named(name: str) -> Kernel:

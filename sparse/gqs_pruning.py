@@ -36,7 +36,8 @@ def scores(weights: Floats, group: int, variance: Floats | None = None) -> Float
     cost = np.square(weights, dtype=np.float32)
     if variance is not None:
         cost *= variance
-    return cost.reshape(rows, gqs.columns_of(n, group), group).mean(axis=2)
+    mean: Floats = cost.reshape(rows, gqs.columns_of(n, group), group).mean(axis=2)
+    return mean
 
 
 def kept(score: Floats, rate: float, *, by_row: bool = False) -> Mask:
@@ -127,5 +128,5 @@ def encode(
 
     _sweep(w, upper, group, code)
     counts = keep.sum(axis=1).astype(np.int64)
-    parts = (part[row, column] for part in (scales, offsets, codes))
-    return gqs.pack(gqs.Groups(counts, d, column, *parts), group)
+    at = (row, column)
+    return gqs.pack(gqs.Groups(counts, d, column, scales[at], offsets[at], codes[at]), group)
