@@ -24,9 +24,10 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ import numpy as np
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders import ggml_types
 from headrace.loaders.gguf import ModelFile, StringArray, TensorInfo, read_gguf
-from headrace.loaders.value_types import ARRAY, SCALARS, STRING, UINT32
+from headrace.loaders.value_types import ARRAY, FLOAT64, SCALARS, STRING, UINT32, UINT64
 
 VERSION = 1
 ALIGNMENT = 4096
@@ -46,6 +47,7 @@ _OWN_KEYS = re.compile(r"headrace\.|split\.|general\.alignment$")
 MAX_SIDE = 1 << 31  # rows or columns; the blob's size, checked by who knows the format, says more
 _FORMAT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _TILED = "tiled "
+_NOTHING: Mapping[str, str | float] = MappingProxyType({})
 
 
 def tiled_type(format_name: str) -> str:
@@ -152,11 +154,13 @@ class Entry(NamedTuple):
     format: str | None = None
 
 
-def build_header(source: ModelFile, entries: Sequence[Entry]) -> tuple[bytes, list[int], int]:
+def build_header(
+    source: ModelFile, entries: Sequence[Entry], more: Mapping[str, str | float] = _NOTHING
+) -> tuple[bytes, list[int], int]:
     """The header of a file of ours: (bytes up to the tensor data, tensors' places, whole size).
 
     Metadata come from `source` byte for byte if it is a GGUF file, without what describes its own
-    layout.
+    layout, and from `more`, whose keys begin with "headrace.".
 
     Raises:
         ModelFileError: the source cannot be read again.
@@ -170,6 +174,7 @@ def build_header(source: ModelFile, entries: Sequence[Entry]) -> tuple[bytes, li
         _strings_key(_FORMATS, (str(e.format) for e in tiled)),
         _sizes_key(_ROWS, [e.shape[0] for e in tiled]),
         _sizes_key(_COLUMNS, [e.shape[1] for e in tiled]),
+        *(_value_key(key, value) for key, value in more.items()),
     ]
     infos, offsets, at = [], [], 0
     for e in entries:
@@ -230,6 +235,13 @@ def _string(text: str) -> bytes:
 
 def _number_key(key: str, value: int) -> bytes:
     return _string(key) + struct.pack("<II", UINT32, value)
+
+
+def _value_key(key: str, value: str | float) -> bytes:
+    if isinstance(value, str):
+        return _string(key) + struct.pack("<I", STRING) + _string(value)
+    kind, form = (UINT64, "<IQ") if isinstance(value, int) else (FLOAT64, "<Id")
+    return _string(key) + struct.pack(form, kind, value)
 
 
 def _strings_key(key: str, values: Iterable[str]) -> bytes:

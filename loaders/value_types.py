@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-UINT32, BOOL, STRING, ARRAY, UINT64 = 4, 7, 8, 9, 10
+UINT32, BOOL, STRING, ARRAY, UINT64, FLOAT64 = 4, 7, 8, 9, 10, 12
 
 SCALARS = {
     0: struct.Struct("<B"),
@@ -17,5 +17,5 @@ SCALARS = {
     BOOL: struct.Struct("<B"),
     UINT64: struct.Struct("<Q"),
     11: struct.Struct("<q"),
-    12: struct.Struct("<d"),
+    FLOAT64: struct.Struct("<d"),
 }

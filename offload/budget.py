@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from headrace.errors import BudgetError
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, keep, least_bytes
@@ -38,16 +39,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class Fit:
-    """What was chosen; without a residency all weights stay in memory."""
+    """What was chosen; without a residency all weights stay in memory, and `blocks` of a stack."""
 
     choice: Choice
-    residency: Residency | None
+    residency: Residency | None = None
+    blocks: int = 0
+    block_bytes: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
         """Bytes by what they are for."""
         if self.residency is None:
-            return dict(self.choice.whole)
+            parts = dict(self.choice.whole)
+            parts["weights"] = parts.get("weights", 0) + self.block_bytes
+            return parts
         r = self.residency
         parts = dict(self.choice.streaming)
         parts["weights"] = parts.get("weights", 0) + r.kept_bytes
@@ -74,7 +79,7 @@ def fit(
     for choice in whole:
         needed = sum(choice.whole.values())
         if limit.n_bytes is None or needed <= limit.n_bytes:
-            return Fit(choice, None)
+            return Fit(choice)
         tried.append((needed, choice.context, choice.whole))
     assert limit.n_bytes is not None  # else the first choice was taken
     for choice in streaming:
@@ -87,10 +92,63 @@ def fit(
             continue
         least = least_bytes(pieces)
         tried.append((fixed + least, choice.context, {**choice.streaming, "window": least}))
-    raise _too_small(limit, *min(tried, key=lambda one: one[0]), pieces, model)
+    least_of_all = min(tried, key=lambda one: one[0])
+    hint = ""
+    if sum(piece.kept_bytes for piece in pieces) < least_of_all[2].get("weights", 0) // 2:
+        hint = (
+            ", or write the file anew with `headrace compress`: weights of types that are "
+            "rewritten while loading cannot be streamed"
+        )
+    raise _too_small(limit, *least_of_all, hint, model)
 
 
-def _up(n_bytes: int) -> int:
+class Blocks(Protocol):
+    """A stack of blocks of weights, the first `least` of which are needed."""
+
+    @property
+    def least(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def n_bytes(self, count: int) -> int:
+        """Bytes of the first `count`."""
+
+    def fitting(self, n_bytes: int) -> int:
+        """How many fit in so many bytes."""
+
+
+def fit_blocks(
+    limit: Limit, whole: Iterable[Choice], small: Iterable[Choice], blocks: Blocks, model: str
+) -> Fit:
+    """Choose for a model that is a stack: all of it if that fits, else as many blocks as do.
+
+    Args:
+        limit: of the process.
+        whole: choices for all blocks, the best first.
+        small: choices for fewer, the best first.
+        blocks: the stack.
+        model: for the message.
+
+    Raises:
+        BudgetError: not even the least fits.
+    """
+    for choice in whole:
+        fixed, most = sum(choice.whole.values()), blocks.n_bytes(len(blocks))
+        if limit.n_bytes is None or fixed + most <= limit.n_bytes:
+            return Fit(choice, blocks=len(blocks), block_bytes=most)
+    assert limit.n_bytes is not None  # else the first choice was taken
+    tried = []
+    for choice in small:
+        fixed = sum(choice.whole.values())
+        count = blocks.fitting(limit.n_bytes - fixed)
+        if count >= blocks.least:
+            return Fit(choice, blocks=count, block_bytes=blocks.n_bytes(count))
+        parts = {**choice.whole, "blocks": blocks.n_bytes(blocks.least)}
+        tried.append((sum(parts.values()), choice.context, parts))
+    raise _too_small(limit, *min(tried, key=lambda one: one[0]), "", model)
+
+
+def round_up(n_bytes: int) -> int:
     """Rounded so that what is printed with three digits is enough."""
     unit: int = 10 ** max(0, len(str(n_bytes)) - 3)
     return -(-n_bytes // unit) * unit
@@ -101,22 +159,16 @@ def _too_small(
     needed: int,
     context: int,
     parts: Mapping[str, int],
-    pieces: Sequence[Piece],
+    hint: str,
     model: str,
 ) -> BudgetError:
     largest = max(parts, key=lambda name: parts[name] if name != "the process" else 0)
     listed = ", ".join(f"{name} {format_size(n)}" for name, n in parts.items() if n)
-    hint = ""
     if largest == "KV cache" and context > SHORTEST_CONTEXT:
         hint = ", or ask for a shorter context"
-    elif sum(piece.kept_bytes for piece in pieces) < parts.get("weights", 0) // 2:
-        hint = (
-            ", or write the file anew with `headrace compress`: weights of types that are "
-            "rewritten while loading cannot be streamed"
-        )
     return BudgetError(
         f"{model} does not fit: {limit.said}, and the least that works is "
-        f"{format_size(_up(needed))} for a context of {context} tokens ({listed}). "
+        f"{format_size(round_up(needed))} for a context of {context} tokens ({listed}). "
         f"Allow that{hint}",
         needed_bytes=needed,
     )

@@ -49,6 +49,10 @@ class StreamedFile:
             self._direct = _open_direct(path)
         try:
             self.check()
+            if self._direct is not None and not os.path.sameopenfile(
+                self._direct.fileno(), self.plain.fileno()
+            ):
+                raise ModelFileError("the file was replaced while it was opened", path=path)
         except BaseException:
             self.close()
             raise

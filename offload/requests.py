@@ -132,7 +132,7 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
 
 
 def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """It needs files and threads: tests/test_window.py runs it on real ones."""
+    """It needs files and threads: tests/test_streaming.py runs it on real ones."""
     return iter(())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import HeadraceError
-from headrace.interruptible import persist
+from headrace.interruptible import persist, undisturbed
 from headrace.loaders.model_file import TensorInfo
 from headrace.memory import Arena, aligned_slots
 from headrace.offload import requests
@@ -193,6 +193,20 @@ class Window:
         return FlashRate(n_bytes / spent, used / n_bytes)
 
     def _start(self, permits: int | None = None) -> None:
+        """Start the readers, all of them or none.
+
+        Raises:
+            HeadraceError: the system gives no thread.
+        """
+        try:
+            undisturbed(lambda: self._start_readers(permits))
+        except RuntimeError as error:  # no more threads, or no room for their stacks
+            raise HeadraceError(
+                "the system gives no thread to read with: end other programs, or raise the "
+                "limits of this process (`ulimit -u`, `ulimit -v`)"
+            ) from error
+
+    def _start_readers(self, permits: int | None) -> None:
         shared, system = self._shared, _system()
         self._fill_table()
         self._own = [aligned_slots(8) for _ in range(self.mode.readers)]
@@ -220,14 +234,11 @@ class Window:
             )
             try:
                 thread.start()
-            except RuntimeError as error:  # no more threads, or no room for their stacks
+            except RuntimeError:
                 if not self._threads:
-                    self.halt()
-                    raise HeadraceError(
-                        "the system gives no thread to read with: end other programs, or raise the "
-                        "limits of this process (`ulimit -u`, `ulimit -v`)"
-                    ) from error
-                break
+                    self._going = False
+                    raise
+                break  # fewer will do
             self._threads.append(thread)
 
     def _serve(self, own: np.ndarray) -> None:

@@ -6,10 +6,17 @@ import os
 
 from headrace.cgroups import cgroup_folders
 
+# Version 2 of cgroups, then version 1: the limit, the use, and in memory.stat cache that was not in
+# use lately, cache that was, and what of it is mapped.
 _CGROUPS = (
-    # (limit, use, statistics, the statistics' name of cache that the kernel gives back)
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
+    ("memory.max", "memory.current", "inactive_file", "active_file", "file_mapped"),
+    (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+        "total_active_file",
+        "total_mapped_file",
+    ),
 )
 
 _LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes", "memory.soft_limit_in_bytes")
@@ -76,14 +83,19 @@ def _cgroup() -> int | None:
     """The tightest limit on the way from this process's cgroup to the root (versions 1 and 2)."""
     left = []
     for folder in cgroup_folders("memory"):
-        for limit_name, use_name, stat_name, cache_name in _CGROUPS:
+        for limit_name, use_name, *names in _CGROUPS:
             try:
                 limit = (folder / limit_name).read_text().strip()
                 if limit == "max":
                     continue
                 used = int((folder / use_name).read_text())
-                stat = dict(line.split() for line in (folder / stat_name).read_text().splitlines())
+                stat = dict(
+                    line.split() for line in (folder / "memory.stat").read_text().splitlines()
+                )
             except (OSError, ValueError):
                 continue
-            left.append(int(limit) - used + int(stat.get(cache_name, 0)))
+            idle, active, mapped = (int(stat.get(name, 0)) for name in names)
+            # What has been read twice is "active", and is given back all the same; not so what
+            # processes have mapped and run.
+            left.append(int(limit) - used + idle + max(0, active - mapped))
     return max(0, min(left)) if left else None

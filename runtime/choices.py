@@ -11,6 +11,7 @@ from headrace.families.decoder import Decoder
 from headrace.kernels import kv_cache
 from headrace.offload.budget import Choice
 from headrace.placing import PlacedMatrix, padded16, streamable
+from headrace.stack import Stack
 from headrace.targets.target import Target
 
 DEFAULT_CONTEXT = 4096
@@ -23,6 +24,8 @@ ACTIVATION_SHARE = 16  # and activations this
 # (measured on Linux with Python 3.11; docs/performance.md).
 PROCESS_BYTES = 100 << 20
 VOCABULARY_ENTRY_BYTES = 500
+# Of rows of logits that are scored: as kernels write them, as they are given, and two to reckon.
+LOGITS_COPIES = 4
 # What each piece of the weights takes in plans, where some of them stream.
 PIECE_BYTES = 3000
 
@@ -42,6 +45,8 @@ class Sizes:
     target: Target
     threads: int
     n_pieces: int  # of the weights that can be streamed
+    stack: Stack | None = None
+    logits_rows: int = 0  # that whoever scores a text holds at a time
 
     def whole(self, context: int | None) -> Iterator[Choice]:
         """With all weights in memory: shorter contexts only where that is what is wanting."""
@@ -70,7 +75,7 @@ class Sizes:
         chunk = min(MAX_CHUNK, -(-context // 16) * 16)
         while chunk > LEAST_CHUNK:
             shape = plans.Shape(context, chunk, self.threads)
-            sizes = plans.buffer_sizes(self.decoder, self.placed, self.target, shape)
+            sizes = plans.buffer_sizes(self.decoder, self.placed, self.target, shape, self.stack)
             if sum(sizes.values()) <= n_bytes + context * 1024:
                 break
             chunk //= 2
@@ -80,12 +85,13 @@ class Sizes:
         """What these sizes take."""
         d = self.decoder
         shape = plans.Shape(context, chunk, self.threads)
-        sizes = plans.buffer_sizes(d, self.placed, self.target, shape)
+        sizes = plans.buffer_sizes(d, self.placed, self.target, shape, self.stack)
         vectors = {v.name: v for v in d.vectors()}.values()
         fixed = {
             "vectors": sum(padded16(v.size) * 4 for v in vectors),
             "KV cache": plans.kv_bytes(d, context),
             "activations": sum(sizes.values()) + sum(plans.table_sizes(d, shape).values()),
+            "logits": self.logits_rows * d.vocabulary * 4 * LOGITS_COPIES,
             "the process": self._process(),
         }
         streamed = streamed_matrices(d, self.placed)

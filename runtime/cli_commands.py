@@ -19,7 +19,7 @@ from headrace.cli_output import (
     table,
     value_text,
 )
-from headrace.errors import HeadraceError
+from headrace.errors import BudgetError, HeadraceError
 from headrace.peak import peak_rss_bytes
 from headrace.sizes import format_size
 
@@ -51,7 +51,7 @@ def run(
         )
     with (
         _drafting(options) as draft,
-        _loaded(model, _beside(draft, options), quiet=json) as loaded,
+        _loaded(model, options, quiet=json, taken=_taken(draft)) as loaded,
     ):
         load_s = time.perf_counter() - START_S
         chosen = {**_sampling(options), "draft": draft}
@@ -68,6 +68,12 @@ def run(
                 "new_tokens": stats.new_tokens,
                 "passes": stats.passes,
                 "accepted_tokens": stats.accepted_tokens,
+                "tokens_per_pass": stats.tokens_per_pass,
+                "budget_bytes": loaded.plan.budget,
+                "context": loaded.plan.context,
+                "resident_weights_bytes": loaded.plan.resident_weights,
+                "bytes_read_per_token": loaded.plan.flash_bytes_per_token,
+                "notices": loaded.plan.notices(),
                 "prefill_s": stats.prefill_s,
                 "decode_s": stats.decode_s,
                 "decode_tok_s": _decode_tok_s(stats),
@@ -98,7 +104,7 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
     typed = is_terminal(lines)
     if hasattr(lines, "reconfigure"):
         lines.reconfigure(errors="replace")
-    with _drafting(options) as draft, _loaded(model, _beside(draft, options)) as loaded:
+    with _drafting(options) as draft, _loaded(model, options, taken=_taken(draft)) as loaded:
         conversation = loaded.chat(system)
         while True:
             try:
@@ -142,11 +148,14 @@ def bench(*, model: str, json: bool, **options: Any) -> int:
 def perplexity(*, model: str, text: str, window: int, chunks: int | None, **rest: Any) -> int:
     """Score a text file (`-` is stdin) as llama.cpp does: the second half of each window."""
     from headrace.perplexity import perplexity as score
+    from headrace.windows import scored_of
 
     as_json = rest.pop("json")
     decoded = _text_of(text)
     with (
-        _loaded(model, {**rest, "context": window}, quiet=as_json) as loaded,
+        _loaded(
+            model, {**rest, "context": window, "logits_rows": scored_of(window)}, quiet=as_json
+        ) as loaded,
         progress_bar() as progress,
     ):
         result = score(loaded, decoded, context=window, chunks=chunks, progress=progress)
@@ -164,14 +173,15 @@ def compare(
     vocabulary. --memory is for both together.
     """
     from headrace.compare import compare as score
+    from headrace.windows import scored_of
 
     as_json = rest.pop("json")
     decoded = _text_of(text)
-    memory = rest.pop("memory")
-    each = {**rest, "context": window, "memory": None if memory is None else memory // 2}
+    each = {**rest, "context": window, "logits_rows": scored_of(window)}
+    half = (rest.get("memory") or 0) // 2
     with (
-        _loaded(reference, each, quiet=as_json) as first,
-        _loaded(model, each, quiet=as_json) as second,
+        _loaded(reference, each, quiet=as_json, taken=half) as first,
+        _loaded(model, each, quiet=as_json, taken=half) as second,
         progress_bar() as progress,
     ):
         result = score(first, second, decoded, context=window, chunks=chunks, progress=progress)
@@ -209,17 +219,42 @@ def inspect(*, model: str, json: bool) -> int:
     return 0
 
 
-def compress(*, src: str, dst: str, format: str, force: bool) -> int:
-    """Write a model as a file of our own, which loads without repacking.
+def compress(
+    *, src: str, dst: str, calibrate: str | None, evaluate: str | None, json: bool, **options: Any
+) -> int:
+    """Write a model as a file of our own, which loads without repacking, in a smaller format.
 
-    Other programs can list what is in it, but not run it: keep the source if you need it elsewhere.
+    Embedding and head stay what they are up to 8.5 bits a weight, else they become q8_0, unless
+    --ends names a format. With --calibrate TEXT rounding follows what the model computes (gptq);
+    with --evaluate TEXT, a different one, the file says how far it is from its source. When it is
+    interrupted, the same command goes on. Other programs can list what is in the file, but not run
+    it: keep the source if you need it elsewhere.
     """
     import shlex
 
+    # Work is shared by rows: threads of BLAS's own would only wait for each other. It looks once.
+    if "numpy" not in sys.modules:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from headrace.compress import compress as write
 
+    options["calibrate"] = None if calibrate is None else _text_of(calibrate)
+    options["evaluate"] = None if evaluate is None else _text_of(evaluate)
     with progress_bar() as progress:
-        done = write(src, dst, format=format, force=force, progress=progress)
+        done = write(src, dst, progress=progress, notice=say, **options)
+    if json:
+        print_json(
+            {
+                "path": str(done.path),
+                "source_bytes": done.source_bytes,
+                "size_bytes": done.size_bytes,
+                "formats": done.formats,
+                "remarks": done.remarks,
+                "price": done.price,
+            }
+        )
+        return 0
+    if done.price is not None:
+        show(done.price, False)
     say(
         f"{done.path}: {format_size(done.size_bytes)} (from {format_size(done.source_bytes)}); "
         f'try `headrace run {shlex.quote(str(done.path))} "Why is the sky blue?"`'
@@ -260,26 +295,43 @@ def _drafting(options: Mapping[str, Any]) -> Iterator[Any]:
     if options.get("draft") is None:
         yield None
         return
-    small = {name: options[name] for name in ("threads", "target", "kernels") if name in options}
+    names = ("memory", "threads", "target", "kernels")
+    small = {name: options[name] for name in names if name in options}
     with _loaded(str(model_path(options["draft"])), small, quiet=True) as loaded:
         yield loaded
 
 
-def _beside(draft: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of a model that shares its process and its memory with a small one."""
-    if draft is None or options.get("memory") is None:
-        return options
-    return {**options, "memory": options["memory"] - draft.plan.peak_bytes + draft.plan.process}
+def _taken(draft: Any) -> int:
+    """Bytes that a draft takes of the memory of the model whose process it shares."""
+    return 0 if draft is None else draft.plan.peak_bytes - draft.plan.process
 
 
 @contextmanager
-def _loaded(model: str, options: Mapping[str, Any], quiet: bool = False) -> Iterator[Any]:
+def _loaded(
+    model: str, options: Mapping[str, Any], quiet: bool = False, taken: int = 0
+) -> Iterator[Any]:
+    """A model; of `memory`, another one in this process has taken so many bytes."""
     from headrace.model import load
 
-    names = ("memory", "threads", "context", "target", "kernels")
-    with progress_bar() as progress:
-        chosen = {name: options[name] for name in names if options.get(name) is not None}
-        loaded = load(model, progress=progress, **chosen)
+    names = ("memory", "threads", "context", "target", "kernels", "logits_rows")
+    chosen = {name: options[name] for name in names if options.get(name) is not None}
+    memory = chosen.get("memory")
+    if memory is not None:
+        chosen["memory"] = max(1, memory - taken)
+    try:
+        with progress_bar() as progress:
+            loaded = load(model, progress=progress, **chosen)
+    except BudgetError as error:
+        if memory is None or not taken or error.needed_bytes is None:
+            raise
+        from headrace.offload.budget import round_up
+
+        needed = format_size(round_up(error.needed_bytes + taken))
+        raise BudgetError(
+            f"two models do not fit in {format_size(memory)}: the other one takes "
+            f"{format_size(taken)} of it. For both, allow at least {needed} ({error})",
+            needed_bytes=error.needed_bytes + taken,
+        ) from error
     with loaded:
         if not quiet:
             for notice in loaded.plan.notices():

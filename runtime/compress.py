@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from headrace.atomic_file import whole_file
+from headrace.arguments import whole
+from headrace.calibration import TOKENS as CALIBRATE_TOKENS
+from headrace.calibration import LayerInputs
+from headrace.choices import PROCESS_BYTES
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
-from headrace.families.decoder import tensor_of
+from headrace.families.decoder import Decoder, tensor_of
 from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.sources import resolve
@@ -25,81 +32,194 @@ from headrace.loaders.tiled import (
     open_model,
     tiled_type,
 )
-from headrace.placing import PlacedMatrix, place
+from headrace.offload.files import stamp_of
+from headrace.partial_file import PartialFile
+from headrace.placing import PlacedMatrix
+from headrace.planning import limit_of
+from headrace.price import TOKENS as EVALUATE_TOKENS
+from headrace.price import measure_price, price_keys, text_digest
+from headrace.recipe import KEEP, Method, Recipe, recipes, remarks
+from headrace.rounding import Rounder
 from headrace.rows import read_tiled
 from headrace.sizes import format_size
+from headrace.team import default_threads
+from headrace.write_stack import STACK, write_stack
 
 Progress = Callable[[int, int | None, str], None]
+Notice = Callable[[str], None]
 
-FORMATS = ("keep",)
 _COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What was written; sizes in bytes."""
+    """What was written; sizes in bytes.
+
+    Attributes:
+        formats: bytes of matrices by format.
+        remarks: what could not be as it was asked for.
+        price: how far it is from its source, if that was measured; see `headrace.price`.
+    """
 
     path: Path
     source_bytes: int
     size_bytes: int
+    formats: dict[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    price: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What decides the bytes that are written."""
+
+    format: str
+    ends: str | None
+    method: str
+    calibrate: str | None  # SHA-256 of the text
+    calibrate_tokens: int
+    evaluate: bool
 
 
 def compress(
     src: str | Path,
     dst: str | Path,
     *,
-    format: str = "keep",
+    format: str = KEEP,
+    ends: str | None = None,
+    method: Method | None = None,
+    calibrate: str | None = None,
+    calibrate_tokens: int = CALIBRATE_TOKENS,
+    evaluate: str | None = None,
+    evaluate_tokens: int = EVALUATE_TOKENS,
     force: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> Compressed:
-    """Write a model file that loads without being repacked.
+    """Write a model file that loads without being repacked, its weights in another format.
 
-    Little of a model is in memory at a time. `dst` appears when it is complete, or not at all.
+    Little of a model is in memory at a time. `dst` appears when it is complete, or not at all. What
+    is complete when something goes wrong lies in a hidden file beside `dst`, and the same call goes
+    on there; see `headrace.partial_file`.
 
     Args:
         src: whatever `headrace.load` takes.
         dst: the file to write.
-        format: "keep" leaves each matrix in the format in which it loads.
+        format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
+            "bitstack": a stack of blocks, of which a model loads what memory has room for. It
+            takes `calibrate`, but no other option of rounding.
+        ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
+            a weight or `format` is "keep", else "q8_0".
+        method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
+            the least squared error, weighted by how large inputs are if there is a text to
+            `calibrate` with, which "gptq" needs. Default: "gptq" with such a text, else "rtn".
+        calibrate: a text like those that the model will read.
+        calibrate_tokens: how much of it to use.
+        evaluate: another text, on which to compare the result with the source; what comes out
+            stands in the file.
+        evaluate_tokens: how much of it to use.
         force: replace `dst` if there is such a file.
+        threads: default: the physical cores that this process may use.
+        memory: bytes that the process may take; default: what is free.
         progress: called with (done, total, what).
+        notice: called with a line that the user should know before the wait.
 
     Raises:
-        UnsupportedError: no such format, or a model that cannot run.
+        UnsupportedError: no such format or method, or a model that cannot run.
         ModelNotFoundError, DownloadError, ModelFileError: no usable source.
-        HeadraceError: `dst` exists or cannot be written.
+        BudgetError: the work on one tensor does not fit in `memory`.
+        HeadraceError: `dst` exists or cannot be written, or a text is too short.
     """
-    if format not in FORMATS:
-        raise UnsupportedError(f"there is no format {format!r}; there is: {', '.join(FORMATS)}")
+    chosen: Method = method or ("rtn" if calibrate is None or format == KEEP else "gptq")
+    if chosen == "gptq" and calibrate is None:
+        raise UnsupportedError("--method gptq needs a text to --calibrate with")
+    if calibrate is not None and (chosen == "rtn" or format == KEEP):
+        raise UnsupportedError(
+            "--calibrate changes nothing here: it is for --method gptq or search, and a --format"
+        )
+    n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
+    options = _Options(
+        format, ends, chosen,
+        None if calibrate is None else text_digest(calibrate),
+        whole("calibrate_tokens", calibrate_tokens, low=1),
+        evaluate is not None,
+    )  # fmt: skip
+    whole("evaluate_tokens", evaluate_tokens, low=1)
+    limit = limit_of(memory).n_bytes
+    room = None if limit is None else limit - PROCESS_BYTES
     target = Path(os.path.expanduser(dst))
     _check_target(target, force)
-    model = open_model(resolve(src, progress=progress))
+    path = resolve(src, progress=progress)
+    model = open_model(path)
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
-    entries, sources = _entries(model)
-    header, places, size = build_header(model, entries)
-    try:
-        free = shutil.disk_usage(target.parent).free
-        if free < size:
-            raise HeadraceError(
-                f"the disk of {target.parent} has {format_size(free)} free, and {target.name} "
-                f"takes {format_size(size)}; free some space"
+    decoder = describe(model)
+    if format == STACK:
+        if method is not None or ends is not None or evaluate is not None:
+            raise UnsupportedError(
+                f"--format {STACK} takes neither --method nor --ends, and no --evaluate: its "
+                "quality depends on --memory, and `headrace compare` measures it"
             )
-        # Another file of that name may come in the meantime.
-        check = partial(_check_target, target, force)
-        with whole_file(target, check=check) as file, TensorReader() as reader:
-            file.write(header)
-            for source, place_at, entry in zip(sources, places, entries, strict=True):
-                file.write(bytes(place_at - file.tell()))
-                for data in _bytes_of(reader, source):
-                    file.write(data.data)
-                if file.tell() - place_at != entry.n_bytes:
-                    raise AssertionError(f"{entry.name} takes other bytes than announced")
+        with ExitStack() as stack:
+            of = None
+            if calibrate is not None:
+                found = LayerInputs(
+                    model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
+                )
+                of = stack.enter_context(found).of
+            write_stack(model.paths[0], target, inputs=of, progress=progress)
+        return Compressed(target, model.size_bytes, target.stat().st_size)
+    entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
+    mine = [one for one in sources if isinstance(one, Recipe)]
+    tag = {} if evaluate is None else price_keys(None)
+    header, places, size = build_header(model, entries, tag)
+    said = remarks(mine)
+    say = notice or (lambda line: None)
+    for line in said:
+        say(line)
+    price = None
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(PartialFile(target, _key(model, options, header), size))
+            _check_room(target, size, file)
+            if file.done or file.other:
+                say(_about(file, len(entries)))
+            file.write(0, header)
+            reader = stack.enter_context(TensorReader())
+            inputs = None
+            if calibrate is not None:
+                found = LayerInputs(
+                    model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
+                )
+                inputs = stack.enter_context(found)
+            rounder = Rounder(reader, n_threads, room)
+            for i in range(file.done, len(entries)):
+                write = partial(_write_at, file, places[i])
+                _write_tensor(sources[i], reader, rounder, inputs, write)
+                file.finish(i + 1)
                 if progress is not None:
-                    progress(file.tell(), size, "writing")
-            file.write(bytes(size - file.tell()))
+                    progress(places[i] + entries[i].n_bytes, size, "writing")
+            file.complete()
+            if evaluate is not None:
+                price = measure_price(
+                    path, file.path, evaluate, tokens=evaluate_tokens, threads=threads,
+                    memory=memory, progress=progress,
+                )  # fmt: skip
+                header, _, whole_size = build_header(model, entries, price_keys(price))
+                if whole_size != size:
+                    raise AssertionError("the price tag has another size than announced")
+                file.write(0, header)
+            # Another file of that name may have come in the meantime.
+            file.publish(partial(_check_target, target, force))
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
-    return Compressed(target, model.size_bytes, size)
+    sizes: dict[str, int] = {}
+    for one in mine:
+        name = one.placed.format.name
+        sizes[name] = sizes.get(name, 0) + one.placed.n_bytes
+    return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
 
 
 def _check_target(target: Path, force: bool) -> None:
@@ -112,17 +232,42 @@ def _check_target(target: Path, force: bool) -> None:
         raise HeadraceError(f"{target} exists; {advice}")
 
 
-def _entries(model: ModelFile) -> tuple[list[Entry], list[PlacedMatrix | TensorInfo]]:
-    decoder = describe(model)
-    placed = {p.matrix.name: p for p in place(model, decoder, "q8")}
+def _check_room(target: Path, size: int, file: PartialFile) -> None:
+    free = shutil.disk_usage(target.parent).free
+    missing = size - file.size_so_far
+    if free < missing:
+        raise HeadraceError(
+            f"the disk of {target.parent} has {format_size(free)} free, and {target.name} "
+            f"takes {format_size(missing)}; free some space"
+        )
+
+
+def _about(file: PartialFile, tensors: int) -> str:
+    if file.other:
+        return f"{file.path} was of another source or other options: it is begun anew"
+    return f"going on after {file.done} of {tensors} tensors that {file.path} has"
+
+
+def _key(model: ModelFile, options: _Options, header: bytes) -> str:
+    """What decides the bytes: sources as they are now, options, and what is made of metadata."""
+    stamps = [(str(path.resolve()), *stamp_of(path)) for path in model.paths]
+    told = [stamps, asdict(options), hashlib.sha256(header).hexdigest()]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _entries(
+    model: ModelFile, decoder: Decoder, chosen: list[Recipe]
+) -> tuple[list[Entry], list[Recipe | TensorInfo]]:
+    matrices = {recipe.placed.matrix.name: recipe for recipe in chosen}
     vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
-    rest = {n: i for n, i in model.tensors.items() if n not in placed and n not in vectors}
+    rest = {n: i for n, i in model.tensors.items() if n not in matrices and n not in vectors}
     entries: list[Entry] = []
-    sources: list[PlacedMatrix | TensorInfo] = [*vectors.values(), *placed.values(), *rest.values()]
+    sources: list[Recipe | TensorInfo] = [*vectors.values(), *matrices.values(), *rest.values()]
     for source in sources:
-        if isinstance(source, PlacedMatrix):
-            m, name = source.matrix, source.format.name
-            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), source.n_bytes, name)
+        if isinstance(source, Recipe):
+            placed = source.placed
+            m, name = placed.matrix, placed.format.name
+            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), placed.n_bytes, name)
         else:
             kept = format_name(source.type)
             entry = Entry(source.name, source.type, source.shape, source.n_bytes, kept)
@@ -140,6 +285,24 @@ def _entries(model: ModelFile) -> tuple[list[Entry], list[PlacedMatrix | TensorI
                 )
         entries.append(entry)
     return entries, sources
+
+
+def _write_tensor(
+    source: Recipe | TensorInfo, reader: TensorReader, rounder: Rounder, inputs: LayerInputs | None,
+    write: Callable[[int, np.ndarray], None],
+) -> None:  # fmt: skip
+    if isinstance(source, Recipe) and source.method is not None:
+        name = source.placed.matrix.name
+        rounder.round(source, None if inputs is None else inputs.of(name), write)
+        return
+    at = 0
+    for data in _bytes_of(reader, source.placed if isinstance(source, Recipe) else source):
+        write(at, data)
+        at += data.nbytes
+
+
+def _write_at(file: PartialFile, place: int, at: int, data: np.ndarray) -> None:
+    file.write(place + at, data)
 
 
 def _bytes_of(reader: TensorReader, source: PlacedMatrix | TensorInfo) -> Iterator[np.ndarray]:

@@ -13,6 +13,8 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.gguf import TensorInfo
 from headrace.loaders.tiled import format_name, open_model
 from headrace.placing import format_of, padded16
+from headrace.price import price_of
+from headrace.stack import is_block, is_first
 
 
 def describe_model(path: Path) -> dict[str, Any]:
@@ -31,7 +33,8 @@ def describe_model(path: Path) -> dict[str, Any]:
             },
         )  # fmt: skip
         row["tensors"] += 1
-        row["parameters"] += math.prod(tensor.shape)
+        if not is_block(tensor) or is_first(tensor):
+            row["parameters"] += math.prod(tensor.shape)
         row["bytes"] += tensor.n_bytes
         row["loaded_bytes"] += loaded_bytes
     return {
@@ -46,6 +49,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "pre_tokenizer": get("tokenizer.ggml.pre"),
         "vocabulary": len(vocabulary) if isinstance(vocabulary, Sequence) else None,
         "chat_template": "tokenizer.chat_template" in model.metadata,
+        "price": price_of(model),
         "types": sorted(types.values(), key=lambda row: -row["bytes"]),
         "metadata": {key: _shortened(value) for key, value in model.metadata.items()},
     }
@@ -53,6 +57,8 @@ def describe_model(path: Path) -> dict[str, Any]:
 
 def _how_it_loads(tensor: TensorInfo) -> tuple[str, int]:
     """(the kernel's format or what it is expanded to, bytes in memory)."""
+    if is_block(tensor):
+        return "kernel", tensor.n_bytes
     try:
         fmt = format_of(tensor)
     except UnsupportedError:
@@ -62,7 +68,7 @@ def _how_it_loads(tensor: TensorInfo) -> tuple[str, int]:
         return "float32 vector", padded16(n) * 4
     how = "kernel" if fmt.ggml_type == tensor.type or format_name(tensor.type) else "expanded"
     n_bytes = fmt.tiled_bytes(math.prod(tensor.shape[:-1]), n)
-    return (how if how == "kernel" else f"expanded to {fmt.ggml_type}"), n_bytes
+    return (how if how == "kernel" else f"expanded to {fmt.ggml_type or fmt.name}"), n_bytes
 
 
 def _shortened(value: Any) -> Any:

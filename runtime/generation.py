@@ -69,6 +69,8 @@ class Generation:
         self.lookup = default if lookup is None else switch("lookup", lookup)
         self._text: Lookup | ModelDraft = Lookup()
         if draft is not None:
+            if not isinstance(draft, type(model)):
+                raise TypeError(f"draft must be a loaded model, not {type(draft).__name__}")
             self._text = ModelDraft(draft, model)
         self._acceptance = Acceptance()
         self._model = model

@@ -57,6 +57,17 @@ def run_aside(work: Callable[[], T], on_interrupt: Callable[[], None] | None = N
     return results[0]
 
 
+def undisturbed(work: Callable[[], T]) -> T:
+    """Do `work` to its end, whatever interrupts come meanwhile; the first is raised afterwards.
+
+    For what must not be cut off between two instructions: memory that changes hands, threads that
+    begin. An interrupt that comes before it has begun leaves it undone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()  # no signal gets here
+    return run_aside(work, on_interrupt=lambda: None)
+
+
 def persist(step: Callable[[], object], over: Callable[[], bool]) -> None:
     """Repeat `step` until `over`, through all interrupts; the first of them is raised at the end.
 

@@ -105,6 +105,11 @@ class Arena:
             if hasattr(mmap, "MADV_NOHUGEPAGE"):
                 with contextlib.suppress(OSError):
                     self._map.madvise(mmap.MADV_NOHUGEPAGE, first, last - first)
+            # A huge page of which a part is dropped is otherwise kept whole, and counted in the
+            # container, until memory is short: this splits it first.
+            if hasattr(mmap, "MADV_FREE"):
+                with contextlib.suppress(OSError):
+                    self._map.madvise(mmap.MADV_FREE, first, last - first)
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def view(self, name: str, dtype: str = "u1") -> np.ndarray:

@@ -12,6 +12,7 @@ from headrace.errors import NoCompilerError
 from headrace.kernels import kv_cache
 from headrace.planning import Prepared, kernel_store, prepare
 from headrace.prediction import Passes, Rates
+from headrace.price import price_of
 from headrace.rates import PROMPT_TOKENS, Progress, measure_rates
 from headrace.sizes import format_size
 
@@ -24,6 +25,7 @@ class MemoryPlan:
         wanted_context: tokens of context, were there memory enough.
         budget, limit: memory that was asked for, and what of it (or at all) there is.
         fits: whether all weights stay in memory.
+        blocks: in memory, of the `blocks_in_file` of a model that is a stack of them.
         weights: matrices as they would lie in memory; `file` is what the model file has.
         resident_weights: what of them stays in memory; the rest is streamed through a `window`.
         expanded: tensors whose type has no kernel: name, type in the file, format, both sizes.
@@ -33,6 +35,7 @@ class MemoryPlan:
         predicted_tok_s: decode speed at an empty context from `memory_read_gb_s` and
             `flash_read_gb_s`, measured on this machine.
         predicted_first_token_s: from a loaded model to the first token of an answer to 128 tokens.
+        price: how far a compressed model is from its source, as its file says.
         advice: what would change the speed most.
     """
 
@@ -66,7 +69,10 @@ class MemoryPlan:
     budget: int | None
     limit: int | None
     fits: bool
+    blocks: int
+    blocks_in_file: int
     expanded: tuple[dict[str, Any], ...]
+    price: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -90,6 +96,12 @@ class MemoryPlan:
                 f"{format_size(self.flash_bytes_per_token)} of weights are read from the file for "
                 f"each token{how}{about}; with {format_size(missing)} of memory none would be"
             )
+        if self.blocks < self.blocks_in_file:
+            missing = self.weights - self.resident_weights
+            found.append(
+                f"{self.blocks} of {self.blocks_in_file} blocks of weights are in memory: the "
+                f"answers are the better, the more; all take {format_size(missing)} more"
+            )
         if self.context < self.wanted_context:
             found.append(
                 f"the context is {self.context} tokens, as memory is short: --context asks for more"
@@ -102,6 +114,8 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     p, d, parts = prepared, prepared.decoder, prepared.parts
     rates = rates or Rates()
     peak = sum(parts.values())
+    blocks = p.stack.n_bytes(len(p.stack)) if p.stack else 0
+    stacked = p.stack.weights if p.stack else 0
     prompt_tokens = min(PROMPT_TOKENS, p.shape.context)
     speed = Passes(rates, p.residency, p.read_bytes, p.shape.threads).prediction(prompt_tokens)
     return MemoryPlan(
@@ -113,7 +127,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         wanted_context=p.wanted_context,
         chunk=p.shape.chunk,
         file=p.file.size_bytes,
-        weights=sum(one.n_bytes for one in p.placed),
+        weights=sum(one.n_bytes for one in p.placed) + blocks,
         resident_weights=parts["weights"],
         window=parts.get("window", 0),
         vectors=parts["vectors"],
@@ -121,7 +135,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         activations=parts["activations"],
         process=parts["the process"],
         peak_bytes=peak,
-        parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed),
+        parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed) + stacked,
         layers=len(d.layers),
         bytes_per_token=p.read_bytes,
         flash_bytes_per_token=0 if p.residency is None else p.residency.streamed_bytes,
@@ -134,7 +148,9 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         advice=speed.advice,
         budget=p.budget,
         limit=p.limit,
-        fits=p.residency is None,
+        fits=p.residency is None and not (p.stack and p.blocks < len(p.stack)),
+        blocks=p.blocks,
+        blocks_in_file=len(p.stack) if p.stack else 0,
         expanded=tuple(
             {
                 "tensor": one.matrix.name,
@@ -146,6 +162,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
             for one in p.placed
             if one.expanded
         ),
+        price=price_of(p.file),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,15 +17,17 @@ from headrace.arguments import one_text, token_ids, whole
 from headrace.conversation import Chat
 from headrace.detokenizer import Detokenizer
 from headrace.errors import (
+    BudgetError,
     BusyError,
     CancelledError,
     ContextOverflowError,
     HeadraceError,
     ModelFileError,
+    ModelNotFoundError,
 )
 from headrace.generation import Generation, common_prefix
 from headrace.hold import Hold, Holder
-from headrace.interruptible import run_aside
+from headrace.interruptible import run_aside, undisturbed
 from headrace.loaders.sources import resolve
 from headrace.memory_plan import MemoryPlan
 from headrace.offload.pieces import Residency
@@ -35,6 +39,7 @@ from headrace.programs import Program, Programs
 from headrace.rates import measure_rates
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
+from headrace.stack import StackBlock, block_format
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
@@ -45,6 +50,8 @@ Progress = Callable[[int, int | None, str], None]
 
 # Work that may take longer than this runs where Ctrl-C can interrupt it at once.
 PATIENCE_S = 0.1
+_CLOSED = "this model is closed"
+_FURTHER_UP = "this model is at work further up in this thread; call it when that is done"
 _SLOW_BYTES_S = 10e9
 _SLOW_PRODUCTS_S = 50e9
 _SLOW_FLASH_S = 0.5e9
@@ -60,6 +67,7 @@ def load(
     target: str | None = None,
     activations: Activations = "q8",
     kernels: str | Path | None = None,
+    logits_rows: int = 0,
 ) -> Model:
     """Load a language model into memory.
 
@@ -77,6 +85,8 @@ def load(
         activations: "q8" multiplies coded weights by 8-bit activations; "f32" is a switch for
             debugging that expands the weights to float32.
         kernels: a kernel pack (`headrace targets build`) to use instead of compiling.
+        logits_rows: tokens whose logits are asked for at a time (`Model.logits`, `perplexity`):
+            what these take is then counted in `memory`.
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
@@ -89,7 +99,7 @@ def load(
     path = resolve(model, progress=progress)
     prepared = prepare(
         path, context=context, threads=threads, target=target, activations=activations,
-        kernels=kernels, budget=budget,
+        kernels=kernels, budget=budget, logits_rows=whole("logits_rows", logits_rows, low=0),
     )  # fmt: skip
     return made(prepared, progress)
 
@@ -119,6 +129,7 @@ class Model:
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
         self._holder = Holder()
+        self._changers: list[Hold] = []  # threads that set `memory`: steps wait for them
         self._owner: object | None = None
         self._cancels = 0  # how often `cancel` was called
         self._heeded = 0  # the calls before the present work began, which do not concern it
@@ -185,7 +196,16 @@ class Model:
         sizes: dict[str, int] = {}
         for placed in self._held.weights.placed.values():
             sizes[placed.format.name] = sizes.get(placed.format.name, 0) + placed.n_bytes
+        for block in self.blocks:
+            kind = block_format(block.shape.rank)
+            sizes[kind] = sizes.get(kind, 0) + block.shape.n_bytes
         return max(sizes, key=lambda name: sizes[name])
+
+    @property
+    def blocks(self) -> tuple[StackBlock, ...]:
+        """Blocks in memory, of a model that is a stack of them."""
+        prepared = self._held.prepared
+        return prepared.stack.blocks[: prepared.blocks] if prepared.stack else ()
 
     @property
     def streams(self) -> bool:
@@ -276,22 +296,49 @@ class Model:
     @memory.setter
     def memory(self, memory: int | str) -> None:
         budget = _budget(memory)
-        with self._resume(self._owner):  # a generation may go on afterwards
-            self._change(refit(self._held.prepared, budget))
+        # Not a step: a generation goes on afterwards, and if it is at work it waits for this.
+        hold = Hold(sys._getframe())
+        self._changers.append(hold)
+        try:
+            if not self._holder.wait(hold):
+                raise BusyError(_FURTHER_UP)
+            if self._closed:
+                raise HeadraceError(_CLOSED)
+            self._change(refit(self._held.prepared, budget, self._held))
+        finally:
+            if self._closed:
+                self._end()
+            self._holder.give_back(hold)
+            self._changers.remove(hold)
 
     def _change(self, prepared: Prepared) -> None:
-        """Keep what `prepared` says in memory; all is as before if that fails."""
+        """Keep what `prepared` says in memory; all is as before if that fails.
+
+        Ctrl-C takes effect when it is done: steps have addresses of what changes hands.
+        """
+        undisturbed(lambda: self._change_now(prepared))
+
+    def _change_now(self, prepared: Prepared) -> None:
         try:
             self._held.change(prepared)
         finally:
-            self._programs.link(self._held.streaming, self._held.rows())
+            try:
+                self._programs.link(self._held.streaming, self._held.rows())
+            except BaseException:  # too little memory even for the steps
+                self._closed = True
+                self._end()
+                raise
             self._pass_times = PassTimes()
 
     def _obey(self) -> None:
         """Keep to limits that were changed from outside since the last look."""
         prepared = self._held.asked_from_outside()
-        if prepared is not None:
+        if prepared is None:
+            return
+        try:
             self._change(prepared)
+        except (BudgetError, ModelFileError, ModelNotFoundError) as error:
+            warnings.warn(f"a limit cannot be kept: {error}", RuntimeWarning, stacklevel=3)
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -439,7 +486,7 @@ class Model:
 
     def __enter__(self) -> Model:
         if self._closed:
-            raise HeadraceError("this model is closed")
+            raise HeadraceError(_CLOSED)
         return self
 
     def __exit__(
@@ -547,7 +594,11 @@ class Model:
             raise AssertionError(f"{position} tokens before this one, {len(self._kept)} read")
         programs, n = self._programs, len(ids)
         programs.expect(n)
-        programs.set_tokens(ids)
+        try:
+            programs.set_tokens(ids)
+        except ModelFileError:
+            self._held.halt()  # a file that cannot be read: what was read ahead is not believed
+            raise
         programs.say(n, position, wanted)
         programs.write_logits_to(rows)
         # Until the step is done, what it overwrites must not count as kept.
@@ -599,24 +650,35 @@ class _Busy:
     def __enter__(self) -> None:
         model = self._model
         self._hold = Hold(sys._getframe(1))
-        found = model._holder.take(self._hold)
+        found = self._take()
         if found is not self._hold:
             self._hold.end()
             here = found.thread == self._hold.thread
             raise BusyError(
-                "this model is at work further up in this thread; call it when that is done"
+                _FURTHER_UP
                 if here
                 else "this model is at work in another thread; wait for it, or load the model twice"
             )
         if model._closed:
             model._holder.give_back(self._hold)
-            raise HeadraceError("this model is closed")
+            raise HeadraceError(_CLOSED)
         if self._cancels is not None:
             model._owner = self._owner
             model._heeded = self._cancels
         elif model._owner is not self._owner:
             model._holder.give_back(self._hold)
             raise BusyError("a newer generation has taken over this model; this one cannot go on")
+
+    def _take(self) -> Hold:
+        """The hold that there is: this one, or another step's; those who set `memory` go first."""
+        model, own = self._model, self._hold
+        while True:
+            changers = [one for one in list(model._changers) if one.thread != own.thread]
+            if all(one.is_void() for one in changers):
+                found = model._holder.take(own)
+                if found is own or found not in model._changers or found.thread == own.thread:
+                    return found
+            time.sleep(0.0005)
 
     def __exit__(self, *_: object) -> None:
         if self._model._closed:  # by a callback or a signal handler of this thread

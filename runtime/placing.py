@@ -14,6 +14,7 @@ from headrace.offload.pieces import Cuttable, Piece, cut
 from headrace.sparse import linear
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
+from headrace.stack import Stack
 from headrace.targets.table import Kernel
 
 Activations = Literal["q8", "f32"]
@@ -48,15 +49,21 @@ class PlacedMatrix:
         return format_name(self.info.type) == self.format.name
 
 
-def place(model: ModelFile, decoder: Decoder, activations: Activations) -> list[PlacedMatrix]:
+def place(
+    model: ModelFile, decoder: Decoder, activations: Activations, stack: Stack | None = None
+) -> list[PlacedMatrix]:
     """Choose a format for each matrix, from the header alone, in the order of a pass.
+
+    Matrices that are in a stack have none.
 
     With activations "f32", a switch for debugging, coded weights are expanded to float32.
 
     Raises:
         ModelFileError, UnsupportedError: a tensor is missing, misshapen or of an unusable type.
     """
-    placed = [_place_one(model, m, activations) for m in decoder.matrices()]
+    stacked = {} if stack is None else stack.shapes
+    whole = (m for m in decoder.matrices() if m.name not in stacked)
+    placed = [_place_one(model, m, activations) for m in whole]
     for vector in decoder.vectors():
         _readable(tensor_of(model, vector))
     return placed

@@ -19,6 +19,7 @@ from headrace.kernels import (
     attention,
     attention_decode,
     attention_prefill,
+    bitstack,
     execute,
     kv_cache,
     prepare,
@@ -26,7 +27,11 @@ from headrace.kernels import (
 from headrace.offload import requests
 from headrace.placing import PlacedMatrix, kernels_for, padded16
 from headrace.sparse import linear
+from headrace.sparse.bitstack import BlockShape
+from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
+from headrace.sparse.registry import FORMATS
+from headrace.stack import Stack
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
 
@@ -36,6 +41,8 @@ STATE_WORDS = 8
 
 PREFILL = "prefill."  # begins the names of the buffers of long chunks
 SHORT_TOKENS = 16  # chunks up to here run as `short`
+REBUILT = FORMATS["q8_0"]  # what blocks of a stack are made for long chunks
+STAGING_BYTES = 512 << 10  # of a thread: so much of it lies in its cache
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,15 @@ class Mode:
     columns: Mapping[str, int]
 
     def kind(self, activation: str) -> str:
-        """The activations that a format's kernels get."""
+        """The activations that a format's kernels get; "rows" stands for blocks of a stack."""
+        if activation == "rows" and self.large:
+            return REBUILT.activation
         return "q8x2" if activation == "q8" and self.pairs else activation
 
     def group(self, kind: str) -> int:
         """Tokens that lie side by side in inputs of products: two columns each in "q8x2"."""
+        if kind == "rows":
+            return 1
         return max(1, self.columns["q8"] // 2) if kind == "q8x2" else self.columns[kind]
 
     def operation(self, activation: str) -> str:
@@ -101,11 +112,19 @@ class Shape:
     threads: int
 
 
-def kernels_of(decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target) -> list[Kernel]:
+def input_kind(kind: str) -> str:
+    """What the kernels are called that make such inputs."""
+    return "f32" if kind == "rows" else kind
+
+
+def kernels_of(
+    decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target, stack: Stack | None = None
+) -> list[Kernel]:
     """Every kernel that a decoder's programs and its loading need."""
     placed = list(placed)
     activations = sorted({p.format.activation for p in placed})
-    kinds = {mode.kind(a) for mode in modes(target).values() for a in activations}
+    all_kinds = {mode.kind(a) for mode in modes(target).values() for a in _inputs(placed, stack)}
+    kinds = {input_kind(kind) for kind in all_kinds}
     producers = {"norm", "copy"} | {layer.feed_forward.activation for layer in decoder.layers}
     heads = {layer.attention.head for layer in decoder.layers}
     operations: dict[str, list[str]] = {
@@ -116,8 +135,68 @@ def kernels_of(decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target)
         *(prepare.kernel(p, k) for p in sorted(producers) for k in sorted(kinds)),
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
+        *_stack_kernels(stack),
     ]
     return list({k.name: k for k in found}.values())
+
+
+def _inputs(placed: Iterable[PlacedMatrix], stack: Stack | None) -> list[str]:
+    """The activations that these weights are multiplied by."""
+    return sorted({p.format.activation for p in placed} | ({"rows"} if stack else set()))
+
+
+def _stack_kernels(stack: Stack | None) -> list[Kernel]:
+    ranks = set() if stack is None else {shape.rank for shape in stack.shapes.values()}
+    blocks = [k for rank in sorted(ranks) for k in bitstack.kernels(rank).values()]
+    return [*blocks, linear.kernels(REBUILT)["gemm"]] if blocks else []
+
+
+def staged_tiles(columns: int, target: Target, threads: int) -> int:
+    """How many tiles of a matrix of a stack are rebuilt and multiplied at a time."""
+    step = threads * target.gemm_tiles
+    room = STAGING_BYTES * threads // REBUILT.tiled_bytes(TILE_ROWS, columns)
+    return max(1, room // step) * step
+
+
+@dataclass(frozen=True)
+class StackRoom:
+    """Bytes that products of the blocks of a stack take beside the blocks.
+
+    Attributes:
+        codes: of the coded vectors of a token; there are two halves of `tokens` of them.
+        row, rebuild: of a thread's scratch.
+        staging: of the tiles that are rebuilt at a time; there are two buffers.
+    """
+
+    tokens: int
+    codes: int
+    row: int
+    rebuild: int
+    staging: int
+
+    def buffers(self, threads: int) -> dict[str, int]:
+        """Bytes by buffer."""
+        return {
+            "codes": 2 * self.tokens * self.codes,
+            "spread": threads * self.row,
+            "rebuild": threads * self.rebuild,
+            "staging": 2 * self.staging,
+        }
+
+
+def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> StackRoom:
+    """What blocks of these shapes take."""
+    shapes = list(shapes)
+    return StackRoom(
+        max(SHORT_TOKENS, threads),
+        round_up(max(bitstack.code_bytes(one.rank, one.columns) for one in shapes), 64),
+        max(bitstack.row_bytes(one.columns) for one in shapes),
+        max(bitstack.rebuild_scratch_bytes(one.rank) for one in shapes),
+        max(
+            REBUILT.tiled_bytes(TILE_ROWS * staged_tiles(one.columns, target, threads), one.columns)
+            for one in shapes
+        ),
+    )
 
 
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, PlacedMatrix]) -> list[Kernel]:
@@ -185,8 +264,9 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
 
 
 def buffer_sizes(
-    decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target, shape: Shape
-) -> dict[str, int]:
+    decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target, shape: Shape,
+    stack: Stack | None = None,
+) -> dict[str, int]:  # fmt: skip
     """Bytes of every activation buffer: what planning counts is what running allocates.
 
     Buffers with a row for each token are there twice, for `decode` and `short`, and, with names
@@ -220,9 +300,11 @@ def buffer_sizes(
         sizes[f"{prefix}rotated"] = tokens * heads * head * 4
         for mode in modes(target).values():
             if mode.large == (prefix == PREFILL):
-                for kind in sorted({mode.kind(p.format.activation) for p in placed}):
+                for kind in sorted({mode.kind(a) for a in _inputs(placed, stack)}):
                     one = round_up(activation_bytes(kind, widest), 64)
                     sizes[f"{prefix}input_{kind}"] = one * tokens
+    if stack is not None:
+        sizes |= stack_room(stack.shapes.values(), target, shape.threads).buffers(shape.threads)
     return sizes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -17,11 +17,13 @@ from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.tiled import open_model
-from headrace.offload.budget import Choice, Limit, fit
+from headrace.offload.budget import Choice, Fit, Limit, fit, fit_blocks
 from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.placing import Activations, PlacedMatrix, pieces_of, place
+from headrace.promises import promised
 from headrace.sizes import format_size
+from headrace.stack import Stack, stack_of
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.pack import Kernels, Pack, shipped
@@ -39,7 +41,7 @@ class Prepared:
     """A header turned into everything that loading needs."""
 
     file: ModelFile
-    stamps: Mapping[Path, Stamp]  # of its files, before they were read
+    stamps: Mapping[Path, Stamp]  # of its files, when their headers were read
     decoder: Decoder
     placed: list[PlacedMatrix]
     target: Target
@@ -51,23 +53,29 @@ class Prepared:
     budget: int | None = None  # that was asked for
     limit: int | None = None  # and what there is: less, if that is not free
     pack: Pack | None = None  # the kernel pack that was asked for
+    logits_rows: int = 0  # that whoever scores a text holds at a time
+    stack: Stack | None = None  # of the matrices that are stacks of blocks
+    blocks: int = 0  # of it that stay in memory
 
     @property
     def read_bytes(self) -> int:
         """Bytes of weights in memory's form that a token takes: of an embedding only a row."""
         ends = self.decoder.embedding.name, self.decoder.head.name
         tied = ends[0] == ends[1]
-        return sum(p.n_bytes for p in self.placed if tied or p.matrix.name != ends[0])
+        whole = sum(p.n_bytes for p in self.placed if tied or p.matrix.name != ends[0])
+        return whole + (self.stack.n_bytes(self.blocks) if self.stack else 0)
 
 
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,
     activations: Activations = "q8", kernels: str | Path | None = None, budget: int | None = None,
+    logits_rows: int = 0,
 ) -> Prepared:  # fmt: skip
     """Read a header and decide sizes for this machine; nothing large is read or allocated.
 
     Args:
         budget: bytes that the process may take; None: what is free.
+        logits_rows: rows of logits that whoever scores a text holds at a time.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
@@ -85,26 +93,31 @@ def prepare(
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     limit = limit_of(budget)
-    prepared = prepare_for(chosen, file, context, n_threads, activations, limit)
+    prepared = prepare_for(chosen, file, context, n_threads, activations, limit, logits_rows)
     return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
 
 
-def limit_of(budget: int | None) -> Limit:
-    """What this process may have in all: a budget, but no more than is free."""
+def limit_of(budget: int | None, owner: object = None) -> Limit:
+    """What a model may have, the process included: a budget, but no more than is free.
+
+    `owner` is the model if it is loaded; what the others may take is not free.
+    """
     asked = Limit(budget, f"the budget (`memory`) is {format_size(budget)}" if budget else "")
     available = available_bytes()
     if available is None:
         return asked
     # What the process has already is part of what it may have.
+    others = promised(besides=owner)
     soft = min(cgroup_limits(), default=available + resident_bytes())
-    free = min(available + resident_bytes(), soft)
+    free = max(0, min(available + resident_bytes(), soft) - others)
     if budget is not None and budget <= free:
         return asked
-    said = f"this process can have {format_size(free)} (free memory and cgroup limit)"
+    beside = f", {format_size(others)} for other models not counted" if others else ""
+    said = f"this process can have {format_size(free)} (free memory and cgroup limit{beside})"
     if budget is not None:
         return Limit(free, said)
-    private = min(available + resident_bytes(private=True), soft)
-    return Limit(int(private * FREE_SHARE), said)
+    private = min(available + resident_bytes(private=True), soft) - others
+    return Limit(max(0, int(private * FREE_SHARE)), said)
 
 
 def _picked(target: str | None, pack: Pack | None) -> Target:
@@ -118,7 +131,7 @@ def _picked(target: str | None, pack: Pack | None) -> Target:
 
 def prepare_for(
     target: Target, file: ModelFile, context: int | None, threads: int,
-    activations: Activations = "q8", limit: Limit = ENOUGH,
+    activations: Activations = "q8", limit: Limit = ENOUGH, logits_rows: int = 0,
 ) -> Prepared:  # fmt: skip
     """The same for any machine.
 
@@ -127,8 +140,10 @@ def prepare_for(
         ContextOverflowError: the context asked for is longer than the model's.
         BudgetError: the model does not fit.
     """
+    stamps = {path: stamp_of(path) for path in file.paths}
     decoder = describe(file)
-    placed = place(file, decoder, activations)
+    stack = stack_of(file, decoder)
+    placed = place(file, decoder, activations, stack)
     if activations == "f32":
         target = replace(target, bf16_dot=False)  # float32 throughout
     if context is not None and whole("context", context, low=1) > decoder.context:
@@ -136,35 +151,43 @@ def prepare_for(
             f"{file.paths[0]}: a context of {context} tokens is longer than the {decoder.context} "
             f"that the model was trained for; ask for {decoder.context} or fewer"
         )
-    pieces = pieces_of(streamed_matrices(decoder, placed))
-    sizes = Sizes(decoder, placed, target, threads, len(pieces))
-    found = fit(
-        limit,
-        sizes.whole(context),
-        sizes.streaming(context, limit.n_bytes),
-        pieces,
-        str(file.paths[0]),
+    # Of a stack as many blocks are kept as fit, so that nothing has to be streamed.
+    pieces = [] if stack else pieces_of(streamed_matrices(decoder, placed))
+    sizes = Sizes(decoder, placed, target, threads, len(pieces), stack, logits_rows)
+    found = _fit(
+        limit, sizes.whole(context), sizes.streaming(context, limit.n_bytes), pieces, stack, file
     )
     shape = plans.Shape(found.choice.context, found.choice.chunk, threads)
-    stamps = {path: stamp_of(path) for path in file.paths}
     return Prepared(
         file, stamps, decoder, placed, target, shape,
         context or min(decoder.context, DEFAULT_CONTEXT), pieces, found.parts, found.residency,
+        stack=stack, blocks=found.blocks, logits_rows=logits_rows,
     )  # fmt: skip
 
 
-def refit(prepared: Prepared, budget: int | None) -> Prepared:
-    """The same model with the same context in another budget.
+def _fit(
+    limit: Limit, whole: Iterable[Choice], small: Iterable[Choice], pieces: Sequence[Piece],
+    stack: Stack | None, file: ModelFile,
+) -> Fit:  # fmt: skip
+    name = str(file.paths[0])
+    if stack is not None:
+        return fit_blocks(limit, whole, small, stack, name)
+    return fit(limit, whole, small, pieces, name)
+
+
+def refit(prepared: Prepared, budget: int | None, owner: object = None) -> Prepared:
+    """The same model, which `owner` has loaded, with the same context in another budget.
 
     Raises:
         BudgetError: it does not fit.
     """
     p, choice = prepared, _same_choice(prepared)
-    limit = limit_of(budget)
-    found = fit(limit, [choice], [choice], p.pieces, str(p.file.paths[0]))
+    limit = limit_of(budget, owner)
+    found = _fit(limit, [choice], [choice], p.pieces, p.stack, p.file)
     return replace(
-        p, parts=found.parts, residency=found.residency, budget=budget, limit=limit.n_bytes
-    )
+        p, parts=found.parts, residency=found.residency, blocks=found.blocks, budget=budget,
+        limit=limit.n_bytes,
+    )  # fmt: skip
 
 
 def least(prepared: Prepared) -> Prepared:
@@ -173,13 +196,19 @@ def least(prepared: Prepared) -> Prepared:
     n_bytes = sum(choice.whole.values())
     if len(prepared.pieces) >= LEAST_SLOTS:
         n_bytes = min(n_bytes, sum(choice.streaming.values()) + least_bytes(prepared.pieces))
-    found = fit(Limit(n_bytes), [choice], [choice], prepared.pieces, "")
-    return replace(prepared, parts=found.parts, residency=found.residency, limit=n_bytes)
+    if prepared.stack is not None:
+        n_bytes += prepared.stack.n_bytes(prepared.stack.least)
+    found = _fit(Limit(n_bytes), [choice], [choice], prepared.pieces, prepared.stack, prepared.file)
+    return replace(
+        prepared, parts=found.parts, residency=found.residency, blocks=found.blocks, limit=n_bytes
+    )
 
 
 def _same_choice(p: Prepared) -> Choice:
     """What the sizes take that were chosen before."""
-    sizes = Sizes(p.decoder, p.placed, p.target, p.shape.threads, len(p.pieces))
+    sizes = Sizes(
+        p.decoder, p.placed, p.target, p.shape.threads, len(p.pieces), p.stack, p.logits_rows
+    )
     return sizes.choice(p.shape.context, p.shape.chunk)
 
 
@@ -198,15 +227,15 @@ def kernel_store(prepared: Prepared) -> Kernels:
     That is the pack that was asked for; or the one that the installation brought, if it has all
     that the model needs; or the cache of compiled ones.
 
-    All cores compile what is missing. With a budget, only as many processes as have room in the
-    plan's peak: that happens before anything of the model is loaded.
+    All cores compile what is missing, but only as many processes as have room in what the model may
+    have: that happens before anything of it is loaded.
     """
     if prepared.pack is not None:
         return prepared.pack.store(prepared.target)
-    needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target)
+    needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, prepared.stack)
     if packed := shipped(needed, prepared.target):
         return packed
     n_workers = default_threads()
-    if prepared.budget is not None:
-        n_workers = min(n_workers, (prepared.budget - PROCESS_BYTES) // COMPILER_BYTES)
+    if prepared.limit is not None:
+        n_workers = min(n_workers, (prepared.limit - PROCESS_BYTES) // COMPILER_BYTES)
     return KernelStore(prepared.target, max(1, n_workers))

@@ -28,6 +28,7 @@ from headrace.plan import (
     kv_bytes,
     modes,
     ropes_of,
+    row_widths,
     table_sizes,
 )
 from headrace.steps import Forward, Step
@@ -71,7 +72,7 @@ class Programs:
         self._weights = weights
         self._target = target
         self._addresses = addresses
-        sizes = buffer_sizes(decoder, weights.placed.values(), target, shape)
+        sizes = buffer_sizes(decoder, weights.placed.values(), target, shape, weights.stack)
         self.buffers = Arena(
             {n: k for n, k in sizes.items() if not n.startswith(PREFILL)}, huge=False
         )
@@ -100,7 +101,11 @@ class Programs:
         """
         self._streaming = streaming
         self._rows = rows
-        forward = Forward(self._decoder, self._weights.placed, self.shape, self)
+        stack = self._weights.stack
+        forward = Forward(
+            self._decoder, self._weights.placed, self.shape, self, self._target,
+            None if stack is None else stack.shapes,
+        )  # fmt: skip
         by_name = modes(self._target)
         made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
         self.decode, self.short, self.prefill = (
@@ -126,6 +131,10 @@ class Programs:
             parts += self._streaming.parts(matrix.name)
         return sorted(parts, key=lambda part: part.tile)
 
+    def blocks(self, matrix: Matrix) -> list[int]:
+        """Addresses of the blocks of a matrix that are in memory."""
+        return self._weights.blocks(matrix.name)
+
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled."""
         if self._streaming is None:
@@ -145,6 +154,12 @@ class Programs:
         if large and PREFILL + name in self._large:
             return self._large.address(PREFILL + name)
         return self.buffers.address(name)
+
+    def floats(self, name: str) -> np.ndarray:
+        """A buffer of long chunks as float32, a row for each token where it has such rows."""
+        flat = self._large.view(PREFILL + name, "f4")
+        width = row_widths(self._decoder).get(name)
+        return flat if width is None else flat.reshape(-1, width)
 
     def kv(self) -> int:
         """Address of the KV cache."""

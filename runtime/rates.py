@@ -38,7 +38,8 @@ def measure_rates(
     from headrace.sample import take_sample  # most models are loaded without
 
     p = prepared
-    addresses = store.load(plans.kernels_of(p.decoder, p.placed, p.target), progress)
+    needed = plans.kernels_of(p.decoder, p.placed, p.target, p.stack)
+    addresses = store.load(needed, progress)
     team = Team(addresses, p.shape.threads)
     try:
         memory = (
@@ -52,7 +53,7 @@ def measure_rates(
             room = p.limit - sum(taken)
         sample = take_sample(
             p.file, p.decoder, p.placed, p.target, addresses, team,
-            min(prompt_tokens, p.shape.chunk), room,
+            min(prompt_tokens, p.shape.chunk), room, p.stack, p.blocks,
         )  # fmt: skip
     finally:
         team.close()

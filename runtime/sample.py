@@ -8,6 +8,8 @@ more of the same. What weights are does not change how long products take.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +20,7 @@ from headrace.placing import PlacedMatrix
 from headrace.plan import Shape
 from headrace.prediction import Sample
 from headrace.programs import Program, Programs
+from headrace.stack import Stack
 from headrace.targets.target import Target
 from headrace.team import Team
 from headrace.weights import Weights
@@ -31,6 +34,7 @@ PROBED_CONTEXT = 1024
 def take_sample(
     file: ModelFile, decoder: Decoder, placed: list[PlacedMatrix], target: Target,
     addresses: dict[str, int], team: Team, chunk: int, room: int | None,
+    stack: Stack | None = None, blocks: int = 0,
 ) -> Sample | None:  # fmt: skip
     """Measure a prepared model; best of a few runs.
 
@@ -38,13 +42,17 @@ def take_sample(
         addresses: all kernels that the model needs, by name.
         chunk: tokens of a prompt that are read at once.
         room: bytes that this may take; None if the layer that takes least does not fit.
+        stack, blocks: those in memory, of matrices that are a stack.
     """
-    part, few = _part(decoder, placed, ENOUGH_BYTES if room is None else room)
+    sizes = Counter[str]()
+    for one in stack.blocks[:blocks] if stack else ():
+        sizes[one.matrix.name] += one.shape.n_bytes
+    part, few = _part(decoder, placed, sizes, ENOUGH_BYTES if room is None else room)
     if part is None:
         return None
     shape = Shape(min(decoder.context, max(PROBED_CONTEXT, chunk)), chunk, team.n_threads)
-    weights = Weights(file, part, few)
-    weights.fill_with_nothing()
+    weights = Weights(file, part, few, stack=stack)
+    weights.fill_with_nothing(blocks)
     programs = Programs(part, weights, target, addresses, shape)
     programs.set_tokens([0] * chunk)
     scale = len(decoder.layers) / len(part.layers), decoder.head.rows / part.head.rows
@@ -55,7 +63,7 @@ def take_sample(
 
 
 def _part(
-    decoder: Decoder, placed: list[PlacedMatrix], room: int
+    decoder: Decoder, placed: list[PlacedMatrix], stacked: Mapping[str, int], room: int
 ) -> tuple[Decoder | None, list[PlacedMatrix]]:
     """The first layers of a model, and of its vocabulary, within so many bytes of weights."""
     by_name = {p.matrix.name: p for p in placed}
@@ -70,8 +78,9 @@ def _part(
     taken, layers = sum(p.n_bytes for p in found), list[Layer]()
     for layer in decoder.layers:
         a, f = layer.attention, layer.feed_forward
-        more = [by_name[m.name] for m in (a.query, a.key, a.value, a.output, f.gate, f.up, f.down)]
-        taken += sum(p.n_bytes for p in more)
+        matrices = (a.query, a.key, a.value, a.output, f.gate, f.up, f.down)
+        more = [by_name[m.name] for m in matrices if m.name not in stacked]
+        taken += sum(p.n_bytes for p in more) + sum(stacked.get(m.name, 0) for m in matrices)
         if taken > min(room, ENOUGH_BYTES) and (layers or taken > room):
             break
         found += more

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from headrace.families.decoder import Decoder, Layer, Matrix, Vector
-from headrace.kernels import kv_cache
+from headrace.kernels import bitstack, kv_cache
 from headrace.placing import PlacedMatrix
 from headrace.plan import (
     COUNT,
@@ -18,19 +18,25 @@ from headrace.plan import (
     OUT_COUNT,
     OUT_FIRST,
     POSITION,
+    REBUILT,
     ZERO,
     Mode,
     Shape,
     chunk_bytes,
     head_chunk_bytes,
+    input_kind,
     n_chunks,
     ropes_of,
     round_up,
     row_widths,
     scratch_bytes,
+    stack_room,
+    staged_tiles,
 )
+from headrace.sparse.bitstack import BlockShape
 from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
+from headrace.targets.target import Target
 from headrace.weights import Part
 
 
@@ -64,6 +70,9 @@ class Places(Protocol):
     def parts(self, matrix: Matrix) -> Sequence[Part]:
         """All tiles of a matrix in the order in which they are read."""
 
+    def blocks(self, matrix: Matrix) -> Sequence[int]:
+        """Addresses of the blocks of a matrix of a stack, the first one first."""
+
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled: one for even turns, one for odd."""
 
@@ -81,13 +90,19 @@ class Places(Protocol):
 
 
 class Forward:
-    """The forward pass of a decoder whose weights have the formats of `placed`, by matrix name."""
+    """The forward pass of a decoder for a target.
+
+    Weights have the formats of `placed`, or are stacks of blocks of such shapes, by matrix name.
+    """
 
     def __init__(
-        self, decoder: Decoder, placed: Mapping[str, PlacedMatrix], shape: Shape, places: Places
-    ) -> None:
+        self, decoder: Decoder, placed: Mapping[str, PlacedMatrix], shape: Shape, places: Places,
+        target: Target, stacked: Mapping[str, BlockShape] | None = None,
+    ) -> None:  # fmt: skip
         self._decoder = decoder
         self._placed = placed
+        self._target = target
+        self._stacked = stacked or {}
         self._shape = shape
         self._places = places
         # Asked for at every step: worked out once.
@@ -96,7 +111,9 @@ class Forward:
         self._widest = max(m.columns for m in decoder.matrices())
         self._scratch_bytes = scratch_bytes(decoder)
         self._chunk_bytes = chunk_bytes(decoder)
-        self._turn = 0  # of the two buffers for staging
+        self._turn = 0  # of the two buffers for staging, or for codes
+        shapes = self._stacked.values()
+        self._room = stack_room(shapes, target, shape.threads) if shapes else None
         self._layer_offsets = [0]
         for layer in decoder.layers:
             size = 2 * layer.attention.kv_heads * head_chunk_bytes(layer)
@@ -165,13 +182,18 @@ class Forward:
             self._private_bytes(kind) if mode.private else 0, self._address(mode, "row"),
             self._row_bytes("row"), float(self._decoder.eps), add,
         ]  # fmt: skip
-        return Step(f"{producer}_{kind}", slots, not mode.private, f"{producer} to {kind}")
+        name = f"{producer}_{input_kind(kind)}"
+        return Step(name, slots, not mode.private, f"{producer} to {kind}")
 
     def _private_bytes(self, kind: str) -> int:
         return round_up(activation_bytes(kind, round_up(self._widest, 32)), 64)
 
     def _kinds(self, mode: Mode, matrices: list[Matrix]) -> list[str]:
-        return sorted({mode.kind(self._placed[m.name].format.activation) for m in matrices})
+        return sorted({mode.kind(self._activation(m)) for m in matrices})
+
+    def _activation(self, matrix: Matrix) -> str:
+        stacked = matrix.name in self._stacked
+        return "rows" if stacked else self._placed[matrix.name].format.activation
 
     def _norm(
         self, mode: Mode, norm: Vector, add: tuple[str, Vector | None] | None,
@@ -196,6 +218,10 @@ class Forward:
     def _products(self, mode: Mode, outputs: dict[str, Matrix], last: bool = False) -> list[Step]:
         steps = []
         for name, matrix in outputs.items():
+            if matrix.name in self._stacked:
+                make = self._rebuilt if mode.large else self._blocks
+                steps += make(mode, name, matrix)
+                continue
             for part in self._places.parts(matrix):
                 steps += self._product(mode, name, matrix, part, last)
         steps[-1] = replace(steps[-1], barrier=True)
@@ -205,7 +231,7 @@ class Forward:
         fmt = self._placed[matrix.name].format
         kind = mode.kind(fmt.activation)
         group = mode.group(kind)
-        bias = self._places.vector(matrix.bias) if matrix.bias else self._address(mode, "zeros")
+        bias = self._bias(mode, matrix)
         count = ONE if mode.private else (OUT_COUNT if last else COUNT)
         weights, steps = part.address, []
         n_blocks = matrix.columns // fmt.block
@@ -236,6 +262,70 @@ class Forward:
                 part.request if streamed else None, streamed, streamed, at if last else None,
             )
         )  # fmt: skip
+        return steps
+
+    def _blocks(self, mode: Mode, name: str, matrix: Matrix) -> list[Step]:
+        """Products by the blocks of a matrix, one after the other."""
+        room = self._room
+        assert room is not None
+        shape, steps = self._stacked[matrix.name], list[Step]()
+        group = bitstack.group_of(shape.rank, self._target)
+        count = self._word(ONE if mode.private else COUNT)
+        private = room.codes if mode.private else 0
+        y, y_bytes = self._address(mode, name), self._row_bytes(name)
+        start, start_bytes = self._bias(mode, matrix), 0
+        for block in self._places.blocks(matrix):
+            # As with staging, a buffer is used again when nobody reads it any more.
+            half = self._turn % 2 * room.tokens * room.codes
+            codes, self._turn = self._address(mode, "codes") + half, self._turn + 1
+            slots = [
+                self._address(mode, "input_rows"),
+                self._private_bytes("rows") if mode.private else 0,
+                activation_bytes("rows", shape.columns), block + shape.v_offset, shape.rank, group,
+                codes, private, room.codes, count, shape.sign_blocks, shape.columns,
+                self._address(mode, "spread"), room.row,
+            ]  # fmt: skip
+            label = f"vectors of {matrix.name}"
+            steps.append(Step("spread", slots, not mode.private, label))
+            slots = [
+                block, codes, private, room.codes, y, y_bytes, start, start_bytes, count,
+                shape.sign_blocks, shape.tiles,
+            ]  # fmt: skip
+            kernel = f"signs_k{shape.rank}"
+            steps.append(Step(kernel, slots, False, matrix.name, shape.n_bytes))
+            start, start_bytes = y, y_bytes
+        return steps
+
+    def _bias(self, mode: Mode, matrix: Matrix) -> int:
+        return self._places.vector(matrix.bias) if matrix.bias else self._address(mode, "zeros")
+
+    def _rebuilt(self, mode: Mode, name: str, matrix: Matrix) -> list[Step]:
+        """Products by what the blocks of a matrix stand for, some tiles at a time."""
+        room = self._room
+        assert room is not None
+        shape, steps = self._stacked[matrix.name], list[Step]()
+        blocks = self._places.blocks(matrix)
+        n_blocks = shape.columns // REBUILT.block
+        at_once = staged_tiles(shape.columns, self._target, self._shape.threads)
+        kind = mode.kind("rows")
+        for tile in range(0, shape.tiles, at_once):
+            tiles = min(at_once, shape.tiles - tile)
+            staging = self._address(mode, "staging") + self._turn % 2 * room.staging
+            self._turn += 1
+            slots = [
+                staging, shape.sign_blocks, shape.columns, tile, tiles, shape.tiles,
+                self._address(mode, "rebuild"), room.rebuild, len(blocks), *blocks,
+            ]  # fmt: skip
+            kernel = f"rebuild_k{shape.rank}"
+            steps.append(Step(kernel, slots, True, f"rebuild {matrix.name}"))
+            at = 4 * TILE_ROWS * tile
+            slots = [
+                staging, self._address(mode, f"input_{kind}"), self._address(mode, name) + at,
+                n_blocks, tiles, self._word(COUNT), 0, self._row_bytes(name),
+                self._bias(mode, matrix) + at,
+                activation_bytes(kind, shape.columns) * mode.group(kind),
+            ]  # fmt: skip
+            steps.append(Step(f"gemm_{REBUILT.name}", slots, False, matrix.name))
         return steps
 
     def _attention(self, mode: Mode, index: int, layer: Layer) -> list[Step]:

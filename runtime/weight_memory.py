@@ -16,6 +16,7 @@ from headrace.memory_plan import MemoryPlan, memory_plan
 from headrace.offload.files import StreamedFile, close_all, reader_of
 from headrace.planning import Prepared, least, open_files, refit
 from headrace.prediction import Passes, Rates
+from headrace.promises import promise
 from headrace.rates import measure_flash
 from headrace.streaming import Streaming
 from headrace.targets.pack import Kernels
@@ -47,15 +48,27 @@ class WeightMemory:
             ModelFileError: the file cannot be read.
         """
         self._store = store
-        needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target)
+        stack = prepared.stack
+        needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, stack)
         self.addresses = store.load(needed, progress)
         kept = None if prepared.residency is None else prepared.residency.kept
-        self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept)
+        self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept, stack)
         self._rates = rates
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self.streaming: Streaming | None = None
         self._take_up(prepared)
-        self.weights.load(self.addresses, prepared.shape.threads, progress)
+        files = self._files or open_files(prepared)
+        try:
+            reader = reader_of(files)
+            self.weights.load(reader, self.addresses, prepared.shape.threads, progress)
+            if stack is not None:
+                self._files = files
+                self.weights.keep_blocks(prepared.blocks, reader)
+            for file in files.values():  # else what was read may be of two files
+                file.check()
+        finally:
+            if files is not self._files:
+                close_all(files.values())
         self._limits = LimitWatch()
 
     def change(self, prepared: Prepared) -> None:
@@ -87,7 +100,7 @@ class WeightMemory:
         if not self._limits.changed():
             return None
         try:
-            prepared = refit(self.prepared, self.prepared.budget)
+            prepared = refit(self.prepared, self.prepared.budget, self)
         except BudgetError as error:
             warnings.warn(f"a limit cannot be kept: {error}", RuntimeWarning, stacklevel=3)
             prepared = least(self.prepared)
@@ -125,6 +138,11 @@ class WeightMemory:
         if self.streaming is not None:
             self.streaming.window.end(finished)
 
+    def halt(self) -> None:
+        """End the readers until the next pass begins."""
+        if self.streaming is not None:
+            self.streaming.close()
+
     def close(self) -> None:
         """End the readers, close the files."""
         self._stop_streaming()
@@ -135,6 +153,9 @@ class WeightMemory:
         if prepared.parts["weights"] > self.prepared.parts["weights"]:
             for file in self._files.values():
                 file.check()
+        if prepared.stack is not None:
+            self.weights.keep_blocks(prepared.blocks, reader_of(self._files))
+            return
         self.weights.change(
             kept, prepared.pieces, reader_of(self._files), self.addresses, prepared.shape.threads
         )
@@ -157,6 +178,7 @@ class WeightMemory:
                 self.weights.placed, prepared.residency, self.addresses, self._files
             )
         self.prepared = prepared
+        promise(self, sum(prepared.parts.values()) - prepared.parts["the process"])
         self._passes = Passes(
             self._rates, prepared.residency, prepared.read_bytes, prepared.shape.threads
         )

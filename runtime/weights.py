@@ -16,6 +16,7 @@ from headrace.placing import PlacedMatrix, padded16, streamable
 from headrace.rows import raw_rows, read_vector, row_ranges, tile_raw
 from headrace.share import share
 from headrace.sparse.format import TILE_ROWS
+from headrace.stack import Stack, StackMemory
 
 Progress = Callable[[int, int, str], None]
 _Run = tuple[str, int, int]  # a matrix, its first tile, and how many
@@ -70,19 +71,22 @@ class _Place:
 
 
 class Weights:
-    """The weights of a decoder in memory: tiled matrices, and vectors as padded float32.
+    """The weights of a decoder in memory: tiled matrices, blocks, vectors as padded float32.
 
     Args:
         model, decoder, placed: what there is.
         kept: pieces to keep of the matrices that are cut; None: keep everything whole. Matrices
             that cannot be streamed are kept whole in any case.
+        stack: of the matrices that are stacks of blocks; `keep_blocks` loads them.
     """
 
     def __init__(
         self, model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix],
-        kept: Sequence[Piece] | None = None,
+        kept: Sequence[Piece] | None = None, stack: Stack | None = None,
     ) -> None:  # fmt: skip
         self._model = model
+        self.stack = stack
+        self._blocks = None if stack is None else StackMemory(stack)
         self.placed = {p.matrix.name: p for p in placed}
         self._decoder = decoder
         self._kept: dict[str, dict[int, _Place]] = {name: {} for name in self.placed}
@@ -154,6 +158,19 @@ class Weights:
                 self._spare[place.run] = place
             raise
 
+    def blocks(self, matrix: str) -> list[int]:
+        """Where the blocks of a matrix of the stack lie that are in memory."""
+        return [] if self._blocks is None else self._blocks.addresses(matrix)
+
+    def keep_blocks(self, count: int, reader: TensorReader) -> None:
+        """Keep the first `count` blocks of the stack: read what is missing, or drop the rest.
+
+        Raises:
+            ModelFileError: the file cannot be read; all is as before then.
+        """
+        if self._blocks is not None:
+            self._blocks.keep(count, reader)
+
     def _split(self, cut: Sequence[Piece]) -> None:
         """Cut whole matrices in memory where pieces begin."""
         by_matrix: dict[str, list[Piece]] = {}
@@ -190,25 +207,31 @@ class Weights:
         return parts
 
     def load(
-        self, addresses: dict[str, int], n_threads: int, progress: Progress | None = None
-    ) -> None:
+        self, reader: TensorReader, addresses: dict[str, int], n_threads: int,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
         """Read and tile what is kept; each thread holds one piece of the file at a time.
 
         Args:
+            reader: of the model's files.
             addresses: kernels by name; `tile_<format>` for each format in use.
 
         Raises:
             ModelFileError: the file cannot be read to the end.
         """
-        with TensorReader() as reader:
-            for vector in self._vectors:
-                floats = read_vector(self._model, reader, vector)
-                self.vectors.view(vector.name, "f4")[: vector.size] = floats
-            self._fill(reader, self._wanted, addresses, n_threads, progress)
+        for vector in self._vectors:
+            floats = read_vector(self._model, reader, vector)
+            self.vectors.view(vector.name, "f4")[: vector.size] = floats
+        self._fill(reader, self._wanted, addresses, n_threads, progress)
         self._wanted = []
 
-    def fill_with_nothing(self) -> None:
-        """Zeros instead of what the file has, in memory that is really there; vectors of ones."""
+    def fill_with_nothing(self, blocks: int = 0) -> None:
+        """Zeros instead of what the file has, in memory that is really there; vectors of ones.
+
+        Of a stack there are so many `blocks`, which take no memory: to read it is not what binds.
+        """
+        if self._blocks is not None:
+            self._blocks.count = blocks
         for place in self._wanted:
             place.view[:] = 0
         for vector in self._vectors:

@@ -11,6 +11,11 @@ from headrace.errors import HeadraceError
 from headrace.tokenizer import Tokenizer
 
 
+def scored_of(context: int) -> int:
+    """How many of the last logits of a window are looked at; what follows its last is not known."""
+    return context - context // 2
+
+
 @dataclass(frozen=True)
 class Windows:
     """Windows of `context` tokens, each read from an empty context.
@@ -30,8 +35,8 @@ class Windows:
 
     @property
     def scored(self) -> int:
-        """How many of the last logits of a window are scored; those after its last are not."""
-        return self.context - self.context // 2
+        """See `scored_of`."""
+        return scored_of(self.context)
 
     def __len__(self) -> int:
         return len(self.ids)

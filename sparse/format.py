@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headrace.sparse.grid import Grid
 
 TILE_ROWS = 16
 
@@ -33,8 +36,9 @@ class Format:
     """How a weight matrix is coded; `encode`, `decode`, `tile`, `untile` are the numpy reference.
 
     Args:
-        name: ours, and the name of the module.
-        ggml_type: GGML's name of the same bytes.
+        name: ours.
+        ggml_type: GGML's name of the same bytes; None for formats that only our own files hold.
+        modules: files of `headrace.sparse` with its native functions, if not one of its name.
         block: weights that share a scale; the length of a row is a multiple of it.
         block_bytes: bytes of a block of one row, as in the file.
         tile_block_bytes: bytes of a block of 16 rows, tiled.
@@ -45,10 +49,12 @@ class Format:
         untile: tiled bytes, rows -> raw uint8 [rows, row_bytes].
         product, tile_block, row_block: the native inner loops; see `headrace.sparse.linear`.
         tile_run: a number of blocks, and `tile_block` for so many at once: for small blocks.
+        grid: what scales and codes are, for those who search and round better than `encode`.
     """
 
     name: str
-    ggml_type: str
+    ggml_type: str | None = None
+    modules: tuple[str, ...] = ()
     block: int
     block_bytes: int
     tile_block_bytes: int
@@ -61,6 +67,7 @@ class Format:
     tile_block: Callable[..., None]
     row_block: Callable[..., None]
     tile_run: tuple[int, Callable[..., None]] | None = None
+    grid: Grid | None = None
 
     @property
     def bits_per_weight(self) -> float:

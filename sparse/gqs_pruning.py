@@ -10,15 +10,13 @@ scales, and once for rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from headrace.sparse import gqs
 from headrace.sparse.format import Bytes, Floats
+from headrace.sparse.gptq import inverse_factor
 from headrace.sparse.gqs import Mask
-
-DAMPING = 0.01  # of the mean of the Hessian's diagonal
 
 # For a block of columns and its first one: what column i of it becomes, (i, values) -> values.
 Block = Callable[[int, Floats], Callable[[int, Floats], Floats]]
@@ -53,12 +51,6 @@ def kept(score: Floats, rate: float, *, by_row: bool = False) -> Mask:
     keep = np.ones(flat.shape, bool)
     np.put_along_axis(keep, order[:, : round(rate * flat.shape[1])], False, axis=1)
     return keep.reshape(score.shape)
-
-
-def _inverse(hessian: Floats) -> Any:
-    h = np.asarray(hessian, np.float64)
-    mean = float(np.diag(h).mean())
-    return np.linalg.inv(h + np.eye(len(h)) * (DAMPING * mean if mean > 0 else 1))
 
 
 def _sweep(w: Floats, upper: Floats, width: int, block: Block) -> None:
@@ -98,9 +90,9 @@ def encode(
     w = np.array(weights, np.float32)
     if hessian is None:
         return gqs.pack_weights(w, kept(scores(w, group, mean_square), rate, by_row=by_row), group)
-    inverse = _inverse(hessian)
-    keep = kept(scores(w, group, (1 / np.diag(inverse)).astype(np.float32)), rate, by_row=by_row)
-    upper = np.linalg.cholesky(inverse).T.astype(np.float32)
+    upper = inverse_factor(np.asarray(hessian, np.float32))
+    cost = 1 / np.square(upper).sum(axis=0)  # 1 / [H^-1]_jj
+    keep = kept(scores(w, group, cost), rate, by_row=by_row)
 
     def prune(at: int, now: Floats) -> Callable[[int, Floats], Floats]:
         stays = keep[:, at // group]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -75,6 +76,13 @@ def decode(raw: Bytes) -> Floats:
     blocks = byte_blocks(raw, BLOCK_BYTES)
     values = IQ4[unpack_nibbles(blocks[..., 2:])].astype(np.float32)
     return as_rows(halves(blocks[..., :2]) * values)
+
+
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 2:] = pack_nibbles(codes)
+
+
+GRID = scaled_grid(BLOCK, BLOCK_BYTES, IQ4.tolist(), _put)
 
 
 def tile(raw: Bytes) -> Bytes:
@@ -132,4 +140,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -12,6 +12,7 @@ Activations lie T tokens side by side, so that one register addresses them all:
     "q8x2": as "q8" with two entries for each token: the codes, and the codes of what they leave
           out, which together are worth 15 bits
     "f32": [token group][input][token in group] float32
+    "rows": "f32" in groups of one
 """
 
 from __future__ import annotations
@@ -59,15 +60,14 @@ ALL = 1 << 16  # columns at a time: no limit
 
 
 def activation_bytes(kind: str, inputs: int) -> int:
-    """Bytes of one token's activations of `inputs` values, of kind "q8", "q8x2" or "f32"."""
-    if kind == "f32":
+    """Bytes of one token's activations of `inputs` values, of kind "q8", "q8x2", "f32", "rows"."""
+    if kind in ("f32", "rows"):
         return inputs * 4
     return inputs // Q8_BLOCK * Q8_BLOCK_BYTES * (2 if kind == "q8x2" else 1)
 
 
-def _by_columns(fmt: Format, tokens: int, columns: int, group: int) -> Any:
-    """The format's product for `tokens` of a group, at most `columns` of them at a time."""
-    product = fmt.product
+def by_columns(product: Any, tokens: int, columns: int, group: int) -> Any:
+    """A format's product for `tokens` of a group, at most `columns` of them at a time."""
 
     def whole(acc: Any, w: Any, stride: Any, x: Any, rows: Any) -> Any:
         return product(acc, w, stride, x, tokens, rows, group)
@@ -75,7 +75,7 @@ def _by_columns(fmt: Format, tokens: int, columns: int, group: int) -> Any:
     if tokens <= columns:
         return whole
     half = tokens // 2
-    one = _by_columns(fmt, half, columns, group)
+    one = by_columns(product, half, columns, group)
 
     def halves(acc: Any, w: Any, stride: Any, x: Any, rows: Any) -> Any:
         first = one(sub_block(acc, 0, half), w, stride, x, rows)
@@ -108,16 +108,16 @@ def _linear(
     of y, 8 bias (float32, 16 a tile), 9 bytes between token groups of the activations.
     Threads share the tiles. Rows of y up to the end of the last token group are written.
     """
-    multiply = _by_columns(fmt, tokens, columns, tokens)
+    multiply = by_columns(fmt.product, tokens, columns, tokens)
     tile_block_bytes = fmt.tile_block_bytes
     x_advance = activation_bytes(fmt.activation, fmt.block) * tokens
     out_tokens = tokens // 2 if pairs else tokens
     share = 0.5 if pairs else 1.0  # of the bias, which both columns of a pair start from
 
     def advance(x: Any) -> Any:
-        return past_q8(x, tokens) if by_columns else x + x_advance
+        return past_q8(x, tokens) if in_columns else x + x_advance
 
-    by_columns = columns < tokens
+    in_columns = columns < tokens
     strips = TILE_ROWS // lanes
 
     def some(
@@ -209,7 +209,7 @@ def _linear(
                     )
                 t += 1
 
-    return with_lanes(linear, lanes, in_order=by_columns, token_pairs=token_pairs)
+    return with_lanes(linear, lanes, in_order=in_columns, token_pairs=token_pairs)
 
 
 def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
@@ -471,7 +471,7 @@ def _sources(fmt: Format) -> tuple[str, ...]:
         "headrace.sparse.format",
         "headrace.sparse.interleaving",
         "headrace.sparse.lookup",
-        f"headrace.sparse.{fmt.name}",
+        *(f"headrace.sparse.{module}" for module in fmt.modules or (fmt.name,)),
     )
 
 

@@ -1,9 +1,8 @@
 """MXFP4: 32 weights share a power of two; a weight is that times an E2M1 number. 4.25 bits.
 
-Codes stand for E2M1 numbers doubled (`headrace.sparse.lookup`), so the scale is half of E8M0's:
-2^(e - 128) for its byte e = 0..255. The OCP standard calls 255 NaN; GGML, and so this, does not.
-Source: `block_mxfp4` of ggml-common.h, `quantize_row_mxfp4_ref` of ggml-quants.c,
-`ggml_e8m0_to_fp32_half` of ggml-impl.h.
+Codes stand for E2M1 numbers doubled (`headrace.sparse.lookup`), so the scale is half of E8M0's
+(`headrace.sparse.e8m0`). Source: `block_mxfp4` of ggml-common.h, `quantize_row_mxfp4_ref` of
+ggml-quants.c.
 
 Row block, 17 bytes (raw):
     bytes      what
@@ -22,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
+from headrace.sparse.e8m0 import get_half_scale, half_scales, load_half_scales
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -38,7 +39,6 @@ from headrace.sparse.interleaving import interleave_bytes, interleave_words, loa
 from headrace.sparse.lookup import E2M1, E2M1_HIGH, E2M1_LOW, nearest_e2m1, table_value
 from headrace.targets.simd import (
     SMALL,
-    bits_f32,
     dot16,
     dot_init,
     dot_result,
@@ -46,16 +46,11 @@ from headrace.targets.simd import (
     f32,
     fma,
     get_u8,
-    lane0,
     load_q8,
-    load_u8_i32,
     lookup16,
     outer,
     put_f32,
     q8_f32,
-    select_lt,
-    shl,
-    splat_i32,
     to_f32,
 )
 
@@ -64,20 +59,13 @@ BLOCK_BYTES = 17
 RUNS = ((1, 1), (16, 4))
 
 
-def _scale(e: Bytes) -> Floats:
-    # A subnormal number for e < 2, in the bits of float32.
-    code = e.astype(np.uint32)
-    bits = np.where(code < 2, (code + 1) << 21, (code - 1) << 23)
-    return np.ascontiguousarray(bits.astype(np.uint32)).view(np.float32)
-
-
 @np.errstate(all="ignore")
 def encode(x: Floats) -> Bytes:
     """Quantise with the largest magnitude between 4 and 8 times the scale, as ggml does."""
     blocks = weight_blocks(x, BLOCK)
     most = np.abs(blocks).max(axis=-1, keepdims=True)  # (rows, n_blocks, 1)
     e = np.where(most > 0, np.floor(np.log2(most)) + 125, 0).astype(np.uint8)
-    codes = nearest_e2m1(blocks, _scale(e))
+    codes = nearest_e2m1(blocks, half_scales(e))
     return as_rows(np.concatenate([e, pack_nibbles(codes)], axis=-1))
 
 
@@ -86,7 +74,29 @@ def decode(raw: Bytes) -> Floats:
     """Give the float32 weights."""
     blocks = byte_blocks(raw, BLOCK_BYTES)
     values = E2M1[unpack_nibbles(blocks[..., 1:])].astype(np.float32)
-    return as_rows(_scale(blocks[..., :1]) * values)
+    return as_rows(half_scales(blocks[..., :1]) * values)
+
+
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 1:] = pack_nibbles(codes)
+
+
+def _exponent(scale: Floats) -> Bytes:
+    # The byte of the power of two next to a scale, by its logarithm.
+    known = np.log2(scale.clip(2.0**-126, 2.0**126))
+    return np.where(scale > 0, np.rint(known) + 128, 0).astype(np.uint8)
+
+
+GRID = scaled_grid(
+    BLOCK,
+    BLOCK_BYTES,
+    E2M1.tolist(),
+    _put,
+    field=slice(0, 1),
+    to_bytes=_exponent,
+    of_bytes=half_scales,
+    allowed=lambda scale: half_scales(_exponent(np.abs(scale))),
+)
 
 
 def tile(raw: Bytes) -> Bytes:
@@ -97,12 +107,6 @@ def tile(raw: Bytes) -> Bytes:
 def untile(tiled: Bytes, rows: int) -> Bytes:
     """Give back the raw bytes of the first `rows` rows."""
     return as_rows(deinterleave(tiled, rows, RUNS))
-
-
-def _scales(e: Any) -> Any:
-    """Float32 of vectors of e: the larger of what `_scale` chooses from."""
-    small, normal = shl(e + splat_i32(1), 21), shl(e - splat_i32(1), 23)
-    return bits_f32(select_lt(small, normal, normal, small))
 
 
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
@@ -117,7 +121,7 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     low = lookup16(v, 0, E2M1_LOW, E2M1_HIGH, SMALL)
     high = lookup16(v, 4, E2M1_LOW, E2M1_HIGH, SMALL)
     total = dot16(total, low, high, entry, 8, SMALL)
-    scale = outer(_scales(load_u8_i32(w, tiles, stride)), q8_f32(entry, 32))
+    scale = outer(load_half_scales(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, SMALL)), acc)
 
 
@@ -129,7 +133,7 @@ def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
 
 def row_block(w: Any, lane: Any, out: Any) -> None:
     """The 32 weights of row `lane` of a tile block."""
-    d = lane0(_scales(splat_i32(get_u8(w + lane))))
+    d = get_half_scale(w + lane)
     for i in range(16):
         both = get_u8(w + (16 + i // 4 * 64 + lane * 4 + i % 4))
         put_f32(out + i * 4, d * f32(table_value(E2M1_LOW, E2M1_HIGH, both & 15)))
@@ -139,6 +143,7 @@ def row_block(w: Any, lane: Any, out: Any) -> None:
 FORMAT = Format(
     name="mxfp4",
     ggml_type="MXFP4",
+    modules=("mxfp4", "e8m0"),
     block=BLOCK,
     block_bytes=BLOCK_BYTES,
     tile_block_bytes=272,
@@ -150,4 +155,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -65,14 +66,14 @@ BLOCK_BYTES = 36
 RUNS = ((4, 1), (32, 4))
 
 
-def _scale(code: Bytes) -> Floats:
-    # Half of E4M3: as float16, whose exponents are 8 greater.
+def half_scales(code: Bytes) -> Floats:
+    """Half of E4M3, float32: as float16, whose exponents are 8 greater."""
     known = np.where(code == 0x7F, 0, code & 0x7F).astype(np.uint16)
     return (known << 7).view(np.float16).astype(np.float32) * 128
 
 
-def _code(scale: Floats) -> Bytes:
-    # The E4M3 next to a scale of 0 or more, halves away from zero; 448 at most.
+def nearest_e4m3(scale: Floats) -> Bytes:
+    """The E4M3 next to a scale of 0 or more, halves away from zero; 448 at most."""
     bits = np.minimum(scale, np.float32(448)).view(np.uint32)
     normal = ((bits + (1 << 19)) >> 20).astype(np.int64) - (120 << 3)
     small = np.trunc(scale * 512 + np.float32(0.5)).astype(np.int64).clip(0, 7)
@@ -84,8 +85,8 @@ def encode(x: Floats) -> Bytes:
     """Quantise with the largest magnitude of a sub-block at 6, as ggml does."""
     blocks = weight_blocks(x, BLOCK)
     subs = blocks.reshape(*blocks.shape[:2], 4, 16)
-    scales = _code(np.abs(subs).max(axis=-1) / np.float32(6))
-    packed = pack_nibbles(nearest_e2m1(subs, _scale(scales)[..., None]))
+    scales = nearest_e4m3(np.abs(subs).max(axis=-1) / np.float32(6))
+    packed = pack_nibbles(nearest_e2m1(subs, half_scales(scales)[..., None]))
     return as_rows(np.concatenate([scales, packed.reshape(*blocks.shape[:2], 32)], axis=-1))
 
 
@@ -94,7 +95,30 @@ def decode(raw: Bytes) -> Floats:
     blocks = byte_blocks(raw, BLOCK_BYTES)
     shape = blocks.shape[:2]
     values = E2M1[unpack_nibbles(blocks[..., 4:].reshape(*shape, 4, 8))].astype(np.float32)
-    return as_rows((_scale(blocks[..., :4])[..., None] * values).reshape(*shape, BLOCK))
+    return as_rows((half_scales(blocks[..., :4])[..., None] * values).reshape(*shape, BLOCK))
+
+
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    packed = pack_nibbles(codes.reshape(*codes.shape[:2], 4, 16))
+    blocks[..., 4:] = packed.reshape(*codes.shape[:2], 32)
+
+
+def _float8(scale: Floats) -> Bytes:
+    # Codes stand for doubled numbers, so the scale is twice what they are multiplied by.
+    return nearest_e4m3(np.ascontiguousarray(2 * scale, np.float32))
+
+
+GRID = scaled_grid(
+    BLOCK,
+    BLOCK_BYTES,
+    E2M1.tolist(),
+    _put,
+    group=16,
+    field=slice(0, 4),
+    to_bytes=_float8,
+    of_bytes=half_scales,
+    allowed=lambda scale: half_scales(_float8(np.abs(scale))),
+)
 
 
 def tile(raw: Bytes) -> Bytes:
@@ -165,4 +189,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -77,6 +78,13 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(halves(blocks[..., :2]) * codes.astype(np.float32))
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 2:] = pack_nibbles(codes)
+
+
+GRID = scaled_grid(BLOCK, BLOCK_BYTES, range(-8, 8), _put)
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     return interleave(byte_blocks(raw, BLOCK_BYTES), RUNS)
@@ -128,4 +136,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import affine_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -84,6 +85,13 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(halves(blocks[..., :2]) * codes + halves(blocks[..., 2:4]))
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 4:] = pack_nibbles(codes)
+
+
+GRID = affine_grid(BLOCK, BLOCK_BYTES, 15, _put)
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     return interleave(byte_blocks(raw, BLOCK_BYTES), RUNS)
@@ -137,4 +145,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

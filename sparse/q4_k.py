@@ -41,6 +41,7 @@ from headrace.sparse.format import (
     pack_nibbles,
     unpack_nibbles,
 )
+from headrace.sparse.grid import Grid
 from headrace.sparse.interleaving import interleave_words, load_eights, spread_scales
 from headrace.sparse.k_quants import (
     BLOCK,
@@ -109,6 +110,31 @@ def decode(raw: Bytes) -> Floats:
     packed = blocks[..., 16:].reshape(*blocks.shape[:2], 4, 32)
     codes = unpack_nibbles(packed).reshape(*blocks.shape[:2], 8, 32).astype(np.float32)
     return as_rows((scales * codes - lows).reshape(*blocks.shape[:2], BLOCK))
+
+
+def _scales(raw: Bytes) -> tuple[Floats, Floats]:
+    # [rows, sub-blocks]: what `decode` multiplies a code by, and adds to it.
+    blocks = byte_blocks(raw, BLOCK_BYTES)
+    scale, low = unpack_scales(blocks[..., 4:16])
+    scales = as_rows(halves(blocks[..., 0:2]) * scale)
+    return scales, -as_rows(halves(blocks[..., 2:4]) * low)
+
+
+def _put(raw: Bytes, codes: Bytes) -> Bytes:
+    blocks = byte_blocks(raw, BLOCK_BYTES).copy()
+    pairs = codes.reshape(*blocks.shape[:2], 4, 64)
+    blocks[..., 16:] = pack_nibbles(pairs).reshape(*blocks.shape[:2], 128)
+    return as_rows(blocks)
+
+
+# Scales of scales are found by ggml's search, which heeds no importance of inputs.
+GRID = Grid(
+    group=32,
+    levels=tuple(map(float, range(16))),
+    fit=lambda x, importance: encode(x),
+    scales=_scales,
+    put=_put,
+)
 
 
 def tile(raw: Bytes) -> Bytes:
@@ -193,4 +219,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -100,6 +101,13 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(halves(blocks[..., :2]) * (codes.astype(np.float32) - 16))
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[:] = join(blocks[..., :2], codes)
+
+
+GRID = scaled_grid(BLOCK, BLOCK_BYTES, range(-16, 16), _put)
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     blocks = byte_blocks(raw, BLOCK_BYTES).copy()
@@ -164,4 +172,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import affine_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -93,6 +94,14 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(halves(blocks[..., :2]) * codes + halves(blocks[..., 2:4]))
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 4:8] = np.packbits(codes >> 4, axis=-1, bitorder="little")
+    blocks[..., 8:] = pack_nibbles(codes & 0x0F)
+
+
+GRID = affine_grid(BLOCK, BLOCK_BYTES, 31, _put)
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     blocks = byte_blocks(raw, BLOCK_BYTES).copy()
@@ -159,4 +168,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -75,6 +76,13 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(codes * halves(blocks[..., :2]))
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[..., 2:] = codes - np.uint8(127)
+
+
+GRID = scaled_grid(BLOCK, BLOCK_BYTES, range(-127, 128), _put)
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows: the tile block above."""
     return interleave(byte_blocks(raw, BLOCK_BYTES), RUNS)
@@ -125,4 +133,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

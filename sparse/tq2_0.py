@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.block_grid import scaled_grid
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -95,6 +96,13 @@ def decode(raw: Bytes) -> Floats:
     return as_rows(halves(blocks[..., 64:]) * codes)
 
 
+def _put(blocks: Bytes, codes: Bytes) -> None:
+    blocks[:] = join(codes, blocks[..., 64:])
+
+
+GRID = scaled_grid(BLOCK, BLOCK_BYTES, (-1, 0, 1), _put, field=slice(64, 66))
+
+
 def tile(raw: Bytes) -> Bytes:
     """Interleave 16 rows, the codes in the order of the inputs: the tile block above."""
     blocks = byte_blocks(raw, BLOCK_BYTES)
@@ -163,4 +171,5 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
+    grid=GRID,
 )

@@ -14,6 +14,8 @@ from headrace.targets.target import Target
 _GENERATOR = (
     "headrace.targets.simd",
     "headrace.targets.lowering",
+    "headrace.targets.lowering_products",
+    "headrace.targets.lowering_words",
     "headrace.targets.compiler",
     "headrace.targets.backend",
     "headrace.targets.ir_text",

@@ -1,6 +1,8 @@
 """What each marker of `headrace.targets.simd` means: its Numba type and its LLVM code.
 
 Importing this module imports Numba and registers the markers with it; only the compiler does so.
+Those of inner products are in `headrace.targets.lowering_products`, of 16-bit integers in
+`headrace.targets.lowering_words`.
 A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
 """
 
@@ -52,26 +54,6 @@ class VecType(types.Type):
         super().__init__(name=f"Vec({element}, {count}, {self.llvm.count})")
 
 
-class DotType(types.Type):
-    """Sums of products in progress: int32 sums and, for targets that want them, 16-bit ones.
-
-    `steps` of `dot4` are in the 16-bit sums, of a target that says how many may be (`dot_steps`).
-    """
-
-    def __init__(self, count: int, steps: int = 0) -> None:
-        self.count = count
-        self.steps = steps
-        self.llvm = vector_type("i32")
-        kind = _primitive("dot_narrow")
-        self.narrow = self.llvm if kind is None else kind(lanes())
-        super().__init__(name=f"Dot({count}, {steps}, {self.llvm.count}, {self.narrow})")
-
-    def after(self, steps: int, bits: int) -> DotType:
-        """The type after `steps` more of codes of `bits` bits."""
-        most = _dot_steps(bits)
-        return DotType(self.count, (self.steps + steps - 1) % most + 1) if most else self
-
-
 class Q8Type(types.Type):
     """Entries of `count` tokens' "q8" activations: their address, or all of their words."""
 
@@ -90,7 +72,7 @@ def vector_type(element: str) -> ir.VectorType:
     return ir.VectorType(_ELEMENT[element], lanes() * (4 if element == "u8" else 1))
 
 
-def _block_type(one: ir.Type, count: int) -> ir.Type:
+def block_type(one: ir.Type, count: int) -> ir.Type:
     return one if count == 1 else ir.ArrayType(one, count)
 
 
@@ -109,14 +91,7 @@ class _StripModel(models.PrimitiveModel):
 @register_model(VecType)
 class _VecModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: VecType) -> None:
-        super().__init__(dmm, fe_type, _block_type(fe_type.llvm, fe_type.count))
-
-
-@register_model(DotType)
-class _DotModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: DotType) -> None:
-        sums = [ir.ArrayType(one, fe_type.count) for one in (fe_type.llvm, fe_type.narrow)]
-        super().__init__(dmm, fe_type, ir.LiteralStructType(sums))
+        super().__init__(dmm, fe_type, block_type(fe_type.llvm, fe_type.count))
 
 
 Q8_BYTES = 48
@@ -143,7 +118,17 @@ def lanes() -> int:
 
 def vector_bytes() -> int:
     """Bytes of a register of the target."""
-    return _current[-1].vector_bytes
+    return current_target().vector_bytes
+
+
+def current_target() -> Target:
+    """The target that a kernel is being compiled for."""
+    return _current[-1]
+
+
+def token_pairs() -> bool:
+    """Whether vectors hold two rows by two tokens; see `simd.with_lanes`."""
+    return _token_pairs[-1]
 
 
 @contextlib.contextmanager
@@ -160,24 +145,18 @@ def lowering_for(target: Target, n_lanes: int = LANES, token_pairs: bool = False
         _token_pairs.pop()
 
 
-def _primitive(name: str) -> Callable[..., Any] | None:
-    return _current[-1].primitives.get(name)
-
-
-def _dot_steps(bits: int) -> int:
-    """Steps of `dot4` that 16-bit sums hold; 0: the target keeps other sums."""
-    steps = _primitive("dot_steps")
-    return 0 if steps is None else int(steps(bits))
+def primitive(name: str) -> Callable[..., Any] | None:
+    return current_target().primitives.get(name)
 
 
 # --- building blocks ------------------------------------------------------------------------------
 
 
-def _split(b: ir.IRBuilder, value: ir.Value, count: int) -> list[ir.Value]:
+def split(b: ir.IRBuilder, value: ir.Value, count: int) -> list[ir.Value]:
     return [value] if count == 1 else [b.extract_value(value, i) for i in range(count)]
 
 
-def _join(b: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
+def join(b: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
     if len(parts) == 1:
         return parts[0]
     block = ir.Constant(ir.ArrayType(parts[0].type, len(parts)), ir.Undefined)
@@ -240,7 +219,7 @@ def _as_f32(b: ir.IRBuilder, value: ir.Value, ty: types.Type) -> ir.Value:
     return b.fptrunc(value, _F32) if ty == types.float64 else value
 
 
-def _literal(ty: types.Type, what: str) -> int:
+def literal(ty: types.Type, what: str) -> int:
     if not isinstance(ty, types.Literal):
         raise TypeError(f"{what} must be a constant at compile time, not {ty}")
     return int(ty.literal_value)
@@ -267,7 +246,7 @@ def _template(key: Any, typer: Typer) -> type[AbstractTemplate]:
     )
 
 
-def _marker(name: str, typer: Typer) -> Callable[[Lower], Lower]:
+def marker(name: str, typer: Typer) -> Callable[[Lower], Lower]:
     def wrap(lower: Lower) -> Lower:
         fn = simd.MARKERS[name]
         infer_global(fn)(_template(fn, typer))
@@ -283,7 +262,7 @@ def _marker(name: str, typer: Typer) -> Callable[[Lower], Lower]:
 
 
 def _vec(element: str, count: types.Type | int) -> VecType:
-    n = count if isinstance(count, int) else _literal(count, "count")
+    n = count if isinstance(count, int) else literal(count, "count")
     return VecType(element, n)
 
 
@@ -315,27 +294,27 @@ def _slot(b: ir.IRBuilder, args: Any) -> ir.Value:
     return _offset(b, args[0], b.mul(_as_i64(b, args[1]), ir.Constant(_I64, 8)))
 
 
-@_marker("arg_ptr", lambda p, slot: PTR)
+@marker("arg_ptr", lambda p, slot: PTR)
 def _arg_ptr(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _load(b, _slot(b, args), _I8.as_pointer(), 4)
 
 
-@_marker("arg_int", lambda p, slot: types.int64)
+@marker("arg_int", lambda p, slot: types.int64)
 def _arg_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _load(b, _slot(b, args), _I64, 4)
 
 
-@_marker("arg_float", lambda p, slot: types.float32)
+@marker("arg_float", lambda p, slot: types.float32)
 def _arg_float(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _load(b, _slot(b, args), _F32, 4)
 
 
-@_marker("ptr_to_int", lambda p: types.int64)
+@marker("ptr_to_int", lambda p: types.int64)
 def _ptr_to_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.ptrtoint(args[0], _I64)
 
 
-@_marker("int_to_ptr", lambda v: PTR)
+@marker("int_to_ptr", lambda v: PTR)
 def _int_to_ptr(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.inttoptr(_as_i64(b, args[0]), _I8.as_pointer())
 
@@ -345,7 +324,7 @@ def _int_to_ptr(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 def half_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """IEEE halves, given as their 16-bit integers (scalar or vector), as float32."""
-    own = _primitive("half_to_f32")
+    own = primitive("half_to_f32")
     if own is not None:
         return own(b, value)
     if isinstance(value.type, ir.VectorType):
@@ -356,7 +335,7 @@ def half_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 def f32_to_half(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """Float32 (scalar or vector) rounded to IEEE halves, as 16-bit integers."""
-    own = _primitive("f32_to_half")
+    own = primitive("f32_to_half")
     if own is not None:
         return own(b, value)
     if isinstance(value.type, ir.VectorType):
@@ -388,7 +367,7 @@ def _e4m3_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 def _get(
     name: str, result: types.Type, memory: ir.Type, convert: Callable[..., Any], align: int = 0
 ) -> None:
-    @_marker(name, lambda p: result)
+    @marker(name, lambda p: result)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         return convert(b, _load(b, args[0], memory, align))
 
@@ -406,7 +385,7 @@ _get("get_bf16", types.float32, _I16, _bf16_to_f32)
 
 
 def _put_int(name: str, memory: ir.IntType) -> None:
-    @_marker(name, lambda p, v: types.none)
+    @marker(name, lambda p, v: types.none)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
         value = _as_i64(b, args[1])
         _store(b, args[0], value if memory.width == 64 else b.trunc(value, memory))
@@ -417,27 +396,27 @@ _put_int("put_u16", _I16)
 _put_int("put_i64", _I64)
 
 
-@_marker("put_f32", lambda p, v: types.none)
+@marker("put_f32", lambda p, v: types.none)
 def _put_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     _store(b, args[0], _as_f32(b, args[1], sig.args[1]))
 
 
-@_marker("put_f16", lambda p, v: types.none)
+@marker("put_f16", lambda p, v: types.none)
 def _put_f16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     _store(b, args[0], f32_to_half(b, _as_f32(b, args[1], sig.args[1])))
 
 
-@_marker("f32", lambda v: types.float32)
+@marker("f32", lambda v: types.float32)
 def _f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _as_f32(b, args[0], sig.args[0])
 
 
-@_marker("to_int", lambda v: types.int64)
+@marker("to_int", lambda v: types.int64)
 def _to_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.fptosi(args[0], _I64)
 
 
-@_marker("sqrt", lambda v: types.float32)
+@marker("sqrt", lambda v: types.float32)
 def _sqrt(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return intrinsic_call(b, "llvm.sqrt.f32", _F32, [_as_f32(b, args[0], sig.args[0])])
 
@@ -448,7 +427,7 @@ def _scalar_pair(a: types.Type, b: types.Type) -> types.Type:
 
 
 def _choose(name: str, take_second_when_less: bool) -> None:
-    @_marker(name, _scalar_pair)
+    @marker(name, _scalar_pair)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         if sig.return_type == types.int64:
             x, y = (_as_i64(b, v) for v in args)
@@ -481,7 +460,7 @@ def _first(b: ir.IRBuilder, p: ir.Value, ty: types.Type, memory: ir.Type) -> ir.
 def _load_block(
     name: str, element: str, memory: Callable[[], ir.Type], convert: Callable[..., Any]
 ) -> None:
-    @_marker(name, lambda p, count, stride: _vec(element, count))
+    @marker(name, lambda p, count, stride: _vec(element, count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         stride = _as_i64(b, args[2])
         p = _first(b, args[0], sig.args[0], memory())
@@ -489,7 +468,7 @@ def _load_block(
         for i in range(sig.return_type.count):
             at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
             parts.append(convert(b, _load(b, at, memory())))
-        return _join(b, parts)
+        return join(b, parts)
 
 
 def _widen(signed: bool) -> Callable[..., Any]:
@@ -521,30 +500,24 @@ _load_block("bcast_f32", "f32", lambda: _F32, lambda b, v: splat(b, v, lanes()))
 _load_block("bcast_i32", "i32", lambda: _I32, lambda b, v: splat(b, v, lanes()))
 
 
-@_marker("load_halves", lambda p, q: _vec("i32", 1))
-def _load_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    half = ir.VectorType(_I32, LANES // 2)
-    return _end_to_end(b, [_load(b, p, half) for p in args])
-
-
-@_marker("strip", lambda p, index: STRIP)
+@marker("strip", lambda p, index: STRIP)
 def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     both = ir.Constant(ir.LiteralStructType([_I8.as_pointer(), _I64]), ir.Undefined)
     return b.insert_value(b.insert_value(both, args[0], 0), _as_i64(b, args[1]), 1)
 
 
 def _q8_type(p: types.Type, count: types.Type) -> Q8Type:
-    by_parts = _token_pairs[-1] or _words_loader()
-    return Q8Type(_literal(count, "count"), _current[-1].q8_in_registers and not by_parts)
+    by_parts = token_pairs() or _words_loader()
+    return Q8Type(literal(count, "count"), current_target().q8_in_registers and not by_parts)
 
 
-@_marker("load_q8", _q8_type)
+@marker("load_q8", _q8_type)
 def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not sig.return_type.in_registers:
         return args[0]
     quarter = ir.VectorType(_I32, 4)
     block = ir.Constant(ir.ArrayType(ir.ArrayType(quarter, 3), sig.return_type.count), ir.Undefined)
-    load, at = _primitive("load_q8"), args[0]
+    load, at = primitive("load_q8"), args[0]
     for i in range(sig.return_type.count):
         for k, one in enumerate(load(b, at)):
             block = b.insert_value(block, one, (i, k))
@@ -571,21 +544,21 @@ def _step(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
 
 def _words_loader() -> Callable[..., Any] | None:
     """Loads 4 words of an entry into every lane; pays where each is used by few registers."""
-    return _primitive("load_q8_words") if lanes() == 4 else None
+    return primitive("load_q8_words") if lanes() == 4 else None
 
 
 def _q8_steps(count: int) -> tuple[int, ...]:
     """Bytes from load to load of the entries of `count` tokens; empty where each part is loaded."""
-    if _token_pairs[-1]:
+    if token_pairs():
         return (_PAIR_WORDS, _PAIR_CODES) * (count // 2)
     if _words_loader():
         return (Q8_BYTES // 3,) * (3 * count)
-    return (Q8_BYTES,) * count if _current[-1].q8_in_registers else ()
+    return (Q8_BYTES,) * count if current_target().q8_in_registers else ()
 
 
-@_marker("past_q8", lambda x, count: PTR)
+@marker("past_q8", lambda x, count: PTR)
 def _past_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    at, count = args[0], _literal(sig.args[1], "count")
+    at, count = args[0], literal(sig.args[1], "count")
     steps = _q8_steps(count)
     if not steps:
         return _offset(b, at, ir.Constant(_I64, count * Q8_BYTES))
@@ -604,7 +577,7 @@ def _q8_scalars(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> li
     return [_load(b, _offset(b, entry, place), _I32) for place in places]
 
 
-def _q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[ir.Value]:
+def q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[ir.Value]:
     """The 32-bit word at a byte offset of each entry, in every lane."""
     if load := _words_loader():
         found, at = [], entry
@@ -616,12 +589,12 @@ def _q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list
     return [splat(b, word, lanes()) for word in _q8_scalars(b, entry, ty, offset)]
 
 
-def _pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> list[Any]:
+def pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> list[Any]:
     """What a target loads of each pair of entries: the words, or the codes.
 
     Loads are written where a part of them is used; LLVM finds again what was loaded before.
     """
-    load = _primitive("load_pair_codes" if codes else "load_pair_words")
+    load = primitive("load_pair_codes" if codes else "load_pair_words")
     found, words = [], entry
     for _ in range(count // 2):
         behind = _offset(b, words, _step(b, _PAIR_WORDS))
@@ -633,62 +606,63 @@ def _pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> li
 def _pair_parts(b: ir.IRBuilder, entry: ir.Value, count: int, offset: int) -> list[ir.Value]:
     """What `q8_f32` and `q8_i32` give of each pair, for both of its tokens in turn."""
     if offset == 44:
-        step, minus = _primitive("pair_products"), _constant("u8", 0xFF)
+        step, minus = primitive("pair_products"), constant("u8", 0xFF)
         first = []
-        for vectors in _pair_loads(b, entry, count, True):
+        for vectors in pair_loads(b, entry, count, True):
             total = ir.Constant(vector_type("i32"), None)
             for codes in vectors[:2]:
                 total = step(b, total, minus, codes)
             first += [total] * 2
         return first
     parts = []
-    for sums, again, scales, products in _pair_loads(b, entry, count, False):
+    for sums, again, scales, products in pair_loads(b, entry, count, False):
         if offset == 40:
-            parts += [b.ashr(one, _constant("i32", 3)) for one in (sums, again)]
+            parts += [b.ashr(one, constant("i32", 3)) for one in (sums, again)]
         else:
             parts += [{32: scales, 36: products}[offset]] * 2
     return parts
 
 
 def _q8_part(name: str, element: str) -> None:
-    @_marker(name, lambda entry, offset: VecType(element, entry.count))
+    @marker(name, lambda entry, offset: VecType(element, entry.count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        offset = _literal(sig.args[1], "offset")
-        if _token_pairs[-1]:
+        offset = literal(sig.args[1], "offset")
+        if token_pairs():
             parts = _pair_parts(b, args[0], sig.args[0].count, offset)
-            return _join(b, [b.bitcast(v, vector_type(element)) for v in parts])
-        words = _q8_words(b, args[0], sig.args[0], offset)
-        return _join(b, [b.bitcast(v, vector_type(element)) for v in words])
+            return join(b, [b.bitcast(v, vector_type(element)) for v in parts])
+        words = q8_words(b, args[0], sig.args[0], offset)
+        return join(b, [b.bitcast(v, vector_type(element)) for v in words])
 
 
 _q8_part("q8_f32", "f32")
 _q8_part("q8_i32", "i32")
 
 
-@_marker("q8_shifted", lambda entry, offset, bits: VecType("i32", entry.count))
+@marker("q8_shifted", lambda entry, offset, bits: VecType("i32", entry.count))
 def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    offset, bits = (_literal(t, "argument") for t in sig.args[1:])
-    return _shifted_words(b, args[0], sig.args[0], offset, bits)
+    offset, bits = (literal(t, "argument") for t in sig.args[1:])
+    return shifted_words(b, args[0], sig.args[0], offset, bits)
 
 
-def _shifted_words(
-    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, bits: int
-) -> ir.Value:
-    if _token_pairs[-1]:
-        sums = [v for words in _pair_loads(b, entry, ty.count, False) for v in words[:2]]
-        return _join(b, [b.shl(v, _constant("i32", bits - 3)) for v in sums])
-    shift = _primitive("shifted_word")
+def shifted_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, bits: int) -> ir.Value:
+    if token_pairs():
+        if offset == 44:
+            parts = _pair_parts(b, entry, ty.count, offset)
+            return join(b, [b.shl(v, constant("i32", bits)) for v in parts])
+        sums = [v for words in pair_loads(b, entry, ty.count, False) for v in words[:2]]
+        return join(b, [b.shl(v, constant("i32", bits - 3)) for v in sums])
+    shift = primitive("shifted_word")
     if shift is None or _words_loader():
-        words = _q8_words(b, entry, ty, offset)
-        return _join(b, [b.shl(one, _constant("i32", bits)) for one in words])
-    return _join(b, [shift(b, word, bits) for word in _q8_scalars(b, entry, ty, offset)])
+        words = q8_words(b, entry, ty, offset)
+        return join(b, [b.shl(one, constant("i32", bits)) for one in words])
+    return join(b, [shift(b, word, bits) for word in _q8_scalars(b, entry, ty, offset)])
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:
-    @_marker(name, lambda p, value, stride: types.none)
+    @marker(name, lambda p, value, stride: types.none)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
         p, stride = args[0], _as_i64(b, args[2])
-        for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+        for i, one in enumerate(split(b, args[1], sig.args[1].count)):
             at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
             _store(b, at, convert(b, one))
 
@@ -699,16 +673,16 @@ _store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, lanes())))
 _store_block("store_i16", lambda b, v: b.trunc(v, ir.VectorType(_I16, lanes())))
 
 
-@_marker("store_i8_halves", lambda p, value, apart, stride: types.none)
+@marker("store_i8_halves", lambda p, value, apart, stride: types.none)
 def _store_i8_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    apart, stride = _literal(sig.args[2], "apart"), _as_i64(b, args[3])
-    for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+    apart, stride = literal(sig.args[2], "apart"), _as_i64(b, args[3])
+    for i, one in enumerate(split(b, args[1], sig.args[1].count)):
         codes = b.trunc(one, ir.VectorType(_I8, LANES))
         at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
         for half in range(2):
             eight = range(8 * half, 8 * half + 8)
             to = _offset(b, at, ir.Constant(_I64, apart * half))
-            _store(b, to, _shuffle(b, codes, ir.Constant(codes.type, ir.Undefined), eight))
+            _store(b, to, shuffle(b, codes, ir.Constant(codes.type, ir.Undefined), eight))
 
 
 def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int, c: int) -> Any:
@@ -716,51 +690,51 @@ def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int,
     return at if c == 0 else _offset(b, at, b.mul(column, ir.Constant(_I64, c)))
 
 
-@_marker(
+@marker(
     "load_f32_grid",
     lambda p, rows, columns, rs, cs: _vec(
-        "f32", _literal(rows, "rows") * _literal(columns, "columns")
+        "f32", literal(rows, "rows") * literal(columns, "columns")
     ),
 )
 def _load_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    rows, columns = _literal(sig.args[1], "rows"), _literal(sig.args[2], "columns")
+    rows, columns = literal(sig.args[1], "rows"), literal(sig.args[2], "columns")
     rs, cs = _as_i64(b, args[3]), _as_i64(b, args[4])
     places = [(r, k) for r in range(rows) for k in range(columns)]
-    return _join(
+    return join(
         b, [_load(b, _grid(b, args[0], rs, cs, r, k), vector_type("f32")) for r, k in places]
     )
 
 
-@_marker("store_f32_grid", lambda p, value, columns, rs, cs: types.none)
+@marker("store_f32_grid", lambda p, value, columns, rs, cs: types.none)
 def _store_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    columns = _literal(sig.args[2], "columns")
+    columns = literal(sig.args[2], "columns")
     rs, cs = _as_i64(b, args[3]), _as_i64(b, args[4])
-    for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+    for i, one in enumerate(split(b, args[1], sig.args[1].count)):
         _store(b, _grid(b, args[0], rs, cs, i // columns, i % columns), one)
 
 
 _store_block("store_f16", f32_to_half)
 
 
-@_marker("store_u8", lambda p, value: types.none)
+@marker("store_u8", lambda p, value: types.none)
 def _store_u8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    for i, one in enumerate(_split(b, args[1], sig.args[1].count)):
+    for i, one in enumerate(split(b, args[1], sig.args[1].count)):
         _store(b, _offset(b, args[0], ir.Constant(_I64, 64 * i)), one)
 
 
-@_marker("store_u8_quarters", lambda p, value, stride: types.none)
+@marker("store_u8_quarters", lambda p, value, stride: types.none)
 def _store_u8_quarters(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     stride = _as_i64(b, args[2])
     for i in range(4):
         at = _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
-        _store(b, at, _shuffle(b, args[1], args[1], range(16 * i, 16 * i + 16)))
+        _store(b, at, shuffle(b, args[1], args[1], range(16 * i, 16 * i + 16)))
 
 
 def _end_to_end(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
     """One vector of 2**n."""
     while len(parts) > 1:
         both = range(2 * parts[0].type.count)
-        parts = [_shuffle(b, x, y, both) for x, y in zip(parts[0::2], parts[1::2], strict=True)]
+        parts = [shuffle(b, x, y, both) for x, y in zip(parts[0::2], parts[1::2], strict=True)]
     return parts[0]
 
 
@@ -771,7 +745,7 @@ def _transposed_runs(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, run: int) -
     rows = [_load(b, at, sixteen) for at in places]
     # A group of 128 bits for every n-th row. Then n groups are a square of runs, which log2(n)
     # steps transpose: each takes turns between two vectors, as x86 and ARM do within such groups.
-    target = _current[-1]
+    target = current_target()
     groups = min(run, (target.shuffle_bytes or target.vector_bytes) // 16)
     runs = ir.VectorType(ir.IntType(8 * run), n * groups)
     parts = []
@@ -781,7 +755,7 @@ def _transposed_runs(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, run: int) -
         ]
         for _ in range(n.bit_length() - 1):
             pairs = zip(square[: n // 2], square[n // 2 :], strict=True)
-            square = [_zip(b, x, y, half, n) for x, y in pairs for half in (0, 1)]
+            square = [zipped(b, x, y, half, n) for x, y in pairs for half in (0, 1)]
         parts.append(square)
     ordered = [part[k] for k in range(n) for part in parts]
     each = len(ordered) // 4
@@ -789,16 +763,16 @@ def _transposed_runs(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, run: int) -
     return [b.bitcast(v, vector_type("u8")) for v in whole]
 
 
-@_marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
+@marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
 def _load_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    run = _literal(sig.args[2], "run")
-    return _join(b, _transposed_runs(b, args[0], _as_i64(b, args[1]), run))
+    run = literal(sig.args[2], "run")
+    return join(b, _transposed_runs(b, args[0], _as_i64(b, args[1]), run))
 
 
-@_marker("copy_runs", lambda dst, src, row_bytes, run: types.none)
+@marker("copy_runs", lambda dst, src, row_bytes, run: types.none)
 def _copy_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     dst, src, stride = args[0], args[1], _as_i64(b, args[2])
-    run, own = _literal(sig.args[3], "run"), _primitive("copy_runs")
+    run, own = literal(sig.args[3], "run"), primitive("copy_runs")
     if own is not None:
         own(b, dst, src, stride, run)
         return
@@ -809,62 +783,62 @@ def _copy_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 # --- making vectors -------------------------------------------------------------------------------
 
 
-@_marker("zeros_f32", lambda count: _vec("f32", count))
+@marker("zeros_f32", lambda count: _vec("f32", count))
 def _zeros_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return ir.Constant(_block_type(vector_type("f32"), sig.return_type.count), None)
+    return ir.Constant(block_type(vector_type("f32"), sig.return_type.count), None)
 
 
-@_marker("splat_f32", lambda v: _vec("f32", 1))
+@marker("splat_f32", lambda v: _vec("f32", 1))
 def _splat_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return splat(b, _as_f32(b, args[0], sig.args[0]), lanes())
 
 
-@_marker("splat_i32", lambda v: _vec("i32", 1))
+@marker("splat_i32", lambda v: _vec("i32", 1))
 def _splat_i32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return splat(b, b.trunc(_as_i64(b, args[0]), _I32), lanes())
 
 
-@_marker("iota_i32", lambda: _vec("i32", 1))
+@marker("iota_i32", lambda: _vec("i32", 1))
 def _iota(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return ir.Constant(vector_type("i32"), list(range(lanes())))
 
 
-@_marker("repeat", lambda v, n: _vec(v.element, v.count * _literal(n, "count")))
+@marker("repeat", lambda v, n: _vec(v.element, v.count * literal(n, "count")))
 def _repeat(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    parts = _split(b, args[0], sig.args[0].count)
-    return _join(b, parts * (sig.return_type.count // len(parts)))
+    parts = split(b, args[0], sig.args[0].count)
+    return join(b, parts * (sig.return_type.count // len(parts)))
 
 
-@_marker("part", lambda v, i: _vec(v.element, 1))
+@marker("part", lambda v, i: _vec(v.element, 1))
 def _part(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return _split(b, args[0], sig.args[0].count)[_literal(sig.args[1], "index")]
+    return split(b, args[0], sig.args[0].count)[literal(sig.args[1], "index")]
 
 
-@_marker("join4", lambda a, x, y, z: VecType(a.element, 4))
+@marker("join4", lambda a, x, y, z: VecType(a.element, 4))
 def _join4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return _join(b, list(args))
+    return join(b, list(args))
 
 
-@_marker("join", lambda a, x: VecType(a.element, 2 * a.count))
+@marker("join", lambda a, x: VecType(a.element, 2 * a.count))
 def _join_two(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     n = sig.args[0].count
-    return _join(b, [*_split(b, args[0], n), *_split(b, args[1], n)])
+    return join(b, [*split(b, args[0], n), *split(b, args[1], n)])
 
 
-@_marker("sub_block", lambda v, start, n: _vec(v.element, n))
+@marker("sub_block", lambda v, start, n: _vec(v.element, n))
 def _sub_block(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    start = _literal(sig.args[1], "start")
-    parts = _split(b, args[0], sig.args[0].count)
-    return _join(b, parts[start : start + sig.return_type.count])
+    start = literal(sig.args[1], "start")
+    parts = split(b, args[0], sig.args[0].count)
+    return join(b, parts[start : start + sig.return_type.count])
 
 
-@_marker("lane0", lambda v: types.float32)
+@marker("lane0", lambda v: types.float32)
 def _lane0(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.extract_element(args[0], ir.Constant(_I32, 0))
 
 
 def _pick(name: str, first: int) -> None:
-    @_marker(name, lambda a, v: _same(a, v))
+    @marker(name, lambda a, v: _same(a, v))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         index = ir.Constant(ir.VectorType(_I32, LANES), list(range(first, 2 * LANES, 2)))
         return b.shuffle_vector(args[0], args[1], index)
@@ -892,9 +866,9 @@ def _same(*args: types.Type) -> VecType | None:
 def _map(b: ir.IRBuilder, sig: Any, args: Any, fn: Callable[..., ir.Value]) -> ir.Value:
     columns = []
     for value, ty in zip(args, sig.args, strict=True):
-        parts = _split(b, value, ty.count)
+        parts = split(b, value, ty.count)
         columns.append(parts * sig.return_type.count if ty.count == 1 else parts)
-    return _join(b, [fn(*row) for row in zip(*columns, strict=False)])
+    return join(b, [fn(*row) for row in zip(*columns, strict=False)])
 
 
 def _operator(op: Any, integer: str, floating: str | None) -> None:
@@ -921,8 +895,8 @@ def _f32_type() -> ir.Type:
     return vector_type("f32")
 
 
-def _fma_vectors(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    own = _primitive("fma")
+def fma_vectors(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    own = primitive("fma")
     if own is not None:
         return own(b, x, y, z)
     return intrinsic_call(b, f"llvm.fma.v{lanes()}f32", _f32_type(), [x, y, z])
@@ -934,23 +908,23 @@ def _fma_type(*args: types.Type) -> types.Type | None:
     return _same(*args)
 
 
-@_marker("fma", _fma_type)
+@marker("fma", _fma_type)
 def _fma(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if sig.return_type == types.float32:
         scalars = [_as_f32(b, v, t) for v, t in zip(args, sig.args, strict=True)]
         return intrinsic_call(b, "llvm.fma.f32", _F32, scalars)
-    return _map(b, sig, args, lambda x, y, z: _fma_vectors(b, x, y, z))
+    return _map(b, sig, args, lambda x, y, z: fma_vectors(b, x, y, z))
 
 
 def _unary(name: str, result: str | None, fn: Callable[..., ir.Value]) -> None:
-    @_marker(name, lambda v, *rest: VecType(result or v.element, v.count))
+    @marker(name, lambda v, *rest: VecType(result or v.element, v.count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        constants = [_literal(t, "argument") for t in sig.args[1:]]
-        parts = _split(b, args[0], sig.args[0].count)
-        return _join(b, [fn(b, v, *constants) for v in parts])
+        constants = [literal(t, "argument") for t in sig.args[1:]]
+        parts = split(b, args[0], sig.args[0].count)
+        return join(b, [fn(b, v, *constants) for v in parts])
 
 
-def _constant(element: str, value: int) -> ir.Constant:
+def constant(element: str, value: int) -> ir.Constant:
     ty = vector_type(element)
     return ir.Constant(ty, [value] * ty.count)
 
@@ -960,18 +934,18 @@ def _round(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
     # in the default rounding mode, the same on every target.
     magic = ir.Constant(_f32_type(), [12582912.0] * lanes())
     bits = b.bitcast(b.fadd(v, magic), vector_type("i32"))
-    return b.sub(bits, _constant("i32", 0x4B400000))
+    return b.sub(bits, constant("i32", 0x4B400000))
 
 
 _unary("to_f32", "f32", lambda b, v: b.sitofp(v, _f32_type()))
 _unary("round_i32", "i32", _round)
 _unary("bits_f32", "f32", lambda b, v: b.bitcast(v, _f32_type()))
 _unary("bits_i32", "i32", lambda b, v: b.bitcast(v, vector_type("i32")))
-_unary("shl", None, lambda b, v, n: b.shl(v, _constant("i32", n)))
-_unary("shr", None, lambda b, v, n: b.lshr(v, _constant("i32", n)))
-_unary("shr_u8", None, lambda b, v, n: b.lshr(v, _constant("u8", n)))
-_unary("shl_u8", None, lambda b, v, n: b.shl(v, _constant("u8", n)))
-_unary("and_u8", None, lambda b, v, mask: b.and_(v, _constant("u8", mask)))
+_unary("shl", None, lambda b, v, n: b.shl(v, constant("i32", n)))
+_unary("shr", None, lambda b, v, n: b.lshr(v, constant("i32", n)))
+_unary("shr_u8", None, lambda b, v, n: b.lshr(v, constant("u8", n)))
+_unary("shl_u8", None, lambda b, v, n: b.shl(v, constant("u8", n)))
+_unary("and_u8", None, lambda b, v, mask: b.and_(v, constant("u8", mask)))
 _unary(
     "absolute", None, lambda b, v: intrinsic_call(b, f"llvm.fabs.v{lanes()}f32", _f32_type(), [v])
 )
@@ -979,7 +953,7 @@ _unary(
 
 def nibbles(b: ir.IRBuilder, v: ir.Value, shift: int) -> ir.Value:
     """Bits shift .. shift + 3 of each byte."""
-    return b.and_(b.lshr(v, _constant("u8", shift)), _constant("u8", 15))
+    return b.and_(b.lshr(v, constant("u8", shift)), constant("u8", 15))
 
 
 def _looked_up_by_ones(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
@@ -995,14 +969,14 @@ def _looked_up_by_ones(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: 
     return found
 
 
-@_marker("lookup16", lambda v, *rest: v)
+@marker("lookup16", lambda v, *rest: v)
 def _lookup16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    shift, low, high, bits = (_literal(t, "argument") for t in sig.args[1:])
-    bias = _current[-1].dot_bias(bits) if bits == simd.SMALL else 0
+    shift, low, high, bits = (literal(t, "argument") for t in sig.args[1:])
+    bias = current_target().dot_bias(bits) if bits == simd.SMALL else 0
     values = [byte + bias & 0xFF for byte in struct.pack("<2q", low, high)]
     table = ir.Constant(ir.VectorType(_I8, 16), values)
-    look = _primitive("lookup16") or _looked_up_by_ones
-    return _join(b, [look(b, table, v, shift) for v in _split(b, args[0], sig.args[0].count)])
+    look = primitive("lookup16") or _looked_up_by_ones
+    return join(b, [look(b, table, v, shift) for v in split(b, args[0], sig.args[0].count)])
 
 
 def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -1012,7 +986,7 @@ def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
 
 
 def _minmax(name: str, keep_first_when_less: bool) -> None:
-    @_marker(name, lambda x, y: _same(x, y))
+    @marker(name, lambda x, y: _same(x, y))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         # Compare-and-select: one instruction on x86, and no NaN rules that differ by target.
         def one(x: ir.Value, y: ir.Value) -> ir.Value:
@@ -1026,7 +1000,7 @@ _minmax("minimum", True)
 _minmax("maximum", False)
 
 
-@_marker("select_lt", lambda a, b, yes, no: _same(yes, no))
+@marker("select_lt", lambda a, b, yes, no: _same(yes, no))
 def _select_lt(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _map(b, sig, args, lambda x, y, yes, no: b.select(_compare(b, x, y), yes, no))
 
@@ -1035,7 +1009,7 @@ def _select_lt(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 def _reduce(name: str, result: types.Type, fn: Callable[..., ir.Value]) -> None:
-    @_marker(name, lambda v: result)
+    @marker(name, lambda v: result)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         value = args[0]
         if sig.args[0].count != 1:
@@ -1057,8 +1031,16 @@ _reduce("sum_i32", types.int64, lambda b, x, y: b.add(x, y))
 _reduce("max_f32", types.float32, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x))
 
 
-def _shuffle(b: ir.IRBuilder, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:
+def shuffle(b: ir.IRBuilder, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:
     return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes)))
+
+
+def zipped(b: ir.IRBuilder, x: ir.Value, y: ir.Value, half: int, group: int = 0) -> ir.Value:
+    """The lower or upper halves of two vectors, or of each `group` lanes, lane by lane in turn."""
+    n = x.type.count
+    size = group or n
+    lanes = range(half * size // 2, (half + 1) * size // 2)
+    return shuffle(b, x, y, [g + i + v for g in range(0, n, size) for i in lanes for v in (0, n)])
 
 
 def _reduce_rows(b: ir.IRBuilder, rows: list[ir.Value], fn: Callable[..., ir.Value]) -> ir.Value:
@@ -1072,8 +1054,8 @@ def _reduce_rows(b: ir.IRBuilder, rows: list[ir.Value], fn: Callable[..., ir.Val
         rows = [
             fn(
                 b,
-                _shuffle(b, x, y, first + [i + LANES for i in first]),
-                _shuffle(b, x, y, second + [i + LANES for i in second]),
+                shuffle(b, x, y, first + [i + LANES for i in first]),
+                shuffle(b, x, y, second + [i + LANES for i in second]),
             )
             for x, y in zip(rows[0::2], rows[1::2], strict=True)
         ]
@@ -1084,19 +1066,19 @@ def _reduce_rows(b: ir.IRBuilder, rows: list[ir.Value], fn: Callable[..., ir.Val
         undef = ir.Constant(value.type, ir.Undefined)
         # Every lane i of the lower half of its row gets its partner; the others do not matter.
         partner = [min(i + half, LANES - 1) for i in range(LANES)]
-        value = fn(b, value, _shuffle(b, value, undef, partner))
+        value = fn(b, value, shuffle(b, value, undef, partner))
         width = half
     return value
 
 
 def _row_reduction(name: str, element: str, fn: Callable[..., ir.Value]) -> None:
-    @_marker(name, lambda v: VecType(element, 1))
+    @marker(name, lambda v: VecType(element, 1))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         n = sig.args[0].count
-        value = _reduce_rows(b, _split(b, args[0], n), fn)
+        value = _reduce_rows(b, split(b, args[0], n), fn)
         undef = ir.Constant(value.type, ir.Undefined)
         lanes = _merged_order(n)
-        return _shuffle(b, value, undef, [lanes[i] if i < n else 0 for i in range(LANES)])
+        return shuffle(b, value, undef, [lanes[i] if i < n else 0 for i in range(LANES)])
 
 
 def _merged_order(n: int) -> list[int]:
@@ -1109,9 +1091,9 @@ def _merged_order(n: int) -> list[int]:
     return [places[0].index(i) * width for i in range(n)]
 
 
-@_marker("transpose16", lambda v: v if v.count == LANES else None)
+@marker("transpose16", lambda v: v if v.count == LANES else None)
 def _transpose16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    rows = _split(b, args[0], LANES)
+    rows = split(b, args[0], LANES)
     width = LANES // 2
     while width:
         # Swap the upper `width` lanes of each run of x with the lower ones of its partner y.
@@ -1121,351 +1103,94 @@ def _transpose16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         for i in range(LANES):
             if i % (2 * width) < width:
                 x, y = rows[i], rows[i + width]
-                out[i], out[i + width] = _shuffle(b, x, y, low), _shuffle(b, x, y, high)
+                out[i], out[i + width] = shuffle(b, x, y, low), shuffle(b, x, y, high)
         rows = out
         width //= 2
-    return _join(b, rows)
+    return join(b, rows)
 
 
 _row_reduction("row_sum_i32", "i32", lambda b, x, y: b.add(x, y))
 _row_reduction("row_max_f32", "f32", lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x))
 
 
-@_marker("splat_lane", lambda v, lane: VecType(v.element, 1))
+@marker("splat_lane", lambda v, lane: VecType(v.element, 1))
 def _splat_lane(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    lane = _literal(sig.args[1], "lane")
-    return _shuffle(b, args[0], ir.Constant(args[0].type, ir.Undefined), [lane] * LANES)
+    lane = literal(sig.args[1], "lane")
+    return shuffle(b, args[0], ir.Constant(args[0].type, ir.Undefined), [lane] * LANES)
 
 
-@_marker("store_lanes", lambda p, a, x, y, z, count, stride: types.none)
+@marker("store_lanes", lambda p, a, x, y, z, count, stride: types.none)
 def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    count, stride = _literal(sig.args[5], "count"), _as_i64(b, args[6])
+    count, stride = literal(sig.args[5], "count"), _as_i64(b, args[6])
     ints = [b.bitcast(v, vector_type("i32")) for v in args[1:5]]
     for i in range(count):
-        low = _shuffle(b, ints[0], ints[1], [i, i + LANES])
-        high = _shuffle(b, ints[2], ints[3], [i, i + LANES])
+        low = shuffle(b, ints[0], ints[1], [i, i + LANES])
+        high = shuffle(b, ints[2], ints[3], [i, i + LANES])
         at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
-        _store(b, at, _shuffle(b, low, high, [0, 1, 2, 3]))
+        _store(b, at, shuffle(b, low, high, [0, 1, 2, 3]))
 
 
-@_marker("store_words", lambda p, a, count, stride: types.none)
+@marker("store_words", lambda p, a, count, stride: types.none)
 def _store_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     ints, stride = b.bitcast(args[1], vector_type("i32")), _as_i64(b, args[3])
-    for i in range(_literal(sig.args[2], "count")):
+    for i in range(literal(sig.args[2], "count")):
         at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
         _store(b, at, b.extract_element(ints, ir.Constant(_I32, i)))
-
-
-# --- inner products -------------------------------------------------------------------------------
-
-
-@_marker("dot_start", lambda entry, offset, bits: VecType("i32", entry.count))
-def _dot_start(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    offset, bits = (_literal(t, "argument") for t in sig.args[1:])
-    bias = _current[-1].dot_bias(bits)
-    if not bias:
-        return ir.Constant(_block_type(vector_type("i32"), sig.return_type.count), None)
-    return _shifted_words(b, args[0], sig.args[0], offset, bias.bit_length() - 1)
-
-
-@_marker("dot_init", lambda start, rows: DotType(start.count * _literal(rows, "rows")))
-def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    n = sig.return_type.count
-    start = _split(b, args[0], sig.args[0].count)
-    sums = ir.ArrayType(vector_type("i32"), n)
-    block = ir.Constant(sums, ir.Undefined)
-    for i, one in enumerate(start * (n // len(start))):
-        block = b.insert_value(block, one, i)
-    narrow = ir.ArrayType(sig.return_type.narrow, n)
-    whole = ir.Constant(ir.LiteralStructType([sums, narrow]), ir.Undefined)
-    whole = b.insert_value(whole, block, 0)
-    return b.insert_value(whole, ir.Constant(narrow, None), 1)
-
-
-@_marker("eights", lambda first, second: VecType("u8", 2 * first.count))
-def _eights(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    first, second = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
-    if not _token_pairs[-1]:
-        return _join(b, [*first, *second])
-    # A register for rows 0 and 1 and one for rows 2 and 3, 8 inputs of each row in a run.
-    words = [[b.bitcast(v, vector_type("i32")) for v in row] for row in (first, second)]
-    rows = [_zip(b, x, y, half) for x, y in zip(*words, strict=True) for half in (0, 1)]
-    return _join(b, [b.bitcast(v, vector_type("u8")) for v in rows])
-
-
-def _zip(b: ir.IRBuilder, x: ir.Value, y: ir.Value, half: int, group: int = 0) -> ir.Value:
-    """The lower or upper halves of two vectors, or of each `group` lanes, lane by lane in turn."""
-    n = x.type.count
-    size = group or n
-    lanes = range(half * size // 2, (half + 1) * size // 2)
-    return _shuffle(b, x, y, [g + i + v for g in range(0, n, size) for i in lanes for v in (0, n)])
-
-
-def _dot8_pairs(
-    b: ir.IRBuilder, acc: ir.Value, weights: list[ir.Value], entry: ir.Value, offset: int
-) -> ir.Value:
-    """Two rows by two tokens at a time: see `simd.with_lanes`."""
-    tokens = acc.type.elements[0].count * 2 // len(weights)
-    step = _primitive("pair_products")
-    for p, codes in enumerate(_pair_loads(b, entry, tokens, True)):
-        for r, w in enumerate(weights):
-            i = r // 2 * tokens + 2 * p + r % 2
-            total = step(b, b.extract_value(acc, (0, i)), w, codes[offset // 8])
-            acc = b.insert_value(acc, total, (0, i))
-    return acc
-
-
-def _activations(
-    b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int
-) -> tuple[Callable[..., Any], list[Any]]:
-    """`dot4` of the target, and what it takes of each entry's 4 codes at a byte offset."""
-    lane_step = _primitive("dot4_lane")
-    if ty.in_registers and lane_step:  # by a lane of a register that holds 16 codes
-        quarters = [b.extract_value(entry, (t, offset // 16)) for t in range(ty.count)]
-        return lane_step, [(quarter, offset % 16 // 4) for quarter in quarters]
-    step = _primitive("dot4") or _primitive("dot8")
-    if step is None:
-        raise TypeError(f"target {_current[-1].name} has no dot4")
-    return step, [b.bitcast(word, vector_type("u8")) for word in _q8_words(b, entry, ty, offset)]
-
-
-def _dot8s(
-    b: ir.IRBuilder,
-    acc: ir.Value,
-    products: list[tuple[list[ir.Value], int]],
-    entry: tuple[ir.Value, Q8Type],
-    bits: int,
-    kind: DotType,
-) -> ir.Value:
-    """`dot8` of each of `products`, (weights, byte offset in the entries), to one sum."""
-    n, tokens = acc.type.elements[0].count, entry[1].count
-    if any(2 * n != len(weights) * tokens for weights, _ in products):
-        raise TypeError("dot8: acc must have R * T vectors")
-    if _token_pairs[-1]:
-        for weights, offset in products:
-            acc = _dot8_pairs(b, acc, weights, entry[0], offset)
-        return acc
-    rows, prepare, whole = n // tokens, _primitive("dot4_weights"), _primitive("dot8")
-    if prepare:
-        products = [([prepare(b, w, bits) for w in ws], offset) for ws, offset in products]
-    steps: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
-    if whole:
-        for ws, offset in products:
-            halves = [_activations(b, *entry, offset + i)[1] for i in (0, 4)]
-            xs = [list(two) for two in zip(*halves, strict=True)]
-            steps.append((whole, [ws[r::rows] for r in range(rows)], xs))
-    else:  # the first halves of all products come first: codes are unpacked from fewer registers
-        for half in range(2):
-            for ws, offset in products:
-                one, xs = _activations(b, *entry, offset + 4 * half)
-                steps.append((one, ws[half * rows :][:rows], xs))
-    most = _dot_steps(bits)
-    for k, (step, ws, xs) in enumerate(steps, kind.steps):
-        full = most and k and k % most == 0  # of the 16-bit sums
-        # Activations outermost: each broadcast is used R times at once, its register free again.
-        for t, x in enumerate(xs):
-            for r, w in enumerate(ws):
-                i = r * tokens + t
-                wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
-                if full:
-                    wide = _primitive("dot_result")(b, wide, narrow, bits)
-                    narrow = ir.Constant(narrow.type, None)
-                wide, narrow = step(b, wide, narrow, w, x, bits)
-                acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
-    return acc
-
-
-@_marker("dot8", lambda acc, w, entry, offset, bits: acc.after(2, _literal(bits, "bits")))
-def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    offset, bits = (_literal(t, "argument") for t in sig.args[3:])
-    weights = _split(b, args[1], sig.args[1].count)
-    return _dot8s(b, args[0], [(weights, offset)], (args[2], sig.args[2]), bits, sig.args[0])
-
-
-@_marker("dot16", lambda acc, low, high, entry, offset, bits: acc.after(4, _literal(bits, "bits")))
-def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    offset, bits = (_literal(t, "argument") for t in sig.args[4:])
-    low, high = (_split(b, args[i], sig.args[i].count) for i in (1, 2))
-    products = [(low, offset), (high, offset + 16)]
-    return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits, sig.args[0])
-
-
-@_marker("dot_result", lambda acc, bits: VecType("i32", acc.count))
-def _dot_result(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    bits = _literal(sig.args[1], "bits")
-    finish = _primitive("dot_result")
-    parts = []
-    for i in range(sig.args[0].count):
-        wide, narrow = b.extract_value(args[0], (0, i)), b.extract_value(args[0], (1, i))
-        parts.append(wide if finish is None else finish(b, wide, narrow, bits))
-    return _join(b, parts)
-
-
-def _words(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    return b.bitcast(value, ir.VectorType(_I16, 2 * LANES))
-
-
-def _group_words(
-    b: ir.IRBuilder, value: ir.Value, index: int, scales: ir.Value, groups: Sequence[int]
-) -> ir.Value:
-    """For CPUs without such an instruction; LLVM unpacks the words of a unit once."""
-
-    def every(n: int) -> ir.Constant:
-        return ir.Constant(value.type, [n] * value.type.count)
-
-    undef = ir.Constant(value.type, ir.Undefined)
-    nibbles = b.and_(b.lshr(value, every(4 * index)), every(15))
-    steps = _shuffle(b, b.and_(scales, every(0xFF)), undef, groups)
-    offsets = _shuffle(b, b.and_(b.ashr(scales, every(4)), every(0xFFF0)), undef, groups)
-    return b.add(b.mul(nibbles, steps), offsets)
-
-
-@_marker("group_words", lambda v, *rest: v)
-def _lower_group_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    index, first, n = (_literal(sig.args[i], "argument") for i in (1, 3, 4))
-    value, scales = (_words(b, args[i]) for i in (0, 2))
-    groups = [first + i * n // value.type.count for i in range(value.type.count)]
-    found = (_primitive("group_words") or _group_words)(b, value, index, scales, groups)
-    return b.bitcast(found, vector_type("i32"))
-
-
-def _dot_words_by_lanes(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    """For CPUs without such an instruction: both halves of each lane, widened where they lie."""
-    sixteen = _constant("i32", 16)
-    low = b.mul(*(b.ashr(b.shl(v, sixteen), sixteen) for v in (x, y)))
-    high = b.mul(*(b.ashr(v, sixteen) for v in (x, y)))
-    return b.add(b.add(acc, low), high)
-
-
-@_marker("dot_words", lambda acc, x, y: _vec("i32", 1))
-def _dot_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return (_primitive("dot_words") or _dot_words_by_lanes)(b, *args)
-
-
-def _row_by_column(b: ir.IRBuilder, rows: list[ir.Value], columns: list[ir.Value]) -> list[Any]:
-    """(row vector, column vector) of each vector of sums, tokens innermost."""
-    if not _token_pairs[-1]:
-        return [(r, t) for r in rows for t in columns]
-    halves = [[_zip(b, r, r, half) for half in (0, 1)] for r in rows]
-    return [(two[i % 2], t) for two in halves for i, t in enumerate(columns)]
-
-
-@_marker("outer", lambda a, x: VecType("f32", a.count * x.count))
-def _outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    rows, columns = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
-    return _join(b, [b.fmul(r, t) for r, t in _row_by_column(b, rows, columns)])
-
-
-@_marker("fma_outer", lambda a, x, acc: acc)
-def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    rows, columns, sums = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
-    if len(sums) != len(rows) * len(columns):
-        raise TypeError("fma_outer: the sum must have R * T vectors")
-    pairs = _row_by_column(b, rows, columns)
-    return _join(b, [_fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)])
-
-
-@_marker("add_pairs", lambda v: VecType("f32", v.count // 2))
-def _add_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    parts = _by_token(b, _split(b, args[0], sig.args[0].count))
-    return _join(b, [b.fadd(x, y) for x, y in zip(parts[0::2], parts[1::2], strict=True)])
-
-
-def _by_token(b: ir.IRBuilder, parts: list[ir.Value]) -> list[ir.Value]:
-    if not _token_pairs[-1]:
-        return parts
-    return [
-        _shuffle(b, x, y, list(range(t, 2 * x.type.count, 2)))
-        for x, y in zip(parts[0::2], parts[1::2], strict=True)
-        for t in (0, 1)
-    ]
-
-
-@_marker("by_token", lambda v: v)
-def _lower_by_token(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return _join(b, _by_token(b, _split(b, args[0], sig.args[0].count)))
-
-
-def _round_to_bf16(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
-    """The upper 16 bits of each int32 lane become the rounded bfloat16; the rest is noise."""
-    bits = b.bitcast(v, vector_type("i32"))
-    odd = b.and_(b.lshr(bits, _constant("i32", 16)), _constant("i32", 1))
-    return b.add(bits, b.add(odd, _constant("i32", 0x7FFF)))
-
-
-@_marker("bf16_pairs", lambda x, y: VecType("i32", 1))
-def _bf16_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    own = _primitive("bf16_pairs")
-    if own is not None:
-        return own(b, *args)
-    low = b.lshr(_round_to_bf16(b, args[0]), _constant("i32", 16))
-    high = b.and_(_round_to_bf16(b, args[1]), _constant("i32", 0xFFFF0000))
-    return b.or_(low, high)
-
-
-@_marker("bf16_dot", lambda acc, x, y: acc)
-def _bf16_dot(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    step = _primitive("bf16_dot")
-    if step is None:
-        raise TypeError(f"target {_current[-1].name} has no bf16_dot")
-    sums, rows, columns = (_split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
-    pairs = [(r, t) for r in rows for t in columns]
-    return _join(b, [step(b, s, r, t) for (r, t), s in zip(pairs, sums, strict=True)])
 
 
 # --- memory and threads ---------------------------------------------------------------------------
 
 
-@_marker("prefetch", lambda p: types.none)
+@marker("prefetch", lambda p: types.none)
 def _prefetch(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     fn_type = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
     fn = cgutils.get_or_insert_function(b.module, fn_type, "llvm.prefetch.p0")
     b.call(fn, [args[0], ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
 
 
-@_marker("atomic_add", lambda p, v: types.int64)
+@marker("atomic_add", lambda p, v: types.int64)
 def _atomic_add(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.atomic_rmw("add", _at(b, args[0], _I64), _as_i64(b, args[1]), "seq_cst")
 
 
-@_marker("atomic_get", lambda p: types.int64)
+@marker("atomic_get", lambda p: types.int64)
 def _atomic_get(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.load_atomic(_at(b, args[0], _I64), "acquire", 8)
 
 
-@_marker("atomic_put", lambda p, v: types.none)
+@marker("atomic_put", lambda p, v: types.none)
 def _atomic_put(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     b.store_atomic(_as_i64(b, args[1]), _at(b, args[0], _I64), "release", 8)
 
 
-@_marker("spin_pause", lambda: types.none)
+@marker("spin_pause", lambda: types.none)
 def _spin_pause(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    own = _primitive("spin_pause")
+    own = primitive("spin_pause")
     if own is not None:
         own(b)
 
 
-@_marker("clock", lambda: types.int64)
+@marker("clock", lambda: types.int64)
 def _clock(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    own = _primitive("clock")
+    own = primitive("clock")
     return ir.Constant(_I64, 0) if own is None else own(b)
 
 
-@_marker("call_kernel", lambda f, args, t, n: types.none)
+@marker("call_kernel", lambda f, args, t, n: types.none)
 def _call_kernel(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     fn_type = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I64, _I64])
     fn = b.bitcast(args[0], fn_type.as_pointer())
     b.call(fn, [args[1], _as_i64(b, args[2]), _as_i64(b, args[3])])
 
 
-@_marker("call_void", lambda f: types.none)
+@marker("call_void", lambda f: types.none)
 def _call_void(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     b.call(b.bitcast(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
 
 
-@_marker("call_system", lambda f, x, y, z, n: types.int64)
+@marker("call_system", lambda f, x, y, z, n: types.int64)
 def _call_system(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    word = ir.IntType(8 * _current[-1].word_bytes)
+    word = ir.IntType(8 * current_target().word_bytes)
     fn = b.bitcast(args[0], ir.FunctionType(word, [word, word, word, _I64]).as_pointer())
     words = [_as_word(b, value, word) for value in args[1:4]]
     result = b.call(fn, [*words, _as_i64(b, args[4])])

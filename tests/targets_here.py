@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from headrace.sparse.registry import FORMATS
 from headrace.targets.host import runnable_targets
 
 TARGETS = {target.name: target for target in runnable_targets()}
@@ -15,6 +16,15 @@ WHOLE = {"x86-64-v3", *list(TARGETS)[-1:]}
 
 
 BEST = list(TARGETS)[-1]  # models of the rarer families run on it only
+
+
+# Formats of a family whose kernels differ by constants: CI runs those of other group sizes.
+LIKE_OTHERS = {f"{kind}_g{group}" for kind in ("i4", "i4a") for group in (32, 128)}
+
+
+def spared_format(name: str, target: str) -> bool:
+    """Whether CI can do without the kernels of a format on a target of this CPU."""
+    return name in LIKE_OTHERS or (FORMATS[name].ggml_type is None and target != BEST)
 
 
 def mark(target: str) -> list[pytest.MarkDecorator]:

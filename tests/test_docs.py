@@ -129,7 +129,8 @@ def test_no_registry_is_named(path: Path) -> None:
 
 def test_readme_names_formats_and_families() -> None:
     for fmt in FORMATS.values():
-        assert re.search(rf"\b{fmt.ggml_type}\b", README), fmt.ggml_type
+        name = fmt.ggml_type or fmt.name
+        assert re.search(rf"\b{name}\b", README), name
     for family in names():
         assert f"`{family}`" in README, family
 

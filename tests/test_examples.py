@@ -140,5 +140,12 @@ def test_peers_says_what_failed() -> None:
 
 
 def test_benchmark_scripts_explain_themselves() -> None:
-    for name in ("peers.py", "startup.py", "make_synthetic.py", "instructions.py", "products.py"):
+    for name in (
+        "peers.py",
+        "startup.py",
+        "make_synthetic.py",
+        "instructions.py",
+        "products.py",
+        "compression.py",
+    ):
         assert "usage" in run(EXAMPLES / "benchmarks" / name, "--help").stdout

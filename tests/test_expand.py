@@ -140,7 +140,7 @@ def test_rounded_to_q8_0(ggml_type: str) -> None:
 
 
 def test_own_types_pass_through() -> None:
-    for target in FORMATS.values():
+    for target in (fmt for fmt in FORMATS.values() if fmt.ggml_type):
         raw = np.zeros((3, target.row_bytes(256)), np.uint8)
         assert plan_expansion(target.ggml_type) is target
         assert expand(raw, target.ggml_type, target) is raw

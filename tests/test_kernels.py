@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_harness import call
-from targets_here import TARGETS, WHOLE
+from targets_here import TARGETS, WHOLE, spared_format
 
 from headrace.kernels.table import kernel_table
+from headrace.sparse.registry import FORMATS
 from headrace.targets.cache import KernelStore
 from headrace.targets.compare import check
 from headrace.targets.target import Target
@@ -24,6 +25,9 @@ FEW = {
 
 
 def _spared(name: str, target: str) -> bool:
+    fmt = name.partition("_")[2]
+    if fmt in FORMATS and spared_format(fmt, target):
+        return True
     return target not in WHOLE and name not in FEW
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ import headrace
 from headrace.compress import compress
 from headrace.errors import BudgetError, CancelledError, HeadraceError, ModelFileError
 from headrace.memory_plan import plan_model
-from headrace.model import Model
+from headrace.model import Model, made
 from headrace.offload import pieces
+from headrace.planning import prepare, refit
 
 CONTEXT = 64
 
@@ -383,3 +385,93 @@ def test_readers_that_cannot_start(copy: Path, monkeypatch: pytest.MonkeyPatch) 
             assert np.array_equal(logits(model), expected)
         model._held.streaming.window.halt()
         assert np.array_equal(logits(model), expected)
+
+
+class Interrupt(Exception):
+    """What a signal handler raises in the middle of anything."""
+
+
+@contextlib.contextmanager
+def interrupted(seconds: float) -> Iterator[None]:
+    """A signal comes after so long, if the block is not left before."""
+
+    def handler(*_: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with contextlib.suppress(Interrupt):
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
+def test_interrupts_leave_memory_and_readers_whole(copy: Path) -> None:
+    least, middle, most = budgets(copy)
+    random = np.random.default_rng(0)
+    with headrace.load(copy, memory=most, context=CONTEXT, threads=2) as model:
+        expected = logits(model)
+        for i in range(24):
+            with interrupted(float(random.uniform(1e-4, 0.03))):
+                model.memory = (least, most, middle)[i % 3]
+            assert np.array_equal(logits(model), expected)
+        for _ in range(24):
+            model._held.streaming.window.halt()  # the next pass starts readers
+            with interrupted(float(random.uniform(1e-5, 0.004))):
+                logits(model)
+            assert np.array_equal(logits(model), expected)
+        assert len(readers()) <= model._held.streaming.window.mode.readers
+    assert not readers()
+
+
+def test_memory_may_be_set_while_another_thread_reads(copy: Path) -> None:
+    least, middle, most = budgets(copy)
+    with headrace.load(copy, memory=middle, context=CONTEXT, threads=2) as model:
+        expected = results(model)
+        errors: list[BaseException] = []
+        over = threading.Event()
+
+        def supervise() -> None:
+            try:
+                while not over.is_set():
+                    for memory in (least, most, middle):
+                        model.memory = memory
+                        over.wait(0.02)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=supervise)
+        thread.start()
+        try:
+            for _ in range(3):
+                for a, b in zip(results(model), expected, strict=True):
+                    assert np.array_equal(a, b)
+        finally:
+            over.set()
+            thread.join()
+        assert not errors
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_a_file_that_is_replaced_before_it_is_loaded(copy: Path, budget: int | None) -> None:
+    memory = budgets(copy)[1] if budget else None
+    prepared = prepare(copy, context=CONTEXT, threads=2, target=None, budget=memory)
+    other = copy.with_name("other.gguf")
+    other.write_bytes(copy.read_bytes())
+    os.utime(other, ns=(1, 1))
+    other.rename(copy)
+    with pytest.raises(ModelFileError, match="the file changed"):
+        made(prepared, None)
+    assert not readers()
+
+
+def test_logits_that_are_scored_are_counted(copy: Path) -> None:
+    plain = prepare(copy, context=CONTEXT, threads=2, target=None)
+    scored = prepare(copy, context=CONTEXT, threads=2, target=None, logits_rows=100)
+    more = sum(scored.parts.values()) - sum(plain.parts.values())
+    assert more == 100 * plain.decoder.vocabulary * 4 * 4
+    assert refit(scored, None).parts == scored.parts

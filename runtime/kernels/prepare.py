@@ -215,7 +215,7 @@ def _to_q8(pairs: bool, put: Any, ahead: int) -> Any:
     return to_q8
 
 
-def _consumer(activation: str, token_pairs: bool) -> Any:
+def consumer(activation: str, token_pairs: bool) -> Any:
     """Puts the row of a token (its number in a group of so many) in its place in `out`."""
     if activation == "f32":
 
@@ -263,7 +263,7 @@ def _prepare(producer_name: str, activation: str, token_pairs: bool) -> KernelFu
     Private or not is decided by slot 13: then every thread makes all tokens.
     """
     produce = _PRODUCERS[producer_name]
-    consume = _consumer(activation, token_pairs)
+    consume = consumer(activation, token_pairs)
 
     def prepare(args: Any, thread: Any, n_threads: Any) -> None:
         a = arg_ptr(args, 0) + arg_int(args, 12) * thread

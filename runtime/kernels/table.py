@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.kernels import attention, execute, prepare, probe
+from headrace.kernels import attention, bitstack, execute, prepare, probe
 from headrace.offload import requests
 from headrace.sparse import gqs_kernels, linear
 from headrace.targets.table import Kernel
@@ -14,6 +14,7 @@ def kernel_table() -> dict[str, Kernel]:
         *linear.all_kernels(),
         *gqs_kernels.all_kernels(),
         *prepare.all_kernels(),
+        *bitstack.all_kernels(),
         *attention.all_kernels(),
         *execute.all_kernels(),
         *probe.all_kernels(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.atomic_file import check_replaceable, publish
-from headrace.errors import BudgetError, ContextOverflowError, KernelError
+from headrace.errors import BudgetError, ContextOverflowError, KernelError, UnsupportedError
 from headrace.loaders.tiled import open_model
 from headrace.plan import ZERO, buffer_sizes, kernels_of, kv_bytes, modes
 from headrace.planning import Prepared, prepare_for
@@ -79,6 +79,12 @@ def export(
         raise ContextOverflowError(
             "a context of 1 token has no room for a prompt and an answer: take 2 or more"
         )
+    if prepared.stack is not None:
+        raise UnsupportedError(
+            "weights are stacks of blocks, which executables cannot run: export another file of "
+            "this model",
+            path=path,
+        )
     decoder, shape = prepared.decoder, prepared.shape
     tokenizer = Tokenizer.from_metadata(file.metadata, path)
     vocabulary = vocabulary_pieces(tokenizer, decoder.vocabulary)
@@ -97,7 +103,7 @@ def export(
     kv = kv_bytes(decoder, shape.context)
     _check_space(path, target, places, kv)
     placed = {one.matrix.name: one for one in prepared.placed}
-    forward = Forward(decoder, placed, shape, places)
+    forward = Forward(decoder, placed, shape, places, target)
     programs = {name: forward.steps(mode) for name, mode in modes(target).items()}
     used = {step.kernel for steps in programs.values() for step in steps}
     kernels = [k for k in kernels_of(decoder, prepared.placed, target) if k.name in used]

@@ -67,6 +67,10 @@ class ProgramPlaces:
         n_tiles = padded16(matrix.rows) // TILE_ROWS
         return [Part(0, n_tiles, self.constant(f"matrix {matrix.name}"))]
 
+    def blocks(self, matrix: Matrix) -> list[int]:
+        """There are no stacks."""
+        raise AssertionError("an executable has no stack of blocks")
+
     def staging(self, turn: int) -> int:
         """Nothing is streamed."""
         raise AssertionError("an executable has all of its weights in memory")

@@ -1,0 +1,183 @@
+"""A file that is written tensor by tensor under another name, and gone on with when interrupted.
+
+Beside `NAME` lie `.NAME-<hash>.part`, the bytes so far, and `.NAME-<hash>.part.json`, which says
+what they are: a key of all that decides the bytes, and how many tensors are complete on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.atomic_file import publish, write_whole
+from headrace.errors import HeadraceError
+
+_EVERY_S = 1.0  # how often what is complete is made sure of
+
+
+class PartialFile:
+    """The file to be; use as a context.
+
+    When an exception ends the context, what is complete stays for another time; not so with
+    OSError, as a full disk is the likeliest: then nothing is left, as when nothing was complete.
+
+    Attributes:
+        done: tensors that were complete when it was opened.
+        other: whether there was a part of something else, which is lost.
+    """
+
+    def __init__(self, target: Path, key: str, size: int) -> None:
+        """Open or make the part of `target`, of `size` bytes when complete.
+
+        Raises:
+            HeadraceError: another process is writing it.
+            OSError: it cannot be written.
+        """
+        tag = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
+        self._target = target
+        self.path = target.with_name(f".{target.name[:80]}-{tag}.part")
+        self._journal = self.path.with_name(self.path.name + ".json")
+        self._key, self._size = key, size
+        self._lock = threading.Lock()
+        self._published = False
+        self._count, self._saved = 0, time.monotonic()
+        self.done, self.other = 0, False
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                fd = os.open(self.path, flags)
+            except OSError as error:
+                if error.errno != errno.ELOOP:  # a link: not ours
+                    raise
+            else:
+                if self._resume(fd):
+                    return fd
+                os.close(fd)
+                self.other = True
+            os.unlink(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._journal)
+        fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        _take(fd, self._target)
+        return fd
+
+    def _resume(self, fd: int) -> bool:
+        try:
+            _take(fd, self._target)
+        except HeadraceError:
+            os.close(fd)
+            raise
+        found = _read_json(self._journal)
+        done = found.get("done")
+        if found.get("key") != self._key or type(done) is not int or done < 0:
+            return False
+        self.done = self._count = done
+        return True
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        keep = kind is not None and not issubclass(kind, OSError) and self._count > 0
+        try:
+            if keep and not self._published:
+                self._save()
+        finally:
+            os.close(self._fd)
+            if not keep or self._published:
+                for path in (self.path, self._journal):
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+
+    @property
+    def size_so_far(self) -> int:
+        """Bytes that it takes on the disk already, and more are not wanted for."""
+        return os.fstat(self._fd).st_size if self.done else 0
+
+    def write(self, at: int, data: bytes | NDArray[np.uint8]) -> None:
+        """Write bytes at an offset; from any thread.
+
+        Raises:
+            OSError: the disk cannot take them.
+        """
+        view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
+        while len(view):
+            if hasattr(os, "pwrite"):
+                n = os.pwrite(self._fd, view, at)
+            else:
+                with self._lock:
+                    os.lseek(self._fd, at, os.SEEK_SET)
+                    n = os.write(self._fd, view)
+            at, view = at + n, view[n:]
+
+    def finish(self, tensors: int) -> None:
+        """Say how many tensors have been written completely.
+
+        Raises:
+            OSError: the disk cannot take them.
+        """
+        self._count = tensors
+        if time.monotonic() - self._saved > _EVERY_S:
+            self._save()
+
+    def complete(self) -> None:
+        """Say that all is written, but for what may change in the header.
+
+        Raises:
+            OSError: the disk cannot take it.
+        """
+        os.ftruncate(self._fd, self._size)
+        self._save()
+
+    def publish(self, check: Callable[[], object]) -> None:
+        """Give the file its name, if `check` raises nothing.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        check()
+        publish(self.path, self._target)
+        self._published = True
+
+    def _save(self) -> None:
+        os.fsync(self._fd)
+        text = json.dumps({"key": self._key, "done": self._count})
+        write_whole(self._journal, text.encode(), durable=False)
+        self._saved = time.monotonic()
+
+
+def _take(fd: int, target: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows lets nobody else open it
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise HeadraceError(
+                f"another process is writing {target}; wait for it, or write to another file"
+            ) from None
+        # A file system without locks.
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes()[:10_000])
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,160 @@
+"""Matrices of one file turned into tiled bytes of another format, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from headrace.errors import BudgetError, ModelFileError, UnsupportedError
+from headrace.loaders.gguf import TensorReader
+from headrace.recipe import Recipe
+from headrace.rows import raw_rows
+from headrace.share import share
+from headrace.sizes import format_size
+from headrace.sparse.format import TILE_ROWS, Floats
+from headrace.sparse.gptq import gptq, inverse_factor
+from headrace.sparse.registry import FORMATS
+
+Write = Callable[[int, np.ndarray], None]  # offset in the tensor, bytes
+
+# What rounding takes at a time for each weight, as float32 and in temporaries (measured).
+_BYTES_PER_WEIGHT = 64
+_PORTION = 1 << 19  # weights that a thread rounds at once, where memory allows
+_GPTQ_ROWS = 512  # at least, where memory allows: the work on one input is then worth a call
+_HALF = np.float32(65504)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the inputs of a matrix were like on some text.
+
+    Args:
+        h: sum of x x^T, float32 [n, n].
+        held: bytes of all statistics that are in memory with these.
+    """
+
+    h: Floats
+    held: int = 0
+
+    @property
+    def importance(self) -> Floats:
+        """The mean square of each input, the largest being 1: float32 [n]."""
+        diagonal: Floats = np.maximum(np.diag(self.h), 0)
+        found: Floats = diagonal / max(float(diagonal.max()), np.finfo(np.float32).tiny)
+        return found
+
+
+class Rounder:
+    """Rounds matrices on `n_threads` threads in `room` bytes of memory (None: no limit)."""
+
+    def __init__(self, reader: TensorReader, n_threads: int, room: int | None) -> None:
+        self._reader = reader
+        self._threads = n_threads
+        self._room = room
+        self._factor: tuple[Floats, Floats] | None = None  # of an H: several matrices share it
+
+    def round(self, recipe: Recipe, inputs: Inputs | None, write: Write) -> None:
+        """Write a matrix in its new format; `write` is called from several threads at once.
+
+        Raises:
+            BudgetError: not even the least that this takes fits.
+            ModelFileError: it cannot be read, or a weight is no number where scales are searched.
+            UnsupportedError: a weight is beyond what the format can hold.
+        """
+        placed = recipe.placed
+        rows, columns = placed.matrix.rows, placed.matrix.columns
+        encode, portion = self._encoder(recipe, inputs), _PORTION
+        taken = 0 if inputs is None else inputs.held
+        if recipe.method == "gptq":
+            taken += 4 * columns * columns
+            portion = max(portion, _GPTQ_ROWS * columns)
+        step = max(TILE_ROWS, self._portion(recipe, portion, taken) // columns)
+        # Equal shares, in whole tiles, for all threads.
+        step = min(step, max(1, -(-rows // self._threads)))
+        step = -(-step // TILE_ROWS) * TILE_ROWS
+        fmt = placed.format
+        as_floats = replace(placed, format=FORMATS["f32"])
+
+        def work(first: int) -> None:
+            last = min(first + step, rows)
+            raw = raw_rows(self._reader, as_floats, first, last)
+            data = fmt.tile(encode(raw.view(np.float32)))
+            write(fmt.tiled_bytes(first, columns), data.reshape(-1))
+
+        share(range(0, rows, step), work, self._threads, lambda: None)
+
+    def _portion(self, recipe: Recipe, portion: int, taken: int) -> int:
+        if self._room is None:
+            return portion
+        most = (self._room - taken) // (_BYTES_PER_WEIGHT * self._threads)
+        least = TILE_ROWS * recipe.placed.matrix.columns
+        if most < least:
+            needed = taken + least * _BYTES_PER_WEIGHT * self._threads
+            raise too_little(recipe.placed.matrix.name, needed, self._room)
+        return min(portion, most)
+
+    def _encoder(self, recipe: Recipe, inputs: Inputs | None) -> Callable[[Floats], np.ndarray]:
+        fmt, info = recipe.placed.format, recipe.placed.info
+        grid = fmt.grid
+        importance = None if inputs is None else inputs.importance
+        factor = None
+        if recipe.method == "gptq":
+            if inputs is None:
+                raise AssertionError(f"no statistics of the inputs of {info.name}")
+            factor = self._factor_of(recipe.placed.matrix.name, inputs)
+
+        def encode(x: Floats) -> np.ndarray:
+            most = np.abs(x).max(initial=0)  # NaN if there is one
+            if (
+                most > _HALF
+                and np.isfinite(most)
+                and not np.isfinite(fmt.decode(fmt.encode(x))).all()
+            ):
+                raise UnsupportedError(
+                    f"a weight of {most:.6g} is beyond what {fmt.name} holds; use bf16 or f32",
+                    path=info.path,
+                    tensor=info.name,
+                )
+            if recipe.method == "rtn" or grid is None:
+                raw = fmt.encode(x)
+            elif not np.isfinite(most):
+                raise ModelFileError(
+                    "has weights that are no finite numbers; --method rtn keeps what it can of "
+                    "them", path=info.path, tensor=info.name,
+                )  # fmt: skip
+            elif factor is None:
+                raw = grid.round(x, grid.fit(x, importance))
+            else:
+                raw = gptq(x, grid, factor, importance)
+            return raw
+
+        return encode
+
+    def _factor_of(self, name: str, inputs: Inputs) -> Floats:
+        if self._factor is None or self._factor[0] is not inputs.h:
+            self._factor = None
+            n = len(inputs.h)
+            double = 3 * 8 * n * n
+            room = double if self._room is None else self._room - inputs.held
+            if room < double // 2:
+                raise too_little(name, double // 2, room)
+            try:
+                dtype = np.float64 if room >= double else np.float32
+                self._factor = inputs.h, inverse_factor(inputs.h, dtype)
+            except np.linalg.LinAlgError as error:
+                raise ModelFileError(
+                    "what this matrix reads on the calibration text has no usable statistics "
+                    f"({error}): use another text, or --method rtn", tensor=name,
+                ) from error  # fmt: skip
+        return self._factor[1]
+
+
+def too_little(what: str, needed: int, room: int) -> BudgetError:
+    """The error of a budget too small for the work on one tensor."""
+    return BudgetError(
+        f"{what} takes {format_size(needed)} of memory beside what the process has, and "
+        f"{format_size(max(0, room))} of --memory are left; give more, or use fewer --threads",
+        needed_bytes=needed,
+    )

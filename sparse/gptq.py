@@ -1,0 +1,107 @@
+"""GPTQ: rounding that lets later inputs make good what earlier ones were rounded by.
+
+Source: Frantar et al., "GPTQ" (2210.17323). With the inputs X of a matrix on some text and
+H = X^T X, what rounding one input's weights does to X W^T is undone as far as the inputs that are
+still to be rounded can: the rows of U, where U^T U is the inverse of H, say how. Scales are those
+that the format fits to the weights beforehand ("static groups"), inputs keep their order.
+
+The weights of a block of inputs are mended in place, those beyond it by one product at its end, so
+that BLAS does the work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headrace.sparse.format import Bytes, Floats
+from headrace.sparse.grid import Grid, inverse
+
+DAMPING = 0.01  # of the mean of H's diagonal, added to it
+BLOCK = 128
+_INNER = 32
+_LEAST = 64  # triangles up to this size are inverted directly
+
+
+def inverse_factor(h: Floats, dtype: type = np.float64) -> Floats:
+    """U, upper triangular float32 [n, n] with U^T U = (H + damping)^-1.
+
+    Args:
+        h: float32 [n, n], symmetric, of finite numbers.
+        dtype: of the work, which takes three matrices of it.
+
+    Raises:
+        numpy.linalg.LinAlgError: H is not positive definite.
+    """
+    a: Floats = h[::-1, ::-1].astype(dtype)
+    diagonal = np.einsum("ii->i", a)  # a view
+    mean = float(diagonal.mean())
+    diagonal[diagonal == 0] = mean or 1.0  # inputs that never came
+    diagonal += DAMPING * (mean or 1.0)
+    # H = R R^T with R upper triangular is a Cholesky decomposition from the end; U = R^-1.
+    lower = np.linalg.cholesky(a)
+    del a, diagonal
+    _invert_lower(lower)
+    return np.ascontiguousarray(lower[::-1, ::-1], np.float32)
+
+
+def _invert_lower(a: Floats) -> None:
+    """Invert a lower triangular matrix in place."""
+    n = len(a)
+    if n <= _LEAST:
+        a[:] = np.tril(np.linalg.inv(a))
+        return
+    k = n // 2
+    first, last = a[:k, :k], a[k:, k:]
+    _invert_lower(first)
+    _invert_lower(last)
+    a[k:, :k] = -(last @ (a[k:, :k] @ first))
+
+
+def gptq(x: Floats, grid: Grid, u: Floats, importance: Floats | None = None) -> Bytes:
+    """Round some rows of a matrix; rows do not depend on each other.
+
+    Args:
+        x: float32 [rows, n], of finite numbers.
+        u: `inverse_factor` of the matrix's H.
+        importance: of each input when scales are fitted, float32 [n]: the diagonal of H.
+
+    Returns:
+        raw bytes of the format, uint8 [rows, row_bytes].
+    """
+    rows, n = x.shape
+    raw = grid.fit(x, importance)
+    scale, offset = grid.scales(raw)
+    scale = np.ascontiguousarray(scale.T)  # [groups, rows]
+    step = inverse(scale)
+    shift = None if offset is None else np.ascontiguousarray(offset.T)
+    w = np.ascontiguousarray(x.T)  # [n, rows]: the weights of an input lie side by side
+    codes = np.empty((n, rows), np.uint8)
+    table, nearest, group = grid.table, grid.nearest, grid.group
+    errors = np.empty((BLOCK, rows), np.float32)
+    for begin in range(0, n, BLOCK):
+        end = min(begin + BLOCK, n)
+        for first in range(begin, end, _INNER):
+            last = min(first + _INNER, end)
+            if first > begin:
+                w[first:last] -= u[begin:first, first:last].T @ errors[: first - begin]
+            columns = np.ascontiguousarray(u[first:last, first:last].T)
+            for i in range(first, last):
+                v, g = w[i], i // group
+                if i > first:
+                    v -= columns[i - first, : i - first] @ errors[first - begin : i - begin]
+                at = v if shift is None else v - shift[g]
+                codes[i] = nearest(at * step[g])
+                q = table[codes[i]]
+                q *= scale[g]
+                if shift is not None:
+                    q += shift[g]
+                np.subtract(v, q, out=q)
+                np.divide(q, u[i, i], out=errors[i - begin])
+        if end < n:
+            w[end:] -= u[begin:end, end:].T @ errors[: end - begin]
+    return grid.put(raw, np.ascontiguousarray(codes.T))
+
+
+def output_error(h: Floats, difference: Floats) -> float:
+    """The sum of squares of X D^T for a difference D of weights, float32 [rows, n]."""
+    return float(np.einsum("ij,ij->", difference @ h, difference, dtype=np.float64))

@@ -1,0 +1,370 @@
+"""Compressing into other formats: what is written, and what happens when it is interrupted."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hf_directory as hf
+import numpy as np
+import pytest
+from test_tiled import VOCABULARY, write_model
+
+import headrace
+from headrace import cli
+from headrace.compress import compress
+from headrace.errors import BudgetError, HeadraceError, ModelFileError, UnsupportedError
+from headrace.families import describe
+from headrace.loaders.gguf import TensorReader
+from headrace.loaders.tiled import format_name, open_model
+from headrace.placing import place
+from headrace.price import price_of
+from headrace.rows import read_tiled
+from headrace.sparse.registry import FORMATS
+
+STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
+TEXT = (
+    "Once upon a time there was a little girl called Lily. She liked to play in the park with her "
+    "dog. One day the dog ran after a big red ball, and Lily could not find it. She was very sad. "
+) * 20
+GRIDS = sorted(name for name, fmt in FORMATS.items() if fmt.grid is not None)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("source") / "s.gguf", ["F32"])
+
+
+def raw_of(path: Path, only: str | None = None) -> dict[str, tuple[str, np.ndarray]]:
+    """Format and raw rows of each matrix, as a pass reads them."""
+    model = open_model(path)
+    found = {}
+    with TensorReader() as reader:
+        for p in place(model, describe(model), "q8"):
+            if only in (None, p.matrix.name):
+                tiled = np.concatenate(list(read_tiled(reader, p)))
+                fmt = p.format
+                shape = -1, p.matrix.columns // fmt.block, fmt.tile_block_bytes
+                found[p.matrix.name] = fmt.name, fmt.untile(tiled.reshape(shape), p.matrix.rows)
+    return found
+
+
+def weights_of(path: Path) -> dict[str, np.ndarray]:
+    return {name: FORMATS[fmt].decode(raw) for name, (fmt, raw) in raw_of(path).items()}
+
+
+# --- formats and methods --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_each_format_is_what_its_encoder_makes(source: Path, tmp_path: Path, name: str) -> None:
+    path = compress(source, tmp_path / "m.gguf", format=name, ends=name, method="rtn").path
+    expected, fmt = weights_of(source), FORMATS[name]
+    for tensor, (found, raw) in raw_of(path).items():
+        assert found == name
+        assert raw.tobytes() == fmt.encode(expected[tensor]).tobytes(), tensor
+
+
+def test_ends_have_a_format_of_their_own(source: Path, tmp_path: Path) -> None:
+    def ends(path: Path, **options: Any) -> set[str]:
+        found = raw_of(compress(path, tmp_path / "m.gguf", force=True, **options).path)
+        return {found[f"{name}.weight"][0] for name in ("token_embd", "output")}
+
+    assert ends(source, format="q4_0") == {"q8_0"}
+    assert ends(source, format="q4_0", ends="q5_0") == {"q5_0"}
+    assert ends(source, format="q4_0", ends="keep") == {"f32"}
+    assert ends(source) == {"f32"}
+    small = write_model(tmp_path / "s.gguf", ["Q4_0"])
+    assert ends(small, format="q8_0") == {"q4_0"}  # has no more than 8.5 bits
+
+
+def test_rows_that_blocks_do_not_divide(tmp_path: Path) -> None:
+    done = compress(STORIES, tmp_path / "m.gguf", format="q4_k", method="rtn")
+    by_columns = {
+        info.shape[-1]: format_name(info.type)
+        for name, info in open_model(done.path).tensors.items()
+        if name.startswith("blk.") and len(info.shape) == 2
+    }
+    for columns, name in by_columns.items():
+        fmt = FORMATS[str(name)]
+        assert columns % fmt.block == 0
+        assert fmt.bits_per_weight >= FORMATS["q4_k"].bits_per_weight
+        for other in FORMATS.values():
+            fits = columns % other.block == 0
+            if fits and other.bits_per_weight >= FORMATS["q4_k"].bits_per_weight:
+                assert fmt.bits_per_weight <= other.bits_per_weight
+    assert set(by_columns) == {64, 172}
+    assert any("5 matrices with rows of 172 get" in line for line in done.remarks)
+    assert any("30 matrices with rows of 64 get" in line for line in done.remarks)
+
+
+def test_what_has_the_format_is_copied(tmp_path: Path) -> None:
+    small = write_model(tmp_path / "s.gguf", ["Q4_0"])
+    kept = compress(small, tmp_path / "keep.gguf").path
+    again = compress(small, tmp_path / "q4_0.gguf", format="q4_0", method="search").path
+    assert kept.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1"])
+def test_searched_scales_are_better_than_the_encoder(name: str, tmp_path: Path) -> None:
+    exact = weights_of(STORIES)
+    errors = {}
+    for method in ("rtn", "search"):
+        path = compress(STORIES, tmp_path / method, format=name, method=method).path  # type: ignore
+        found = weights_of(path)
+        errors[method] = sum(
+            float(((found[n] - w) ** 2).sum()) for n, w in exact.items() if "down" not in n
+        )
+    assert errors["search"] < 0.97 * errors["rtn"]
+
+
+def test_gptq_is_nearer_to_the_model_than_the_encoder(tmp_path: Path) -> None:
+    text = TEXT[: len(TEXT) // 2]
+    price = {}
+    for method, options in (("rtn", {}), ("gptq", {"calibrate": TEXT})):
+        done = compress(
+            STORIES,
+            tmp_path / method,
+            format="q4_0",
+            evaluate=text,
+            **options,  # type: ignore
+        )
+        assert done.price is not None
+        price[method] = done.price["kl_divergence"]
+    assert 0 < price["gptq"] < 0.8 * price["rtn"]
+
+
+@pytest.mark.parametrize("name", [name for name in GRIDS if FORMATS[name].block <= 64])
+def test_every_grid_can_be_rounded_to_by_gptq(name: str, tmp_path: Path) -> None:
+    path = compress(STORIES, tmp_path / "m.gguf", format=name, calibrate=TEXT).path
+    found = raw_of(path)
+    assert found["blk.0.attn_q.weight"][0] == name
+    exact, rounded = weights_of(STORIES), weights_of(path)
+    q = "blk.0.attn_q.weight"
+    assert np.abs(rounded[q] - exact[q]).max() < np.abs(exact[q]).max()
+    with headrace.load(path, threads=1, context=64) as model:
+        assert np.isfinite(model.logits([1, 5, 9])).all()
+
+
+def test_a_directory_of_safetensors_is_a_source(tmp_path: Path) -> None:
+    folder = hf.family_directory(tmp_path / "m", "gemma3", dtype="BF16", shards=2)
+    done = compress(
+        folder, tmp_path / "m.gguf", format="q4_0", calibrate=TEXT, calibrate_tokens=500,
+        evaluate=TEXT, evaluate_tokens=500,
+    )  # fmt: skip
+    assert done.price is not None
+    assert 0 < done.price["kl_divergence"] < 0.5
+    assert price_of(open_model(done.path)) == done.price
+
+
+# --- the price tag --------------------------------------------------------------------------------
+
+
+def test_the_price_stands_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text"
+    text.write_text(TEXT)
+    path = str(tmp_path / "m.gguf")
+    command = [
+        "compress",
+        str(STORIES),
+        path,
+        "--format",
+        "q4_0",
+        "--evaluate",
+        str(text),
+        "--json",
+    ]
+    assert cli.main(command) == 0
+    price = json.loads(capsys.readouterr().out)["price"]
+    assert price_of(open_model(path)) == price
+    assert cli.main(["compare", str(STORIES), path, str(text), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    for name in ("kl_divergence", "top_agreement", "perplexity_ratio", "tokens"):
+        assert price[name] == pytest.approx(compared[name], rel=1e-6)
+    for command in (["inspect", path, "--json"], ["plan", path, "--json"]):
+        assert cli.main(command) == 0
+        assert json.loads(capsys.readouterr().out)["price"] == price
+    # It belongs to that file alone.
+    assert price_of(open_model(compress(path, tmp_path / "again.gguf").path)) is None
+
+
+# --- interrupted, refused -------------------------------------------------------------------------
+
+
+class _Stop:
+    """Interrupts when so many bytes are written."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self.seen = share, list[int]()
+
+    def __call__(self, done: int, total: int | None, what: str) -> None:
+        if what == "writing" and total:
+            self.seen.append(done)
+            if done > self.share * total:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("options", [{}, {"calibrate": TEXT}])
+def test_what_was_interrupted_goes_on(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole = compress(STORIES, tmp_path / "whole.gguf", format="q4_0", **options).path
+    path = tmp_path / "m.gguf"
+    first = _Stop(0.5)
+    with pytest.raises(KeyboardInterrupt):
+        compress(STORIES, path, format="q4_0", progress=first, **options)
+    assert not path.exists()
+    said: list[str] = []
+    rest = _Stop(2)
+    compress(STORIES, path, format="q4_0", progress=rest, notice=said.append, **options)
+    assert path.read_bytes() == whole.read_bytes()
+    assert min(rest.seen) > max(first.seen)
+    assert any("going on after" in line for line in said)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.gguf", "whole.gguf"]
+
+
+def test_other_options_begin_anew(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        compress(STORIES, path, format="q4_0", progress=_Stop(0.5))
+    assert len(list(tmp_path.iterdir())) == 2
+    said: list[str] = []
+    compress(STORIES, path, format="q4_1", notice=said.append)
+    assert any("begun anew" in line for line in said)
+    assert (
+        path.read_bytes() == compress(STORIES, tmp_path / "n.gguf", format="q4_1").path.read_bytes()
+    )
+
+
+def test_a_damaged_journal_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    for damage in (b"", b"{", b"[1]", b'{"key": 1, "done": 3}', b'{"done": true}'):
+        with pytest.raises(KeyboardInterrupt):
+            compress(STORIES, path, format="q4_0", progress=_Stop(0.5))
+        (journal,) = tmp_path.glob(".*.json")
+        journal.write_bytes(damage)
+        compress(STORIES, path, format="q4_0")
+        assert (
+            path.read_bytes()
+            == compress(STORIES, tmp_path / "n.gguf", format="q4_0", force=True).path.read_bytes()
+        )
+        path.unlink()
+
+
+def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+
+    def another(done: int, total: int | None, what: str) -> None:
+        with pytest.raises(HeadraceError, match="another process is writing"):
+            compress(STORIES, path, format="q4_0")
+
+    compress(STORIES, path, format="q4_0", progress=another)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = 0
+    real = os.pwrite
+
+    def pwrite(fd: int, data: Any, at: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 200_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data, at)
+
+    monkeypatch.setattr("headrace.partial_file.os.pwrite", pwrite)
+    with pytest.raises(HeadraceError, match="No space left"):
+        compress(STORIES, tmp_path / "m.gguf", format="q8_0")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_readonly(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(HeadraceError, match="Permission denied"):
+            compress(STORIES, tmp_path / "m.gguf", format="q8_0")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_link_in_the_place_of_the_part(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        compress(STORIES, path, format="q4_0", progress=_Stop(0.5))
+    (part,) = tmp_path.glob(".*.part")
+    precious = tmp_path / "precious"
+    part.rename(precious)
+    before = precious.read_bytes()
+    part.symlink_to(precious)
+    compress(STORIES, path, format="q4_0")
+    assert precious.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "q9"}, "there is no format 'q9'"),
+        ({"format": "../q4_0"}, "there is no format"),
+        ({"format": "q4_0", "ends": "x"}, "there is no format 'x'"),
+        ({"format": "q4_0", "method": "best"}, "there is no method 'best'"),
+        ({"format": "q4_0", "method": "gptq"}, "needs a text"),
+        ({"format": "f16", "method": "search"}, "rounds to"),
+        ({"format": "f16", "calibrate": TEXT}, "rounds to"),
+        ({"method": "search"}, "rounds to"),
+        ({"calibrate": TEXT}, "changes nothing"),
+        ({"format": "q4_0", "method": "rtn", "calibrate": TEXT}, "changes nothing"),
+        ({"format": "q4_0", "calibrate": "Once"}, "too short"),
+        ({"format": "q4_0", "calibrate": TEXT, "calibrate_tokens": 16}, "too short"),
+        ({"format": "q4_0", "calibrate": TEXT, "memory": 104_900_000}, "of memory beside"),
+        ({"format": "q4_0", "evaluate": "Once"}, "less than one window"),
+    ],
+)
+def test_hostile_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(HeadraceError, match=message):
+        compress(STORIES, tmp_path / "m.gguf", **options)
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["calibrate_tokens", "evaluate_tokens", "threads"])
+def test_counts(name: str, tmp_path: Path) -> None:
+    for wrong, error in ((0, ValueError), (-1, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match=name):
+            compress(STORIES, tmp_path / "m.gguf", **{name: wrong})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[Any]:
+    """Makes a model whose first key matrix has a certain weight."""
+
+    def make(value: float) -> Path:
+        path = write_model(tmp_path / "odd.gguf", ["F32"])
+        info = open_model(path).tensors["blk.0.attn_k.weight"]
+        with path.open("rb+") as file:
+            file.seek(info.offset)
+            file.write(np.float32(value).tobytes())
+        return path
+
+    yield make
+
+
+def test_weights_that_cannot_be_rounded(odd: Any, tmp_path: Path) -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ModelFileError, match=r"attn_k.*no finite numbers"):
+            compress(odd(value), tmp_path / "m.gguf", format="q4_0", method="search")
+    for method in ("rtn", "search"):
+        with pytest.raises(UnsupportedError, match=r"attn_k.*beyond what q4_0 holds"):
+            compress(odd(3e38), tmp_path / "m.gguf", format="q4_0", method=method)
+    assert VOCABULARY == 300
+
+
+def test_the_least_memory(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError):
+        compress(source, tmp_path / "m.gguf", format="q4_0", memory=1_000_000)
+    whole = compress(source, tmp_path / "a.gguf", format="q4_0").path
+    small = compress(source, tmp_path / "b.gguf", format="q4_0", memory=110_000_000, threads=1)
+    assert whole.read_bytes() == small.path.read_bytes()

@@ -1,0 +1,267 @@
+"""Models whose layers are stacks of blocks: written, loaded in any budget, changed while loaded."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference_llama import ReferenceLlama
+from test_check import check
+
+import headrace
+from headrace.compress import compress
+from headrace.description import describe_model
+from headrace.errors import BudgetError, ModelFileError, UnsupportedError
+from headrace.families import describe
+from headrace.loaders.gguf import TensorReader
+from headrace.loaders.tiled import Entry, build_header, open_model, tiled_type
+from headrace.memory_plan import plan_model
+from headrace.model import Model
+from headrace.sparse.bitstack import rebuild, unpack
+from headrace.stack import Stack, stack_of
+from headrace.standalone.export import export
+from headrace.targets.host import pick_target
+from headrace.write_stack import write_stack
+
+STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
+LEVELS, RANK = 4, 2
+IDS = [1, 403, 407, 261, 378, 432, 285, 286, 261, 400, 31, 72, 80, 90, 100, 110, 120, 130, 140, 150]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stories260K as a stack; the matrices whose inputs are no multiple of 32 stay whole."""
+    found = tmp_path_factory.mktemp("stack") / "stories.gguf"
+    return write_stack(STORIES, found, rank=RANK, levels=LEVELS)
+
+
+def stack(path: Path) -> Stack:
+    model = open_model(path)
+    found = stack_of(model, describe(model))
+    assert found is not None
+    return found
+
+
+def load(path: Path, **options: object) -> Model:
+    return headrace.load(path, context=64, **options)  # type: ignore[arg-type]
+
+
+def expected(path: Path, blocks: int) -> np.ndarray:
+    """Logits by numpy, from the weights that the first blocks stand for."""
+    model = ReferenceLlama(STORIES)
+    by_matrix: dict[str, list] = {}
+    with TensorReader() as reader:
+        for one in stack(path).blocks[:blocks]:
+            raw = np.empty(one.info.n_bytes, np.uint8)
+            reader.readinto(one.info, 0, raw)
+            by_matrix.setdefault(one.matrix.name, []).append(unpack(raw, one.shape))
+    for name, found in by_matrix.items():
+        model.weights[name] = rebuild(found).astype(np.float64)
+    return model.logits(IDS)
+
+
+def test_the_order_is_by_level(path: Path) -> None:
+    found = stack(path)
+    n = found.least
+    assert len(found) == n * LEVELS and n == 6 * 5  # ffn_down has 172 inputs
+    levels = [one.level for one in found.blocks]
+    assert levels == sorted(levels)
+    sizes = [found.n_bytes(count) for count in range(len(found) + 1)]
+    assert all(a < b for a, b in itertools.pairwise(sizes))
+    for count in (n, n + 1, len(found)):
+        assert found.fitting(found.n_bytes(count)) == count
+        assert found.fitting(found.n_bytes(count) - 1) == count - 1
+        held = [one.level for one in found.blocks[:count]]
+        most = {m: sum(o.matrix.name == m for o in found.blocks[:count]) for m in found.shapes}
+        assert max(most.values()) - min(most.values()) <= 1, held
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_logits_are_those_of_the_rebuilt_weights(path: Path, levels: int) -> None:
+    blocks = levels * stack(path).least
+    wanted = expected(path, blocks)
+    size = float(np.abs(wanted).max())
+    with load(path) as model:
+        beside = sum(model.prepared.parts.values()) - stack(path).n_bytes(len(stack(path)))
+        model.memory = beside + stack(path).n_bytes(blocks)
+        assert model.prepared.blocks == blocks
+        long = model.logits(IDS)  # rebuilt tiles
+        short = model.logits(IDS[:8])  # sign planes
+        assert float(np.abs(long - wanted).max()) < 0.05 * size
+        assert float(np.abs(short - wanted[:8]).max()) < 0.05 * size
+
+
+@pytest.mark.parametrize("target", [None, "x86-64-v3"])
+def test_checked_tokens_equal_decode(path: Path, target: str | None) -> None:
+    if target is not None and pick_target().name.split("-")[0] != "x86":
+        pytest.skip("for x86")
+    with load(path, target=target) as model:
+        for tokens in (2, 5, 16):
+            check(model, 3, tokens)
+
+
+def test_threads_do_not_change_a_bit(path: Path) -> None:
+    found = []
+    for threads in (1, 2, 3):
+        with load(path, threads=threads) as model:
+            found.append((model.logits(IDS), model.logits(IDS[:1]), model.logits(IDS[:7])))
+    for one in found[1:]:
+        for a, b in zip(found[0], one, strict=True):
+            assert np.array_equal(a, b)
+
+
+class _Reads:
+    """Counts the bytes of files that are read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.n_bytes, self.calls, real = 0, 0, os.preadv
+
+        def preadv(fd: int, buffers: list, offset: int) -> int:
+            done = real(fd, buffers, offset)
+            self.n_bytes += done
+            self.calls += 1
+            return done
+
+        monkeypatch.setattr(os, "preadv", preadv)
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="reads cannot be counted")
+def test_changing_the_budget_reads_the_difference(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = stack(path)
+    everything = len(found)
+    with load(path) as model:
+        fixed = sum(model.prepared.parts.values()) - found.n_bytes(everything)
+        reads = _Reads(monkeypatch)
+
+        def change(count: int) -> tuple[int, np.ndarray]:
+            reads.n_bytes = reads.calls = 0
+            model.memory = fixed + found.n_bytes(count)
+            assert model.prepared.blocks == count
+            assert reads.calls <= 1
+            return reads.n_bytes, np.concatenate([model.logits(IDS), model.logits(IDS[:1])])
+
+        _, all_logits = change(everything)
+        n, fewer = change(everything - 1)
+        assert n == 0 and not np.array_equal(fewer, all_logits)
+        n, again = change(everything)
+        assert n == found.n_bytes(everything) - found.n_bytes(everything - 1)
+        assert np.array_equal(again, all_logits)
+        n, least = change(found.least)
+        assert n == 0
+        for count in range(found.least + 1, found.least + 4):  # block by block
+            n, _ = change(count)
+            assert n == found.n_bytes(count) - found.n_bytes(count - 1)
+        n, _ = change(everything - 1)
+        assert n == found.n_bytes(everything - 1) - found.n_bytes(found.least + 3)
+        _, back = change(found.least)
+        assert np.array_equal(back, least)
+        _, some = change(found.least + 7)
+    with load(path, memory=fixed) as model:  # which takes less for activations
+        model.memory = sum(model.prepared.parts.values()) + (
+            found.n_bytes(found.least + 7) - found.n_bytes(model.prepared.blocks)
+        )
+        assert np.array_equal(model.logits(IDS), some[: len(IDS)])
+
+
+def test_too_little_memory_names_the_least(path: Path) -> None:
+    with pytest.raises(BudgetError, match="blocks") as refused:
+        load(path, memory="60MB")
+    needed = refused.value.needed_bytes
+    with load(path, memory=needed) as model:
+        assert model.prepared.blocks == stack(path).least
+    with pytest.raises(BudgetError):
+        load(path, memory=needed - 4096)
+    with load(path) as model:
+        before = model.logits(IDS)
+        with pytest.raises(BudgetError):
+            model.memory = "60MB"
+        assert np.array_equal(model.logits(IDS), before)
+
+
+def _rewritten(path: Path, to: Path, entries: list[Entry]) -> Path:
+    """The file with other descriptions; what the bytes are does not matter, they are zeros."""
+    header, _, size = build_header(open_model(path), entries)
+    with open(to, "wb") as file:
+        file.write(header)
+        file.truncate(size)
+    return to
+
+
+def _entries(path: Path) -> list[Entry]:
+    return [
+        Entry(i.name, i.type, i.shape, i.n_bytes, i.type.removeprefix("tiled "))
+        if i.type.startswith("tiled ")
+        else Entry(i.name, i.type, i.shape, i.n_bytes)
+        for i in open_model(path).tensors.values()
+    ]
+
+
+def test_stacks_that_make_no_sense_are_refused(path: Path, tmp_path: Path) -> None:
+    good = _entries(path)
+    blocks = [i for i, e in enumerate(good) if ".block" in e.name]
+    first, second = blocks[0], blocks[len(blocks) // LEVELS]
+    plain = Entry("blk.0.attn_q.weight", "F32", (64, 64), 64 * 64 * 4)
+    other = good[first]._replace(format="bitstack_k3", type=tiled_type("bitstack_k3"))
+
+    def swapped(a: int, b: int) -> list[Entry]:
+        entries = list(good)
+        entries[a], entries[b] = entries[b], entries[a]
+        return entries
+
+    def put(at: int, entry: Entry) -> list[Entry]:
+        return [*good[:at], entry, *good[at + 1 :]]
+
+    cases: list[tuple[list[Entry], type[Exception], str]] = [
+        (good[:first] + good[first + 1 :], ModelFileError, "comes before block 0"),
+        (swapped(first, second), ModelFileError, "comes before block 0"),
+        (swapped(second - 1, second + 1), ModelFileError, "second blocks|comes before block 0"),
+        ([*good, plain], ModelFileError, "whole, too"),
+        (put(first, other), UnsupportedError, "bitstack_k3"),
+        (put(first, good[first]._replace(name="no.such.block0")), ModelFileError, "of no matrix"),
+        (put(first, good[first]._replace(n_bytes=4096)), ModelFileError, "4,096 bytes"),
+        (put(first, good[first]._replace(shape=(32, 64))), ModelFileError, "shape"),
+        ([*good[: first + 3], plain._replace(name="x", shape=(64,), n_bytes=256),
+          *good[first + 3 :]], ModelFileError, "does not lie behind"),
+    ]  # fmt: skip
+    assert load(_rewritten(path, tmp_path / "good.gguf", good)).prepared.blocks == len(blocks)
+    for i, (entries, error, message) in enumerate(cases):
+        with pytest.raises(error, match=message):
+            load(_rewritten(path, tmp_path / f"{i}.gguf", entries))
+
+
+def test_a_stack_is_neither_exported_nor_stacked_again(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="stacks"):
+        export(path, pick_target(), tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="a stack already"):
+        write_stack(path, tmp_path / "again.gguf")
+
+
+def test_plans_and_listings_know_stacks(path: Path) -> None:
+    found = stack(path)
+    listed = describe_model(path)
+    assert listed["parameters"] == describe_model(STORIES)["parameters"]
+    kinds = {row["type"]: row for row in listed["types"]}
+    assert kinds[f"tiled bitstack_k{RANK}"]["tensors"] == len(found)
+    assert kinds[f"tiled bitstack_k{RANK}"]["loads_as"] == "kernel"
+    whole = plan_model(path, context=64)
+    assert (whole.blocks, whole.blocks_in_file, whole.fits) == (len(found), len(found), True)
+    assert whole.predicted_tok_s is not None and not whole.notices()
+    less = plan_model(path, memory=whole.peak_bytes - 1, context=64, measure=False)
+    assert found.least <= less.blocks <= len(found)
+
+
+def test_the_command_writes_a_stack(tmp_path: Path) -> None:
+    text = "Once upon a time, there was a little girl named Lily. She loved to play outside. " * 8
+    done = compress(
+        STORIES, tmp_path / "s.gguf", format="bitstack", calibrate=text, calibrate_tokens=512
+    )
+    with load(done.path) as model:
+        assert model.format == "bitstack_k1" and len(model.blocks) == 16 * 30
+        assert "".join(model.generate("Once upon a time", raw=True, max_tokens=8)).strip()
+    with pytest.raises(UnsupportedError, match="--method"):
+        compress(STORIES, tmp_path / "t.gguf", format="bitstack", method="rtn")
