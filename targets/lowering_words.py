@@ -24,8 +24,8 @@ _I16, _I32 = ir.IntType(16), ir.IntType(32)
 @marker("load_halves", lambda p, q: VecType("i32", 1))
 def _load_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     half = ir.VectorType(_I32, LANES // 2)
-    parts = [b.load(b.bitcast(p, half.as_pointer()), align=4) for p in args]
-    return shuffle(b, *parts, range(LANES))
+    low, high = (b.load(b.bitcast(p, half.as_pointer()), align=4) for p in args)
+    return shuffle(b, low, high, range(LANES))
 
 
 def _words(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
