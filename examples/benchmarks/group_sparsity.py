@@ -5,8 +5,9 @@
 Random weights whose rows differ in size, so that rows keep different numbers of groups; half of all
 groups are left out (`--rate`). Every pass goes through copies of the matrix that fill 256 MB on
 huge pages, all sides take turns, and of all the times of one matrix the tenth percentile counts:
-that is what is left of other programs' work. Dense is q4_0, as decode runs it here
-(`gemv2`: 16-bit activations) and with 8-bit activations (`gemv`); ratios are to the faster one.
+that is what is left of other programs' work. Dense are our INT4 formats with groups of 32 weights
+and 8-bit activations (`gemv`), and q4_0 with 16-bit ones, as decode runs it on CPUs with VNNI
+(`gemv2`); ratios are to the fastest of them.
 Imbalance is the longest share of a matrix over the mean share, each timed alone on one core.
 """
 
@@ -31,6 +32,7 @@ from headrace.targets.table import ENTRY
 from headrace.team import Team, default_threads
 
 SHAPES = ((4096, 4096), (11008, 4096))
+DENSE = (("q4_0", "gemv"), ("q4_0", "gemv2"), ("i4_g32", "gemv"), ("i4a_g32", "gemv"))
 ASKED = {16: 1.2, 32: 1.45, 64: 1.6}
 ROTATED = 256 << 20
 SHARES = (2, 4, 8)
@@ -99,9 +101,11 @@ def _aligned(x: np.ndarray) -> np.ndarray:
 _arenas: list[Arena] = []
 
 
-def dense(operation: str, address: int, w: np.ndarray, x: np.ndarray, y: np.ndarray) -> Side:
-    """Q4_0 of the whole matrix."""
-    fmt = FORMATS["q4_0"]
+def dense(
+    name: str, operation: str, address: int, w: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Side:
+    """INT4 of the whole matrix."""
+    fmt = FORMATS[name]
     quantize = linear.quantize_q8x2 if operation == "gemv2" else linear.quantize_q8
     coded, one, bias = _aligned(quantize(x, 1)), np.ones(1, np.int64), np.zeros(len(w), np.float32)
 
@@ -109,7 +113,7 @@ def dense(operation: str, address: int, w: np.ndarray, x: np.ndarray, y: np.ndar
         blocks = w.shape[1] // fmt.block
         return [at, coded, y, blocks, len(w) // 16, one, 0, y.strides[0], bias, coded[0].nbytes]
 
-    return Side(f"dense q4_0 {operation}", address, fmt.tile(fmt.encode(w)), slots)
+    return Side(f"dense {name} {operation}", address, fmt.tile(fmt.encode(w)), slots)
 
 
 def sparse(
@@ -141,24 +145,25 @@ def measure(
     w = rng.standard_normal((rows, n), np.float32)
     w *= np.exp(rng.standard_normal((rows, 1)) * 0.1).astype(np.float32)
     x, y = rng.standard_normal((1, n), np.float32), np.zeros((1, rows), np.float32)
-    kernels = linear.kernels(FORMATS["q4_0"])
-    operations = [kernels["gemv"], kernels["gemv2"]]
-    addresses = store.load([*operations, *gqs_kernels.all_kernels()])
-    sides = [dense(k.name.split("_")[0], addresses[k.name], w, x, y) for k in operations]
+    products = [linear.kernels(FORMATS[name])[operation] for name, operation in DENSE]
+    addresses = store.load([*products, *gqs_kernels.all_kernels()])
+    sides = [
+        dense(*which, addresses[k.name], w, x, y) for which, k in zip(DENSE, products, strict=True)
+    ]
     sides += [sparse(g, addresses[f"gemv_gqs_g{g}"], w, x, y, rate) for g in gqs.GROUPS]
     bandwidth = 0.0
     for _ in range(rounds):
         bandwidth = max(bandwidth, read_bandwidth(store, team, ROTATED, 2))
         for side in sides:
             side.run(team)
-    baseline = min(side.best for side in sides[:2])
+    baseline = min(side.best for side in sides[: len(DENSE)])
     print(f"\n{rows} x {n}, {team.n_threads} threads, memory reads {bandwidth / 1e9:.1f} GB/s")
     print(
         "| side | bits | us | GB/s | share of memory | times dense | asked | imbalance "
         + " / ".join(f"of {k}" for k in SHARES)
         + " |"
     )
-    for side, group in zip(sides, [None, None, *gqs.GROUPS], strict=True):
+    for side, group in zip(sides, [*[None] * len(DENSE), *gqs.GROUPS], strict=True):
         rate_read = side.n_bytes / side.best
         uneven = " / ".join(f"{side.imbalance(k):.3f}" for k in SHARES) if group else ""
         print(
