@@ -146,6 +146,8 @@ def _gemv(group: int) -> KernelFunction:
         acc = zeros_f32(1)
         for _ in range(n):
             prefetch(w + AHEAD)
+            if bytes_per_unit > 80:  # every line of 64 bytes: one a unit would pass over some
+                prefetch(w + (AHEAD + 64))
             acc = acc + to_f32(unit(w, x))
             w = w + bytes_per_unit
         return sum_f32(acc)
