@@ -37,7 +37,6 @@ from headrace.targets.target import Target
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
 from headrace.weights import Weights
-from headrace.windows import cut_text
 
 Progress = Callable[[int, int | None, str], None]
 Notice = Callable[[str], None]
@@ -47,6 +46,7 @@ LEAST_WINDOW = plans.SHORT_TOKENS + 1  # shorter ones run through another progra
 TOKENS = 128 * WINDOW  # unless told otherwise
 _SQUARE = 512  # of sums, that a thread adds to at once
 _LOADING_BYTES = 16 << 20  # that a thread takes when it loads and decodes weights
+_TEXT_PIECE = 1 << 16  # characters
 _END_ROWS = TILE_ROWS  # of embedding and head in the decoder of one layer, which uses neither
 
 
@@ -57,15 +57,28 @@ def calibration_windows(model: ModelFile, decoder: Decoder, text: str, tokens: i
         HeadraceError: the text is too short to say anything, or the file has no usable tokenizer.
     """
     tokenizer = Tokenizer.from_metadata(model.metadata, model.paths[0])
-    n = len(tokenizer.encode(text, add_special=True, parse_special=False))
-    window = min(WINDOW, decoder.context, n, tokens)
+    ids = _first_tokens(tokenizer, text, tokens)
+    n = len(ids)
+    window = min(WINDOW, decoder.context, n)
     if window < LEAST_WINDOW:
         raise HeadraceError(
-            f"a text of {n} tokens, of which {tokens} may be used, is too short to calibrate with; "
-            f"{LEAST_WINDOW} is the least, and some ten thousand are usual"
+            f"{n} tokens of text are too short to calibrate with; {LEAST_WINDOW} are the least, "
+            "and some ten thousand are usual"
         )
-    windows = cut_text(tokenizer, text, window, max(1, tokens // window))
-    return np.array([ids for ids, _ in windows], np.int64)
+    windows = np.array(ids[: n // window * window], np.int64).reshape(-1, window)
+    if tokenizer.add_bos and tokenizer.bos_id is not None:
+        windows[:, 0] = tokenizer.bos_id
+    return windows
+
+
+def _first_tokens(tokenizer: Tokenizer, text: str, n: int) -> list[int]:
+    """At most n tokens, read some lines at a time: the library takes 700 bytes for each."""
+    ids, at = list[int](), 0
+    while at < len(text) and len(ids) < n:
+        end = text.rfind("\n", at, at + _TEXT_PIECE) + 1 or at + _TEXT_PIECE
+        ids += tokenizer.encode(text[at:end], add_special=at == 0, parse_special=False)
+        at = end
+    return ids[:n]
 
 
 class LayerInputs:

@@ -18,7 +18,7 @@ import numpy as np
 from headrace.arguments import whole
 from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
-from headrace.choices import PROCESS_BYTES
+from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, tensor_of
@@ -148,7 +148,6 @@ def compress(
     )  # fmt: skip
     whole("evaluate_tokens", evaluate_tokens, low=1)
     limit = limit_of(memory).n_bytes
-    room = None if limit is None else limit - PROCESS_BYTES
     target = Path(os.path.expanduser(dst))
     _check_target(target, force)
     path = resolve(src, progress=progress)
@@ -156,6 +155,8 @@ def compress(
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
+    process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
+    room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None or evaluate is not None:
             raise UnsupportedError(
@@ -169,7 +170,7 @@ def compress(
                     model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
                 )
                 of = stack.enter_context(found).of
-            write_stack(model.paths[0], target, inputs=of, progress=progress)
+            write_stack(path, target, inputs=of, progress=progress)
         return Compressed(target, model.size_bytes, target.stat().st_size)
     entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
     mine = [one for one in sources if isinstance(one, Recipe)]

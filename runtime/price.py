@@ -18,6 +18,7 @@ Progress = Callable[[int, int | None, str], None]
 
 WINDOW = 512  # tokens
 TOKENS = 64 * WINDOW  # unless told otherwise
+_CHARACTERS = 16  # more than a token has on average
 _PREFIX = "headrace.price."
 _RESERVED = "headrace.later."  # of the room for it: as long, and no price
 _RATES = ("kl_divergence", "top_agreement", "perplexity_ratio")
@@ -77,5 +78,7 @@ def measure_price(
         load(compressed, context=window, threads=threads, memory=each, progress=progress) as second,
     ):
         chunks = max(1, tokens // window)
-        found = compare(first, second, text, context=window, chunks=chunks, progress=progress)
+        # The library takes some hundred bytes for each token, also of a text that is not needed.
+        part = text[: chunks * window * _CHARACTERS]
+        found = compare(first, second, part, context=window, chunks=chunks, progress=progress)
     return {**{name: found[name] for name in (*_RATES, "tokens")}, "text_sha256": text_digest(text)}

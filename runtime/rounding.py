@@ -19,8 +19,8 @@ from headrace.sparse.registry import FORMATS
 
 Write = Callable[[int, np.ndarray], None]  # offset in the tensor, bytes
 
-# What rounding takes at a time for each weight, as float32 and in temporaries (measured).
-_BYTES_PER_WEIGHT = 64
+# What rounding takes for each weight at a time: float32, temporaries, what allocators keep.
+_BYTES_PER_WEIGHT = 96
 _PORTION = 1 << 19  # weights that a thread rounds at once, where memory allows
 _GPTQ_ROWS = 512  # at least, where memory allows: the work on one input is then worth a call
 _HALF = np.float32(65504)

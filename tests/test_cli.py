@@ -45,7 +45,10 @@ class Model:
         self.pieces: list[Any] = ["Rayleigh ", "scat", "tering"]
         self.calls: list[tuple[Any, ...]] = []
         self.notices: list[str] = []
-        self.plan = types.SimpleNamespace(notices=lambda: self.notices)
+        self.plan = types.SimpleNamespace(
+            notices=lambda: self.notices, budget=10**9, context=256, resident_weights=5,
+            flash_bytes_per_token=7,
+        )  # fmt: skip
 
     def __enter__(self) -> Model:
         return self
@@ -119,6 +122,9 @@ def test_run_json(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["decode_tok_s"] == pytest.approx(100)
     assert result["peak_rss_bytes"] > 1_000_000
     assert (result["passes"], result["accepted_tokens"]) == (1, 1)
+    assert (result["budget_bytes"], result["context"]) == (10**9, 256)
+    assert (result["resident_weights_bytes"], result["bytes_read_per_token"]) == (5, 7)
+    assert (result["tokens_per_pass"], result["notices"]) == (2.0, [])
     assert err == ""
     assert model.calls[1][2]["stop"] == ("a", "b")
 
