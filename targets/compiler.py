@@ -16,7 +16,8 @@ import numba
 from numba.core import cgutils, codegen, compiler, cpu, registry, types
 from numba.core.compiler_lock import global_compiler_lock
 
-import headrace.targets.lowering_products  # noqa: F401, registers its markers
+import headrace.targets.lowering_products
+import headrace.targets.lowering_words  # noqa: F401
 from headrace.errors import KernelError
 from headrace.targets import lowering, simd
 from headrace.targets.backend import (

@@ -1,7 +1,8 @@
 """What each marker of `headrace.targets.simd` means: its Numba type and its LLVM code.
 
 Importing this module imports Numba and registers the markers with it; only the compiler does so.
-Those of inner products are in `headrace.targets.lowering_products`.
+Those of inner products are in `headrace.targets.lowering_products`, of 16-bit integers in
+`headrace.targets.lowering_words`.
 A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
 """
 
@@ -669,6 +670,7 @@ def _store_block(name: str, convert: Callable[..., Any]) -> None:
 _store_block("store_f32", lambda b, v: v)
 _store_block("store_i32", lambda b, v: v)
 _store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, lanes())))
+_store_block("store_i16", lambda b, v: b.trunc(v, ir.VectorType(_I16, lanes())))
 
 
 @marker("store_i8_halves", lambda p, value, apart, stride: types.none)

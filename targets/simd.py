@@ -210,6 +210,12 @@ def load_i8_i32(p: Any, count: int, stride: Any) -> Any:
 
 
 @_marker
+def load_halves(p: Any, q: Any) -> Any:
+    """16 int32 of two places: 8 from p, then 8 from q."""
+    return _only_compiled()
+
+
+@_marker
 def load_f32(p: Any, count: int, stride: Any) -> Any:
     """count x 16 float32."""
     return _only_compiled()
@@ -330,6 +336,12 @@ def store_f16(p: Any, value: Any, stride: Any) -> None:
 @_marker
 def store_i8(p: Any, value: Any, stride: Any) -> None:
     """Store the low bytes of count x 16 int32, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
+def store_i16(p: Any, value: Any, stride: Any) -> None:
+    """Store the low 16 bits of count x 16 int32, `stride` bytes apart."""
     _only_compiled()
 
 
@@ -638,6 +650,26 @@ def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> 
 @_marker
 def dot_result(acc: Any, bits: int) -> Any:
     """The int32 sums of a `dot_init` block that `dot8` filled with codes of `bits` bits."""
+    return _only_compiled()
+
+
+@_marker
+def group_words(value: Any, index: int, scales: Any, first: int, count: int) -> Any:
+    """16-bit integers, two in a lane: nibble * scale + 16 * offset.
+
+    The nibbles are bits 4 * index .. 4 * index + 3 of the 32 words in int32 lanes of `value`. They
+    are `count` groups in runs of 32 / count; the word `first` + g of `scales` has the scale of
+    group g, 0..127, in its low byte and the offset, signed, in its high one.
+    """
+    return _only_compiled()
+
+
+@_marker
+def dot_words(acc: Any, a: Any, b: Any) -> Any:
+    """acc + a.low * b.low + a.high * b.high, for int32 lanes of two signed 16-bit integers each.
+
+    All three are single vectors of 16 lanes.
+    """
     return _only_compiled()
 
 

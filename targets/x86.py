@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -32,6 +32,29 @@ def _clock(b: ir.IRBuilder) -> ir.Value:
 
 
 COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "clock": _clock}
+
+
+def _group_words(width: int) -> Callable[..., ir.Value]:
+    """`pmaddubsw` of (nibble, 16) and (scale, offset)."""
+    name = {512: "avx512.pmaddubs.w.512", 256: "avx2.pmadd.ub.sw", 128: "ssse3.pmadd.ub.sw.128"}
+    n_bytes = width // 8
+
+    def group_words(
+        b: ir.IRBuilder, value: ir.Value, index: int, scales: ir.Value, groups: Sequence[int]
+    ) -> ir.Value:
+        def every(n: int) -> ir.Constant:
+            return ir.Constant(value.type, [n] * value.type.count)
+
+        nibbles = b.and_(b.lshr(value, every(4 * index)), every(15))
+        codes = b.or_(nibbles, every(0x1000))
+        order = ir.Constant(_vec(_I32, len(groups)), list(groups))
+        spread = b.shuffle_vector(scales, ir.Constant(scales.type, ir.Undefined), order)
+        ty, bytes_of = _vec(_I16, n_bytes // 2), _vec(_I8, 2 * value.type.count)
+        rows = zip(*(cut(b, b.bitcast(v, bytes_of), n_bytes) for v in (codes, spread)), strict=True)
+        full = f"llvm.x86.{name[width]}"
+        return concat(b, [intrinsic_call(b, full, ty, list(row)) for row in rows])
+
+    return group_words
 
 
 # --- VNNI: unsigned by signed bytes, four at a time, into 32 bits ---------------------------------
@@ -75,10 +98,17 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
         ]
         return concat(b, out), narrow
 
+    def dot_words(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+        name, ty = f"llvm.x86.avx512.vpdpwssd.{width}", _vec(_I32, lanes)
+        rows = zip(*(cut(b, v, n_bytes) for v in (acc, x, y)), strict=True)
+        return concat(b, [intrinsic_call(b, name, ty, list(row)) for row in rows])
+
     return {
         **COMMON,
         "dot4": dot4,
         "dot4_weights": _flip_sign,
+        "dot_words": dot_words,
+        "group_words": _group_words(width),
         "lookup16": _lookup16(width, flip=0x80),
     }
 
@@ -137,6 +167,12 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         words = cut(b, b.bitcast(narrow, _vec(_I16, narrow.type.count * 2)), n8)
         return b.add(wide, concat(b, [pairs(b, w) for w in words]))
 
+    def dot_words(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+        words = (b.bitcast(v, _vec(_I16, 2 * v.type.count)) for v in (x, y))
+        rows = zip(*(cut(b, v, n8) for v in words), strict=True)
+        ty = _vec(_I32, n16 // 2)
+        return b.add(acc, concat(b, [intrinsic_call(b, maddwd, ty, list(row)) for row in rows]))
+
     def shifted(b: ir.IRBuilder, word: ir.Value, bits: int) -> ir.Value:
         # The word fits 16 bits. LLVM would shift it before it is broadcast, outside of the vectors.
         n = lanes()
@@ -154,6 +190,8 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         "dot_steps": steps,
         "dot_result": result,
         "shifted_word": shifted,
+        "dot_words": dot_words,
+        "group_words": _group_words(width),
         "lookup16": _lookup16(width),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headrace.kernels import attention, bitstack, execute, prepare, probe
 from headrace.offload import requests
-from headrace.sparse import linear
+from headrace.sparse import gqs_kernels, linear
 from headrace.targets.table import Kernel
 
 
@@ -12,6 +12,7 @@ def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name; dispatch, tests and benchmarks loop over it."""
     rows = [
         *linear.all_kernels(),
+        *gqs_kernels.all_kernels(),
         *prepare.all_kernels(),
         *bitstack.all_kernels(),
         *attention.all_kernels(),

@@ -1,0 +1,195 @@
+"""Group-sparse matrix times vector beside our own dense INT4, from memory.
+
+    python examples/benchmarks/group_sparsity.py [--threads 2] [--rate 0.5] [--rounds 7]
+
+Random weights whose rows differ in size, so that rows keep different numbers of groups; half of all
+groups are left out (`--rate`). Every pass goes through copies of the matrix that fill 256 MB on
+huge pages, all sides take turns, and of all the times of one matrix the tenth percentile counts:
+that is what is left of other programs' work. Dense are our INT4 formats with groups of 32 weights
+and 8-bit activations (`gemv`), and q4_0 with 16-bit ones, as decode runs it on CPUs with VNNI
+(`gemv2`); ratios are to the fastest of them.
+Imbalance is the longest share of a matrix over the mean share, each timed alone on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from headrace.kernels import execute
+from headrace.kernels.invoke import argument_block
+from headrace.machine import read_bandwidth
+from headrace.memory import Arena
+from headrace.sparse import gqs, gqs_kernels, linear
+from headrace.sparse.registry import FORMATS
+from headrace.targets.cache import KernelStore
+from headrace.targets.host import pick_target
+from headrace.targets.table import ENTRY
+from headrace.team import Team, default_threads
+
+SHAPES = ((4096, 4096), (11008, 4096))
+DENSE = (("q4_0", "gemv"), ("q4_0", "gemv2"), ("i4_g32", "gemv"), ("i4a_g32", "gemv"))
+ASKED = {16: 1.2, 32: 1.45, 64: 1.6}
+ROTATED = 256 << 20
+SHARES = (2, 4, 8)
+
+
+class Side:
+    """A kernel over copies of one matrix.
+
+    Args:
+        raw: the matrix; its copies fill `ROTATED` bytes.
+        slots: gives the kernel's slots, for the address of a copy.
+    """
+
+    def __init__(
+        self, name: str, address: int, raw: np.ndarray, slots: Callable[[int], list[Any]]
+    ) -> None:
+        self.name, self.n_bytes = name, raw.nbytes
+        self.copies = -(-ROTATED // raw.nbytes)
+        self._arena = Arena({str(i): raw.nbytes for i in range(self.copies)})
+        self._kept = []
+        self.steps = np.zeros((self.copies, execute.STEP_SLOTS), np.int64)
+        for i in range(self.copies):
+            self._arena.view(str(i))[: raw.nbytes] = raw.reshape(-1)
+            at = self._arena.address(str(i))
+            arrays = slots(at)
+            block = argument_block(arrays)
+            self._kept += [*arrays, block]
+            self.steps[i, :3] = address, block.ctypes.data, execute.STEP_BARRIER
+            self.steps[i - 1, 3:5] = at, raw.nbytes  # what comes after the one before
+        self._times: list[float] = []
+
+    def run(self, team: Team) -> None:
+        """One pass; keeps the time of each matrix."""
+        ticks = np.zeros(self.copies + 1, np.int64)
+        start = time.perf_counter()
+        team.run(self.steps, ticks=ticks)
+        second = (ticks[-1] - ticks[0]) / (time.perf_counter() - start)
+        self._times += list(np.diff(ticks) / second)
+
+    @property
+    def best(self) -> float:
+        """Seconds that the fastest tenth of all matrices took at most."""
+        return float(np.quantile(self._times, 0.1))
+
+    def imbalance(self, shares: int) -> float:
+        """The longest share of a matrix over the mean."""
+        times = np.empty((self.copies, shares))
+        for n, (address, block) in enumerate(self.steps[:, :2]):
+            entry = ENTRY(int(address))
+            for i in range(shares):
+                start = time.perf_counter()
+                entry(int(block), i, shares)
+                times[n, i] = time.perf_counter() - start
+        each = np.quantile(times, 0.1, axis=0)
+        return float(each.max() / each.mean())
+
+
+def _aligned(x: np.ndarray) -> np.ndarray:
+    """A copy where the runtime would have it: at a cache line."""
+    arena = Arena({"x": x.nbytes})
+    arena.view("x")[: x.nbytes] = x.reshape(-1).view(np.uint8)
+    _arenas.append(arena)
+    return arena.view("x")[: x.nbytes].reshape(x.shape)
+
+
+_arenas: list[Arena] = []
+
+
+def dense(
+    name: str, operation: str, address: int, w: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Side:
+    """INT4 of the whole matrix."""
+    fmt = FORMATS[name]
+    quantize = linear.quantize_q8x2 if operation == "gemv2" else linear.quantize_q8
+    coded, one, bias = _aligned(quantize(x, 1)), np.ones(1, np.int64), np.zeros(len(w), np.float32)
+
+    def slots(at: int) -> list[Any]:
+        blocks = w.shape[1] // fmt.block
+        return [at, coded, y, blocks, len(w) // 16, one, 0, y.strides[0], bias, coded[0].nbytes]
+
+    return Side(f"dense {name} {operation}", address, fmt.tile(fmt.encode(w)), slots)
+
+
+def sparse(
+    group: int, address: int, w: np.ndarray, x: np.ndarray, y: np.ndarray, rate: float
+) -> Side:
+    """The groups of the largest weights, of the whole matrix."""
+    rows, n = w.shape
+    size = (w.reshape(rows, n // group, group) ** 2).mean(axis=2)
+    raw = gqs.pack_weights(w, size > np.quantile(size, rate), group)
+    coded, one = _aligned(gqs_kernels.code_x16(x)), np.ones(1, np.int64)
+    bias = np.zeros(rows, np.float32)
+
+    def slots(at: int) -> list[Any]:
+        units = at + gqs.units_offset(rows)
+        scales = at + 4 * rows + 4
+        return [
+            at, scales, units, coded, y, rows, one, 0, y.strides[0], bias, coded.strides[0]
+        ]  # fmt: skip
+
+    return Side(f"gqs g{group}", address, raw, slots)
+
+
+def measure(
+    store: KernelStore, team: Team, shape: tuple[int, int], rate: float, rounds: int
+) -> None:
+    """One shape: a line for each side."""
+    rng = np.random.default_rng(1)
+    rows, n = shape
+    w = rng.standard_normal((rows, n), np.float32)
+    w *= np.exp(rng.standard_normal((rows, 1)) * 0.1).astype(np.float32)
+    x, y = rng.standard_normal((1, n), np.float32), np.zeros((1, rows), np.float32)
+    products = [linear.kernels(FORMATS[name])[operation] for name, operation in DENSE]
+    addresses = store.load([*products, *gqs_kernels.all_kernels()])
+    sides = [
+        dense(*which, addresses[k.name], w, x, y) for which, k in zip(DENSE, products, strict=True)
+    ]
+    sides += [sparse(g, addresses[f"gemv_gqs_g{g}"], w, x, y, rate) for g in gqs.GROUPS]
+    bandwidth = 0.0
+    for _ in range(rounds):
+        bandwidth = max(bandwidth, read_bandwidth(store, team, ROTATED, 2))
+        for side in sides:
+            side.run(team)
+    baseline = min(side.best for side in sides[: len(DENSE)])
+    print(f"\n{rows} x {n}, {team.n_threads} threads, memory reads {bandwidth / 1e9:.1f} GB/s")
+    print(
+        "| side | bits | us | GB/s | share of memory | times dense | asked | imbalance "
+        + " / ".join(f"of {k}" for k in SHARES)
+        + " |"
+    )
+    for side, group in zip(sides, [*[None] * len(DENSE), *gqs.GROUPS], strict=True):
+        rate_read = side.n_bytes / side.best
+        uneven = " / ".join(f"{side.imbalance(k):.3f}" for k in SHARES) if group else ""
+        print(
+            f"| {side.name} | {8 * side.n_bytes / w.size:.2f} | {side.best * 1e6:.1f} "
+            f"| {rate_read / 1e9:.1f} | {rate_read / bandwidth:.0%} | {baseline / side.best:.2f} "
+            f"| {ASKED.get(group or 0, '')} | {uneven} |", flush=True,
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--rate", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    store = KernelStore(pick_target())
+    addresses = store.load(execute.all_kernels())
+    team = Team(addresses, options.threads)
+    try:
+        for shape in SHAPES:
+            measure(store, team, shape, options.rate, options.rounds)
+    finally:
+        team.close()
+
+
+if __name__ == "__main__":
+    main()

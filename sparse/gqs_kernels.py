@@ -1,0 +1,299 @@
+"""Kernels of group sparsity: see `headrace.sparse.gqs` for the weights' layout.
+
+Activations ("x16") are 16-bit integers with one scale for a token: they are worth 15 bits below the
+token's largest value, and a row's products need no factor for each group. For n inputs:
+    bytes              what
+    0..3               scale, float32
+    64 .. 64+2n-1      codes, int16, -32767..32767
+
+Products are whole numbers within a unit, exactly; units are summed as float32 in their order, so
+every target gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from headrace.sparse.gqs import (
+    CODE_BYTES,
+    GROUPS,
+    UNIT,
+    pack_weights,
+    units_offset,
+    unpack,
+    whole_numbers,
+)
+from headrace.targets.simd import (
+    absolute,
+    arg_int,
+    arg_ptr,
+    dot_words,
+    get_f32,
+    get_i64,
+    get_u16,
+    get_u32,
+    group_words,
+    lane0,
+    load_f32,
+    load_halves,
+    load_i32,
+    max_f32,
+    maximum,
+    prefetch,
+    put_f32,
+    round_i32,
+    select_lt,
+    splat_f32,
+    splat_i32,
+    store_i16,
+    sum_f32,
+    to_f32,
+    zeros_f32,
+)
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HEAD_BYTES = 64  # of a token's activations
+MOST = 32767
+AHEAD = 4096  # bytes: rows end where the CPU does not expect it, and it asks for too little
+
+
+def activation_bytes(inputs: int) -> int:
+    """Bytes of one token's "x16" activations."""
+    return HEAD_BYTES + 2 * inputs
+
+
+def _code(args: Any, thread: Any, n_threads: Any) -> None:
+    """Code activations. Slots: 0 x (float32), 1 "x16", 2 inputs (a multiple of 16), 3 address of
+    the token count, 4 bytes between tokens of x, 5 between those of "x16", 6 bytes between the
+    threads' own (0: threads share the tokens).
+    """
+    private = arg_int(args, 6)
+    n = arg_int(args, 2)
+    n_tokens = get_i64(arg_ptr(args, 3))
+    x_stride = arg_int(args, 4)
+    out_stride = arg_int(args, 5)
+    first = n_tokens * thread // n_threads
+    last = n_tokens * (thread + 1) // n_threads
+    if private != 0:
+        first = 0
+        last = n_tokens
+    for token in range(first, last):
+        x = arg_ptr(args, 0) + token * x_stride
+        out = arg_ptr(args, 1) + (private * thread + token * out_stride)
+        most = zeros_f32(1)
+        for i in range(0, n, 16):
+            most = maximum(most, absolute(load_f32(x + i * 4, 1, 0)))
+        zero = zeros_f32(1)
+        peak = splat_f32(max_f32(most))
+        scale = select_lt(zero, peak, splat_f32(32767.0) / peak, zero)
+        put_f32(out, lane0(peak * splat_f32(1.0 / 32767.0)))
+        for i in range(0, n, 16):
+            store_i16(out + (64 + i * 2), round_i32(load_f32(x + i * 4, 1, 0) * scale), 0)
+
+
+def _gemv(group: int) -> KernelFunction:
+    """y[token, row] = bias[row] + sum over stored groups of w * x.
+
+    Slots: 0 first units of the rows, 1 scales of the rows, 2 units, 3 "x16" activations, 4 y,
+    5 rows, 6 address of the token count, 7 bytes between the threads' own activations (0: one for
+    all), 8 bytes between tokens of y, 9 bias (float32), 10 bytes between tokens of the activations.
+
+    Threads share the units: each takes the rows that begin in its share of them, so shares differ
+    by a row at most. A row is summed by one thread: the number of threads changes no bit.
+    """
+    per_unit = UNIT // group
+    bytes_per_unit = CODE_BYTES + 4 * per_unit
+
+    def of_column(w: Any, x: Any, p: Any) -> Any:
+        return x + get_u16(w + (2 * per_unit + 2 * p)) * 8
+
+    def add16(w: Any, x: Any) -> Any:
+        x0 = load_halves(of_column(w, x, 0), of_column(w, x, 1))
+        x1 = load_halves(of_column(w, x, 2), of_column(w, x, 3))
+        x2 = load_halves(of_column(w, x, 4), of_column(w, x, 5))
+        x3 = load_halves(of_column(w, x, 6), of_column(w, x, 7))
+        s, v = load_halves(w, w), load_i32(w + 4 * per_unit, 1, 0)
+        a = dot_words(splat_i32(0), group_words(v, 0, s, 0, 2), x0)
+        a = dot_words(a, group_words(v, 1, s, 2, 2), x1)
+        b = dot_words(splat_i32(0), group_words(v, 2, s, 4, 2), x2)
+        return a + dot_words(b, group_words(v, 3, s, 6, 2), x3)
+
+    def add32(w: Any, x: Any) -> Any:
+        x0, x1 = load_i32(of_column(w, x, 0), 1, 0), load_i32(of_column(w, x, 1), 1, 0)
+        x2, x3 = load_i32(of_column(w, x, 2), 1, 0), load_i32(of_column(w, x, 3), 1, 0)
+        s, v = load_halves(w, w), load_i32(w + 4 * per_unit, 1, 0)
+        a = dot_words(splat_i32(0), group_words(v, 0, s, 0, 1), x0)
+        a = dot_words(a, group_words(v, 1, s, 1, 1), x1)
+        b = dot_words(splat_i32(0), group_words(v, 2, s, 2, 1), x2)
+        return a + dot_words(b, group_words(v, 3, s, 3, 1), x3)
+
+    def add64(w: Any, x: Any) -> Any:
+        p, q = of_column(w, x, 0), of_column(w, x, 1)
+        s, v = load_halves(w, w), load_i32(w + 4 * per_unit, 1, 0)
+        a = dot_words(splat_i32(0), group_words(v, 0, s, 0, 1), load_i32(p, 1, 0))
+        a = dot_words(a, group_words(v, 1, s, 0, 1), load_i32(p + 64, 1, 0))
+        b = dot_words(splat_i32(0), group_words(v, 2, s, 1, 1), load_i32(q, 1, 0))
+        return a + dot_words(b, group_words(v, 3, s, 1, 1), load_i32(q + 64, 1, 0))
+
+    unit = {16: add16, 32: add32, 64: add64}[group]
+
+    def row_sum(w: Any, x: Any, n: Any) -> Any:
+        acc = zeros_f32(1)
+        for _ in range(n):
+            prefetch(w + AHEAD)
+            if bytes_per_unit > 80:  # every line of 64 bytes: one a unit would pass over some
+                prefetch(w + (AHEAD + 64))
+            acc = acc + to_f32(unit(w, x))
+            w = w + bytes_per_unit
+        return sum_f32(acc)
+
+    def search(first: Any, rows: Any, unit: Any) -> Any:
+        """The first row that begins at `unit` or behind it."""
+        low = 0
+        high = rows
+        while low < high:
+            middle = (low + high) // 2
+            if get_u32(first + middle * 4) < unit:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def gemv(args: Any, thread: Any, n_threads: Any) -> None:
+        first = arg_ptr(args, 0)
+        scales = arg_ptr(args, 1)
+        units = arg_ptr(args, 2)
+        x = arg_ptr(args, 3) + arg_int(args, 7) * thread
+        y = arg_ptr(args, 4)
+        rows = arg_int(args, 5)
+        n_tokens = get_i64(arg_ptr(args, 6))
+        y_stride = arg_int(args, 8)
+        bias = arg_ptr(args, 9)
+        x_stride = arg_int(args, 10)
+        n_units = get_u32(first + rows * 4)
+        row = search(first, rows, n_units * thread // n_threads)
+        last = rows
+        if thread + 1 < n_threads:
+            last = search(first, rows, n_units * (thread + 1) // n_threads)
+        while row < last:
+            begin = get_u32(first + row * 4)
+            n = get_u32(first + row * 4 + 4) - begin
+            w = units + begin * bytes_per_unit
+            for token in range(n_tokens):
+                at = x + token * x_stride
+                scale = get_f32(scales + row * 4) * get_f32(at)
+                total = row_sum(w, at + 64, n) * scale
+                put_f32(y + (row * 4 + token * y_stride), total + get_f32(bias + row * 4))
+            row += 1
+
+    return gemv
+
+
+# --- the rows of the table ------------------------------------------------------------------------
+
+
+def code_x16(x: np.ndarray) -> np.ndarray:
+    """Reference of the "x16" activations: float32 [tokens, n] -> uint8 [tokens, bytes]."""
+    import numpy as np
+
+    x = np.ascontiguousarray(x, np.float32)
+    peak = np.abs(x).max(axis=1)
+    inverse = np.where(peak > 0, np.float32(MOST) / np.where(peak > 0, peak, 1), 0).astype("f4")
+    out = np.zeros((len(x), activation_bytes(x.shape[1])), np.uint8)
+    out[:, :4] = (peak * np.float32(1 / MOST))[:, None].view(np.uint8)
+    out[:, HEAD_BYTES:] = np.rint(x * inverse[:, None]).astype("<i2").view(np.uint8)
+    return out
+
+
+def multiply(raw: np.ndarray, rows: int, n: int, group: int, coded: np.ndarray) -> np.ndarray:
+    """Reference of the products, bit for bit: float32 [tokens, rows], without a bias."""
+    import numpy as np
+
+    groups = unpack(raw, rows, n, group)
+    codes = np.ascontiguousarray(coded[:, HEAD_BYTES:]).view("<i2").astype(np.int64)
+    by_group = codes.reshape(len(coded), n // group, group)[:, groups.columns]
+    products = by_group * whole_numbers(groups).astype(np.int64)
+    out = np.zeros((len(coded), rows), np.float32)
+    per_unit, ends = UNIT // group, np.cumsum(groups.counts)
+    for row, (count, end) in enumerate(zip(groups.counts, ends, strict=True)):
+        units = -(-int(count) // per_unit)
+        whole = np.zeros((len(coded), units * per_unit, group), np.int64)
+        whole[:, :count] = products[:, end - count : end]
+        # Lane i of 16 has weights 2i and 2i + 1 of each 32.
+        lanes = whole.reshape(len(coded), units, 4, 16, 2).sum(axis=(2, 4))
+        total = np.zeros((len(coded), 16), np.float32)
+        for one in lanes.astype(np.float32).transpose(1, 0, 2):
+            total = total + one
+        while total.shape[1] > 1:
+            half = total.shape[1] // 2
+            total = total[:, :half] + total[:, half:]
+        scales = groups.row_scales[row] * np.ascontiguousarray(coded[:, :4]).view(np.float32)
+        out[:, row] = (total * scales)[:, 0]
+    return out
+
+
+def _code_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for n, tokens in ((16, 1), (144, 3)):
+        x = rng.standard_normal((tokens, n)).astype(np.float32)
+        x[0, n // 2] = -1e4
+        x[-1] *= 0 if tokens > 1 else 1
+        expected = code_x16(x)
+        out = np.zeros_like(expected)
+        slots = [x, out, n, np.array([tokens], np.int64), x.strides[0], out.strides[0], 0]
+        yield Case(slots, [(out, expected)], 0, f"{tokens} tokens of {n}")
+
+
+def _gemv_cases(group: int) -> Any:
+    def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+        import numpy as np
+
+        for rows, columns, tokens in ((1, 1, 1), (5, 2, 1), (37, 23, 1), (19, 9, 3)):
+            n = columns * group
+            w = rng.standard_normal((rows, n)).astype(np.float32)
+            w[0] = np.where(np.arange(n) % 2, 3.0, -3.0)
+            w[-1] = 1 + w[-1] / 100  # far from zero
+            keep = rng.random((rows, columns)) < 0.5
+            keep[0] = keep[-1] = True
+            keep[rows // 2] = rows == 1  # an empty row
+            raw = pack_weights(w, keep, group)
+            x = rng.standard_normal((tokens, n)).astype(np.float32)
+            x[0] = np.where(np.arange(n) % 2, 5.0, -5.0)  # the largest products
+            coded = code_x16(x)
+            bias = rng.standard_normal(rows).astype(np.float32)
+            y = np.zeros((tokens, rows), np.float32)
+            head = raw[: 8 * rows + 4].view(np.uint32).copy()
+            slots = [
+                head[: rows + 1].copy(), head[rows + 1 :].view(np.float32).copy(),
+                raw[units_offset(rows) :].copy(), coded, y, rows, np.array([tokens], np.int64), 0,
+                y.strides[0], bias, coded.strides[0],
+            ]  # fmt: skip
+            expected = multiply(raw, rows, n, group, coded) + bias
+            yield Case(slots, [(y, expected)], 0, f"{rows}x{n}, {tokens} tokens")
+
+    return cases
+
+
+_SOURCES = (__name__, "headrace.sparse.gqs")
+
+
+def _gemv_row(group: int) -> Kernel:
+    name = f"gemv_gqs_g{group}"
+    return Kernel(name, lambda target: _gemv(group), _SOURCES, _gemv_cases(group), __name__)
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of the table that belongs to group sparsity."""
+    code = Kernel("code_x16", lambda target: _code, _SOURCES, _code_cases, __name__)
+    return [code, *(_gemv_row(group) for group in GROUPS)]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

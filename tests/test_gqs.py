@@ -1,0 +1,162 @@
+"""Group-sparse matrices: what is coded is read back; pruning, threads, and hostile bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_harness import call
+
+from headrace.errors import ModelFileError
+from headrace.memory import Arena
+from headrace.sparse import gqs, gqs_kernels, gqs_pruning
+from headrace.targets.cache import KernelStore
+from headrace.targets.host import pick_target
+
+ROWS, COLUMNS = 13, 11
+
+
+def _example(group: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((ROWS, COLUMNS * group)).astype(np.float32)
+    keep = rng.random((ROWS, COLUMNS)) < 0.5
+    keep[0], keep[1], keep[-1] = True, False, False
+    return w, keep, gqs.pack_weights(w, keep, group)
+
+
+@pytest.mark.parametrize("group", gqs.GROUPS)
+def test_what_is_stored_is_what_was_kept(group: int) -> None:
+    w, keep, raw = _example(group)
+    found = gqs.unpack(raw, *w.shape, group)
+    column = np.nonzero(keep)[1]
+    assert np.array_equal(found.counts, keep.sum(axis=1))
+    assert np.array_equal(found.columns, column)
+    assert np.array_equal(gqs.pack(found, group), raw)
+    decoded = gqs.decode(raw, *w.shape, group).reshape(ROWS, COLUMNS, group)
+    assert not decoded[~keep].any()
+    kept = w.reshape(ROWS, COLUMNS, group)[keep]
+    step = np.ptp(kept, axis=1) / 15
+    # Half a step for the code, the rest for a scale and an offset that are whole numbers.
+    assert (np.abs(decoded[keep] - kept).max(axis=1) < step * 1.1).all()
+
+
+@pytest.mark.parametrize(("group", "least"), [(16, 21.5), (32, 20.0), (64, 18.8)])
+def test_noise_of_four_bits(group: int, least: float) -> None:
+    w = np.random.default_rng(3).standard_normal((64, 1024)).astype(np.float32)
+    raw = gqs_pruning.encode(w, 0, group)
+    noise = ((gqs.decode(raw, *w.shape, group) - w) ** 2).mean()
+    assert 10 * np.log10((w**2).mean() / noise) > least
+    # 4 bits and 32 / group, and 8 bytes a row and a unit's alignment
+    assert 8 * len(raw) / w.size < 4 + 32 / group + 0.08
+
+
+@pytest.mark.parametrize("extreme", [0.0, 1e-30, 1e30, np.inf])
+def test_extreme_weights(extreme: float) -> None:
+    w = np.zeros((2, 64), np.float32)
+    w[0, :16] = 7.25 if np.isinf(extreme) else extreme
+    w[1, 16:32] = np.linspace(-1, 1, 16) * (1e-38 if np.isinf(extreme) else extreme)
+    raw = gqs.pack_weights(w, np.ones((2, 4), bool), 16)
+    assert np.abs(gqs.decode(raw, 2, 64, 16) - w).max() <= np.abs(w).max() / 14
+
+
+def test_a_hessian_lowers_the_error_of_the_outputs() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((512, 32)) @ rng.standard_normal((32, 128))  # inputs that go together
+    x = (x + rng.standard_normal(x.shape)) * np.exp(rng.standard_normal(128))
+    w = rng.standard_normal((48, 128)).astype(np.float32)
+
+    def error(**how: np.ndarray) -> float:
+        raw = gqs_pruning.encode(w, 0.5, 16, **how)
+        assert gqs.unpack(raw, *w.shape, 16).counts.sum() == 48 * 8 / 2
+        return float((((gqs.decode(raw, *w.shape, 16) - w) @ x.T) ** 2).mean())
+
+    magnitude, inputs = error(), error(mean_square=(x**2).mean(axis=0))
+    with_hessian = error(hessian=x.T @ x)
+    assert inputs < 0.9 * magnitude
+    assert with_hessian < 0.7 * inputs
+
+
+def test_rates() -> None:
+    score = np.random.default_rng(1).random((6, 10))
+    assert gqs_pruning.kept(score, 0).all()
+    assert not gqs_pruning.kept(score, 1).any()
+    assert (gqs_pruning.kept(score, 0.3, by_row=True).sum(axis=1) == 7).all()
+    keep = gqs_pruning.kept(score, 0.3)
+    assert keep.sum() == 42
+    assert score[keep].min() > score[~keep].max()
+    with pytest.raises(ValueError, match="0 to 1"):
+        gqs_pruning.kept(score, 1.5)
+
+
+def _with(raw: np.ndarray, at: int, value: int) -> np.ndarray:
+    changed = raw.copy()
+    changed[at] = value
+    return changed
+
+
+def test_hostile_bytes_are_refused() -> None:
+    _, _, raw = _example(16)
+    begin = gqs.units_offset(ROWS)
+    unit, row0 = gqs.unit_bytes(16), 2  # 11 groups: two units, the second filled up from place 3
+    inputs = begin + 16
+    cases = {
+        "has 0 to": _with(raw, 4, 200),
+        "begin at unit 0": _with(raw, 0, 1),
+        "units take": raw[:-1],
+        "begin with": raw[: begin - 1],
+        "not finite": _with(_with(raw, 4 * ROWS + 7, 0x7F), 4 * ROWS + 6, 0xC0),
+        "must be zero": _with(raw, begin - 1, 1),
+        "above 127": _with(raw, begin, 128),
+        "does not begin": _with(raw, inputs + 1, 1),
+        "order of their inputs": _with(raw, inputs + 2, 0),
+        "follows the filling": _with(raw, begin + unit + 16 + 2 * 5, 4 * 10),
+    }
+    assert gqs.unpack(raw, ROWS, 176, 16).counts[0] == 11
+    assert raw[4] == row0
+    for message, changed in cases.items():
+        with pytest.raises(ModelFileError, match=message):
+            gqs.unpack(changed, ROWS, 176, 16, "blk.0.ffn_up.weight")
+
+
+@pytest.mark.parametrize("group", gqs.GROUPS)
+def test_any_byte_may_be_wrong(group: int) -> None:
+    """Whatever is accepted leads no kernel outside of a row's inputs or of the units."""
+    _, _, raw = _example(group)
+    rng = np.random.default_rng(7)
+    refused = 0
+    for _ in range(300):
+        changed = _with(raw, rng.integers(len(raw)), rng.integers(256))
+        try:
+            found = gqs.unpack(changed, ROWS, COLUMNS * group, group)
+        except ModelFileError:
+            refused += 1
+            continue
+        assert (found.columns < COLUMNS).all()
+        assert found.counts.max() <= COLUMNS
+    assert refused > 10
+
+
+@pytest.mark.parametrize("group", gqs.GROUPS)
+def test_threads_change_no_bit(group: int) -> None:
+    rng = np.random.default_rng(11)
+    rows, n = 300, 1024
+    w = rng.standard_normal((rows, n)).astype(np.float32)
+    w *= np.exp(rng.standard_normal((rows, 1)))  # some rows keep all groups, some none
+    raw = gqs_pruning.encode(w, 0.5, group)
+    x = gqs_kernels.code_x16(rng.standard_normal((1, n)).astype(np.float32))
+    arena = Arena({"raw": len(raw), "x": x.nbytes})
+    arena.view("raw")[: len(raw)] = raw
+    arena.view("x")[: x.nbytes] = x[0]
+    name, at = f"gemv_gqs_g{group}", arena.address("raw")
+    kernel = gqs_kernels.kernel_named(name)
+    store = KernelStore(pick_target())
+    address = store.load([kernel])[name]
+    bias, one = np.zeros(rows, np.float32), np.ones(1, np.int64)
+    expected = gqs_kernels.multiply(raw, rows, n, group, x)
+    for n_threads in (1, 2, 3, 4, 400):
+        y = np.full((1, rows), np.nan, np.float32)
+        slots = [
+            at, at + 4 * rows + 4, at + gqs.units_offset(rows), arena.address("x"), y, rows, one,
+            0, y.strides[0], bias, x.strides[0],
+        ]  # fmt: skip
+        call(address, slots, n_threads)
+        assert y.tobytes() == expected.tobytes()
