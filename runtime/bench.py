@@ -19,7 +19,7 @@ from headrace.machine import (
     read_bandwidth,
     remember_read_bandwidth,
 )
-from headrace.model import Model, made
+from headrace.model import Model
 from headrace.peak import peak_rss_bytes
 from headrace.planning import kernel_store, prepare
 from headrace.prediction import Passes
@@ -65,7 +65,7 @@ def bench(
         prepared, kernel_store(prepared), prompt_tokens=prompt_tokens, progress=progress
     )
     began = time.perf_counter()
-    with made(prepared, progress, rates) as loaded:
+    with Model(prepared, progress, rates) as loaded:
         load_s = time.perf_counter() - began
         random = np.random.default_rng(0)
         first_token_s = _first_token(loaded, random)

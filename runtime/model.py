@@ -101,14 +101,7 @@ def load(
         path, context=context, threads=threads, target=target, activations=activations,
         kernels=kernels, budget=budget, logits_rows=whole("logits_rows", logits_rows, low=0),
     )  # fmt: skip
-    return made(prepared, progress)
-
-
-def made(prepared: Prepared, progress: Progress | None, rates: Rates | None = None) -> Model:
-    """Load what was prepared; `rates` of this machine, if they have been measured already."""
-    if rates is None and prepared.residency is not None:
-        rates = measure_rates(prepared, kernel_store(prepared), probe=False, progress=progress)
-    return Model(prepared, progress, rates)
+    return Model(prepared, progress)
 
 
 def _budget(memory: int | str) -> int:
@@ -140,6 +133,8 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared)
+        if rates is None and prepared.residency is not None:
+            rates = measure_rates(prepared, self._store, probe=False, progress=progress)
         self._held = held = WeightMemory(prepared, self._store, rates or Rates(), progress)
         self._programs = Programs(
             prepared.decoder, held.weights, prepared.target, held.addresses, prepared.shape,

@@ -19,7 +19,7 @@ import headrace
 from headrace.compress import compress
 from headrace.errors import BudgetError, CancelledError, HeadraceError, ModelFileError
 from headrace.memory_plan import plan_model
-from headrace.model import Model, made
+from headrace.model import Model
 from headrace.offload import pieces
 from headrace.planning import prepare, refit
 
@@ -465,7 +465,7 @@ def test_a_file_that_is_replaced_before_it_is_loaded(copy: Path, budget: int | N
     os.utime(other, ns=(1, 1))
     other.rename(copy)
     with pytest.raises(ModelFileError, match="the file changed"):
-        made(prepared, None)
+        Model(prepared, None)
     assert not readers()
 
 
