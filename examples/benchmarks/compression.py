@@ -30,7 +30,7 @@ COLOURS = {"rtn": "#888", "search": "#d80", "gptq": "#06c"}
 
 def headrace(*arguments: str) -> Row:
     """What a command of headrace prints as JSON."""
-    command = [sys.executable, "-m", "headrace.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "headrace", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}: {done.stderr.strip()}")
