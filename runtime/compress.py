@@ -108,8 +108,9 @@ def compress(
         src: whatever `headrace.load` takes.
         dst: the file to write.
         format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
-            "bitstack": a stack of blocks, of which a model loads what memory has room for. It
-            takes `calibrate`, but no other option of rounding.
+            "i4_auto" and "i4a_auto": the group size that suits each matrix; "bitstack": a stack of
+            blocks, of which a model loads what memory has room for. It takes `calibrate`, but no
+            other option of rounding.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
             a weight or `format` is "keep", else "q8_0".
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
@@ -172,7 +173,9 @@ def compress(
                 of = stack.enter_context(found).of
             write_stack(path, target, inputs=of, n_threads=n_threads, progress=progress)
         return Compressed(target, model.size_bytes, target.stat().st_size)
-    entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
+    with TensorReader() as reader:
+        wanted = recipes(model, decoder, format, ends, chosen, reader, progress)
+    entries, sources = _entries(model, decoder, wanted)
     mine = [one for one in sources if isinstance(one, Recipe)]
     tag = {} if evaluate is None else price_keys(None)
     header, places, size = build_header(model, entries, tag)
