@@ -33,11 +33,12 @@ from headrace.loaders.tiled import (
     tiled_type,
 )
 from headrace.offload.files import stamp_of
+from headrace.pair import shares
 from headrace.partial_file import PartialFile
 from headrace.placing import PlacedMatrix
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import measure_price, price_keys, text_digest
+from headrace.price import measure_price, price_keys, price_options, text_digest
 from headrace.recipe import KEEP, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
 from headrace.rows import read_tiled
@@ -156,6 +157,8 @@ def compress(
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
+    if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
+        shares(path, path, memory, price_options(path, threads))
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
     room = None if limit is None else limit - process
     if format == STACK:
