@@ -146,7 +146,7 @@ def test_threads_change_no_bit(group: int) -> None:
     arena = Arena({"raw": len(raw), "x": x.nbytes})
     arena.view("raw")[: len(raw)] = raw
     arena.view("x")[: x.nbytes] = x[0]
-    name, at = f"gemv_gqs_g{group}", arena.address("raw")
+    name, at = f"gemm_gqs_g{group}", arena.address("raw")
     kernel = gqs_kernels.kernel_named(name)
     store = KernelStore(pick_target())
     address = store.load([kernel])[name]
