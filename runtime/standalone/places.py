@@ -71,6 +71,10 @@ class ProgramPlaces:
         """There are no stacks."""
         raise AssertionError("an executable has no stack of blocks")
 
+    def head(self, matrix: Matrix) -> int:
+        """A group-sparse matrix lies there as in the file, its head first."""
+        return self.constant(f"matrix {matrix.name}")
+
     def staging(self, turn: int) -> int:
         """Nothing is streamed."""
         raise AssertionError("an executable has all of its weights in memory")
