@@ -34,7 +34,7 @@ from headrace.loaders.tiled import (
 )
 from headrace.offload.files import stamp_of
 from headrace.partial_file import PartialFile
-from headrace.placing import Placed, PlacedGroups
+from headrace.placing import Placed
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
 from headrace.price import measure_price, price_keys, text_digest
@@ -233,7 +233,7 @@ def compress(
     sizes: dict[str, int] = {}
     for one in mine:
         name = one.placed.format.name
-        sizes[name] = sizes.get(name, 0) + _file_bytes(one.placed)
+        sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
 
 
@@ -282,8 +282,7 @@ def _entries(
         if isinstance(source, Recipe):
             placed = source.placed
             m, name = placed.matrix, placed.format.name
-            n_bytes = _file_bytes(placed)
-            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), n_bytes, name)
+            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), placed.packed_bytes, name)
         else:
             kept = format_name(source.type)
             entry = Entry(source.name, source.type, source.shape, source.n_bytes, kept)
@@ -301,11 +300,6 @@ def _entries(
                 )
         entries.append(entry)
     return entries, sources
-
-
-def _file_bytes(placed: Placed | PrunedMatrix) -> int:
-    """Bytes of a matrix in a file of ours."""
-    return placed.info.n_bytes if isinstance(placed, PlacedGroups) else placed.n_bytes
 
 
 def _write_tensor(

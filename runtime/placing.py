@@ -52,6 +52,11 @@ class PlacedMatrix:
         return format_name(self.info.type) == self.format.name
 
     @property
+    def packed_bytes(self) -> int:
+        """Bytes in a file of ours."""
+        return self.n_bytes
+
+    @property
     def always_bytes(self) -> int:
         """Bytes of memory that it takes even where it streams."""
         return 0
@@ -76,6 +81,11 @@ class PlacedGroups:
 
     expanded = False
     straight = True
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes in a file of ours."""
+        return self.info.n_bytes
 
     @property
     def always_bytes(self) -> int:

@@ -33,7 +33,7 @@ class PrunedMatrix:
     sparsity: float
 
     @property
-    def n_bytes(self) -> int:
+    def packed_bytes(self) -> int:
         """Bytes in the file, which follow from the shape and the share."""
         rows, columns = self.matrix.rows, self.matrix.columns
         units = gqs_pruning.n_units(rows, columns, self.format.group, self.sparsity)

@@ -90,7 +90,7 @@ def _recipe(placed: Placed, name: str, method: Method, sparsity: float) -> Recip
     matrix, groups = placed.matrix, GROUP_FORMATS.get(name)
     if groups is not None and matrix.columns % groups.group == 0:
         pruned = PrunedMatrix(matrix, placed.info, groups, sparsity)
-        enough = placed.format == groups and placed.info.n_bytes <= pruned.n_bytes
+        enough = placed.format == groups and placed.info.n_bytes <= pruned.packed_bytes
         return Recipe(placed) if enough else Recipe(pruned, method)
     fmt = _that_divides(FORMATS[UNPRUNED if groups else name], matrix.columns)
     if fmt is placed.format:
