@@ -20,7 +20,7 @@ from headrace.loaders.tiled import open_model
 from headrace.offload.budget import Choice, Fit, Limit, fit, fit_blocks
 from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
-from headrace.placing import Activations, PlacedMatrix, pieces_of, place
+from headrace.placing import Activations, Placed, pieces_of, place
 from headrace.promises import promised
 from headrace.sizes import format_size
 from headrace.stack import Stack, stack_of
@@ -43,7 +43,7 @@ class Prepared:
     file: ModelFile
     stamps: Mapping[Path, Stamp]  # of its files, when their headers were read
     decoder: Decoder
-    placed: list[PlacedMatrix]
+    placed: list[Placed]
     target: Target
     shape: plans.Shape
     wanted_context: int  # tokens, were there memory enough

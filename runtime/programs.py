@@ -135,6 +135,10 @@ class Programs:
         """Addresses of the blocks of a matrix that are in memory."""
         return self._weights.blocks(matrix.name)
 
+    def head(self, matrix: Matrix) -> int:
+        """Address of the head of a group-sparse matrix."""
+        return self._weights.head(matrix.name)
+
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled."""
         if self._streaming is None:
@@ -223,7 +227,7 @@ class Programs:
             if steps[i].barrier:
                 table[i, 3:5] = ahead
             if steps[i].n_bytes > PREFETCH_BYTES and steps[i].request is None:
-                ahead = (steps[i].slots[0], steps[i].n_bytes)
+                ahead = (steps[i].slots[steps[i].weights], steps[i].n_bytes)
         for i, step in enumerate(steps):
             blocks[starts[i] : starts[i + 1]] = argument_block(step.slots)
             table[i, 0] = self._addresses[step.kernel]

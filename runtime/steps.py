@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from headrace.families.decoder import Decoder, Layer, Matrix, Vector
 from headrace.kernels import bitstack, kv_cache
-from headrace.placing import PlacedMatrix
+from headrace.placing import Placed, PlacedGroups, dense
 from headrace.plan import (
     COUNT,
     ONE,
@@ -46,6 +46,7 @@ class Step:
 
     Attributes:
         n_bytes: of weights that it reads.
+        weights: the slot that has their address.
         request: number of the read that it waits for (`waits`) or is the last to need (`gives`).
         logits_at: byte of each row of logits that it writes from; None: it writes none.
     """
@@ -59,6 +60,7 @@ class Step:
     waits: bool = False
     gives: bool = False
     logits_at: int | None = None
+    weights: int = 0
 
 
 class Places(Protocol):
@@ -72,6 +74,9 @@ class Places(Protocol):
 
     def blocks(self, matrix: Matrix) -> Sequence[int]:
         """Addresses of the blocks of a matrix of a stack, the first one first."""
+
+    def head(self, matrix: Matrix) -> int:
+        """Address of the head of a group-sparse matrix."""
 
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled: one for even turns, one for odd."""
@@ -96,7 +101,7 @@ class Forward:
     """
 
     def __init__(
-        self, decoder: Decoder, placed: Mapping[str, PlacedMatrix], shape: Shape, places: Places,
+        self, decoder: Decoder, placed: Mapping[str, Placed], shape: Shape, places: Places,
         target: Target, stacked: Mapping[str, BlockShape] | None = None,
     ) -> None:  # fmt: skip
         self._decoder = decoder
@@ -155,7 +160,7 @@ class Forward:
 
     def _embed(self, mode: Mode) -> Step:
         d = self._decoder
-        placed = self._placed[d.embedding.name]
+        placed = dense(self._placed[d.embedding.name])
         x_bytes = self._row_bytes("x")
         slots = [
             self._places.embedding(), self._address(mode, "x"),
@@ -222,13 +227,17 @@ class Forward:
                 make = self._rebuilt if mode.large else self._blocks
                 steps += make(mode, name, matrix)
                 continue
+            placed = self._placed[matrix.name]
+            if isinstance(placed, PlacedGroups):
+                steps += self._sparse(mode, name, placed)
+                continue
             for part in self._places.parts(matrix):
                 steps += self._product(mode, name, matrix, part, last)
         steps[-1] = replace(steps[-1], barrier=True)
         return steps
 
     def _product(self, mode: Mode, name: str, matrix: Matrix, part: Part, last: bool) -> list[Step]:
-        fmt = self._placed[matrix.name].format
+        fmt = dense(self._placed[matrix.name]).format
         kind = mode.kind(fmt.activation)
         group = mode.group(kind)
         bias = self._bias(mode, matrix)
@@ -262,6 +271,30 @@ class Forward:
                 part.request if streamed else None, streamed, streamed, at if last else None,
             )
         )  # fmt: skip
+        return steps
+
+    def _sparse(self, mode: Mode, name: str, placed: PlacedGroups) -> list[Step]:
+        """Products by a group-sparse matrix; its parts begin with the units of their rows."""
+        matrix, kind = placed.matrix, placed.format.activation
+        head, steps = self._places.head(matrix), list[Step]()
+        scales = head + 4 * matrix.rows + 4
+        for part in self._places.parts(matrix):
+            first, last = placed.rows_of(part.tile, part.tiles)
+            slots = [
+                head + 4 * first, scales + 4 * first, part.address,
+                self._address(mode, f"input_{kind}"), self._address(mode, name) + 4 * first,
+                last - first, self._word(ONE if mode.private else COUNT),
+                self._private_bytes(kind) if mode.private else 0, self._row_bytes(name),
+                self._bias(mode, matrix) + 4 * first, activation_bytes(kind, matrix.columns),
+            ]  # fmt: skip
+            streamed = part.request is not None
+            steps.append(
+                Step(
+                    f"{mode.operation(kind)}_{placed.format.name}", slots, False, matrix.name,
+                    placed.run_bytes(part.tile, part.tiles), part.request, streamed, streamed,
+                    weights=2,
+                )
+            )  # fmt: skip
         return steps
 
     def _blocks(self, mode: Mode, name: str, matrix: Matrix) -> list[Step]:

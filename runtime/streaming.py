@@ -10,11 +10,11 @@ from headrace.offload.files import StreamedFile
 from headrace.offload.modes import MODES
 from headrace.offload.pieces import Piece, Residency
 from headrace.offload.window import Read, Window
-from headrace.placing import PlacedMatrix
+from headrace.placing import Placed
 from headrace.weights import Part
 
 
-def reads_of(placed: Mapping[str, PlacedMatrix], pieces: Sequence[Piece]) -> list[Read]:
+def reads_of(placed: Mapping[str, Placed], pieces: Sequence[Piece]) -> list[Read]:
     """Where pieces lie in the model's files."""
     reads = []
     for piece in pieces:
@@ -34,7 +34,7 @@ class Streaming:
     """
 
     def __init__(
-        self, placed: Mapping[str, PlacedMatrix], residency: Residency,
+        self, placed: Mapping[str, Placed], residency: Residency,
         addresses: dict[str, int], files: Mapping[Path, StreamedFile],
     ) -> None:  # fmt: skip
         self.residency = residency

@@ -16,6 +16,7 @@ from headrace.machine import known_read_bandwidth
 from headrace.memory_plan import MemoryPlan, memory_plan
 from headrace.offload.files import StreamedFile, close_all, reader_of
 from headrace.offload.revision import Revision
+from headrace.placing import dense
 from headrace.planning import Prepared, least, open_files, refit
 from headrace.prediction import Passes, Rates
 from headrace.promises import promise
@@ -117,7 +118,7 @@ class WeightMemory:
         if self.streaming is None and len(self.weights.parts(name)) == 1:
             return None
         return EmbeddingRows(
-            self.weights.placed[name], self.prepared.shape.chunk, self.addresses,
+            dense(self.weights.placed[name]), self.prepared.shape.chunk, self.addresses,
             reader_of(self._files),
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from headrace.families.decoder import Decoder, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import Entry, build_header, format_name, open_model, tiled_type
-from headrace.placing import PlacedMatrix, place
+from headrace.placing import PlacedMatrix, dense, place
 from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rounding import Inputs
 from headrace.rows import raw_rows, read_tiled
@@ -92,7 +92,7 @@ def write_stack(
     decoder = describe(model)
     if block_name(decoder.layers[0].attention.query.name, 0) in model.tensors:
         raise UnsupportedError("is a stack already: take its source", path=model.paths[0])
-    placed = place(model, decoder, "q8")
+    placed = [dense(p) for p in place(model, decoder, "q8")]
     vectors = rank or rank_for(decoder.width)
     try:
         with ExitStack() as stack:

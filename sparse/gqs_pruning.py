@@ -5,6 +5,10 @@ it costs to leave out one of its weights, w^2 / [H^-1]_jj (optimal brain surgeon
 columns are taken from left to right, and what a column loses is put on those behind it, as
 SparseGPT (arXiv 2301.00774) and GPTQ (2210.17323) do: once for pruning, which settles the rows'
 scales, and once for rounding.
+
+Rows compete for units of 128 weights, not for single groups: of each row the best groups fill the
+first unit, the next best the second, and the units that are worth most stay. So no unit is half
+empty but where a row ends, and the size of a matrix follows from its shape and the rate.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ import numpy as np
 from headrace.sparse import gqs
 from headrace.sparse.format import Bytes, Floats
 from headrace.sparse.gptq import inverse_factor
-from headrace.sparse.gqs import Mask
+from headrace.sparse.gqs import Groups, Mask
 
-# For a block of columns and its first one: what column i of it becomes, (i, values) -> values.
-Block = Callable[[int, Floats], Callable[[int, Floats], Floats]]
+_BLOCK = 128  # inputs after which those behind are mended, by one product
+
+# What an input's weights become, (its number, weights [rows]) -> weights.
+Become = Callable[[int, Floats], Floats]
 
 
 def scores(weights: Floats, group: int, variance: Floats | None = None) -> Floats:
@@ -38,87 +44,122 @@ def scores(weights: Floats, group: int, variance: Floats | None = None) -> Float
     return mean
 
 
-def kept(score: Floats, rate: float, *, by_row: bool = False) -> Mask:
-    """The groups that stay: all but the `rate` with the lowest scores, of all or of each row.
+def costs(upper: Floats) -> Floats:
+    """1 / [H^-1]_jj, float32 [n], for U with U^T U = H^-1: see `headrace.sparse.gptq`."""
+    found: Floats = 1 / np.square(upper).sum(axis=0)
+    return found
+
+
+def n_units(rows: int, n: int, group: int, rate: float) -> int:
+    """Units of a matrix of `rows` x `n` weights of which the share `rate` at least is left out.
 
     Raises:
         ValueError: the rate is not in 0..1.
     """
     if not 0 <= rate <= 1:
-        raise ValueError(f"a share of groups to leave out is 0 to 1, not {rate}")
-    flat = score if by_row else score.reshape(1, -1)
-    order = np.argsort(flat, axis=1, kind="stable")
-    keep = np.ones(flat.shape, bool)
-    np.put_along_axis(keep, order[:, : round(rate * flat.shape[1])], False, axis=1)
-    return keep.reshape(score.shape)
+        raise ValueError(f"a share of weights to leave out is 0 to 1, not {rate}")
+    most = rows * -(-gqs.columns_of(n, group) * group // gqs.UNIT)
+    return most if rate == 0 else int((1 - rate) * rows * n / gqs.UNIT + 1e-6)
 
 
-def _sweep(w: Floats, upper: Floats, width: int, block: Block) -> None:
-    """Replace the columns of `w` [rows, n], and put what each loses on those behind it."""
-    for at in range(0, w.shape[1], width):
-        end = at + width
-        errors = np.empty((len(w), width), np.float32)
-        become = block(at, w[:, at:end])
-        for i in range(width):
-            column = at + i
-            value = become(i, w[:, column])
-            errors[:, i] = (w[:, column] - value) / upper[column, column]
-            w[:, column + 1 : end] -= np.outer(errors[:, i], upper[column, column + 1 : end])
-            w[:, column] = value
-        w[:, end:] -= errors @ upper[at:end, end:]
+def kept(score: Floats, group: int, rate: float) -> Mask:
+    """The groups that stay, of those scored [rows, columns]: the best units of them."""
+    rows, columns = score.shape
+    per_unit = gqs.UNIT // group
+    order = np.argsort(-score, axis=1, kind="stable")
+    in_order = np.zeros((rows, -(-columns // per_unit) * per_unit), np.float32)
+    in_order[:, :columns] = np.take_along_axis(score, order, axis=1)
+    value = in_order.reshape(rows, -1, per_unit).sum(axis=2)
+    chosen = np.argsort(-value, axis=None, kind="stable")
+    chosen = chosen[: n_units(rows, columns * group, group, rate)]
+    counts = np.bincount(chosen // value.shape[1], minlength=rows) * per_unit
+    keep = np.zeros(score.shape, bool)
+    np.put_along_axis(keep, order, np.arange(columns) < counts[:, None], axis=1)
+    return keep
+
+
+def _sweep(w: Floats, upper: Floats, inner: int, become: Become) -> None:
+    """Replace the weights `w` [n, rows] of each input, and put what is lost on those behind it.
+
+    What `inner` inputs from a multiple of it on have is up to date when the first of them is taken.
+    """
+    n, rows = w.shape
+    errors = np.empty((_BLOCK, rows), np.float32)
+    for begin in range(0, n, _BLOCK):
+        end = min(begin + _BLOCK, n)
+        for first in range(begin, end, inner):
+            last = min(first + inner, end)
+            if first > begin:
+                w[first:last] -= upper[begin:first, first:last].T @ errors[: first - begin]
+            for i in range(first, last):
+                v = w[i]
+                if i > first:
+                    v -= upper[first:i, i] @ errors[first - begin : i - begin]
+                value = become(i, v)
+                np.subtract(v, value, out=errors[i - begin])
+                errors[i - begin] /= upper[i, i]
+                w[i] = value
+        if end < n:
+            w[end:] -= upper[begin:end, end:].T @ errors[: end - begin]
+
+
+def encode_rows(weights: Floats, keep: Mask, group: int, upper: Floats | None = None) -> Groups:
+    """Prune and code some rows of a matrix; rows do not depend on each other.
+
+    Args:
+        weights: float32 [rows, n], of finite numbers.
+        keep: groups that stay [rows, n / group].
+        upper: U of the inputs' Hessian (`headrace.sparse.gptq.inverse_factor`); moves the weights
+            that stay. None: they are rounded to nearest.
+    """
+    if upper is None:
+        return gqs.code(weights, keep, group)
+    rows, columns = keep.shape
+    w = np.array(weights.T, np.float32, order="C")
+    stays = np.ascontiguousarray(keep.T)
+
+    def prune(i: int, values: Floats) -> Floats:
+        return np.where(stays[i // group], values, np.float32(0))
+
+    _sweep(w, upper, group, prune)
+    row, column = np.nonzero(keep)
+    d = gqs.row_scales(w.T.reshape(rows, columns, group)[row, column], row, rows)
+    scales = np.zeros((columns, rows), np.uint8)
+    offsets = np.zeros((columns, rows), np.int8)
+    codes = np.zeros((columns, group, rows), np.uint8)
+    inverse = np.where(d > gqs.SMALLEST, 1 / np.maximum(d, gqs.SMALLEST), 0).astype(np.float32)
+
+    def code(i: int, values: Floats) -> Floats:
+        c, j = divmod(i, group)
+        if j == 0:
+            now = np.ascontiguousarray(w[i : i + group].T) * inverse[:, None]
+            scales[c], offsets[c] = gqs.fit(now)
+        s, o = scales[c].astype(np.float32), 16 * offsets[c].astype(np.float32)
+        q = np.rint((values * inverse - o) / np.maximum(s, 1)).clip(0, 15)
+        codes[c, j] = q
+        return np.where(stays[c], (q * s + o) * d, np.float32(0))
+
+    _sweep(w, upper, group, code)
+    counts = keep.sum(axis=1).astype(np.int64)
+    return Groups(
+        counts, d, column, scales[column, row], offsets[column, row], codes[column, :, row]
+    )
 
 
 def encode(
-    weights: Floats,
-    rate: float,
-    group: int,
-    *,
-    mean_square: Floats | None = None,
-    hessian: Floats | None = None,
-    by_row: bool = False,
-) -> Bytes:
+    weights: Floats, rate: float, group: int, *,
+    mean_square: Floats | None = None, hessian: Floats | None = None,
+) -> Bytes:  # fmt: skip
     """Prune and code a matrix; see `headrace.sparse.gqs` for the bytes.
 
     Args:
         weights: float32 [rows, n].
-        rate: share of the groups that are left out.
+        rate: share of the weights that are left out, at least.
         group: 16, 32 or 64.
         mean_square: of the inputs [n]; weights are then scored by it.
         hessian: X^T X of the inputs [n, n]; scores weights, and moves those that stay.
-        by_row: prune every row alike; else the whole matrix's groups compete.
     """
-    w = np.array(weights, np.float32)
-    if hessian is None:
-        return gqs.pack_weights(w, kept(scores(w, group, mean_square), rate, by_row=by_row), group)
-    upper = inverse_factor(np.asarray(hessian, np.float32))
-    cost = 1 / np.square(upper).sum(axis=0)  # 1 / [H^-1]_jj
-    keep = kept(scores(w, group, cost), rate, by_row=by_row)
-
-    def prune(at: int, now: Floats) -> Callable[[int, Floats], Floats]:
-        stays = keep[:, at // group]
-        return lambda i, values: np.where(stays, values, 0)
-
-    _sweep(w, upper, group, prune)
-    rows, columns = keep.shape
-    row, column = np.nonzero(keep)
-    d = gqs.row_scales(w.reshape(rows, columns, group)[row, column], row, rows)
-    scales = np.zeros((rows, columns), np.uint8)
-    offsets = np.zeros((rows, columns), np.int8)
-    codes = np.zeros((rows, columns, group), np.uint8)
-
-    def code(at: int, now: Floats) -> Callable[[int, Floats], Floats]:
-        c = at // group
-        s, o = scales[:, c], offsets[:, c]
-        s[:], o[:] = gqs.fit(gqs.in_steps(now, d))
-
-        def nearest(i: int, values: Floats) -> Floats:
-            q = gqs.codes_of(gqs.in_steps(values[:, None], d), s, o)[:, 0]
-            codes[:, c, i] = q
-            return np.where(keep[:, c], (q * s + 16 * o.astype(np.float32)) * d, 0)
-
-        return nearest
-
-    _sweep(w, upper, group, code)
-    counts = keep.sum(axis=1).astype(np.int64)
-    at = (row, column)
-    return gqs.pack(gqs.Groups(counts, d, column, scales[at], offsets[at], codes[at]), group)
+    upper = None if hessian is None else inverse_factor(np.asarray(hessian, np.float32))
+    cost = mean_square if upper is None else costs(upper)
+    keep = kept(scores(weights, group, cost), group, rate)
+    return gqs.pack(encode_rows(weights, keep, group, upper), group)

@@ -13,6 +13,7 @@ Activations lie T tokens side by side, so that one register addresses them all:
           out, which together are worth 15 bits
     "f32": [token group][input][token in group] float32
     "rows": "f32" in groups of one
+    "x16": of group sparsity, see `headrace.sparse.gqs_kernels`; in groups of one
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 Q8_BLOCK = 32
 Q8_BLOCK_BYTES = 48
+X16_HEAD_BYTES = 64
 # A decode step reads one tile at a time: several streams of weights at once are slower from memory.
 # Plain floats do one multiply-add per load, whose latency hides behind several sums of one tile.
 # Short chunks sum like decode: what checks guessed tokens must give the same.
@@ -60,9 +62,11 @@ ALL = 1 << 16  # columns at a time: no limit
 
 
 def activation_bytes(kind: str, inputs: int) -> int:
-    """Bytes of one token's activations of `inputs` values, of kind "q8", "q8x2", "f32", "rows"."""
+    """Bytes of one token's activations of `inputs` values, of one of the kinds above."""
     if kind in ("f32", "rows"):
         return inputs * 4
+    if kind == "x16":
+        return X16_HEAD_BYTES + 2 * inputs
     return inputs // Q8_BLOCK * Q8_BLOCK_BYTES * (2 if kind == "q8x2" else 1)
 
 

@@ -210,8 +210,8 @@ def load_i8_i32(p: Any, count: int, stride: Any) -> Any:
 
 
 @_marker
-def load_halves(p: Any, q: Any) -> Any:
-    """16 int32 of two places: 8 from p, then 8 from q."""
+def load_halves(p: Any, q: Any, count: int, stride: Any) -> Any:
+    """count x 16 int32 of two places: 8 from p, then 8 from q."""
     return _only_compiled()
 
 
@@ -668,7 +668,7 @@ def group_words(value: Any, index: int, scales: Any, first: int, count: int) -> 
 def dot_words(acc: Any, a: Any, b: Any) -> Any:
     """acc + a.low * b.low + a.high * b.high, for int32 lanes of two signed 16-bit integers each.
 
-    All three are single vectors of 16 lanes.
+    Blocks of equal shape, vectors of 16 lanes.
     """
     return _only_compiled()
 
