@@ -18,6 +18,8 @@ Method = Literal["rtn", "search", "gptq"]
 METHODS: tuple[str, ...] = get_args(Method)
 ENOUGH_BITS = 8.5  # of an embedding or a head that stays what it is
 ENDS = "q8_0"  # what it becomes otherwise
+# Codebooks want a search that weighs what errors matter: formats that have one are only read.
+WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.unpacked is None}
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,14 @@ def recipes(
         ModelFileError: the model cannot be used.
     """
     for name in (format, ends or KEEP):
-        if name not in FORMATS and name != KEEP:
-            known = ", ".join([KEEP, "bitstack", *sorted(FORMATS)])
-            raise UnsupportedError(f"there is no format {name!r}; there is: {known}")
+        if name not in WRITTEN and name != KEEP:
+            known = ", ".join([KEEP, "bitstack", *sorted(WRITTEN)])
+            what = (
+                f"{name} is read, not written"
+                if name in FORMATS
+                else f"there is no format {name!r}"
+            )
+            raise UnsupportedError(f"{what}; there is: {known}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
     if method != "rtn" and (format == KEEP or FORMATS[format].grid is None):
@@ -91,7 +98,7 @@ def _that_divides(wanted: Format, columns: int) -> Format:
         return wanted
     others = [
         fmt
-        for fmt in FORMATS.values()
+        for fmt in WRITTEN.values()
         if columns % fmt.block == 0 and fmt.bits_per_weight >= wanted.bits_per_weight
     ]
     return min(others, key=lambda fmt: (fmt.bits_per_weight, -fmt.block, fmt.name))
