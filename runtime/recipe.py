@@ -26,6 +26,8 @@ ENOUGH_BITS = 8.5  # of an embedding or a head that stays what it is
 ENDS = "q8_0"  # what it becomes otherwise
 UNPRUNED = "i4_g32"  # what a matrix becomes that cannot be cut into groups, or something larger
 SPARSITY = 0.5
+# Codebooks want a search that weighs what errors matter: formats that have one are only read.
+WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.unpacked is None}
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,14 @@ def recipes(
     if ends in GROUP_FORMATS:
         raise UnsupportedError(f"--ends {ends}: embedding and head cannot be group-sparse")
     for name, others in ((format, (KEEP, *GROUP_FORMATS, *ADAPTIVE)), (ends or KEEP, (KEEP,))):
-        if name not in FORMATS and name not in others:
-            known = ", ".join([KEEP, "bitstack", *sorted([*FORMATS, *GROUP_FORMATS, *ADAPTIVE])])
-            raise UnsupportedError(f"there is no format {name!r}; there is: {known}")
+        if name not in WRITTEN and name not in others:
+            known = ", ".join([KEEP, "bitstack", *sorted([*WRITTEN, *GROUP_FORMATS, *ADAPTIVE])])
+            what = (
+                f"{name} is read, not written"
+                if name in FORMATS
+                else f"there is no format {name!r}"
+            )
+            raise UnsupportedError(f"{what}; there is: {known}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
     gridded = [name for name, fmt in FORMATS.items() if fmt.grid is not None]
@@ -117,7 +124,7 @@ def _that_divides(wanted: Format, columns: int) -> Format:
         return wanted
     others = [
         fmt
-        for fmt in FORMATS.values()
+        for fmt in WRITTEN.values()
         if columns % fmt.block == 0 and fmt.bits_per_weight >= wanted.bits_per_weight
     ]
     return min(others, key=lambda fmt: (fmt.bits_per_weight, -fmt.block, fmt.name))
