@@ -93,7 +93,11 @@ def prepare(
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     limit = limit_of(budget)
-    prepared = prepare_for(chosen, file, context, n_threads, activations, limit, logits_rows)
+    try:
+        prepared = prepare_for(chosen, file, context, n_threads, activations, limit, logits_rows)
+    except BudgetError:
+        limit = limit_of(budget, share=1.0)  # better without a margin than not at all
+        prepared = prepare_for(chosen, file, context, n_threads, activations, limit, logits_rows)
     return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
 
 
@@ -118,10 +122,11 @@ def bounds(
     raise AssertionError("a model fits in one byte")
 
 
-def limit_of(budget: int | None, owner: object = None) -> Limit:
+def limit_of(budget: int | None, owner: object = None, share: float = FREE_SHARE) -> Limit:
     """What a model may have, the process included: a budget, but no more than is free.
 
-    `owner` is the model if it is loaded; what the others may take is not free.
+    `owner` is the model if it is loaded; what the others may take is not free. Without a budget it
+    is a `share` of what is free.
     """
     asked = Limit(budget, f"the budget (`memory`) is {format_size(budget)}" if budget else "")
     available = available_bytes()
@@ -134,11 +139,11 @@ def limit_of(budget: int | None, owner: object = None) -> Limit:
     if budget is not None and budget <= free:
         return asked
     beside = f", {format_size(others)} for other models not counted" if others else ""
+    if budget is None and share < 1:
+        private = min(available + resident_bytes(private=True), soft) - others
+        free = max(0, int(private * share))
     said = f"this process can have {format_size(free)} (free memory and cgroup limit{beside})"
-    if budget is not None:
-        return Limit(free, said)
-    private = min(available + resident_bytes(private=True), soft) - others
-    return Limit(max(0, int(private * FREE_SHARE)), said)
+    return Limit(free, said)
 
 
 def _picked(target: str | None, pack: Pack | None) -> Target:
@@ -249,7 +254,10 @@ def kernel_store(prepared: Prepared) -> Kernels:
     that the model needs; or the cache of compiled ones.
 
     All cores compile what is missing, but only as many processes as have room in what the model may
-    have: that happens before anything of it is loaded.
+    have: that happens before anything of it is loaded. One always may, if the system has room.
+
+    Raises:
+        BudgetError: kernels have to be compiled, and there is no room for that.
     """
     if prepared.pack is not None:
         return prepared.pack.store(prepared.target)
@@ -259,4 +267,14 @@ def kernel_store(prepared: Prepared) -> Kernels:
     n_workers = default_threads()
     if prepared.limit is not None:
         n_workers = min(n_workers, (prepared.limit - PROCESS_BYTES) // COMPILER_BYTES)
-    return KernelStore(prepared.target, max(1, n_workers))
+    store = KernelStore(prepared.target, max(1, n_workers))
+    free = available_bytes()
+    if free is not None and free < COMPILER_BYTES and store.missing(needed):
+        raise BudgetError(
+            f"{prepared.file.paths[0]}: kernels have to be compiled once, by another process of "
+            f"{format_size(COMPILER_BYTES)}, and {format_size(free)} are free (free memory and "
+            "cgroup limit). Run it once where there is more, with the same HEADRACE_CACHE, or take "
+            "kernels along (`headrace targets build`, --kernels)",
+            needed_bytes=resident_bytes() + COMPILER_BYTES,
+        )
+    return store

@@ -60,6 +60,7 @@ class WeightMemory:
         self._revision = None if rates.flash is None else Revision(rates.flash)
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self.streaming: Streaming | None = None
+        self._told_reads = 0  # failed reads up to which nothing more is said
         self._passes: Passes
         self._began = self._stalled_s = 0.0  # the time, and `stall_s`, when the pass began
         self._take_up(prepared)
@@ -147,6 +148,14 @@ class WeightMemory:
             return
         seconds, window = time.perf_counter() - self._began, self.streaming.window
         window.end(finished)
+        if window.flow.mended_reads > self._told_reads:
+            warnings.warn(
+                f"{window.flow.mended_reads} reads of {self.prepared.file.paths[0]} failed and "
+                "were made again, which is slow: look after the disk or its driver",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._told_reads = 2 * window.flow.mended_reads
         if not finished or self._revision is None:
             return
         n_bytes, stall_s = self.streaming.residency.streamed_bytes, window.flow.stall_s
