@@ -2,7 +2,8 @@
 
 Layout 1 (`headrace.version`). Metadata and tokenizer are the source's. A matrix is one blob: a
 one-dimensional tensor of type I8 whose bytes are `Format.tile` of its rows, the last tile filled
-with zero rows; group-sparse ones are as `headrace.sparse.gqs` says. Four arrays, an entry for each blob, say what the blobs are:
+with zero rows; group-sparse ones are as `headrace.sparse.gqs` says. Four arrays, an entry for each
+blob, say what the blobs are:
 
     headrace.tiled.names     the tensor's name
     headrace.tiled.formats   the weight format ("q4_k", "gqs_g32", a name of `headrace.sparse`)

@@ -1,7 +1,7 @@
 """Matrices of one file turned into group-sparse ones, some rows at a time.
 
-Rows compete with each other for the units that a matrix keeps, so it is read twice: once to score
-its groups, once to code those that stay.
+How many groups a row keeps depends on the other rows, so a matrix is read twice: once to score its
+groups, once to code those that stay.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def prune(
     Args:
         read: gives rows of the source.
         step: rows that a thread has in memory at a time.
-        cost: what an input's error costs [columns]; None: as much for all.
+        cost: of inputs or groups; see `headrace.sparse.gqs_pruning.scores`.
         upper: U of the inputs' Hessian: weights that stay make up for those that go.
 
     Raises:

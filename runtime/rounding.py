@@ -17,7 +17,7 @@ from headrace.share import share
 from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats
 from headrace.sparse.gptq import gptq, inverse_factor
-from headrace.sparse.gqs_pruning import costs
+from headrace.sparse.gqs_pruning import group_costs
 from headrace.sparse.registry import FORMATS
 
 Write = Callable[[int, np.ndarray], None]  # offset in the tensor, bytes
@@ -99,7 +99,7 @@ class Rounder:
             if inputs is None:
                 raise AssertionError(f"no statistics of the inputs of {m.name}")
             upper = self._factor_of(m.name, inputs)
-            cost = costs(upper)
+            cost = group_costs(upper, wanted.format.group)
             taken += 4 * m.columns * m.columns
             portion = max(portion, _GPTQ_ROWS * m.columns)
         elif recipe.method == "search" and inputs is not None:

@@ -1,14 +1,16 @@
 """Which groups a group-sparse matrix keeps, and how the rest makes up for those that go.
 
-With the Hessian of the outputs' squared error (X^T X of calibration inputs) a group's score is what
-it costs to leave out one of its weights, w^2 / [H^-1]_jj (optimal brain surgeon), on average. Then
-columns are taken from left to right, and what a column loses is put on those behind it, as
-SparseGPT (arXiv 2301.00774) and GPTQ (2210.17323) do: once for pruning, which settles the rows'
-scales, and once for rounding.
+With the Hessian H of the outputs' squared error (X^T X of calibration inputs) a group's score is
+what it costs to leave it out if all other weights of the row make up for it, w^T ([H^-1]_gg)^-1 w
+(optimal brain surgeon). Then columns are taken from left to right, and what a column loses is put on
+those behind it, as SparseGPT (arXiv 2301.00774) and GPTQ (2210.17323) do: once for pruning, which
+settles the rows' scales, and once for rounding.
 
-Rows compete for units of 128 weights, not for single groups: of each row the best groups fill the
-first unit, the next best the second, and the units that are worth most stay. So no unit is half
-empty but where a row ends, and the size of a matrix follows from its shape and the rate.
+All rows keep about the same: of each the best groups fill the first unit of 128 weights, the next
+best the second, and so on up to the same unit in all rows, and of the units that come next those
+stay that are worth most. To let rows compete for more than that lowers the error of the matrix, but
+ruins models: small outputs count, too. So no unit is half empty but where a row ends, and the size
+of a matrix follows from its shape and the rate.
 """
 
 from __future__ import annotations
@@ -28,25 +30,38 @@ _BLOCK = 128  # inputs after which those behind are mended, by one product
 Become = Callable[[int, Floats], Floats]
 
 
-def scores(weights: Floats, group: int, variance: Floats | None = None) -> Floats:
-    """The mean of w^2 * variance over each group: float32 [rows, n / group].
+def scores(weights: Floats, group: int, cost: Floats | None = None) -> Floats:
+    """What it costs to leave out each group: float32 [rows, n / group].
 
     Args:
         weights: float32 [rows, n].
-        variance: what a column's error costs [n]: the mean square of its inputs, or 1 / [H^-1]_jj;
-            None: as much for all columns.
+        cost: what a column's error costs [n], such as the mean square of its inputs; or
+            `group_costs`; None: as much for all columns.
     """
     rows, n = weights.shape
-    cost = np.square(weights, dtype=np.float32)
-    if variance is not None:
-        cost *= variance
-    mean: Floats = cost.reshape(rows, gqs.columns_of(n, group), group).mean(axis=2)
-    return mean
+    columns = gqs.columns_of(n, group)
+    blocks = np.asarray(weights, np.float32).reshape(rows, columns, group)
+    if cost is None:
+        times = blocks
+    elif cost.ndim == 1:
+        times = blocks * cost.reshape(columns, group)
+    else:
+        times = np.matmul(blocks.transpose(1, 0, 2), cost).transpose(1, 0, 2)
+    found: Floats = (times * blocks).sum(axis=2)
+    return found
 
 
-def costs(upper: Floats) -> Floats:
-    """1 / [H^-1]_jj, float32 [n], for U with U^T U = H^-1: see `headrace.sparse.gptq`."""
-    found: Floats = 1 / np.square(upper).sum(axis=0)
+def group_costs(upper: Floats, group: int) -> Floats:
+    """([H^-1]_gg)^-1 of each group of columns, float32 [n / group, G, G].
+
+    Args:
+        upper: U with U^T U = H^-1: see `headrace.sparse.gptq`.
+    """
+    n = len(upper)
+    found = np.empty((gqs.columns_of(n, group), group, group), np.float32)
+    for c in range(len(found)):
+        some = upper[: (c + 1) * group, c * group : (c + 1) * group].astype(np.float64)
+        found[c] = np.linalg.inv(some.T @ some)
     return found
 
 
@@ -63,16 +78,15 @@ def n_units(rows: int, n: int, group: int, rate: float) -> int:
 
 
 def kept(score: Floats, group: int, rate: float) -> Mask:
-    """The groups that stay, of those scored [rows, columns]: the best units of them."""
+    """The groups that stay, of those scored [rows, columns]: the best units of each row."""
     rows, columns = score.shape
     per_unit = gqs.UNIT // group
+    every, more = divmod(n_units(rows, columns * group, group, rate), rows)
     order = np.argsort(-score, axis=1, kind="stable")
-    in_order = np.zeros((rows, -(-columns // per_unit) * per_unit), np.float32)
-    in_order[:, :columns] = np.take_along_axis(score, order, axis=1)
-    value = in_order.reshape(rows, -1, per_unit).sum(axis=2)
-    chosen = np.argsort(-value, axis=None, kind="stable")
-    chosen = chosen[: n_units(rows, columns * group, group, rate)]
-    counts = np.bincount(chosen // value.shape[1], minlength=rows) * per_unit
+    best = np.take_along_axis(score, order, axis=1)
+    value = best[:, every * per_unit : (every + 1) * per_unit].sum(axis=1)
+    counts = np.full(rows, every * per_unit)
+    counts[np.argsort(-value, kind="stable")[:more]] += per_unit
     keep = np.zeros(score.shape, bool)
     np.put_along_axis(keep, order, np.arange(columns) < counts[:, None], axis=1)
     return keep
@@ -160,6 +174,6 @@ def encode(
         hessian: X^T X of the inputs [n, n]; scores weights, and moves those that stay.
     """
     upper = None if hessian is None else inverse_factor(np.asarray(hessian, np.float32))
-    cost = mean_square if upper is None else costs(upper)
+    cost = mean_square if upper is None else group_costs(upper, group)
     keep = kept(scores(weights, group, cost), group, rate)
     return gqs.pack(encode_rows(weights, keep, group, upper), group)

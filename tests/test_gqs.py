@@ -156,7 +156,8 @@ def test_threads_change_no_bit(group: int) -> None:
     rows, n = 300, 1024
     w = rng.standard_normal((rows, n)).astype(np.float32)
     w *= np.exp(rng.standard_normal((rows, 1)))  # some rows keep all groups, some none
-    raw = gqs_pruning.encode(w, 0.5, group)
+    score = gqs_pruning.scores(w, group)
+    raw = gqs.pack_weights(w, score > np.median(score), group)
     x = gqs_kernels.code_x16(rng.standard_normal((1, n)).astype(np.float32))
     arena = Arena({"raw": len(raw), "x": x.nbytes})
     arena.view("raw")[: len(raw)] = raw
