@@ -1,10 +1,10 @@
 """Which groups a group-sparse matrix keeps, and how the rest makes up for those that go.
 
 With the Hessian H of the outputs' squared error (X^T X of calibration inputs) a group's score is
-what it costs to leave it out if all other weights of the row make up for it, w^T ([H^-1]_gg)^-1 w
-(optimal brain surgeon). Then columns are taken from left to right, and what a column loses is put on
-those behind it, as SparseGPT (arXiv 2301.00774) and GPTQ (2210.17323) do: once for pruning, which
-settles the rows' scales, and once for rounding.
+what it costs to leave it out if all other weights of the row make up for it (optimal brain
+surgeon): w^T ([H^-1]_gg)^-1 w. Then columns are taken from left to right, and what a column loses
+is put on those behind it, as SparseGPT (arXiv 2301.00774) and GPTQ (2210.17323) do: once for
+pruning, which settles the rows' scales, and once for rounding.
 
 All rows keep about the same: of each the best groups fill the first unit of 128 weights, the next
 best the second, and so on up to the same unit in all rows, and of the units that come next those
