@@ -90,7 +90,8 @@ class Sizes:
         fixed = {
             "vectors": sum(padded16(v.size) * 4 for v in vectors),
             "KV cache": plans.kv_bytes(d, context),
-            "activations": sum(sizes.values()) + sum(plans.table_sizes(d, shape).values()),
+            "activations": sum(sizes.values())
+            + sum(plans.table_sizes(d, shape, self.placed).values()),
             "logits": self.logits_rows * d.vocabulary * 4 * LOGITS_COPIES,
             "the process": self._process(),
         }

@@ -28,9 +28,10 @@ from headrace.offload import requests
 from headrace.placing import Placed, dense, kernels_for, padded16
 from headrace.sparse import gqs_kernels, linear
 from headrace.sparse.bitstack import BlockShape
-from headrace.sparse.format import TILE_ROWS
+from headrace.sparse.format import TILE_ROWS, Unpacked
 from headrace.sparse.linear import activation_bytes
 from headrace.sparse.registry import FORMATS
+from headrace.sparse.unpacking import scratch_bytes as unpacking_bytes
 from headrace.stack import Stack
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
@@ -306,11 +307,27 @@ def buffer_sizes(
                     one = round_up(activation_bytes(kind, widest), 64)
                     beyond = gqs_kernels.REACH if kind == "x16" else 0
                     sizes[f"{prefix}input_{kind}"] = one * tokens + beyond
+    if unpacked := unpacked_bytes(placed, target):
+        sizes["unpacked"] = shape.threads * unpacked
     if stack is not None:
         sizes |= stack_room(stack.shapes.values(), target, shape.threads).buffers(shape.threads)
     return sizes
 
 
-def table_sizes(decoder: Decoder, shape: Shape) -> dict[str, int]:
-    """Bytes of what is worked out once, on loading, and only read: rotary embeddings."""
-    return {name: shape.context * rope.width * 4 for rope, name in ropes_of(decoder).items()}
+def unpacked_bytes(placed: Iterable[Placed], target: Target) -> int:
+    """Bytes of a thread's scratch in products of formats that are unpacked first."""
+    tiles = target.gemm_tiles
+    sizes = (unpacking_bytes(dense(p).format, p.matrix.columns, tiles) for p in placed)
+    return max(sizes, default=0)
+
+
+def codebooks(placed: Iterable[Placed]) -> dict[str, Unpacked]:
+    """The tables that kernels of these weights look weights up in, by the name of the format."""
+    found = {fmt.name: fmt.unpacked for fmt in (dense(p).format for p in placed)}
+    return {name: one for name, one in sorted(found.items()) if one is not None}
+
+
+def table_sizes(decoder: Decoder, shape: Shape, placed: Iterable[Placed]) -> dict[str, int]:
+    """Bytes of what is worked out once, on loading, and only read: rotary embeddings, codebooks."""
+    ropes = {name: shape.context * rope.width * 4 for rope, name in ropes_of(decoder).items()}
+    return ropes | {name: one.table().nbytes for name, one in codebooks(placed).items()}

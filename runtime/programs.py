@@ -25,6 +25,7 @@ from headrace.plan import (
     Shape,
     buffer_sizes,
     check_mode,
+    codebooks,
     kv_bytes,
     modes,
     ropes_of,
@@ -78,7 +79,7 @@ class Programs:
         )
         self._large = Arena({n: k for n, k in sizes.items() if n.startswith(PREFILL)}, huge=False)
         self._huge = False
-        self._tables = Arena(table_sizes(decoder, shape), huge=False)
+        self._tables = Arena(table_sizes(decoder, shape, weights.placed.values()), huge=False)
         self.cache = Arena({"kv": kv_bytes(decoder, shape.context)})
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
@@ -92,6 +93,9 @@ class Programs:
                 factors = weights.vectors.view(rope.factors, "f4")[: rope.width // 2]
             table = self._tables.view(name, "f4").reshape(shape.context, rope.width)
             table[:] = rope_table(rope, factors, shape.context)
+        for name, codebook in codebooks(weights.placed.values()).items():
+            values = codebook.table()
+            self._tables.view(name)[: values.size] = values
         self.link(streaming, rows)
 
     def link(self, streaming: Streaming | None, rows: EmbeddingRows | None) -> None:
@@ -150,7 +154,7 @@ class Programs:
         return self._weights.vectors.address(name)
 
     def table(self, name: str) -> int:
-        """Address of a rotary embedding's table."""
+        """Address of a rotary embedding's table, or a codebook's."""
         return self._tables.address(name)
 
     def buffer(self, name: str, large: bool) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from headrace.errors import UnsupportedError
 from headrace.families.decoder import Decoder
-from headrace.loaders.gguf import ModelFile
+from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.placing import Placed, PlacedMatrix, place
 from headrace.pruning import PrunedMatrix
+from headrace.rows import some_rows
 from headrace.sparse.format import Format
 from headrace.sparse.gqs import GROUP_FORMATS
+from headrace.sparse.group_size import ADAPTIVE, SAMPLE_ROWS, choose_format
 from headrace.sparse.registry import FORMATS
+
+Progress = Callable[[int, int | None, str], None]
 
 KEEP = "keep"
 Method = Literal["rtn", "search", "gptq"]
@@ -22,6 +26,8 @@ ENOUGH_BITS = 8.5  # of an embedding or a head that stays what it is
 ENDS = "q8_0"  # what it becomes otherwise
 UNPRUNED = "i4_g32"  # what a matrix becomes that cannot be cut into groups, or something larger
 SPARSITY = 0.5
+# Codebooks want a search that weighs what errors matter: formats that have one are only read.
+WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.unpacked is None}
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Recipe:
 
 def recipes(
     model: ModelFile, decoder: Decoder, format: str, ends: str | None, method: Method,
-    sparsity: float = SPARSITY,
+    reader: TensorReader, sparsity: float = SPARSITY, progress: Progress | None = None,
 ) -> list[Recipe]:  # fmt: skip
     """What becomes of each matrix, in the order of a pass.
 
@@ -49,8 +55,11 @@ def recipes(
 
     Args:
         format, ends: names of formats, or "keep": what it loads as. `ends` None: "keep" where that
-            takes 8.5 bits or fewer a weight or `format` is "keep", else q8_0.
+            takes 8.5 bits or fewer a weight or `format` is "keep", else q8_0. `format` may also be
+            one of `headrace.sparse.group_size.ADAPTIVE`, which is chosen for each matrix.
+        reader: reads rows that such a choice looks at.
         sparsity: share of the weights that a group-sparse format leaves out.
+        progress: called with (matrices done, in all, what) while choosing.
 
     Raises:
         UnsupportedError: no such format, or one that `method` cannot round to.
@@ -58,27 +67,36 @@ def recipes(
     """
     if ends in GROUP_FORMATS:
         raise UnsupportedError(f"--ends {ends}: embedding and head cannot be group-sparse")
-    for name in (format, ends or KEEP):
-        if name not in FORMATS and name not in GROUP_FORMATS and name != KEEP:
-            known = ", ".join([KEEP, "bitstack", *sorted([*FORMATS, *GROUP_FORMATS])])
-            raise UnsupportedError(f"there is no format {name!r}; there is: {known}")
+    for name, others in ((format, (KEEP, *GROUP_FORMATS, *ADAPTIVE)), (ends or KEEP, (KEEP,))):
+        if name not in WRITTEN and name not in others:
+            known = ", ".join([KEEP, "bitstack", *sorted([*WRITTEN, *GROUP_FORMATS, *ADAPTIVE])])
+            what = (
+                f"{name} is read, not written"
+                if name in FORMATS
+                else f"there is no format {name!r}"
+            )
+            raise UnsupportedError(f"{what}; there is: {known}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
-    groups = GROUP_FORMATS.get(format)
-    if method != "rtn" and groups is None and (format == KEEP or FORMATS[format].grid is None):
-        gridded = (name for name, fmt in FORMATS.items() if fmt.grid is not None)
-        those = ", ".join(sorted([*gridded, *GROUP_FORMATS]))
+    gridded = [name for name, fmt in FORMATS.items() if fmt.grid is not None]
+    if method != "rtn" and format not in (*gridded, *GROUP_FORMATS, *ADAPTIVE):
+        those = ", ".join(sorted([*gridded, *GROUP_FORMATS, *ADAPTIVE]))
         raise UnsupportedError(
             f"--method {method} rounds to {those}, not to {format!r}; use one of these or rtn"
         )
     outer = {decoder.embedding.name, decoder.head.name}
     found = []
-    for placed in place(model, decoder, "q8"):
+    all_placed = place(model, decoder, "q8")
+    for i, placed in enumerate(all_placed):
         at_end = placed.matrix.name in outer
         name = format
         if at_end and isinstance(placed, PlacedMatrix):
             small = format == KEEP or placed.format.bits_per_weight <= ENOUGH_BITS
             name = ends or (KEEP if small else ENDS)
+        if name in ADAPTIVE:
+            name = choose_format(some_rows(reader, placed, SAMPLE_ROWS), ADAPTIVE[name]).name
+            if progress is not None:
+                progress(i + 1, len(all_placed), "choosing group sizes")
         how: Method = "search" if at_end and method == "gptq" else method
         found.append(_recipe(placed, name, how, sparsity))
     return found
@@ -106,7 +124,7 @@ def _that_divides(wanted: Format, columns: int) -> Format:
         return wanted
     others = [
         fmt
-        for fmt in FORMATS.values()
+        for fmt in WRITTEN.values()
         if columns % fmt.block == 0 and fmt.bits_per_weight >= wanted.bits_per_weight
     ]
     return min(others, key=lambda fmt: (fmt.bits_per_weight, -fmt.block, fmt.name))

@@ -19,7 +19,7 @@ from headrace.placing import (
 )
 from headrace.sparse import gqs
 from headrace.sparse.format import TILE_ROWS, Format
-from headrace.sparse.registry import by_ggml_type
+from headrace.sparse.registry import FORMATS, by_ggml_type
 
 PIECE_BYTES = 1 << 20  # raw bytes read at a time by each thread
 STRAIGHT_BYTES = 4 << 20  # the same, when they go straight to their place
@@ -75,6 +75,16 @@ def _dense_rows(
     reader.readinto(info, at, units)
     keep = gqs.check_units(units, some.first, columns, group, at, wrong)
     return gqs.dense(gqs.groups_of(units, some, group, keep), columns, group)
+
+
+def some_rows(reader: TensorReader, placed: Placed, n: int) -> np.ndarray:
+    """About n rows, in tiles that lie evenly over the matrix: float32 [rows, columns]."""
+    rows = placed.matrix.rows
+    step = max(1, -(-rows // n)) * TILE_ROWS
+    as_floats = PlacedMatrix(placed.matrix, placed.info, FORMATS["f32"])
+    ranges = [(first, min(first + TILE_ROWS, rows)) for first in range(0, rows, step)]
+    parts = [raw_rows(reader, as_floats, a, b)[: b - a].view(np.float32) for a, b in ranges]
+    return np.concatenate(parts)
 
 
 def raw_row(reader: TensorReader, placed: PlacedMatrix, row: int) -> np.ndarray:

@@ -32,9 +32,10 @@ from headrace.plan import (
     scratch_bytes,
     stack_room,
     staged_tiles,
+    unpacked_bytes,
 )
 from headrace.sparse.bitstack import BlockShape
-from headrace.sparse.format import TILE_ROWS
+from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.linear import activation_bytes
 from headrace.targets.target import Target
 from headrace.weights import Part
@@ -116,6 +117,7 @@ class Forward:
         self._widest = max(m.columns for m in decoder.matrices())
         self._scratch_bytes = scratch_bytes(decoder)
         self._chunk_bytes = chunk_bytes(decoder)
+        self._unpacked_bytes = unpacked_bytes(placed.values(), target)
         self._turn = 0  # of the two buffers for staging, or for codes
         shapes = self._stacked.values()
         self._room = stack_room(shapes, target, shape.threads) if shapes else None
@@ -166,7 +168,7 @@ class Forward:
             self._places.embedding(), self._address(mode, "x"),
             self._address(mode, "ids"), d.width // placed.format.block,
             self._word(ONE if mode.private else COUNT), x_bytes, x_bytes if mode.private else 0,
-            float(d.embedding_scale), d.width,
+            float(d.embedding_scale), d.width, *self._unpacking(placed.format),
         ]  # fmt: skip
         return Step(f"rows_{placed.format.name}", slots, False, "embedding")
 
@@ -261,7 +263,7 @@ class Forward:
             weights, self._address(mode, f"input_{kind}"), self._address(mode, name) + at,
             n_blocks, part.tiles, self._word(count),
             self._private_bytes(kind) if mode.private else 0, self._row_bytes(name), bias + at,
-            activation_bytes(kind, matrix.columns) * group,
+            activation_bytes(kind, matrix.columns) * group, *self._unpacking(fmt),
         ]  # fmt: skip
         streamed = part.request is not None and not part.row_bytes
         steps.append(
@@ -296,6 +298,15 @@ class Forward:
                 )
             )  # fmt: skip
         return steps
+
+    def _unpacking(self, fmt: Format) -> list[int]:
+        """The slots that products and rows of an unpacked format have more than others."""
+        if fmt.unpacked is None:
+            return []
+        return [
+            self._places.buffer("unpacked", False), self._unpacked_bytes,
+            self._places.table(fmt.name),
+        ]  # fmt: skip
 
     def _blocks(self, mode: Mode, name: str, matrix: Matrix) -> list[Step]:
         """Products by the blocks of a matrix, one after the other."""

@@ -181,6 +181,11 @@ def intrinsic_call(
     return b.call(cgutils.get_or_insert_function(b.module, fn_type, name), list(args))
 
 
+def stack_place(b: ir.IRBuilder, ty: ir.Type) -> ir.Value:
+    """An address on the stack, the same each time that one gets here."""
+    return cgutils.alloca_once(b, ty)
+
+
 def _at(b: ir.IRBuilder, p: ir.Value, ty: ir.Type) -> ir.Value:
     return b.bitcast(p, ty.as_pointer())
 
@@ -521,11 +526,11 @@ def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     for i in range(sig.return_type.count):
         for k, one in enumerate(load(b, at)):
             block = b.insert_value(block, one, (i, k))
-        at = _offset(b, at, _step(b, Q8_BYTES))
+        at = _offset(b, at, unknown(b, Q8_BYTES))
     return block
 
 
-def _step(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
+def unknown(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
     """A number that LLVM does not know.
 
     Instructions that load several registers have no offsets, but can add a register to their
@@ -563,7 +568,7 @@ def _past_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not steps:
         return _offset(b, at, ir.Constant(_I64, count * Q8_BYTES))
     for n_bytes in steps:
-        at = _offset(b, at, _step(b, n_bytes))
+        at = _offset(b, at, unknown(b, n_bytes))
     return at
 
 
@@ -584,7 +589,7 @@ def q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[
         for i, n_bytes in enumerate(_q8_steps(ty.count)):
             if i % 3 == offset // 16:
                 found.append(load(b, at)[offset % 16 // 4])
-            at = _offset(b, at, _step(b, n_bytes))
+            at = _offset(b, at, unknown(b, n_bytes))
         return found
     return [splat(b, word, lanes()) for word in _q8_scalars(b, entry, ty, offset)]
 
@@ -597,9 +602,9 @@ def pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> lis
     load = primitive("load_pair_codes" if codes else "load_pair_words")
     found, words = [], entry
     for _ in range(count // 2):
-        behind = _offset(b, words, _step(b, _PAIR_WORDS))
+        behind = _offset(b, words, unknown(b, _PAIR_WORDS))
         found.append(load(b, behind if codes else words))
-        words = _offset(b, behind, _step(b, _PAIR_CODES))
+        words = _offset(b, behind, unknown(b, _PAIR_CODES))
     return found
 
 
@@ -941,6 +946,7 @@ _unary("to_f32", "f32", lambda b, v: b.sitofp(v, _f32_type()))
 _unary("round_i32", "i32", _round)
 _unary("bits_f32", "f32", lambda b, v: b.bitcast(v, _f32_type()))
 _unary("bits_i32", "i32", lambda b, v: b.bitcast(v, vector_type("i32")))
+_unary("bits_u8", "u8", lambda b, v: b.bitcast(v, vector_type("u8")))
 _unary("shl", None, lambda b, v, n: b.shl(v, constant("i32", n)))
 _unary("shr", None, lambda b, v, n: b.lshr(v, constant("i32", n)))
 _unary("shr_u8", None, lambda b, v, n: b.lshr(v, constant("u8", n)))
@@ -977,6 +983,52 @@ def _lookup16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     table = ir.Constant(ir.VectorType(_I8, 16), values)
     look = primitive("lookup16") or _looked_up_by_ones
     return join(b, [look(b, table, v, shift) for v in split(b, args[0], sig.args[0].count)])
+
+
+def _halves_of(b: ir.IRBuilder, v: ir.Value) -> list[ir.Value]:
+    """The 16-bit halves of int32 lanes as scalars, all low ones first."""
+    halves = b.bitcast(v, ir.VectorType(_I16, 2 * lanes()))
+    order = [2 * i + half for half in (0, 1) for i in range(lanes())]
+    own = primitive("halves_of")
+    if own is not None:
+        ones = own(b, halves)
+        return [ones[k] for k in order]
+    return [b.extract_element(halves, ir.Constant(_I32, k)) for k in order]
+
+
+@marker(
+    "load_entries",
+    lambda p, index, n, entries: VecType("u8", literal(n, "n_bytes") // 2),
+)
+def _load_entries(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    n_bytes, n_entries = (literal(t, "argument") for t in sig.args[2:])
+    own = primitive("load_entries")
+    if own is not None:
+        return join(b, own(b, args[0], args[1], n_bytes, n_entries))
+    entry, parts = ir.IntType(8 * n_bytes), []
+    table, halves = _at(b, args[0], entry), _halves_of(b, args[1])
+    for some in (halves[: lanes()], halves[lanes() :]):
+        found = ir.Constant(ir.VectorType(entry, lanes()), ir.Undefined)
+        for i, index in enumerate(some):
+            one = b.load(b.gep(table, [b.zext(index, _I64)], inbounds=True))
+            one.align = 4
+            found = b.insert_element(found, one, ir.Constant(_I32, i))
+        words = b.bitcast(found, ir.VectorType(_I32, lanes() * n_bytes // 4))
+        step = n_bytes // 4
+        quads = [shuffle(b, words, words, range(k, step * lanes(), step)) for k in range(step)]
+        parts += [b.bitcast(v, vector_type("u8")) for v in quads]
+    return join(b, parts)
+
+
+@marker("negate_bytes", lambda v, bits, shift: v)
+def _negate_bytes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    shift, value = literal(sig.args[2], "shift"), args[0]
+    bits = b.bitcast(args[1], value.type)
+    each = range(value.type.count)
+    spread = shuffle(b, bits, bits, [i // 4 * 4 + shift // 8 for i in each])
+    mask = ir.Constant(value.type, [1 << (shift % 8 + i % 4) for i in each])
+    zero = ir.Constant(value.type, None)
+    return b.select(b.icmp_unsigned("!=", b.and_(spread, mask), zero), b.sub(zero, value), value)
 
 
 def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:

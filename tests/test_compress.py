@@ -23,6 +23,7 @@ from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import format_name, open_model
 from headrace.placing import place
 from headrace.price import price_of
+from headrace.recipe import WRITTEN
 from headrace.rows import read_tiled
 from headrace.sparse.registry import FORMATS
 
@@ -60,7 +61,7 @@ def weights_of(path: Path) -> dict[str, np.ndarray]:
 # --- formats and methods --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", sorted(WRITTEN))
 def test_each_format_is_what_its_encoder_makes(source: Path, tmp_path: Path, name: str) -> None:
     path = compress(source, tmp_path / "m.gguf", format=name, ends=name, method="rtn").path
     expected, fmt = weights_of(source), FORMATS[name]
@@ -80,6 +81,23 @@ def test_ends_have_a_format_of_their_own(source: Path, tmp_path: Path) -> None:
     assert ends(source) == {"f32"}
     small = write_model(tmp_path / "s.gguf", ["Q4_0"])
     assert ends(small, format="q8_0") == {"q4_0"}  # has no more than 8.5 bits
+
+
+def test_group_sizes_that_suit_each_matrix(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", ["F32"])
+    uneven = "blk.1.ffn_up.weight"
+    info = open_model(path).tensors[uneven]
+    rng = np.random.default_rng(3)
+    with path.open("rb+") as file:  # runs of 32 weights that differ in size
+        sizes = np.repeat(np.exp(rng.standard_normal(info.n_bytes // 128)), 32)
+        file.seek(info.offset)
+        file.write((sizes * rng.standard_normal(len(sizes))).astype(np.float32).tobytes())
+    found = raw_of(compress(path, tmp_path / "a.gguf", format="i4_auto").path)
+    names = {name: fmt for name, (fmt, _) in found.items() if name.startswith("blk.")}
+    assert names.pop(uneven) == "i4_g32"
+    assert set(names.values()) == {"i4_g128"}
+    with pytest.raises(HeadraceError, match="no format 'i4_auto'"):
+        compress(path, tmp_path / "b.gguf", ends="i4_auto")
 
 
 def test_rows_that_blocks_do_not_divide(tmp_path: Path) -> None:
@@ -320,6 +338,7 @@ def test_a_link_in_the_place_of_the_part(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"format": "q9"}, "there is no format 'q9'"),
+        ({"format": "iq3_s"}, "iq3_s is read, not written; there is: keep"),
         ({"format": "../q4_0"}, "there is no format"),
         ({"format": "q4_0", "ends": "x"}, "there is no format 'x'"),
         ({"format": "q4_0", "method": "best"}, "there is no method 'best'"),

@@ -10,7 +10,7 @@ import numpy as np
 from headrace.families.decoder import rope_table
 from headrace.loaders.gguf import TensorReader
 from headrace.placing import Placed, PlacedGroups, padded16
-from headrace.plan import ropes_of, table_sizes
+from headrace.plan import codebooks, ropes_of, table_sizes
 from headrace.planning import Prepared
 from headrace.rows import read_tiled, read_vector
 from headrace.standalone.driver import BEGINS_WITH_SPACE, DROPS_SPACE_AFTER
@@ -42,10 +42,11 @@ def constant_sizes(prepared: Prepared, vocabulary: Mapping[str, np.ndarray]) -> 
     """Bytes of each piece, in the order of the file."""
     decoder = prepared.decoder
     vectors = {v.name: padded16(v.size) * 4 for v in decoder.vectors()}
+    sizes = table_sizes(decoder, prepared.shape, prepared.placed)
     return {
         **{name: array.nbytes for name, array in vocabulary.items()},
         **{f"vector {name}": size for name, size in vectors.items()},
-        **{f"table {name}": k for name, k in table_sizes(decoder, prepared.shape).items()},
+        **{f"table {name}": k for name, k in sizes.items()},
         **{name: size for p in prepared.placed for name, size in _pieces(p).items()},
     }
 
@@ -85,6 +86,8 @@ def write_constants(
         for rope, name in ropes_of(decoder).items():
             factors = None if rope.factors is None else vectors[rope.factors][: rope.width // 2]
             put(f"table {name}", rope_table(rope, factors, prepared.shape.context))
+        for name, codebook in codebooks(prepared.placed).items():
+            put(f"table {name}", codebook.table())
         for placed in prepared.placed:
             file.seek(offsets[next(iter(_pieces(placed)))])
             for piece in read_tiled(reader, placed):
