@@ -54,7 +54,7 @@ RIVALS = (
 
 def headrace(*arguments: str) -> dict[str, Any]:
     """What a command of headrace prints as JSON."""
-    command = [sys.executable, "-m", "headrace.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "headrace", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}: {done.stderr.strip()}")
