@@ -1,7 +1,7 @@
 """Matrices of one file turned into group-sparse ones, some rows at a time.
 
-Rows compete with each other for the units that a matrix keeps, so it is read twice: once to score
-its groups, once to code those that stay.
+How many groups a row keeps depends on the other rows, so a matrix is read twice: once to score its
+groups, once to code those that stay.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from headrace.share import share
 from headrace.sparse import gqs, gqs_pruning
 from headrace.sparse.format import Floats
 from headrace.sparse.gqs import GroupFormat
+from headrace.sparse.gqs_pruning import Hessian
 
 Write = Callable[[int, np.ndarray], None]  # offset in the tensor, bytes
 Read = Callable[[int, int], Floats]  # the first row, and the end -> float32 [rows, columns]
@@ -47,15 +48,15 @@ def choosing_bytes(matrix: Matrix, group: int) -> int:
 
 def prune(
     wanted: PrunedMatrix, read: Read, step: int, n_threads: int, write: Write,
-    cost: Floats | None = None, upper: Floats | None = None,
+    cost: Floats | None = None, hessian: Hessian | None = None,
 ) -> None:  # fmt: skip
     """Write a group-sparse matrix; `write` is called from several threads at once.
 
     Args:
         read: gives rows of the source.
         step: rows that a thread has in memory at a time.
-        cost: what an input's error costs [columns]; None: as much for all.
-        upper: U of the inputs' Hessian: weights that stay make up for those that go.
+        cost: of inputs or groups; see `headrace.sparse.gqs_pruning.scores`.
+        hessian: of the inputs: weights that stay make up for those that go.
 
     Raises:
         ModelFileError: the source cannot be read, or has weights that are no finite numbers.
@@ -83,7 +84,7 @@ def prune(
 
     def work(first: int) -> None:
         last = min(first + step, rows)
-        groups = gqs_pruning.encode_rows(read(first, last), keep[first:last], group, upper)
+        groups = gqs_pruning.encode_rows(read(first, last), keep[first:last], group, hessian)
         row_scales[first:last] = groups.row_scales
         write(begin + int(first_unit[first]) * unit, gqs.pack_units(groups, group)[1])
 

@@ -17,7 +17,7 @@ from headrace.share import share
 from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats
 from headrace.sparse.gptq import gptq, inverse_factor
-from headrace.sparse.gqs_pruning import costs
+from headrace.sparse.gqs_pruning import Hessian, group_costs
 from headrace.sparse.registry import FORMATS
 
 Write = Callable[[int, np.ndarray], None]  # offset in the tensor, bytes
@@ -94,12 +94,12 @@ class Rounder:
     ) -> None:
         m = wanted.matrix
         taken = choosing_bytes(m, wanted.format.group) + (0 if inputs is None else inputs.held)
-        portion, cost, upper = _PORTION, None, None
+        portion, cost, hessian = _PORTION, None, None
         if recipe.method == "gptq":
             if inputs is None:
                 raise AssertionError(f"no statistics of the inputs of {m.name}")
-            upper = self._factor_of(m.name, inputs)
-            cost = costs(upper)
+            hessian = Hessian(inputs.h, self._factor_of(m.name, inputs))
+            cost = group_costs(hessian.upper, wanted.format.group)
             taken += 4 * m.columns * m.columns
             portion = max(portion, _GPTQ_ROWS * m.columns)
         elif recipe.method == "search" and inputs is not None:
@@ -111,7 +111,7 @@ class Rounder:
             rows: Floats = found[: last - first]
             return rows
 
-        prune(wanted, read, self._step(recipe, portion, taken), self._threads, write, cost, upper)
+        prune(wanted, read, self._step(recipe, portion, taken), self._threads, write, cost, hessian)
 
     def _step(self, recipe: Recipe, portion: int, taken: int) -> int:
         """Rows that a thread takes at a time: equal shares, in whole tiles, for all threads."""

@@ -1,52 +1,75 @@
 """Which groups a group-sparse matrix keeps, and how the rest makes up for those that go.
 
-With the Hessian of the outputs' squared error (X^T X of calibration inputs) a group's score is what
-it costs to leave out one of its weights, w^2 / [H^-1]_jj (optimal brain surgeon), on average. Then
-columns are taken from left to right, and what a column loses is put on those behind it, as
-SparseGPT (arXiv 2301.00774) and GPTQ (2210.17323) do: once for pruning, which settles the rows'
-scales, and once for rounding.
+With the Hessian H of the outputs' squared error (X^T X of calibration inputs) a group's score is
+what it costs to leave it out if all other weights of the row make up for it (optimal brain
+surgeon): w^T ([H^-1]_gg)^-1 w. What stays in a row then gets the weights with the least error of
+the output, by conjugate gradients: the sweep of SparseGPT (arXiv 2301.00774), which puts what a
+column loses on those behind it only, leaves half as much error again. Rounding goes from left to
+right as in GPTQ (2210.17323).
 
-Rows compete for units of 128 weights, not for single groups: of each row the best groups fill the
-first unit, the next best the second, and the units that are worth most stay. So no unit is half
-empty but where a row ends, and the size of a matrix follows from its shape and the rate.
+All rows keep about the same: of each the best groups fill the first unit of 128 weights, the next
+best the second, and so on up to the same unit in all rows, and of the units that come next those
+stay that are worth most. To let rows compete for more than that lowers the error of the matrix, but
+ruins models: small outputs count, too. So no unit is half empty but where a row ends, and the size
+of a matrix follows from its shape and the rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from headrace.sparse import gqs
 from headrace.sparse.format import Bytes, Floats
-from headrace.sparse.gptq import inverse_factor
+from headrace.sparse.gptq import DAMPING, inverse_factor
 from headrace.sparse.gqs import Groups, Mask
 
+_TINY = np.float32(1e-30)
 _BLOCK = 128  # inputs after which those behind are mended, by one product
 
-# What an input's weights become, (its number, weights [rows]) -> weights.
-Become = Callable[[int, Floats], Floats]
+_STEPS = 20  # of conjugate gradients: more change the fourth digit of the error
 
 
-def scores(weights: Floats, group: int, variance: Floats | None = None) -> Floats:
-    """The mean of w^2 * variance over each group: float32 [rows, n / group].
+class Hessian(NamedTuple):
+    """H = X^T X of the inputs of a matrix [n, n], and U with U^T U = H^-1."""
+
+    h: Floats
+    upper: Floats
+
+
+def scores(weights: Floats, group: int, cost: Floats | None = None) -> Floats:
+    """What it costs to leave out each group: float32 [rows, n / group].
 
     Args:
         weights: float32 [rows, n].
-        variance: what a column's error costs [n]: the mean square of its inputs, or 1 / [H^-1]_jj;
-            None: as much for all columns.
+        cost: what a column's error costs [n], such as the mean square of its inputs; or
+            `group_costs`; None: as much for all columns.
     """
     rows, n = weights.shape
-    cost = np.square(weights, dtype=np.float32)
-    if variance is not None:
-        cost *= variance
-    mean: Floats = cost.reshape(rows, gqs.columns_of(n, group), group).mean(axis=2)
-    return mean
+    columns = gqs.columns_of(n, group)
+    blocks = np.asarray(weights, np.float32).reshape(rows, columns, group)
+    if cost is None:
+        times = blocks
+    elif cost.ndim == 1:
+        times = blocks * cost.reshape(columns, group)
+    else:
+        times = np.matmul(blocks.transpose(1, 0, 2), cost).transpose(1, 0, 2)
+    found: Floats = (times * blocks).sum(axis=2)
+    return found
 
 
-def costs(upper: Floats) -> Floats:
-    """1 / [H^-1]_jj, float32 [n], for U with U^T U = H^-1: see `headrace.sparse.gptq`."""
-    found: Floats = 1 / np.square(upper).sum(axis=0)
+def group_costs(upper: Floats, group: int) -> Floats:
+    """([H^-1]_gg)^-1 of each group of columns, float32 [n / group, G, G].
+
+    Args:
+        upper: U with U^T U = H^-1: see `headrace.sparse.gptq`.
+    """
+    n = len(upper)
+    found = np.empty((gqs.columns_of(n, group), group, group), np.float32)
+    for c in range(len(found)):
+        some = upper[: (c + 1) * group, c * group : (c + 1) * group].astype(np.float64)
+        found[c] = np.linalg.inv(some.T @ some)
     return found
 
 
@@ -63,87 +86,99 @@ def n_units(rows: int, n: int, group: int, rate: float) -> int:
 
 
 def kept(score: Floats, group: int, rate: float) -> Mask:
-    """The groups that stay, of those scored [rows, columns]: the best units of them."""
+    """The groups that stay, of those scored [rows, columns]: the best units of each row."""
     rows, columns = score.shape
     per_unit = gqs.UNIT // group
+    every, more = divmod(n_units(rows, columns * group, group, rate), rows)
     order = np.argsort(-score, axis=1, kind="stable")
-    in_order = np.zeros((rows, -(-columns // per_unit) * per_unit), np.float32)
-    in_order[:, :columns] = np.take_along_axis(score, order, axis=1)
-    value = in_order.reshape(rows, -1, per_unit).sum(axis=2)
-    chosen = np.argsort(-value, axis=None, kind="stable")
-    chosen = chosen[: n_units(rows, columns * group, group, rate)]
-    counts = np.bincount(chosen // value.shape[1], minlength=rows) * per_unit
+    best = np.take_along_axis(score, order, axis=1)
+    value = best[:, every * per_unit : (every + 1) * per_unit].sum(axis=1)
+    counts = np.full(rows, every * per_unit)
+    counts[np.argsort(-value, kind="stable")[:more]] += per_unit
     keep = np.zeros(score.shape, bool)
     np.put_along_axis(keep, order, np.arange(columns) < counts[:, None], axis=1)
     return keep
 
 
-def _sweep(w: Floats, upper: Floats, inner: int, become: Become) -> None:
-    """Replace the weights `w` [n, rows] of each input, and put what is lost on those behind it.
+def refit(weights: Floats, stays: Mask, h: Floats) -> Floats:
+    """The weights with the least error of the outputs, of those that are zero where none stays.
 
-    What `inner` inputs from a multiple of it on have is up to date when the first of them is taken.
+    Args:
+        weights: float32 [rows, n].
+        stays: bool [rows, n].
+        h: X^T X of the inputs, float32 [n, n].
     """
-    n, rows = w.shape
+    diagonal = np.diag(h)
+    damping = np.float32(DAMPING * float(diagonal.mean()) or 1.0)
+    scale = (1 / (diagonal + damping)).astype(np.float32)
+
+    def gradient(v: Floats) -> Floats:
+        return np.where(stays, v @ h + damping * v, np.float32(0))
+
+    x = np.where(stays, weights, np.float32(0))
+    left = gradient(weights - x)
+    to: Floats = left * scale
+    size = np.einsum("ij,ij->i", left, to)
+    for _ in range(_STEPS):
+        moved = gradient(to)
+        along = size / np.maximum(np.einsum("ij,ij->i", to, moved), _TINY)
+        x += along[:, None] * to
+        left -= along[:, None] * moved
+        now = np.einsum("ij,ij,j->i", left, left, scale)
+        to = left * scale + (now / np.maximum(size, _TINY))[:, None] * to
+        size = now
+    return x
+
+
+def _round(weights: Floats, keep: Mask, group: int, upper: Floats) -> Groups:
+    """GPTQ of the groups that stay; what lies between them stays zero."""
+    rows, columns = keep.shape
+    w = np.array(weights.T, np.float32, order="C")
+    stays = np.ascontiguousarray(keep.T)
+    row, column = np.nonzero(keep)
+    d = gqs.row_scales(weights.reshape(rows, columns, group)[row, column], row, rows)
+    inverse = np.where(d > gqs.SMALLEST, 1 / np.maximum(d, gqs.SMALLEST), 0).astype(np.float32)
+    scales = np.zeros((columns, rows), np.uint8)
+    offsets = np.zeros((columns, rows), np.int8)
+    codes = np.zeros((columns, group, rows), np.uint8)
     errors = np.empty((_BLOCK, rows), np.float32)
+    n = len(w)
     for begin in range(0, n, _BLOCK):
         end = min(begin + _BLOCK, n)
-        for first in range(begin, end, inner):
-            last = min(first + inner, end)
+        for first in range(begin, end, group):
+            last, c = first + group, first // group
             if first > begin:
                 w[first:last] -= upper[begin:first, first:last].T @ errors[: first - begin]
+            now = np.ascontiguousarray(w[first:last].T) * inverse[:, None]
+            scales[c], offsets[c] = gqs.fit(now)
+            s, o = scales[c].astype(np.float32), 16 * offsets[c].astype(np.float32)
             for i in range(first, last):
                 v = w[i]
                 if i > first:
                     v -= upper[first:i, i] @ errors[first - begin : i - begin]
-                value = become(i, v)
-                np.subtract(v, value, out=errors[i - begin])
-                errors[i - begin] /= upper[i, i]
-                w[i] = value
+                q = np.rint((v * inverse - o) / np.maximum(s, 1)).clip(0, 15)
+                codes[c, i - first] = q
+                value = np.where(stays[c], (q * s + o) * d, np.float32(0))
+                errors[i - begin] = (v - value) / upper[i, i]
         if end < n:
             w[end:] -= upper[begin:end, end:].T @ errors[: end - begin]
+    at = (column, row)
+    counts = keep.sum(axis=1).astype(np.int64)
+    return Groups(counts, d, column, scales[at], offsets[at], codes[column, :, row])
 
 
-def encode_rows(weights: Floats, keep: Mask, group: int, upper: Floats | None = None) -> Groups:
+def encode_rows(weights: Floats, keep: Mask, group: int, hessian: Hessian | None = None) -> Groups:
     """Prune and code some rows of a matrix; rows do not depend on each other.
 
     Args:
         weights: float32 [rows, n], of finite numbers.
         keep: groups that stay [rows, n / group].
-        upper: U of the inputs' Hessian (`headrace.sparse.gptq.inverse_factor`); moves the weights
-            that stay. None: they are rounded to nearest.
+        hessian: of the inputs; moves the weights that stay. None: they are rounded to nearest.
     """
-    if upper is None:
+    if hessian is None:
         return gqs.code(weights, keep, group)
-    rows, columns = keep.shape
-    w = np.array(weights.T, np.float32, order="C")
-    stays = np.ascontiguousarray(keep.T)
-
-    def prune(i: int, values: Floats) -> Floats:
-        return np.where(stays[i // group], values, np.float32(0))
-
-    _sweep(w, upper, group, prune)
-    row, column = np.nonzero(keep)
-    d = gqs.row_scales(w.T.reshape(rows, columns, group)[row, column], row, rows)
-    scales = np.zeros((columns, rows), np.uint8)
-    offsets = np.zeros((columns, rows), np.int8)
-    codes = np.zeros((columns, group, rows), np.uint8)
-    inverse = np.where(d > gqs.SMALLEST, 1 / np.maximum(d, gqs.SMALLEST), 0).astype(np.float32)
-
-    def code(i: int, values: Floats) -> Floats:
-        c, j = divmod(i, group)
-        if j == 0:
-            now = np.ascontiguousarray(w[i : i + group].T) * inverse[:, None]
-            scales[c], offsets[c] = gqs.fit(now)
-        s, o = scales[c].astype(np.float32), 16 * offsets[c].astype(np.float32)
-        q = np.rint((values * inverse - o) / np.maximum(s, 1)).clip(0, 15)
-        codes[c, j] = q
-        return np.where(stays[c], (q * s + o) * d, np.float32(0))
-
-    _sweep(w, upper, group, code)
-    counts = keep.sum(axis=1).astype(np.int64)
-    return Groups(
-        counts, d, column, scales[column, row], offsets[column, row], codes[column, :, row]
-    )
+    best = refit(weights, np.repeat(keep, group, axis=1), hessian.h)
+    return _round(best, keep, group, hessian.upper)
 
 
 def encode(
@@ -159,7 +194,10 @@ def encode(
         mean_square: of the inputs [n]; weights are then scored by it.
         hessian: X^T X of the inputs [n, n]; scores weights, and moves those that stay.
     """
-    upper = None if hessian is None else inverse_factor(np.asarray(hessian, np.float32))
-    cost = mean_square if upper is None else costs(upper)
+    both, cost = None, mean_square
+    if hessian is not None:
+        h = np.asarray(hessian, np.float32)
+        both = Hessian(h, inverse_factor(h))
+        cost = group_costs(both.upper, group)
     keep = kept(scores(weights, group, cost), group, rate)
-    return gqs.pack(encode_rows(weights, keep, group, upper), group)
+    return gqs.pack(encode_rows(weights, keep, group, both), group)

@@ -9,6 +9,7 @@ from kernel_harness import call
 from headrace.errors import ModelFileError
 from headrace.memory import Arena
 from headrace.sparse import gqs, gqs_kernels, gqs_pruning
+from headrace.sparse.gptq import DAMPING
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 
@@ -73,6 +74,31 @@ def test_a_hessian_lowers_the_error_of_the_outputs() -> None:
     with_hessian = error(hessian=x.T @ x)
     assert inputs < 0.9 * magnitude
     assert with_hessian < 0.7 * inputs
+
+
+def test_what_stays_has_the_least_error() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((300, 20)) @ rng.standard_normal((20, 96)) * 30
+    x += rng.standard_normal(x.shape)
+    h = (x.T @ x).astype(np.float32)
+    w = rng.standard_normal((5, 96)).astype(np.float32)
+    stays = rng.random(w.shape) < 0.5
+    stays[3], stays[4] = False, True
+    damped = h + DAMPING * np.diag(h).mean() * np.eye(96)
+
+    def error(values: np.ndarray) -> np.ndarray:
+        return np.einsum("ri,ij,rj->r", values - w, damped, values - w)
+
+    exact = np.zeros_like(w)
+    for row, keep in enumerate(stays):
+        exact[row, keep] = np.linalg.solve(damped[np.ix_(keep, keep)], damped[keep] @ w[row])
+    found = gqs_pruning.refit(w, stays, h)
+    assert not found[~stays].any()
+    assert np.allclose(found[4], w[4], atol=1e-3)
+    least, cut = error(exact), error(np.where(stays, w, 0))
+    assert (error(found)[:3] < 1.05 * least[:3]).all()
+    assert (least[:3] < 0.2 * cut[:3]).all()
+    assert not gqs_pruning.refit(w, stays, np.zeros_like(h))[~stays].any()  # inputs that never came
 
 
 def test_rates() -> None:
@@ -156,7 +182,8 @@ def test_threads_change_no_bit(group: int) -> None:
     rows, n = 300, 1024
     w = rng.standard_normal((rows, n)).astype(np.float32)
     w *= np.exp(rng.standard_normal((rows, 1)))  # some rows keep all groups, some none
-    raw = gqs_pruning.encode(w, 0.5, group)
+    score = gqs_pruning.scores(w, group)
+    raw = gqs.pack_weights(w, score > np.median(score), group)
     x = gqs_kernels.code_x16(rng.standard_normal((1, n)).astype(np.float32))
     arena = Arena({"raw": len(raw), "x": x.nbytes})
     arena.view("raw")[: len(raw)] = raw

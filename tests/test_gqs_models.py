@@ -23,7 +23,7 @@ from headrace.loaders.gguf import read_gguf
 from headrace.loaders.tiled import Entry, build_header, open_model, tiled_type
 from headrace.memory_plan import plan_model
 from headrace.planning import prepare
-from headrace.sparse import gqs, gqs_pruning
+from headrace.sparse import gqs
 from headrace.sparse.registry import FORMATS
 
 STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
@@ -46,10 +46,10 @@ def _mixed(folder: Path, source: Path) -> Path:
         raw, kind = model.read(info), None
         if name.startswith("blk.") and len(info.shape) == 2:
             fmt = formats[i % 3]
-            w = raw.view(np.float32).reshape(info.shape).copy()
-            w *= np.exp(np.random.default_rng(i).standard_normal((len(w), 1)) / 2).astype("f4")
-            w[16:48] *= i % 2  # whole tiles without units
-            raw, kind = gqs_pruning.encode(w, 0.6, fmt.group), fmt.name
+            w = raw.view(np.float32).reshape(info.shape)
+            keep = np.random.default_rng(i).random((len(w), w.shape[1] // fmt.group)) < 0.4
+            keep[16:48] &= i % 2 == 1  # whole tiles without units
+            raw, kind = gqs.pack_weights(w, keep, fmt.group), fmt.name
         elif len(info.shape) == 2:
             raw, kind = FORMATS["f32"].tile(raw.reshape(info.shape[0], -1)).reshape(-1), "f32"
         type_ = info.type if kind is None else tiled_type(kind)
