@@ -272,6 +272,8 @@ def pull(*, name: str, file: str | None) -> int:
     return 0
 
 
+_SELF = "self"  # as a draft: `headrace.draft.SELF`
+
 # ---- what they share ----------------------------------------------------------------------------
 
 
@@ -291,9 +293,9 @@ def model_path(model: str) -> Path:
 
 @contextmanager
 def _drafting(options: Mapping[str, Any]) -> Iterator[Any]:
-    """The small model that guesses tokens, if there is to be one."""
-    if options.get("draft") is None:
-        yield None
+    """The small model that guesses tokens, if there is to be one; "self" if it is no other."""
+    if options.get("draft") in (None, _SELF):
+        yield options.get("draft")
         return
     names = ("memory", "threads", "target", "kernels")
     small = {name: options[name] for name in names if name in options}
@@ -303,7 +305,7 @@ def _drafting(options: Mapping[str, Any]) -> Iterator[Any]:
 
 def _taken(draft: Any) -> int:
     """Bytes that a draft takes of the memory of the model whose process it shares."""
-    return 0 if draft is None else draft.plan.peak_bytes - draft.plan.process
+    return 0 if draft in (None, _SELF) else draft.plan.peak_bytes - draft.plan.process
 
 
 @contextmanager
@@ -313,8 +315,10 @@ def _loaded(
     """A model; of `memory`, another one in this process has taken so many bytes."""
     from headrace.model import load
 
-    names = ("memory", "threads", "context", "target", "kernels", "logits_rows")
+    names = ("memory", "threads", "context", "target", "kernels", "logits_rows", "whole_stack")
     chosen = {name: options[name] for name in names if options.get(name) is not None}
+    if options.get("draft") == _SELF:  # it checks what it guesses with all of itself
+        chosen["whole_stack"] = True
     memory = chosen.get("memory")
     if memory is not None:
         chosen["memory"] = max(1, memory - taken)

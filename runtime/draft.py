@@ -6,7 +6,7 @@ small model's likeliest tokens are the draft; what is chosen is chosen by the la
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from headrace.lookup import LONGEST, Draft, Lookup
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from headrace.model import Model
 
+SELF: Final = "self"  # the model that is to be guessed for
 SURE = 3  # tokens that must match for the text's own draft to be taken
 FIRST_LENGTH = 4
 LONGEST_PAUSE = 64  # passes
@@ -23,15 +24,20 @@ LONGEST_PAUSE = 64  # passes
 class ModelDraft:
     """Drafts of the text so far, and of `model` where the text has none.
 
+    "self": of the blocks that `large`, a stack that streams, has in memory.
+
     Raises:
         ValueError: the vocabularies of the two models differ.
     """
 
-    def __init__(self, model: Model, large: Model, tokens: Iterable[int] = ()) -> None:
+    def __init__(
+        self, model: Model | Literal["self"], large: Model, tokens: Iterable[int] = ()
+    ) -> None:
         key = "tokenizer.ggml.tokens"
-        if model is large or model.metadata.get(key) != large.metadata.get(key):
+        if model is large or (model != SELF and model.metadata.get(key) != large.metadata.get(key)):
             raise ValueError("a draft comes from another model, with the same vocabulary")
-        self._model = model
+        self._context = large.context if model == SELF else model.context
+        self._likeliest = large._guess if model == SELF else model.likeliest
         self._tokens = list(tokens)
         self._lookup = Lookup(self._tokens)
         self._length = FIRST_LENGTH
@@ -74,5 +80,5 @@ class ModelDraft:
             self._left = self._pause
 
     def _ask(self, n: int) -> list[int]:
-        n = min(n, self._model.context - len(self._tokens))
-        return self._model.likeliest(self._tokens, n) if n > 0 else []
+        n = min(n, self._context - len(self._tokens))
+        return self._likeliest(self._tokens, n) if n > 0 else []

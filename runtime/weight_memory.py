@@ -51,7 +51,8 @@ class WeightMemory:
         stack = prepared.stack
         needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, stack)
         self.addresses = store.load(needed, progress)
-        kept = None if prepared.residency is None else prepared.residency.kept
+        whole = stack is not None or prepared.residency is None
+        kept = None if whole or prepared.residency is None else prepared.residency.kept
         self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept, stack)
         self._rates = rates
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
@@ -109,7 +110,8 @@ class WeightMemory:
     def rows(self) -> EmbeddingRows | None:
         """Rows of the embedding from the file; None if it lies in memory in one piece."""
         name = self.prepared.decoder.embedding.name
-        if self.streaming is None and len(self.weights.parts(name)) == 1:
+        whole = self.streaming is None or self.prepared.stack is not None
+        if whole and len(self.weights.parts(name)) == 1:
             return None
         return EmbeddingRows(
             self.weights.placed[name], self.prepared.shape.chunk, self.addresses,
@@ -175,8 +177,9 @@ class WeightMemory:
                     flash=measure_flash(prepared, reader, self._files),
                 )  # fmt: skip
             self.streaming = Streaming(
-                self.weights.placed, prepared.residency, self.addresses, self._files
-            )
+                prepared.infos, self.weights.placed, prepared.residency, self.addresses,
+                self._files,
+            )  # fmt: skip
         self.prepared = prepared
         promise(self, sum(prepared.parts.values()) - prepared.parts["the process"])
         self._passes = Passes(
