@@ -62,7 +62,7 @@ def by_level(levels: Levels) -> None:
         )
 
 
-def by_block(levels: Levels, first: int, last: int) -> None:
+def by_block(levels: Levels, first: int, last: int, each: bool) -> None:
     """What each block between two levels changes."""
     stack = levels.stack
     before = levels.losses(first * stack.least)
@@ -74,6 +74,9 @@ def by_block(levels: Levels, first: int, last: int) -> None:
         error = change.std() / len(change) ** 0.5
         rows.append((float(np.expm1(change.mean())), float(error), stack.blocks[i].info.name))
         before = after
+        if each:
+            name = stack.blocks[i].info.name
+            print(f"{np.exp(before.mean()):.3f} {rows[-1][0]:+.3%}  {name}", flush=True)
         if (i + 1) % stack.least == 0:
             print(f"level {(i + 1) // stack.least}: {np.exp(before.mean()):.3f}", flush=True)
     rows.sort(reverse=True)
@@ -90,6 +93,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--windows", type=int, default=20, help=f"of {CONTEXT} tokens")
     parser.add_argument("--single", type=int, nargs=2, metavar=("FIRST", "LAST"))
+    parser.add_argument("--each", action="store_true", help="print every single block")
     parser.add_argument("--no-levels", action="store_true", help="only single blocks")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
@@ -98,7 +102,7 @@ def main() -> None:
         if not args.no_levels:
             by_level(levels)
         if args.single:
-            by_block(levels, *args.single)
+            by_block(levels, *args.single, args.each)
 
 
 if __name__ == "__main__":
