@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import BudgetError
 from headrace.loaders.model_file import ModelFile
 from headrace.sizes import format_size
+from headrace.windows import scored_of
 
 if TYPE_CHECKING:
     from headrace.model import Model
@@ -84,6 +86,15 @@ def _rates_of(model: ModelFile, prefix: str) -> dict[str, float]:
     }
 
 
+def price_options(source: Path, threads: int | None) -> dict[str, Any]:
+    """How both models are loaded that `measure_price` compares."""
+    from headrace.families import describe
+    from headrace.loaders.tiled import open_model
+
+    window = min(WINDOW, describe(open_model(source)).context)
+    return {"context": window, "threads": threads, "logits_rows": scored_of(window)}
+
+
 def measure_price(
     source: Path, compressed: Path, text: str, *, tokens: int, threads: int | None,
     memory: int | None, progress: Progress | None, levels: Sequence[int] = (),
@@ -96,33 +107,30 @@ def measure_price(
         what `headrace.load` and `headrace.compare.compare` raise.
     """
     from headrace.compare import compare
-    from headrace.families import describe
-    from headrace.loaders.tiled import open_model
-    from headrace.model import load
+    from headrace.pair import load_pair
 
-    window = min(WINDOW, describe(open_model(source)).context)
-    each = None if memory is None else memory // 2
+    options = price_options(source, threads)
+    window = options["context"]
     chunks = max(1, tokens // window)
     # The library takes some hundred bytes for each token, also of a text that is not needed.
     part = text[: chunks * window * _CHARACTERS]
-    with load(source, context=window, threads=threads, memory=each, progress=progress) as first:
 
-        def price(second: Model) -> dict[str, Any]:
-            return compare(first, second, part, context=window, chunks=chunks, progress=progress)
+    def price(pair: tuple[Model, Model]) -> dict[str, Any]:
+        return compare(*pair, part, context=window, chunks=chunks, progress=progress)
 
-        with load(
-            compressed, context=window, threads=threads, memory=each, progress=progress,
-            whole_stack=True,
-        ) as second:  # fmt: skip
-            found = price(second)
-        parts: list[dict[str, Any]] = []
-        if levels:
-            with load(
-                compressed, context=window, threads=threads, memory=each, progress=progress
-            ) as second:
-                for n in sorted(levels, reverse=True):
-                    second.memory = _memory_of(second, n)
-                    parts.insert(0, {"level": n, **_rates(price(second))})
+    def loaded(whole_stack: bool) -> AbstractContextManager[tuple[Model, Model]]:
+        return load_pair(
+            source, compressed, memory=memory, progress=progress, whole_stack=whole_stack, **options
+        )
+
+    with loaded(whole_stack=True) as pair:
+        found = price(pair)
+    parts: list[dict[str, Any]] = []
+    if levels:
+        with loaded(whole_stack=False) as pair:
+            for n in sorted(levels, reverse=True):
+                pair[1].memory = _memory_of(pair[1], n)
+                parts.insert(0, {"level": n, **_rates(price(pair))})
     return {
         **_rates(found),
         **({"levels": parts} if parts else {}),
