@@ -278,6 +278,8 @@ def pull(*, name: str, file: str | None) -> int:
     return 0
 
 
+_SELF = "self"  # as a draft: `headrace.draft.SELF`
+
 # ---- what they share ----------------------------------------------------------------------------
 
 
@@ -297,14 +299,15 @@ def model_path(model: str) -> Path:
 
 @contextmanager
 def _drafting(model: str, options: Mapping[str, Any]) -> Iterator[Any]:
-    """The small model that guesses tokens for `model`, if there is to be one.
+    """The small model that guesses tokens for `model`, if there is to be one; "self": itself.
 
     It remembers no more of the text than that one could without it.
     """
-    if options.get("draft") is None:
-        yield None
+    if options.get("draft") in (None, _SELF):
+        yield options.get("draft")
         return
-    path, small = model_path(options["draft"]), {**options, "context": None}
+    path = model_path(options["draft"])
+    small = {**options, "draft": None, "context": None, "whole_stack": False}
     contexts = (_planned(model_path(model), options), _planned(path, small))
     small["context"] = min(one.shape.context for one in contexts)
     with _loaded(str(path), small, quiet=True) as loaded:
@@ -319,12 +322,13 @@ def _planned(path: Path, options: Mapping[str, Any]) -> Any:
     return prepare(
         path, context=given("context"), threads=given("threads"), target=given("target"),
         kernels=given("kernels"), budget=given("memory"),
+        whole_stack=bool(given("whole_stack")) or given("draft") == _SELF,
     )  # fmt: skip
 
 
 def _taken(draft: Any) -> int:
     """Bytes that a draft takes of the memory of the model whose process it shares."""
-    return 0 if draft is None else draft.plan.peak_bytes - draft.plan.process
+    return 0 if draft in (None, _SELF) else draft.plan.peak_bytes - draft.plan.process
 
 
 @contextmanager
@@ -334,8 +338,10 @@ def _loaded(
     """A model; of `memory`, another one in this process has taken so many bytes."""
     from headrace.model import load
 
-    names = ("memory", "threads", "context", "target", "kernels", "logits_rows")
+    names = ("memory", "threads", "context", "target", "kernels", "logits_rows", "whole_stack")
     chosen = {name: options[name] for name in names if options.get(name) is not None}
+    if options.get("draft") == _SELF:  # it checks what it guesses with all of itself
+        chosen["whole_stack"] = True
     memory = chosen.get("memory")
     if memory is not None:
         chosen["memory"] = max(1, memory - taken)

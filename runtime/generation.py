@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headrace.arguments import switch, texts, whole
 from headrace.detokenizer import Detokenizer
-from headrace.draft import ModelDraft
+from headrace.draft import SELF, ModelDraft
 from headrace.errors import BusyError, CancelledError, HeadraceError
 from headrace.lookup import Lookup
 from headrace.pace import MOST_DRAFTED, Acceptance, tokens_to_check
@@ -57,7 +57,8 @@ class Generation:
 
     def __init__(
         self, model: Model, ids: list[int], max_tokens: int, params: SamplingParams,
-        stop: str | Sequence[str], *, reuse: bool, lookup: bool | None, draft: Model | None = None,
+        stop: str | Sequence[str], *, reuse: bool, lookup: bool | None,
+        draft: Model | Literal["self"] | None = None,
     ) -> None:  # fmt: skip
         ids = model._checked(ids)
         max_tokens = whole("max_tokens", max_tokens, low=1)
@@ -70,8 +71,10 @@ class Generation:
         self.lookup = default if lookup is None else switch("lookup", lookup)
         self._text: Lookup | ModelDraft = Lookup()
         if draft is not None:
-            if not isinstance(draft, type(model)):
-                raise TypeError(f"draft must be a loaded model, not {type(draft).__name__}")
+            if draft != SELF and not isinstance(draft, type(model)):
+                raise TypeError(
+                    f"draft must be a loaded model or 'self', not {type(draft).__name__}"
+                )
             self._text = ModelDraft(draft, model)
         self._acceptance = Acceptance()
         self._model = model

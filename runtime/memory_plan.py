@@ -98,7 +98,7 @@ class MemoryPlan:
                 f"{format_size(self.flash_bytes_per_token)} of weights are read from the file for "
                 f"each token{how}{about}; with {format_size(missing)} of memory none would be"
             )
-        if self.blocks < self.blocks_in_file:
+        if self.blocks < self.blocks_in_file and not self.flash_bytes_per_token:
             missing = self.weights - self.resident_weights
             found.append(
                 f"{self.blocks} of {self.blocks_in_file} blocks of weights are in memory: the "
@@ -176,6 +176,7 @@ def plan_model(
     threads: int | None = None,
     target: str | None = None,
     kernels: str | Path | None = None,
+    whole_stack: bool = False,
     measure: bool = True,
     progress: Progress | None = None,
 ) -> MemoryPlan:
@@ -187,7 +188,13 @@ def plan_model(
         what `prepare` raises.
     """
     prepared = prepare(
-        Path(path), context=context, threads=threads, target=target, kernels=kernels, budget=memory
+        Path(path),
+        context=context,
+        threads=threads,
+        target=target,
+        kernels=kernels,
+        budget=memory,
+        whole_stack=whole_stack,
     )
     rates = Rates()
     if measure:

@@ -54,7 +54,8 @@ class WeightMemory:
         stack = prepared.stack
         needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, stack)
         self.addresses = store.load(needed, progress)
-        kept = None if prepared.residency is None else prepared.residency.kept
+        whole = stack is not None or prepared.residency is None
+        kept = None if whole or prepared.residency is None else prepared.residency.kept
         self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept, stack)
         self._rates = rates
         self._revision = None if rates.flash is None else Revision(rates.flash)
@@ -116,7 +117,8 @@ class WeightMemory:
     def rows(self) -> EmbeddingRows | None:
         """Rows of the embedding from the file; None if it lies in memory in one piece."""
         name = self.prepared.decoder.embedding.name
-        if self.streaming is None and len(self.weights.parts(name)) == 1:
+        whole = self.streaming is None or self.prepared.stack is not None
+        if whole and len(self.weights.parts(name)) == 1:
             return None
         return EmbeddingRows(
             dense(self.weights.placed[name]), self.prepared.shape.chunk, self.addresses,
@@ -201,8 +203,9 @@ class WeightMemory:
                 )  # fmt: skip
                 self._revision = Revision(found)
             self.streaming = Streaming(
-                self.weights.placed, prepared.residency, self.addresses, self._files
-            )
+                prepared.infos, self.weights.placed, prepared.residency, self.addresses,
+                self._files,
+            )  # fmt: skip
         self.prepared = prepared
         promise(self, sum(prepared.parts.values()) - prepared.parts["the process"])
         self._passes = Passes(
