@@ -338,9 +338,10 @@ def _loaded(
     """A model; of `memory`, another one in this process has taken so many bytes."""
     from headrace.model import load
 
-    names = ("memory", "threads", "context", "target", "kernels", "logits_rows", "whole_stack")
+    names = ("memory", "threads", "context", "target", "kernels", "logits_rows")
     chosen = {name: options[name] for name in names if options.get(name) is not None}
-    if options.get("draft") == _SELF:  # it checks what it guesses with all of itself
+    # One that guesses for itself checks that with all of itself.
+    if options.get("whole_stack") or options.get("draft") == _SELF:
         chosen["whole_stack"] = True
     memory = chosen.get("memory")
     if memory is not None:
