@@ -2,10 +2,11 @@
 
 Layout 1 (`headrace.version`). Metadata and tokenizer are the source's. A matrix is one blob: a
 one-dimensional tensor of type I8 whose bytes are `Format.tile` of its rows, the last tile filled
-with zero rows. Four arrays, an entry for each blob, say what the blobs are:
+with zero rows; group-sparse ones are as `headrace.sparse.gqs` says. Four arrays, an entry for each
+blob, say what the blobs are:
 
     headrace.tiled.names     the tensor's name
-    headrace.tiled.formats   the weight format ("q4_k", a name of `headrace.sparse`)
+    headrace.tiled.formats   the weight format ("q4_k", "gqs_g32", a name of `headrace.sparse`)
     headrace.tiled.rows      rows of the matrix, padding not counted
     headrace.tiled.columns   inputs
 
@@ -16,7 +17,7 @@ GGUF tools open and list such a file; those that run models refuse its shapes.
 
 A logical tensor, as the rest of Headrace sees it, has the true shape and the type "tiled q4_k".
 Which formats exist, and how many bytes a matrix takes in one, is not known here:
-`headrace.placing.tiled_format` checks that.
+`headrace.placing` checks that.
 """
 
 from __future__ import annotations

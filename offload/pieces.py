@@ -29,6 +29,8 @@ class Cuttable:
     Attributes:
         straight: the file has it tiled; else what is read has to be tiled before it is used.
         file_bytes: all bytes of the file, which end within the last tile.
+        begins: where each tile begins in the file, and where the last one ends, if tiles are not of
+            one size; then `read_bytes` and `kept_bytes` say nothing.
     """
 
     name: str
@@ -37,6 +39,36 @@ class Cuttable:
     kept_bytes: int
     file_bytes: int
     straight: bool
+    begins: Sequence[int] = ()
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of all tiles in the file's form."""
+        if self.begins:
+            return self.begins[-1] - self.begins[0]
+        return self.tiles * self.read_bytes
+
+    def edges(self, n: int) -> list[int]:
+        """Tiles that cut it in at most `n` runs of about equal bytes, none of them without any."""
+        if not self.begins:
+            return [self.tiles * i // n for i in range(n + 1)]
+        begins, found = self.begins, [0]
+        for i in range(1, n):
+            tile = bisect.bisect_left(begins, begins[0] + self.all_bytes * i // n)
+            if begins[found[-1]] < begins[tile] < begins[-1]:
+                found.append(tile)
+        return [*found, self.tiles]
+
+    def piece(self, first: int, last: int) -> Piece:
+        """The tiles from `first` to before `last`."""
+        n = last - first
+        if self.begins:
+            start = self.begins[first]
+            size = self.begins[last] - start
+            return Piece(self.name, first, n, start, size, size, size, self.straight)
+        start, end = first * self.read_bytes, min(last * self.read_bytes, self.file_bytes)
+        room, kept = n * self.read_bytes, n * self.kept_bytes
+        return Piece(self.name, first, n, start, end - start, room, kept, self.straight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +122,12 @@ class Residency:
 
 def cut(matrices: Sequence[Cuttable]) -> list[Piece]:
     """Pieces of about equal bytes, in the order of the matrices."""
-    total = sum(m.tiles * m.read_bytes for m in matrices)
+    total = sum(m.all_bytes for m in matrices)
     aim = max(min(total // PIECES, USUAL_PIECE_BYTES), LEAST_PIECE_BYTES, total // MOST_PIECES)
     pieces = []
     for m in matrices:
-        n = min(m.tiles, max(1, round(m.tiles * m.read_bytes / aim)))
-        edges = [m.tiles * i // n for i in range(n + 1)]
-        for first, last in itertools.pairwise(edges):
-            start, end = first * m.read_bytes, min(last * m.read_bytes, m.file_bytes)
-            pieces.append(
-                Piece(
-                    m.name,
-                    first,
-                    last - first,
-                    start,
-                    end - start,
-                    (last - first) * m.read_bytes,
-                    (last - first) * m.kept_bytes,
-                    m.straight,
-                )
-            )
+        edges = m.edges(min(m.tiles, max(1, round(m.all_bytes / aim))))
+        pieces += [m.piece(first, last) for first, last in itertools.pairwise(edges)]
     return pieces
 
 

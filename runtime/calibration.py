@@ -21,7 +21,7 @@ from headrace.errors import HeadraceError
 from headrace.families.decoder import Decoder, Layer, Matrix
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.offload.files import stamp_of
-from headrace.placing import PlacedMatrix, place, tiled_format
+from headrace.placing import PlacedMatrix, dense, place, tiled_format
 from headrace.programs import Programs
 from headrace.rounding import Inputs, too_little
 from headrace.rows import raw_row
@@ -119,7 +119,7 @@ class LayerInputs:
             for matrices in readers_of(layer)
             for matrix in matrices
         }
-        self._placed = {p.matrix.name: p for p in place(model, decoder, "f32")}
+        self._placed = {p.matrix.name: dense(p) for p in place(model, decoder, "f32")}
         self._next = 0  # the layer that the hidden states are the input of
         self._hidden: IO[bytes] | None = None
         self._target: Target | None = None

@@ -10,7 +10,7 @@ from headrace.embedding import embedding_bytes
 from headrace.families.decoder import Decoder
 from headrace.kernels import kv_cache
 from headrace.offload.budget import Choice
-from headrace.placing import PlacedMatrix, padded16, streamable
+from headrace.placing import Placed, dense, padded16, streamable
 from headrace.stack import Stack
 from headrace.targets.target import Target
 
@@ -30,7 +30,7 @@ LOGITS_COPIES = 4
 PIECE_BYTES = 3000
 
 
-def streamed_matrices(decoder: Decoder, placed: list[PlacedMatrix]) -> list[PlacedMatrix]:
+def streamed_matrices(decoder: Decoder, placed: list[Placed]) -> list[Placed]:
     """What may be streamed: not an embedding of its own, whose rows are looked up in the file."""
     tied = decoder.embedding.name == decoder.head.name
     return [p for p in placed if tied or p.matrix.name != decoder.embedding.name]
@@ -41,7 +41,7 @@ class Sizes:
     """The sizes that a planner may choose for a model."""
 
     decoder: Decoder
-    placed: list[PlacedMatrix]
+    placed: list[Placed]
     target: Target
     threads: int
     n_pieces: int  # of the weights that can be streamed
@@ -90,7 +90,8 @@ class Sizes:
         fixed = {
             "vectors": sum(padded16(v.size) * 4 for v in vectors),
             "KV cache": plans.kv_bytes(d, context),
-            "activations": sum(sizes.values()) + sum(plans.table_sizes(d, shape).values()),
+            "activations": sum(sizes.values())
+            + sum(plans.table_sizes(d, shape, self.placed).values()),
             "logits": self.logits_rows * d.vocabulary * 4 * LOGITS_COPIES,
             "the process": self._process(),
         }
@@ -98,9 +99,9 @@ class Sizes:
         if self.stack is not None:  # of which only blocks stream
             stay, rows = sum(p.n_bytes for p in self.placed), 0
         else:
-            stay = sum(p.n_bytes for p in streamed if not streamable(p))
+            stay = sum(p.always_bytes if streamable(p) else p.n_bytes for p in streamed)
             embedding = next(p for p in self.placed if p.matrix.name == d.embedding.name)
-            rows = embedding_bytes(embedding, chunk)
+            rows = embedding_bytes(dense(embedding), chunk)
         steps = self.n_pieces * PIECE_BYTES
         return Choice(
             context, chunk,

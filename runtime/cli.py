@@ -134,9 +134,10 @@ COMMANDS: dict[str, Command] = {
         (
             Opt("src", str, REQUIRED, _MODEL.help),
             Opt("dst", str, REQUIRED, "the file to write, such as model.headrace.gguf"),
-            Opt("format", str, "keep", "q4_0, bitstack ...; keep: as it loads", ("--format",)),
+            Opt("format", str, "keep", "q4_0, gqs_g32 ...; keep: as it loads", ("--format",)),
             Opt("ends", str, None, "format of embedding and head", ("--ends",)),
             Opt("method", str, None, "rtn, search or gptq", ("--method",)),
+            Opt("sparsity", float, None, "share that gqs_... leaves out (0.5)", ("--sparsity",)),
             Opt("calibrate", str, None, "a text to look at inputs on", ("--calibrate",)),
             Opt("calibrate_tokens", int, 65536, "so much of it", ("--calibrate-tokens",)),
             Opt("evaluate", str, None, "another text, for the price tag", ("--evaluate",)),

@@ -35,14 +35,16 @@ from headrace.loaders.tiled import (
 from headrace.offload.files import stamp_of
 from headrace.pair import shares
 from headrace.partial_file import PartialFile
-from headrace.placing import PlacedMatrix
+from headrace.placing import Placed
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
 from headrace.price import measure_price, price_keys, price_options, text_digest
-from headrace.recipe import KEEP, Method, Recipe, recipes, remarks
+from headrace.pruning import PrunedMatrix
+from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
 from headrace.rows import read_tiled
 from headrace.sizes import format_size
+from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.team import default_threads
 from headrace.write_stack import STACK, write_stack
 
@@ -80,6 +82,7 @@ class _Options:
     calibrate: str | None  # SHA-256 of the text
     calibrate_tokens: int
     evaluate: bool
+    sparsity: float | None
 
 
 def compress(
@@ -89,6 +92,7 @@ def compress(
     format: str = KEEP,
     ends: str | None = None,
     method: Method | None = None,
+    sparsity: float | None = None,
     calibrate: str | None = None,
     calibrate_tokens: int = CALIBRATE_TOKENS,
     evaluate: str | None = None,
@@ -117,6 +121,9 @@ def compress(
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
             the least squared error, weighted by how large inputs are if there is a text to
             `calibrate` with, which "gptq" needs. Default: "gptq" with such a text, else "rtn".
+        sparsity: of a group-sparse format ("gqs_g32"), the share of the weights of layers that is
+            left out, at least; default: a half. "rtn" leaves out the smallest, "search" those that
+            matter least for the inputs of `calibrate`, "gptq" the same, and lets others make up.
         calibrate: a text like those that the model will read.
         calibrate_tokens: how much of it to use.
         evaluate: another text, on which to compare the result with the source; what comes out
@@ -141,12 +148,18 @@ def compress(
         raise UnsupportedError(
             "--calibrate changes nothing here: it is for --method gptq or search, and a --format"
         )
+    if sparsity is not None and format not in GROUP_FORMATS:
+        raise UnsupportedError(f"--sparsity is for --format {', '.join(GROUP_FORMATS)}")
+    if sparsity is not None and not 0 <= sparsity < 1:
+        raise UnsupportedError(f"--sparsity is from 0 to less than 1, not {sparsity}")
+    rate = SPARSITY if sparsity is None else float(sparsity)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
     options = _Options(
         format, ends, chosen,
         None if calibrate is None else text_digest(calibrate),
         whole("calibrate_tokens", calibrate_tokens, low=1),
         evaluate is not None,
+        rate if format in GROUP_FORMATS else None,
     )  # fmt: skip
     whole("evaluate_tokens", evaluate_tokens, low=1)
     limit = limit_of(memory).n_bytes
@@ -187,7 +200,7 @@ def compress(
             )  # fmt: skip
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
     with TensorReader() as reader:
-        wanted = recipes(model, decoder, format, ends, chosen, reader, progress)
+        wanted = recipes(model, decoder, format, ends, chosen, reader, rate, progress)
     entries, sources = _entries(model, decoder, wanted)
     mine = [one for one in sources if isinstance(one, Recipe)]
     tag = {} if evaluate is None else price_keys(None)
@@ -235,7 +248,7 @@ def compress(
     sizes: dict[str, int] = {}
     for one in mine:
         name = one.placed.format.name
-        sizes[name] = sizes.get(name, 0) + one.placed.n_bytes
+        sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
 
 
@@ -284,7 +297,7 @@ def _entries(
         if isinstance(source, Recipe):
             placed = source.placed
             m, name = placed.matrix, placed.format.name
-            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), placed.n_bytes, name)
+            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), placed.packed_bytes, name)
         else:
             kept = format_name(source.type)
             entry = Entry(source.name, source.type, source.shape, source.n_bytes, kept)
@@ -313,7 +326,9 @@ def _write_tensor(
         rounder.round(source, None if inputs is None else inputs.of(name), write)
         return
     at = 0
-    for data in _bytes_of(reader, source.placed if isinstance(source, Recipe) else source):
+    copied = source.placed if isinstance(source, Recipe) else source
+    assert not isinstance(copied, PrunedMatrix)
+    for data in _bytes_of(reader, copied):
         write(at, data)
         at += data.nbytes
 
@@ -322,8 +337,8 @@ def _write_at(file: PartialFile, place: int, at: int, data: np.ndarray) -> None:
     file.write(place + at, data)
 
 
-def _bytes_of(reader: TensorReader, source: PlacedMatrix | TensorInfo) -> Iterator[np.ndarray]:
-    if isinstance(source, PlacedMatrix):
+def _bytes_of(reader: TensorReader, source: Placed | TensorInfo) -> Iterator[np.ndarray]:
+    if not isinstance(source, TensorInfo):
         yield from read_tiled(reader, source)
         return
     for start in range(0, source.n_bytes, _COPY_BYTES):

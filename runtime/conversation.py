@@ -64,6 +64,7 @@ class Reply:
         self._generation = generation
         self._answer = ""
         self.stats = generation.stats
+        self.lookup = generation.lookup
 
     def __iter__(self) -> Iterator[str]:
         return self

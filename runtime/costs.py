@@ -8,6 +8,7 @@ import numpy as np
 
 from headrace.sparse.linear import activation_bytes, kernels
 from headrace.sparse.registry import FORMATS
+from headrace.sparse.unpacking import unpacking_slots
 from headrace.targets.cache import KernelStore
 from headrace.targets.emulation.count import count_instructions
 from headrace.targets.emulation.machines import NATIVE
@@ -53,6 +54,7 @@ def cost(target: Target, operation: str, format_name: str, machine: str | None =
     slots = [
         weights, activations, y, INPUTS // fmt.block, ROWS // 16, np.array([tokens]), 0,
         y.strides[0], np.zeros(ROWS, np.float32), entry,
+        *unpacking_slots(fmt, INPUTS, target.gemm_tiles),
     ]  # fmt: skip
     code = KernelStore(target).objects([kernel])[kernel.name]
     where = machine_for(target) if machine is None else machine

@@ -12,7 +12,7 @@ import numpy as np
 from headrace.errors import UnsupportedError
 from headrace.loaders.gguf import TensorInfo
 from headrace.loaders.tiled import format_name, open_model
-from headrace.placing import format_of, padded16
+from headrace.placing import format_of, group_format, padded16
 from headrace.price import price_of
 from headrace.stack import is_block, is_first
 
@@ -57,7 +57,7 @@ def describe_model(path: Path) -> dict[str, Any]:
 
 def _how_it_loads(tensor: TensorInfo) -> tuple[str, int]:
     """(the kernel's format or what it is expanded to, bytes in memory)."""
-    if is_block(tensor):
+    if is_block(tensor) or group_format(tensor):
         return "kernel", tensor.n_bytes
     try:
         fmt = format_of(tensor)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from headrace.model import Model
 
-FinishReason = Literal["eos", "length", "stop", "cancelled"]
+FinishReason = Literal["eos", "length", "stop", "cancelled", "error"]
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Stats:
 
     Attributes:
         passes: forward passes after the prompt.
+        finish_reason: None while it goes on; "error": an exception came out of it.
         accepted_tokens: new tokens that had been guessed, and so took no pass of their own.
     """
 
@@ -195,6 +196,9 @@ class Generation:
                 position += 1
         except CancelledError:
             stats.finish_reason = "cancelled"
+        except Exception:
+            stats.finish_reason = "error"  # the next look finds no more text, and why
+            raise
         rest = self._matcher.push(detokenizer.finish()) + self._matcher.finish()
         if rest:
             yield rest

@@ -14,7 +14,9 @@ from headrace.planning import Prepared, kernel_store, prepare
 from headrace.prediction import Passes, Rates
 from headrace.price import price_of
 from headrace.rates import PROMPT_TOKENS, Progress, measure_rates
-from headrace.sizes import format_size
+from headrace.sizes import format_rate, format_size
+
+NEARLY = 0.99  # of a budget: what is missing is not worth a word
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class MemoryPlan:
     def notices(self) -> list[str]:
         """What a user should know before the wait, where memory is short."""
         found = []
-        if self.budget is not None and self.limit is not None and self.limit < self.budget:
+        if self.budget is not None and self.limit is not None and self.limit < NEARLY * self.budget:
             found.append(
                 f"only {format_size(self.limit)} of the {format_size(self.budget)} asked for are "
                 "free: the model is held to that"
@@ -90,7 +92,7 @@ class MemoryPlan:
             rate = self.flash_read_gb_s
             how = "" if rate is None else f" at {rate:.1f} GB/s ({self.read_mode})"
             speed = self.predicted_tok_s
-            about = "" if speed is None else f", about {speed:.2g} tok/s"
+            about = "" if speed is None else f", about {format_rate(speed)} tok/s"
             missing = self.peak_bytes + self.weights - self.resident_weights - self.window
             found.append(
                 f"{format_size(self.flash_bytes_per_token)} of weights are read from the file for "

@@ -549,7 +549,8 @@ class Model:
         if len(ids) > self.context:
             raise ContextOverflowError(
                 f"the prompt has {len(ids)} tokens, the context {self.context}; shorten it or load "
-                f"the model with a longer context (it was trained for {self._decoder.context})"
+                f"the model with a longer context (`context`, --context; it was trained for "
+                f"{self._decoder.context})"
             )
         return ids
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.families.decoder import Decoder, Matrix, tensor_of
-from headrace.loaders.gguf import ModelFile, TensorInfo
+from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
 from headrace.offload.pieces import Cuttable, Piece, cut
-from headrace.sparse import linear
+from headrace.sparse import gqs, gqs_kernels, linear
 from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.gqs import GROUP_FORMATS, GroupFormat, Head, Wrong
 from headrace.sparse.registry import FORMATS, by_ggml_type
 from headrace.stack import Stack
 from headrace.targets.table import Kernel
@@ -48,13 +51,93 @@ class PlacedMatrix:
         """Whether the file's bytes are those of memory."""
         return format_name(self.info.type) == self.format.name
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes in a file of ours."""
+        return self.n_bytes
+
+    @property
+    def always_bytes(self) -> int:
+        """Bytes of memory that it takes even where it streams."""
+        return 0
+
+    def run_bytes(self, tile: int, tiles: int) -> int:
+        """Bytes in memory of so many tiles of 16 rows from `tile` on."""
+        return self.format.tiled_bytes(tiles * TILE_ROWS, self.matrix.columns)
+
+
+@dataclass(frozen=True)
+class PlacedGroups:
+    """A group-sparse matrix of the file; see `headrace.sparse.gqs`.
+
+    Its units are what is kept or streamed, by runs of 16 rows; what comes before them, 8 bytes for
+    each row, is read with the model's header and always in memory.
+    """
+
+    matrix: Matrix
+    info: TensorInfo
+    format: GroupFormat
+    head: Head
+
+    expanded = False
+    straight = True
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes in a file of ours."""
+        return self.info.n_bytes
+
+    @property
+    def always_bytes(self) -> int:
+        """Bytes of memory that it takes even where it streams: those of the head."""
+        return 8 * self.matrix.rows + 4
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in memory."""
+        return self.always_bytes + self.run_bytes(0, self.tiles)
+
+    @property
+    def tiles(self) -> int:
+        """Runs of 16 rows."""
+        return padded16(self.matrix.rows) // TILE_ROWS
+
+    def rows_of(self, tile: int, tiles: int) -> tuple[int, int]:
+        """The rows of so many tiles: the first, and the end."""
+        rows = self.matrix.rows
+        return min(tile * TILE_ROWS, rows), min((tile + tiles) * TILE_ROWS, rows)
+
+    def unit_at(self, row: int) -> int:
+        """Bytes of units before those of a row."""
+        return int(self.head.first[row]) * self.format.unit_bytes
+
+    def run_bytes(self, tile: int, tiles: int) -> int:
+        """Bytes of the units of so many tiles from `tile` on."""
+        first, last = self.rows_of(tile, tiles)
+        return self.unit_at(last) - self.unit_at(first)
+
+    @property
+    def units_offset(self) -> int:
+        """Where the units begin in the tensor."""
+        return gqs.units_offset(self.matrix.rows)
+
+
+Placed: TypeAlias = PlacedMatrix | PlacedGroups
+
+
+def dense(placed: Placed) -> PlacedMatrix:
+    """For those who take tiles or rows: a group-sparse matrix as float32."""
+    if isinstance(placed, PlacedMatrix):
+        return placed
+    return PlacedMatrix(placed.matrix, placed.info, FORMATS["f32"])
+
 
 def place(
     model: ModelFile, decoder: Decoder, activations: Activations, stack: Stack | None = None
-) -> list[PlacedMatrix]:
+) -> list[Placed]:
     """Choose a format for each matrix, from the header alone, in the order of a pass.
 
-    Matrices that are in a stack have none.
+    Of group-sparse ones their heads are read. Matrices that are in a stack have no format.
 
     With activations "f32", a switch for debugging, coded weights are expanded to float32.
 
@@ -63,7 +146,9 @@ def place(
     """
     stacked = {} if stack is None else stack.shapes
     whole = (m for m in decoder.matrices() if m.name not in stacked)
-    placed = [_place_one(model, m, activations) for m in whole]
+    ends = decoder.embedding.name, decoder.head.name
+    with TensorReader() as reader:
+        placed = [_place_one(model, m, activations, m.name in ends, reader) for m in whole]
     for vector in decoder.vectors():
         _readable(tensor_of(model, vector))
     return placed
@@ -96,20 +181,50 @@ def _readable(info: TensorInfo) -> Format:
         ) from None
 
 
-def _place_one(model: ModelFile, matrix: Matrix, activations: Activations) -> PlacedMatrix:
+def _place_one(
+    model: ModelFile, matrix: Matrix, activations: Activations, end: bool, reader: TensorReader
+) -> Placed:
     info = tensor_of(model, matrix)
-    return PlacedMatrix(matrix, info, format_of(info, activations))
+    groups = group_format(info)
+    if groups is None:
+        return PlacedMatrix(matrix, info, format_of(info, activations))
+    wrong = wrong_in(info)
+    gqs.check_size(matrix.rows, matrix.columns, groups.group, info.n_bytes, wrong)
+    if end or activations == "f32":  # rows of an embedding are looked up
+        return PlacedMatrix(matrix, info, FORMATS["f32"])
+    raw = np.empty(gqs.units_offset(matrix.rows), np.uint8)
+    reader.readinto(info, 0, raw)
+    size = matrix.rows, matrix.columns, groups.group, info.n_bytes
+    head = gqs.check_head(raw, *size, wrong)
+    return PlacedGroups(matrix, info, groups, head)
+
+
+def group_format(info: TensorInfo) -> GroupFormat | None:
+    """The format of a matrix that the file has group-sparse; None for others."""
+    return GROUP_FORMATS.get(format_name(info.type) or "")
+
+
+def wrong_in(info: TensorInfo) -> Wrong:
+    """Makes the errors of a group-sparse matrix's bytes."""
+
+    def wrong(at: int, what: str) -> ModelFileError:
+        where = {"path": info.path, "tensor": info.name, "offset": info.offset}
+        return gqs.refusal(at, what, **where)
+
+    return wrong
 
 
 def tiled_format(info: TensorInfo) -> Format | None:
     """The format of a matrix that the file has tiled, its size checked; None if it is not tiled.
+
+    Group-sparse ones are not.
 
     Raises:
         UnsupportedError: there is no such format.
         ModelFileError: the tensor's bytes are not those of a matrix of its shape.
     """
     name = format_name(info.type)
-    if name is None:
+    if name is None or name in GROUP_FORMATS:
         return None
     fmt = FORMATS.get(name)
     where: dict[str, Any] = {"path": info.path, "tensor": info.name, "offset": info.offset}
@@ -127,17 +242,21 @@ def tiled_format(info: TensorInfo) -> Format | None:
     return fmt
 
 
-def streamable(placed: PlacedMatrix) -> bool:
+def streamable(placed: Placed) -> bool:
     """Whether native code alone can bring it from the file into the form that kernels read."""
-    return not placed.expanded
+    return not placed.expanded and placed.n_bytes > placed.always_bytes
 
 
-def pieces_of(placed: Iterable[PlacedMatrix]) -> list[Piece]:
+def pieces_of(placed: Iterable[Placed]) -> list[Piece]:
     """What of these may be streamed, cut into pieces."""
     return cut([_cuttable(p) for p in placed if streamable(p)])
 
 
-def _cuttable(p: PlacedMatrix) -> Cuttable:
+def _cuttable(p: Placed) -> Cuttable:
+    if isinstance(p, PlacedGroups):
+        rows = [min(tile * TILE_ROWS, p.matrix.rows) for tile in range(p.tiles + 1)]
+        begins = tuple(p.units_offset + p.unit_at(row) for row in rows)
+        return Cuttable(p.matrix.name, p.tiles, 0, 0, begins[-1], True, begins)
     kept = p.format.tiled_bytes(TILE_ROWS, p.matrix.columns)
     row_bytes = p.info.n_bytes // p.matrix.rows
     read = kept if p.straight else row_bytes * TILE_ROWS
@@ -146,11 +265,15 @@ def _cuttable(p: PlacedMatrix) -> Cuttable:
 
 
 def kernels_for(
-    placed: Iterable[PlacedMatrix], embedding: str, operations: Mapping[str, Iterable[str]]
+    placed: Iterable[Placed], embedding: str, operations: Mapping[str, Iterable[str]]
 ) -> list[Kernel]:
     """The kernels that these weights need, each once; `operations` by kind of activation."""
     found: dict[str, Kernel] = {}
     for p in placed:
+        if isinstance(p, PlacedGroups):
+            row = gqs_kernels.kernel_named(f"gemm_{p.format.name}")
+            found[row.name] = row
+            continue
         rows = linear.kernels(p.format)
         for operation in operations[p.format.activation]:
             if operation == "tile" and p.straight:

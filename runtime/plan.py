@@ -25,12 +25,13 @@ from headrace.kernels import (
     prepare,
 )
 from headrace.offload import requests
-from headrace.placing import PlacedMatrix, kernels_for, padded16
-from headrace.sparse import linear
+from headrace.placing import Placed, dense, kernels_for, padded16
+from headrace.sparse import gqs_kernels, linear
 from headrace.sparse.bitstack import BlockShape
-from headrace.sparse.format import TILE_ROWS
+from headrace.sparse.format import TILE_ROWS, Unpacked
 from headrace.sparse.linear import activation_bytes
 from headrace.sparse.registry import FORMATS
+from headrace.sparse.unpacking import scratch_bytes as unpacking_bytes
 from headrace.stack import Stack
 from headrace.targets.table import Kernel
 from headrace.targets.target import Target
@@ -70,12 +71,14 @@ class Mode:
 
     def group(self, kind: str) -> int:
         """Tokens that lie side by side in inputs of products: two columns each in "q8x2"."""
-        if kind == "rows":
+        if kind in ("rows", "x16"):
             return 1
         return max(1, self.columns["q8"] // 2) if kind == "q8x2" else self.columns[kind]
 
     def operation(self, activation: str) -> str:
         """The kernel that multiplies them."""
+        if activation == "x16":
+            return "gemm"
         if activation == "f32":
             return "gemv" if self.private else ("gemm" if self.large else "gems")
         return ("gemv" if self.private else "gemm") + ("2" if self.pairs else "")
@@ -118,7 +121,7 @@ def input_kind(kind: str) -> str:
 
 
 def kernels_of(
-    decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target, stack: Stack | None = None
+    decoder: Decoder, placed: Iterable[Placed], target: Target, stack: Stack | None = None
 ) -> list[Kernel]:
     """Every kernel that a decoder's programs and its loading need."""
     placed = list(placed)
@@ -140,7 +143,7 @@ def kernels_of(
     return list({k.name: k for k in found}.values())
 
 
-def _inputs(placed: Iterable[PlacedMatrix], stack: Stack | None) -> list[str]:
+def _inputs(placed: Iterable[Placed], stack: Stack | None) -> list[str]:
     """The activations that these weights are multiplied by."""
     return sorted({p.format.activation for p in placed} | ({"rows"} if stack else set()))
 
@@ -199,10 +202,10 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
     )
 
 
-def streaming_kernels(decoder: Decoder, placed: Mapping[str, PlacedMatrix]) -> list[Kernel]:
+def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    return [requests.kernel(), linear.kernels(placed[decoder.embedding.name].format)["tile"]]
+    return [requests.kernel(), linear.kernels(dense(placed[decoder.embedding.name]).format)["tile"]]
 
 
 def round_up(n: int, to: int) -> int:
@@ -264,7 +267,7 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
 
 
 def buffer_sizes(
-    decoder: Decoder, placed: Iterable[PlacedMatrix], target: Target, shape: Shape,
+    decoder: Decoder, placed: Iterable[Placed], target: Target, shape: Shape,
     stack: Stack | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes of every activation buffer: what planning counts is what running allocates.
@@ -302,12 +305,29 @@ def buffer_sizes(
             if mode.large == (prefix == PREFILL):
                 for kind in sorted({mode.kind(a) for a in _inputs(placed, stack)}):
                     one = round_up(activation_bytes(kind, widest), 64)
-                    sizes[f"{prefix}input_{kind}"] = one * tokens
+                    beyond = gqs_kernels.REACH if kind == "x16" else 0
+                    sizes[f"{prefix}input_{kind}"] = one * tokens + beyond
+    if unpacked := unpacked_bytes(placed, target):
+        sizes["unpacked"] = shape.threads * unpacked
     if stack is not None:
         sizes |= stack_room(stack.shapes.values(), target, shape.threads).buffers(shape.threads)
     return sizes
 
 
-def table_sizes(decoder: Decoder, shape: Shape) -> dict[str, int]:
-    """Bytes of what is worked out once, on loading, and only read: rotary embeddings."""
-    return {name: shape.context * rope.width * 4 for rope, name in ropes_of(decoder).items()}
+def unpacked_bytes(placed: Iterable[Placed], target: Target) -> int:
+    """Bytes of a thread's scratch in products of formats that are unpacked first."""
+    tiles = target.gemm_tiles
+    sizes = (unpacking_bytes(dense(p).format, p.matrix.columns, tiles) for p in placed)
+    return max(sizes, default=0)
+
+
+def codebooks(placed: Iterable[Placed]) -> dict[str, Unpacked]:
+    """The tables that kernels of these weights look weights up in, by the name of the format."""
+    found = {fmt.name: fmt.unpacked for fmt in (dense(p).format for p in placed)}
+    return {name: one for name, one in sorted(found.items()) if one is not None}
+
+
+def table_sizes(decoder: Decoder, shape: Shape, placed: Iterable[Placed]) -> dict[str, int]:
+    """Bytes of what is worked out once, on loading, and only read: rotary embeddings, codebooks."""
+    ropes = {name: shape.context * rope.width * 4 for rope, name in ropes_of(decoder).items()}
+    return ropes | {name: one.table().nbytes for name, one in codebooks(placed).items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +24,7 @@ from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.offload.prefix import Ranked
 from headrace.offload.prefix import least_bytes as rest_bytes
-from headrace.placing import Activations, PlacedMatrix, pieces_of, place
+from headrace.placing import Activations, Placed, pieces_of, place
 from headrace.promises import promised
 from headrace.sizes import format_size
 from headrace.stack import Stack, stack_of
@@ -46,7 +47,7 @@ class Prepared:
     file: ModelFile
     stamps: Mapping[Path, Stamp]  # of its files, when their headers were read
     decoder: Decoder
-    placed: list[PlacedMatrix]
+    placed: list[Placed]
     target: Target
     shape: plans.Shape
     wanted_context: int  # tokens, were there memory enough
@@ -110,9 +111,15 @@ def prepare(
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     limit = limit_of(budget)
-    prepared = prepare_for(
-        chosen, file, context, n_threads, activations, limit, logits_rows, whole_stack
-    )
+    sized = partial(
+        prepare_for, chosen, file, context, n_threads, activations, logits_rows=logits_rows,
+        whole_stack=whole_stack,
+    )  # fmt: skip
+    try:
+        prepared = sized(limit=limit)
+    except BudgetError:
+        limit = limit_of(budget, share=1.0)  # better without a margin than not at all
+        prepared = sized(limit=limit)
     return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
 
 
@@ -137,10 +144,11 @@ def bounds(
     raise AssertionError("a model fits in one byte")
 
 
-def limit_of(budget: int | None, owner: object = None) -> Limit:
+def limit_of(budget: int | None, owner: object = None, share: float = FREE_SHARE) -> Limit:
     """What a model may have, the process included: a budget, but no more than is free.
 
-    `owner` is the model if it is loaded; what the others may take is not free.
+    `owner` is the model if it is loaded; what the others may take is not free. Without a budget it
+    is a `share` of what is free.
     """
     asked = Limit(budget, f"the budget (`memory`) is {format_size(budget)}" if budget else "")
     available = available_bytes()
@@ -153,11 +161,11 @@ def limit_of(budget: int | None, owner: object = None) -> Limit:
     if budget is not None and budget <= free:
         return asked
     beside = f", {format_size(others)} for other models not counted" if others else ""
+    if budget is None and share < 1:
+        private = min(available + resident_bytes(private=True), soft) - others
+        free = max(0, int(private * share))
     said = f"this process can have {format_size(free)} (free memory and cgroup limit{beside})"
-    if budget is not None:
-        return Limit(free, said)
-    private = min(available + resident_bytes(private=True), soft) - others
-    return Limit(max(0, int(private * FREE_SHARE)), said)
+    return Limit(free, said)
 
 
 def _picked(target: str | None, pack: Pack | None) -> Target:
@@ -283,7 +291,10 @@ def kernel_store(prepared: Prepared) -> Kernels:
     that the model needs; or the cache of compiled ones.
 
     All cores compile what is missing, but only as many processes as have room in what the model may
-    have: that happens before anything of it is loaded.
+    have: that happens before anything of it is loaded. One always may, if the system has room.
+
+    Raises:
+        BudgetError: kernels have to be compiled, and there is no room for that.
     """
     if prepared.pack is not None:
         return prepared.pack.store(prepared.target)
@@ -293,4 +304,14 @@ def kernel_store(prepared: Prepared) -> Kernels:
     n_workers = default_threads()
     if prepared.limit is not None:
         n_workers = min(n_workers, (prepared.limit - PROCESS_BYTES) // COMPILER_BYTES)
-    return KernelStore(prepared.target, max(1, n_workers))
+    store = KernelStore(prepared.target, max(1, n_workers))
+    free = available_bytes()
+    if free is not None and free < COMPILER_BYTES and store.missing(needed):
+        raise BudgetError(
+            f"{prepared.file.paths[0]}: kernels have to be compiled once, by another process of "
+            f"{format_size(COMPILER_BYTES)}, and {format_size(free)} are free (free memory and "
+            "cgroup limit). Run it once where there is more, with the same HEADRACE_CACHE, or take "
+            "kernels along (`headrace targets build`, --kernels)",
+            needed_bytes=resident_bytes() + COMPILER_BYTES,
+        )
+    return store

@@ -25,6 +25,7 @@ from headrace.plan import (
     Shape,
     buffer_sizes,
     check_mode,
+    codebooks,
     kv_bytes,
     modes,
     ropes_of,
@@ -79,7 +80,7 @@ class Programs:
         )
         self._large = Arena({n: k for n, k in sizes.items() if n.startswith(PREFILL)}, huge=False)
         self._huge = False
-        self._tables = Arena(table_sizes(decoder, shape), huge=False)
+        self._tables = Arena(table_sizes(decoder, shape, weights.placed.values()), huge=False)
         self.cache = Arena({"kv": kv_bytes(decoder, shape.context)})
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
@@ -93,6 +94,9 @@ class Programs:
                 factors = weights.vectors.view(rope.factors, "f4")[: rope.width // 2]
             table = self._tables.view(name, "f4").reshape(shape.context, rope.width)
             table[:] = rope_table(rope, factors, shape.context)
+        for name, codebook in codebooks(weights.placed.values()).items():
+            values = codebook.table()
+            self._tables.view(name)[: values.size] = values
         self.link(streaming, rows)
 
     def link(self, streaming: Streaming | None, rows: EmbeddingRows | None) -> None:
@@ -144,6 +148,10 @@ class Programs:
             blocks += self._streaming.blocks(matrix.name)
         return blocks
 
+    def head(self, matrix: Matrix) -> int:
+        """Address of the head of a group-sparse matrix."""
+        return self._weights.head(matrix.name)
+
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled."""
         if self._streaming is None:
@@ -155,7 +163,7 @@ class Programs:
         return self._weights.vectors.address(name)
 
     def table(self, name: str) -> int:
-        """Address of a rotary embedding's table."""
+        """Address of a rotary embedding's table, or a codebook's."""
         return self._tables.address(name)
 
     def buffer(self, name: str, large: bool) -> int:
@@ -232,7 +240,7 @@ class Programs:
             if steps[i].barrier:
                 table[i, 3:5] = ahead
             if steps[i].n_bytes > PREFETCH_BYTES and steps[i].request is None:
-                ahead = (steps[i].slots[0], steps[i].n_bytes)
+                ahead = (steps[i].slots[steps[i].weights], steps[i].n_bytes)
         for i, step in enumerate(steps):
             blocks[starts[i] : starts[i + 1]] = argument_block(step.slots)
             table[i, 0] = self._addresses[step.kernel]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from headrace.errors import UnsupportedError
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile, TensorReader
-from headrace.placing import PlacedMatrix, place
+from headrace.placing import Placed, PlacedMatrix, place
+from headrace.pruning import PrunedMatrix
 from headrace.rows import some_rows
 from headrace.sparse.format import Format
+from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.sparse.group_size import ADAPTIVE, SAMPLE_ROWS, choose_format
 from headrace.sparse.registry import FORMATS
 
@@ -22,6 +24,10 @@ Method = Literal["rtn", "search", "gptq"]
 METHODS: tuple[str, ...] = get_args(Method)
 ENOUGH_BITS = 8.5  # of an embedding or a head that stays what it is
 ENDS = "q8_0"  # what it becomes otherwise
+UNPRUNED = "i4_g32"  # what a matrix becomes that cannot be cut into groups, or something larger
+SPARSITY = 0.5
+# Codebooks want a search that weighs what errors matter: formats that have one are only read.
+WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.unpacked is None}
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,14 @@ class Recipe:
         instead_of: the format that was asked for, if its rows cannot be cut into that one's blocks.
     """
 
-    placed: PlacedMatrix
+    placed: Placed | PrunedMatrix
     method: Method | None = None
     instead_of: str | None = None
 
 
 def recipes(
     model: ModelFile, decoder: Decoder, format: str, ends: str | None, method: Method,
-    reader: TensorReader, progress: Progress | None = None,
+    reader: TensorReader, sparsity: float = SPARSITY, progress: Progress | None = None,
 ) -> list[Recipe]:  # fmt: skip
     """What becomes of each matrix, in the order of a pass.
 
@@ -52,22 +58,29 @@ def recipes(
             takes 8.5 bits or fewer a weight or `format` is "keep", else q8_0. `format` may also be
             one of `headrace.sparse.group_size.ADAPTIVE`, which is chosen for each matrix.
         reader: reads rows that such a choice looks at.
+        sparsity: share of the weights that a group-sparse format leaves out.
         progress: called with (matrices done, in all, what) while choosing.
 
     Raises:
         UnsupportedError: no such format, or one that `method` cannot round to.
         ModelFileError: the model cannot be used.
     """
-    for name, others in ((format, (KEEP, *ADAPTIVE)), (ends or KEEP, (KEEP,))):
-        if name not in FORMATS and name not in others:
-            known = ", ".join([KEEP, "bitstack", *sorted([*FORMATS, *ADAPTIVE])])
-            raise UnsupportedError(f"there is no format {name!r}; there is: {known}")
+    if ends in GROUP_FORMATS:
+        raise UnsupportedError(f"--ends {ends}: embedding and head cannot be group-sparse")
+    for name, others in ((format, (KEEP, *GROUP_FORMATS, *ADAPTIVE)), (ends or KEEP, (KEEP,))):
+        if name not in WRITTEN and name not in others:
+            known = ", ".join([KEEP, "bitstack", *sorted([*WRITTEN, *GROUP_FORMATS, *ADAPTIVE])])
+            what = (
+                f"{name} is read, not written"
+                if name in FORMATS
+                else f"there is no format {name!r}"
+            )
+            raise UnsupportedError(f"{what}; there is: {known}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
-    choices = ADAPTIVE.get(format) or ((FORMATS[format],) if format in FORMATS else ())
-    if method != "rtn" and (not choices or any(fmt.grid is None for fmt in choices)):
-        with_grid = [name for name, fmt in FORMATS.items() if fmt.grid is not None]
-        those = ", ".join(sorted([*with_grid, *ADAPTIVE]))
+    gridded = [name for name, fmt in FORMATS.items() if fmt.grid is not None]
+    if method != "rtn" and format not in (*gridded, *GROUP_FORMATS, *ADAPTIVE):
+        those = ", ".join(sorted([*gridded, *GROUP_FORMATS, *ADAPTIVE]))
         raise UnsupportedError(
             f"--method {method} rounds to {those}, not to {format!r}; use one of these or rtn"
         )
@@ -77,28 +90,32 @@ def recipes(
     for i, placed in enumerate(all_placed):
         at_end = placed.matrix.name in outer
         name = format
-        if at_end:
+        if at_end and isinstance(placed, PlacedMatrix):
             small = format == KEEP or placed.format.bits_per_weight <= ENOUGH_BITS
             name = ends or (KEEP if small else ENDS)
         if name in ADAPTIVE:
-            fmt = choose_format(some_rows(reader, placed, SAMPLE_ROWS), choices)
+            name = choose_format(some_rows(reader, placed, SAMPLE_ROWS), ADAPTIVE[name]).name
             if progress is not None:
                 progress(i + 1, len(all_placed), "choosing group sizes")
-        else:
-            fmt = placed.format if name == KEEP else FORMATS[name]
-        found.append(_recipe(placed, fmt, "search" if at_end and method == "gptq" else method))
+        how: Method = "search" if at_end and method == "gptq" else method
+        found.append(_recipe(placed, name, how, sparsity))
     return found
 
 
-def _recipe(placed: PlacedMatrix, wanted: Format, method: Method) -> Recipe:
-    fmt = _that_divides(wanted, placed.matrix.columns)
+def _recipe(placed: Placed, name: str, method: Method, sparsity: float) -> Recipe:
+    if name == KEEP:
+        return Recipe(placed)
+    matrix, groups = placed.matrix, GROUP_FORMATS.get(name)
+    if groups is not None and matrix.columns % groups.group == 0:
+        pruned = PrunedMatrix(matrix, placed.info, groups, sparsity)
+        enough = placed.format == groups and placed.info.n_bytes <= pruned.packed_bytes
+        return Recipe(placed) if enough else Recipe(pruned, method)
+    fmt = _that_divides(FORMATS[UNPRUNED if groups else name], matrix.columns)
     if fmt is placed.format:
         return Recipe(placed)
-    return Recipe(
-        replace(placed, format=fmt),
-        "rtn" if fmt.grid is None else method,
-        None if fmt is wanted else wanted.name,
-    )
+    dense = PlacedMatrix(matrix, placed.info, fmt)
+    how: Method = "rtn" if fmt.grid is None else method
+    return Recipe(dense, how, None if fmt.name == name else name)
 
 
 def _that_divides(wanted: Format, columns: int) -> Format:
@@ -107,10 +124,14 @@ def _that_divides(wanted: Format, columns: int) -> Format:
         return wanted
     others = [
         fmt
-        for fmt in FORMATS.values()
+        for fmt in WRITTEN.values()
         if columns % fmt.block == 0 and fmt.bits_per_weight >= wanted.bits_per_weight
     ]
     return min(others, key=lambda fmt: (fmt.bits_per_weight, -fmt.block, fmt.name))
+
+
+def _block_of(name: str) -> int:
+    return GROUP_FORMATS[name].group if name in GROUP_FORMATS else FORMATS[name].block
 
 
 def remarks(chosen: Sequence[Recipe]) -> list[str]:
@@ -123,6 +144,6 @@ def remarks(chosen: Sequence[Recipe]) -> list[str]:
             counts[key] = counts.get(key, 0) + 1
     return [
         f"{n} matri{'x' if n == 1 else 'ces'} with rows of {columns:,} get{'s' if n == 1 else ''} "
-        f"{name} instead of {wanted}, whose blocks have {FORMATS[wanted].block} weights"
+        f"{name} instead of {wanted}, whose blocks have {_block_of(wanted)} weights"
         for (columns, wanted, name), n in counts.items()
     ]

@@ -9,12 +9,15 @@ import numpy as np
 
 from headrace.errors import BudgetError, ModelFileError, UnsupportedError
 from headrace.loaders.gguf import TensorReader
+from headrace.placing import PlacedMatrix
+from headrace.pruning import PrunedMatrix, choosing_bytes, prune
 from headrace.recipe import Recipe
 from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats
 from headrace.sparse.gptq import gptq, inverse_factor
+from headrace.sparse.gqs_pruning import Hessian, group_costs
 from headrace.sparse.registry import FORMATS
 
 Write = Callable[[int, np.ndarray], None]  # offset in the tensor, bytes
@@ -99,16 +102,17 @@ class Rounder:
             UnsupportedError: a weight is beyond what the format can hold.
         """
         placed = recipe.placed
+        if isinstance(placed, PrunedMatrix):
+            self._prune(placed, recipe, inputs, write)
+            return
+        assert isinstance(placed, PlacedMatrix)
         rows, columns = placed.matrix.rows, placed.matrix.columns
-        encode, portion = self._encoder(recipe, inputs), _PORTION
+        encode, portion = self._encoder(placed, recipe, inputs), _PORTION
         taken = 0 if inputs is None else inputs.held
         if recipe.method == "gptq":
             taken += 4 * columns * columns
             portion = max(portion, _GPTQ_ROWS * columns)
-        step = max(TILE_ROWS, self._portion(recipe, portion, taken) // columns)
-        # Equal shares, in whole tiles, for all threads.
-        step = min(step, max(1, -(-rows // self._threads)))
-        step = -(-step // TILE_ROWS) * TILE_ROWS
+        step = self._step(recipe, portion, taken)
         fmt = placed.format
         as_floats = replace(placed, format=FORMATS["f32"])
 
@@ -120,6 +124,37 @@ class Rounder:
 
         share(range(0, rows, step), work, self._threads, lambda: None)
 
+    def _prune(
+        self, wanted: PrunedMatrix, recipe: Recipe, inputs: Inputs | None, write: Write
+    ) -> None:
+        m = wanted.matrix
+        taken = choosing_bytes(m, wanted.format.group) + (0 if inputs is None else inputs.held)
+        portion, cost, hessian = _PORTION, None, None
+        if recipe.method == "gptq":
+            if inputs is None:
+                raise AssertionError(f"no statistics of the inputs of {m.name}")
+            hessian = Hessian(inputs.h, self._factors.of(m.name, inputs))
+            cost = group_costs(hessian.upper, wanted.format.group)
+            taken += 4 * m.columns * m.columns
+            portion = max(portion, _GPTQ_ROWS * m.columns)
+        elif recipe.method == "search" and inputs is not None:
+            cost = inputs.importance
+        as_floats = PlacedMatrix(m, wanted.info, FORMATS["f32"])
+
+        def read(first: int, last: int) -> Floats:
+            found = raw_rows(self._reader, as_floats, first, last).view(np.float32)
+            rows: Floats = found[: last - first]
+            return rows
+
+        prune(wanted, read, self._step(recipe, portion, taken), self._threads, write, cost, hessian)
+
+    def _step(self, recipe: Recipe, portion: int, taken: int) -> int:
+        """Rows that a thread takes at a time: equal shares, in whole tiles, for all threads."""
+        rows, columns = recipe.placed.matrix.rows, recipe.placed.matrix.columns
+        step = max(TILE_ROWS, self._portion(recipe, portion, taken) // columns)
+        step = min(step, max(1, -(-rows // self._threads)))
+        return -(-step // TILE_ROWS) * TILE_ROWS
+
     def _portion(self, recipe: Recipe, portion: int, taken: int) -> int:
         if self._room is None:
             return portion
@@ -130,8 +165,10 @@ class Rounder:
             raise too_little(recipe.placed.matrix.name, needed, self._room)
         return min(portion, most)
 
-    def _encoder(self, recipe: Recipe, inputs: Inputs | None) -> Callable[[Floats], np.ndarray]:
-        fmt, info = recipe.placed.format, recipe.placed.info
+    def _encoder(
+        self, placed: PlacedMatrix, recipe: Recipe, inputs: Inputs | None
+    ) -> Callable[[Floats], np.ndarray]:
+        fmt, info = placed.format, placed.info
         grid = fmt.grid
         importance = None if inputs is None else inputs.importance
         factor = None

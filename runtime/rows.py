@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 
 from headrace.families.decoder import Vector, tensor_of
 from headrace.kernels.invoke import invoke
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
-from headrace.placing import PlacedMatrix, tiled_format
+from headrace.placing import (
+    Placed,
+    PlacedGroups,
+    PlacedMatrix,
+    group_format,
+    tiled_format,
+    wrong_in,
+)
+from headrace.sparse import gqs
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
@@ -18,7 +25,7 @@ PIECE_BYTES = 1 << 20  # raw bytes read at a time by each thread
 STRAIGHT_BYTES = 4 << 20  # the same, when they go straight to their place
 
 
-def row_ranges(placed: PlacedMatrix, begin: int, end: int) -> list[tuple[int, int]]:
+def row_ranges(placed: Placed, begin: int, end: int) -> list[tuple[int, int]]:
     """Rows from `begin` to `end` in the portions that are read at a time: (first, last + 1)."""
     row_bytes = max(1, placed.info.n_bytes // placed.matrix.rows)
     piece = STRAIGHT_BYTES if placed.straight else PIECE_BYTES
@@ -31,6 +38,11 @@ def raw_rows(reader: TensorReader, placed: PlacedMatrix, first: int, last: int) 
     info, fmt = placed.info, placed.format
     rows = last - first
     n_tiles = -(-rows // TILE_ROWS)
+    groups = group_format(info)
+    if groups is not None:
+        weights = np.zeros((n_tiles * TILE_ROWS, placed.matrix.columns), np.float32)
+        weights[:rows] = _dense_rows(reader, info, groups.group, first, last)
+        return fmt.encode(weights)
     own = tiled_format(info)
     if own is None:
         row_bytes = info.n_bytes // placed.matrix.rows
@@ -47,11 +59,29 @@ def raw_rows(reader: TensorReader, placed: PlacedMatrix, first: int, last: int) 
     return fmt.encode(own.decode(own.untile(tiled, n_tiles * TILE_ROWS)))
 
 
-def some_rows(reader: TensorReader, placed: PlacedMatrix, n: int) -> np.ndarray:
+def _dense_rows(
+    reader: TensorReader, info: TensorInfo, group: int, first: int, last: int
+) -> np.ndarray:
+    """The float32 weights of rows of a group-sparse matrix, which are checked."""
+    rows, columns = info.shape
+    wrong, begin = wrong_in(info), gqs.units_offset(rows)
+    gqs.check_size(rows, columns, group, info.n_bytes, wrong)
+    raw = np.empty(begin, np.uint8)
+    reader.readinto(info, 0, raw)
+    head = gqs.check_head(raw, rows, columns, group, info.n_bytes, wrong)
+    some = gqs.Head(head.first[first : last + 1], head.row_scales[first:last])
+    at, end = (begin + int(head.first[row]) * gqs.unit_bytes(group) for row in (first, last))
+    units = np.empty(end - at, np.uint8)
+    reader.readinto(info, at, units)
+    keep = gqs.check_units(units, some.first, columns, group, at, wrong)
+    return gqs.dense(gqs.groups_of(units, some, group, keep), columns, group)
+
+
+def some_rows(reader: TensorReader, placed: Placed, n: int) -> np.ndarray:
     """About n rows, in tiles that lie evenly over the matrix: float32 [rows, columns]."""
     rows = placed.matrix.rows
     step = max(1, -(-rows // n)) * TILE_ROWS
-    as_floats = replace(placed, format=FORMATS["f32"])
+    as_floats = PlacedMatrix(placed.matrix, placed.info, FORMATS["f32"])
     ranges = [(first, min(first + TILE_ROWS, rows)) for first in range(0, rows, step)]
     parts = [raw_rows(reader, as_floats, a, b)[: b - a].view(np.float32) for a, b in ranges]
     return np.concatenate(parts)
@@ -80,8 +110,14 @@ def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.nd
     return floats + np.float32(vector.plus) if vector.plus else floats
 
 
-def read_tiled(reader: TensorReader, placed: PlacedMatrix) -> Iterator[np.ndarray]:
-    """The tiled bytes of a matrix piece by piece, made without kernels."""
+def read_tiled(reader: TensorReader, placed: Placed) -> Iterator[np.ndarray]:
+    """The bytes of a matrix as a file of ours has it, piece by piece, made without kernels."""
+    if isinstance(placed, PlacedGroups):
+        for at in range(0, placed.info.n_bytes, STRAIGHT_BYTES):
+            data = np.empty(min(STRAIGHT_BYTES, placed.info.n_bytes - at), np.uint8)
+            reader.readinto(placed.info, at, data)
+            yield data
+        return
     fmt, columns = placed.format, placed.matrix.columns
     for first, last in row_ranges(placed, 0, placed.matrix.rows):
         if placed.straight:

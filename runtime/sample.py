@@ -16,7 +16,7 @@ import numpy as np
 
 from headrace.families.decoder import Decoder, Layer, Matrix
 from headrace.loaders.gguf import ModelFile
-from headrace.placing import PlacedMatrix
+from headrace.placing import Placed
 from headrace.plan import Shape
 from headrace.prediction import Sample
 from headrace.programs import Program, Programs
@@ -32,7 +32,7 @@ PROBED_CONTEXT = 1024
 
 
 def take_sample(
-    file: ModelFile, decoder: Decoder, placed: list[PlacedMatrix], target: Target,
+    file: ModelFile, decoder: Decoder, placed: list[Placed], target: Target,
     addresses: dict[str, int], team: Team, chunk: int, room: int | None,
     stack: Stack | None = None, blocks: int = 0,
 ) -> Sample | None:  # fmt: skip
@@ -63,8 +63,8 @@ def take_sample(
 
 
 def _part(
-    decoder: Decoder, placed: list[PlacedMatrix], stacked: Mapping[str, int], room: int
-) -> tuple[Decoder | None, list[PlacedMatrix]]:
+    decoder: Decoder, placed: list[Placed], stacked: Mapping[str, int], room: int
+) -> tuple[Decoder | None, list[Placed]]:
     """The first layers of a model, and of its vocabulary, within so many bytes of weights."""
     by_name = {p.matrix.name: p for p in placed}
     rows = min(HEAD_ROWS, decoder.head.rows)
@@ -74,7 +74,7 @@ def _part(
 
     head, embedding = fewer(decoder.head), fewer(decoder.embedding)
     ends = {head.name: head, embedding.name: embedding}
-    found = [replace(by_name[m.name], matrix=m) for m in ends.values()]
+    found: list[Placed] = [replace(by_name[m.name], matrix=m) for m in ends.values()]
     taken, layers = sum(p.n_bytes for p in found), list[Layer]()
     for layer in decoder.layers:
         a, f = layer.attention, layer.feed_forward

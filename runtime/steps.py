@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from headrace.families.decoder import Decoder, Layer, Matrix, Vector
 from headrace.kernels import bitstack, kv_cache
-from headrace.placing import PlacedMatrix
+from headrace.placing import Placed, PlacedGroups, dense
 from headrace.plan import (
     COUNT,
     ONE,
@@ -32,9 +32,10 @@ from headrace.plan import (
     scratch_bytes,
     stack_room,
     staged_tiles,
+    unpacked_bytes,
 )
 from headrace.sparse.bitstack import BlockShape
-from headrace.sparse.format import TILE_ROWS
+from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.linear import activation_bytes
 from headrace.stack import BlockAt
 from headrace.targets.target import Target
@@ -47,6 +48,7 @@ class Step:
 
     Attributes:
         n_bytes: of weights that it reads.
+        weights: the slot that has their address.
         request: number of the read that it waits for (`waits`) or is the last to need (`gives`).
         logits_at: byte of each row of logits that it writes from; None: it writes none.
     """
@@ -60,6 +62,7 @@ class Step:
     waits: bool = False
     gives: bool = False
     logits_at: int | None = None
+    weights: int = 0
 
 
 class Places(Protocol):
@@ -73,6 +76,9 @@ class Places(Protocol):
 
     def blocks(self, matrix: Matrix) -> Sequence[BlockAt]:
         """The blocks of a matrix of a stack, the first one first."""
+
+    def head(self, matrix: Matrix) -> int:
+        """Address of the head of a group-sparse matrix."""
 
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled: one for even turns, one for odd."""
@@ -97,7 +103,7 @@ class Forward:
     """
 
     def __init__(
-        self, decoder: Decoder, placed: Mapping[str, PlacedMatrix], shape: Shape, places: Places,
+        self, decoder: Decoder, placed: Mapping[str, Placed], shape: Shape, places: Places,
         target: Target, stacked: Mapping[str, BlockShape] | None = None,
     ) -> None:  # fmt: skip
         self._decoder = decoder
@@ -112,6 +118,7 @@ class Forward:
         self._widest = max(m.columns for m in decoder.matrices())
         self._scratch_bytes = scratch_bytes(decoder)
         self._chunk_bytes = chunk_bytes(decoder)
+        self._unpacked_bytes = unpacked_bytes(placed.values(), target)
         self._resident = False
         self._turn = 0  # of the two buffers for staging, or for codes
         shapes = self._stacked.values()
@@ -161,13 +168,13 @@ class Forward:
 
     def _embed(self, mode: Mode) -> Step:
         d = self._decoder
-        placed = self._placed[d.embedding.name]
+        placed = dense(self._placed[d.embedding.name])
         x_bytes = self._row_bytes("x")
         slots = [
             self._places.embedding(), self._address(mode, "x"),
             self._address(mode, "ids"), d.width // placed.format.block,
             self._word(ONE if mode.private else COUNT), x_bytes, x_bytes if mode.private else 0,
-            float(d.embedding_scale), d.width,
+            float(d.embedding_scale), d.width, *self._unpacking(placed.format),
         ]  # fmt: skip
         return Step(f"rows_{placed.format.name}", slots, False, "embedding")
 
@@ -228,13 +235,17 @@ class Forward:
                 make = self._rebuilt if mode.large else self._blocks
                 steps += make(mode, name, matrix)
                 continue
+            placed = self._placed[matrix.name]
+            if isinstance(placed, PlacedGroups):
+                steps += self._sparse(mode, name, placed)
+                continue
             for part in self._places.parts(matrix):
                 steps += self._product(mode, name, matrix, part, last)
         steps[-1] = replace(steps[-1], barrier=True)
         return steps
 
     def _product(self, mode: Mode, name: str, matrix: Matrix, part: Part, last: bool) -> list[Step]:
-        fmt = self._placed[matrix.name].format
+        fmt = dense(self._placed[matrix.name]).format
         kind = mode.kind(fmt.activation)
         group = mode.group(kind)
         bias = self._bias(mode, matrix)
@@ -258,7 +269,7 @@ class Forward:
             weights, self._address(mode, f"input_{kind}"), self._address(mode, name) + at,
             n_blocks, part.tiles, self._word(count),
             self._private_bytes(kind) if mode.private else 0, self._row_bytes(name), bias + at,
-            activation_bytes(kind, matrix.columns) * group,
+            activation_bytes(kind, matrix.columns) * group, *self._unpacking(fmt),
         ]  # fmt: skip
         streamed = part.request is not None and not part.row_bytes
         steps.append(
@@ -269,6 +280,39 @@ class Forward:
             )
         )  # fmt: skip
         return steps
+
+    def _sparse(self, mode: Mode, name: str, placed: PlacedGroups) -> list[Step]:
+        """Products by a group-sparse matrix; its parts begin with the units of their rows."""
+        matrix, kind = placed.matrix, placed.format.activation
+        head, steps = self._places.head(matrix), list[Step]()
+        scales = head + 4 * matrix.rows + 4
+        for part in self._places.parts(matrix):
+            first, last = placed.rows_of(part.tile, part.tiles)
+            slots = [
+                head + 4 * first, scales + 4 * first, part.address,
+                self._address(mode, f"input_{kind}"), self._address(mode, name) + 4 * first,
+                last - first, self._word(ONE if mode.private else COUNT),
+                self._private_bytes(kind) if mode.private else 0, self._row_bytes(name),
+                self._bias(mode, matrix) + 4 * first, activation_bytes(kind, matrix.columns),
+            ]  # fmt: skip
+            streamed = part.request is not None
+            steps.append(
+                Step(
+                    f"{mode.operation(kind)}_{placed.format.name}", slots, False, matrix.name,
+                    placed.run_bytes(part.tile, part.tiles), part.request, streamed, streamed,
+                    weights=2,
+                )
+            )  # fmt: skip
+        return steps
+
+    def _unpacking(self, fmt: Format) -> list[int]:
+        """The slots that products and rows of an unpacked format have more than others."""
+        if fmt.unpacked is None:
+            return []
+        return [
+            self._places.buffer("unpacked", False), self._unpacked_bytes,
+            self._places.table(fmt.name),
+        ]  # fmt: skip
 
     def _blocks(self, mode: Mode, name: str, matrix: Matrix) -> list[Step]:
         """Products by the blocks of a matrix, one after the other."""

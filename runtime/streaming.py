@@ -11,7 +11,7 @@ from headrace.offload.files import StreamedFile
 from headrace.offload.modes import MODES
 from headrace.offload.pieces import Piece, Residency
 from headrace.offload.window import Read, Window
-from headrace.placing import PlacedMatrix
+from headrace.placing import Placed
 from headrace.stack import BlockAt, matrix_of
 from headrace.weights import Part
 
@@ -37,7 +37,7 @@ class Streaming:
     """
 
     def __init__(
-        self, infos: Mapping[str, TensorInfo], placed: Mapping[str, PlacedMatrix],
+        self, infos: Mapping[str, TensorInfo], placed: Mapping[str, Placed],
         residency: Residency, addresses: dict[str, int], files: Mapping[Path, StreamedFile],
     ) -> None:  # fmt: skip
         self.residency = residency

@@ -16,6 +16,7 @@ from headrace.machine import known_read_bandwidth
 from headrace.memory_plan import MemoryPlan, memory_plan
 from headrace.offload.files import StreamedFile, close_all, reader_of
 from headrace.offload.revision import Revision
+from headrace.placing import dense
 from headrace.planning import Prepared, least, open_files, refit
 from headrace.prediction import Passes, Rates
 from headrace.promises import promise
@@ -60,6 +61,7 @@ class WeightMemory:
         self._revision = None if rates.flash is None else Revision(rates.flash)
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self.streaming: Streaming | None = None
+        self._told_reads = 0  # failed reads up to which nothing more is said
         self._passes: Passes
         self._began = self._stalled_s = 0.0  # the time, and `stall_s`, when the pass began
         self._take_up(prepared)
@@ -119,7 +121,7 @@ class WeightMemory:
         if whole and len(self.weights.parts(name)) == 1:
             return None
         return EmbeddingRows(
-            self.weights.placed[name], self.prepared.shape.chunk, self.addresses,
+            dense(self.weights.placed[name]), self.prepared.shape.chunk, self.addresses,
             reader_of(self._files),
         )  # fmt: skip
 
@@ -148,6 +150,14 @@ class WeightMemory:
             return
         seconds, window = time.perf_counter() - self._began, self.streaming.window
         window.end(finished)
+        if window.flow.mended_reads > self._told_reads:
+            warnings.warn(
+                f"{window.flow.mended_reads} reads of {self.prepared.file.paths[0]} failed and "
+                "were made again, which is slow: look after the disk or its driver",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._told_reads = 2 * window.flow.mended_reads
         if not finished or self._revision is None:
             return
         n_bytes, stall_s = self.streaming.residency.streamed_bytes, window.flow.stall_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +12,10 @@ from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.memory import Arena
 from headrace.offload.pieces import Piece
-from headrace.placing import PlacedMatrix, padded16, streamable
+from headrace.placing import Placed, PlacedGroups, padded16, streamable, wrong_in
 from headrace.rows import raw_rows, read_vector, row_ranges, tile_raw
 from headrace.share import share
+from headrace.sparse import gqs
 from headrace.sparse.format import TILE_ROWS
 from headrace.stack import BlockAt, Stack, StackMemory
 
@@ -81,7 +82,7 @@ class Weights:
     """
 
     def __init__(
-        self, model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix],
+        self, model: ModelFile, decoder: Decoder, placed: Sequence[Placed],
         kept: Sequence[Piece] | None = None, stack: Stack | None = None,
     ) -> None:  # fmt: skip
         self._model = model
@@ -91,6 +92,7 @@ class Weights:
         self._decoder = decoder
         self._kept: dict[str, dict[int, _Place]] = {name: {} for name in self.placed}
         self._spare: dict[_Run, _Place] = {}  # given back; may be filled again
+        self._heads = _heads_of(self.placed.values())
         self._wanted = self._take(self._runs(kept))
         vectors = {v.name: v for v in decoder.vectors()}
         self._vectors = list(vectors.values())
@@ -109,7 +111,7 @@ class Weights:
 
     def _take(self, runs: Sequence[_Run]) -> list[_Place]:
         """Places for runs of tiles, side by side."""
-        sizes = {f"{name}:{tile}": self._run_bytes(name, tiles) for name, tile, tiles in runs}
+        sizes = {f"{name}:{tile}": self._run_bytes(name, tile, n) for name, tile, n in runs}
         arena = Arena(sizes)
         taken = []
         for run in runs:
@@ -181,15 +183,18 @@ class Weights:
             if whole is None or whole.tiles == pieces[0].tiles:
                 continue
             for piece in pieces:
-                start = self._run_bytes(name, piece.tile)
+                start = self._run_bytes(name, 0, piece.tile)
                 self._kept[name][piece.tile] = replace(
                     whole, tile=piece.tile, tiles=piece.tiles, start=start,
-                    n_bytes=self._run_bytes(name, piece.tiles),
+                    n_bytes=self._run_bytes(name, piece.tile, piece.tiles),
                 )  # fmt: skip
 
-    def _run_bytes(self, name: str, tiles: int) -> int:
-        p = self.placed[name]
-        return p.format.tiled_bytes(tiles * TILE_ROWS, p.matrix.columns)
+    def _run_bytes(self, name: str, tile: int, tiles: int) -> int:
+        return self.placed[name].run_bytes(tile, tiles)
+
+    def head(self, name: str) -> int:
+        """Where the head of a group-sparse matrix lies, as in the file."""
+        return self._heads.address(name)
 
     def parts(self, name: str) -> list[Part]:
         """What is in memory of a matrix, by tile; what lies side by side is one part."""
@@ -199,7 +204,7 @@ class Weights:
             if (
                 last is not None
                 and last.tile + last.tiles == place.tile
-                and last.address + self._run_bytes(name, last.tiles) == place.address
+                and last.address + self._run_bytes(name, last.tile, last.tiles) == place.address
             ):
                 parts[-1] = Part(last.tile, last.tiles + place.tiles, last.address)
             else:
@@ -273,6 +278,9 @@ class Weights:
         self, reader: TensorReader, addresses: dict[str, int], place: _Place, first: int, last: int
     ) -> None:
         placed = self.placed[place.matrix]
+        if isinstance(placed, PlacedGroups):
+            _read_units(reader, placed, place, first, last)
+            return
         fmt, matrix = placed.format, placed.matrix
         at = fmt.tiled_bytes(first - place.tile * TILE_ROWS, matrix.columns)
         n_tiles = -(-(last - first) // TILE_ROWS)
@@ -283,3 +291,27 @@ class Weights:
             return
         raw = raw_rows(reader, placed, first, last)
         tile_raw(addresses, placed, raw, place.address + at, n_tiles)
+
+
+def _heads_of(placed: Iterable[Placed]) -> Arena:
+    """Where rows of group-sparse matrices begin, and their scales."""
+    sparse = [p for p in placed if isinstance(p, PlacedGroups)]
+    heads = Arena({p.matrix.name: p.always_bytes for p in sparse}, huge=False)
+    for p in sparse:
+        head = heads.view(p.matrix.name, "u4")
+        head[: len(p.head.first)] = p.head.first
+        head[len(p.head.first) :] = p.head.row_scales.view(np.uint32)
+    return heads
+
+
+def _read_units(
+    reader: TensorReader, placed: PlacedGroups, place: _Place, first: int, last: int
+) -> None:
+    """Read the units of some rows to their place, and check them."""
+    base = placed.unit_at(place.tile * TILE_ROWS)
+    at, end = placed.unit_at(first), placed.unit_at(last)
+    here = place.view[at - base : end - base]
+    reader.readinto(placed.info, placed.units_offset + at, here)
+    rows = placed.head.first[first : last + 1]
+    group, begin = placed.format.group, placed.units_offset + at
+    gqs.check_units(here, rows, placed.matrix.columns, group, begin, wrong_in(placed.info))

@@ -4,40 +4,28 @@ The target is Q8_0 unless a smaller format holds the same weights exactly. What 
 
     type                    becomes  weights
     TQ1_0                   TQ2_0    exact
-    IQ3_S                   Q6_K     exact
-    IQ3_XXS                 Q6_K     exact if d / 2 is a float16: |d| >= 2^-13 suffices
-    IQ1_S, IQ1_M            Q6_K     exact if d / 8 is a float16: |d| >= 2^-11 suffices
-    IQ2_XXS                 Q8_0     codes exact, scale of 32 weights rounded to float16 (2^-11)
-    IQ2_XS, IQ2_S           Q8_0     rounded: at most 1/225 of the largest of 32 weights
     I8, I16                 F16, F32 exact
     F8_E4M3, F8_E5M2        F16      exact; with scales (`expand_scaled`) rounded to float16
     F64                     F32      rounded
-    others gguf can decode  Q8_0     rounded as above
+    others gguf can decode  Q8_0     rounded: at most 1/225 of the largest of 32 weights
 
-Why these: a weight of the exact ones is `d * sub * code`, with a float16 d, a small integer `sub`
-for 16 or 32 weights and a small integer code. That is Q6_K's own form if |code| <= 31, and Q8_0's
-if d * sub is a float16. No smaller format holds a type with codes beyond 31 and a scale for 16
-weights (IQ2_XS, IQ2_S).
 The gguf package decodes all types but the plain ones; it is imported when first needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.sparse import float8, q6_k, tq2_0
+from headrace.sparse import float8, tq2_0
 from headrace.sparse.format import (
     Bytes,
     Floats,
     Format,
     as_rows,
     byte_blocks,
-    half_bytes,
-    halves,
 )
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
@@ -161,84 +149,6 @@ def _unsupported(ggml_type: str) -> UnsupportedError:
     )
 
 
-@dataclass(frozen=True)
-class _Lattice:
-    """A type whose weights are `d * (step * sub * code)` with integers `sub` and `code`.
-
-    With d replaced by 1, gguf's decoder gives `step * sub * code`, exact in float32; so only
-    `sub` has to be read here, and no table of codes is repeated.
-    """
-
-    d_at: int  # offset of the float16 d in the block
-    subs: Callable[[Bytes], Floats]  # row blocks [..., block_bytes] -> [..., 1 or 8 or 16]
-    step: float = 1.0
-
-    def split(self, raw: Bytes, ggml_type: str) -> tuple[Floats, Floats, Floats]:
-        """Give d * step [rows, n_blocks, 1], sub [.., n_subs, 1], code [.., n_subs, k]."""
-        blocks = byte_blocks(raw, _block_bytes(ggml_type)).copy()
-        if ggml_type == "IQ1_M":
-            d = _swap_scattered_d(blocks)
-        else:
-            d = blocks[..., self.d_at : self.d_at + 2].copy()
-            blocks[..., self.d_at : self.d_at + 2] = _ONE
-        sub = self.subs(blocks)[..., None]
-        units = _decode(as_rows(blocks), ggml_type).reshape(*sub.shape[:-1], -1)
-        codes = np.where(
-            sub == 0, -np.signbit(units).astype(np.float32), units / (sub * np.float32(self.step))
-        )
-        return halves(d) * np.float32(self.step), sub, codes.astype(np.float32)
-
-
-def _swap_scattered_d(blocks: Bytes) -> Bytes:
-    # IQ1_M keeps d in the upper nibbles of bytes 49, 51, 53, 55, lowest first; 1.0 is 0x3C00.
-    nibbles = blocks[..., 49::2] >> 4
-    d = np.stack([nibbles[..., 0] | nibbles[..., 1] << 4, nibbles[..., 2] | nibbles[..., 3] << 4])
-    blocks[..., 49::2] = (blocks[..., 49::2] & 0x0F) | np.array([0, 0, 0xC0, 0x30], np.uint8)
-    return np.ascontiguousarray(np.moveaxis(d, 0, -1))
-
-
-def _words(field: Bytes, dtype: str) -> Bytes:
-    return np.ascontiguousarray(field).view(dtype)
-
-
-def _odd(codes: Bytes) -> Floats:
-    return 2 * codes.astype(np.float32) + 1
-
-
-def _nibble_pairs(field: Bytes) -> Bytes:
-    pairs = np.stack([field & 0x0F, field >> 4], axis=-1)
-    return pairs.reshape(*field.shape[:-1], -1)
-
-
-def _subs_iq1_m(blocks: Bytes) -> Floats:
-    words = _words(blocks[..., 48:56], "<u2")[..., None] >> np.array([0, 3, 6, 9], np.uint16)
-    return _odd((words & 7).reshape(*blocks.shape[:-1], 16))
-
-
-_LATTICES = {
-    "IQ3_S": _Lattice(0, lambda blocks: _odd(_nibble_pairs(blocks[..., 106:110]))),
-    "IQ3_XXS": _Lattice(0, lambda blocks: _odd(blocks[..., 69:98:4] >> 4), 1 / 2),
-    "IQ1_S": _Lattice(0, lambda blocks: _odd(blocks[..., 35:50:2] >> 4 & 7), 1 / 8),
-    "IQ1_M": _Lattice(-1, _subs_iq1_m, 1 / 8),
-    "IQ2_XXS": _Lattice(0, lambda blocks: _odd(blocks[..., 9:66:8] >> 4), 1 / 8),
-}
-
-
-def _to_q8_0(raw: Bytes, ggml_type: str) -> Bytes:
-    d, sub, codes = _LATTICES[ggml_type].split(raw, ggml_type)  # codes (rows, n_blocks, n_subs, 32)
-    scales = half_bytes(d[..., None] * sub)
-    blocks = np.concatenate([scales, codes.astype(np.int8).view(np.uint8)], axis=-1)
-    return blocks.reshape(raw.shape[0], -1)
-
-
-def _to_q6_k(raw: Bytes, ggml_type: str) -> Bytes:
-    d, sub, codes = _LATTICES[ggml_type].split(raw, ggml_type)
-    scales = np.repeat(sub[..., 0], 16 // sub.shape[-2], axis=-1).astype(np.int8)
-    unsigned = (codes + 32).astype(np.uint8).reshape(-1, 256)
-    joined = q6_k.join(half_bytes(d).reshape(-1, 2), scales.reshape(-1, 16), unsigned)
-    return joined.reshape(raw.shape[0], -1)
-
-
 def _to_tq2_0(raw: Bytes, ggml_type: str) -> Bytes:
     blocks = byte_blocks(raw, _block_bytes(ggml_type)).copy()
     d = blocks[..., -2:].copy()
@@ -250,6 +160,4 @@ def _to_tq2_0(raw: Bytes, ggml_type: str) -> Bytes:
 _RECODERS: dict[str, tuple[str, Callable[[Bytes, str], Bytes]]] = {
     **{name: ("f16", float8.to_halves) for name in float8.NAMES},
     "TQ1_0": ("tq2_0", _to_tq2_0),
-    **{name: ("q6_k", _to_q6_k) for name in ("IQ3_S", "IQ3_XXS", "IQ1_S", "IQ1_M")},
-    "IQ2_XXS": ("q8_0", _to_q8_0),
 }

@@ -32,6 +32,26 @@ Runs: TypeAlias = tuple[tuple[int, int], ...]  # (bytes of the field, bytes of a
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unpacked:
+    """A plainer form of tile blocks, which kernels make of them in cache before they multiply.
+
+    It has its own 16 rows side by side like any tile block, and all its fields lie in vectors of
+    64 bytes, 4 of each row.
+
+    Args:
+        tile_block_bytes: of that form.
+        unpack: native: (w, table, out), a tile block (or a strip of one) to that form.
+        table: the bytes that `unpack` looks entries up in.
+        examples: raw rows of any codes with scales near 1: (generator, rows, n) -> [rows, bytes].
+    """
+
+    tile_block_bytes: int
+    unpack: Callable[..., None]
+    table: Callable[[], Bytes]
+    examples: Callable[[np.random.Generator, int, int], Bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Format:
     """How a weight matrix is coded; `encode`, `decode`, `tile`, `untile` are the numpy reference.
 
@@ -50,6 +70,8 @@ class Format:
         product, tile_block, row_block: the native inner loops; see `headrace.sparse.linear`.
         tile_run: a number of blocks, and `tile_block` for so many at once: for small blocks.
         grid: what scales and codes are, for those who search and round better than `encode`.
+        unpacked: the form that `product` and `row_block` take, if it is not the tile block. Such
+            formats are read only: their `encode` raises UnsupportedError.
     """
 
     name: str
@@ -68,6 +90,7 @@ class Format:
     row_block: Callable[..., None]
     tile_run: tuple[int, Callable[..., None]] | None = None
     grid: Grid | None = None
+    unpacked: Unpacked | None = None
 
     @property
     def bits_per_weight(self) -> float:

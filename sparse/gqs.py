@@ -27,6 +27,7 @@ weight: 4 + 32 / G, and what the last units lack.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -44,6 +45,52 @@ ALIGNMENT = 64
 SMALLEST = 1e-37  # scale of a row that is not taken for zero
 
 Mask: TypeAlias = NDArray[np.bool_]
+Wrong: TypeAlias = Callable[[int, str], ModelFileError]  # a byte of the matrix, what is wrong
+
+
+@dataclass(frozen=True)
+class GroupFormat:
+    """The format of matrices with groups of `group` weights; how large one is, its bytes say.
+
+    Attributes:
+        activation: what kernels multiply the weights by; see `headrace.sparse.gqs_kernels`.
+        ggml_type: GGML has no such type.
+    """
+
+    group: int
+    activation: str = "x16"
+    ggml_type: None = None
+
+    @property
+    def name(self) -> str:
+        """Ours."""
+        return f"gqs_g{self.group}"
+
+    @property
+    def per_unit(self) -> int:
+        """Groups in a unit."""
+        return UNIT // self.group
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of a unit."""
+        return unit_bytes(self.group)
+
+
+GROUP_FORMATS = {fmt.name: fmt for fmt in map(GroupFormat, GROUPS)}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What comes before the units of a matrix.
+
+    Attributes:
+        first: the unit where each row begins, and how many there are: uint32 [rows + 1].
+        row_scales: float32 [rows].
+    """
+
+    first: NDArray[np.uint32]
+    row_scales: Floats
 
 
 @dataclass(frozen=True)
@@ -101,7 +148,22 @@ def _places(counts: NDArray[np.int64], per_unit: int) -> tuple[Any, Any]:
 
 def pack(groups: Groups, group: int) -> Bytes:
     """The bytes of a matrix: uint8 [n]."""
-    per_unit, rows = UNIT // group, len(groups.counts)
+    first, units = pack_units(groups, group)
+    return np.concatenate([pack_head(first, groups.row_scales), units])
+
+
+def pack_head(first: NDArray[Any], row_scales: Floats) -> Bytes:
+    """What comes before the units: uint8 [n]."""
+    rows = len(row_scales)
+    head = np.zeros(units_offset(rows), np.uint8)
+    head[: 4 * rows + 4] = first.astype("<u4").view(np.uint8)
+    head[4 * rows + 4 : 8 * rows + 4] = row_scales.astype("<f4").view(np.uint8)
+    return head
+
+
+def pack_units(groups: Groups, group: int) -> tuple[NDArray[np.int64], Bytes]:
+    """Where rows begin, in units, and the bytes of the units: int64 [rows + 1], uint8 [n]."""
+    per_unit = UNIT // group
     first, place = _places(groups.counts, per_unit)
     units = np.zeros((int(first[-1]), unit_bytes(group)), np.uint8)
     words = units.view("<u2")
@@ -117,84 +179,167 @@ def pack(groups: Groups, group: int) -> Bytes:
     nibbles = codes.reshape(-1, 4, 32)
     for k in range(4):
         words[:, 2 * per_unit :] |= nibbles[:, k] << np.uint16(4 * k)
-    head = np.zeros(units_offset(rows), np.uint8)
-    head[: 4 * rows + 4] = first.astype("<u4").view(np.uint8)
-    head[4 * rows + 4 : 8 * rows + 4] = groups.row_scales.astype("<f4").view(np.uint8)
-    return np.concatenate([head, units.reshape(-1)])
+    return first, units.reshape(-1)
 
 
-def unpack(raw: Bytes, rows: int, n: int, group: int, name: str = "a matrix") -> Groups:
-    """The groups of a matrix of `rows` x `n` weights, every byte of it checked.
+def _nameless(at: int, what: str) -> ModelFileError:
+    return refusal(at, what)
+
+
+def refusal(at: int, what: str, **where: Any) -> ModelFileError:
+    """The error of a matrix whose byte `at` breaks the layout; `where` is its tensor."""
+    if "offset" in where:
+        where["offset"] += at
+    return ModelFileError(
+        f"group-sparse weights, byte {at} of the matrix: {what}; make or fetch the file again",
+        **where,
+    )
+
+
+def check_size(rows: int, n: int, group: int, n_bytes: int, wrong: Wrong = _nameless) -> None:
+    """Refuse a matrix of `rows` x `n` weights that can have no such number of bytes.
 
     Raises:
-        ModelFileError: it breaks the layout above; kernels must not see it.
+        ModelFileError: that.
     """
-    per_unit, columns = UNIT // group, columns_of(n, group)
-
-    def wrong(at: int, what: str) -> ModelFileError:
-        return ModelFileError(
-            f"{name}: group-sparse weights, byte {at}: {what}; make or fetch the file again"
+    begin = units_offset(rows)
+    if group not in GROUPS or n % group or not 0 < n <= MOST_INPUTS:
+        raise wrong(0, f"rows of {n} weights have no groups of {group}")
+    if n_bytes < begin:
+        raise wrong(n_bytes, f"{rows} rows begin with {begin} bytes, {n_bytes} are there")
+    most = rows * -(-n // UNIT)
+    units, left = divmod(n_bytes - begin, unit_bytes(group))
+    if left or units > most:
+        raise wrong(
+            begin, f"0 to {most} units take {unit_bytes(group)} bytes each: found {n_bytes - begin}"
         )
 
+
+def check_head(
+    raw: Bytes, rows: int, n: int, group: int, n_bytes: int, wrong: Wrong = _nameless
+) -> Head:
+    """What the first `units_offset(rows)` bytes of a matrix of `n_bytes` say.
+
+    Raises:
+        ModelFileError: they break the layout.
+    """
+    check_size(rows, n, group, n_bytes, wrong)
     begin = units_offset(rows)
-    if len(raw) < begin:
-        raise wrong(len(raw), f"{rows} rows begin with {begin} bytes, {len(raw)} are there")
-    first = raw[: 4 * rows + 4].view("<u4").astype(np.int64)
+    first = raw[: 4 * rows + 4].view("<u4").astype(np.uint32)
     row_scales = raw[4 * rows + 4 : 8 * rows + 4].view("<f4").astype(np.float32)
     if raw[8 * rows + 4 : begin].any():
         raise wrong(8 * rows + 4, "bytes before the first unit must be zero")
     if not np.isfinite(row_scales).all():
         at = int(np.argmin(np.isfinite(row_scales)))
         raise wrong(4 * rows + 4 + 4 * at, f"the scale of row {at} is not finite")
-    most = -(-columns // per_unit)
-    counts = np.diff(first)
+    most = -(-n // UNIT)
+    counts = np.diff(first.astype(np.int64))
     if first[0] or (counts < 0).any() or (counts > most).any():
         bad = 0 if first[0] else int(np.argmax((counts < 0) | (counts > most))) + 1
         raise wrong(
             4 * bad, f"rows begin at unit 0, and each has 0 to {most} units: found {first[bad]}"
         )
-    size, there = int(first[-1]) * unit_bytes(group), len(raw) - begin
-    if there != size:
-        raise wrong(begin, f"{first[-1]} units take {size} bytes, {there} are there")
-    words = raw[begin:].reshape(-1, unit_bytes(group)).view("<u2")
-    both = words[:, :per_unit].reshape(-1)
-    scales, offsets = (both & 0xFF).astype(np.uint8), (both >> 8).astype(np.uint8).view(np.int8)
-    inputs = words[:, per_unit : 2 * per_unit].reshape(-1).astype(np.int64) * 4
+    size = int(first[-1]) * unit_bytes(group)
+    if n_bytes - begin != size:
+        raise wrong(begin, f"{first[-1]} units take {size} bytes, {n_bytes - begin} are there")
+    return Head(first, row_scales)
+
+
+def _codes(words: NDArray[Any], per_unit: int) -> Bytes:
+    """Codes of units, given as words: uint8 [units * groups in one, weights of a group]."""
     nibbles = [words[:, 2 * per_unit :] >> np.uint16(4 * k) & 15 for k in range(4)]
-    codes = np.stack(nibbles, axis=1).astype(np.uint8).reshape(-1, group)
+    return np.stack(nibbles, axis=1).astype(np.uint8).reshape(-1, UNIT // per_unit)
+
+
+def check_units(
+    raw: Bytes, first: NDArray[Any], n: int, group: int, at: int, wrong: Wrong = _nameless
+) -> Mask:
+    """Which places for groups the units of some rows use: bool [units * groups in one].
+
+    Args:
+        raw: the units.
+        first: where rows begin, and the end of the last: units, integers [rows + 1].
+        at: the byte of the matrix where `raw` begins.
+
+    Raises:
+        ModelFileError: they break the layout.
+    """
+    per_unit = UNIT // group
+    words = raw.reshape(-1, unit_bytes(group)).view("<u2")
+    both = words[:, :per_unit].reshape(-1)
+    inputs = words[:, per_unit : 2 * per_unit].reshape(-1).astype(np.int32) * 4
 
     def of_group(bad: Mask, what: str) -> None:
         if bad.any():
             unit, p = divmod(int(np.argmax(bad)), per_unit)
-            raise wrong(begin + unit * unit_bytes(group) + 2 * p, what)
+            raise wrong(at + unit * unit_bytes(group) + 2 * p, what)
 
-    of_group(scales > 127, "a group's scale is above 127")
+    of_group(both & 0xFF > 127, "a group's scale is above 127")
     of_group((inputs % group != 0) | (inputs >= n), f"a group does not begin in {n} inputs")
+    counts = np.diff(first.astype(np.int64))
+    begins = np.zeros(len(inputs) + per_unit, bool)
+    begins[(first[:-1].astype(np.int64) - int(first[0])) * per_unit] = True
+    begins = begins[: len(inputs)]
     # What comes behind a larger input is filling: zero bytes, in a row's last unit, to its end.
-    row = np.repeat(np.arange(rows), counts * per_unit)
-    begins = np.ones(len(row), bool)
-    begins[1:] = row[1:] != row[:-1]
-    filling = np.zeros(len(row), bool)
+    filling = np.zeros(len(inputs), bool)
     filling[1:] = ~begins[1:] & (inputs[1:] <= inputs[:-1])
     filling[1:] |= ~begins[1:] & filling[:-1] & (inputs[1:] == 0)
-    blank = (inputs == 0) & (both == 0) & ~codes.any(axis=1)
-    of_group(filling & ~blank, "groups must lie in the order of their inputs")
-    after = np.zeros(len(row), bool)
+    if not filling.any():
+        return ~filling
+    some = filling.reshape(-1, per_unit).any(axis=1)
+    codes = np.zeros(len(inputs), bool)
+    codes.reshape(-1, per_unit)[some] = (
+        _codes(words[some], per_unit).any(axis=1).reshape(-1, per_unit)
+    )
+    of_group(
+        filling & ((inputs != 0) | (both != 0) | codes),
+        "groups must lie in the order of their inputs",
+    )
+    after = np.zeros(len(inputs), bool)
     after[1:] = filling[:-1] & ~begins[1:] & ~filling[1:]
     of_group(after, "a group follows the filling of a row's last unit")
     last = np.zeros(len(words), bool)
-    last[first[1:][counts > 0] - 1] = True
+    last[(first[1:].astype(np.int64) - int(first[0]))[counts > 0] - 1] = True
     of_group(filling & ~np.repeat(last, per_unit), "only a row's last unit may be filled up")
-    keep = ~filling
+    return ~filling
+
+
+def unpack(raw: Bytes, rows: int, n: int, group: int, wrong: Wrong = _nameless) -> Groups:
+    """The groups of a matrix of `rows` x `n` weights, every byte of it checked.
+
+    Raises:
+        ModelFileError: it breaks the layout above; kernels must not see it.
+    """
+    check_size(rows, n, group, len(raw), wrong)
+    begin = units_offset(rows)
+    head = check_head(raw[:begin], rows, n, group, len(raw), wrong)
+    keep = check_units(raw[begin:], head.first, n, group, begin, wrong)
+    return groups_of(raw[begin:], head, group, keep)
+
+
+def groups_of(raw: Bytes, head: Head, group: int, keep: Mask) -> Groups:
+    """The groups in units that `check_units` has looked at."""
+    per_unit = UNIT // group
+    words = raw.reshape(-1, unit_bytes(group)).view("<u2")
+    both = words[:, :per_unit].reshape(-1)[keep]
+    inputs = words[:, per_unit : 2 * per_unit].reshape(-1)[keep].astype(np.int64) * 4
+    counts: NDArray[Any] = np.diff(head.first.astype(np.int64))
+    row = np.repeat(np.arange(len(counts)), counts * per_unit)[keep]
     return Groups(
-        np.bincount(row[keep], minlength=rows).astype(np.int64), row_scales,
-        inputs[keep] // group, scales[keep], offsets[keep], codes[keep],
+        np.bincount(row, minlength=len(counts)).astype(np.int64), head.row_scales,
+        inputs // group, (both & 0xFF).astype(np.uint8),
+        (both >> 8).astype(np.uint8).view(np.int8), _codes(words, per_unit)[keep],
     )  # fmt: skip
 
 
-def decode(raw: Bytes, rows: int, n: int, group: int, name: str = "a matrix") -> Floats:
+def decode(raw: Bytes, rows: int, n: int, group: int, wrong: Wrong = _nameless) -> Floats:
     """The float32 weights [rows, n] of a matrix, which is checked; see `unpack`."""
-    found = unpack(raw, rows, n, group, name)
+    return dense(unpack(raw, rows, n, group, wrong), n, group)
+
+
+def dense(found: Groups, n: int, group: int) -> Floats:
+    """The float32 weights [rows, n] of groups."""
+    rows = len(found.counts)
     out = np.zeros((rows, columns_of(n, group), group), np.float32)
     row = np.repeat(np.arange(rows), found.counts)
     out[row, found.columns] = whole_numbers(found) * found.row_scales[row][:, None]
@@ -253,6 +398,11 @@ def fit(w: Floats) -> tuple[Bytes, NDArray[np.int8]]:
 
 def pack_weights(weights: Floats, keep: Mask, group: int) -> Bytes:
     """Code float32 [rows, n]; of the groups, those that `keep` [rows, n / G] names are stored."""
+    return pack(code(weights, keep, group), group)
+
+
+def code(weights: Floats, keep: Mask, group: int) -> Groups:
+    """The groups of float32 [rows, n] that `keep` names, each weight at the nearest code."""
     rows, n = weights.shape
     blocks = np.ascontiguousarray(weights, np.float32).reshape(rows, columns_of(n, group), group)
     row, column = np.nonzero(keep)
@@ -262,4 +412,4 @@ def pack_weights(weights: Floats, keep: Mask, group: int) -> Bytes:
     scales, offsets = fit(w)
     codes = codes_of(w, scales, offsets).astype(np.uint8)
     counts = np.bincount(row, minlength=rows).astype(np.int64)
-    return pack(Groups(counts, d, column, scales, offsets, codes), group)
+    return Groups(counts, d, column, scales, offsets, codes)

@@ -24,6 +24,7 @@ from headrace.sparse.gqs import (
     unpack,
     whole_numbers,
 )
+from headrace.sparse.linear import X16_HEAD_BYTES, activation_bytes
 from headrace.targets.simd import (
     absolute,
     arg_int,
@@ -35,6 +36,7 @@ from headrace.targets.simd import (
     get_u32,
     group_words,
     lane0,
+    larger,
     load_f32,
     load_halves,
     load_i32,
@@ -42,11 +44,13 @@ from headrace.targets.simd import (
     maximum,
     prefetch,
     put_f32,
+    repeat,
     round_i32,
     select_lt,
     splat_f32,
     splat_i32,
     store_i16,
+    sub_block,
     sum_f32,
     to_f32,
     zeros_f32,
@@ -57,104 +61,129 @@ from headrace.targets.target import Target
 if TYPE_CHECKING:
     import numpy as np
 
-HEAD_BYTES = 64  # of a token's activations
 MOST = 32767
+# A place of 16 bits cannot lead further than this from the beginning of a token's activations.
+# Whoever has these keeps so many bytes readable, so that no file leads a kernel out of its memory.
+REACH = X16_HEAD_BYTES + 8 * 0xFFFF + 128
 AHEAD = 4096  # bytes: rows end where the CPU does not expect it, and it asks for too little
+TOKENS = {64: 4}  # that are multiplied at once, by the bytes of a register; else 2
+CACHED_UNITS = 2048  # of a thread: their 140 to 200 KB stay in its cache while tokens go by
 
 
-def activation_bytes(inputs: int) -> int:
-    """Bytes of one token's "x16" activations."""
-    return HEAD_BYTES + 2 * inputs
+def to_x16(row: Any, n: Any, out: Any, token: Any, group: Any) -> None:
+    """Code a float32 row of `n` values, a multiple of 16; see `headrace.kernels.prepare`."""
+    most = zeros_f32(1)
+    for i in range(0, n, 16):
+        most = maximum(most, absolute(load_f32(row + i * 4, 1, 0)))
+    zero = zeros_f32(1)
+    peak = splat_f32(max_f32(most))
+    scale = select_lt(zero, peak, splat_f32(32767.0) / peak, zero)
+    put_f32(out, lane0(peak * splat_f32(1.0 / 32767.0)))
+    for i in range(0, n, 16):
+        store_i16(out + (64 + i * 2), round_i32(load_f32(row + i * 4, 1, 0) * scale), 0)
 
 
-def _code(args: Any, thread: Any, n_threads: Any) -> None:
-    """Code activations. Slots: 0 x (float32), 1 "x16", 2 inputs (a multiple of 16), 3 address of
-    the token count, 4 bytes between tokens of x, 5 between those of "x16", 6 bytes between the
-    threads' own (0: threads share the tokens).
-    """
-    private = arg_int(args, 6)
-    n = arg_int(args, 2)
-    n_tokens = get_i64(arg_ptr(args, 3))
-    x_stride = arg_int(args, 4)
-    out_stride = arg_int(args, 5)
-    first = n_tokens * thread // n_threads
-    last = n_tokens * (thread + 1) // n_threads
-    if private != 0:
-        first = 0
-        last = n_tokens
-    for token in range(first, last):
-        x = arg_ptr(args, 0) + token * x_stride
-        out = arg_ptr(args, 1) + (private * thread + token * out_stride)
-        most = zeros_f32(1)
-        for i in range(0, n, 16):
-            most = maximum(most, absolute(load_f32(x + i * 4, 1, 0)))
-        zero = zeros_f32(1)
-        peak = splat_f32(max_f32(most))
-        scale = select_lt(zero, peak, splat_f32(32767.0) / peak, zero)
-        put_f32(out, lane0(peak * splat_f32(1.0 / 32767.0)))
-        for i in range(0, n, 16):
-            store_i16(out + (64 + i * 2), round_i32(load_f32(x + i * 4, 1, 0) * scale), 0)
+def _put(tokens: int) -> Any:
+    """y = start + sums of lanes by the scales of a row and of each token's activations."""
+    if tokens == 1:
+
+        def one(
+            acc: Any, scale: Any, start: Any, x: Any, x_stride: Any, y: Any, y_stride: Any
+        ) -> None:
+            put_f32(y, sum_f32(acc) * (scale * get_f32(x)) + start)
+
+        return one
+    half = tokens // 2
+    put = _put(half)
+
+    def several(
+        acc: Any, scale: Any, start: Any, x: Any, x_stride: Any, y: Any, y_stride: Any
+    ) -> None:
+        put(sub_block(acc, 0, half), scale, start, x, x_stride, y, y_stride)
+        x = x + x_stride * half
+        y = y + y_stride * half
+        put(sub_block(acc, half, half), scale, start, x, x_stride, y, y_stride)
+
+    return several
 
 
-def _gemv(group: int) -> KernelFunction:
-    """y[token, row] = bias[row] + sum over stored groups of w * x.
+def _gemm(group: int, target: Target) -> KernelFunction:
+    """y[token, row] = bias[row] + sum over stored groups of w * x, for any number of tokens.
 
-    Slots: 0 first units of the rows, 1 scales of the rows, 2 units, 3 "x16" activations, 4 y,
-    5 rows, 6 address of the token count, 7 bytes between the threads' own activations (0: one for
-    all), 8 bytes between tokens of y, 9 bias (float32), 10 bytes between tokens of the activations.
+    Slots: 0 first units of the rows, 1 scales of the rows, 2 units, from that of the first row on,
+    3 "x16" activations, 4 y, 5 rows, 6 address of the token count, 7 bytes between the threads' own
+    activations (0: one for all), 8 bytes between tokens of y, 9 bias (float32), 10 bytes between
+    tokens of the activations.
 
     Threads share the units: each takes the rows that begin in its share of them, so shares differ
-    by a row at most. A row is summed by one thread: the number of threads changes no bit.
+    by a row at most. A row is summed by one thread: the number of threads changes no bit. Nor does
+    that of the tokens, of which several are multiplied by a unit's weights when these are unpacked.
     """
     per_unit = UNIT // group
     bytes_per_unit = CODE_BYTES + 4 * per_unit
+    several = TOKENS.get(target.vector_bytes, 2)
 
     def of_column(w: Any, x: Any, p: Any) -> Any:
         return x + get_u16(w + (2 * per_unit + 2 * p)) * 8
 
-    def add16(w: Any, x: Any) -> Any:
-        x0 = load_halves(of_column(w, x, 0), of_column(w, x, 1))
-        x1 = load_halves(of_column(w, x, 2), of_column(w, x, 3))
-        x2 = load_halves(of_column(w, x, 4), of_column(w, x, 5))
-        x3 = load_halves(of_column(w, x, 6), of_column(w, x, 7))
-        s, v = load_halves(w, w), load_i32(w + 4 * per_unit, 1, 0)
-        a = dot_words(splat_i32(0), group_words(v, 0, s, 0, 2), x0)
-        a = dot_words(a, group_words(v, 1, s, 2, 2), x1)
-        b = dot_words(splat_i32(0), group_words(v, 2, s, 4, 2), x2)
-        return a + dot_words(b, group_words(v, 3, s, 6, 2), x3)
+    def unit_of(tokens: int) -> Any:
+        def add16(w: Any, x: Any, stride: Any) -> Any:
+            s, v = load_halves(w, w, 1, 0), load_i32(w + 4 * per_unit, 1, 0)
+            x0 = load_halves(of_column(w, x, 0), of_column(w, x, 1), tokens, stride)
+            x1 = load_halves(of_column(w, x, 2), of_column(w, x, 3), tokens, stride)
+            x2 = load_halves(of_column(w, x, 4), of_column(w, x, 5), tokens, stride)
+            x3 = load_halves(of_column(w, x, 6), of_column(w, x, 7), tokens, stride)
+            zero = repeat(splat_i32(0), tokens)
+            a = dot_words(zero, repeat(group_words(v, 0, s, 0, 2), tokens), x0)
+            a = dot_words(a, repeat(group_words(v, 1, s, 2, 2), tokens), x1)
+            b = dot_words(zero, repeat(group_words(v, 2, s, 4, 2), tokens), x2)
+            return a + dot_words(b, repeat(group_words(v, 3, s, 6, 2), tokens), x3)
 
-    def add32(w: Any, x: Any) -> Any:
-        x0, x1 = load_i32(of_column(w, x, 0), 1, 0), load_i32(of_column(w, x, 1), 1, 0)
-        x2, x3 = load_i32(of_column(w, x, 2), 1, 0), load_i32(of_column(w, x, 3), 1, 0)
-        s, v = load_halves(w, w), load_i32(w + 4 * per_unit, 1, 0)
-        a = dot_words(splat_i32(0), group_words(v, 0, s, 0, 1), x0)
-        a = dot_words(a, group_words(v, 1, s, 1, 1), x1)
-        b = dot_words(splat_i32(0), group_words(v, 2, s, 2, 1), x2)
-        return a + dot_words(b, group_words(v, 3, s, 3, 1), x3)
+        def add32(w: Any, x: Any, stride: Any) -> Any:
+            s, v = load_halves(w, w, 1, 0), load_i32(w + 4 * per_unit, 1, 0)
+            x0 = load_i32(of_column(w, x, 0), tokens, stride)
+            x1 = load_i32(of_column(w, x, 1), tokens, stride)
+            x2 = load_i32(of_column(w, x, 2), tokens, stride)
+            x3 = load_i32(of_column(w, x, 3), tokens, stride)
+            zero = repeat(splat_i32(0), tokens)
+            a = dot_words(zero, repeat(group_words(v, 0, s, 0, 1), tokens), x0)
+            a = dot_words(a, repeat(group_words(v, 1, s, 1, 1), tokens), x1)
+            b = dot_words(zero, repeat(group_words(v, 2, s, 2, 1), tokens), x2)
+            return a + dot_words(b, repeat(group_words(v, 3, s, 3, 1), tokens), x3)
 
-    def add64(w: Any, x: Any) -> Any:
-        p, q = of_column(w, x, 0), of_column(w, x, 1)
-        s, v = load_halves(w, w), load_i32(w + 4 * per_unit, 1, 0)
-        a = dot_words(splat_i32(0), group_words(v, 0, s, 0, 1), load_i32(p, 1, 0))
-        a = dot_words(a, group_words(v, 1, s, 0, 1), load_i32(p + 64, 1, 0))
-        b = dot_words(splat_i32(0), group_words(v, 2, s, 1, 1), load_i32(q, 1, 0))
-        return a + dot_words(b, group_words(v, 3, s, 1, 1), load_i32(q + 64, 1, 0))
+        def add64(w: Any, x: Any, stride: Any) -> Any:
+            p, q = of_column(w, x, 0), of_column(w, x, 1)
+            s, v = load_halves(w, w, 1, 0), load_i32(w + 4 * per_unit, 1, 0)
+            x0, x1 = load_i32(p, tokens, stride), load_i32(p + 64, tokens, stride)
+            x2, x3 = load_i32(q, tokens, stride), load_i32(q + 64, tokens, stride)
+            zero = repeat(splat_i32(0), tokens)
+            a = dot_words(zero, repeat(group_words(v, 0, s, 0, 1), tokens), x0)
+            a = dot_words(a, repeat(group_words(v, 1, s, 0, 1), tokens), x1)
+            b = dot_words(zero, repeat(group_words(v, 2, s, 1, 1), tokens), x2)
+            return a + dot_words(b, repeat(group_words(v, 3, s, 1, 1), tokens), x3)
 
-    unit = {16: add16, 32: add32, 64: add64}[group]
+        return {16: add16, 32: add32, 64: add64}[group]
 
-    def row_sum(w: Any, x: Any, n: Any) -> Any:
-        acc = zeros_f32(1)
-        for _ in range(n):
-            prefetch(w + AHEAD)
-            if bytes_per_unit > 80:  # every line of 64 bytes: one a unit would pass over some
-                prefetch(w + (AHEAD + 64))
-            acc = acc + to_f32(unit(w, x))
-            w = w + bytes_per_unit
-        return sum_f32(acc)
+    def sums(tokens: int) -> Any:
+        unit = unit_of(tokens)
 
-    def search(first: Any, rows: Any, unit: Any) -> Any:
-        """The first row that begins at `unit` or behind it."""
-        low = 0
+        def sums_of(w: Any, x: Any, stride: Any, n: Any) -> Any:
+            acc = zeros_f32(tokens)
+            for _ in range(n):
+                prefetch(w + AHEAD)
+                if bytes_per_unit > 80:  # every line of 64 bytes: one a unit would pass over some
+                    prefetch(w + (AHEAD + 64))
+                acc = acc + to_f32(unit(w, x, stride))
+                w = w + bytes_per_unit
+            return acc
+
+        return sums_of
+
+    one, many = sums(1), sums(several)
+    put_one, put_many = _put(1), _put(several)
+
+    def search(first: Any, low: Any, rows: Any, unit: Any) -> Any:
+        """The first row from `low` on that begins at `unit` or behind it."""
         high = rows
         while low < high:
             middle = (low + high) // 2
@@ -164,34 +193,48 @@ def _gemv(group: int) -> KernelFunction:
                 high = middle
         return low
 
-    def gemv(args: Any, thread: Any, n_threads: Any) -> None:
+    def gemm(args: Any, thread: Any, n_threads: Any) -> None:
         first = arg_ptr(args, 0)
         scales = arg_ptr(args, 1)
         units = arg_ptr(args, 2)
         x = arg_ptr(args, 3) + arg_int(args, 7) * thread
-        y = arg_ptr(args, 4)
         rows = arg_int(args, 5)
         n_tokens = get_i64(arg_ptr(args, 6))
         y_stride = arg_int(args, 8)
         bias = arg_ptr(args, 9)
         x_stride = arg_int(args, 10)
-        n_units = get_u32(first + rows * 4)
-        row = search(first, rows, n_units * thread // n_threads)
+        base = get_u32(first)
+        n_units = get_u32(first + rows * 4) - base
+        row = search(first, 0, rows, base + n_units * thread // n_threads)
         last = rows
         if thread + 1 < n_threads:
-            last = search(first, rows, n_units * (thread + 1) // n_threads)
+            last = search(first, 0, rows, base + n_units * (thread + 1) // n_threads)
         while row < last:
-            begin = get_u32(first + row * 4)
-            n = get_u32(first + row * 4 + 4) - begin
-            w = units + begin * bytes_per_unit
-            for token in range(n_tokens):
+            # Rows that stay in the cache while all tokens go by.
+            end = last
+            if n_tokens > several:
+                begin = get_u32(first + row * 4)
+                end = larger(row + 1, search(first, row, last, begin + CACHED_UNITS))
+            token = 0
+            while token < n_tokens:
                 at = x + token * x_stride
-                scale = get_f32(scales + row * 4) * get_f32(at)
-                total = row_sum(w, at + 64, n) * scale
-                put_f32(y + (row * 4 + token * y_stride), total + get_f32(bias + row * 4))
-            row += 1
+                y = arg_ptr(args, 4) + token * y_stride
+                together = token + several <= n_tokens
+                for r in range(row, end):
+                    begin = get_u32(first + r * 4)
+                    n = get_u32(first + r * 4 + 4) - begin
+                    w = units + (begin - base) * bytes_per_unit
+                    scale = get_f32(scales + r * 4)
+                    start = get_f32(bias + r * 4)
+                    if together:
+                        acc = many(w, at + 64, x_stride, n)
+                        put_many(acc, scale, start, at, x_stride, y + r * 4, y_stride)
+                    else:
+                        put_one(one(w, at + 64, 0, n), scale, start, at, 0, y + r * 4, 0)
+                token += several if together else 1
+            row = end
 
-    return gemv
+    return gemm
 
 
 # --- the rows of the table ------------------------------------------------------------------------
@@ -204,9 +247,9 @@ def code_x16(x: np.ndarray) -> np.ndarray:
     x = np.ascontiguousarray(x, np.float32)
     peak = np.abs(x).max(axis=1)
     inverse = np.where(peak > 0, np.float32(MOST) / np.where(peak > 0, peak, 1), 0).astype("f4")
-    out = np.zeros((len(x), activation_bytes(x.shape[1])), np.uint8)
+    out = np.zeros((len(x), activation_bytes("x16", x.shape[1])), np.uint8)
     out[:, :4] = (peak * np.float32(1 / MOST))[:, None].view(np.uint8)
-    out[:, HEAD_BYTES:] = np.rint(x * inverse[:, None]).astype("<i2").view(np.uint8)
+    out[:, X16_HEAD_BYTES:] = np.rint(x * inverse[:, None]).astype("<i2").view(np.uint8)
     return out
 
 
@@ -215,7 +258,7 @@ def multiply(raw: np.ndarray, rows: int, n: int, group: int, coded: np.ndarray) 
     import numpy as np
 
     groups = unpack(raw, rows, n, group)
-    codes = np.ascontiguousarray(coded[:, HEAD_BYTES:]).view("<i2").astype(np.int64)
+    codes = np.ascontiguousarray(coded[:, X16_HEAD_BYTES:]).view("<i2").astype(np.int64)
     by_group = codes.reshape(len(coded), n // group, group)[:, groups.columns]
     products = by_group * whole_numbers(groups).astype(np.int64)
     out = np.zeros((len(coded), rows), np.float32)
@@ -237,24 +280,11 @@ def multiply(raw: np.ndarray, rows: int, n: int, group: int, coded: np.ndarray) 
     return out
 
 
-def _code_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    import numpy as np
-
-    for n, tokens in ((16, 1), (144, 3)):
-        x = rng.standard_normal((tokens, n)).astype(np.float32)
-        x[0, n // 2] = -1e4
-        x[-1] *= 0 if tokens > 1 else 1
-        expected = code_x16(x)
-        out = np.zeros_like(expected)
-        slots = [x, out, n, np.array([tokens], np.int64), x.strides[0], out.strides[0], 0]
-        yield Case(slots, [(out, expected)], 0, f"{tokens} tokens of {n}")
-
-
-def _gemv_cases(group: int) -> Any:
+def _gemm_cases(group: int) -> Any:
     def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         import numpy as np
 
-        for rows, columns, tokens in ((1, 1, 1), (5, 2, 1), (37, 23, 1), (19, 9, 3)):
+        for rows, columns, tokens in ((1, 1, 1), (5, 2, 1), (37, 23, 1), (19, 9, 21)):
             n = columns * group
             w = rng.standard_normal((rows, n)).astype(np.float32)
             w[0] = np.where(np.arange(n) % 2, 3.0, -3.0)
@@ -283,15 +313,14 @@ def _gemv_cases(group: int) -> Any:
 _SOURCES = (__name__, "headrace.sparse.gqs")
 
 
-def _gemv_row(group: int) -> Kernel:
-    name = f"gemv_gqs_g{group}"
-    return Kernel(name, lambda target: _gemv(group), _SOURCES, _gemv_cases(group), __name__)
+def _gemm_row(group: int) -> Kernel:
+    name = f"gemm_gqs_g{group}"
+    return Kernel(name, lambda target: _gemm(group, target), _SOURCES, _gemm_cases(group), __name__)
 
 
 def all_kernels() -> list[Kernel]:
     """Every row of the table that belongs to group sparsity."""
-    code = Kernel("code_x16", lambda target: _code, _SOURCES, _code_cases, __name__)
-    return [code, *(_gemv_row(group) for group in GROUPS)]
+    return [_gemm_row(group) for group in GROUPS]
 
 
 def kernel_named(name: str) -> Kernel:

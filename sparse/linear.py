@@ -13,6 +13,7 @@ Activations lie T tokens side by side, so that one register addresses them all:
           out, which together are worth 15 bits
     "f32": [token group][input][token in group] float32
     "rows": "f32" in groups of one
+    "x16": of group sparsity, see `headrace.sparse.gqs_kernels`; in groups of one
 """
 
 from __future__ import annotations
@@ -22,27 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS
+from headrace.sparse.sums import by_columns, sums
 from headrace.sparse.token_pairs import pair_entries
+from headrace.sparse.unpacking import unpacked_linear, unpacked_rows, unpacking_slots
 from headrace.targets.simd import (
-    add_pairs,
     arg_float,
     arg_int,
     arg_ptr,
-    by_token,
     get_f32,
     get_i64,
-    join,
-    load_f32,
-    outer,
-    past_q8,
     put_f32,
-    repeat,
-    splat_f32,
-    store_f32_grid,
     strip,
-    sub_block,
     with_lanes,
-    zeros_f32,
 )
 from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
@@ -52,6 +44,7 @@ if TYPE_CHECKING:
 
 Q8_BLOCK = 32
 Q8_BLOCK_BYTES = 48
+X16_HEAD_BYTES = 64
 # A decode step reads one tile at a time: several streams of weights at once are slower from memory.
 # Plain floats do one multiply-add per load, whose latency hides behind several sums of one tile.
 # Short chunks sum like decode: what checks guessed tokens must give the same.
@@ -60,29 +53,12 @@ ALL = 1 << 16  # columns at a time: no limit
 
 
 def activation_bytes(kind: str, inputs: int) -> int:
-    """Bytes of one token's activations of `inputs` values, of kind "q8", "q8x2", "f32", "rows"."""
+    """Bytes of one token's activations of `inputs` values, of one of the kinds above."""
     if kind in ("f32", "rows"):
         return inputs * 4
+    if kind == "x16":
+        return X16_HEAD_BYTES + 2 * inputs
     return inputs // Q8_BLOCK * Q8_BLOCK_BYTES * (2 if kind == "q8x2" else 1)
-
-
-def by_columns(product: Any, tokens: int, columns: int, group: int) -> Any:
-    """A format's product for `tokens` of a group, at most `columns` of them at a time."""
-
-    def whole(acc: Any, w: Any, stride: Any, x: Any, rows: Any) -> Any:
-        return product(acc, w, stride, x, tokens, rows, group)
-
-    if tokens <= columns:
-        return whole
-    half = tokens // 2
-    one = by_columns(product, half, columns, group)
-
-    def halves(acc: Any, w: Any, stride: Any, x: Any, rows: Any) -> Any:
-        first = one(sub_block(acc, 0, half), w, stride, x, rows)
-        second = one(sub_block(acc, half, half), w, stride, past_q8(x, half), rows)
-        return join(first, second)
-
-    return halves
 
 
 def _linear(
@@ -107,52 +83,18 @@ def _linear(
     count, 6 bytes between the threads' own activations (0: one for all), 7 bytes between tokens
     of y, 8 bias (float32, 16 a tile), 9 bytes between token groups of the activations.
     Threads share the tiles. Rows of y up to the end of the last token group are written.
+    Formats that are unpacked first have slots more: see `headrace.sparse.unpacking`.
     """
-    multiply = by_columns(fmt.product, tokens, columns, tokens)
-    tile_block_bytes = fmt.tile_block_bytes
     x_advance = activation_bytes(fmt.activation, fmt.block) * tokens
+    if fmt.unpacked is not None:
+        return unpacked_linear(fmt, x_advance, tiles, tokens, pairs, lanes, columns, token_pairs)
+    tile_block_bytes = fmt.tile_block_bytes
     out_tokens = tokens // 2 if pairs else tokens
-    share = 0.5 if pairs else 1.0  # of the bias, which both columns of a pair start from
-
-    def advance(x: Any) -> Any:
-        return past_q8(x, tokens) if in_columns else x + x_advance
-
-    in_columns = columns < tokens
     strips = TILE_ROWS // lanes
-
-    def some(
-        w: Any, x: Any, y: Any, n_blocks: Any, tile_stride: Any, y_stride: Any, bias: Any, rows: Any
-    ) -> None:
-        acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(share), tokens))
-        left = n_blocks
-        if chains == 4:
-            acc1 = zeros_f32(tokens)
-            acc2 = acc1
-            acc3 = acc1
-            while left >= 4:
-                acc = multiply(acc, w, tile_stride, x, rows)
-                w1 = w + tile_block_bytes
-                x1 = x + x_advance
-                acc1 = multiply(acc1, w1, tile_stride, x1, rows)
-                w2 = w1 + tile_block_bytes
-                x2 = x1 + x_advance
-                acc2 = multiply(acc2, w2, tile_stride, x2, rows)
-                w3 = w2 + tile_block_bytes
-                x3 = x2 + x_advance
-                acc3 = multiply(acc3, w3, tile_stride, x3, rows)
-                w = w3 + tile_block_bytes
-                x = x3 + x_advance
-                left -= 4
-            acc = (acc + acc1) + (acc2 + acc3)
-        while left > 0:
-            acc = multiply(acc, w, tile_stride, x, rows)
-            w = w + tile_block_bytes
-            x = advance(x)
-            left -= 1
-        if pairs:
-            store_f32_grid(y, add_pairs(acc), out_tokens, 64, y_stride)
-        else:
-            store_f32_grid(y, by_token(acc), tokens, 64, y_stride)
+    some = sums(
+        by_columns(fmt.product, tokens, columns, tokens), tile_block_bytes, x_advance, tokens,
+        pairs, columns < tokens, chains,
+    )  # fmt: skip
 
     def linear(args: Any, thread: Any, n_threads: Any) -> None:
         w = arg_ptr(args, 0)
@@ -209,7 +151,7 @@ def _linear(
                     )
                 t += 1
 
-    return with_lanes(linear, lanes, in_order=in_columns, token_pairs=token_pairs)
+    return with_lanes(linear, lanes, in_order=columns < tokens, token_pairs=token_pairs)
 
 
 def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
@@ -269,6 +211,8 @@ def _rows(fmt: Format) -> KernelFunction:
     5 bytes between tokens of x, 6 bytes between the threads' own x (0: threads share the tokens),
     7 scale (float32), 8 row length.
     """
+    if fmt.unpacked is not None:
+        return unpacked_rows(fmt)
     row_block = fmt.row_block
     tile_block_bytes = fmt.tile_block_bytes
     block = fmt.block
@@ -366,6 +310,8 @@ def _random_raw(fmt: Format, rng: np.random.Generator, rows: int, n: int) -> np.
     """Raw rows with every code, extreme rows among them; finite scales."""
     import numpy as np
 
+    if fmt.unpacked is not None:
+        return fmt.unpacked.examples(rng, rows, n)
     x = rng.standard_normal((rows, n)).astype(np.float32)
     x[rows // 2] *= 100
     x[-1] = 0
@@ -425,7 +371,7 @@ def _linear_cases(fmt: Format, operation: str) -> Any:
             count = np.array([n_tokens], np.int64)
             slots = [
                 fmt.tile(raw), packed, y, n // fmt.block, len(bias) // 16, count, 0,
-                y.strides[0], bias, packed[0].nbytes,
+                y.strides[0], bias, packed[0].nbytes, *unpacking_slots(fmt, n, target.gemm_tiles),
             ]  # fmt: skip
             yield Case(slots, [(y, full)], tolerance, f"{rows}x{n}, {n_tokens} tokens")
 
@@ -459,7 +405,10 @@ def _rows_cases(fmt: Format) -> Any:
         expected = fmt.decode(raw)[ids] * np.float32(scale)
         x = np.zeros_like(expected)
         count = np.array([len(ids)], np.int64)
-        slots = [fmt.tile(raw), x, ids, n // fmt.block, count, x.strides[0], 0, scale, n]
+        slots = [
+            fmt.tile(raw), x, ids, n // fmt.block, count, x.strides[0], 0, scale, n,
+            *unpacking_slots(fmt, fmt.block, 1),
+        ]  # fmt: skip
         yield Case(slots, [(x, expected)], 0, f"{rows}x{n}")
 
     return cases
@@ -469,6 +418,8 @@ def _sources(fmt: Format) -> tuple[str, ...]:
     return (
         __name__,
         "headrace.sparse.format",
+        "headrace.sparse.sums",
+        "headrace.sparse.unpacking",
         "headrace.sparse.interleaving",
         "headrace.sparse.lookup",
         *(f"headrace.sparse.{module}" for module in fmt.modules or (fmt.name,)),

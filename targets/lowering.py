@@ -181,6 +181,11 @@ def intrinsic_call(
     return b.call(cgutils.get_or_insert_function(b.module, fn_type, name), list(args))
 
 
+def stack_place(b: ir.IRBuilder, ty: ir.Type) -> ir.Value:
+    """An address on the stack, the same each time that one gets here."""
+    return cgutils.alloca_once(b, ty)
+
+
 def _at(b: ir.IRBuilder, p: ir.Value, ty: ir.Type) -> ir.Value:
     return b.bitcast(p, ty.as_pointer())
 
@@ -205,7 +210,7 @@ def _store(b: ir.IRBuilder, p: ir.Value, value: ir.Value) -> None:
     b.store(value, _at(b, p, value.type)).align = _element_bytes(value.type)
 
 
-def _as_i64(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+def as_i64(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     if isinstance(value.type, ir.IntType) and value.type.width < 64:
         return b.sext(value, _I64)
     return value
@@ -280,18 +285,18 @@ infer_global(operator.add)(_template(operator.add, _ptr_add_type))
 @lower_builtin(operator.add, PtrType, types.Integer)
 @lower_builtin(operator.add, PtrType, types.IntegerLiteral)
 def _ptr_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return _offset(b, args[0], _as_i64(b, args[1]))
+    return _offset(b, args[0], as_i64(b, args[1]))
 
 
 @lower_builtin(operator.add, StripType, types.Integer)
 @lower_builtin(operator.add, StripType, types.IntegerLiteral)
 def _strip_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    moved = _offset(b, b.extract_value(args[0], 0), _as_i64(b, args[1]))
+    moved = _offset(b, b.extract_value(args[0], 0), as_i64(b, args[1]))
     return b.insert_value(args[0], moved, 0)
 
 
 def _slot(b: ir.IRBuilder, args: Any) -> ir.Value:
-    return _offset(b, args[0], b.mul(_as_i64(b, args[1]), ir.Constant(_I64, 8)))
+    return _offset(b, args[0], b.mul(as_i64(b, args[1]), ir.Constant(_I64, 8)))
 
 
 @marker("arg_ptr", lambda p, slot: PTR)
@@ -316,7 +321,7 @@ def _ptr_to_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 @marker("int_to_ptr", lambda v: PTR)
 def _int_to_ptr(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return b.inttoptr(_as_i64(b, args[0]), _I8.as_pointer())
+    return b.inttoptr(as_i64(b, args[0]), _I8.as_pointer())
 
 
 # --- scalars --------------------------------------------------------------------------------------
@@ -387,7 +392,7 @@ _get("get_bf16", types.float32, _I16, _bf16_to_f32)
 def _put_int(name: str, memory: ir.IntType) -> None:
     @marker(name, lambda p, v: types.none)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-        value = _as_i64(b, args[1])
+        value = as_i64(b, args[1])
         _store(b, args[0], value if memory.width == 64 else b.trunc(value, memory))
 
 
@@ -430,7 +435,7 @@ def _choose(name: str, take_second_when_less: bool) -> None:
     @marker(name, _scalar_pair)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         if sig.return_type == types.int64:
-            x, y = (_as_i64(b, v) for v in args)
+            x, y = (as_i64(b, v) for v in args)
             less = b.icmp_signed("<", x, y)
         else:
             x, y = (_as_f32(b, v, t) for v, t in zip(args, sig.args, strict=True))
@@ -462,7 +467,7 @@ def _load_block(
 ) -> None:
     @marker(name, lambda p, count, stride: _vec(element, count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        stride = _as_i64(b, args[2])
+        stride = as_i64(b, args[2])
         p = _first(b, args[0], sig.args[0], memory())
         parts = []
         for i in range(sig.return_type.count):
@@ -503,7 +508,7 @@ _load_block("bcast_i32", "i32", lambda: _I32, lambda b, v: splat(b, v, lanes()))
 @marker("strip", lambda p, index: STRIP)
 def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     both = ir.Constant(ir.LiteralStructType([_I8.as_pointer(), _I64]), ir.Undefined)
-    return b.insert_value(b.insert_value(both, args[0], 0), _as_i64(b, args[1]), 1)
+    return b.insert_value(b.insert_value(both, args[0], 0), as_i64(b, args[1]), 1)
 
 
 def _q8_type(p: types.Type, count: types.Type) -> Q8Type:
@@ -521,11 +526,11 @@ def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     for i in range(sig.return_type.count):
         for k, one in enumerate(load(b, at)):
             block = b.insert_value(block, one, (i, k))
-        at = _offset(b, at, _step(b, Q8_BYTES))
+        at = _offset(b, at, unknown(b, Q8_BYTES))
     return block
 
 
-def _step(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
+def unknown(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
     """A number that LLVM does not know.
 
     Instructions that load several registers have no offsets, but can add a register to their
@@ -563,7 +568,7 @@ def _past_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not steps:
         return _offset(b, at, ir.Constant(_I64, count * Q8_BYTES))
     for n_bytes in steps:
-        at = _offset(b, at, _step(b, n_bytes))
+        at = _offset(b, at, unknown(b, n_bytes))
     return at
 
 
@@ -584,7 +589,7 @@ def q8_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> list[
         for i, n_bytes in enumerate(_q8_steps(ty.count)):
             if i % 3 == offset // 16:
                 found.append(load(b, at)[offset % 16 // 4])
-            at = _offset(b, at, _step(b, n_bytes))
+            at = _offset(b, at, unknown(b, n_bytes))
         return found
     return [splat(b, word, lanes()) for word in _q8_scalars(b, entry, ty, offset)]
 
@@ -597,9 +602,9 @@ def pair_loads(b: ir.IRBuilder, entry: ir.Value, count: int, codes: bool) -> lis
     load = primitive("load_pair_codes" if codes else "load_pair_words")
     found, words = [], entry
     for _ in range(count // 2):
-        behind = _offset(b, words, _step(b, _PAIR_WORDS))
+        behind = _offset(b, words, unknown(b, _PAIR_WORDS))
         found.append(load(b, behind if codes else words))
-        words = _offset(b, behind, _step(b, _PAIR_CODES))
+        words = _offset(b, behind, unknown(b, _PAIR_CODES))
     return found
 
 
@@ -661,7 +666,7 @@ def shifted_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, bit
 def _store_block(name: str, convert: Callable[..., Any]) -> None:
     @marker(name, lambda p, value, stride: types.none)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-        p, stride = args[0], _as_i64(b, args[2])
+        p, stride = args[0], as_i64(b, args[2])
         for i, one in enumerate(split(b, args[1], sig.args[1].count)):
             at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
             _store(b, at, convert(b, one))
@@ -675,7 +680,7 @@ _store_block("store_i16", lambda b, v: b.trunc(v, ir.VectorType(_I16, lanes())))
 
 @marker("store_i8_halves", lambda p, value, apart, stride: types.none)
 def _store_i8_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    apart, stride = literal(sig.args[2], "apart"), _as_i64(b, args[3])
+    apart, stride = literal(sig.args[2], "apart"), as_i64(b, args[3])
     for i, one in enumerate(split(b, args[1], sig.args[1].count)):
         codes = b.trunc(one, ir.VectorType(_I8, LANES))
         at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
@@ -698,7 +703,7 @@ def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int,
 )
 def _load_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns = literal(sig.args[1], "rows"), literal(sig.args[2], "columns")
-    rs, cs = _as_i64(b, args[3]), _as_i64(b, args[4])
+    rs, cs = as_i64(b, args[3]), as_i64(b, args[4])
     places = [(r, k) for r in range(rows) for k in range(columns)]
     return join(
         b, [_load(b, _grid(b, args[0], rs, cs, r, k), vector_type("f32")) for r, k in places]
@@ -708,7 +713,7 @@ def _load_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 @marker("store_f32_grid", lambda p, value, columns, rs, cs: types.none)
 def _store_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     columns = literal(sig.args[2], "columns")
-    rs, cs = _as_i64(b, args[3]), _as_i64(b, args[4])
+    rs, cs = as_i64(b, args[3]), as_i64(b, args[4])
     for i, one in enumerate(split(b, args[1], sig.args[1].count)):
         _store(b, _grid(b, args[0], rs, cs, i // columns, i % columns), one)
 
@@ -724,7 +729,7 @@ def _store_u8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 @marker("store_u8_quarters", lambda p, value, stride: types.none)
 def _store_u8_quarters(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    stride = _as_i64(b, args[2])
+    stride = as_i64(b, args[2])
     for i in range(4):
         at = _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
         _store(b, at, shuffle(b, args[1], args[1], range(16 * i, 16 * i + 16)))
@@ -766,12 +771,12 @@ def _transposed_runs(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, run: int) -
 @marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
 def _load_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     run = literal(sig.args[2], "run")
-    return join(b, _transposed_runs(b, args[0], _as_i64(b, args[1]), run))
+    return join(b, _transposed_runs(b, args[0], as_i64(b, args[1]), run))
 
 
 @marker("copy_runs", lambda dst, src, row_bytes, run: types.none)
 def _copy_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    dst, src, stride = args[0], args[1], _as_i64(b, args[2])
+    dst, src, stride = args[0], args[1], as_i64(b, args[2])
     run, own = literal(sig.args[3], "run"), primitive("copy_runs")
     if own is not None:
         own(b, dst, src, stride, run)
@@ -795,7 +800,7 @@ def _splat_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 @marker("splat_i32", lambda v: _vec("i32", 1))
 def _splat_i32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return splat(b, b.trunc(_as_i64(b, args[0]), _I32), lanes())
+    return splat(b, b.trunc(as_i64(b, args[0]), _I32), lanes())
 
 
 @marker("iota_i32", lambda: _vec("i32", 1))
@@ -941,6 +946,7 @@ _unary("to_f32", "f32", lambda b, v: b.sitofp(v, _f32_type()))
 _unary("round_i32", "i32", _round)
 _unary("bits_f32", "f32", lambda b, v: b.bitcast(v, _f32_type()))
 _unary("bits_i32", "i32", lambda b, v: b.bitcast(v, vector_type("i32")))
+_unary("bits_u8", "u8", lambda b, v: b.bitcast(v, vector_type("u8")))
 _unary("shl", None, lambda b, v, n: b.shl(v, constant("i32", n)))
 _unary("shr", None, lambda b, v, n: b.lshr(v, constant("i32", n)))
 _unary("shr_u8", None, lambda b, v, n: b.lshr(v, constant("u8", n)))
@@ -977,6 +983,52 @@ def _lookup16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     table = ir.Constant(ir.VectorType(_I8, 16), values)
     look = primitive("lookup16") or _looked_up_by_ones
     return join(b, [look(b, table, v, shift) for v in split(b, args[0], sig.args[0].count)])
+
+
+def _halves_of(b: ir.IRBuilder, v: ir.Value) -> list[ir.Value]:
+    """The 16-bit halves of int32 lanes as scalars, all low ones first."""
+    halves = b.bitcast(v, ir.VectorType(_I16, 2 * lanes()))
+    order = [2 * i + half for half in (0, 1) for i in range(lanes())]
+    own = primitive("halves_of")
+    if own is not None:
+        ones = own(b, halves)
+        return [ones[k] for k in order]
+    return [b.extract_element(halves, ir.Constant(_I32, k)) for k in order]
+
+
+@marker(
+    "load_entries",
+    lambda p, index, n, entries: VecType("u8", literal(n, "n_bytes") // 2),
+)
+def _load_entries(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    n_bytes, n_entries = (literal(t, "argument") for t in sig.args[2:])
+    own = primitive("load_entries")
+    if own is not None:
+        return join(b, own(b, args[0], args[1], n_bytes, n_entries))
+    entry, parts = ir.IntType(8 * n_bytes), []
+    table, halves = _at(b, args[0], entry), _halves_of(b, args[1])
+    for some in (halves[: lanes()], halves[lanes() :]):
+        found = ir.Constant(ir.VectorType(entry, lanes()), ir.Undefined)
+        for i, index in enumerate(some):
+            one = b.load(b.gep(table, [b.zext(index, _I64)], inbounds=True))
+            one.align = 4
+            found = b.insert_element(found, one, ir.Constant(_I32, i))
+        words = b.bitcast(found, ir.VectorType(_I32, lanes() * n_bytes // 4))
+        step = n_bytes // 4
+        quads = [shuffle(b, words, words, range(k, step * lanes(), step)) for k in range(step)]
+        parts += [b.bitcast(v, vector_type("u8")) for v in quads]
+    return join(b, parts)
+
+
+@marker("negate_bytes", lambda v, bits, shift: v)
+def _negate_bytes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    shift, value = literal(sig.args[2], "shift"), args[0]
+    bits = b.bitcast(args[1], value.type)
+    each = range(value.type.count)
+    spread = shuffle(b, bits, bits, [i // 4 * 4 + shift // 8 for i in each])
+    mask = ir.Constant(value.type, [1 << (shift % 8 + i % 4) for i in each])
+    zero = ir.Constant(value.type, None)
+    return b.select(b.icmp_unsigned("!=", b.and_(spread, mask), zero), b.sub(zero, value), value)
 
 
 def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -1121,7 +1173,7 @@ def _splat_lane(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 @marker("store_lanes", lambda p, a, x, y, z, count, stride: types.none)
 def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    count, stride = literal(sig.args[5], "count"), _as_i64(b, args[6])
+    count, stride = literal(sig.args[5], "count"), as_i64(b, args[6])
     ints = [b.bitcast(v, vector_type("i32")) for v in args[1:5]]
     for i in range(count):
         low = shuffle(b, ints[0], ints[1], [i, i + LANES])
@@ -1132,7 +1184,7 @@ def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 @marker("store_words", lambda p, a, count, stride: types.none)
 def _store_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    ints, stride = b.bitcast(args[1], vector_type("i32")), _as_i64(b, args[3])
+    ints, stride = b.bitcast(args[1], vector_type("i32")), as_i64(b, args[3])
     for i in range(literal(sig.args[2], "count")):
         at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
         _store(b, at, b.extract_element(ints, ir.Constant(_I32, i)))
@@ -1150,7 +1202,7 @@ def _prefetch(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 @marker("atomic_add", lambda p, v: types.int64)
 def _atomic_add(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return b.atomic_rmw("add", _at(b, args[0], _I64), _as_i64(b, args[1]), "seq_cst")
+    return b.atomic_rmw("add", _at(b, args[0], _I64), as_i64(b, args[1]), "seq_cst")
 
 
 @marker("atomic_get", lambda p: types.int64)
@@ -1160,7 +1212,7 @@ def _atomic_get(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 @marker("atomic_put", lambda p, v: types.none)
 def _atomic_put(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    b.store_atomic(_as_i64(b, args[1]), _at(b, args[0], _I64), "release", 8)
+    b.store_atomic(as_i64(b, args[1]), _at(b, args[0], _I64), "release", 8)
 
 
 @marker("spin_pause", lambda: types.none)
@@ -1180,7 +1232,7 @@ def _clock(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 def _call_kernel(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     fn_type = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I64, _I64])
     fn = b.bitcast(args[0], fn_type.as_pointer())
-    b.call(fn, [args[1], _as_i64(b, args[2]), _as_i64(b, args[3])])
+    b.call(fn, [args[1], as_i64(b, args[2]), as_i64(b, args[3])])
 
 
 @marker("call_void", lambda f: types.none)
@@ -1193,12 +1245,12 @@ def _call_system(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     word = ir.IntType(8 * current_target().word_bytes)
     fn = b.bitcast(args[0], ir.FunctionType(word, [word, word, word, _I64]).as_pointer())
     words = [_as_word(b, value, word) for value in args[1:4]]
-    result = b.call(fn, [*words, _as_i64(b, args[4])])
+    result = b.call(fn, [*words, as_i64(b, args[4])])
     return result if word.width == 64 else b.sext(result, _I64)
 
 
 def _as_word(b: ir.IRBuilder, value: ir.Value, word: ir.IntType) -> ir.Value:
     if isinstance(value.type, ir.PointerType):
         return b.ptrtoint(value, word)
-    value = _as_i64(b, value)
+    value = as_i64(b, value)
     return value if word.width == 64 else b.trunc(value, word)

@@ -10,22 +10,31 @@ import llvmlite.ir as ir
 from headrace.targets.lowering import (
     LANES,
     VecType,
+    as_i64,
     constant,
+    join,
     literal,
     marker,
     primitive,
     shuffle,
+    split,
     vector_type,
 )
 
-_I16, _I32 = ir.IntType(16), ir.IntType(32)
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-@marker("load_halves", lambda p, q: VecType("i32", 1))
+@marker("load_halves", lambda p, q, n, stride: VecType("i32", literal(n, "count")))
 def _load_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    half = ir.VectorType(_I32, LANES // 2)
-    low, high = (b.load(b.bitcast(p, half.as_pointer()), align=4) for p in args)
-    return shuffle(b, low, high, range(LANES))
+    half, stride = ir.VectorType(_I32, LANES // 2), as_i64(b, args[3])
+
+    def one(i: int) -> ir.Value:
+        ahead = b.mul(stride, ir.Constant(_I64, i))
+        at = (b.gep(p, [ahead], inbounds=True) for p in args[:2])
+        low, high = (b.load(b.bitcast(p, half.as_pointer()), align=4) for p in at)
+        return shuffle(b, low, high, range(LANES))
+
+    return join(b, [one(i) for i in range(sig.return_type.count)])
 
 
 def _words(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -64,6 +73,8 @@ def _dot_words_by_lanes(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value
     return b.add(b.add(acc, low), high)
 
 
-@marker("dot_words", lambda acc, x, y: VecType("i32", 1))
+@marker("dot_words", lambda acc, x, y: acc)
 def _dot_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return (primitive("dot_words") or _dot_words_by_lanes)(b, *args)
+    dot = primitive("dot_words") or _dot_words_by_lanes
+    rows = zip(*(split(b, v, sig.return_type.count) for v in args), strict=True)
+    return join(b, [dot(b, *row) for row in rows])

@@ -210,8 +210,8 @@ def load_i8_i32(p: Any, count: int, stride: Any) -> Any:
 
 
 @_marker
-def load_halves(p: Any, q: Any) -> Any:
-    """16 int32 of two places: 8 from p, then 8 from q."""
+def load_halves(p: Any, q: Any, count: int, stride: Any) -> Any:
+    """count x 16 int32 of two places: 8 from p, then 8 from q."""
     return _only_compiled()
 
 
@@ -478,6 +478,12 @@ def bits_i32(value: Any) -> Any:
 
 
 @_marker
+def bits_u8(value: Any) -> Any:
+    """int32 lanes as 4 bytes each."""
+    return _only_compiled()
+
+
+@_marker
 def shl(value: Any, bits: int) -> Any:
     """Shift int32 lanes left by a constant."""
     return _only_compiled()
@@ -512,6 +518,27 @@ def lookup16(value: Any, shift: int, low: int, high: int, bits: int) -> Any:
     """Bits `shift` .. `shift` + 3 of 64 bytes choose from 16 signed bytes (`table_words`).
 
     `bits` is that of the products which follow: 8, or `SMALL` (see `dot_start`).
+    """
+    return _only_compiled()
+
+
+@_marker
+def load_entries(table: Any, index: Any, n_bytes: int, n_entries: int) -> Any:
+    """Two entries of a table in memory for each int32 lane, chosen by its low and its high half.
+
+    A table (`headrace.sparse.codebook.table_of`) has `n_entries` entries of 4 or 8 bytes, then the
+    same in 16 bits each and what these stand for: targets use what suits them. Whoever calls
+    sees to it that no index leaves the table. Gives vectors of bytes: the first 4 bytes of the
+    entries that low halves choose, if `n_bytes` is 8 their last 4, then those of high halves.
+    """
+    return _only_compiled()
+
+
+@_marker
+def negate_bytes(value: Any, bits: Any, shift: int) -> Any:
+    """Negate byte i of each lane where bit `shift` + i of the int32 lane of `bits` is set.
+
+    Both are single vectors; `shift` is a multiple of 4.
     """
     return _only_compiled()
 
@@ -668,7 +695,7 @@ def group_words(value: Any, index: int, scales: Any, first: int, count: int) -> 
 def dot_words(acc: Any, a: Any, b: Any) -> Any:
     """acc + a.low * b.low + a.high * b.high, for int32 lanes of two signed 16-bit integers each.
 
-    All three are single vectors of 16 lanes.
+    Blocks of equal shape, vectors of 16 lanes.
     """
     return _only_compiled()
 

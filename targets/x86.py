@@ -12,7 +12,7 @@ from headrace.targets.fallbacks import (
     half_to_f32_by_bits,
     separate_multiply_add,
 )
-from headrace.targets.lowering import intrinsic_call, lanes, nibbles, splat
+from headrace.targets.lowering import intrinsic_call, lanes, nibbles, splat, stack_place, unknown
 from headrace.targets.pieces import concat, cut
 from headrace.targets.simd import SMALL
 
@@ -31,7 +31,25 @@ def _clock(b: ir.IRBuilder) -> ir.Value:
     return intrinsic_call(b, "llvm.x86.rdtsc", _I64, [])
 
 
-COMMON: Mapping[str, Callable[..., Any]] = {"spin_pause": _pause, "clock": _clock}
+def _halves_of(b: ir.IRBuilder, v: ir.Value) -> list[ir.Value]:
+    """Lanes through memory: loads are cheaper than shuffles, of which each takes one otherwise.
+
+    LLVM would see through it, if it knew that the address is the same.
+    """
+    place = stack_place(b, v.type)
+    place.align = 2 * v.type.count
+    b.store(v, place).align = place.align
+    first = b.gep(b.bitcast(place, _I8.as_pointer()), [unknown(b, 0)], inbounds=True)
+    words = b.bitcast(first, _I16.as_pointer())
+    lanes = (ir.Constant(_I32, i) for i in range(v.type.count))
+    return [b.load(b.gep(words, [lane], inbounds=True)) for lane in lanes]
+
+
+COMMON: Mapping[str, Callable[..., Any]] = {
+    "spin_pause": _pause,
+    "clock": _clock,
+    "halves_of": _halves_of,
+}
 
 
 def _group_words(width: int) -> Callable[..., ir.Value]:
@@ -55,6 +73,66 @@ def _group_words(width: int) -> Callable[..., ir.Value]:
         return concat(b, [intrinsic_call(b, full, ty, list(row)) for row in rows])
 
     return group_words
+
+
+# --- tables, in registers of 512 bits -------------------------------------------------------------
+
+
+def _load_constant(b: ir.IRBuilder, table: ir.Value, at: int, ty: ir.VectorType) -> ir.Value:
+    place = b.gep(table, [ir.Constant(_I64, at)], inbounds=True)
+    value = b.load(b.bitcast(place, ty.as_pointer()))
+    value.align = 16
+    value.set_metadata("invariant.load", b.module.add_metadata([]))
+    return value
+
+
+def _chosen(b: ir.IRBuilder, words: Sequence[ir.Value], index: ir.Value, bit: int) -> ir.Value:
+    """Of the words that two registers at a time gave, those that bits from `bit` on choose."""
+    if len(words) == 1:
+        return words[0]
+    mask = ir.Constant(index.type, [1 << bit] * index.type.count)
+    upper = b.icmp_unsigned("!=", b.and_(index, mask), ir.Constant(index.type, None))
+    pairs = zip(words[0::2], words[1::2], strict=True)
+    return _chosen(b, [b.select(upper, y, x) for x, y in pairs], index, bit + 1)
+
+
+def _load_entries_512(
+    b: ir.IRBuilder, table: ir.Value, index: ir.Value, n_bytes: int, n_entries: int
+) -> list[ir.Value]:
+    """`vpermi2w` chooses from 64 of the packed entries at a time, `vpshufb` makes them bytes."""
+    words, codes = _vec(_I16, 32), _vec(_I8, 64)
+    halves = b.bitcast(index, words)
+    packed = n_entries * n_bytes
+    name = "llvm.x86.avx512.vpermi2var.hi.512"
+    found = []
+    for at in range(packed, packed + 2 * n_entries, 128):
+        pair = [_load_constant(b, table, at + k, words) for k in (0, 64)]
+        found.append(intrinsic_call(b, name, words, [pair[0], halves, pair[1]]))
+    entries = b.bitcast(_chosen(b, found, halves, 6), codes)
+    meant = []
+    for at in (0, 16):
+        one = _load_constant(b, table, packed + 2 * n_entries + at, _vec(_I8, 16))
+        order = ir.Constant(_vec(_I32, 64), list(range(16)) * 4)
+        meant.append(b.shuffle_vector(one, ir.Constant(one.type, ir.Undefined), order))
+    second = ir.Constant(_vec(ir.IntType(1), 64), [0, 1] * 32)  # of two codes in a byte
+    parts = []
+    for half in (0, 1):
+        order = [i // 4 * 4 + 2 * half + i % 4 // 2 for i in range(64)]
+        twice = b.shuffle_vector(
+            entries, ir.Constant(codes, ir.Undefined), ir.Constant(_vec(_I32, 64), order)
+        )
+        low, high = (nibbles(b, twice, shift) for shift in (0, 4))
+        if n_bytes == 4:
+            parts.append(_shuffled(b, meant[0], b.select(second, high, low)))
+        else:
+            for nibble in (low, high):
+                one, other = (_shuffled(b, values, nibble) for values in meant)
+                parts.append(b.select(second, other, one))
+    return parts
+
+
+def _shuffled(b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+    return intrinsic_call(b, "llvm.x86.avx512.pshuf.b.512", codes.type, [table, codes])
 
 
 # --- VNNI: unsigned by signed bytes, four at a time, into 32 bits ---------------------------------
@@ -110,6 +188,7 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
         "dot_words": dot_words,
         "group_words": _group_words(width),
         "lookup16": _lookup16(width, flip=0x80),
+        **({"load_entries": _load_entries_512} if width == 512 else {}),
     }
 
 

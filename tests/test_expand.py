@@ -14,18 +14,8 @@ from headrace.sparse.expand import CHUNK_BYTES, expand, plan_expansion
 from headrace.sparse.registry import FORMATS
 
 # type -> offsets of float16 scales in the block; the rest of a random block may hold anything.
-SCALES_AT = {
-    "TQ1_0": (52,), "IQ1_S": (0,), "IQ1_M": (), "IQ2_XXS": (0,), "IQ2_XS": (0,),
-    "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
-}  # fmt: skip
-TARGETS = {
-    "TQ1_0": "tq2_0", "IQ3_S": "q6_k",
-    "IQ3_XXS": "q6_k", "IQ1_S": "q6_k", "IQ1_M": "q6_k",
-}  # fmt: skip
-ANY_SCALE = ("TQ1_0", "IQ3_S")
-NORMAL_SCALE = ("IQ3_XXS", "IQ1_S", "IQ1_M")
-CODES_KEPT = ("IQ2_XXS",)
-ROUNDED = ("IQ2_XS", "IQ2_S")
+SCALES_AT = {"TQ1_0": (52,)}
+TARGETS = {"TQ1_0": "tq2_0"}
 
 
 def gguf_decode(raw: np.ndarray, ggml_type: str) -> np.ndarray:
@@ -45,11 +35,6 @@ def with_usual_scales(raw: np.ndarray, ggml_type: str) -> np.ndarray:
     for at in SCALES_AT[ggml_type]:
         size = 2.0 ** rng.uniform(-11, 3, raw.shape[:2]) * rng.choice([-1, 1], raw.shape[:2])
         raw[..., at : at + 2] = size.astype(np.float16)[..., None].view(np.uint8)
-    if ggml_type == "IQ1_M":
-        words = raw[..., 48:].view(np.uint16)
-        nibbles = rng.integers(0, 16, (*raw.shape[:2], 4), dtype=np.uint16)
-        nibbles[..., 3] = rng.choice([2, 3, 10, 11], raw.shape[:2])  # 2^-7 to 2, either sign
-        words[...] = (words & 0x0FFF) | nibbles << 12
     return raw
 
 
@@ -76,12 +61,12 @@ def test_every_type_that_gguf_decodes_has_a_target_with_no_fewer_bits() -> None:
     assert tried >= 26
 
 
-@pytest.mark.parametrize("ggml_type", SCALES_AT)
+@pytest.mark.parametrize("ggml_type", TARGETS)
 def test_target(ggml_type: str) -> None:
-    assert plan_expansion(ggml_type).name == TARGETS.get(ggml_type, "q8_0")
+    assert plan_expansion(ggml_type).name == TARGETS[ggml_type]
 
 
-@pytest.mark.parametrize("ggml_type", ANY_SCALE)
+@pytest.mark.parametrize("ggml_type", TARGETS)
 def test_exact_for_any_bytes(ggml_type: str) -> None:
     target = plan_expansion(ggml_type)
     for seed in range(3):
@@ -94,51 +79,6 @@ def test_exact_for_any_bytes(ggml_type: str) -> None:
         assert same_bits(target.decode(recoded), gguf_decode(raw, ggml_type))
 
 
-@pytest.mark.parametrize("ggml_type", NORMAL_SCALE)
-def test_exact_for_scales_in_range(ggml_type: str) -> None:
-    target = plan_expansion(ggml_type)
-    raw = flat(with_usual_scales(random_raw(ggml_type), ggml_type))
-    expected = gguf_decode(raw, ggml_type)
-    assert np.isfinite(expected).all()
-    assert np.unique(expected).size > 100
-    assert same_bits(target.decode(expand(raw, ggml_type, target)), expected)
-
-
-@pytest.mark.parametrize("ggml_type", ("IQ3_XXS", "IQ1_S"))
-def test_scale_below_range_is_off_by_half_a_subnormal(ggml_type: str) -> None:
-    target = plan_expansion(ggml_type)
-    raw = random_raw(ggml_type)
-    raw[..., :2] = np.array([0x03, 0x00], np.uint8)  # 3 * 2^-24: neither halves nor eighths
-    got = target.decode(expand(flat(raw), ggml_type, target))
-    # |sub * code| is at most 31 * 31 in IQ3_XXS and 15 * 9 in IQ1_S.
-    most = {"IQ3_XXS": 31 * 31, "IQ1_S": 15 * 9}[ggml_type]
-    assert np.abs(got - gguf_decode(flat(raw), ggml_type)).max() <= most * 2.0**-25
-
-
-@pytest.mark.parametrize("ggml_type", CODES_KEPT)
-def test_scale_rounded_once(ggml_type: str) -> None:
-    target = plan_expansion(ggml_type)
-    raw = flat(with_usual_scales(random_raw(ggml_type), ggml_type))
-    expected = gguf_decode(raw, ggml_type)
-    got = target.decode(expand(raw, ggml_type, target))
-    # Rounding the scale to float16 changes each weight by the same 2^-11 at most (2^-25 below
-    # the smallest normal scale, times a code of 127 at most).
-    assert np.all(np.abs(got - expected) <= np.maximum(np.abs(expected) * 2.0**-11, 127 * 2.0**-25))
-    assert np.mean(got == expected) > 0.02
-
-
-@pytest.mark.parametrize("ggml_type", ROUNDED)
-def test_rounded_to_q8_0(ggml_type: str) -> None:
-    raw = flat(with_usual_scales(random_raw(ggml_type), ggml_type))
-    expected = gguf_decode(raw, ggml_type)
-    got = FORMATS["q8_0"].decode(expand(raw, ggml_type, FORMATS["q8_0"]))
-    # Half a code of amax / 127, and that scale itself rounded by 2^-11 (or 2^-25).
-    amax = np.abs(expected.reshape(-1, 32)).max(axis=1, keepdims=True)
-    bound = amax * (1 / 254 + 2.0**-11) * (1 + 2.0**-20) + 127 * 2.0**-25
-    assert np.all(np.abs(got - expected).reshape(-1, 32) <= bound)
-    assert np.all(1 / 254 + 2.0**-11 < 1 / 225)
-
-
 def test_own_types_pass_through() -> None:
     for target in (fmt for fmt in FORMATS.values() if fmt.ggml_type):
         raw = np.zeros((3, target.row_bytes(256)), np.uint8)
@@ -147,9 +87,9 @@ def test_own_types_pass_through() -> None:
 
 
 def test_another_target_goes_through_the_weights() -> None:
-    raw = flat(with_usual_scales(random_raw("IQ2_S"), "IQ2_S"))
-    exact = FORMATS["f32"].decode(expand(raw, "IQ2_S", FORMATS["f32"]))
-    assert same_bits(exact, gguf_decode(raw, "IQ2_S"))
+    raw = flat(with_usual_scales(random_raw("TQ1_0"), "TQ1_0"))
+    exact = FORMATS["f32"].decode(expand(raw, "TQ1_0", FORMATS["f32"]))
+    assert same_bits(exact, gguf_decode(raw, "TQ1_0"))
     own = FORMATS["q4_0"].encode(exact)
     assert same_bits(
         FORMATS["f32"].decode(expand(own, "Q4_0", FORMATS["f32"])), FORMATS["q4_0"].decode(own)
@@ -172,12 +112,12 @@ def test_plain_numbers(ggml_type: str, values: np.ndarray) -> None:
 
 
 def test_rows_beyond_one_chunk() -> None:
-    rows = 3 * CHUNK_BYTES // (4 * 110) + 5
-    raw = flat(random_raw("IQ3_S", rows=rows))
-    target = plan_expansion("IQ3_S")
-    whole = expand(raw, "IQ3_S", target)
+    rows = 3 * CHUNK_BYTES // (4 * 54) + 5
+    raw = flat(random_raw("TQ1_0", rows=rows))
+    target = plan_expansion("TQ1_0")
+    whole = expand(raw, "TQ1_0", target)
     for row in (0, rows // 2, rows - 1):
-        assert np.array_equal(whole[row : row + 1], expand(raw[row : row + 1], "IQ3_S", target))
+        assert np.array_equal(whole[row : row + 1], expand(raw[row : row + 1], "TQ1_0", target))
 
 
 @pytest.mark.parametrize("ggml_type", ("Q8_1", "Q8_K", "I32", "I64", "Q9_9"))
@@ -194,8 +134,10 @@ def test_weights_too_large_for_the_scale_are_refused() -> None:
 
 def test_gguf_is_imported_only_when_needed() -> None:
     code = (
-        "import sys; from headrace.sparse.expand import plan_expansion;"
-        "plan_expansion('IQ3_S'); plan_expansion('Q4_0'); assert 'gguf' not in sys.modules;"
-        "plan_expansion('IQ2_S'); assert 'gguf' in sys.modules"
+        "import sys; from headrace.sparse.expand import expand, plan_expansion;"
+        "import numpy; raw = numpy.zeros((1, 54), 'u1');"
+        "plan_expansion('IQ3_S'); target = plan_expansion('TQ1_0');"
+        "assert 'gguf' not in sys.modules;"
+        "expand(raw, 'TQ1_0', target); assert 'gguf' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -23,6 +23,8 @@ from headrace.sparse.registry import FORMATS, by_ggml_type
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 GGML = {name: fmt for name, fmt in FORMATS.items() if fmt.ggml_type}
 every_ggml_format = pytest.mark.parametrize("fmt", GGML.values(), ids=GGML)
+ENCODED = {name: fmt for name, fmt in GGML.items() if fmt.unpacked is None}
+every_encoded_format = pytest.mark.parametrize("fmt", ENCODED.values(), ids=ENCODED)
 
 
 def random_raw(fmt: Format, rows: int, n: int, seed: int = 0) -> np.ndarray:
@@ -76,7 +78,7 @@ def test_decode_equals_gguf_for_special_words(fmt: Format, scale: int) -> None:
     assert same_bits(fmt.decode(rows.view(np.uint8)), gguf_decode(rows.view(np.uint8), fmt))
 
 
-@every_ggml_format
+@every_encoded_format
 def test_encode_equals_gguf_where_it_can(fmt: Format) -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((33, 2048)).astype(np.float32)
@@ -92,7 +94,7 @@ def test_encode_equals_gguf_where_it_can(fmt: Format) -> None:
     assert np.array_equal(fmt.encode(x), expected)
 
 
-@every_ggml_format
+@every_encoded_format
 def test_encode_error_is_within_the_bits(fmt: Format) -> None:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((32, 2048)).astype(np.float32)
@@ -521,7 +523,20 @@ def layout_tq2_0(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
+def layout_codebook(rows: list[bytes], scale: int = 2) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        if scale:
+            _scale(out, 0, row, 0, r)
+        for k in range(scale, len(row)):
+            word, i = divmod(k - scale, 4)
+            _place(out, 16 * scale + 64 * word + 4 * r + i, row[k])
+    return out
+
+
 LAYOUTS = {
+    **dict.fromkeys(("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s"), layout_codebook),
+    "iq1_m": lambda rows: layout_codebook(rows, 0),
     "q4_0": layout_q4_0, "q4_1": layout_q4_1, "q5_0": layout_q5_0, "q5_1": layout_q5_1,
     "q8_0": layout_q8_0, "q2_k": layout_q2_k, "q3_k": layout_q3_k, "q4_k": layout_q4_k,
     "q5_k": layout_q5_k, "q6_k": layout_q6_k,

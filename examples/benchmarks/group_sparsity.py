@@ -150,7 +150,7 @@ def measure(
     sides = [
         dense(*which, addresses[k.name], w, x, y) for which, k in zip(DENSE, products, strict=True)
     ]
-    sides += [sparse(g, addresses[f"gemv_gqs_g{g}"], w, x, y, rate) for g in gqs.GROUPS]
+    sides += [sparse(g, addresses[f"gemm_gqs_g{g}"], w, x, y, rate) for g in gqs.GROUPS]
     bandwidth = 0.0
     for _ in range(rounds):
         bandwidth = max(bandwidth, read_bandwidth(store, team, ROTATED, 2))

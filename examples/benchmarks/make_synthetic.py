@@ -16,12 +16,6 @@ import gguf
 import numpy as np
 
 CHUNK = 1 << 22  # weights quantised at a time
-KS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-TYPES = {
-    t.name.lower(): t
-    for t in gguf.GGMLQuantizationType
-    if t.name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0") or t.name in KS
-}
 # Random fields within each block, and a scale: the K-quants have no quantiser in the gguf package,
 # and a file of 39 GB would take it half an hour.
 # Name: (offsets of F16 fields, and what each is multiplied by to give weights of about unit size).
@@ -32,6 +26,17 @@ RANDOM_BLOCKS = {
     "Q4_K": ((0, 2), (1 / 258, 7.5 / 258)),
     "Q5_K": ((0, 2), (1 / 516, 7.5 / 258)),
     "Q6_K": ((208,), (1 / 1400,)),
+    "IQ2_XXS": ((0,), (1 / 70,)),
+    "IQ2_XS": ((0,), (1 / 70,)),
+    "IQ2_S": ((0,), (1 / 70,)),
+    "IQ3_XXS": ((0,), (1 / 160,)),
+    "IQ3_S": ((0,), (1 / 170,)),
+    "IQ1_S": ((0,), (1 / 8,)),
+}
+TYPES = {
+    t.name.lower(): t
+    for t in gguf.GGMLQuantizationType
+    if t.name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", *RANDOM_BLOCKS)
 }
 
 

@@ -30,10 +30,10 @@ from headrace.sparse.interleaving import load_eights
 from headrace.sparse.linear import (
     Q8_BLOCK,
     Q8_BLOCK_BYTES,
-    by_columns,
     dequantize_q8,
     quantize_q8,
 )
+from headrace.sparse.sums import by_columns
 from headrace.sparse.token_pairs import pair_entries, separate_entries
 from headrace.targets.simd import (
     absolute,
@@ -551,6 +551,7 @@ _SOURCES = (
     "headrace.sparse.bitstack",
     "headrace.sparse.interleaving",
     "headrace.sparse.linear",
+    "headrace.sparse.sums",
     "headrace.sparse.q8_0",
     "headrace.sparse.format",
     "headrace.sparse.token_pairs",

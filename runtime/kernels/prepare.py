@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.math import gelu_tanh, silu
+from headrace.sparse.gqs_kernels import code_x16, to_x16
 from headrace.sparse.linear import (
     Q8_BLOCK_BYTES,
+    X16_HEAD_BYTES,
     dequantize_q8,
     pack_f32,
     quantize_q8,
@@ -217,6 +219,8 @@ def _to_q8(pairs: bool, put: Any, ahead: int) -> Any:
 
 def consumer(activation: str, token_pairs: bool) -> Any:
     """Puts the row of a token (its number in a group of so many) in its place in `out`."""
+    if activation == "x16":
+        return to_x16
     if activation == "f32":
 
         def to_f32(row: Any, n: Any, out: Any, token: Any, group: Any) -> None:
@@ -326,7 +330,7 @@ def _cases(name: str, activation: str) -> Any:
 
         eps = 1e-5
         for n_tokens, n, mode in ((1, 32, 0), (6, 96, 1), (5, 576, 2)):
-            group = 1 if n_tokens == 1 else 4
+            group = 1 if n_tokens == 1 or activation == "x16" else 4
             padded = -(-n_tokens // group) * group
             a = (rng.standard_normal((n_tokens, n)) * 3).astype(np.float32)
             b = rng.standard_normal((n_tokens, n)).astype(np.float32)
@@ -337,13 +341,15 @@ def _cases(name: str, activation: str) -> Any:
             rows = np.zeros((padded, n), np.float32)
             rows[:n_tokens] = values
             expected = _PACK[activation](rows, group)
-            paired = activation != "f32" and group > 1 and target.token_pairs
+            paired = activation.startswith("q8") and group > 1 and target.token_pairs
             if paired:
                 expected = pair_entries(expected)
             out = np.zeros_like(expected)
             # Coded rows: a value may round to the neighbouring code; metadata follows it.
-            if activation != "f32":
-                tolerance: Any = _CodedClose(n, rows, activation == "q8x2", paired)
+            if activation == "x16":
+                tolerance: Any = 0 if name == "copy" else _WordsClose(rows)
+            elif activation != "f32":
+                tolerance = _CodedClose(n, rows, activation == "q8x2", paired)
             else:
                 tolerance = 0 if name == "copy" else np.abs(expected) * 4e-6 + 1e-6
             count, start = np.array([n_tokens], np.int64), np.zeros(1, np.int64)
@@ -393,15 +399,36 @@ class _CodedClose:
         )
 
 
-_PACK = {"q8": quantize_q8, "q8x2": quantize_q8x2, "f32": pack_f32}
+class _WordsClose:
+    """Do "x16" activations stand for the values?"""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __call__(self, found: np.ndarray, expected: np.ndarray) -> bool:
+        import numpy as np
+
+        scale = np.ascontiguousarray(found[:, :4]).view(np.float32)
+        codes = np.ascontiguousarray(found[:, X16_HEAD_BYTES:]).view(np.int16)
+        most = np.abs(self.rows).max(axis=1, keepdims=True)
+        near = np.abs(codes * scale - self.rows) <= most * (0.502 / 32767 + 4e-6) + 1e-12
+        return bool(near.all() and (np.abs(codes).max(axis=1) == 32767).all())
+
+
+def _pack_x16(rows: np.ndarray, group: int) -> np.ndarray:
+    return code_x16(rows)
+
+
+_PACK = {"q8": quantize_q8, "q8x2": quantize_q8x2, "f32": pack_f32, "x16": _pack_x16}
 
 
 def kernel(producer: str, activation: str) -> Kernel:
     """The row of a producer ("norm", "silu", "gelu", "copy") and an activation kind."""
+    sources = (__name__, "headrace.kernels.math")
     return Kernel(
         f"{producer}_{activation}",
         lambda target: _prepare(producer, activation, target.token_pairs),
-        (__name__, "headrace.kernels.math"),
+        (*sources, "headrace.sparse.gqs_kernels") if activation == "x16" else sources,
         _cases(producer, activation),
         __name__,
     )

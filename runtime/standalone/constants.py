@@ -9,8 +9,8 @@ import numpy as np
 
 from headrace.families.decoder import rope_table
 from headrace.loaders.gguf import TensorReader
-from headrace.placing import padded16
-from headrace.plan import ropes_of, table_sizes
+from headrace.placing import Placed, PlacedGroups, padded16
+from headrace.plan import codebooks, ropes_of, table_sizes
 from headrace.planning import Prepared
 from headrace.rows import read_tiled, read_vector
 from headrace.standalone.driver import BEGINS_WITH_SPACE, DROPS_SPACE_AFTER
@@ -42,12 +42,22 @@ def constant_sizes(prepared: Prepared, vocabulary: Mapping[str, np.ndarray]) -> 
     """Bytes of each piece, in the order of the file."""
     decoder = prepared.decoder
     vectors = {v.name: padded16(v.size) * 4 for v in decoder.vectors()}
+    sizes = table_sizes(decoder, prepared.shape, prepared.placed)
     return {
         **{name: array.nbytes for name, array in vocabulary.items()},
         **{f"vector {name}": size for name, size in vectors.items()},
-        **{f"table {name}": k for name, k in table_sizes(decoder, prepared.shape).items()},
-        **{f"matrix {p.matrix.name}": p.n_bytes for p in prepared.placed},
+        **{f"table {name}": k for name, k in sizes.items()},
+        **{name: size for p in prepared.placed for name, size in _pieces(p).items()},
     }
+
+
+def _pieces(placed: Placed) -> dict[str, int]:
+    """Bytes of the pieces of a matrix, which lie behind each other as in a file of ours."""
+    name = placed.matrix.name
+    if isinstance(placed, PlacedGroups):
+        head = placed.units_offset
+        return {f"head {name}": head, f"matrix {name}": placed.packed_bytes - head}
+    return {f"matrix {name}": placed.packed_bytes}
 
 
 def write_constants(
@@ -61,7 +71,7 @@ def write_constants(
         OSError: the file cannot be written.
     """
     decoder = prepared.decoder
-    total, done = sum(p.n_bytes for p in prepared.placed), 0
+    total, done = sum(p.packed_bytes for p in prepared.placed), 0
     with TensorReader() as reader, path.open("wb") as file:
 
         def put(name: str, array: np.ndarray) -> None:
@@ -76,8 +86,10 @@ def write_constants(
         for rope, name in ropes_of(decoder).items():
             factors = None if rope.factors is None else vectors[rope.factors][: rope.width // 2]
             put(f"table {name}", rope_table(rope, factors, prepared.shape.context))
+        for name, codebook in codebooks(prepared.placed).items():
+            put(f"table {name}", codebook.table())
         for placed in prepared.placed:
-            file.seek(offsets[f"matrix {placed.matrix.name}"])
+            file.seek(offsets[next(iter(_pieces(placed)))])
             for piece in read_tiled(reader, placed):
                 file.write(piece.data)
                 done += piece.nbytes

@@ -42,8 +42,8 @@ class ProgramPlaces:
     """`headrace.steps.Places` in an executable.
 
     Args:
-        constants: bytes of each piece of the file of constants: "matrix NAME", "vector NAME",
-            "table NAME" and others.
+        constants: bytes of each piece of the file of constants: "matrix NAME", "head NAME",
+            "vector NAME", "table NAME" and others.
         buffers: bytes of each buffer.
         embedding: name of the matrix that has the embedding.
     """
@@ -71,6 +71,10 @@ class ProgramPlaces:
     def blocks(self, matrix: Matrix) -> list[BlockAt]:
         """There are no stacks."""
         raise AssertionError("an executable has no stack of blocks")
+
+    def head(self, matrix: Matrix) -> int:
+        """Address of the head of a group-sparse matrix."""
+        return self.constant(f"head {matrix.name}")
 
     def staging(self, turn: int) -> int:
         """Nothing is streamed."""

@@ -15,6 +15,7 @@ from headrace.plan import Mode, check_mode, modes
 from headrace.sparse.format import Format
 from headrace.sparse.linear import activation_bytes, kernels
 from headrace.sparse.registry import FORMATS
+from headrace.sparse.unpacking import unpacking_slots
 from headrace.targets.cache import KernelStore
 from headrace.targets.emulation.machines import NATIVE
 from headrace.targets.emulation.run import run
@@ -82,7 +83,7 @@ def multiplied(
     bias = np.linspace(-3, 3, 48, dtype=np.float32)
     slots = [
         fmt.tile(raw), packed, y, x.shape[1] // fmt.block, 3, np.array([len(x)]), 0, y.strides[0],
-        bias, stride,
+        bias, stride, *unpacking_slots(fmt, x.shape[1], target.gemm_tiles),
     ]  # fmt: skip
     launch(kernels(fmt)[mode.operation(fmt.activation)], target, machine, [slots])
     return y[: len(x), :ROWS]
@@ -93,7 +94,10 @@ def test_products_of_a_few_tokens(target_name: str, machine: str, format_name: s
     target, fmt = all_targets()[target_name], FORMATS[format_name]
     rng = np.random.default_rng(3)
     n = fmt.block * 3 if fmt.block > 1 else 32 * 3 + 16
-    raw = fmt.encode(rng.standard_normal((ROWS, n)).astype(np.float32))
+    if fmt.unpacked is None:
+        raw = fmt.encode(rng.standard_normal((ROWS, n)).astype(np.float32))
+    else:
+        raw = fmt.unpacked.examples(rng, ROWS, n)
     x = (rng.standard_normal((TOKENS, n)) * 10.0 ** rng.integers(-3, 3, (TOKENS, 1))).astype("f4")
     check, decode = check_mode(target), modes(target)["decode"]
     found = multiplied(check, fmt, raw, x, target, machine)

@@ -17,6 +17,7 @@ from headrace.sparse.format import Format
 from headrace.sparse.linear import group_tokens, kernels, pack_f32, quantize_q8, quantize_q8x2
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.token_pairs import pair_entries
+from headrace.sparse.unpacking import unpacking_slots
 from headrace.targets.cache import KernelStore
 from headrace.targets.emulation.machines import NATIVE
 from headrace.targets.emulation.run import run
@@ -30,16 +31,25 @@ SCALES = {
     "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "q2_k": (80, 82),
     "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
     "iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": (), "nvfp4": (), "tq2_0": (64,),
+    "iq2_xxs": (0,), "iq2_xs": (0,), "iq2_s": (0,), "iq3_xxs": (0,), "iq3_s": (0,), "iq1_s": (0,),
+    "iq1_m": (),
 }  # fmt: skip
 FINE = {
     "q2_k": (slice(0, 16), 0x33), "q4_k": (slice(4, 16), 0x03), "q5_k": (slice(4, 16), 0x01),
     "q6_k": (slice(192, 208), 0x07),
+    "iq2_xxs": (slice(9, 66, 8), 0x0F), "iq2_xs": (slice(66, 74), 0), "iq2_s": (slice(74, 82), 0),
+    "iq3_xxs": (slice(69, 98, 4), 0x0F), "iq3_s": (slice(106, 110), 0x11),
+    "iq1_s": (slice(35, 50, 2), 0x8F),
 }  # fmt: skip
 # Scales of other types: where they begin and end, and the byte which makes the weights integers.
 WHOLE = {
     "mxfp4": ((0, 1, 128),),
     "nvfp4": ((0, 4, 0x40),),
     "iq4_xs": ((2, 4, 0xAA), (4, 8, 0x11)),
+    # Scales of 8 and 4.
+    **dict.fromkeys(("iq2_xxs", "iq2_xs", "iq2_s", "iq1_s"), ((1, 2, 0x48),)),
+    "iq3_xxs": ((1, 2, 0x44),),
+    "iq1_m": ((48, 53, 0), (53, 54, 0x80), (54, 55, 0), (55, 56, 0x40)),
 }
 ONE = np.frombuffer(np.float16(1).tobytes(), np.uint8)
 NATIVE_TARGETS = {target.name: target for target in runnable_targets()}
@@ -93,6 +103,7 @@ def products(target: Target, operation: str, fmt: Format) -> tuple[list[Any], np
     slots = [
         fmt.tile(raw), packed, y, weights.shape[1] // fmt.block, 2, np.array([tokens]), 0,
         y.strides[0], np.zeros(32, np.float32), packed[0].nbytes,
+        *unpacking_slots(fmt, weights.shape[1], target.gemm_tiles),
     ]  # fmt: skip
     return slots, expected
 

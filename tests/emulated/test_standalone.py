@@ -15,6 +15,7 @@ import pytest
 from foreign import FOREIGN, USUAL, param
 
 import headrace
+from headrace.compress import compress
 from headrace.errors import BudgetError, ContextOverflowError, KernelError
 from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import open_model
@@ -282,6 +283,24 @@ def test_on_all_prompts(
 ) -> None:
     found = _agree(FOREIGN[target_name], machine, PROMPTS, MANY, folder, smollm2_path, reference)
     assert found > 3 * MANY
+
+
+@pytest.mark.parametrize(
+    ("target_name", "machine"),
+    [
+        pytest.param(HERE.name, "", marks=needs_here),
+        *(param(target, target.machines[0], slow=True) for target in FOREIGN.values()),
+    ],
+)
+def test_group_sparse_models(target_name: str, machine: str, tmp_path: Path) -> None:
+    path = compress(STORIES, tmp_path / "m.gguf", format="gqs_g16", sparsity=0, ends="f32").path
+    target = HERE if target_name == HERE.name else FOREIGN[target_name]
+    export(path, target, tmp_path / "program", context=64)
+    with headrace.load(path, threads=1, context=64) as model:
+        for text in ("Once", "Once upon a time there was a little girl who had a big red ball"):
+            prompt = model.tokenize(text)
+            expected = clear_tokens(model, prompt, FEW)
+            assert ids_of(tmp_path / "program", prompt, len(expected), machine) == expected
 
 
 # The newest CPUs of each architecture that lack something that a target needs.
