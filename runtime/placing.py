@@ -76,7 +76,7 @@ def format_of(info: TensorInfo, activations: Activations = "q8") -> Format:
         ModelFileError, UnsupportedError: its type cannot be used.
     """
     fmt = tiled_format(info) or _readable(info)
-    if fmt.activation == "q8" and (activations == "f32" or info.shape[-1] % fmt.block):
+    if fmt.activation != "f32" and (activations == "f32" or info.shape[-1] % fmt.block):
         fmt = FORMATS["f32"]
     return fmt
 

@@ -25,6 +25,7 @@ from headrace.plan import (
     Shape,
     buffer_sizes,
     check_mode,
+    input_activations,
     kv_bytes,
     modes,
     ropes_of,
@@ -112,8 +113,11 @@ class Programs:
             made["decode"], made["short"], made["prefill"],
         )  # fmt: skip
         check = check_mode(self._target)
+        inputs = input_activations(self._weights.placed.values(), stack)
         self.check = (
-            self.short if check == by_name["short"] else self._program(forward.steps(check))
+            self.short
+            if check.alike(by_name["short"], inputs)
+            else self._program(forward.steps(check))
         )
 
     # --- headrace.steps.Places --------------------------------------------------------------------
