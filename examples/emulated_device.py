@@ -143,7 +143,7 @@ def main() -> int:
         "HEADRACE_CACHE": folder / "cache",
     }
     options = [word for pair in environment.items() for word in ("-E", "{}={}".format(*pair))]
-    program = [] if asked.python else ["-m", "headrace.cli", "run"]
+    program = [] if asked.python else ["-m", "headrace", "run"]
     command = [*emulator, "-L", root, *options, root / "usr/bin/python3", *program]
     return subprocess.run([*map(str, command), *asked.arguments], env=dict(os.environ)).returncode
 

@@ -11,14 +11,18 @@ from headrace.loaders.split_names import parse_split_name
 
 
 def _part_paths(h: Header, count: int) -> list[Path]:
-    name = parse_split_name(h.path.name)
+    path = h.path
+    name = parse_split_name(path.name)
+    if name is None and path.is_symlink():  # the others lie where it leads
+        path = path.resolve()
+        name = parse_split_name(path.name)
     if name is None or name.parts != count:
         raise ModelFileError(
             f"a part of a model split in {count}, but its name does not end in "
             f"-00001-of-{count:05}.gguf: give the parts their original names",
             path=h.path,
         )
-    paths = [h.path.with_name(part) for part in name.all_names()]
+    paths = [path.with_name(part) for part in name.all_names()]
     missing = [p.name for p in paths if not p.exists()]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -238,7 +238,3 @@ def _print_version() -> int:
 
     print(f"headrace {__version__}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -173,18 +173,23 @@ def compare(
     vocabulary. --memory is for both together.
     """
     from headrace.compare import compare as score
+    from headrace.pair import load_pair
     from headrace.windows import scored_of
 
     as_json = rest.pop("json")
     decoded = _text_of(text)
-    each = {**rest, "context": window, "logits_rows": scored_of(window)}
-    half = (rest.get("memory") or 0) // 2
+    options = {name: rest[name] for name in ("threads", "target", "kernels")}
     with (
-        _loaded(reference, each, quiet=as_json, taken=half) as first,
-        _loaded(model, each, quiet=as_json, taken=half) as second,
         progress_bar() as progress,
-    ):
-        result = score(first, second, decoded, context=window, chunks=chunks, progress=progress)
+        load_pair(
+            model_path(reference), model_path(model), memory=rest["memory"], progress=progress,
+            context=window, logits_rows=scored_of(window), **options,
+        ) as models,
+    ):  # fmt: skip
+        for one in models:
+            for notice in [] if as_json else one.plan.notices():
+                say(f"{one.prepared.file.paths[0].name}: {notice}")
+        result = score(*models, decoded, context=window, chunks=chunks, progress=progress)
     show(result, as_json)
     return 0
 

@@ -33,11 +33,12 @@ from headrace.loaders.tiled import (
     tiled_type,
 )
 from headrace.offload.files import stamp_of
+from headrace.pair import shares
 from headrace.partial_file import PartialFile
 from headrace.placing import PlacedMatrix
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import measure_price, price_keys, text_digest
+from headrace.price import measure_price, price_keys, price_options, text_digest
 from headrace.recipe import KEEP, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
 from headrace.rows import read_tiled
@@ -108,8 +109,9 @@ def compress(
         src: whatever `headrace.load` takes.
         dst: the file to write.
         format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
-            "bitstack": a stack of blocks, of which a model loads what memory has room for. It
-            takes `calibrate`, but no other option of rounding.
+            "i4_auto" and "i4a_auto": the group size that suits each matrix; "bitstack": a stack of
+            blocks, of which a model loads what memory has room for. It takes `calibrate`, but no
+            other option of rounding.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
             a weight or `format` is "keep", else "q8_0".
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
@@ -155,6 +157,8 @@ def compress(
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
+    if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
+        shares(path, path, memory, price_options(path, threads))
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
     room = None if limit is None else limit - process
     if format == STACK:
@@ -172,7 +176,9 @@ def compress(
                 of = stack.enter_context(found).of
             write_stack(path, target, inputs=of, n_threads=n_threads, progress=progress)
         return Compressed(target, model.size_bytes, target.stat().st_size)
-    entries, sources = _entries(model, decoder, recipes(model, decoder, format, ends, chosen))
+    with TensorReader() as reader:
+        wanted = recipes(model, decoder, format, ends, chosen, reader, progress)
+    entries, sources = _entries(model, decoder, wanted)
     mine = [one for one in sources if isinstance(one, Recipe)]
     tag = {} if evaluate is None else price_keys(None)
     header, places, size = build_header(model, entries, tag)

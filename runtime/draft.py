@@ -6,8 +6,10 @@ small model's likeliest tokens are the draft; what is chosen is chosen by the la
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
+from headrace.errors import HeadraceError
 from headrace.lookup import LONGEST, Draft, Lookup
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class ModelDraft:
         self._length = FIRST_LENGTH
         self._guessed: list[int] = []  # by the model, for the pass that goes on
         self._pause = self._left = 0
+        self._failed = False
 
     def push(self, token: int) -> None:
         """Add the next token."""
@@ -75,4 +78,11 @@ class ModelDraft:
 
     def _ask(self, n: int) -> list[int]:
         n = min(n, self._model.context - len(self._tokens))
-        return self._model.likeliest(self._tokens, n) if n > 0 else []
+        if n < 1 or self._failed:
+            return []
+        try:
+            return self._model.likeliest(self._tokens, n)
+        except HeadraceError as error:  # what is chosen does not depend on it
+            self._failed = True
+            warnings.warn(f"going on without a draft: {error}", RuntimeWarning, stacklevel=2)
+            return []

@@ -12,7 +12,7 @@ from headrace import plan as plans
 from headrace.arguments import whole
 from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.choices import DEFAULT_CONTEXT, PROCESS_BYTES, Sizes, streamed_matrices
-from headrace.errors import ContextOverflowError, KernelError
+from headrace.errors import BudgetError, ContextOverflowError, KernelError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile
@@ -95,6 +95,27 @@ def prepare(
     limit = limit_of(budget)
     prepared = prepare_for(chosen, file, context, n_threads, activations, limit, logits_rows)
     return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
+
+
+def bounds(
+    path: Path, *, context: int | None = None, threads: int | None = None,
+    target: str | None = None, kernels: str | Path | None = None, logits_rows: int = 0,
+) -> tuple[int, int]:  # fmt: skip
+    """The fewest bytes that a process works in with a model, and what it takes whole.
+
+    Arguments and what is raised are as in `prepare`.
+    """
+    chosen = _picked(target, None if kernels is None else Pack(kernels))
+    file, n_threads = open_model(path), threads or default_threads()
+    whole = prepare_for(chosen, file, context, n_threads, logits_rows=logits_rows)
+    most = sum(whole.parts.values())
+    try:
+        prepare_for(
+            chosen, file, whole.shape.context, n_threads, limit=Limit(1), logits_rows=logits_rows
+        )
+    except BudgetError as error:
+        return min(error.needed_bytes, most), most
+    raise AssertionError("a model fits in one byte")
 
 
 def limit_of(budget: int | None, owner: object = None) -> Limit:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.loaders.model_file import ModelFile
+from headrace.windows import scored_of
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -57,6 +58,15 @@ def price_of(model: ModelFile) -> dict[str, Any] | None:
     }
 
 
+def price_options(source: Path, threads: int | None) -> dict[str, Any]:
+    """How both models are loaded that `measure_price` compares."""
+    from headrace.families import describe
+    from headrace.loaders.tiled import open_model
+
+    window = min(WINDOW, describe(open_model(source)).context)
+    return {"context": window, "threads": threads, "logits_rows": scored_of(window)}
+
+
 def measure_price(
     source: Path, compressed: Path, text: str, *, tokens: int, threads: int | None,
     memory: int | None, progress: Progress | None,
@@ -67,18 +77,13 @@ def measure_price(
         what `headrace.load` and `headrace.compare.compare` raise.
     """
     from headrace.compare import compare
-    from headrace.families import describe
-    from headrace.loaders.tiled import open_model
-    from headrace.model import load
+    from headrace.pair import load_pair
 
-    window = min(WINDOW, describe(open_model(source)).context)
-    each = None if memory is None else memory // 2
-    with (
-        load(source, context=window, threads=threads, memory=each, progress=progress) as first,
-        load(compressed, context=window, threads=threads, memory=each, progress=progress) as second,
-    ):
+    options = price_options(source, threads)
+    window = options["context"]
+    with load_pair(source, compressed, memory=memory, progress=progress, **options) as (a, b):
         chunks = max(1, tokens // window)
         # The library takes some hundred bytes for each token, also of a text that is not needed.
         part = text[: chunks * window * _CHARACTERS]
-        found = compare(first, second, part, context=window, chunks=chunks, progress=progress)
+        found = compare(a, b, part, context=window, chunks=chunks, progress=progress)
     return {**{name: found[name] for name in (*_RATES, "tokens")}, "text_sha256": text_digest(text)}

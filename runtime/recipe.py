@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from headrace.errors import UnsupportedError
 from headrace.families.decoder import Decoder
-from headrace.loaders.gguf import ModelFile
+from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.placing import PlacedMatrix, place
+from headrace.rows import some_rows
 from headrace.sparse.format import Format
+from headrace.sparse.group_size import ADAPTIVE, SAMPLE_ROWS, choose_format
 from headrace.sparse.registry import FORMATS
+
+Progress = Callable[[int, int | None, str], None]
 
 KEEP = "keep"
 Method = Literal["rtn", "search", "gptq"]
@@ -35,8 +39,9 @@ class Recipe:
 
 
 def recipes(
-    model: ModelFile, decoder: Decoder, format: str, ends: str | None, method: Method
-) -> list[Recipe]:
+    model: ModelFile, decoder: Decoder, format: str, ends: str | None, method: Method,
+    reader: TensorReader, progress: Progress | None = None,
+) -> list[Recipe]:  # fmt: skip
     """What becomes of each matrix, in the order of a pass.
 
     Matrices of layers get `format`; embedding and head get `ends`, and are never rounded by GPTQ:
@@ -44,32 +49,43 @@ def recipes(
 
     Args:
         format, ends: names of formats, or "keep": what it loads as. `ends` None: "keep" where that
-            takes 8.5 bits or fewer a weight or `format` is "keep", else q8_0.
+            takes 8.5 bits or fewer a weight or `format` is "keep", else q8_0. `format` may also be
+            one of `headrace.sparse.group_size.ADAPTIVE`, which is chosen for each matrix.
+        reader: reads rows that such a choice looks at.
+        progress: called with (matrices done, in all, what) while choosing.
 
     Raises:
         UnsupportedError: no such format, or one that `method` cannot round to.
         ModelFileError: the model cannot be used.
     """
-    for name in (format, ends or KEEP):
-        if name not in FORMATS and name != KEEP:
-            known = ", ".join([KEEP, "bitstack", *sorted(FORMATS)])
+    for name, others in ((format, (KEEP, *ADAPTIVE)), (ends or KEEP, (KEEP,))):
+        if name not in FORMATS and name not in others:
+            known = ", ".join([KEEP, "bitstack", *sorted([*FORMATS, *ADAPTIVE])])
             raise UnsupportedError(f"there is no format {name!r}; there is: {known}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
-    if method != "rtn" and (format == KEEP or FORMATS[format].grid is None):
-        those = ", ".join(sorted(name for name, fmt in FORMATS.items() if fmt.grid is not None))
+    choices = ADAPTIVE.get(format) or ((FORMATS[format],) if format in FORMATS else ())
+    if method != "rtn" and (not choices or any(fmt.grid is None for fmt in choices)):
+        with_grid = [name for name, fmt in FORMATS.items() if fmt.grid is not None]
+        those = ", ".join(sorted([*with_grid, *ADAPTIVE]))
         raise UnsupportedError(
             f"--method {method} rounds to {those}, not to {format!r}; use one of these or rtn"
         )
     outer = {decoder.embedding.name, decoder.head.name}
     found = []
-    for placed in place(model, decoder, "q8"):
+    all_placed = place(model, decoder, "q8")
+    for i, placed in enumerate(all_placed):
         at_end = placed.matrix.name in outer
         name = format
         if at_end:
             small = format == KEEP or placed.format.bits_per_weight <= ENOUGH_BITS
             name = ends or (KEEP if small else ENDS)
-        fmt = placed.format if name == KEEP else FORMATS[name]
+        if name in ADAPTIVE:
+            fmt = choose_format(some_rows(reader, placed, SAMPLE_ROWS), choices)
+            if progress is not None:
+                progress(i + 1, len(all_placed), "choosing group sizes")
+        else:
+            fmt = placed.format if name == KEEP else FORMATS[name]
         found.append(_recipe(placed, fmt, "search" if at_end and method == "gptq" else method))
     return found
 

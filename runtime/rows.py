@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from headrace.kernels.invoke import invoke
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.placing import PlacedMatrix, tiled_format
 from headrace.sparse.format import TILE_ROWS, Format
-from headrace.sparse.registry import by_ggml_type
+from headrace.sparse.registry import FORMATS, by_ggml_type
 
 PIECE_BYTES = 1 << 20  # raw bytes read at a time by each thread
 STRAIGHT_BYTES = 4 << 20  # the same, when they go straight to their place
@@ -44,6 +45,16 @@ def raw_rows(reader: TensorReader, placed: PlacedMatrix, first: int, last: int) 
     tiled = np.empty((n_tiles, columns // own.block, own.tile_block_bytes), np.uint8)
     reader.readinto(info, own.tiled_bytes(first, columns), tiled)
     return fmt.encode(own.decode(own.untile(tiled, n_tiles * TILE_ROWS)))
+
+
+def some_rows(reader: TensorReader, placed: PlacedMatrix, n: int) -> np.ndarray:
+    """About n rows, in tiles that lie evenly over the matrix: float32 [rows, columns]."""
+    rows = placed.matrix.rows
+    step = max(1, -(-rows // n)) * TILE_ROWS
+    as_floats = replace(placed, format=FORMATS["f32"])
+    ranges = [(first, min(first + TILE_ROWS, rows)) for first in range(0, rows, step)]
+    parts = [raw_rows(reader, as_floats, a, b)[: b - a].view(np.float32) for a, b in ranges]
+    return np.concatenate(parts)
 
 
 def raw_row(reader: TensorReader, placed: PlacedMatrix, row: int) -> np.ndarray:

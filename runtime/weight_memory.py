@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from headrace.limits import LimitWatch
 from headrace.machine import known_read_bandwidth
 from headrace.memory_plan import MemoryPlan, memory_plan
 from headrace.offload.files import StreamedFile, close_all, reader_of
+from headrace.offload.revision import Revision
 from headrace.planning import Prepared, least, open_files, refit
 from headrace.prediction import Passes, Rates
 from headrace.promises import promise
@@ -54,8 +56,11 @@ class WeightMemory:
         kept = None if prepared.residency is None else prepared.residency.kept
         self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept, stack)
         self._rates = rates
+        self._revision = None if rates.flash is None else Revision(rates.flash)
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self.streaming: Streaming | None = None
+        self._passes: Passes
+        self._began = self._stalled_s = 0.0  # the time, and `stall_s`, when the pass began
         self._take_up(prepared)
         files = self._files or open_files(prepared)
         try:
@@ -127,7 +132,9 @@ class WeightMemory:
         if self.streaming is None:
             return 0
         mode = self._passes.mode(1 if n_tokens <= plans.SHORT_TOKENS else n_tokens)
-        return self.streaming.window.begin(mode)
+        address = self.streaming.window.begin(mode)
+        self._stalled_s, self._began = self.streaming.window.flow.stall_s, time.perf_counter()
+        return address
 
     def end(self, finished: bool) -> None:
         """End a pass.
@@ -135,8 +142,16 @@ class WeightMemory:
         Raises:
             ModelFileError: it stopped because a read failed.
         """
-        if self.streaming is not None:
-            self.streaming.window.end(finished)
+        if self.streaming is None:
+            return
+        seconds, window = time.perf_counter() - self._began, self.streaming.window
+        window.end(finished)
+        if not finished or self._revision is None:
+            return
+        n_bytes, stall_s = self.streaming.residency.streamed_bytes, window.flow.stall_s
+        if self._revision.add(window.mode, n_bytes, seconds, stall_s - self._stalled_s):
+            self._rates = replace(self._rates, flash=self._revision.rates)
+            self._passes = replace(self._passes, rates=self._rates)
 
     def halt(self) -> None:
         """End the readers until the next pass begins."""
@@ -172,8 +187,9 @@ class WeightMemory:
                 memory = known_read_bandwidth(prepared.target.name, prepared.shape.threads)
                 self._rates = replace(
                     self._rates, memory=memory, cores=default_threads(),
-                    flash=measure_flash(prepared, reader, self._files),
+                    flash=(found := measure_flash(prepared, reader, self._files)),
                 )  # fmt: skip
+                self._revision = Revision(found)
             self.streaming = Streaming(
                 self.weights.placed, prepared.residency, self.addresses, self._files
             )

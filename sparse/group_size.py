@@ -14,7 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from headrace.sparse.format import Floats, Format
+from headrace.sparse.registry import FORMATS
 
+# What may be asked for in the place of a format, and what each matrix is then given one of.
+ADAPTIVE = {
+    f"{kind}_auto": tuple(FORMATS[f"{kind}_g{group}"] for group in (16, 32, 64, 128))
+    for kind in ("i4", "i4a")
+}
 SAMPLE_ROWS = 256
 BIT_WORTH_DB = 6.02
 

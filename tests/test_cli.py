@@ -201,6 +201,22 @@ def test_errors_are_one_line(
         assert "Traceback" in capsys.readouterr().err
 
 
+def test_an_interrupt_while_modules_load_is_one_line() -> None:
+    # As Python delivers it: from within an import.
+    code = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "headrace.cli_commands":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from headrace.__main__ import main
+sys.exit(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (130, "interrupted\n")
+
+
 def test_chat(
     model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -12,9 +13,13 @@ import pytest
 from test_tiled import write_model
 
 import headrace
+from headrace.choices import PROCESS_BYTES
 from headrace.compare import compare
-from headrace.errors import HeadraceError
+from headrace.compress import compress
+from headrace.errors import BudgetError, HeadraceError
+from headrace.pair import load_pair, shares
 from headrace.perplexity import perplexity
+from headrace.planning import bounds
 from headrace.windows import cut_text
 
 STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
@@ -109,3 +114,36 @@ def test_texts_that_are_too_short(rough: headrace.Model) -> None:
         cut_text(rough.tokenizer, TEXT, 3, None)
     with pytest.raises(ValueError, match="at least 1"):
         cut_text(rough.tokenizer, TEXT, CONTEXT, 0)
+
+
+# --- within one budget ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """A model in float32, and in 4 bits."""
+    first = write_model(tmp_path / "f.gguf", ["F32"])
+    return first, compress(first, tmp_path / "q.gguf", format="q4_0").path
+
+
+def test_each_gets_what_it_needs_and_its_share(two: tuple[Path, Path]) -> None:
+    options: dict[str, Any] = {"context": 64, "threads": 1, "logits_rows": 32}
+    (low, high), (low_q, high_q) = (bounds(path, **options) for path in two)
+    least, most = low + low_q - PROCESS_BYTES, high + high_q - PROCESS_BYTES
+    assert low < high < 2 * PROCESS_BYTES
+    assert low_q <= high_q < high
+    assert shares(*two, least, options) == (low, low_q)
+    assert shares(*two, most + 10**6, options) == (high, high_q)
+    between = shares(*two, (least + most) // 2, options)
+    assert between == (
+        pytest.approx((low + high) / 2, abs=2),
+        pytest.approx((low_q + high_q) / 2, abs=2),
+    )
+    with pytest.raises(BudgetError, match="together") as raised:
+        shares(*two, least - 1, options)
+    assert raised.value.needed_bytes == least
+    with load_pair(*two, memory=least, progress=None, **options) as (a, b):
+        assert a.streams
+        assert a.plan.peak_bytes + b.plan.peak_bytes - PROCESS_BYTES <= least
+        ids = list(range(40))
+        assert a.logits(ids).shape == b.logits(ids).shape

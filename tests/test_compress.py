@@ -82,6 +82,23 @@ def test_ends_have_a_format_of_their_own(source: Path, tmp_path: Path) -> None:
     assert ends(small, format="q8_0") == {"q4_0"}  # has no more than 8.5 bits
 
 
+def test_group_sizes_that_suit_each_matrix(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", ["F32"])
+    uneven = "blk.1.ffn_up.weight"
+    info = open_model(path).tensors[uneven]
+    rng = np.random.default_rng(3)
+    with path.open("rb+") as file:  # runs of 32 weights that differ in size
+        sizes = np.repeat(np.exp(rng.standard_normal(info.n_bytes // 128)), 32)
+        file.seek(info.offset)
+        file.write((sizes * rng.standard_normal(len(sizes))).astype(np.float32).tobytes())
+    found = raw_of(compress(path, tmp_path / "a.gguf", format="i4_auto").path)
+    names = {name: fmt for name, (fmt, _) in found.items() if name.startswith("blk.")}
+    assert names.pop(uneven) == "i4_g32"
+    assert set(names.values()) == {"i4_g128"}
+    with pytest.raises(HeadraceError, match="no format 'i4_auto'"):
+        compress(path, tmp_path / "b.gguf", ends="i4_auto")
+
+
 def test_rows_that_blocks_do_not_divide(tmp_path: Path) -> None:
     done = compress(STORIES, tmp_path / "m.gguf", format="q4_k", method="rtn")
     by_columns = {

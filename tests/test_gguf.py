@@ -230,6 +230,16 @@ def test_split_model_through_links(tmp_path: Path) -> None:
     assert_same(mf, some_tensors())
 
 
+def test_a_link_of_any_name_to_a_part(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "m.gguf", some_tensors(), split_max_tensors=3)
+    try:
+        (tmp_path / "mine.gguf").symlink_to(tmp_path / "parts" / "m-00001-of-00002.gguf")
+    except OSError as error:
+        pytest.skip(f"this system makes no links: {error}")
+    assert_same(read_gguf(tmp_path / "mine.gguf"), some_tensors())
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> ModelFile:
     path = tmp_path / "m.gguf"

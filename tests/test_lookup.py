@@ -377,3 +377,18 @@ def test_a_draft_with_a_shorter_context(monkeypatch: pytest.MonkeyPatch) -> None
         drafted = model.generate("Once upon a time", raw=True, max_tokens=60, draft=small)
         drafted.text()
         assert drafted.ids == plain.ids
+
+
+def test_a_draft_that_ends_early_does_not_end_the_text(
+    small: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generations, "tokens_to_check", lambda draft, *_: len(draft.tokens))
+    with headrace.load(STORIES, threads=1) as model:
+        plain = model.generate("Once upon a time", raw=True, max_tokens=60, lookup=False)
+        plain.text()
+        drafted = model.generate("Once upon a time", raw=True, max_tokens=60, draft=small)
+        next(drafted)
+        small.close()
+        with pytest.warns(RuntimeWarning, match="without a draft"):
+            drafted.text()
+        assert drafted.ids == plain.ids

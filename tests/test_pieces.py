@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from headrace.errors import BudgetError
 from headrace.offload.budget import Choice, Limit, fit
-from headrace.offload.modes import FLASH_SHARE, MODES, FlashRate, Work, choose
+from headrace.offload.modes import FLASH_SHARE, MODES, FlashRate, ReadMode, Work, choose
 from headrace.offload.pieces import LEAST_SLOTS, Cuttable, cut, keep, least_bytes, spread
+from headrace.offload.revision import PASSES, Revision
 from headrace.prediction import Passes, Rates, Sample, Speed
 
 matrices = st.lists(
@@ -158,3 +159,24 @@ def test_the_slower_of_disk_and_compute_is_predicted() -> None:
     whole = Passes(Rates(sample=Sample(0.01, 64, 0.5), cores=2), None, read, 2).prediction(128)
     assert whole.tok_s == pytest.approx(100)
     assert whole.first_token_s == pytest.approx(1.0)
+
+
+def test_rates_follow_what_passes_get() -> None:
+    direct, buffered = MODES[0], MODES[3]
+    revision = Revision({direct: FlashRate(3e9, 0), buffered: FlashRate(2e9, 0)})
+
+    def passes(mode: ReadMode, bytes_s: float, stalled: float = 0.9, n: int = PASSES) -> bool:
+        seconds = 1e9 / bytes_s
+        return [revision.add(mode, 10**9, seconds, stalled * seconds) for _ in range(n)][-1]
+
+    assert not passes(direct, 2.7e9)  # as was measured
+    assert not passes(direct, 0.5e9, stalled=0.1)  # computing binds
+    assert not passes(direct, 0.5e9, n=PASSES - 1)
+    assert passes(direct, 0.5e9, n=1)
+    work = Work(10**9, 0.0, 2, 2)
+    assert choose(revision.rates, work) is buffered
+    assert passes(buffered, 0.4e9)  # no better: back to the first, and there it stays
+    assert choose(revision.rates, work) is direct
+    assert not passes(direct, 0.5e9)
+    assert passes(direct, 2.8e9)  # the machine is free again
+    assert revision.rates[buffered].bytes_s == 2e9

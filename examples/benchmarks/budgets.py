@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 def ours(model: str, limit: int, n: int) -> Row | None:
     """What `headrace bench` says, in a group that holds it to `limit` bytes."""
-    command = [sys.executable, "-m", "headrace.cli", "bench", model, "--memory", str(limit)]
+    command = [sys.executable, "-m", "headrace", "bench", model, "--memory", str(limit)]
     done = run(limit, [*command, "-p", "16", "-n", str(n), "--runs", "2", "--json"])
     if done["printed"] is None:
         print(f"  headrace at {format_size(limit)}: {done['error']}", file=sys.stderr)

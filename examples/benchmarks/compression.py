@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from headrace.sparse.format import Format
+from headrace.sparse.group_size import ADAPTIVE
 from headrace.sparse.registry import FORMATS
 
 Row = dict[str, Any]
@@ -30,12 +32,17 @@ COLOURS = {"rtn": "#888", "search": "#d80", "gptq": "#06c"}
 
 def headrace(*arguments: str) -> Row:
     """What a command of headrace prints as JSON."""
-    command = [sys.executable, "-m", "headrace.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "headrace", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}: {done.stderr.strip()}")
     printed: Row = json.loads(done.stdout)
     return printed
+
+
+def choices_of(name: str) -> tuple[Format, ...]:
+    """The formats that a matrix may get."""
+    return ADAPTIVE.get(name) or (FORMATS[name],)
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
@@ -47,7 +54,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     rows = []
     for name in args.formats:
         for method in args.methods:
-            if method != "rtn" and FORMATS[name].grid is None:
+            if method != "rtn" and any(fmt.grid is None for fmt in choices_of(name)):
                 continue
             row = one(args, name, method)
             row["perplexity"] = source["perplexity"] * row["perplexity_ratio"]

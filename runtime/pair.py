@@ -1,0 +1,62 @@
+"""Two models in one process, within one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headrace.choices import PROCESS_BYTES
+from headrace.errors import BudgetError
+from headrace.model import Model, load
+from headrace.offload.budget import round_up
+from headrace.planning import bounds, limit_of
+from headrace.sizes import format_size
+
+Progress = Callable[[int, int | None, str], None]
+
+
+@contextmanager
+def load_pair(
+    first: Path, second: Path, *, memory: int | None, progress: Progress | None, **options: Any
+) -> Iterator[tuple[Model, Model]]:
+    """Load two models, each with what it needs and its share of what is left.
+
+    Args:
+        memory: bytes that the process may take; None: what is free.
+        progress, options: as `headrace.load` takes them.
+
+    Raises:
+        BudgetError: the two do not fit together.
+        what `headrace.load` raises.
+    """
+    of_first, of_second = shares(first, second, memory, options)
+    with (
+        load(first, memory=of_first, progress=progress, **options) as a,
+        load(second, memory=of_second, progress=progress, **options) as b,
+    ):
+        yield a, b
+
+
+def shares(
+    first: Path, second: Path, memory: int | None, options: dict[str, Any]
+) -> tuple[int | None, int | None]:
+    """The budgets of two models, each as if it were alone; arguments as in `load_pair`."""
+    limit = limit_of(memory)
+    if limit.n_bytes is None:
+        return None, None
+    least, most = zip(*(bounds(path, **options) for path in (first, second)), strict=True)
+    # Both count the process, which is there once.
+    spare = limit.n_bytes + PROCESS_BYTES - sum(least)
+    if spare < 0:
+        needed = limit.n_bytes - spare
+        raise BudgetError(
+            f"two models do not fit: {limit.said}, and {first} and {second} take at least "
+            f"{format_size(round_up(needed))} together. Allow that",
+            needed_bytes=needed,
+        )
+    wanted = [m - n for n, m in zip(least, most, strict=True)]
+    share = min(1.0, spare / max(1, sum(wanted)))
+    a, b = (n + int(share * more) for n, more in zip(least, wanted, strict=True))
+    return a, b
