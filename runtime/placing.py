@@ -12,6 +12,7 @@ from headrace.loaders.gguf import ModelFile, TensorInfo
 from headrace.loaders.tiled import format_name
 from headrace.offload.pieces import Cuttable, Piece, cut
 from headrace.sparse import linear
+from headrace.sparse.float4 import PACKED, SCALED
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
 from headrace.stack import Stack
@@ -41,7 +42,8 @@ class PlacedMatrix:
     @property
     def expanded(self) -> bool:
         """Whether memory holds another coding than the file."""
-        return not self.straight and self.format.ggml_type != self.info.type
+        as_it_is = self.format.ggml_type == self.info.type and self.info.scales is None
+        return not (self.straight or as_it_is)
 
     @property
     def straight(self) -> bool:
@@ -84,6 +86,8 @@ def format_of(info: TensorInfo, activations: Activations = "q8") -> Format:
 def _readable(info: TensorInfo) -> Format:
     """The format that a tensor of the file is read as, of those that are not tiled."""
     own = by_ggml_type(info.type)
+    if info.scales is not None and info.type in (PACKED, "NVFP4"):
+        return FORMATS[SCALED]
     if own is not None:
         return own
     from headrace.sparse.expand import plan_expansion

@@ -2,7 +2,7 @@
 
 A weight is an E2M1 number times its sub-block's scale, E4M3 without a sign. Codes stand for E2M1
 numbers doubled (`headrace.sparse.lookup`), so what they are multiplied by is half of that scale. A
-tensor may have a scale of its own: another tensor of the file (NAME.scale), which is no part of it.
+tensor may have a scale of its own, another tensor of the file: then see `headrace.sparse.float4`.
 Source: `block_nvfp4` of ggml-common.h, `quantize_row_nvfp4_ref` of ggml-quants.c,
 `ggml_ue4m3_to_fp32` and `ggml_fp32_to_ue4m3` of ggml-impl.h.
 
