@@ -93,7 +93,7 @@ class Choice:
 def multiply(choice: Choice, w: Floats, x: Floats) -> Floats:
     """W4A4, float64 [tokens, rows]: activations have one bias, and weights the powers of two."""
     powers = 2.0**choice.shifts
-    coded = round_to(x * powers, choice.activation, np.float64(choice.base))
+    coded = round_to(x * powers, choice.activation, np.array(choice.base))
     found: Floats = coded @ (choice.weights(w) / powers).T
     return found
 
