@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.sparse import plane_tables
 from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.interleaving import ask_for
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.token_pairs import pair_entries
 from headrace.targets.simd import (
@@ -103,6 +104,7 @@ def _linear(
     columns: int = ALL,
     token_pairs: bool = False,
     chains: int = 1,
+    ahead: int = 0,
 ) -> KernelFunction:
     """y[token, row] = bias[row] + sum over inputs of w[row, input] * x[token, input].
 
@@ -111,6 +113,7 @@ def _linear(
     most `columns` columns at a time: registers then hold one strip's weights and many sums. With
     `token_pairs` the activations are those of `headrace.sparse.token_pairs`. With 4 `chains` every
     sum is 4, of every fourth block; kernels with as many chains give the same bits for a token.
+    Weights are asked for `ahead` bytes before they are used (0: the CPU's business).
 
     Slots: 0 tiled weights, 1 activations, 2 y, 3 blocks in a row, 4 tiles, 5 address of the token
     count, 6 bytes between the threads' own activations (0: one for all), 7 bytes between tokens
@@ -139,6 +142,8 @@ def _linear(
             acc2 = acc1
             acc3 = acc1
             while left >= 4:
+                if ahead:
+                    ask_for(w + ahead, 4 * tile_block_bytes)
                 acc = multiply(acc, w, tile_stride, x, rows)
                 w1 = w + tile_block_bytes
                 x1 = x + x_advance
@@ -154,6 +159,8 @@ def _linear(
                 left -= 4
             acc = (acc + acc1) + (acc2 + acc3)
         while left > 0:
+            if ahead:
+                ask_for(w + ahead, tile_block_bytes)
             acc = multiply(acc, w, tile_stride, x, rows)
             w = w + tile_block_bytes
             x = advance(x)
@@ -234,7 +241,8 @@ def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
 
 
 def _gemv(fmt: Format, target: Target) -> KernelFunction:
-    return _linear(fmt, 1, 1, lanes=target.gemv_lanes, chains=CHAINS[fmt.activation])
+    chains, ahead = CHAINS[fmt.activation], target.ahead
+    return _linear(fmt, 1, 1, lanes=target.gemv_lanes, chains=chains, ahead=ahead)
 
 
 def _gems(fmt: Format, target: Target) -> KernelFunction:
@@ -504,7 +512,7 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
     else:
         builders["gemm2"] = lambda t: _gemm(fmt, t, True)
     if fmt.activation == "q8":
-        builders["gemv2"] = lambda t: _linear(fmt, 1, 2, True)
+        builders["gemv2"] = lambda t: _linear(fmt, 1, 2, True, ahead=t.ahead)
     if fmt.activation != "tables":
         builders["gemv"] = lambda t: _gemv(fmt, t)
     found = {
@@ -513,7 +521,7 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
         **{name: row(name, build, _linear_cases(fmt, name)) for name, build in builders.items()},
     }
     if fmt.activation == "tables":
-        found["gemv"] = row("gemv", lambda t: plane_tables.gemv(fmt), plane_tables.cases(fmt))
+        found["gemv"] = row("gemv", lambda t: plane_tables.gemv(fmt, t), plane_tables.cases(fmt))
     return found
 
 

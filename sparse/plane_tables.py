@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.interleaving import ask_for
 from headrace.targets.simd import (
     absolute,
     arg_int,
@@ -91,12 +92,12 @@ def to_tables(row: Any, n: Any, out: Any, token: Any, group: Any) -> None:
 # --- looking them up ------------------------------------------------------------------------------
 
 
-def gemv(fmt: Format) -> KernelFunction:
+def gemv(fmt: Format, target: Target) -> KernelFunction:
     """y[token, row] = bias[row] + sum over blocks of d * scale * sums of numbers.
 
     Slots as in `headrace.sparse.linear`; 9 is the bytes between tokens. Threads share the tiles.
     """
-    bits, tile_block_bytes = fmt.planes, fmt.tile_block_bytes
+    bits, tile_block_bytes, ahead = fmt.planes, fmt.tile_block_bytes, target.ahead
 
     def looked_up(args: Any, thread: Any, n_threads: Any) -> None:
         w = arg_ptr(args, 0)
@@ -115,6 +116,8 @@ def gemv(fmt: Format) -> KernelFunction:
                 scales = tables + n_blocks * TABLE_BYTES
                 acc = load_f32(bias + t * 64, 1, 0)
                 for block in range(n_blocks):
+                    if ahead:
+                        ask_for(at + ahead, tile_block_bytes)
                     d = load_f16(at, 1, 0) * bcast_f32(scales + block * 4, 1, 0)
                     acc = acc + d * to_f32(plane_sums(at + 2 * TILE_ROWS, tables, bits))
                     at = at + tile_block_bytes

@@ -427,7 +427,12 @@ def kernel(producer: str, activation: str) -> Kernel:
     return Kernel(
         f"{producer}_{activation}",
         lambda target: _prepare(producer, activation, target.token_pairs),
-        (__name__, "headrace.kernels.math", "headrace.sparse.plane_tables"),
+        (
+            __name__,
+            "headrace.kernels.math",
+            "headrace.sparse.interleaving",
+            "headrace.sparse.plane_tables",
+        ),
         _cases(producer, activation),
         __name__,
     )
