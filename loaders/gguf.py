@@ -37,6 +37,7 @@ from headrace.loaders.model_file import ModelFile, StringArray, TensorInfo
 from headrace.loaders.reader import TensorReader, open_regular
 from headrace.loaders.split import all_headers
 from headrace.loaders.value_types import ARRAY, BOOL, SCALARS, STRING, UINT32, UINT64
+from headrace.loaders.whole_scales import with_whole_scales
 
 __all__ = ["ModelFile", "StringArray", "TensorInfo", "TensorReader", "read_gguf"]
 
@@ -328,7 +329,7 @@ def read_gguf(path: str | Path) -> ModelFile:
         version=first.version,
         alignment=alignment,
         metadata=first.metadata,
-        tensors=tensors,
+        tensors=with_whole_scales(tensors),
         size_bytes=sum(h.size for h in headers),
         header_bytes=header_bytes,
     )

@@ -115,12 +115,15 @@ class TensorInfo:
 class Scales:
     """What a matrix is to be multiplied by: a scale for each block of `rows` x `columns` weights.
 
-    `info.shape` is (blocks of rows, blocks of columns); the last ones may stick out.
+    `info.shape` is (blocks of rows, blocks of columns); the last ones may stick out. All of them
+    may have a scale in common, or be `divided` by it: `whole`, of shape (1, 1).
     """
 
     info: TensorInfo
     rows: int
     columns: int
+    whole: TensorInfo | None = None
+    divided: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,7 +290,9 @@ def _entries(
 ) -> tuple[list[Entry], list[Recipe | TensorInfo]]:
     matrices = {recipe.placed.matrix.name: recipe for recipe in chosen}
     vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
-    rest = {n: i for n, i in model.tensors.items() if n not in matrices and n not in vectors}
+    scales = (recipe.placed.info.scales for recipe in chosen)  # which matrices are rounded with
+    known = {*matrices, *vectors, *(one.info.name for one in scales if one is not None)}
+    rest = {n: i for n, i in model.tensors.items() if n not in known}
     entries: list[Entry] = []
     sources: list[Recipe | TensorInfo] = [*vectors.values(), *matrices.values(), *rest.values()]
     for source in sources:

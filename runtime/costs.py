@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headrace.sparse.linear import activation_bytes, kernels
+from headrace.sparse.linear import activation_bytes, kernels, together
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.unpacking import unpacking_slots
 from headrace.targets.cache import KernelStore
@@ -48,7 +48,8 @@ def cost(target: Target, operation: str, format_name: str, machine: str | None =
     kernel = kernels(fmt)[operation]
     tokens = 1 if operation == "gemv" else target.tokens(fmt.activation)  # one group
     weights = np.zeros(fmt.tiled_bytes(ROWS, INPUTS), np.uint8)
-    entry = activation_bytes(fmt.activation, INPUTS) * tokens
+    kind = fmt.activation if operation == "gemv" else together(fmt)
+    entry = activation_bytes(kind, INPUTS) * tokens
     activations = np.zeros(entry, np.uint8)
     y = np.zeros((tokens, ROWS), np.float32)
     slots = [

@@ -14,6 +14,7 @@ from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
 from headrace.offload.pieces import Cuttable, Piece, cut
 from headrace.sparse import gqs, gqs_kernels, linear
+from headrace.sparse.float4 import PACKED, SCALED
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.gqs import GROUP_FORMATS, GroupFormat, Head, Wrong
 from headrace.sparse.registry import FORMATS, by_ggml_type
@@ -44,7 +45,8 @@ class PlacedMatrix:
     @property
     def expanded(self) -> bool:
         """Whether memory holds another coding than the file."""
-        return not self.straight and self.format.ggml_type != self.info.type
+        as_it_is = self.format.ggml_type == self.info.type and self.info.scales is None
+        return not (self.straight or as_it_is)
 
     @property
     def straight(self) -> bool:
@@ -161,7 +163,7 @@ def format_of(info: TensorInfo, activations: Activations = "q8") -> Format:
         ModelFileError, UnsupportedError: its type cannot be used.
     """
     fmt = tiled_format(info) or _readable(info)
-    if fmt.activation == "q8" and (activations == "f32" or info.shape[-1] % fmt.block):
+    if fmt.activation != "f32" and (activations == "f32" or info.shape[-1] % fmt.block):
         fmt = FORMATS["f32"]
     return fmt
 
@@ -169,6 +171,8 @@ def format_of(info: TensorInfo, activations: Activations = "q8") -> Format:
 def _readable(info: TensorInfo) -> Format:
     """The format that a tensor of the file is read as, of those that are not tiled."""
     own = by_ggml_type(info.type)
+    if info.scales is not None and info.type in (PACKED, "NVFP4"):
+        return FORMATS[SCALED]
     if own is not None:
         return own
     from headrace.sparse.expand import plan_expansion

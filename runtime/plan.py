@@ -54,6 +54,7 @@ class Mode:
         private: every thread makes its own inputs of products; for one token.
         large: it runs on the buffers of long chunks.
         pairs: activations of coded weights are "q8x2" instead of "q8".
+        tables: where formats have them for one token, activations are tables of sums.
         columns: columns that products multiply at once, as inputs lie side by side; by the
             activations of the format.
     """
@@ -61,17 +62,20 @@ class Mode:
     private: bool
     large: bool
     pairs: bool
+    tables: bool
     columns: Mapping[str, int]
 
     def kind(self, activation: str) -> str:
         """The activations that a format's kernels get; "rows" stands for blocks of a stack."""
         if activation == "rows" and self.large:
             return REBUILT.activation
-        return "q8x2" if activation == "q8" and self.pairs else activation
+        if activation in ("f32", "rows") or (activation == "tables" and self.tables):
+            return activation
+        return "q8x2" if self.pairs else "q8"
 
     def group(self, kind: str) -> int:
         """Tokens that lie side by side in inputs of products: two columns each in "q8x2"."""
-        if kind in ("rows", "x16"):
+        if kind in ("rows", "tables", "x16"):
             return 1
         return max(1, self.columns["q8"] // 2) if kind == "q8x2" else self.columns[kind]
 
@@ -81,7 +85,13 @@ class Mode:
             return "gemm"
         if activation == "f32":
             return "gemv" if self.private else ("gemm" if self.large else "gems")
+        if activation == "tables" and self.tables:
+            return "gemv"
         return ("gemv" if self.private else "gemm") + ("2" if self.pairs else "")
+
+    def alike(self, other: Mode, activations: Iterable[str]) -> bool:
+        """Whether another program that is as large takes the same inputs for such formats."""
+        return all(self.kind(a) == other.kind(a) for a in activations)
 
     @property
     def attention(self) -> tuple[str, ...]:
@@ -95,15 +105,15 @@ def modes(target: Target) -> dict[str, Mode]:
     long = {activation: target.tokens(activation) for activation in one}
     few = long | {"f32": target.few_tokens}
     return {
-        "decode": Mode(True, False, target.decode_pairs, one),
-        "short": Mode(False, False, True, few),
-        "prefill": Mode(False, True, False, long),
+        "decode": Mode(True, False, target.decode_pairs, True, one),
+        "short": Mode(False, False, True, False, few),
+        "prefill": Mode(False, True, False, False, long),
     }
 
 
 def check_mode(target: Target) -> Mode:
     """The program that checks tokens; its kernels and buffers are among those of `modes`."""
-    return replace(modes(target)["short"], pairs=target.decode_pairs)
+    return replace(modes(target)["short"], pairs=target.decode_pairs, tables=True)
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,8 @@ def kernels_of(
     """Every kernel that a decoder's programs and its loading need."""
     placed = list(placed)
     activations = sorted({p.format.activation for p in placed})
-    all_kinds = {mode.kind(a) for mode in modes(target).values() for a in _inputs(placed, stack)}
+    inputs = input_activations(placed, stack)
+    all_kinds = {mode.kind(a) for mode in modes(target).values() for a in inputs}
     kinds = {input_kind(kind) for kind in all_kinds}
     producers = {"norm", "copy"} | {layer.feed_forward.activation for layer in decoder.layers}
     heads = {layer.attention.head for layer in decoder.layers}
@@ -143,7 +154,7 @@ def kernels_of(
     return list({k.name: k for k in found}.values())
 
 
-def _inputs(placed: Iterable[Placed], stack: Stack | None) -> list[str]:
+def input_activations(placed: Iterable[Placed], stack: Stack | None) -> list[str]:
     """The activations that these weights are multiplied by."""
     return sorted({p.format.activation for p in placed} | ({"rows"} if stack else set()))
 
@@ -303,7 +314,7 @@ def buffer_sizes(
         sizes[f"{prefix}rotated"] = tokens * heads * head * 4
         for mode in modes(target).values():
             if mode.large == (prefix == PREFILL):
-                for kind in sorted({mode.kind(a) for a in _inputs(placed, stack)}):
+                for kind in sorted({mode.kind(a) for a in input_activations(placed, stack)}):
                     one = round_up(activation_bytes(kind, widest), 64)
                     beyond = gqs_kernels.REACH if kind == "x16" else 0
                     sizes[f"{prefix}input_{kind}"] = one * tokens + beyond

@@ -26,6 +26,7 @@ from headrace.plan import (
     buffer_sizes,
     check_mode,
     codebooks,
+    input_activations,
     kv_bytes,
     modes,
     ropes_of,
@@ -122,8 +123,11 @@ class Programs:
             self._program(forward.steps(by_name["decode"], resident=True)) if part else None
         )
         check = check_mode(self._target)
+        inputs = input_activations(self._weights.placed.values(), stack)
         self.check = (
-            self.short if check == by_name["short"] else self._program(forward.steps(check))
+            self.short
+            if check.alike(by_name["short"], inputs)
+            else self._program(forward.steps(check))
         )
 
     # --- headrace.steps.Places --------------------------------------------------------------------

@@ -157,14 +157,21 @@ def _expand(raw: np.ndarray, ggml_type: str, fmt: Format) -> np.ndarray:
 def _expand_scaled(
     reader: TensorReader, raw: np.ndarray, info: TensorInfo, first: int, fmt: Format
 ) -> np.ndarray:
-    """Rows of an FP8 matrix from row `first` on, times their scales, in the bytes of `fmt`."""
+    """Rows of a matrix from row `first` on, times their scales, in the bytes of `fmt`."""
     from headrace.sparse.expand import expand_scaled
 
     scales = info.scales
     assert scales is not None
-    coded = np.empty((1, scales.info.n_bytes), np.uint8)
-    reader.readinto(scales.info, 0, coded)
-    values = _as_floats(coded, scales.info.type).reshape(scales.info.shape)
     # Rows that fill up the last tile have a scale as well.
-    of_row = np.minimum((first + np.arange(len(raw))) // scales.rows, len(values) - 1)
+    of_row = np.minimum((first + np.arange(len(raw))) // scales.rows, scales.info.shape[0] - 1)
+    begin, row_bytes = of_row[0], scales.info.n_bytes // scales.info.shape[0]
+    coded = np.empty((of_row[-1] + 1 - begin, row_bytes), np.uint8)
+    reader.readinto(scales.info, int(begin) * row_bytes, coded)
+    values = _as_floats(coded, scales.info.type)
+    if scales.whole is not None:
+        whole = np.empty((1, scales.whole.n_bytes), np.uint8)
+        reader.readinto(scales.whole, 0, whole)
+        factor = _as_floats(whole, scales.whole.type)
+        values = values / factor if scales.divided else values * factor
+    of_row -= begin
     return expand_scaled(raw, info.type, fmt, values[of_row], scales.columns)

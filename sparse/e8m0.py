@@ -1,7 +1,8 @@
 """Scales of the MX formats: E8M0, a byte e that stands for a power of two.
 
 The OCP standard calls 255 NaN; GGML, and so this, does not. What is read is half of the scale,
-2^(e - 128), so that codes may stand for doubled numbers; it is a subnormal number for e < 2.
+2^(e - 128), so that codes may stand for doubled numbers; it is a subnormal number for e < 2, which
+products (`load_e8m0`) take for 0.
 Source: `ggml_e8m0_to_fp32_half` of ggml-impl.h.
 """
 
@@ -16,7 +17,6 @@ from headrace.targets.simd import (
     bits_f32,
     get_u8,
     lane0,
-    load_u8_i32,
     select_lt,
     shl,
     splat_i32,
@@ -34,11 +34,6 @@ def _from_codes(e: Any) -> Any:
     """In kernels: the larger of what `half_scales` chooses from."""
     small, normal = shl(e + splat_i32(1), 21), shl(e - splat_i32(1), 23)
     return bits_f32(select_lt(small, normal, normal, small))
-
-
-def load_half_scales(w: Any, tiles: Any, stride: Any) -> Any:
-    """In kernels: float32 of the 16 bytes at `w` of each tile."""
-    return _from_codes(load_u8_i32(w, tiles, stride))
 
 
 def get_half_scale(w: Any) -> Any:

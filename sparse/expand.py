@@ -6,6 +6,7 @@ The target is Q8_0 unless a smaller format holds the same weights exactly. What 
     TQ1_0                   TQ2_0    exact
     I8, I16                 F16, F32 exact
     F8_E4M3, F8_E5M2        F16      exact; with scales (`expand_scaled`) rounded to float16
+    NVFP4, F4_E2M1, scaled  e2m1_g16 codes exact, scale of 16 weights rounded to float16 (2^-11)
     F64                     F32      rounded
     others gguf can decode  Q8_0     rounded: at most 1/225 of the largest of 32 weights
 
@@ -19,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.sparse import float8, tq2_0
+from headrace.sparse import float4, float8, tq2_0
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -94,16 +95,18 @@ def _expand_rows(raw: Bytes, ggml_type: str, target: Format) -> Bytes:
 
 @np.errstate(all="ignore")
 def expand_scaled(raw: Bytes, name: str, target: Format, scales: Floats, columns: int) -> Bytes:
-    """Recode rows of FP8 weights times their scales.
+    """Recode rows of FP8 or FP4 weights times their scales.
 
     Args:
-        raw: uint8 [rows, n].
-        name: "F8_E4M3" or "F8_E5M2".
+        raw: uint8 [rows, n], of FP4 as `headrace.sparse.float4` has them.
+        name: "F8_E4M3", "F8_E5M2", "F4_E2M1" or "NVFP4".
         scales: float32 [rows, blocks]; each is for `columns` weights, the last for what is left.
 
     Raises:
         UnsupportedError: a weight is too large for `target`.
     """
+    if name in float4.NAMES:
+        return float4.expand(raw, name, target, scales)
     rows, n = raw.shape
     out = np.empty((rows, target.row_bytes(n)), np.uint8)
     step = max(1, CHUNK_BYTES // max(1, n))

@@ -62,7 +62,9 @@ class Format:
         block: weights that share a scale; the length of a row is a multiple of it.
         block_bytes: bytes of a block of one row, as in the file.
         tile_block_bytes: bytes of a block of 16 rows, tiled.
-        activation: what kernels multiply the weights by, INT8 ("q8") or float32 ("f32").
+        activation: what kernels multiply the weights by, INT8 ("q8") or float32 ("f32"), or INT8
+            but for one token tables of sums ("tables", of `headrace.sparse.plane_tables`).
+        planes: bit planes that choose from such tables.
         encode: float32 [rows, n] -> raw uint8 [rows, row_bytes].
         decode: raw uint8 [rows, row_bytes] -> float32 [rows, n].
         tile: raw uint8 [rows, row_bytes] -> uint8 [n_tiles, n_blocks, tile_block_bytes].
@@ -80,7 +82,8 @@ class Format:
     block: int
     block_bytes: int
     tile_block_bytes: int
-    activation: Literal["q8", "f32"]
+    activation: Literal["q8", "f32", "tables"]
+    planes: int = 0
     encode: Callable[[Floats], Bytes]
     decode: Callable[[Bytes], Floats]
     tile: Callable[[Bytes], Bytes]

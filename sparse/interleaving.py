@@ -1,4 +1,5 @@
-"""Pieces of the formats' kernels: tiling (the native twin of `format.interleave`), weights."""
+"""Pieces of the formats' kernels: tiling (the native twin of `format.interleave`), weights, and
+when memory is asked for them."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from headrace.targets.simd import (
     load_runs,
     load_u8,
     part,
+    prefetch,
     put_u8,
     put_u16,
     shl,
@@ -48,6 +50,12 @@ def interleave_bytes(src: Any, row_bytes: Any, dst: Any) -> None:
 def load_eights(w: Any, tiles: Any, stride: Any) -> Any:
     """The 128 bytes at `w` of each tile, as `dot8` takes them."""
     return eights(load_u8(w, tiles, stride), load_u8(w + 64, tiles, stride))
+
+
+def ask_for(p: Any, n_bytes: Any) -> None:
+    """Have memory bring the lines of some bytes that will be read."""
+    for line in range(0, n_bytes, 64):
+        prefetch(p + line)
 
 
 def spread_scales(src: Any, row_bytes: Any, dst: Any) -> None:

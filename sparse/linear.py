@@ -14,6 +14,7 @@ Activations lie T tokens side by side, so that one register addresses them all:
     "f32": [token group][input][token in group] float32
     "rows": "f32" in groups of one
     "x16": of group sparsity, see `headrace.sparse.gqs_kernels`; in groups of one
+    "tables": see `headrace.sparse.plane_tables`; for one token, or one after the other
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from headrace.sparse import plane_tables
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.sums import by_columns, sums
@@ -54,11 +56,18 @@ ALL = 1 << 16  # columns at a time: no limit
 
 def activation_bytes(kind: str, inputs: int) -> int:
     """Bytes of one token's activations of `inputs` values, of one of the kinds above."""
+    if kind == "tables":
+        return plane_tables.table_bytes(inputs)
     if kind in ("f32", "rows"):
         return inputs * 4
     if kind == "x16":
         return X16_HEAD_BYTES + 2 * inputs
     return inputs // Q8_BLOCK * Q8_BLOCK_BYTES * (2 if kind == "q8x2" else 1)
+
+
+def together(fmt: Format) -> str:
+    """The activations of tokens that a product takes several of at once."""
+    return "f32" if fmt.activation == "f32" else "q8"
 
 
 def _linear(
@@ -70,6 +79,7 @@ def _linear(
     columns: int = ALL,
     token_pairs: bool = False,
     chains: int = 1,
+    ahead: int = 0,
 ) -> KernelFunction:
     """y[token, row] = bias[row] + sum over inputs of w[row, input] * x[token, input].
 
@@ -78,6 +88,7 @@ def _linear(
     most `columns` columns at a time: registers then hold one strip's weights and many sums. With
     `token_pairs` the activations are those of `headrace.sparse.token_pairs`. With 4 `chains` every
     sum is 4, of every fourth block; kernels with as many chains give the same bits for a token.
+    Weights are asked for `ahead` bytes before they are used (0: the CPU's business).
 
     Slots: 0 tiled weights, 1 activations, 2 y, 3 blocks in a row, 4 tiles, 5 address of the token
     count, 6 bytes between the threads' own activations (0: one for all), 7 bytes between tokens
@@ -85,7 +96,7 @@ def _linear(
     Threads share the tiles. Rows of y up to the end of the last token group are written.
     Formats that are unpacked first have slots more: see `headrace.sparse.unpacking`.
     """
-    x_advance = activation_bytes(fmt.activation, fmt.block) * tokens
+    x_advance = activation_bytes(together(fmt), fmt.block) * tokens
     if fmt.unpacked is not None:
         return unpacked_linear(fmt, x_advance, tiles, tokens, pairs, lanes, columns, token_pairs)
     tile_block_bytes = fmt.tile_block_bytes
@@ -93,7 +104,7 @@ def _linear(
     strips = TILE_ROWS // lanes
     some = sums(
         by_columns(fmt.product, tokens, columns, tokens), tile_block_bytes, x_advance, tokens,
-        pairs, columns < tokens, chains,
+        pairs, columns < tokens, chains, ahead,
     )  # fmt: skip
 
     def linear(args: Any, thread: Any, n_threads: Any) -> None:
@@ -158,15 +169,17 @@ def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
     # One column (or pair) at a time finds the weights of a strip in registers, and needs no more
     # than its own activations beside them. The weights of a long block do not fit.
     lanes = target.lanes(fmt.activation)
-    one = (lanes < TILE_ROWS or target.q8_in_registers) and fmt.activation == "q8"
-    two = target.token_pairs and fmt.activation == "q8"
+    coded = together(fmt) == "q8"
+    one = (lanes < TILE_ROWS or target.q8_in_registers) and coded
+    two = target.token_pairs and coded
     columns = (2 if two else 1) if one and fmt.block == Q8_BLOCK else ALL
     tokens = target.tokens(fmt.activation)
     return _linear(fmt, target.gemm_tiles, tokens, pairs, lanes, columns, two)
 
 
 def _gemv(fmt: Format, target: Target) -> KernelFunction:
-    return _linear(fmt, 1, 1, lanes=target.gemv_lanes, chains=CHAINS[fmt.activation])
+    chains, ahead = CHAINS[fmt.activation], target.ahead
+    return _linear(fmt, 1, 1, lanes=target.gemv_lanes, chains=chains, ahead=ahead)
 
 
 def _gems(fmt: Format, target: Target) -> KernelFunction:
@@ -345,13 +358,13 @@ def _linear_cases(fmt: Format, operation: str) -> Any:
                 packed = quantize_q8x2(x, group)
                 entries = dequantize_q8(packed, n)
                 exact_x = entries[0::2] + entries[1::2]
-            elif fmt.activation == "q8":
+            elif together(fmt) == "q8":
                 packed = quantize_q8(x, group)
                 exact_x = dequantize_q8(packed, n)
             else:
                 packed = pack_f32(x, group)
                 exact_x = x.astype(np.float64)
-            if fmt.activation == "q8" and group > 1 and target.token_pairs:
+            if together(fmt) == "q8" and group > 1 and target.token_pairs:
                 packed = pair_entries(packed)
             w = fmt.decode(raw).astype(np.float64)
             bias = np.zeros(-(-rows // TILE_ROWS) * TILE_ROWS, np.float32)
@@ -430,28 +443,32 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
     """The rows of the kernel table that a format has, by operation.
 
     "gemv" is one token (decode), "gemm" groups of tokens (prefill); "gemv2" and "gemm2" are the
-    same for "q8x2" activations. For floats, whose sums show in which order they are formed, "gems"
-    is small groups in the order of "gemv" (short chunks); of the others "gemm" has that order.
+    same for "q8x2" activations. With tables "gemv" takes any number of tokens, one by one. For
+    floats, whose sums show in which order they are formed, "gems" is small groups in the order of
+    "gemv" (short chunks); of the others "gemm" has that order.
     """
     sources = _sources(fmt)
 
     def row(operation: str, build: Any, cases: Any) -> Kernel:
         return Kernel(f"{operation}_{fmt.name}", build, sources, cases, __name__)
 
-    builders: dict[str, Any] = {
-        "gemv": lambda t: _gemv(fmt, t),
-        "gemm": lambda t: _gemm(fmt, t, False),
-    }
-    if fmt.activation == "q8":
-        builders["gemv2"] = lambda t: _linear(fmt, 1, 2, True)
-        builders["gemm2"] = lambda t: _gemm(fmt, t, True)
-    else:
+    builders: dict[str, Any] = {"gemm": lambda t: _gemm(fmt, t, False)}
+    if fmt.activation == "f32":
         builders["gems"] = lambda t: _gems(fmt, t)
-    return {
+    else:
+        builders["gemm2"] = lambda t: _gemm(fmt, t, True)
+    if fmt.activation == "q8":
+        builders["gemv2"] = lambda t: _linear(fmt, 1, 2, True, ahead=t.ahead)
+    if fmt.activation != "tables":
+        builders["gemv"] = lambda t: _gemv(fmt, t)
+    found = {
         "tile": row("tile", lambda t: _tile(fmt), _tile_cases(fmt)),
         "rows": row("rows", lambda t: _rows(fmt), _rows_cases(fmt)),
         **{name: row(name, build, _linear_cases(fmt, name)) for name, build in builders.items()},
     }
+    if fmt.activation == "tables":
+        found["gemv"] = row("gemv", lambda t: plane_tables.gemv(fmt, t), plane_tables.cases(fmt))
+    return found
 
 
 def all_kernels() -> list[Kernel]:

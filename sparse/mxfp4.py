@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from headrace.sparse.block_grid import scaled_grid
-from headrace.sparse.e8m0 import get_half_scale, half_scales, load_half_scales
+from headrace.sparse.e8m0 import get_half_scale, half_scales
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -46,6 +46,7 @@ from headrace.targets.simd import (
     f32,
     fma,
     get_u8,
+    load_e8m0,
     load_q8,
     lookup16,
     outer,
@@ -121,7 +122,7 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     low = lookup16(v, 0, E2M1_LOW, E2M1_HIGH, SMALL)
     high = lookup16(v, 4, E2M1_LOW, E2M1_HIGH, SMALL)
     total = dot16(total, low, high, entry, 8, SMALL)
-    scale = outer(load_half_scales(w, tiles, stride), q8_f32(entry, 32))
+    scale = outer(load_e8m0(w, tiles, stride), q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, SMALL)), acc)
 
 

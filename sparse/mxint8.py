@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.sparse.e8m0 import get_half_scale, half_scales, load_half_scales
+from headrace.sparse.e8m0 import get_half_scale, half_scales
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -40,6 +40,7 @@ from headrace.targets.simd import (
     f32,
     fma,
     get_i8,
+    load_e8m0,
     load_q8,
     outer,
     put_f32,
@@ -91,7 +92,7 @@ def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, grou
     total = dot8(total, load_eights(w + 144, tiles, stride), entry, 8, 8)
     total = dot8(total, load_eights(w + 272, tiles, stride), entry, 16, 8)
     total = dot8(total, load_eights(w + 400, tiles, stride), entry, 24, 8)
-    d = load_half_scales(w, tiles, stride) * splat_f32(UNIT)
+    d = load_e8m0(w, tiles, stride) * splat_f32(UNIT)
     scale = outer(d, q8_f32(entry, 32))
     return fma(scale, to_f32(dot_result(total, 8)), acc)
 

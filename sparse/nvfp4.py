@@ -2,7 +2,7 @@
 
 A weight is an E2M1 number times its sub-block's scale, E4M3 without a sign. Codes stand for E2M1
 numbers doubled (`headrace.sparse.lookup`), so what they are multiplied by is half of that scale. A
-tensor may have a scale of its own: another tensor of the file (NAME.scale), which is no part of it.
+tensor may have a scale of its own, another tensor of the file: then see `headrace.sparse.float4`.
 Source: `block_nvfp4` of ggml-common.h, `quantize_row_nvfp4_ref` of ggml-quants.c,
 `ggml_ue4m3_to_fp32` and `ggml_fp32_to_ue4m3` of ggml-impl.h.
 
@@ -133,24 +133,24 @@ def untile(tiled: Bytes, rows: int) -> Bytes:
 
 def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
     """acc + one block of `tiles` tiles times `tokens` tokens; see `headrace.sparse.linear`."""
-    half = splat_f32(128.0)  # of 256
+    half = splat_f32(128.0)  # of 256: with the activations' scale, which is one for all rows
     for c in range(2):
         entry = load_q8(x + c * (48 * group), tokens)
         codes = w + (64 + 256 * c)
         scales = w + 32 * c
-        xs = q8_f32(entry, 32)
+        xs = q8_f32(entry, 32) * half
         first = dot_start(entry, 44, SMALL)
         low = dot_init(first, tiles)
         high = dot_init(dot_start(entry, 40, SMALL) - first, tiles)
         v = load_eights(codes, tiles, stride)
         low = dot8(low, lookup16(v, 0, E2M1_LOW, E2M1_HIGH, SMALL), entry, 0, SMALL)
         low = dot8(low, lookup16(v, 4, E2M1_LOW, E2M1_HIGH, SMALL), entry, 8, SMALL)
-        scale = load_e4m3(scales, tiles, stride) * half
+        scale = load_e4m3(scales, tiles, stride)
         acc = fma(outer(scale, xs), to_f32(dot_result(low, SMALL)), acc)
         v = load_eights(codes + 128, tiles, stride)
         high = dot8(high, lookup16(v, 0, E2M1_LOW, E2M1_HIGH, SMALL), entry, 16, SMALL)
         high = dot8(high, lookup16(v, 4, E2M1_LOW, E2M1_HIGH, SMALL), entry, 24, SMALL)
-        scale = load_e4m3(scales + 16, tiles, stride) * half
+        scale = load_e4m3(scales + 16, tiles, stride)
         acc = fma(outer(scale, xs), to_f32(dot_result(high, SMALL)), acc)
     return acc
 

@@ -13,6 +13,9 @@ _SEARCH = 1 << 15  # weights that are searched at once: temporaries stay in the 
 # The largest weight is tried at so many times the outermost level: beyond 1, it is cut. From one
 # power of two to the next, for scales that are such.
 _FACTORS = tuple(np.float32(1 + 0.05 * i) for i in range(-5, 9))
+# With few levels more of the weights are beyond the outermost one.
+_FEW_LEVELS = 8
+_FAR_FACTORS = tuple(np.float32(1.5 + 0.1 * i) for i in range(16))
 _RANGES = tuple(np.float32(1 - 0.03 * i) for i in range(-1, 10))
 
 
@@ -78,7 +81,8 @@ def _scale(
     best, scale = total.copy(), np.zeros(len(x), np.float32)
     # The sign matters where one end is farther from 0 than the other.
     ends = {abs(float(end)): end for end in (table[0], table[-1])}.values()
-    for level in (end * factor for factor in _FACTORS for end in ends):
+    factors = _FACTORS + (_FAR_FACTORS if len(table) <= _FEW_LEVELS else ())
+    for level in (end * factor for factor in factors for end in ends):
         step = allowed(peak / level)
         q = table[to_codes(x * inverse(step)[:, None])]
         ql = q if weights is None else q * weights

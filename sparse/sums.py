@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from headrace.sparse.interleaving import ask_for
 from headrace.targets.simd import (
     add_pairs,
     by_token,
@@ -40,7 +41,7 @@ def by_columns(product: Any, tokens: int, columns: int, group: int) -> Any:
 
 def sums(
     multiply: Any, tile_block_bytes: int, x_advance: int, tokens: int, pairs: bool,
-    in_columns: bool, chains: int = 1,
+    in_columns: bool, chains: int = 1, ahead: int = 0,
 ) -> Any:  # fmt: skip
     """The function that sums all blocks of some tiles and stores rows of y.
 
@@ -50,6 +51,7 @@ def sums(
         tokens: columns that are multiplied at once; with `pairs` two of them make a token.
         in_columns: whether `multiply` takes them some at a time.
         chains: 4: every sum is 4, of every fourth block.
+        ahead: weights are asked for so many bytes before they are used (0: the CPU's business).
     """
     out_tokens = tokens // 2 if pairs else tokens
     share = 0.5 if pairs else 1.0  # of the bias, which both columns of a pair start from
@@ -67,6 +69,8 @@ def sums(
             acc2 = acc1
             acc3 = acc1
             while left >= 4:
+                if ahead:
+                    ask_for(w + ahead, 4 * tile_block_bytes)
                 acc = multiply(acc, w, tile_stride, x, rows)
                 w1 = w + tile_block_bytes
                 x1 = x + x_advance
@@ -82,6 +86,8 @@ def sums(
                 left -= 4
             acc = (acc + acc1) + (acc2 + acc3)
         while left > 0:
+            if ahead:
+                ask_for(w + ahead, tile_block_bytes)
             acc = multiply(acc, w, tile_stride, x, rows)
             w = w + tile_block_bytes
             x = advance(x)

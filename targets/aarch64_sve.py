@@ -48,7 +48,7 @@ def _sdot_lane(bits: int) -> Callable[..., Pair]:
 def _lookup16(bits: int) -> Callable[..., ir.Value]:
     def lookup16(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
         low = to_scalable(b, table, _CODES)  # no code is beyond the first 16 bytes
-        rows = cut(b, nibbles(b, v, shift), bits // 8)
+        rows = cut(b, nibbles(b, v, shift), min(bits // 8, v.type.count))
         name = f"llvm.aarch64.sve.tbl.{_CODES.name}"
         found = [intrinsic_call(b, name, _CODES, [low, to_scalable(b, r, _CODES)]) for r in rows]
         return concat(b, [to_fixed(b, one, rows[0].type) for one in found])

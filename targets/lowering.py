@@ -2,7 +2,7 @@
 
 Importing this module imports Numba and registers the markers with it; only the compiler does so.
 Those of inner products are in `headrace.targets.lowering_products`, of 16-bit integers in
-`headrace.targets.lowering_words`.
+`headrace.targets.lowering_words`, of bit planes in `headrace.targets.lowering_planes`.
 A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
 """
 
@@ -369,6 +369,14 @@ def _e4m3_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return half_to_f32(b, b.shl(b.zext(code, wide), seven))
 
 
+def _e8m0_to_f32(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The exponent of a float32 is one less."""
+    ty, wide = value.type, vector_type("i32")
+    one = ir.Constant(ty, [1] * ty.count)
+    less = intrinsic_call(b, f"llvm.usub.sat.v{ty.count}i8", ty, [value, one])
+    return b.bitcast(b.shl(b.zext(less, wide), constant("i32", 23)), _f32_type())
+
+
 def _get(
     name: str, result: types.Type, memory: ir.Type, convert: Callable[..., Any], align: int = 0
 ) -> None:
@@ -454,7 +462,7 @@ def _bits(ty: ir.Type) -> int:
     return 32 if isinstance(ty, ir.FloatType) else int(ty.width)
 
 
-def _first(b: ir.IRBuilder, p: ir.Value, ty: types.Type, memory: ir.Type) -> ir.Value:
+def first_of(b: ir.IRBuilder, p: ir.Value, ty: types.Type, memory: ir.Type) -> ir.Value:
     """Where a load begins: a strip of a tile is so many vectors ahead."""
     if not isinstance(ty, StripType):
         return p
@@ -468,7 +476,7 @@ def _load_block(
     @marker(name, lambda p, count, stride: _vec(element, count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         stride = as_i64(b, args[2])
-        p = _first(b, args[0], sig.args[0], memory())
+        p = first_of(b, args[0], sig.args[0], memory())
         parts = []
         for i in range(sig.return_type.count):
             at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
@@ -494,6 +502,7 @@ _load_block("load_i32", "i32", _memory(_I32), lambda b, v: v)
 _load_block("load_f32", "f32", _memory(_F32), lambda b, v: v)
 _load_block("load_f16", "f32", _memory(_I16), half_to_f32)
 _load_block("load_e4m3", "f32", _memory(_I8), _e4m3_to_f32)
+_load_block("load_e8m0", "f32", _memory(_I8), _e8m0_to_f32)
 _load_block("load_bf16", "f32", _memory(_I16), _bf16_to_f32)
 _load_block(
     "bcast_i8x4",
@@ -655,7 +664,8 @@ def shifted_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, bit
             parts = _pair_parts(b, entry, ty.count, offset)
             return join(b, [b.shl(v, constant("i32", bits)) for v in parts])
         sums = [v for words in pair_loads(b, entry, ty.count, False) for v in words[:2]]
-        return join(b, [b.shl(v, constant("i32", bits - 3)) for v in sums])
+        shift = b.shl if bits >= 3 else b.ashr
+        return join(b, [shift(v, constant("i32", abs(bits - 3))) for v in sums])
     shift = primitive("shifted_word")
     if shift is None or _words_loader():
         words = q8_words(b, entry, ty, offset)
@@ -959,7 +969,8 @@ _unary(
 
 def nibbles(b: ir.IRBuilder, v: ir.Value, shift: int) -> ir.Value:
     """Bits shift .. shift + 3 of each byte."""
-    return b.and_(b.lshr(v, constant("u8", shift)), constant("u8", 15))
+    by, last = (ir.Constant(v.type, [n] * v.type.count) for n in (shift, 15))
+    return b.and_(b.lshr(v, by), last)
 
 
 def _looked_up_by_ones(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:

@@ -243,6 +243,18 @@ def load_e4m3(p: Any, count: int, stride: Any) -> Any:
 
 
 @_marker
+def load_e8m0(p: Any, count: int, stride: Any) -> Any:
+    """count x 16 bytes as powers of two: float32 2^(byte - 128); what is below 2^-126 gives 0."""
+    return _only_compiled()
+
+
+@_marker
+def load_columns(p: Any, count: int, stride: Any) -> Any:
+    """count x 64 bytes that lie column by column: byte 4r + i of the result is byte 16i + r."""
+    return _only_compiled()
+
+
+@_marker
 def bcast_i8x4(p: Any, count: int, stride: Any) -> Any:
     """count x 64 bytes: the same 4 bytes in each of the 16 lanes."""
     return _only_compiled()
@@ -539,6 +551,17 @@ def negate_bytes(value: Any, bits: Any, shift: int) -> Any:
     """Negate byte i of each lane where bit `shift` + i of the int32 lane of `bits` is set.
 
     Both are single vectors; `shift` is a multiple of 4.
+    """
+    return _only_compiled()
+
+
+@_marker
+def plane_sums(codes: Any, tables: Any, bits: int) -> Any:
+    """Of 16 rows of 64 weights of `bits` bit planes, the sums that tables of bytes give: int32.
+
+    The tables are 16 of 16 bytes, each its number plus 128, unsigned. Nibble h (0: low) of byte
+    64 (c * bits + p) + 16q + r, c = 0..1, chooses from table 8c + 4h + q; row r is the sum of these
+    numbers times 2^p.
     """
     return _only_compiled()
 

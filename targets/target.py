@@ -47,6 +47,9 @@ class Target:
     # The same for float32 activations, where another block is better (0: it is the same).
     float_tokens: int = 0
     float_lanes: int = 0
+    # Bytes before weights are used that a product of one token asks for them: of the CPUs of this
+    # level, those that were measured do not keep memory busy by themselves. 0: they are not asked.
+    ahead: int = 0
     # Float columns that a product takes at once in short chunks: each has 4 sums in registers.
     few_tokens: int = 4
     # Instructions multiply two rows by two tokens: see `simd.with_lanes`. Takes `gemm_lanes` of 4.

@@ -27,6 +27,7 @@ TARGET = Target(
     small_dot_bias=16,
     needs=frozenset({"sse4.2", "ssse3", "popcnt"}),
     rank=2,
+    ahead=8192,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,
 )

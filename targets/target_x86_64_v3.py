@@ -30,6 +30,7 @@ TARGET = Target(
     small_dot_bias=16,
     needs=frozenset({"avx2", "fma", "f16c", "bmi2"}),
     rank=3,
+    ahead=8192,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,
 )

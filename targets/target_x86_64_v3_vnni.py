@@ -28,6 +28,7 @@ TARGET = Target(
     signed_dot_bias=128,
     small_dot_bias=16,
     decode_pairs=True,
+    ahead=8192,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,
 )

@@ -41,6 +41,7 @@ TARGET = Target(
     small_dot_bias=16,
     decode_pairs=True,
     bf16_dot=True,
+    ahead=8192,
     sources=("headrace.targets.x86", "headrace.targets.fallbacks"),
     load_primitives=_primitives,
 )

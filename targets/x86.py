@@ -163,6 +163,40 @@ def _lookup16(width: int, flip: int = 0) -> Callable[..., ir.Value]:
     return lookup16
 
 
+def _looked_up_sums(width: int) -> Callable[..., ir.Value]:
+    """`pshufb`. Two rows lie in a word of 16 bits: their sum is kept, and that of the upper one."""
+    name = {512: "avx512.pshuf.b.512", 256: "avx2.pshuf.b", 128: "ssse3.pshuf.b.128"}[width]
+    n, words = width // 8, _vec(_I16, width // 16)
+
+    def folded(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+        while v.type.count > 8:
+            v = b.add(*cut(b, v, v.type.count))
+        return v
+
+    def every(ty: ir.VectorType, value: int) -> ir.Constant:
+        return ir.Constant(ty, [value] * ty.count)
+
+    def looked_up_sums(
+        b: ir.IRBuilder, planes: Sequence[Sequence[tuple[ir.Value, ir.Value]]]
+    ) -> ir.Value:
+        totals = [ir.Constant(words, None)] * 2
+        for p, products in reversed(list(enumerate(planes))):
+            if p + 1 < len(planes):
+                totals = [b.add(one, one) for one in totals]
+            for pair in products:
+                for table, codes in zip(*(cut(b, v, n) for v in pair), strict=True):
+                    found = intrinsic_call(b, f"llvm.x86.{name}", table.type, [table, codes])
+                    both = b.bitcast(found, words)
+                    upper = b.lshr(both, every(words, 8))
+                    totals = [b.add(totals[0], both), b.add(totals[1], upper)]
+        both, upper = (folded(b, one) for one in totals)
+        lower = b.sub(both, b.shl(upper, every(upper.type, 8)))
+        order = [i // 2 + 8 * (i % 2) for i in range(16)]
+        return b.shuffle_vector(lower, upper, ir.Constant(_vec(_I32, 16), order))
+
+    return looked_up_sums
+
+
 def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
     """`vpdpbusd` at 512 or 256 bits."""
     lanes, n_bytes = width // 32, width // 8
@@ -189,6 +223,7 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
         "group_words": _group_words(width),
         "lookup16": _lookup16(width, flip=0x80),
         **({"load_entries": _load_entries_512} if width == 512 else {}),
+        "looked_up_sums": _looked_up_sums(width),
     }
 
 
@@ -272,6 +307,7 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
         "dot_words": dot_words,
         "group_words": _group_words(width),
         "lookup16": _lookup16(width),
+        "looked_up_sums": _looked_up_sums(width),
     }
 
 

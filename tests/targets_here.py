@@ -18,8 +18,9 @@ WHOLE = {"x86-64-v3", *list(TARGETS)[-1:]}
 BEST = list(TARGETS)[-1]  # models of the rarer families run on it only
 
 
-# Formats of a family whose kernels differ by constants: CI runs those of other group sizes.
+# Formats of a family whose kernels differ by constants: CI runs the others.
 LIKE_OTHERS = {f"{kind}_g{group}" for kind in ("i4", "i4a") for group in (32, 128)}
+LIKE_OTHERS |= {"i1_g64", "i3_g64", "e1m2_g128", "e3m0_g128"}
 
 
 def spared_format(name: str, target: str) -> bool:

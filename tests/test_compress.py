@@ -158,7 +158,7 @@ def test_gptq_is_nearer_to_the_model_than_the_encoder(tmp_path: Path) -> None:
 
 def quick(name: str) -> bool:
     """One of our own formats stands for those that are made alike."""
-    return FORMATS[name].ggml_type is not None or name == "i4a_g64"
+    return FORMATS[name].ggml_type is not None or name in ("i4a_g64", "i2_g64")
 
 
 @pytest.mark.parametrize(

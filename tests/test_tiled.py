@@ -208,8 +208,11 @@ def test_a_split_source(small: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["blk.1.ffn_up.scale", "blk.1.ffn_up.weight.scale"])
 def test_a_scale_for_a_whole_tensor_is_refused(name: str, tmp_path: Path) -> None:
-    source = write_model(tmp_path / "s.gguf", ["NVFP4"], {name: np.ones(1, np.float32)})
+    source = write_model(tmp_path / "s.gguf", ["Q8_0"], {name: np.ones(1, np.float32)})
     with pytest.raises(UnsupportedError, match=rf"blk\.1\.ffn_up\.weight.*{name}.*convert"):
+        prepare(source, context=None, threads=1, target=None)
+    source = write_model(tmp_path / "s.gguf", ["NVFP4"], {name: np.ones(2, np.float32)})
+    with pytest.raises(UnsupportedError, match=rf"{name}.*convert"):
         prepare(source, context=None, threads=1, target=None)
 
 

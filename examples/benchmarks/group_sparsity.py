@@ -14,106 +14,22 @@ Imbalance is the longest share of a matrix over the mean share, each timed alone
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from from_memory import Side, aligned, dense, reading
 
-from headrace.kernels import execute
-from headrace.kernels.invoke import argument_block
-from headrace.machine import read_bandwidth
-from headrace.memory import Arena
+from headrace.kernels import execute, probe
 from headrace.sparse import gqs, gqs_kernels, linear
 from headrace.sparse.registry import FORMATS
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
-from headrace.targets.table import ENTRY
 from headrace.team import Team, default_threads
 
 SHAPES = ((4096, 4096), (11008, 4096))
 DENSE = (("q4_0", "gemv"), ("q4_0", "gemv2"), ("i4_g32", "gemv"), ("i4a_g32", "gemv"))
 ASKED = {16: 1.2, 32: 1.45, 64: 1.6}
-ROTATED = 256 << 20
 SHARES = (2, 4, 8)
-
-
-class Side:
-    """A kernel over copies of one matrix.
-
-    Args:
-        raw: the matrix; its copies fill `ROTATED` bytes.
-        slots: gives the kernel's slots, for the address of a copy.
-    """
-
-    def __init__(
-        self, name: str, address: int, raw: np.ndarray, slots: Callable[[int], list[Any]]
-    ) -> None:
-        self.name, self.n_bytes = name, raw.nbytes
-        self.copies = -(-ROTATED // raw.nbytes)
-        self._arena = Arena({str(i): raw.nbytes for i in range(self.copies)})
-        self._kept = []
-        self.steps = np.zeros((self.copies, execute.STEP_SLOTS), np.int64)
-        for i in range(self.copies):
-            self._arena.view(str(i))[: raw.nbytes] = raw.reshape(-1)
-            at = self._arena.address(str(i))
-            arrays = slots(at)
-            block = argument_block(arrays)
-            self._kept += [*arrays, block]
-            self.steps[i, :3] = address, block.ctypes.data, execute.STEP_BARRIER
-            self.steps[i - 1, 3:5] = at, raw.nbytes  # what comes after the one before
-        self._times: list[float] = []
-
-    def run(self, team: Team) -> None:
-        """One pass; keeps the time of each matrix."""
-        ticks = np.zeros(self.copies + 1, np.int64)
-        start = time.perf_counter()
-        team.run(self.steps, ticks=ticks)
-        second = (ticks[-1] - ticks[0]) / (time.perf_counter() - start)
-        self._times += list(np.diff(ticks) / second)
-
-    @property
-    def best(self) -> float:
-        """Seconds that the fastest tenth of all matrices took at most."""
-        return float(np.quantile(self._times, 0.1))
-
-    def imbalance(self, shares: int) -> float:
-        """The longest share of a matrix over the mean."""
-        times = np.empty((self.copies, shares))
-        for n, (address, block) in enumerate(self.steps[:, :2]):
-            entry = ENTRY(int(address))
-            for i in range(shares):
-                start = time.perf_counter()
-                entry(int(block), i, shares)
-                times[n, i] = time.perf_counter() - start
-        each = np.quantile(times, 0.1, axis=0)
-        return float(each.max() / each.mean())
-
-
-def _aligned(x: np.ndarray) -> np.ndarray:
-    """A copy where the runtime would have it: at a cache line."""
-    arena = Arena({"x": x.nbytes})
-    arena.view("x")[: x.nbytes] = x.reshape(-1).view(np.uint8)
-    _arenas.append(arena)
-    return arena.view("x")[: x.nbytes].reshape(x.shape)
-
-
-_arenas: list[Arena] = []
-
-
-def dense(
-    name: str, operation: str, address: int, w: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> Side:
-    """INT4 of the whole matrix."""
-    fmt = FORMATS[name]
-    quantize = linear.quantize_q8x2 if operation == "gemv2" else linear.quantize_q8
-    coded, one, bias = _aligned(quantize(x, 1)), np.ones(1, np.int64), np.zeros(len(w), np.float32)
-
-    def slots(at: int) -> list[Any]:
-        blocks = w.shape[1] // fmt.block
-        return [at, coded, y, blocks, len(w) // 16, one, 0, y.strides[0], bias, coded[0].nbytes]
-
-    return Side(f"dense {name} {operation}", address, fmt.tile(fmt.encode(w)), slots)
 
 
 def sparse(
@@ -123,7 +39,7 @@ def sparse(
     rows, n = w.shape
     size = (w.reshape(rows, n // group, group) ** 2).mean(axis=2)
     raw = gqs.pack_weights(w, size > np.quantile(size, rate), group)
-    coded, one = _aligned(gqs_kernels.code_x16(x)), np.ones(1, np.int64)
+    coded, one = aligned(gqs_kernels.code_x16(x)), np.ones(1, np.int64)
     bias = np.zeros(rows, np.float32)
 
     def slots(at: int) -> list[Any]:
@@ -151,11 +67,11 @@ def measure(
         dense(*which, addresses[k.name], w, x, y) for which, k in zip(DENSE, products, strict=True)
     ]
     sides += [sparse(g, addresses[f"gemm_gqs_g{g}"], w, x, y, rate) for g in gqs.GROUPS]
-    bandwidth = 0.0
+    memory = reading(store.load([probe.kernel()])["probe_read"], team.n_threads)
     for _ in range(rounds):
-        bandwidth = max(bandwidth, read_bandwidth(store, team, ROTATED, 2))
-        for side in sides:
+        for side in (memory, *sides):
             side.run(team)
+    bandwidth = memory.n_bytes / memory.best
     baseline = min(side.best for side in sides[: len(DENSE)])
     print(f"\n{rows} x {n}, {team.n_threads} threads, memory reads {bandwidth / 1e9:.1f} GB/s")
     print(

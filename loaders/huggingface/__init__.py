@@ -18,6 +18,7 @@ from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.folder import Folder
 from headrace.loaders.huggingface.common import Description
 from headrace.loaders.huggingface.config import Config
+from headrace.loaders.huggingface.float4 import PACKED, with_float4
 from headrace.loaders.huggingface.float8 import check_quantization, with_scales
 from headrace.loaders.huggingface.tokenizer import read_tokenizer
 from headrace.loaders.model_file import ModelFile, TensorInfo
@@ -25,7 +26,7 @@ from headrace.loaders.safetensors import read_parts
 
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 4 << 20
-_PARTS = ("common", "config", "float8", "tokenizer", "tokenizer_config", "pretokenizers")
+_PARTS = ("common", "config", "float4", "float8", "tokenizer", "tokenizer_config", "pretokenizers")
 _GIVEN = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
 
 
@@ -49,7 +50,8 @@ def read_directory(path: str | Path) -> ModelFile:
     parts = read_parts(folder)
     tensors: dict[str, TensorInfo] = {}
     of_name: dict[str, str] = {}  # of the file
-    for info in with_scales([info for part in parts for info in part.tensors], blocks):
+    given = with_float4([info for part in parts for info in part.tensors])
+    for info in with_scales(given, blocks):
         name = description.gguf_name(info.name)
         where: dict[str, Any] = {"path": info.path, "tensor": info.name}
         if name is None:
@@ -59,7 +61,7 @@ def read_directory(path: str | Path) -> ModelFile:
             continue
         if name in tensors:
             raise ModelFileError(f"two tensors for one place: this and {of_name[name]!r}", **where)
-        if info.type not in _GIVEN:
+        if info.type not in (*_GIVEN, PACKED):
             raise UnsupportedError(
                 f"its type is {info.type}; Headrace reads {', '.join(_GIVEN)}", **where
             )

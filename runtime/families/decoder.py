@@ -146,7 +146,7 @@ def tensor_of(model: ModelFile, wanted: Matrix | Vector) -> TensorInfo:
 
     Raises:
         ModelFileError: it is missing or has another shape.
-        UnsupportedError: the file has a scale for all of the tensor (NVFP4 of some converters).
+        UnsupportedError: the file has a scale for all of the tensor, and it is not NVFP4.
     """
     info = model.tensors.get(wanted.name)
     if info is None:
@@ -164,7 +164,7 @@ def tensor_of(model: ModelFile, wanted: Matrix | Vector) -> TensorInfo:
             offset=info.offset,
         )
     for scale in (f"{wanted.name.removesuffix('.weight')}.scale", f"{wanted.name}.scale"):
-        if scale in model.tensors:
+        if scale in model.tensors and info.scales is None:
             raise UnsupportedError(
                 f"is to be multiplied by another tensor, {scale}, which Headrace does not do; "
                 "convert the model to another type, for example to Q8_0",

@@ -14,7 +14,14 @@ import pytest
 from foreign import FOREIGN, MOST, param
 
 from headrace.sparse.format import Format
-from headrace.sparse.linear import group_tokens, kernels, pack_f32, quantize_q8, quantize_q8x2
+from headrace.sparse.linear import (
+    group_tokens,
+    kernels,
+    pack_f32,
+    quantize_q8,
+    quantize_q8x2,
+    together,
+)
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.token_pairs import pair_entries
 from headrace.sparse.unpacking import unpacking_slots
@@ -33,6 +40,8 @@ SCALES = {
     "iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": (), "nvfp4": (), "tq2_0": (64,),
     "iq2_xxs": (0,), "iq2_xs": (0,), "iq2_s": (0,), "iq3_xxs": (0,), "iq3_s": (0,), "iq1_s": (0,),
     "iq1_m": (),
+    "e2m1_g16": (0, 2), "e2m1_g128": (0,), "e1m2_g128": (0,), "e3m0_g128": (0,),
+    "i1_g64": (0,), "i2_g64": (0,), "i3_g64": (0,),
 }  # fmt: skip
 FINE = {
     "q2_k": (slice(0, 16), 0x33), "q4_k": (slice(4, 16), 0x03), "q5_k": (slice(4, 16), 0x01),
@@ -91,7 +100,7 @@ def products(target: Target, operation: str, fmt: Format) -> tuple[list[Any], np
     weights = fmt.decode(raw).astype(np.int64)
     assert (weights == fmt.decode(raw)).all()
     x, packed = integer_activations(operation, fmt, weights.shape[1], tokens, rng)
-    if tokens > 1 and target.token_pairs and fmt.activation == "q8":
+    if tokens > 1 and target.token_pairs and together(fmt) == "q8":
         packed = pair_entries(packed)
     exact = x @ weights.T
     # Codes may be summed with their whole offset, which is taken off at the end of a block.
@@ -121,7 +130,7 @@ def rows() -> list[Any]:
         for machine in (target.machines[:1] if target.name in FOREIGN else [NATIVE])
         for name, fmt in FORMATS.items()
         for operation in kernels(fmt)
-        if operation.startswith("gem")
+        if operation.startswith("gem") and (operation != "gemv" or fmt.activation != "tables")
     ]
 
 
