@@ -8,6 +8,8 @@ from typing import Protocol
 
 from headrace.errors import BudgetError
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, keep, least_bytes
+from headrace.offload.prefix import Ranked, keep_first
+from headrace.offload.prefix import least_bytes as rest_bytes
 from headrace.sizes import format_size
 
 SHORTEST_CONTEXT = 256  # the KV cache has no smaller part
@@ -144,6 +146,31 @@ def fit_blocks(
         if count >= blocks.least:
             return Fit(choice, blocks=count, block_bytes=blocks.n_bytes(count))
         parts = {**choice.whole, "blocks": blocks.n_bytes(blocks.least)}
+        tried.append((sum(parts.values()), choice.context, parts))
+    raise _too_small(limit, *min(tried, key=lambda one: one[0]), "", model)
+
+
+def fit_rest(
+    limit: Limit, whole: Iterable[Choice], small: Iterable[Choice], blocks: Blocks, ranked: Ranked,
+    model: str,
+) -> Fit:  # fmt: skip
+    """Choose for a stack all blocks of which are computed with: those without room are streamed.
+
+    Arguments and errors are those of `fit_blocks`, with what may stream.
+    """
+    most = blocks.n_bytes(len(blocks))
+    for choice in whole:
+        if limit.n_bytes is None or sum(choice.whole.values()) + most <= limit.n_bytes:
+            return Fit(choice, blocks=len(blocks), block_bytes=most)
+    assert limit.n_bytes is not None  # else the first choice was taken
+    tried = []
+    for choice in small:
+        fixed = sum(choice.streaming.values())
+        residency = keep_first(ranked, limit.n_bytes - fixed)
+        if residency is not None:
+            return Fit(choice, residency, len(residency.kept))
+        least = rest_bytes(ranked)
+        parts = {**choice.streaming, "blocks": most if least is None else least}
         tried.append((sum(parts.values()), choice.context, parts))
     raise _too_small(limit, *min(tried, key=lambda one: one[0]), "", model)
 

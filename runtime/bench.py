@@ -42,6 +42,7 @@ def bench(
     context: int | None = None,
     context_tokens: int = 0,
     runs: int = 3,
+    whole_stack: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Best of `runs`: prefill of random tokens, then decode one by one from an empty context.
@@ -58,7 +59,7 @@ def bench(
     needed = max(prompt_tokens, new_tokens + context_tokens, FIRST_TOKENS)
     prepared = prepare(
         resolve(model, progress=progress), context=context or needed, threads=threads,
-        target=target, kernels=kernels, budget=memory,
+        target=target, kernels=kernels, budget=memory, whole_stack=whole_stack,
     )  # fmt: skip
     # Before loading, as there is no room for it later.
     rates = measure_rates(

@@ -96,9 +96,12 @@ class Sizes:
             "the process": self._process(),
         }
         streamed = streamed_matrices(d, self.placed)
-        stay = sum(p.always_bytes if streamable(p) else p.n_bytes for p in streamed)
-        embedding = next(p for p in self.placed if p.matrix.name == d.embedding.name)
-        rows = embedding_bytes(dense(embedding), chunk)
+        if self.stack is not None:  # of which only blocks stream
+            stay, rows = sum(p.n_bytes for p in self.placed), 0
+        else:
+            stay = sum(p.always_bytes if streamable(p) else p.n_bytes for p in streamed)
+            embedding = next(p for p in self.placed if p.matrix.name == d.embedding.name)
+            rows = embedding_bytes(dense(embedding), chunk)
         steps = self.n_pieces * PIECE_BYTES
         return Choice(
             context, chunk,

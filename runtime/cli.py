@@ -48,6 +48,13 @@ _MACHINE = (
     _TARGET,
     Opt("kernels", str, None, "a kernel pack to use (see `targets build`)", ("--kernels",)),
 )
+_WHOLE_STACK = Opt(
+    "whole_stack",
+    bool,
+    False,
+    "compute with all blocks of a stack, reading for each token what does not fit",
+    ("--whole-stack",),
+)
 _CONTEXT = Opt("context", int, None, "tokens of context; default: the model's", ("--context",))
 _SAMPLING = (
     Opt("max_tokens", int, 256, "at most so many new tokens", ("-n", "--max-tokens")),
@@ -65,7 +72,13 @@ _SAMPLING = (
         "guess from the text so far; same answer. Default: if weights stream",
         ("--lookup", "--no-lookup"),
     ),
-    Opt("draft", str, None, "a small model of the same vocabulary that guesses", ("--draft",)),
+    Opt(
+        "draft",
+        str,
+        None,
+        "a small model of the same vocabulary that guesses; self: a stack's blocks in memory",
+        ("--draft",),
+    ),
 )
 _PROMPT = Opt("prompt", str, None, "the question; - reads stdin")
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
@@ -73,9 +86,11 @@ _RAW = Opt("raw", bool, False, "continue the prompt as it is, without chat templ
 _DEFAULTED = _MODEL._replace(default=DEFAULT_MODEL)
 
 COMMANDS: dict[str, Command] = {
-    "run": Command(run, (_DEFAULTED, _PROMPT, *_SAMPLING, *_MACHINE, _CONTEXT, _RAW, _JSON)),
-    "chat": Command(chat, (_DEFAULTED, _SYSTEM, *_SAMPLING, *_MACHINE, _CONTEXT)),
-    "plan": Command(plan, (_MODEL, *_MACHINE, _CONTEXT, _JSON)),
+    "run": Command(
+        run, (_DEFAULTED, _PROMPT, *_SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT, _RAW, _JSON)
+    ),
+    "chat": Command(chat, (_DEFAULTED, _SYSTEM, *_SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT)),
+    "plan": Command(plan, (_MODEL, *_MACHINE, _WHOLE_STACK, _CONTEXT, _JSON)),
     "bench": Command(
         bench,
         (
@@ -86,6 +101,7 @@ COMMANDS: dict[str, Command] = {
             _CONTEXT._replace(help="tokens of context; default: as many as are needed"),
             Opt("runs", int, 3, "take the best of so many", ("--runs",)),
             *_MACHINE,
+            _WHOLE_STACK,
             _JSON,
         ),
     ),

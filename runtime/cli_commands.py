@@ -21,7 +21,7 @@ from headrace.cli_output import (
 )
 from headrace.errors import BudgetError, HeadraceError
 from headrace.peak import peak_rss_bytes
-from headrace.sizes import format_size
+from headrace.sizes import format_rate, format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +49,11 @@ def run(
             f'there is no prompt; write `headrace run {model} "Why is the sky blue?"`, pipe a text '
             f"into it, or use `headrace chat {model}`"
         )
+    options["context"] = options["context"] or _context_for(
+        model, prompt, max_tokens + (0 if raw else _TEMPLATE_TOKENS), options
+    )
     with (
-        _drafting(options) as draft,
+        _drafting(model, options) as draft,
         _loaded(model, options, quiet=json, taken=_taken(draft)) as loaded,
     ):
         load_s = time.perf_counter() - START_S
@@ -83,11 +86,7 @@ def run(
             }
         )
     else:
-        rate = _decode_tok_s(stats)
-        parts = [f"{stats.new_tokens} token{'s' if stats.new_tokens != 1 else ''}"]
-        parts += [f"{rate:.0f} tok/s"] if rate is not None else []
-        per_pass = stats.tokens_per_pass if generation.lookup else None
-        parts += [f"{per_pass:.1f} tokens per pass"] if per_pass is not None else []
+        parts = _figures(stats, generation.lookup)
         parts += [f"first token {first_token_s:.2f} s"] if first_token_s is not None else []
         parts += [f"peak memory {format_size(peak_rss_bytes())}"]
         say(("interrupted · " if code else "") + " · ".join(parts))
@@ -104,7 +103,7 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
     typed = is_terminal(lines)
     if hasattr(lines, "reconfigure"):
         lines.reconfigure(errors="replace")
-    with _drafting(options) as draft, _loaded(model, options, taken=_taken(draft)) as loaded:
+    with _drafting(model, options) as draft, _loaded(model, options, taken=_taken(draft)) as loaded:
         conversation = loaded.chat(system)
         while True:
             try:
@@ -118,8 +117,10 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
             elif text:
                 try:
                     chosen = {**_sampling(options), "draft": draft}
-                    send = conversation.send(text, max_tokens=max_tokens, **chosen)
-                    _stream(send)
+                    answer = conversation.send(text, max_tokens=max_tokens, **chosen)
+                    _stream(answer)
+                    if typed:
+                        say(" · ".join(_figures(answer.stats, answer.lookup)))
                 except HeadraceError as error:
                     if not typed:
                         raise
@@ -277,6 +278,8 @@ def pull(*, name: str, file: str | None) -> int:
     return 0
 
 
+_SELF = "self"  # as a draft: `headrace.draft.SELF`
+
 # ---- what they share ----------------------------------------------------------------------------
 
 
@@ -295,20 +298,37 @@ def model_path(model: str) -> Path:
 
 
 @contextmanager
-def _drafting(options: Mapping[str, Any]) -> Iterator[Any]:
-    """The small model that guesses tokens, if there is to be one."""
-    if options.get("draft") is None:
-        yield None
+def _drafting(model: str, options: Mapping[str, Any]) -> Iterator[Any]:
+    """The small model that guesses tokens for `model`, if there is to be one; "self": itself.
+
+    It remembers no more of the text than that one could without it.
+    """
+    if options.get("draft") in (None, _SELF):
+        yield options.get("draft")
         return
-    names = ("memory", "threads", "target", "kernels")
-    small = {name: options[name] for name in names if name in options}
-    with _loaded(str(model_path(options["draft"])), small, quiet=True) as loaded:
+    path = model_path(options["draft"])
+    small = {**options, "draft": None, "context": None, "whole_stack": False}
+    contexts = (_planned(model_path(model), options), _planned(path, small))
+    small["context"] = min(one.shape.context for one in contexts)
+    with _loaded(str(path), small, quiet=True) as loaded:
         yield loaded
+
+
+def _planned(path: Path, options: Mapping[str, Any]) -> Any:
+    """What `prepare` decides, from the header alone."""
+    from headrace.planning import prepare
+
+    given = options.get
+    return prepare(
+        path, context=given("context"), threads=given("threads"), target=given("target"),
+        kernels=given("kernels"), budget=given("memory"),
+        whole_stack=bool(given("whole_stack")) or given("draft") == _SELF,
+    )  # fmt: skip
 
 
 def _taken(draft: Any) -> int:
     """Bytes that a draft takes of the memory of the model whose process it shares."""
-    return 0 if draft is None else draft.plan.peak_bytes - draft.plan.process
+    return 0 if draft in (None, _SELF) else draft.plan.peak_bytes - draft.plan.process
 
 
 @contextmanager
@@ -320,6 +340,9 @@ def _loaded(
 
     names = ("memory", "threads", "context", "target", "kernels", "logits_rows")
     chosen = {name: options[name] for name in names if options.get(name) is not None}
+    # One that guesses for itself checks that with all of itself.
+    if options.get("whole_stack") or options.get("draft") == _SELF:
+        chosen["whole_stack"] = True
     memory = chosen.get("memory")
     if memory is not None:
         chosen["memory"] = max(1, memory - taken)
@@ -341,7 +364,40 @@ def _loaded(
         if not quiet:
             for notice in loaded.plan.notices():
                 say(notice)
+            more = loaded.plan.flash_bytes_per_token
+            if taken and more:
+                alone = _planned(loaded.prepared.file.paths[0], options).residency
+                more -= alone.streamed_bytes if alone else 0
+            if taken and more > 0:
+                say(
+                    f"the draft takes {format_size(taken)} of memory: {format_size(more)} more are "
+                    "read for each token than without it"
+                )
         yield loaded
+
+
+_LONG_PROMPT = 512  # bytes: shorter ones fit in any context
+_TEMPLATE_TOKENS = 256  # more than a chat template adds to a question
+
+
+def _context_for(model: str, prompt: str, more: int, options: Mapping[str, Any]) -> int | None:
+    """A context that a long prompt and `more` tokens fit in, where less would be chosen."""
+    n_bytes = len(prompt.encode())
+    if n_bytes < _LONG_PROMPT:
+        return None
+    most = n_bytes + more  # a token has a byte or more
+    planned = _planned(model_path(model), options)
+    if planned.shape.context >= min(most, planned.wanted_context):
+        return None
+    from headrace.tokenizer import Tokenizer
+
+    file = planned.file
+    tokens = Tokenizer.from_metadata(file.metadata, file.paths[0]).encode(prompt)
+    needed = len(tokens) + more
+    if planned.shape.context >= needed:
+        return None
+    longest: int = planned.decoder.context
+    return min(-(-needed // 256) * 256, longest)
 
 
 def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,6 +423,14 @@ def _stream(generation: Iterable[str], *, quiet: bool = False) -> tuple[str, flo
     if not quiet and pieces and not pieces[-1].endswith("\n"):
         print(flush=True)
     return "".join(pieces), first_s, code
+
+
+def _figures(stats: Any, lookup: bool) -> list[str]:
+    """How many tokens there are, and how fast they came."""
+    rate, per_pass = _decode_tok_s(stats), stats.tokens_per_pass if lookup else None
+    parts = [f"{stats.new_tokens} token{'s' if stats.new_tokens != 1 else ''}"]
+    parts += [f"{format_rate(rate)} tok/s"] if rate is not None else []
+    return parts + ([f"{per_pass:.1f} tokens per pass"] if per_pass is not None else [])
 
 
 def _decode_tok_s(stats: Any) -> float | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -115,7 +115,7 @@ def compress(
         format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
             "i4_auto" and "i4a_auto": the group size that suits each matrix; "bitstack": a stack of
             blocks, of which a model loads what memory has room for. It takes `calibrate`, but no
-            other option of rounding.
+            other option of rounding; its price is that of all blocks, and of some levels.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
             a weight or `format` is "keep", else "q8_0".
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
@@ -175,11 +175,8 @@ def compress(
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
     room = None if limit is None else limit - process
     if format == STACK:
-        if method is not None or ends is not None or evaluate is not None:
-            raise UnsupportedError(
-                f"--format {STACK} takes neither --method nor --ends, and no --evaluate: its "
-                "quality depends on --memory, and `headrace compare` measures it"
-            )
+        if method is not None or ends is not None:
+            raise UnsupportedError(f"--format {STACK} takes neither --method nor --ends")
         with ExitStack() as stack:
             of = None
             if calibrate is not None:
@@ -187,8 +184,21 @@ def compress(
                     model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
                 )
                 of = stack.enter_context(found).of
-            write_stack(path, target, inputs=of, n_threads=n_threads, progress=progress)
-        return Compressed(target, model.size_bytes, target.stat().st_size)
+            measure = None
+            if evaluate is not None:
+
+                def measure(written: Path, levels: Sequence[int]) -> dict[str, Any]:
+                    return measure_price(
+                        path, written, evaluate, tokens=evaluate_tokens, threads=threads,
+                        memory=memory, progress=progress, levels=levels,
+                    )  # fmt: skip
+
+            price = write_stack(
+                path, target, inputs=of, n_threads=n_threads, room=room,
+                key=_key(model, options, b""), price=measure, progress=progress,
+                check=partial(_check_target, target, force), notice=notice or (lambda line: None),
+            )  # fmt: skip
+        return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
     with TensorReader() as reader:
         wanted = recipes(model, decoder, format, ends, chosen, reader, rate, progress)
     entries, sources = _entries(model, decoder, wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from headrace.arguments import one_text
 from headrace.generation import Generation
@@ -38,7 +38,7 @@ class Chat:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         lookup: bool | None = None,
-        draft: Model | None = None,
+        draft: Model | Literal["self"] | None = None,
     ) -> Reply:
         """Say something; the answer is generated as the result is iterated over.
 
@@ -64,6 +64,7 @@ class Reply:
         self._generation = generation
         self._answer = ""
         self.stats = generation.stats
+        self.lookup = generation.lookup
 
     def __iter__(self) -> Iterator[str]:
         return self

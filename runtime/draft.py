@@ -7,7 +7,7 @@ small model's likeliest tokens are the draft; what is chosen is chosen by the la
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from headrace.errors import HeadraceError
 from headrace.lookup import LONGEST, Draft, Lookup
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from headrace.model import Model
 
+SELF: Final = "self"  # the model that is to be guessed for
 SURE = 3  # tokens that must match for the text's own draft to be taken
 FIRST_LENGTH = 4
 LONGEST_PAUSE = 64  # passes
@@ -25,15 +26,21 @@ LONGEST_PAUSE = 64  # passes
 class ModelDraft:
     """Drafts of the text so far, and of `model` where the text has none.
 
+    "self": of the blocks that `large`, a stack that streams, has in memory.
+
     Raises:
         ValueError: the vocabularies of the two models differ.
     """
 
-    def __init__(self, model: Model, large: Model, tokens: Iterable[int] = ()) -> None:
+    def __init__(
+        self, model: Model | Literal["self"], large: Model, tokens: Iterable[int] = ()
+    ) -> None:
         key = "tokenizer.ggml.tokens"
-        if model is large or model.metadata.get(key) != large.metadata.get(key):
+        if model is large or (model != SELF and model.metadata.get(key) != large.metadata.get(key)):
             raise ValueError("a draft comes from another model, with the same vocabulary")
-        self._model = model
+        self._own = model == SELF
+        self._context = large.context if model == SELF else model.context
+        self._likeliest = large._guess if model == SELF else model.likeliest
         self._tokens = list(tokens)
         self._lookup = Lookup(self._tokens)
         self._length = FIRST_LENGTH
@@ -77,12 +84,14 @@ class ModelDraft:
             self._left = self._pause
 
     def _ask(self, n: int) -> list[int]:
-        n = min(n, self._model.context - len(self._tokens))
+        n = min(n, self._context - len(self._tokens))
         if n < 1 or self._failed:
             return []
         try:
-            return self._model.likeliest(self._tokens, n)
+            return self._likeliest(self._tokens, n)
         except HeadraceError as error:  # what is chosen does not depend on it
+            if self._own:
+                raise
             self._failed = True
             warnings.warn(f"going on without a draft: {error}", RuntimeWarning, stacklevel=2)
             return []

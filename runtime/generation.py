@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headrace.arguments import switch, texts, whole
 from headrace.detokenizer import Detokenizer
-from headrace.draft import ModelDraft
+from headrace.draft import SELF, ModelDraft
 from headrace.errors import BusyError, CancelledError, HeadraceError
 from headrace.lookup import Lookup
 from headrace.pace import MOST_DRAFTED, Acceptance, tokens_to_check
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from headrace.model import Model
 
-FinishReason = Literal["eos", "length", "stop", "cancelled"]
+FinishReason = Literal["eos", "length", "stop", "cancelled", "error"]
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Stats:
 
     Attributes:
         passes: forward passes after the prompt.
+        finish_reason: None while it goes on; "error": an exception came out of it.
         accepted_tokens: new tokens that had been guessed, and so took no pass of their own.
     """
 
@@ -56,7 +57,8 @@ class Generation:
 
     def __init__(
         self, model: Model, ids: list[int], max_tokens: int, params: SamplingParams,
-        stop: str | Sequence[str], *, reuse: bool, lookup: bool | None, draft: Model | None = None,
+        stop: str | Sequence[str], *, reuse: bool, lookup: bool | None,
+        draft: Model | Literal["self"] | None = None,
     ) -> None:  # fmt: skip
         ids = model._checked(ids)
         max_tokens = whole("max_tokens", max_tokens, low=1)
@@ -69,8 +71,10 @@ class Generation:
         self.lookup = default if lookup is None else switch("lookup", lookup)
         self._text: Lookup | ModelDraft = Lookup()
         if draft is not None:
-            if not isinstance(draft, type(model)):
-                raise TypeError(f"draft must be a loaded model, not {type(draft).__name__}")
+            if draft != SELF and not isinstance(draft, type(model)):
+                raise TypeError(
+                    f"draft must be a loaded model or 'self', not {type(draft).__name__}"
+                )
             self._text = ModelDraft(draft, model)
         self._acceptance = Acceptance()
         self._model = model
@@ -192,6 +196,9 @@ class Generation:
                 position += 1
         except CancelledError:
             stats.finish_reason = "cancelled"
+        except Exception:
+            stats.finish_reason = "error"  # the next look finds no more text, and why
+            raise
         rest = self._matcher.push(detokenizer.finish()) + self._matcher.finish()
         if rest:
             yield rest

@@ -14,7 +14,9 @@ from headrace.planning import Prepared, kernel_store, prepare
 from headrace.prediction import Passes, Rates
 from headrace.price import price_of
 from headrace.rates import PROMPT_TOKENS, Progress, measure_rates
-from headrace.sizes import format_size
+from headrace.sizes import format_rate, format_size
+
+NEARLY = 0.99  # of a budget: what is missing is not worth a word
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class MemoryPlan:
     def notices(self) -> list[str]:
         """What a user should know before the wait, where memory is short."""
         found = []
-        if self.budget is not None and self.limit is not None and self.limit < self.budget:
+        if self.budget is not None and self.limit is not None and self.limit < NEARLY * self.budget:
             found.append(
                 f"only {format_size(self.limit)} of the {format_size(self.budget)} asked for are "
                 "free: the model is held to that"
@@ -90,13 +92,13 @@ class MemoryPlan:
             rate = self.flash_read_gb_s
             how = "" if rate is None else f" at {rate:.1f} GB/s ({self.read_mode})"
             speed = self.predicted_tok_s
-            about = "" if speed is None else f", about {speed:.2g} tok/s"
+            about = "" if speed is None else f", about {format_rate(speed)} tok/s"
             missing = self.peak_bytes + self.weights - self.resident_weights - self.window
             found.append(
                 f"{format_size(self.flash_bytes_per_token)} of weights are read from the file for "
                 f"each token{how}{about}; with {format_size(missing)} of memory none would be"
             )
-        if self.blocks < self.blocks_in_file:
+        if self.blocks < self.blocks_in_file and not self.flash_bytes_per_token:
             missing = self.weights - self.resident_weights
             found.append(
                 f"{self.blocks} of {self.blocks_in_file} blocks of weights are in memory: the "
@@ -174,6 +176,7 @@ def plan_model(
     threads: int | None = None,
     target: str | None = None,
     kernels: str | Path | None = None,
+    whole_stack: bool = False,
     measure: bool = True,
     progress: Progress | None = None,
 ) -> MemoryPlan:
@@ -185,7 +188,13 @@ def plan_model(
         what `prepare` raises.
     """
     prepared = prepare(
-        Path(path), context=context, threads=threads, target=target, kernels=kernels, budget=memory
+        Path(path),
+        context=context,
+        threads=threads,
+        target=target,
+        kernels=kernels,
+        budget=memory,
+        whole_stack=whole_stack,
     )
     rates = Rates()
     if measure:

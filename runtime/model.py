@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from headrace.arguments import one_text, token_ids, whole
+from headrace.arguments import one_text, switch, token_ids, whole
 from headrace.conversation import Chat
 from headrace.detokenizer import Detokenizer
 from headrace.errors import (
@@ -68,6 +68,7 @@ def load(
     activations: Activations = "q8",
     kernels: str | Path | None = None,
     logits_rows: int = 0,
+    whole_stack: bool = False,
 ) -> Model:
     """Load a language model into memory.
 
@@ -87,6 +88,8 @@ def load(
         kernels: a kernel pack (`headrace targets build`) to use instead of compiling.
         logits_rows: tokens whose logits are asked for at a time (`Model.logits`, `perplexity`):
             what these take is then counted in `memory`.
+        whole_stack: of a model that is a stack of blocks, compute with all, and read those that do
+            not fit from the file for every token; by default only what fits is computed with.
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
@@ -100,6 +103,7 @@ def load(
     prepared = prepare(
         path, context=context, threads=threads, target=target, activations=activations,
         kernels=kernels, budget=budget, logits_rows=whole("logits_rows", logits_rows, low=0),
+        whole_stack=switch("whole_stack", whole_stack),
     )  # fmt: skip
     return Model(prepared, progress)
 
@@ -351,7 +355,7 @@ class Model:
         stop: str | Sequence[str] = (),
         raw: bool = False,
         lookup: bool | None = None,
-        draft: Model | None = None,
+        draft: Model | Literal["self"] | None = None,
     ) -> Generation:
         """Answer a prompt; iterate over the result for pieces of text as they come.
 
@@ -362,7 +366,8 @@ class Model:
             stop: end before any of these texts.
             raw: do not apply the chat template.
             draft: a small model of the same vocabulary that guesses tokens where the text does not
-                repeat itself; this model checks them, so the answer is the same.
+                repeat itself; this model checks them, so the answer is the same. "self": of a stack
+                that streams (`whole_stack`), the blocks in memory guess.
             lookup: guess tokens from the text so far and check several in one pass, where that is
                 faster; the answer is the same. Default: where weights are read from disk.
 
@@ -397,6 +402,26 @@ class Model:
             while len(found) < n:
                 logits = self._read([found[-1]], len(ids) + len(found) - 1)
                 found.append(int(np.argmax(logits)))
+        return found
+
+    def _guess(self, tokens: Sequence[int], n: int) -> list[int]:
+        """The n tokens that follow by the blocks in memory alone, each the likeliest.
+
+        All but the last of `tokens` have been read, and count as read afterwards: keys and values
+        of what comes behind are written again by the pass that checks it.
+        """
+        program, position, found = self._programs.guess, len(tokens) - 1, list[int]()
+        if program is None:
+            return found
+        token = tokens[-1]
+        try:
+            while len(found) < n:
+                at = position + len(found)
+                self._run_chunk([token], at, 1, self._programs.logits, program)
+                token = int(np.argmax(self._logits()))
+                found.append(token)
+        finally:
+            del self._kept[position:]
         return found
 
     def chat(self, system: str | None = None) -> Chat:
@@ -524,7 +549,8 @@ class Model:
         if len(ids) > self.context:
             raise ContextOverflowError(
                 f"the prompt has {len(ids)} tokens, the context {self.context}; shorten it or load "
-                f"the model with a longer context (it was trained for {self._decoder.context})"
+                f"the model with a longer context (`context`, --context; it was trained for "
+                f"{self._decoder.context})"
             )
         return ids
 
@@ -618,6 +644,8 @@ class Model:
             seconds > PATIENCE_S and threading.current_thread() is threading.main_thread()
         )
         held, finished = self._held, False
+        if program is self._programs.guess:  # for which nothing is read
+            return self._walk(program, interruptible, 0)
         window = held.begin(n_tokens)
         try:
             finished = self._walk(program, interruptible, window)

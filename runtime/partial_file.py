@@ -124,6 +124,26 @@ class PartialFile:
                     n = os.write(self._fd, view)
             at, view = at + n, view[n:]
 
+    def read(self, at: int, n_bytes: int) -> bytes:
+        """Read bytes that were written; from any thread.
+
+        Raises:
+            OSError: the disk does not give them.
+        """
+        parts = []
+        while n_bytes:
+            if hasattr(os, "pread"):
+                part = os.pread(self._fd, n_bytes, at)
+            else:
+                with self._lock:
+                    os.lseek(self._fd, at, os.SEEK_SET)
+                    part = os.read(self._fd, n_bytes)
+            if not part:
+                raise OSError(errno.EIO, "the file ends too early")
+            parts.append(part)
+            at, n_bytes = at + len(part), n_bytes - len(part)
+        return b"".join(parts)
+
     def finish(self, tensors: int) -> None:
         """Say how many tensors have been written completely.
 

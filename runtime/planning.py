@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from headrace import plan as plans
 from headrace.arguments import whole
@@ -16,10 +17,13 @@ from headrace.errors import BudgetError, ContextOverflowError, KernelError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile
+from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.tiled import open_model
-from headrace.offload.budget import Choice, Fit, Limit, fit, fit_blocks
+from headrace.offload.budget import Choice, Fit, Limit, fit, fit_blocks, fit_rest
 from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
+from headrace.offload.prefix import Ranked
+from headrace.offload.prefix import least_bytes as rest_bytes
 from headrace.placing import Activations, Placed, pieces_of, place
 from headrace.promises import promised
 from headrace.sizes import format_size
@@ -56,6 +60,19 @@ class Prepared:
     logits_rows: int = 0  # that whoever scores a text holds at a time
     stack: Stack | None = None  # of the matrices that are stacks of blocks
     blocks: int = 0  # of it that stay in memory
+    rest: Ranked | None = None  # all of it, if what does not stay is read for every pass
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that a pass computes with."""
+        return self.blocks if self.rest is None else len(self.rest.pieces)
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """Tensors that may stream, by name."""
+        infos = {p.matrix.name: p.info for p in self.placed}
+        blocks = self.stack.blocks if self.stack else ()
+        return infos | {one.info.name: one.info for one in blocks}
 
     @property
     def read_bytes(self) -> int:
@@ -63,19 +80,20 @@ class Prepared:
         ends = self.decoder.embedding.name, self.decoder.head.name
         tied = ends[0] == ends[1]
         whole = sum(p.n_bytes for p in self.placed if tied or p.matrix.name != ends[0])
-        return whole + (self.stack.n_bytes(self.blocks) if self.stack else 0)
+        return whole + (self.stack.n_bytes(self.used_blocks) if self.stack else 0)
 
 
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,
     activations: Activations = "q8", kernels: str | Path | None = None, budget: int | None = None,
-    logits_rows: int = 0,
+    logits_rows: int = 0, whole_stack: bool = False,
 ) -> Prepared:  # fmt: skip
     """Read a header and decide sizes for this machine; nothing large is read or allocated.
 
     Args:
         budget: bytes that the process may take; None: what is free.
         logits_rows: rows of logits that whoever scores a text holds at a time.
+        whole_stack: compute with all blocks of a stack, and stream those that do not fit.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
@@ -93,13 +111,22 @@ def prepare(
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     limit = limit_of(budget)
-    prepared = prepare_for(chosen, file, context, n_threads, activations, limit, logits_rows)
+    sized = partial(
+        prepare_for, chosen, file, context, n_threads, activations, logits_rows=logits_rows,
+        whole_stack=whole_stack,
+    )  # fmt: skip
+    try:
+        prepared = sized(limit=limit)
+    except BudgetError:
+        limit = limit_of(budget, share=1.0)  # better without a margin than not at all
+        prepared = sized(limit=limit)
     return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
 
 
 def bounds(
     path: Path, *, context: int | None = None, threads: int | None = None,
     target: str | None = None, kernels: str | Path | None = None, logits_rows: int = 0,
+    whole_stack: bool = False,
 ) -> tuple[int, int]:  # fmt: skip
     """The fewest bytes that a process works in with a model, and what it takes whole.
 
@@ -107,21 +134,21 @@ def bounds(
     """
     chosen = _picked(target, None if kernels is None else Pack(kernels))
     file, n_threads = open_model(path), threads or default_threads()
-    whole = prepare_for(chosen, file, context, n_threads, logits_rows=logits_rows)
+    options: dict[str, Any] = {"logits_rows": logits_rows, "whole_stack": whole_stack}
+    whole = prepare_for(chosen, file, context, n_threads, **options)
     most = sum(whole.parts.values())
     try:
-        prepare_for(
-            chosen, file, whole.shape.context, n_threads, limit=Limit(1), logits_rows=logits_rows
-        )
+        prepare_for(chosen, file, whole.shape.context, n_threads, limit=Limit(1), **options)
     except BudgetError as error:
         return min(error.needed_bytes, most), most
     raise AssertionError("a model fits in one byte")
 
 
-def limit_of(budget: int | None, owner: object = None) -> Limit:
+def limit_of(budget: int | None, owner: object = None, share: float = FREE_SHARE) -> Limit:
     """What a model may have, the process included: a budget, but no more than is free.
 
-    `owner` is the model if it is loaded; what the others may take is not free.
+    `owner` is the model if it is loaded; what the others may take is not free. Without a budget it
+    is a `share` of what is free.
     """
     asked = Limit(budget, f"the budget (`memory`) is {format_size(budget)}" if budget else "")
     available = available_bytes()
@@ -134,11 +161,11 @@ def limit_of(budget: int | None, owner: object = None) -> Limit:
     if budget is not None and budget <= free:
         return asked
     beside = f", {format_size(others)} for other models not counted" if others else ""
+    if budget is None and share < 1:
+        private = min(available + resident_bytes(private=True), soft) - others
+        free = max(0, int(private * share))
     said = f"this process can have {format_size(free)} (free memory and cgroup limit{beside})"
-    if budget is not None:
-        return Limit(free, said)
-    private = min(available + resident_bytes(private=True), soft) - others
-    return Limit(max(0, int(private * FREE_SHARE)), said)
+    return Limit(free, said)
 
 
 def _picked(target: str | None, pack: Pack | None) -> Target:
@@ -153,6 +180,7 @@ def _picked(target: str | None, pack: Pack | None) -> Target:
 def prepare_for(
     target: Target, file: ModelFile, context: int | None, threads: int,
     activations: Activations = "q8", limit: Limit = ENOUGH, logits_rows: int = 0,
+    whole_stack: bool = False,
 ) -> Prepared:  # fmt: skip
     """The same for any machine.
 
@@ -172,25 +200,35 @@ def prepare_for(
             f"{file.paths[0]}: a context of {context} tokens is longer than the {decoder.context} "
             f"that the model was trained for; ask for {decoder.context} or fewer"
         )
-    # Of a stack as many blocks are kept as fit, so that nothing has to be streamed.
+    rest = stack.ranked() if stack and whole_stack else None
+    # Of a stack as many blocks are kept as fit; else nothing of it has to be streamed.
     pieces = [] if stack else pieces_of(streamed_matrices(decoder, placed))
-    sizes = Sizes(decoder, placed, target, threads, len(pieces), stack, logits_rows)
+    n_pieces = len(pieces) if rest is None else len(rest.pieces)
+    sizes = Sizes(decoder, placed, target, threads, n_pieces, stack, logits_rows)
     found = _fit(
-        limit, sizes.whole(context), sizes.streaming(context, limit.n_bytes), pieces, stack, file
+        limit,
+        sizes.whole(context),
+        sizes.streaming(context, limit.n_bytes),
+        pieces,
+        stack,
+        rest,
+        file,
     )
     shape = plans.Shape(found.choice.context, found.choice.chunk, threads)
     return Prepared(
         file, stamps, decoder, placed, target, shape,
         context or min(decoder.context, DEFAULT_CONTEXT), pieces, found.parts, found.residency,
-        stack=stack, blocks=found.blocks, logits_rows=logits_rows,
+        stack=stack, blocks=found.blocks, logits_rows=logits_rows, rest=rest,
     )  # fmt: skip
 
 
 def _fit(
     limit: Limit, whole: Iterable[Choice], small: Iterable[Choice], pieces: Sequence[Piece],
-    stack: Stack | None, file: ModelFile,
+    stack: Stack | None, rest: Ranked | None, file: ModelFile,
 ) -> Fit:  # fmt: skip
     name = str(file.paths[0])
+    if stack is not None and rest is not None:
+        return fit_rest(limit, whole, small, stack, rest, name)
     if stack is not None:
         return fit_blocks(limit, whole, small, stack, name)
     return fit(limit, whole, small, pieces, name)
@@ -204,7 +242,7 @@ def refit(prepared: Prepared, budget: int | None, owner: object = None) -> Prepa
     """
     p, choice = prepared, _same_choice(prepared)
     limit = limit_of(budget, owner)
-    found = _fit(limit, [choice], [choice], p.pieces, p.stack, p.file)
+    found = _fit(limit, [choice], [choice], p.pieces, p.stack, p.rest, p.file)
     return replace(
         p, parts=found.parts, residency=found.residency, blocks=found.blocks, budget=budget,
         limit=limit.n_bytes,
@@ -217,9 +255,14 @@ def least(prepared: Prepared) -> Prepared:
     n_bytes = sum(choice.whole.values())
     if len(prepared.pieces) >= LEAST_SLOTS:
         n_bytes = min(n_bytes, sum(choice.streaming.values()) + least_bytes(prepared.pieces))
-    if prepared.stack is not None:
+    if prepared.rest is not None:
+        n_bytes = sum(choice.streaming.values()) + (rest_bytes(prepared.rest) or 0)
+    elif prepared.stack is not None:
         n_bytes += prepared.stack.n_bytes(prepared.stack.least)
-    found = _fit(Limit(n_bytes), [choice], [choice], prepared.pieces, prepared.stack, prepared.file)
+    found = _fit(
+        Limit(n_bytes), [choice], [choice], prepared.pieces, prepared.stack, prepared.rest,
+        prepared.file,
+    )  # fmt: skip
     return replace(
         prepared, parts=found.parts, residency=found.residency, blocks=found.blocks, limit=n_bytes
     )
@@ -227,9 +270,8 @@ def least(prepared: Prepared) -> Prepared:
 
 def _same_choice(p: Prepared) -> Choice:
     """What the sizes take that were chosen before."""
-    sizes = Sizes(
-        p.decoder, p.placed, p.target, p.shape.threads, len(p.pieces), p.stack, p.logits_rows
-    )
+    n_pieces = len(p.pieces) if p.rest is None else len(p.rest.pieces)
+    sizes = Sizes(p.decoder, p.placed, p.target, p.shape.threads, n_pieces, p.stack, p.logits_rows)
     return sizes.choice(p.shape.context, p.shape.chunk)
 
 
@@ -249,7 +291,10 @@ def kernel_store(prepared: Prepared) -> Kernels:
     that the model needs; or the cache of compiled ones.
 
     All cores compile what is missing, but only as many processes as have room in what the model may
-    have: that happens before anything of it is loaded.
+    have: that happens before anything of it is loaded. One always may, if the system has room.
+
+    Raises:
+        BudgetError: kernels have to be compiled, and there is no room for that.
     """
     if prepared.pack is not None:
         return prepared.pack.store(prepared.target)
@@ -259,4 +304,14 @@ def kernel_store(prepared: Prepared) -> Kernels:
     n_workers = default_threads()
     if prepared.limit is not None:
         n_workers = min(n_workers, (prepared.limit - PROCESS_BYTES) // COMPILER_BYTES)
-    return KernelStore(prepared.target, max(1, n_workers))
+    store = KernelStore(prepared.target, max(1, n_workers))
+    free = available_bytes()
+    if free is not None and free < COMPILER_BYTES and store.missing(needed):
+        raise BudgetError(
+            f"{prepared.file.paths[0]}: kernels have to be compiled once, by another process of "
+            f"{format_size(COMPILER_BYTES)}, and {format_size(free)} are free (free memory and "
+            "cgroup limit). Run it once where there is more, with the same HEADRACE_CACHE, or take "
+            "kernels along (`headrace targets build`, --kernels)",
+            needed_bytes=resident_bytes() + COMPILER_BYTES,
+        )
+    return store

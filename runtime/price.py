@@ -1,19 +1,27 @@
 """The price tag of a compressed model: how far it is from its source, kept in the file itself.
 
 Keys `headrace.price.*`: the means of `headrace.compare` on a held-out text, tokens that were
-scored, and the text's SHA-256. All have the same size whatever they say, so that a header is
+scored, and the text's SHA-256; of a stack also `headrace.price.level4.*`, the means of its first
+four levels, and so on. All have the same size whatever they say, so that a header is
 written before they are known, and again when they are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from headrace.errors import BudgetError
 from headrace.loaders.model_file import ModelFile
+from headrace.sizes import format_size
 from headrace.windows import scored_of
+
+if TYPE_CHECKING:
+    from headrace.model import Model
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -22,6 +30,7 @@ TOKENS = 64 * WINDOW  # unless told otherwise
 _CHARACTERS = 16  # more than a token has on average
 _PREFIX = "headrace.price."
 _RESERVED = "headrace.later."  # of the room for it: as long, and no price
+_LEVEL = re.compile(re.escape(_PREFIX) + r"level(\d{1,3})\.kl_divergence")
 _RATES = ("kl_divergence", "top_agreement", "perplexity_ratio")
 
 
@@ -30,12 +39,21 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def price_keys(found: dict[str, Any] | None) -> dict[str, str | float]:
-    """Metadata of a price; None: of the room for one that is not known yet, the same bytes."""
+def price_keys(found: dict[str, Any] | None, levels: Sequence[int] = ()) -> dict[str, str | float]:
+    """Metadata of a price; None: of the room for one that is not known yet, the same bytes.
+
+    `levels` of a stack have theirs in `found["levels"]`.
+    """
     prefix = _RESERVED if found is None else _PREFIX
     found = found or {"tokens": 0, "text_sha256": "0" * 64}
+    parts = found.get("levels", [{} for _ in levels])
     return {
         **{prefix + name: float(found.get(name, 0)) for name in _RATES},
+        **{
+            f"{prefix}level{level}.{name}": float(part.get(name, 0))
+            for level, part in zip(levels, parts, strict=True)
+            for name in _RATES
+        },
         prefix + "tokens": int(found["tokens"]),
         prefix + "text_sha256": found["text_sha256"],
     }
@@ -49,12 +67,22 @@ def price_of(model: ModelFile) -> dict[str, Any] | None:
     """
     if _PREFIX + _RATES[0] not in model.metadata:
         return None
+    named = (_LEVEL.fullmatch(key) for key in model.metadata)
+    levels = sorted(int(match[1]) for match in named if match)
+    parts = [{"level": n, **_rates_of(model, f"{_PREFIX}level{n}.")} for n in levels]
     return {
-        "kl_divergence": model.get(_PREFIX + "kl_divergence", float, low=0),
-        "top_agreement": model.get(_PREFIX + "top_agreement", float, low=0, high=1),
-        "perplexity_ratio": model.get(_PREFIX + "perplexity_ratio", float, low=0),
+        **_rates_of(model, _PREFIX),
+        **({"levels": parts} if parts else {}),
         "tokens": model.get(_PREFIX + "tokens", int, low=1),
         "text_sha256": model.get(_PREFIX + "text_sha256", str)[:64],
+    }
+
+
+def _rates_of(model: ModelFile, prefix: str) -> dict[str, float]:
+    return {
+        "kl_divergence": model.get(prefix + "kl_divergence", float, low=0),
+        "top_agreement": model.get(prefix + "top_agreement", float, low=0, high=1),
+        "perplexity_ratio": model.get(prefix + "perplexity_ratio", float, low=0),
     }
 
 
@@ -69,9 +97,11 @@ def price_options(source: Path, threads: int | None) -> dict[str, Any]:
 
 def measure_price(
     source: Path, compressed: Path, text: str, *, tokens: int, threads: int | None,
-    memory: int | None, progress: Progress | None,
+    memory: int | None, progress: Progress | None, levels: Sequence[int] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Compare a compressed model with its source; `memory` is for both together.
+
+    Of a stack all blocks count, and the first `levels` levels have prices of their own.
 
     Raises:
         what `headrace.load` and `headrace.compare.compare` raise.
@@ -81,9 +111,53 @@ def measure_price(
 
     options = price_options(source, threads)
     window = options["context"]
-    with load_pair(source, compressed, memory=memory, progress=progress, **options) as (a, b):
-        chunks = max(1, tokens // window)
-        # The library takes some hundred bytes for each token, also of a text that is not needed.
-        part = text[: chunks * window * _CHARACTERS]
-        found = compare(a, b, part, context=window, chunks=chunks, progress=progress)
-    return {**{name: found[name] for name in (*_RATES, "tokens")}, "text_sha256": text_digest(text)}
+    chunks = max(1, tokens // window)
+    # The library takes some hundred bytes for each token, also of a text that is not needed.
+    part = text[: chunks * window * _CHARACTERS]
+
+    def price(pair: tuple[Model, Model]) -> dict[str, Any]:
+        return compare(*pair, part, context=window, chunks=chunks, progress=progress)
+
+    def loaded(whole_stack: bool) -> AbstractContextManager[tuple[Model, Model]]:
+        return load_pair(
+            source, compressed, memory=memory, progress=progress, whole_stack=whole_stack, **options
+        )
+
+    with loaded(whole_stack=True) as pair:
+        found = price(pair)
+    parts: list[dict[str, Any]] = []
+    if levels:
+        with loaded(whole_stack=False) as pair:
+            for n in sorted(levels, reverse=True):
+                pair[1].memory = _memory_of(pair[1], n)
+                parts.insert(0, {"level": n, **_rates(price(pair))})
+    return {
+        **_rates(found),
+        **({"levels": parts} if parts else {}),
+        "tokens": found["tokens"],
+        "text_sha256": text_digest(text),
+    }
+
+
+def _memory_of(model: Model, levels: int) -> int:
+    """What a stack takes with so many levels.
+
+    Raises:
+        BudgetError: it has got less than that.
+    """
+    p = model.prepared
+    if p.stack is None:
+        raise AssertionError("no stack has no levels")
+    more = p.stack.n_bytes(levels * p.stack.least) - p.stack.n_bytes(p.blocks)
+    needed = sum(p.parts.values()) + more
+    if more > 0:
+        raise BudgetError(
+            f"to price {levels} levels of a stack takes {format_size(2 * needed)} of memory, with "
+            "the source beside it: allow that, or leave out --evaluate",
+            needed_bytes=2 * needed,
+        )
+    return needed
+
+
+def _rates(found: dict[str, Any]) -> dict[str, float]:
+    return {name: found[name] for name in _RATES}

@@ -32,6 +32,7 @@ from headrace.plan import (
     row_widths,
     table_sizes,
 )
+from headrace.stack import BlockAt
 from headrace.steps import Forward, Step
 from headrace.streaming import Streaming
 from headrace.targets.target import Target
@@ -115,6 +116,11 @@ class Programs:
         self.decode, self.short, self.prefill = (
             made["decode"], made["short"], made["prefill"],
         )  # fmt: skip
+        # With what is in memory of a stack, and nothing that streams.
+        part = stack is not None and streaming is not None
+        self.guess = (
+            self._program(forward.steps(by_name["decode"], resident=True)) if part else None
+        )
         check = check_mode(self._target)
         self.check = (
             self.short if check == by_name["short"] else self._program(forward.steps(check))
@@ -135,9 +141,12 @@ class Programs:
             parts += self._streaming.parts(matrix.name)
         return sorted(parts, key=lambda part: part.tile)
 
-    def blocks(self, matrix: Matrix) -> list[int]:
-        """Addresses of the blocks of a matrix that are in memory."""
-        return self._weights.blocks(matrix.name)
+    def blocks(self, matrix: Matrix) -> list[BlockAt]:
+        """The blocks of a matrix: those in memory, then what is streamed."""
+        blocks = self._weights.blocks(matrix.name)
+        if self._streaming is not None:
+            blocks += self._streaming.blocks(matrix.name)
+        return blocks
 
     def head(self, matrix: Matrix) -> int:
         """Address of the head of a group-sparse matrix."""

@@ -53,7 +53,7 @@ def measure_rates(
             room = p.limit - sum(taken)
         sample = take_sample(
             p.file, p.decoder, p.placed, p.target, addresses, team,
-            min(prompt_tokens, p.shape.chunk), room, p.stack, p.blocks,
+            min(prompt_tokens, p.shape.chunk), room, p.stack, p.used_blocks,
         )  # fmt: skip
     finally:
         team.close()
@@ -84,5 +84,5 @@ def measure_flash(
     residency = prepared.residency
     if residency is None:
         raise ValueError("nothing is streamed")
-    reads = reads_of({p.matrix.name: p for p in prepared.placed}, residency.streamed)
+    reads = reads_of(prepared.infos, residency.streamed)
     return flash.measure(files, reads, residency.slot_bytes, reader)

@@ -49,6 +49,41 @@ class Inputs:
         return found
 
 
+class Factors:
+    """What GPTQ makes of statistics, in `room` bytes (None: no limit); the last one is kept.
+
+    Several matrices read the same, one after the other.
+    """
+
+    def __init__(self, room: int | None) -> None:
+        self._room = room
+        self._last: tuple[Floats, Floats] | None = None
+
+    def of(self, name: str, inputs: Inputs) -> Floats:
+        """`headrace.sparse.gptq.inverse_factor` of what a matrix reads.
+
+        Raises:
+            BudgetError: the work does not fit.
+            ModelFileError: the statistics are of no use.
+        """
+        if self._last is None or self._last[0] is not inputs.h:
+            self._last = None
+            n = len(inputs.h)
+            double = 3 * 8 * n * n
+            room = double if self._room is None else self._room - inputs.held
+            if room < double // 2:
+                raise too_little(name, double // 2, room)
+            try:
+                dtype = np.float64 if room >= double else np.float32
+                self._last = inputs.h, inverse_factor(inputs.h, dtype)
+            except np.linalg.LinAlgError as error:
+                raise ModelFileError(
+                    "what this matrix reads on the calibration text has no usable statistics "
+                    f"({error}): use another text, or --method rtn", tensor=name,
+                ) from error  # fmt: skip
+        return self._last[1]
+
+
 class Rounder:
     """Rounds matrices on `n_threads` threads in `room` bytes of memory (None: no limit)."""
 
@@ -56,7 +91,7 @@ class Rounder:
         self._reader = reader
         self._threads = n_threads
         self._room = room
-        self._factor: tuple[Floats, Floats] | None = None  # of an H: several matrices share it
+        self._factors = Factors(room)
 
     def round(self, recipe: Recipe, inputs: Inputs | None, write: Write) -> None:
         """Write a matrix in its new format; `write` is called from several threads at once.
@@ -98,7 +133,7 @@ class Rounder:
         if recipe.method == "gptq":
             if inputs is None:
                 raise AssertionError(f"no statistics of the inputs of {m.name}")
-            hessian = Hessian(inputs.h, self._factor_of(m.name, inputs))
+            hessian = Hessian(inputs.h, self._factors.of(m.name, inputs))
             cost = group_costs(hessian.upper, wanted.format.group)
             taken += 4 * m.columns * m.columns
             portion = max(portion, _GPTQ_ROWS * m.columns)
@@ -140,7 +175,7 @@ class Rounder:
         if recipe.method == "gptq":
             if inputs is None:
                 raise AssertionError(f"no statistics of the inputs of {info.name}")
-            factor = self._factor_of(recipe.placed.matrix.name, inputs)
+            factor = self._factors.of(recipe.placed.matrix.name, inputs)
 
         def encode(x: Floats) -> np.ndarray:
             most = np.abs(x).max(initial=0)  # NaN if there is one
@@ -168,24 +203,6 @@ class Rounder:
             return raw
 
         return encode
-
-    def _factor_of(self, name: str, inputs: Inputs) -> Floats:
-        if self._factor is None or self._factor[0] is not inputs.h:
-            self._factor = None
-            n = len(inputs.h)
-            double = 3 * 8 * n * n
-            room = double if self._room is None else self._room - inputs.held
-            if room < double // 2:
-                raise too_little(name, double // 2, room)
-            try:
-                dtype = np.float64 if room >= double else np.float32
-                self._factor = inputs.h, inverse_factor(inputs.h, dtype)
-            except np.linalg.LinAlgError as error:
-                raise ModelFileError(
-                    "what this matrix reads on the calibration text has no usable statistics "
-                    f"({error}): use another text, or --method rtn", tensor=name,
-                ) from error  # fmt: skip
-        return self._factor[1]
 
 
 def too_little(what: str, needed: int, room: int) -> BudgetError:

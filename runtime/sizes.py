@@ -1,4 +1,4 @@
-"""Memory sizes as people write them: `300MB`, `1.5GiB`, `50%` of the machine's memory."""
+"""Memory sizes as people write them: `300MB`, `1.5GiB`, `50%` of the memory there is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def parse_size(text: str | int, *, total_bytes: int | None = None) -> int:
 
     Args:
         text: the size; units in any case, `K`, `KB` and `kB` all being 1000 bytes.
-        total_bytes: what a percentage is taken of; the machine's memory when not given.
+        total_bytes: what a percentage is taken of; when not given, the machine's memory, or
+            the limit of the container that this runs in.
 
     Raises:
         ValueError: not a size, or zero; the message shows what one looks like.
@@ -55,7 +56,15 @@ def format_size(n_bytes: float) -> str:
     return f"{n_bytes:.{digits}f} {unit}"
 
 
+def format_rate(per_s: float) -> str:
+    """Three digits: `483`, `12.3`, `0.91`."""
+    digits = 2 if per_s < 9.995 else 1 if per_s < 99.95 else 0
+    return f"{per_s:.{digits}f}"
+
+
 def _machine_bytes() -> int:
     import psutil  # only a percentage needs it
 
-    return int(psutil.virtual_memory().total)
+    from headrace.available import cgroup_limits
+
+    return min([int(psutil.virtual_memory().total), *cgroup_limits()])

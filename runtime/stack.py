@@ -18,15 +18,23 @@ from headrace.families.decoder import Decoder, Matrix
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import ALIGNMENT, format_name
 from headrace.memory import Arena
+from headrace.offload.pieces import Piece
+from headrace.offload.prefix import Ranked
 from headrace.sparse.bitstack import RANKS, BlockShape
 
 _NAME = re.compile(r"(.+)\.block(\d{1,3})")
+MOST_LEVELS = 1000  # blocks of a matrix that a name can tell apart
 _FORMAT = re.compile(r"bitstack_k(\d{1,4})")
 
 
 def block_name(matrix: str, level: int) -> str:
     """The tensor that is block `level` of a matrix."""
     return f"{matrix}.block{level}"
+
+
+def matrix_of(block: str) -> str:
+    """The matrix that a tensor of this name is a block of."""
+    return block.rpartition(".block")[0]
 
 
 def block_format(rank: int) -> str:
@@ -56,9 +64,14 @@ class StackBlock:
 
 @dataclass(frozen=True)
 class Stack:
-    """All blocks of a file, in their order."""
+    """All blocks of a file, in their order.
+
+    Attributes:
+        matrices: names in the order in which a pass multiplies by them.
+    """
 
     blocks: tuple[StackBlock, ...]
+    matrices: tuple[str, ...]
 
     @property
     def shapes(self) -> dict[str, BlockShape]:
@@ -87,6 +100,19 @@ class Stack:
             else:
                 high = middle - 1
         return low
+
+    def ranked(self) -> Ranked:
+        """All blocks for `headrace.offload.prefix`; those of a matrix are a group."""
+        pieces, turns = [], []
+        index = {name: i for i, name in enumerate(self.matrices)}
+        for one in self.blocks:
+            info = one.info
+            room = -(-info.n_bytes // ALIGNMENT) * ALIGNMENT
+            tiles = one.shape.tiles
+            pieces.append(Piece(info.name, 0, tiles, 0, info.n_bytes, info.n_bytes, room, True))
+            turns.append(index[one.matrix.name] * MOST_LEVELS + one.level)
+        groups = tuple(turn // MOST_LEVELS for turn in turns)
+        return Ranked(tuple(pieces), tuple(turns), groups, self.least)
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -118,7 +144,7 @@ def stack_of(model: ModelFile, decoder: Decoder) -> Stack | None:
     if not found:
         return None
     _check(model, found)
-    return Stack(tuple(found))
+    return Stack(tuple(found), tuple(matrices))
 
 
 def _shape(matrix: Matrix, kind: str, info: TensorInfo) -> BlockShape:
@@ -163,6 +189,18 @@ def _bad(problem: str, info: TensorInfo) -> NoReturn:
     )
 
 
+@dataclass(frozen=True)
+class BlockAt:
+    """Where a block is: at `address` in memory, or to be streamed.
+
+    Attributes:
+        request: number of the read that brings it, None if it is in memory.
+    """
+
+    address: int
+    request: int | None = None
+
+
 class StackMemory:
     """The first blocks of a stack in memory, as they lie in the file.
 
@@ -195,8 +233,8 @@ class StackMemory:
             self._arena.release("stack", then, now - then)
         self.count = count
 
-    def addresses(self, matrix: str) -> list[int]:
+    def blocks(self, matrix: str) -> list[BlockAt]:
         """Where the blocks of a matrix lie that are in memory."""
         base = self._arena.address("stack") - self._file.offset
         blocks = self.stack.blocks[: self.count]
-        return [base + one.info.offset for one in blocks if one.matrix.name == matrix]
+        return [BlockAt(base + one.info.offset) for one in blocks if one.matrix.name == matrix]

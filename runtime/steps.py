@@ -37,6 +37,7 @@ from headrace.plan import (
 from headrace.sparse.bitstack import BlockShape
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.linear import activation_bytes
+from headrace.stack import BlockAt
 from headrace.targets.target import Target
 from headrace.weights import Part
 
@@ -73,8 +74,8 @@ class Places(Protocol):
     def parts(self, matrix: Matrix) -> Sequence[Part]:
         """All tiles of a matrix in the order in which they are read."""
 
-    def blocks(self, matrix: Matrix) -> Sequence[int]:
-        """Addresses of the blocks of a matrix of a stack, the first one first."""
+    def blocks(self, matrix: Matrix) -> Sequence[BlockAt]:
+        """The blocks of a matrix of a stack, the first one first."""
 
     def head(self, matrix: Matrix) -> int:
         """Address of the head of a group-sparse matrix."""
@@ -118,6 +119,7 @@ class Forward:
         self._scratch_bytes = scratch_bytes(decoder)
         self._chunk_bytes = chunk_bytes(decoder)
         self._unpacked_bytes = unpacked_bytes(placed.values(), target)
+        self._resident = False
         self._turn = 0  # of the two buffers for staging, or for codes
         shapes = self._stacked.values()
         self._room = stack_room(shapes, target, shape.threads) if shapes else None
@@ -135,9 +137,13 @@ class Forward:
     def _vector(self, vector: Vector | None) -> int:
         return 0 if vector is None else self._places.vector(vector.name)
 
-    def steps(self, mode: Mode) -> list[Step]:
-        """The calls of one of the modes of `headrace.plan.modes`."""
+    def steps(self, mode: Mode, resident: bool = False) -> list[Step]:
+        """The calls of one of the modes of `headrace.plan.modes`.
+
+        With `resident`, those blocks of a stack are left out that are streamed.
+        """
         d = self._decoder
+        self._resident = resident
         steps = [self._embed(mode)]
         add: tuple[str, Vector | None] | None = None  # what the next norm adds to x first
         for i, layer in enumerate(d.layers):
@@ -318,7 +324,9 @@ class Forward:
         private = room.codes if mode.private else 0
         y, y_bytes = self._address(mode, name), self._row_bytes(name)
         start, start_bytes = self._bias(mode, matrix), 0
-        for block in self._places.blocks(matrix):
+        for at in self._blocks_of(matrix):
+            block, request = at.address, at.request
+            streamed = request is not None
             # As with staging, a buffer is used again when nobody reads it any more.
             half = self._turn % 2 * room.tokens * room.codes
             codes, self._turn = self._address(mode, "codes") + half, self._turn + 1
@@ -330,15 +338,26 @@ class Forward:
                 self._address(mode, "spread"), room.row,
             ]  # fmt: skip
             label = f"vectors of {matrix.name}"
-            steps.append(Step("spread", slots, not mode.private, label))
+            steps.append(
+                Step("spread", slots, not mode.private, label, request=request, waits=streamed)
+            )
             slots = [
                 block, codes, private, room.codes, y, y_bytes, start, start_bytes, count,
                 shape.sign_blocks, shape.tiles,
             ]  # fmt: skip
             kernel = f"signs_k{shape.rank}"
-            steps.append(Step(kernel, slots, False, matrix.name, shape.n_bytes))
+            steps.append(
+                Step(
+                    kernel, slots, False, matrix.name, shape.n_bytes, request=request,
+                    gives=streamed,
+                )
+            )  # fmt: skip
             start, start_bytes = y, y_bytes
         return steps
+
+    def _blocks_of(self, matrix: Matrix) -> list[BlockAt]:
+        found = self._places.blocks(matrix)
+        return [one for one in found if one.request is None or not self._resident]
 
     def _bias(self, mode: Mode, matrix: Matrix) -> int:
         return self._places.vector(matrix.bias) if matrix.bias else self._address(mode, "zeros")
@@ -348,19 +367,28 @@ class Forward:
         room = self._room
         assert room is not None
         shape, steps = self._stacked[matrix.name], list[Step]()
-        blocks = self._places.blocks(matrix)
+        blocks = self._blocks_of(matrix)
         n_blocks = shape.columns // REBUILT.block
         at_once = staged_tiles(shape.columns, self._target, self._shape.threads)
         kind = mode.kind("rows")
+        kernel = f"rebuild_k{shape.rank}"
+        # A step waits for one request: for each block that streams there is a step of no tiles that
+        # waits for it, and one that gives it back behind all others.
+        none = [0, shape.sign_blocks, shape.columns, 0, 0, shape.tiles, 0, 0, 0]
+        requests = [block.request for block in blocks if block.request is not None]
+        steps += [
+            Step(kernel, none, False, f"wait for {matrix.name}", request=one, waits=True)
+            for one in requests
+        ]
         for tile in range(0, shape.tiles, at_once):
             tiles = min(at_once, shape.tiles - tile)
             staging = self._address(mode, "staging") + self._turn % 2 * room.staging
             self._turn += 1
             slots = [
                 staging, shape.sign_blocks, shape.columns, tile, tiles, shape.tiles,
-                self._address(mode, "rebuild"), room.rebuild, len(blocks), *blocks,
+                self._address(mode, "rebuild"), room.rebuild, len(blocks),
+                *(block.address for block in blocks),
             ]  # fmt: skip
-            kernel = f"rebuild_k{shape.rank}"
             steps.append(Step(kernel, slots, True, f"rebuild {matrix.name}"))
             at = 4 * TILE_ROWS * tile
             slots = [
@@ -370,6 +398,10 @@ class Forward:
                 activation_bytes(kind, shape.columns) * mode.group(kind),
             ]  # fmt: skip
             steps.append(Step(f"gemm_{REBUILT.name}", slots, False, matrix.name))
+        steps += [
+            Step(kernel, none, False, f"give back {matrix.name}", request=one, gives=True)
+            for one in requests
+        ]
         return steps
 
     def _attention(self, mode: Mode, index: int, layer: Layer) -> list[Step]:

@@ -54,12 +54,14 @@ class WeightMemory:
         stack = prepared.stack
         needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, stack)
         self.addresses = store.load(needed, progress)
-        kept = None if prepared.residency is None else prepared.residency.kept
+        whole = stack is not None or prepared.residency is None
+        kept = None if whole or prepared.residency is None else prepared.residency.kept
         self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept, stack)
         self._rates = rates
         self._revision = None if rates.flash is None else Revision(rates.flash)
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self.streaming: Streaming | None = None
+        self._told_reads = 0  # failed reads up to which nothing more is said
         self._passes: Passes
         self._began = self._stalled_s = 0.0  # the time, and `stall_s`, when the pass began
         self._take_up(prepared)
@@ -115,7 +117,8 @@ class WeightMemory:
     def rows(self) -> EmbeddingRows | None:
         """Rows of the embedding from the file; None if it lies in memory in one piece."""
         name = self.prepared.decoder.embedding.name
-        if self.streaming is None and len(self.weights.parts(name)) == 1:
+        whole = self.streaming is None or self.prepared.stack is not None
+        if whole and len(self.weights.parts(name)) == 1:
             return None
         return EmbeddingRows(
             dense(self.weights.placed[name]), self.prepared.shape.chunk, self.addresses,
@@ -147,6 +150,14 @@ class WeightMemory:
             return
         seconds, window = time.perf_counter() - self._began, self.streaming.window
         window.end(finished)
+        if window.flow.mended_reads > self._told_reads:
+            warnings.warn(
+                f"{window.flow.mended_reads} reads of {self.prepared.file.paths[0]} failed and "
+                "were made again, which is slow: look after the disk or its driver",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._told_reads = 2 * window.flow.mended_reads
         if not finished or self._revision is None:
             return
         n_bytes, stall_s = self.streaming.residency.streamed_bytes, window.flow.stall_s
@@ -192,8 +203,9 @@ class WeightMemory:
                 )  # fmt: skip
                 self._revision = Revision(found)
             self.streaming = Streaming(
-                self.weights.placed, prepared.residency, self.addresses, self._files
-            )
+                prepared.infos, self.weights.placed, prepared.residency, self.addresses,
+                self._files,
+            )  # fmt: skip
         self.prepared = prepared
         promise(self, sum(prepared.parts.values()) - prepared.parts["the process"])
         self._passes = Passes(

@@ -17,7 +17,7 @@ from headrace.rows import raw_rows, read_vector, row_ranges, tile_raw
 from headrace.share import share
 from headrace.sparse import gqs
 from headrace.sparse.format import TILE_ROWS
-from headrace.stack import Stack, StackMemory
+from headrace.stack import BlockAt, Stack, StackMemory
 
 Progress = Callable[[int, int, str], None]
 _Run = tuple[str, int, int]  # a matrix, its first tile, and how many
@@ -160,9 +160,9 @@ class Weights:
                 self._spare[place.run] = place
             raise
 
-    def blocks(self, matrix: str) -> list[int]:
+    def blocks(self, matrix: str) -> list[BlockAt]:
         """Where the blocks of a matrix of the stack lie that are in memory."""
-        return [] if self._blocks is None else self._blocks.addresses(matrix)
+        return [] if self._blocks is None else self._blocks.blocks(matrix)
 
     def keep_blocks(self, count: int, reader: TensorReader) -> None:
         """Keep the first `count` blocks of the stack: read what is missing, or drop the rest.

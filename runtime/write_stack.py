@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from headrace.atomic_file import whole_file
+from headrace.decompose_stack import Blocks, InputsOf, MadeBlock
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import Entry, build_header, format_name, open_model, tiled_type
+from headrace.partial_file import PartialFile
 from headrace.placing import PlacedMatrix, dense, place
+from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
-from headrace.rounding import Inputs
-from headrace.rows import raw_rows, read_tiled
-from headrace.share import share
-from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, decompose, pack, rank_for
+from headrace.rows import read_tiled
+from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, rank_for
 from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name
 
 Progress = Callable[[int, int | None, str], None]
 
 STACK = "bitstack"  # what it is called among the formats that a file may get
+PRICED_LEVELS = 2, 4, 8  # whose price stands in the file, beside that of all
 _COPY_BYTES = 8 << 20
 
-
-@dataclass(frozen=True)
-class _Made:
-    """A block in the spill file, and by how much it lessens the error of its matrix's output."""
-
-    matrix: Matrix
-    level: int
-    index: int  # of the matrix in a pass
-    offset: int
-    n_bytes: int
-    gain: float
-
-
-_Source: TypeAlias = PlacedMatrix | TensorInfo | _Made
+_Source: TypeAlias = PlacedMatrix | TensorInfo | MadeBlock
 
 
 def write_stack(
@@ -56,16 +42,22 @@ def write_stack(
     *,
     rank: int | None = None,
     levels: int = LEVELS,
-    inputs: Callable[[str], Inputs | None] | None = None,
+    inputs: InputsOf | None = None,
     n_threads: int = 1,
+    room: int | None = None,
+    key: str = "",
+    price: Callable[[Path, Sequence[int]], dict[str, Any]] | None = None,
+    check: Callable[[], object] = lambda: None,
     progress: Progress | None = None,
-) -> Path:
+    notice: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any] | None:
     """Write the matrices of a model's layers as stacks; embedding, head and vectors stay whole.
 
     Each thread has one matrix in memory; blocks wait on the disk until their order is known. The
     first blocks of all matrices come first, in the order of a pass. Within each level after that
     come those first that take most from the error of their matrix's output: of its square on the
-    inputs' text, as a part of that of the output.
+    inputs' text, as a part of that of the output. What is done when something goes wrong stays in
+    hidden files beside `dst`, and a call with the same `key` goes on there.
 
     Args:
         src: whatever `headrace.load` takes.
@@ -75,11 +67,21 @@ def write_stack(
         inputs: what the inputs of a matrix were like on some text, by its name; called in the
             order of a pass. Without it all inputs count the same.
         n_threads: that decompose, a matrix each.
+        room: bytes that this may take; None: no limit.
+        key: all that decides the bytes, but for rank and levels.
+        price: called with the complete file and numbers of levels; what it gives stands in the
+            file, see `headrace.price`.
+        check: called before the file gets its name; it does not if this raises something.
         progress: called with (done, total, what).
+        notice: called with a line that the user should know before the wait.
+
+    Returns:
+        what `price` gave.
 
     Raises:
         UnsupportedError: the model cannot run, or is a stack itself.
         ModelNotFoundError, DownloadError, ModelFileError: no usable source.
+        BudgetError: the work on one matrix does not fit in `room`.
         HeadraceError: `dst` cannot be written.
         ValueError: `rank` or `levels` is none that there is.
     """
@@ -93,31 +95,45 @@ def write_stack(
     if block_name(decoder.layers[0].attention.query.name, 0) in model.tensors:
         raise UnsupportedError("is a stack already: take its source", path=model.paths[0])
     placed = [dense(p) for p in place(model, decoder, "q8")]
-    vectors = rank or rank_for(decoder.width)
+    stacked = tuple(p for p in placed if _stackable(p.matrix, decoder))
+    blocks = Blocks(stacked, rank or rank_for(decoder.width), levels)
+    key = f"{key} {blocks.rank} {levels}"
+    priced = [level for level in PRICED_LEVELS if level < levels] if price is not None else []
+    found = None
     try:
         with ExitStack() as stack:
             reader = stack.enter_context(TensorReader())
-            spill = stack.enter_context(tempfile.TemporaryFile(dir=target.parent))
-            stacked = [p for p in placed if _stackable(p.matrix, decoder)]
-            blocks = _decomposed(
-                stacked, reader, spill, vectors, levels, inputs, n_threads, progress
-            )
-            entries, sources = _entries(model, decoder, placed, blocks, vectors)
-            header, places, size = build_header(model, entries)
-            file = stack.enter_context(whole_file(target))
-            file.write(header)
-            for entry, at, source in zip(entries, places, sources, strict=True):
-                file.write(bytes(at - file.tell()))
-                for data in _bytes_of(source, reader, spill):
-                    file.write(data)
-                if file.tell() - at != entry.n_bytes:
-                    raise AssertionError(f"{entry.name} takes other bytes than announced")
+            waiting = target.with_name(f"{target.name}.blocks")
+            spill = stack.enter_context(PartialFile(waiting, key, blocks.offsets[-1]))
+            if spill.done:
+                notice(f"going on after {spill.done} of {len(stacked)} matrices")
+            blocks.make(reader, spill, inputs, n_threads, room, progress)
+            entries, sources = _entries(model, decoder, placed, blocks.in_order(spill), blocks.rank)
+            tag = {} if price is None else price_keys(None, priced)
+            header, places, size = build_header(model, entries, tag)
+            file = stack.enter_context(PartialFile(target, key, size))
+            file.write(0, header)
+            for i in range(file.done, len(entries)):
+                at = places[i]
+                for data in _bytes_of(sources[i], reader, spill):
+                    file.write(at, data)
+                    at += data.nbytes
+                if at - places[i] != entries[i].n_bytes:
+                    raise AssertionError(f"{entries[i].name} takes other bytes than announced")
+                file.finish(i + 1)
                 if progress is not None:
-                    progress(file.tell(), size, "writing")
-            file.write(bytes(size - file.tell()))
+                    progress(at, size, "writing")
+            file.complete()
+            if price is not None:
+                found = price(file.path, priced)
+                header, _, whole_size = build_header(model, entries, price_keys(found, priced))
+                if whole_size != size:
+                    raise AssertionError("the price tag has another size than announced")
+                file.write(0, header)
+            file.publish(check)
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
-    return target
+    return found
 
 
 def _stackable(matrix: Matrix, decoder: Decoder) -> bool:
@@ -137,56 +153,12 @@ def _smaller(placed: PlacedMatrix) -> PlacedMatrix:
     return replace(placed, format=fmt)
 
 
-def _decomposed(
-    stacked: list[PlacedMatrix], reader: TensorReader, spill: IO[bytes], rank: int, levels: int,
-    inputs: Callable[[str], Inputs | None] | None, n_threads: int, progress: Progress | None,
-) -> list[_Made]:  # fmt: skip
-    made: list[_Made] = []
-    done, lock = 0, threading.Lock()
-
-    def work(job: tuple[int, PlacedMatrix, Inputs | None]) -> None:
-        nonlocal done
-        index, p, found = job
-        m = p.matrix
-        w = p.format.decode(raw_rows(reader, p, 0, m.rows))[: m.rows]
-        scale = None if found is None else _usable(np.sqrt(found.importance))
-        products = None if found is None or scale is None else found.h / np.outer(scale, scale)
-        before = size = _error(w if scale is None else w * scale, products)
-        for level, (block, left) in enumerate(decompose(w, rank, levels, scale)):
-            raw, after = pack(block), _error(left, products)
-            with lock:
-                gain = (before - after) / max(size, 1e-30)
-                made.append(_Made(m, level, index, spill.tell(), len(raw), gain))
-                spill.write(raw.data)
-            before = after
-        done += 1
-
-    def report() -> None:
-        if progress is not None:
-            progress(done, len(stacked), "decomposing")
-
-    # `share` takes one job at a time, so that inputs are asked for in the order of a pass.
-    jobs = (
-        (i, p, None if inputs is None else inputs(p.matrix.name)) for i, p in enumerate(stacked)
-    )
-    share(jobs, work, n_threads, report)
-    return sorted(made, key=lambda one: (one.level, -one.gain if one.level else 0.0, one.index))
-
-
-def _error(left: np.ndarray, products: np.ndarray | None) -> float:
-    """The square of what weights add to an output, for inputs with these sums of products."""
-    return float((left * (left if products is None else left @ products)).sum(dtype=np.float64))
-
-
-def _usable(scale: np.ndarray) -> np.ndarray:
-    """Scales around 1, none of them so near 0 that 1 / scale says nothing in float16."""
-    scale = np.maximum(scale.astype(np.float32), 1e-3 * float(scale.mean()) + 1e-12)
-    usable: np.ndarray = scale / np.exp(np.log(scale).mean())
-    return usable
-
-
 def _entries(
-    model: ModelFile, decoder: Decoder, placed: list[PlacedMatrix], blocks: list[_Made], rank: int
+    model: ModelFile,
+    decoder: Decoder,
+    placed: list[PlacedMatrix],
+    blocks: list[MadeBlock],
+    rank: int,
 ) -> tuple[list[Entry], list[_Source]]:
     whole = {
         p.matrix.name: _smaller(p) if p.matrix.name in _ends(decoder) else p
@@ -217,17 +189,13 @@ def _entry(source: _Source, rank: int) -> Entry:
     return Entry(name, tiled_type(kind), (m.rows, m.columns), source.n_bytes, kind)
 
 
-def _bytes_of(
-    source: _Source, reader: TensorReader, spill: IO[bytes]
-) -> Iterator[bytes | memoryview]:
+def _bytes_of(source: _Source, reader: TensorReader, spill: PartialFile) -> Iterator[np.ndarray]:
     if isinstance(source, PlacedMatrix):
-        for data in read_tiled(reader, source):
-            yield data.data
-    elif isinstance(source, _Made):
-        spill.seek(source.offset)
-        yield spill.read(source.n_bytes)
+        yield from read_tiled(reader, source)
+    elif isinstance(source, MadeBlock):
+        yield np.frombuffer(spill.read(source.offset, source.n_bytes), np.uint8)
     else:
         for start in range(0, source.n_bytes, _COPY_BYTES):
             raw = np.empty(min(_COPY_BYTES, source.n_bytes - start), np.uint8)
             reader.readinto(source, start, raw)
-            yield raw.data
+            yield raw

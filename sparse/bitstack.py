@@ -88,26 +88,22 @@ def rank_for(width: int) -> int:
     return next((rank for rank in RANKS if rank >= 16 * width / 4096), RANKS[-1])
 
 
-def decompose(
-    w: Floats, rank: int, levels: int, scale: Floats | None = None
-) -> Iterator[tuple[Block, Floats]]:
-    """The blocks of float32 [m, n], each with what is left after it: float32 [m, n], times `scale`.
+def decompose(w: Floats, rank: int, levels: int) -> Iterator[tuple[Block, Floats]]:
+    """The blocks of float32 [m, n], each with what is left after it: float32 [m, n].
+
+    All inputs count the same; `headrace.sparse.bitstack_fit` has it for those of a text.
 
     Args:
         w: the matrix.
         rank: vectors of a block.
         levels: blocks.
-        scale: how large inputs are, float32 [n], positive. What is left of w * scale is then what
-            counts, and V has 1 / scale in it: the paper has that in what makes the inputs, which is
-            the same but for matrices whose inputs are shared with others.
     """
-    by = np.ones(w.shape[1], np.float32) if scale is None else scale.astype(np.float32)
-    left = w.astype(np.float32) * by
+    left = w.astype(np.float32)
     rng = np.random.default_rng(0)
     for _ in range(levels):
-        u, v = _leading(np.abs(left), min(rank, *left.shape), rng)
-        block = Block(left >= 0, _filled(u.T, rank).T, _filled(v / by, rank))
-        left -= block.dense() * by
+        u, v = leading(np.abs(left), min(rank, *left.shape), rng)
+        block = Block(left >= 0, filled(u.T, rank).T, filled(v, rank))
+        left -= block.dense()
         yield block, left
 
 
@@ -119,14 +115,14 @@ def rebuild(blocks: Sequence[Block]) -> Floats:
     return total
 
 
-def _filled(vectors: Floats, rank: int) -> Floats:
+def filled(vectors: Floats, rank: int) -> Floats:
     """float16 [rank, ...]: a small matrix has fewer vectors than are kept."""
     out = np.zeros((rank, vectors.shape[1]), np.float16)
     out[: len(vectors)] = vectors
     return out
 
 
-def _leading(size: Floats, k: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+def leading(size: Floats, k: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """u [m, k] and v [k, n], the best of their rank: u v is near `size` (float32 [m, n]).
 
     By subspace iteration from random vectors: |W| has one large singular value and many that are

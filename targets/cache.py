@@ -96,6 +96,10 @@ class KernelStore:
                 progress(done, len(missing), COMPILING)
         return objects
 
+    def missing(self, kernels: Iterable[Kernel]) -> list[Kernel]:
+        """Those that would have to be compiled."""
+        return [k for k in kernels if k.name not in self._addresses and not _read(self._path(k))]
+
     def _path(self, kernel: Kernel) -> Path:
         key = kernel_key(kernel, self.target, *COMPILER)
         return cache_root() / "kernels" / self.target.name / f"{kernel.name}-{key}.o"

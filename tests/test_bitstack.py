@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace.sparse.bitstack import BlockShape, decompose, pack, rank_for, rebuild, unpack
+from headrace.sparse.bitstack import (
+    Block,
+    BlockShape,
+    decompose,
+    pack,
+    rank_for,
+    rebuild,
+    unpack,
+)
+from headrace.sparse.bitstack_fit import decompose_for, error
+from headrace.sparse.gptq import inverse_factor
 
 MIB = 1 << 20
 
@@ -83,15 +93,51 @@ def test_a_matrix_of_zeros_stays_one() -> None:
     assert not rebuild([block for block, _ in found]).any()
 
 
-def test_scaled_inputs_count_for_more() -> None:
-    w = _normal(64, 128)
-    scale = np.exp(np.random.default_rng(1).standard_normal(128)).astype(np.float32)
-    x = np.random.default_rng(2).standard_normal((256, 128)).astype(np.float32) * scale
+def _inputs(n: int) -> np.ndarray:
+    """Inputs of very different sizes, some of which go together: float32 [512, n]."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((512, n)) @ (np.eye(n) + 0.2 * rng.standard_normal((n, n)))
+    found: np.ndarray = (x * np.exp(rng.standard_normal(n))).astype(np.float32)
+    return found
 
-    def error(blocks: list) -> float:
-        return float(np.linalg.norm(x @ (w - rebuild([block for block, _ in blocks])).T))
 
-    with_scale, without = list(decompose(w, 2, 3, scale)), list(decompose(w, 2, 3))
-    assert error(with_scale) < 0.8 * error(without)
-    left = (w - rebuild([block for block, _ in with_scale])) * scale
-    assert np.allclose(left, with_scale[-1][1], atol=1e-4)
+@pytest.mark.parametrize("n", [96, 192])
+def test_blocks_that_suit_the_inputs_leave_less_of_the_output(n: int) -> None:
+    w, x = _normal(64, n), _inputs(n)
+    h = x.T @ x
+    factor = inverse_factor(h)
+    fitted = list(decompose_for(w, h, factor, 2, 4))
+    blocks: list[Block] = []
+    before = float(np.linalg.norm(x @ w.T))
+    for level, (block, left) in enumerate(fitted, 1):
+        blocks.append(block)
+        assert np.allclose(w - rebuild(blocks), left, atol=1e-4)
+        off = float(np.linalg.norm(x @ left.T))
+        assert off**2 == pytest.approx(error(left, h), rel=1e-3)
+        assert off < before
+        plain = [one for one, _ in decompose(w, 2, level)]
+        assert off < 0.9 * np.linalg.norm(x @ (w - rebuild(plain)).T)
+        before = off
+
+
+def test_u_is_fitted_to_the_signs() -> None:
+    """No other U leaves less, but for what few steps and float16 leave to be done."""
+    w, x = _normal(16, 96), _inputs(96)
+    h = x.T @ x
+    block, left = next(decompose_for(w, h, inverse_factor(h), 2, 1))
+    sign, v = np.where(block.positive, 1.0, -1.0), block.v.astype(np.float64)
+    for row in range(16):
+        a = x.astype(np.float64) @ (sign[row] * v).T
+        best = np.linalg.lstsq(a, x @ w[row].astype(np.float64), rcond=None)[0]
+        least = np.linalg.norm(a @ best - x @ w[row])
+        assert np.linalg.norm(x @ left[row]) <= 1.01 * least
+
+
+def test_inputs_that_never_came_do_no_harm() -> None:
+    w, x = _normal(20, 70), _inputs(70)
+    x[:, 3:20] = 0
+    w[5] = 0
+    h = x.T @ x
+    *_, (_, left) = decompose_for(w, h, inverse_factor(h), 2, 3)
+    assert np.isfinite(left).all()
+    assert error(left, h) < 0.05 * error(w, h)

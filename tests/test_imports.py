@@ -58,7 +58,9 @@ LAYERS = {
     "loaders": {"errors", "atomic_file", "folders", "loaders"},
     "sparse": {"errors", "targets", "sparse"},
     "kernels": {"errors", "targets", "sparse", "offload", "kernels"},
-    "sizes": set(),
+    "available": {"cgroups"},
+    "cgroups": set(),
+    "sizes": {"available"},
     "interruptible": set(),
     "memory": {"errors", "sizes"},
     "offload": {

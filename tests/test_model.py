@@ -31,6 +31,8 @@ from headrace.errors import (
     TemplateError,
 )
 from headrace.memory_plan import plan_model
+from headrace.planning import COMPILER_BYTES
+from headrace.sizes import format_size
 
 DATA = Path(__file__).parent / "data"
 STORIES = DATA / "stories260K.gguf"
@@ -700,10 +702,37 @@ def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
         model.logits([1])
 
 
+def test_without_a_budget_all_that_is_free_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BudgetError) as caught:
+        headrace.load(STORIES, memory=1)
+    needed = caught.value.needed_bytes
+    with headrace.load(STORIES, memory=needed):  # and its kernels are there
+        pass
+    monkeypatch.setattr("headrace.planning.promised", lambda **_: 0)
+    monkeypatch.setattr("headrace.planning.resident_bytes", lambda **_: 1000)
+    monkeypatch.setattr("headrace.planning.available_bytes", lambda: needed - 1000)
+    with headrace.load(STORIES) as model:
+        assert model.plan.peak_bytes == needed
+    monkeypatch.setattr("headrace.planning.available_bytes", lambda: needed - 1000 - 10**6)
+    with pytest.raises(BudgetError, match=f"can have {format_size(needed - 10**6)} "):
+        headrace.load(STORIES)
+
+
+def test_no_room_to_compile_kernels_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
+    monkeypatch.setattr("headrace.planning.available_bytes", lambda: COMPILER_BYTES - 1)
+    with pytest.raises(BudgetError, match="compiled once") as caught:
+        headrace.load(STORIES)
+    assert caught.value.needed_bytes > COMPILER_BYTES
+    assert not list(tmp_path.glob("kernels/*/*.o"))
+
+
 MEASURED = """
 import sys
 import headrace
 from headrace.peak import peak_rss_bytes
+from headrace.planning import COMPILER_BYTES
+from headrace.sizes import format_size
 context = int(sys.argv[2])
 model = headrace.load(sys.argv[1], context=context, threads=2)
 model.tokenize(model.render_chat([{"role": "user", "content": "Hello"}]))

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.sizes import format_size, parse_size
+from headrace.available import cgroup_limits
+from headrace.sizes import format_rate, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,21 @@ def test_what_is_no_size(text: str | int, message: str) -> None:
 
 def test_a_share_of_this_machine() -> None:
     psutil = pytest.importorskip("psutil")
-    assert parse_size("25%") == psutil.virtual_memory().total // 4
+    total = min([psutil.virtual_memory().total, *cgroup_limits()])
+    assert parse_size("25%") == total // 4
+
+
+def test_a_share_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.setattr("headrace.available.cgroup_limits", lambda: (1 << 30, 1 << 20))
+    assert parse_size("25%") == 1 << 18
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(483.4, "483"), (99.96, "100"), (12.34, "12.3"), (0.908, "0.91")]
+)
+def test_rates(rate: float, expected: str) -> None:
+    assert format_rate(rate) == expected
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from reference_llama import ReferenceLlama
 from test_check import check
 
 import headrace
+from headrace.compare import compare as measure
 from headrace.compress import compress
 from headrace.description import describe_model
 from headrace.errors import BudgetError, ModelFileError, UnsupportedError
@@ -20,6 +21,7 @@ from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import Entry, build_header, open_model, tiled_type
 from headrace.memory_plan import plan_model
 from headrace.model import Model
+from headrace.price import price_of
 from headrace.sparse.bitstack import rebuild, unpack
 from headrace.stack import Stack, stack_of
 from headrace.standalone.export import export
@@ -35,7 +37,8 @@ IDS = [1, 403, 407, 261, 378, 432, 285, 286, 261, 400, 31, 72, 80, 90, 100, 110,
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """stories260K as a stack; the matrices whose inputs are no multiple of 32 stay whole."""
     found = tmp_path_factory.mktemp("stack") / "stories.gguf"
-    return write_stack(STORIES, found, rank=RANK, levels=LEVELS)
+    write_stack(STORIES, found, rank=RANK, levels=LEVELS)
+    return found
 
 
 def stack(path: Path) -> Stack:
@@ -256,7 +259,8 @@ def test_plans_and_listings_know_stacks(path: Path) -> None:
 
 
 def test_threads_write_the_same_file(path: Path, tmp_path: Path) -> None:
-    again = write_stack(STORIES, tmp_path / "s.gguf", rank=RANK, levels=LEVELS, n_threads=3)
+    again = tmp_path / "s.gguf"
+    write_stack(STORIES, again, rank=RANK, levels=LEVELS, n_threads=3)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -268,5 +272,93 @@ def test_the_command_writes_a_stack(tmp_path: Path) -> None:
     with load(done.path) as model:
         assert model.format == "bitstack_k1" and len(model.blocks) == 16 * 30
         assert "".join(model.generate("Once upon a time", raw=True, max_tokens=8)).strip()
+    assert not list(tmp_path.glob(".s*"))
     with pytest.raises(UnsupportedError, match="--method"):
         compress(STORIES, tmp_path / "t.gguf", format="bitstack", method="rtn")
+
+
+TEXT = (
+    "Once upon a time there was a little girl called Lily. She liked to play in the park with her "
+    "dog. One day the dog ran after a big red ball, and Lily could not find it. She was very sad. "
+) * 20
+
+
+class _Stop(Exception):
+    """Instead of Ctrl-C."""
+
+
+@pytest.mark.parametrize("where", ["decomposing", "writing", "windows"])
+def test_what_was_interrupted_goes_on(where: str, tmp_path: Path) -> None:
+    options = {"format": "bitstack", "calibrate": TEXT, "calibrate_tokens": 256, "threads": 1}
+    options |= {"evaluate": TEXT, "evaluate_tokens": 512}
+    whole = compress(STORIES, tmp_path / "whole.gguf", **options)  # type: ignore[arg-type]
+    seen: list[tuple[int, int | None]] = []
+
+    def stop(done: int, total: int | None, what: str) -> None:
+        if what == where:
+            seen.append((done, total))
+            if total is not None and done >= total // 2:
+                raise _Stop
+
+    target = tmp_path / "s.gguf"
+    with pytest.raises(_Stop):
+        compress(STORIES, target, progress=stop, **options)  # type: ignore[arg-type]
+    assert not target.exists() and list(tmp_path.glob(".s.gguf*.part"))
+    told: list[str] = []
+    again: list[tuple[int, str]] = []
+    done = compress(
+        STORIES, target, notice=told.append,
+        progress=lambda done, total, what: again.append((done, what)), **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert any("going on after" in line for line in told)
+    decomposed = [n for n, what in again if what == "decomposing"]
+    assert len(decomposed) == (15 if where == "decomposing" else 0)
+    assert target.read_bytes() == whole.path.read_bytes()
+    assert done.price == whole.price
+    assert not list(tmp_path.glob(".s*"))
+
+
+def test_other_options_begin_anew(tmp_path: Path) -> None:
+    target, other = tmp_path / "s.gguf", tmp_path / "other.gguf"
+
+    def stop(done: int, total: int | None, what: str) -> None:
+        if what == "decomposing" and done == 5:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        compress(STORIES, target, format="bitstack", threads=1, progress=stop)
+    options = {"calibrate": TEXT, "calibrate_tokens": 256}
+    compress(STORIES, target, format="bitstack", **options)  # type: ignore[arg-type]
+    compress(STORIES, other, format="bitstack", **options)  # type: ignore[arg-type]
+    assert target.read_bytes() == other.read_bytes()
+
+
+def test_the_price_of_levels_stands_in_the_file(tmp_path: Path) -> None:
+    path = compress(
+        STORIES, tmp_path / "s.gguf", format="bitstack", calibrate=TEXT, calibrate_tokens=1024,
+        evaluate=TEXT, evaluate_tokens=512,
+    ).path  # fmt: skip
+    price = price_of(open_model(path))
+    assert price is not None and price["tokens"] == 255
+    assert [one["level"] for one in price["levels"]] == [2, 4, 8]
+    divergences = [one["kl_divergence"] for one in price["levels"]] + [price["kl_divergence"]]
+    assert divergences == sorted(divergences, reverse=True) and divergences[0] > divergences[2] > 0
+    # It is what `compare` says of a budget with these blocks.
+    with load_wide(STORIES) as source, load_wide(path) as model:
+        found = stack(path)
+        fixed = sum(model.prepared.parts.values()) - found.n_bytes(len(found))
+        for one in price["levels"]:
+            model.memory = fixed + found.n_bytes(one["level"] * found.least)
+            again = measure(source, model, TEXT, context=512, chunks=1)
+            assert again["kl_divergence"] == pytest.approx(one["kl_divergence"], rel=1e-6)
+    assert describe_model(path)["price"] == price
+
+
+def load_wide(path: Path) -> Model:
+    return headrace.load(path, context=512)
+
+
+def test_too_little_memory_to_decompose_in(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="--memory"):
+        compress(STORIES, tmp_path / "s.gguf", format="bitstack", memory=105_200_000)
+    assert not list(tmp_path.iterdir())

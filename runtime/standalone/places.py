@@ -10,6 +10,7 @@ from headrace.memory import offsets_of
 from headrace.placing import padded16
 from headrace.plan import PREFILL
 from headrace.sparse.format import TILE_ROWS
+from headrace.stack import BlockAt
 from headrace.weights import Part
 
 DATA, BUFFERS, KV = "headrace_data", "headrace_buffers", "headrace_kv"
@@ -67,7 +68,7 @@ class ProgramPlaces:
         n_tiles = padded16(matrix.rows) // TILE_ROWS
         return [Part(0, n_tiles, self.constant(f"matrix {matrix.name}"))]
 
-    def blocks(self, matrix: Matrix) -> list[int]:
+    def blocks(self, matrix: Matrix) -> list[BlockAt]:
         """There are no stacks."""
         raise AssertionError("an executable has no stack of blocks")
 

@@ -1,0 +1,109 @@
+"""How good a stack of blocks is: by level, and what each single block changes.
+
+    python stack_levels.py STACK TEXT [--windows 20] [--single 3 5] [--threads 2]
+
+Perplexity of the first level, the first two and so on; with --single FIRST LAST also after each
+block from level FIRST to level LAST, in the order of the file, and the blocks that raise it most,
+with the standard error of that change on this text.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import headrace
+from headrace.model import Model
+from headrace.perplexity import log_softmax, losses_of
+from headrace.stack import Stack
+from headrace.windows import Windows, cut_text
+
+CONTEXT = 512
+
+
+class Levels:
+    """A stack in memory, of which as many blocks are computed with as one says."""
+
+    def __init__(self, model: Model, text: str, windows: int) -> None:
+        self.model = model
+        stack = model.prepared.stack
+        if stack is None or model.prepared.blocks < len(stack):
+            raise SystemExit("the model is no stack, or not all of it fits in memory")
+        self.stack: Stack = stack
+        self._fixed = sum(model.prepared.parts.values()) - stack.n_bytes(len(stack))
+        self._windows: Windows = cut_text(model.tokenizer, text, CONTEXT, windows)
+
+    def losses(self, blocks: int) -> np.ndarray:
+        """Of each token that is scored, by the first so many blocks."""
+        self.model.memory = self._fixed + self.stack.n_bytes(blocks)
+        if self.model.prepared.blocks != blocks:
+            raise AssertionError(f"{self.model.prepared.blocks} blocks, not {blocks}")
+        found = []
+        for ids, targets in self._windows:
+            logits = self.model.logits(ids, last=self._windows.scored)[:-1]
+            found.append(losses_of(log_softmax(logits), targets))
+        return np.concatenate(found)
+
+
+def by_level(levels: Levels) -> None:
+    """A row for each level."""
+    stack = levels.stack
+    beside = levels.model.prepared.read_bytes - stack.n_bytes(len(stack))
+    print("| blocks a matrix | bits a weight | weights, MB | perplexity |")
+    print("| ---: | ---: | ---: | ---: |")
+    for level in range(1, len(stack) // stack.least + 1):
+        n_bytes = stack.n_bytes(level * stack.least)
+        value = np.exp(levels.losses(level * stack.least).mean())
+        bits = 8 * n_bytes / stack.weights
+        print(
+            f"| {level} | {bits:.2f} | {(beside + n_bytes) / 1e6:.1f} | {value:.3f} |", flush=True
+        )
+
+
+def by_block(levels: Levels, first: int, last: int, each: bool) -> None:
+    """What each block between two levels changes."""
+    stack = levels.stack
+    before = levels.losses(first * stack.least)
+    print(f"\nlevel {first}: {np.exp(before.mean()):.3f}", flush=True)
+    rows = []
+    for i in range(first * stack.least, last * stack.least):
+        after = levels.losses(i + 1)
+        change = after - before
+        error = change.std() / len(change) ** 0.5
+        rows.append((float(np.expm1(change.mean())), float(error), stack.blocks[i].info.name))
+        before = after
+        if each:
+            name = stack.blocks[i].info.name
+            print(f"{np.exp(before.mean()):.3f} {rows[-1][0]:+.3%}  {name}", flush=True)
+        if (i + 1) % stack.least == 0:
+            print(f"level {(i + 1) // stack.least}: {np.exp(before.mean()):.3f}", flush=True)
+    rows.sort(reverse=True)
+    raised = sum(row[0] > 0 for row in rows)
+    print(f"{raised} of {len(rows)} blocks raise perplexity on {len(before)} tokens; most of all:")
+    for change, error, name in rows[:5]:
+        print(f"    {change:+.2%} (+-{error:.2%})  {name}")
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stack", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--windows", type=int, default=20, help=f"of {CONTEXT} tokens")
+    parser.add_argument("--single", type=int, nargs=2, metavar=("FIRST", "LAST"))
+    parser.add_argument("--each", action="store_true", help="print every single block")
+    parser.add_argument("--no-levels", action="store_true", help="only single blocks")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    with headrace.load(args.stack, context=CONTEXT, threads=args.threads) as model:
+        levels = Levels(model, args.text.read_text(), args.windows)
+        if not args.no_levels:
+            by_level(levels)
+        if args.single:
+            by_block(levels, *args.single, args.each)
+
+
+if __name__ == "__main__":
+    main()

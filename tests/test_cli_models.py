@@ -1,0 +1,51 @@
+"""What the command decides about models before it loads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import headrace.model
+from headrace import cli
+
+STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
+
+
+def ran(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    """What `headrace run` prints as JSON."""
+    assert cli.main(["run", *map(str, words), "--raw", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_draft_remembers_no_more_than_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small.gguf"
+    shutil.copy(STORIES, small)
+    contexts, load = {}, headrace.model.load
+
+    def loading(model: str, **options: Any) -> Any:
+        contexts[Path(model).name] = options.get("context")
+        return load(model, **options)
+
+    monkeypatch.setattr("headrace.model.load", loading)
+    alone = ran(capsys, STORIES, "Once", "-n", "8", "--context", "320")
+    drafted = ran(capsys, STORIES, "Once", "-n", "8", "--context", "320", "--draft", small)
+    assert drafted["text"] == alone["text"]
+    assert contexts == {STORIES.name: 320, small.name: 320}
+
+
+def test_a_long_prompt_gets_its_context(
+    smollm2_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "There was a dog. "  # five tokens
+    short = ran(capsys, smollm2_path, line, "-n", "4", "--memory", "180MB")
+    assert short["context"] < 1024
+    long = ran(capsys, smollm2_path, line * 220, "-n", "4", "--memory", "180MB")
+    assert long["prompt_tokens"] + 4 <= long["context"]
+    assert long["prompt_tokens"] > short["context"]
