@@ -22,7 +22,7 @@ KV_SHARE = 8  # where weights stream, the KV cache of a chosen context takes at 
 ACTIVATION_SHARE = 16  # and activations this
 # The interpreter with numpy, llvmlite and loaded kernels, and what a token of the vocabulary costs
 # (measured on Linux with Python 3.11; docs/performance.md).
-PROCESS_BYTES = 100 << 20
+PROCESS_BYTES = 105 << 20
 VOCABULARY_ENTRY_BYTES = 500
 # Of rows of logits that are scored: as kernels write them, as they are given, and two to reckon.
 LOGITS_COPIES = 4

@@ -49,17 +49,27 @@ def run(
             f'there is no prompt; write `headrace run {model} "Why is the sky blue?"`, pipe a text '
             f"into it, or use `headrace chat {model}`"
         )
-    options["context"] = options["context"] or _context_for(
-        model, prompt, max_tokens + (0 if raw else _TEMPLATE_TOKENS), options
-    )
-    with (
-        _drafting(model, options) as draft,
-        _loaded(model, options, quiet=json, taken=_taken(draft)) as loaded,
-    ):
-        load_s = time.perf_counter() - START_S
-        chosen = {**_sampling(options), "draft": draft}
-        generation = loaded.generate(prompt, max_tokens=max_tokens, raw=raw, **chosen)
-        text, first_token_s, code = _stream(generation, quiet=json)
+    code = None
+    while code is None:
+        with (
+            _drafting(model, options) as draft,
+            _loaded(model, options, quiet=json, taken=_taken(draft)) as loaded,
+        ):
+            load_s = time.perf_counter() - START_S
+            # What a prompt takes is known only with the model's tokenizer.
+            if options["context"] is None:
+                options["context"] = _context_for(loaded, prompt, max_tokens, raw)
+            if options["context"] in (None, loaded.context):
+                chosen = {**_sampling(options), "draft": draft}
+                generation = loaded.generate(prompt, max_tokens=max_tokens, raw=raw, **chosen)
+                text, first_token_s, code = _stream(generation, quiet=json)
+                plan = loaded.plan
+        del loaded, draft
+        if code is None:
+            from headrace.memory import give_back_heap
+
+            say(f"the prompt asks for a context of {options['context']} tokens: loading again")
+            give_back_heap()  # or the next model has what the last one left beside it
     stats = generation.stats
     if json:
         print_json(
@@ -72,11 +82,11 @@ def run(
                 "passes": stats.passes,
                 "accepted_tokens": stats.accepted_tokens,
                 "tokens_per_pass": stats.tokens_per_pass,
-                "budget_bytes": loaded.plan.budget,
-                "context": loaded.plan.context,
-                "resident_weights_bytes": loaded.plan.resident_weights,
-                "bytes_read_per_token": loaded.plan.flash_bytes_per_token,
-                "notices": loaded.plan.notices(),
+                "budget_bytes": plan.budget,
+                "context": plan.context,
+                "resident_weights_bytes": plan.resident_weights,
+                "bytes_read_per_token": plan.flash_bytes_per_token,
+                "notices": plan.notices(),
                 "prefill_s": stats.prefill_s,
                 "decode_s": stats.decode_s,
                 "decode_tok_s": _decode_tok_s(stats),
@@ -376,28 +386,18 @@ def _loaded(
         yield loaded
 
 
-_LONG_PROMPT = 512  # bytes: shorter ones fit in any context
-_TEMPLATE_TOKENS = 256  # more than a chat template adds to a question
-
-
-def _context_for(model: str, prompt: str, more: int, options: Mapping[str, Any]) -> int | None:
-    """A context that a long prompt and `more` tokens fit in, where less would be chosen."""
-    n_bytes = len(prompt.encode())
-    if n_bytes < _LONG_PROMPT:
+def _context_for(loaded: Any, prompt: str, max_tokens: int, raw: bool) -> int | None:
+    """The context that a prompt and its answer take, if what was chosen has no room for the one."""
+    if loaded.plan.context >= loaded.plan.wanted_context:
         return None
-    most = n_bytes + more  # a token has a byte or more
-    planned = _planned(model_path(model), options)
-    if planned.shape.context >= min(most, planned.wanted_context):
+    if raw:
+        n = len(loaded.tokenize(prompt))
+    else:
+        n = len(loaded.tokenize_chat([{"role": "user", "content": prompt}]))
+    longest: int = loaded.prepared.decoder.context
+    if n <= loaded.context or n > longest:
         return None
-    from headrace.tokenizer import Tokenizer
-
-    file = planned.file
-    tokens = Tokenizer.from_metadata(file.metadata, file.paths[0]).encode(prompt)
-    needed = len(tokens) + more
-    if planned.shape.context >= needed:
-        return None
-    longest: int = planned.decoder.context
-    return min(-(-needed // 256) * 256, longest)
+    return min(-(-(n + max_tokens) // 256) * 256, longest)
 
 
 def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,22 +7,30 @@ is void.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
 from types import FrameType
 
+_numbers = itertools.count()
+
 
 class Hold:
-    """One use of something by a frame of this thread."""
+    """One use of something by a frame of this thread; later ones have larger numbers."""
 
     def __init__(self, frame: FrameType) -> None:
+        self.number = next(_numbers)
         self.thread = threading.get_ident()
         self._frame: FrameType | None = frame
 
     def end(self) -> None:
         """Let go of the frame, which may well refer to this hold."""
         self._frame = None
+
+    def comes_before(self, other: Hold) -> bool:
+        """Is this one of another thread that asked earlier, and still asks?"""
+        return self.number < other.number and self.thread != other.thread and not self.is_void()
 
     def is_void(self) -> bool:
         """Has the frame that took it gone, without giving it back? (Or its thread, by a fork.)"""

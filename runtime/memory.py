@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import gc
 import mmap
+import sys
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -34,6 +37,15 @@ def _map(n_bytes: int) -> mmap.mmap:
             "shorter context or a smaller model",
             needed_bytes=n_bytes,
         ) from error
+
+
+def give_back_heap() -> None:
+    """Give what nobody refers to any more back to the system, as far as that lets us."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
 
 
 def offsets_of(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:

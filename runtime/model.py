@@ -126,7 +126,10 @@ class Model:
         self._metadata: Mapping[str, Any] = prepared.file.metadata
         self._path = prepared.file.paths[0]
         self._holder = Holder()
-        self._changers: list[Hold] = []  # threads that set `memory`: steps wait for them
+        # Who waits for a turn: threads that set `memory`, and steps. Each lets those of the other
+        # kind go first who asked earlier, so that neither waits without end.
+        self._changers: list[Hold] = []
+        self._steps: list[Hold] = []
         self._owner: object | None = None
         self._cancels = 0  # how often `cancel` was called
         self._heeded = 0  # the calls before the present work began, which do not concern it
@@ -299,6 +302,8 @@ class Model:
         hold = Hold(sys._getframe())
         self._changers.append(hold)
         try:
+            while any(step.comes_before(hold) for step in list(self._steps)):
+                time.sleep(0.0005)
             if not self._holder.wait(hold):
                 raise BusyError(_FURTHER_UP)
             if self._closed:
@@ -693,15 +698,18 @@ class _Busy:
             raise BusyError("a newer generation has taken over this model; this one cannot go on")
 
     def _take(self) -> Hold:
-        """The hold that there is: this one, or another step's; those who set `memory` go first."""
+        """The hold that there is: this one, or another step's."""
         model, own = self._model, self._hold
-        while True:
-            changers = [one for one in list(model._changers) if one.thread != own.thread]
-            if all(one.is_void() for one in changers):
-                found = model._holder.take(own)
-                if found is own or found not in model._changers or found.thread == own.thread:
-                    return found
-            time.sleep(0.0005)
+        model._steps.append(own)
+        try:
+            while True:
+                if not any(changer.comes_before(own) for changer in list(model._changers)):
+                    found = model._holder.take(own)
+                    if found is own or found not in model._changers or found.thread == own.thread:
+                        return found
+                time.sleep(0.0005)
+        finally:
+            model._steps.remove(own)
 
     def __exit__(self, *_: object) -> None:
         if self._model._closed:  # by a callback or a signal handler of this thread

@@ -69,7 +69,7 @@ class Mode:
         """The activations that a format's kernels get; "rows" stands for blocks of a stack."""
         if activation == "rows" and self.large:
             return REBUILT.activation
-        if activation in ("f32", "rows") or (activation == "tables" and self.tables):
+        if activation in ("f32", "rows", "x16") or (activation == "tables" and self.tables):
             return activation
         return "q8x2" if self.pairs else "q8"
 

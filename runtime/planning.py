@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,9 +116,10 @@ def prepare(
         prepare_for, chosen, file, context, n_threads, activations, logits_rows=logits_rows,
         whole_stack=whole_stack,
     )  # fmt: skip
-    try:
+    prepared = None
+    with contextlib.suppress(BudgetError):
         prepared = sized(limit=limit)
-    except BudgetError:
+    if prepared is None:
         limit = limit_of(budget, share=1.0)  # better without a margin than not at all
         prepared = sized(limit=limit)
     return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)

@@ -46,8 +46,8 @@ class Model:
         self.calls: list[tuple[Any, ...]] = []
         self.notices: list[str] = []
         self.plan = types.SimpleNamespace(
-            notices=lambda: self.notices, budget=10**9, context=256, resident_weights=5,
-            flash_bytes_per_token=7,
+            notices=lambda: self.notices, budget=10**9, context=256, wanted_context=256,
+            resident_weights=5, flash_bytes_per_token=7,
         )  # fmt: skip
 
     def __enter__(self) -> Model:

@@ -476,3 +476,29 @@ def test_logits_that_are_scored_are_counted(copy: Path) -> None:
     more = sum(scored.parts.values()) - sum(plain.parts.values())
     assert more == 100 * plain.decoder.vocabulary * 4 * 4
     assert refit(scored, None).parts == scored.parts
+
+
+def test_neither_steps_nor_changes_wait_without_end(copy: Path) -> None:
+    least = budgets(copy)[0]
+    over = threading.Event()
+    changes = [0, 0]
+    with headrace.load(copy, memory=least + 400_000, context=CONTEXT, threads=2) as model:
+        expected = logits(model)
+
+        def change(index: int) -> None:
+            while not over.is_set():
+                model.memory = least + 200_000 * (1 + index)
+                changes[index] += 1
+
+        threads = [threading.Thread(target=change, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            before = list(changes)
+            for _ in range(10):
+                assert np.array_equal(logits(model), expected)
+            assert all(now > then for now, then in zip(changes, before, strict=True))
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
