@@ -57,18 +57,19 @@ def run(
         ):
             load_s = time.perf_counter() - START_S
             # What a prompt takes is known only with the model's tokenizer.
-            if options["context"] is None:
-                options["context"] = _context_for(loaded, prompt, max_tokens, raw)
-            if options["context"] in (None, loaded.context):
+            asked = options["context"] is not None
+            longer = None if asked else _context_for(loaded, prompt, max_tokens, raw)
+            if longer is None:
                 chosen = {**_sampling(options), "draft": draft}
                 generation = loaded.generate(prompt, max_tokens=max_tokens, raw=raw, **chosen)
                 text, first_token_s, code = _stream(generation, quiet=json)
                 plan = loaded.plan
         del loaded, draft
-        if code is None:
+        if longer is not None:
             from headrace.memory import give_back_heap
 
-            say(f"the prompt asks for a context of {options['context']} tokens: loading again")
+            say(f"the prompt asks for a context of {longer} tokens: loading again")
+            options["context"] = longer
             give_back_heap()  # or the next model has what the last one left beside it
     stats = generation.stats
     if json:
