@@ -26,7 +26,7 @@ class MemoryPlan:
     Attributes:
         wanted_context: tokens of context, were there memory enough.
         budget, limit: memory that was asked for, and what of it (or at all) there is.
-        fits: whether all weights stay in memory.
+        all_in_memory: whether no weights stream and none are left out.
         blocks: in memory, of the `blocks_in_file` of a model that is a stack of them.
         weights: matrices as they would lie in memory; `file` is what the model file has.
         resident_weights: what of them stays in memory; the rest is streamed through a `window`.
@@ -70,7 +70,7 @@ class MemoryPlan:
     advice: str | None
     budget: int | None
     limit: int | None
-    fits: bool
+    all_in_memory: bool
     blocks: int
     blocks_in_file: int
     expanded: tuple[dict[str, Any], ...]
@@ -150,7 +150,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         advice=speed.advice,
         budget=p.budget,
         limit=p.limit,
-        fits=p.residency is None and not (p.stack and p.blocks < len(p.stack)),
+        all_in_memory=p.residency is None and not (p.stack and p.blocks < len(p.stack)),
         blocks=p.blocks,
         blocks_in_file=len(p.stack) if p.stack else 0,
         expanded=tuple(

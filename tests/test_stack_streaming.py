@@ -159,11 +159,11 @@ def test_the_plan_says_what_is_read(path: Path) -> None:
         stack = model.prepared.stack
         assert stack is not None
         streamed = sum(one.info.n_bytes for one in stack.blocks[plan.blocks :])
-        assert plan.flash_bytes_per_token == streamed and not plan.fits
+        assert plan.flash_bytes_per_token == streamed and not plan.all_in_memory
         assert plan.blocks_in_file == len(stack)
         assert plan.bytes_per_token == model.prepared.read_bytes
     whole = plan_model(path, whole_stack=True, context=64, measure=False)
-    assert whole.fits and whole.flash_bytes_per_token == 0
+    assert whole.all_in_memory and whole.flash_bytes_per_token == 0
 
 
 def test_what_streams_goes_round_in_the_slots(path: Path) -> None:
