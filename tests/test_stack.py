@@ -252,7 +252,7 @@ def test_plans_and_listings_know_stacks(path: Path) -> None:
     assert kinds[f"tiled bitstack_k{RANK}"]["tensors"] == len(found)
     assert kinds[f"tiled bitstack_k{RANK}"]["loads_as"] == "kernel"
     whole = plan_model(path, context=64)
-    assert (whole.blocks, whole.blocks_in_file, whole.all_in_memory) == (len(found), len(found), True)
+    assert whole.blocks == whole.blocks_in_file == len(found) and whole.all_in_memory
     assert whole.predicted_tok_s is not None and not whole.notices()
     less = plan_model(path, memory=whole.peak_bytes - 1, context=64, measure=False)
     assert found.least <= less.blocks <= len(found)
