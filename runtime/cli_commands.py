@@ -66,10 +66,13 @@ def run(
                 plan = loaded.plan
         del loaded, draft
         if longer is not None:
+            import gc
+
             from headrace.memory import give_back_heap
 
             say(f"the prompt asks for a context of {longer} tokens: loading again")
             options["context"] = longer
+            gc.collect()
             give_back_heap()  # or the next model has what the last one left beside it
     stats = generation.stats
     if json:

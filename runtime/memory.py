@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import gc
 import mmap
 import sys
 from collections.abc import Iterator, Mapping
@@ -40,8 +39,7 @@ def _map(n_bytes: int) -> mmap.mmap:
 
 
 def give_back_heap() -> None:
-    """Give what nobody refers to any more back to the system, as far as that lets us."""
-    gc.collect()
+    """Give free parts of the C library's heap back to the system, as far as that lets us."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
         if trim is not None:

@@ -29,6 +29,7 @@ from headrace.generation import Generation, common_prefix
 from headrace.hold import Hold, Holder
 from headrace.interruptible import run_aside, undisturbed
 from headrace.loaders.sources import resolve
+from headrace.memory import give_back_heap
 from headrace.memory_plan import MemoryPlan
 from headrace.offload.pieces import Residency
 from headrace.pace import PassTimes
@@ -333,6 +334,7 @@ class Model:
                 self._end()
                 raise
             self._pass_times = PassTimes()
+            give_back_heap()
 
     def _obey(self) -> None:
         """Keep to limits that were changed from outside since the last look."""
