@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.machine import (
     BENCH_BYTES,
@@ -26,8 +27,6 @@ from headrace.prediction import Passes
 from headrace.rates import measure_rates
 
 FIRST_TOKENS = 5  # of the prompt whose time to the first token is taken
-
-Progress = Callable[[int, int | None, str], None]
 
 
 def bench(

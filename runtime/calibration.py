@@ -20,6 +20,7 @@ from headrace import plan as plans
 from headrace.errors import HeadraceError
 from headrace.families.decoder import Decoder, Layer, Matrix
 from headrace.loaders.gguf import ModelFile, TensorReader
+from headrace.loaders.progress import Progress
 from headrace.offload.files import stamp_of
 from headrace.placing import PlacedMatrix, dense, place, tiled_format
 from headrace.programs import Programs
@@ -38,7 +39,6 @@ from headrace.team import Team
 from headrace.tokenizer import Tokenizer
 from headrace.weights import Weights
 
-Progress = Callable[[int, int | None, str], None]
 Notice = Callable[[str], None]
 
 WINDOW = 512  # tokens

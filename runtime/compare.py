@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from headrace.errors import HeadraceError
+from headrace.loaders.progress import Progress
 from headrace.model import Model
 from headrace.perplexity import log_softmax, losses_of
 from headrace.windows import cut_text
 
-Progress = Callable[[int, int | None, str], None]
 _VOCABULARY = "tokenizer.ggml.tokens"
 
 

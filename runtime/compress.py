@@ -24,6 +24,7 @@ from headrace.families import describe
 from headrace.families.decoder import Decoder, tensor_of
 from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
+from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import (
     Entry,
@@ -48,7 +49,6 @@ from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.team import default_threads
 from headrace.write_stack import STACK, write_stack
 
-Progress = Callable[[int, int | None, str], None]
 Notice = Callable[[str], None]
 
 _COPY_BYTES = 8 << 20

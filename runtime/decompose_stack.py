@@ -15,6 +15,7 @@ import numpy as np
 
 from headrace.families.decoder import Matrix
 from headrace.loaders.gguf import TensorReader
+from headrace.loaders.progress import Progress
 from headrace.partial_file import PartialFile
 from headrace.placing import PlacedMatrix
 from headrace.rounding import Factors, Inputs, too_little
@@ -24,7 +25,6 @@ from headrace.sparse.bitstack import BlockShape, decompose, pack
 from headrace.sparse.bitstack_fit import decompose_for, error
 from headrace.sparse.format import Floats
 
-Progress = Callable[[int, int | None, str], None]
 InputsOf = Callable[[str], Inputs | None]
 
 # What decomposing takes for each weight at a time: the matrix, what is left, temporaries.

@@ -10,10 +10,11 @@ from typing import Any
 from headrace import plan as plans
 from headrace.errors import NoCompilerError
 from headrace.kernels import kv_cache
+from headrace.loaders.progress import Progress
 from headrace.planning import Prepared, kernel_store, prepare
 from headrace.prediction import Passes, Rates
 from headrace.price import price_of
-from headrace.rates import PROMPT_TOKENS, Progress, measure_rates
+from headrace.rates import PROMPT_TOKENS, measure_rates
 from headrace.sizes import format_rate, format_size
 
 NEARLY = 0.99  # of a budget: what is missing is not worth a word

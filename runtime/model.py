@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from headrace.errors import (
 from headrace.generation import Generation, common_prefix
 from headrace.hold import Hold, Holder
 from headrace.interruptible import run_aside, undisturbed
+from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.memory import give_back_heap
 from headrace.memory_plan import MemoryPlan
@@ -46,8 +47,6 @@ from headrace.team import Team
 from headrace.tokenizer import Tokenizer
 from headrace.trace import Trace, trace_from_environment
 from headrace.weight_memory import WeightMemory
-
-Progress = Callable[[int, int | None, str], None]
 
 # Work that may take longer than this runs where Ctrl-C can interrupt it at once.
 PATIENCE_S = 0.1

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from headrace.choices import PROCESS_BYTES
 from headrace.errors import BudgetError
+from headrace.loaders.progress import Progress
 from headrace.model import Model, load
 from headrace.offload.budget import round_up
 from headrace.planning import bounds, limit_of
 from headrace.sizes import format_size
-
-Progress = Callable[[int, int | None, str], None]
 
 
 @contextmanager

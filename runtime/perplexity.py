@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from headrace.loaders.progress import Progress
 from headrace.model import Model
 from headrace.windows import cut_text
-
-Progress = Callable[[int, int | None, str], None]
 
 
 def perplexity(

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import BudgetError
 from headrace.loaders.model_file import ModelFile
+from headrace.loaders.progress import Progress
 from headrace.sizes import format_size
 from headrace.windows import scored_of
 
 if TYPE_CHECKING:
     from headrace.model import Model
 
-Progress = Callable[[int, int | None, str], None]
 
 WINDOW = 512  # tokens
 TOKENS = 64 * WINDOW  # unless told otherwise

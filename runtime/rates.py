@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from headrace import plan as plans
+from headrace.loaders.progress import Progress
 from headrace.machine import best_read_bandwidth, known_read_bandwidth
 from headrace.offload import flash, requests
 from headrace.offload.files import StreamedFile, close_all
@@ -15,8 +16,6 @@ from headrace.prediction import Rates
 from headrace.streaming import reads_of
 from headrace.targets.pack import Kernels
 from headrace.team import Team, default_threads
-
-Progress = Callable[[int, int | None, str], None]
 
 PROMPT_TOKENS = 128  # whose time to the first token is predicted
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from headrace.errors import UnsupportedError
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile, TensorReader
+from headrace.loaders.progress import Progress
 from headrace.placing import Placed, PlacedMatrix, place
 from headrace.pruning import PrunedMatrix
 from headrace.rows import some_rows
@@ -16,8 +17,6 @@ from headrace.sparse.format import Format
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.sparse.group_size import ADAPTIVE, SAMPLE_ROWS, choose_format
 from headrace.sparse.registry import FORMATS
-
-Progress = Callable[[int, int | None, str], None]
 
 KEEP = "keep"
 Method = Literal["rtn", "search", "gptq"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from headrace import plan as plans
 from headrace.embedding import EmbeddingRows
 from headrace.errors import BudgetError
 from headrace.limits import LimitWatch
+from headrace.loaders.progress import Progress
 from headrace.machine import known_read_bandwidth
 from headrace.memory_plan import MemoryPlan, memory_plan
 from headrace.offload.files import StreamedFile, close_all, reader_of
@@ -25,8 +25,6 @@ from headrace.streaming import Streaming
 from headrace.targets.pack import Kernels
 from headrace.team import default_threads
 from headrace.weights import Weights
-
-Progress = Callable[[int, int | None, str], None]
 
 
 class WeightMemory:

@@ -16,6 +16,7 @@ from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
+from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import Entry, build_header, format_name, open_model, tiled_type
 from headrace.partial_file import PartialFile
@@ -26,8 +27,6 @@ from headrace.rows import read_tiled
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, rank_for
 from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name
-
-Progress = Callable[[int, int | None, str], None]
 
 STACK = "bitstack"  # what it is called among the formats that a file may get
 PRICED_LEVELS = 2, 4, 8  # whose price stands in the file, beside that of all
