@@ -310,7 +310,7 @@ def test_one_thing_wrong(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_is_unsupported_says_so(tmp_path: Path) -> None:
     for change in (architecture("mamba9"), key("rope.scaling.type", "yarn", Type.STRING),
-                   key("expert_count", 8), coded("blk.0.ffn_up.weight", Quant.I32)):  # fmt: skip
+                   coded("blk.0.ffn_up.weight", Quant.I32)):  # fmt: skip
         spec = tiny()
         change(spec)
         with pytest.raises(UnsupportedError):

@@ -16,8 +16,9 @@ from headrace.families.decoder import (
     Matrix,
     Rope,
     Vector,
+    tensor_of,
 )
-from headrace.loaders.expert_tensors import expert_name
+from headrace.loaders.expert_tensors import expert_name, whole_name
 from headrace.loaders.gguf import ModelFile
 
 # Far above any known model: a hostile header must not make us build millions of layers.
@@ -235,7 +236,7 @@ def experts(
         shared: the same of a shared expert; 0: there is none.
 
     Raises:
-        ModelFileError: a number is missing or out of bounds.
+        ModelFileError: a number is missing or out of bounds, or the router's shape is another.
         UnsupportedError: more than `MAX_ACTIVE` experts for a token, or another way to choose.
     """
     key = f"{sizes.prefix}.expert"
@@ -254,6 +255,17 @@ def experts(
         f"{key}_feed_forward_length", int, inner or sizes.feed_forward, low=1, high=MAX_WIDTH
     )
     block = f"blk.{index}"
+    router = _matrix(model, f"{block}.ffn_gate_inp", count, sizes.width)
+    tensor_of(model, router)  # a header may claim more experts than it has; each one takes memory
+    for part in ("gate", "up", "down"):
+        whole = model.tensors.get(whole_name(expert_name(index, part, 0)))
+        if whole is not None and (len(whole.shape) != 3 or whole.shape[0] != count):
+            raise ModelFileError(
+                f"has shape {list(whole.shape)}, but {key}_count calls for {count} matrices",
+                path=whole.path,
+                tensor=whole.name,
+                offset=whole.offset,
+            )
 
     def one(expert: int) -> FeedForward:
         gate, up, down = (expert_name(index, part, expert) for part in ("gate", "up", "down"))
@@ -266,7 +278,7 @@ def experts(
 
     gate = f"{block}.ffn_gate_inp_shexp.weight"
     return Experts(
-        router=_matrix(model, f"{block}.ffn_gate_inp", count, sizes.width),
+        router=router,
         each=tuple(one(expert) for expert in range(count)),
         active=active,
         normalised=model.get(f"{key}_weights_norm", bool, normalised),
