@@ -14,7 +14,6 @@ from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
 from headrace.offload.pieces import Cuttable, Piece, cut
 from headrace.sparse import gqs, gqs_kernels, linear
-from headrace.sparse.float4 import PACKED, SCALED
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.gqs import GROUP_FORMATS, GroupFormat, Head, Wrong
 from headrace.sparse.registry import FORMATS, by_ggml_type
@@ -171,13 +170,13 @@ def format_of(info: TensorInfo, activations: Activations = "q8") -> Format:
 def _readable(info: TensorInfo) -> Format:
     """The format that a tensor of the file is read as, of those that are not tiled."""
     own = by_ggml_type(info.type)
-    if info.scales is not None and info.type in (PACKED, "NVFP4"):
-        return FORMATS[SCALED]
-    if own is not None:
+    if own is not None and info.scales is None:
         return own
-    from headrace.sparse.expand import plan_expansion
+    from headrace.sparse.expand import plan_expansion, plan_scaled
 
     try:
+        if info.scales is not None:
+            return plan_scaled(info.type, info.scales.columns)
         return plan_expansion(info.type)
     except UnsupportedError as error:
         raise UnsupportedError(
