@@ -3,7 +3,6 @@
 The target is Q8_0 unless a smaller format holds the same weights exactly. What happens to them:
 
     type                    becomes  weights
-    TQ1_0                   TQ2_0    exact
     I8, I16                 F16, F32 exact
     F8_E4M3, F8_E5M2        F16      exact; with scales (`expand_scaled`) rounded to float16
     NVFP4, F4_E2M1, scaled  e2m1_g16 codes exact, scale of 16 weights rounded to float16 (2^-11)
@@ -23,18 +22,11 @@ from collections.abc import Callable
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.sparse import e8m0, float4, float8, i2_s, tq2_0
-from headrace.sparse.format import (
-    Bytes,
-    Floats,
-    Format,
-    as_rows,
-    byte_blocks,
-)
+from headrace.sparse import e8m0, float4, float8, i2_s
+from headrace.sparse.format import Bytes, Floats, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
 CHUNK_BYTES = 256 * 1024  # of raw bytes that are recoded at once
-_ONE = np.array([0x00, 0x3C], np.uint8)  # float16 1.0
 _LARGEST_HALF = 65504.0
 _LARGEST_Q8 = 127 * 65504.0
 _PLAIN = {"I8": ("f16", np.int8), "I16": ("f32", np.int16), "F64": ("f32", np.float64)}
@@ -168,20 +160,11 @@ def _unsupported(ggml_type: str) -> UnsupportedError:
     )
 
 
-def _to_tq2_0(raw: Bytes, ggml_type: str) -> Bytes:
-    blocks = byte_blocks(raw, _block_bytes(ggml_type)).copy()
-    d = blocks[..., -2:].copy()
-    blocks[..., -2:] = _ONE
-    codes = (_decode(as_rows(blocks), ggml_type) + 1).astype(np.uint8)
-    return as_rows(tq2_0.join(codes.reshape(*blocks.shape[:2], tq2_0.BLOCK), d))
-
-
 def _of_exponents(raw: Bytes, ggml_type: str) -> Bytes:
     return FORMATS["f32"].encode(2 * e8m0.half_scales(raw))
 
 
 _RECODERS: dict[str, tuple[str, Callable[[Bytes, str], Bytes]]] = {
     **{name: ("f16", float8.to_halves) for name in float8.NAMES},
-    "TQ1_0": ("tq2_0", _to_tq2_0),
     "F8_E8M0": ("f32", _of_exponents),
 }

@@ -526,6 +526,18 @@ def and_u8(value: Any, mask: int) -> Any:
 
 
 @_marker
+def xor_u8(value: Any, mask: int) -> Any:
+    """64 bytes XOR a constant byte."""
+    return _only_compiled()
+
+
+@_marker
+def third_u8(value: Any) -> Any:
+    """The third of 0..255, 0..2, in which 64 bytes are; they are signed, 128 less."""
+    return _only_compiled()
+
+
+@_marker
 def lookup16(value: Any, shift: int, low: int, high: int, bits: int) -> Any:
     """Bits `shift` .. `shift` + 3 of 64 bytes choose from 16 signed bytes (`table_words`).
 
