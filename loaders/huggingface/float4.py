@@ -89,8 +89,8 @@ def _mx_matrix(packed: TensorInfo, scales: TensorInfo) -> TensorInfo:
         shape = shape[0], shape[1] * shape[2]
     if len(shape) != 2 or 0 in shape:
         raise ModelFileError(
-            f"has scales, but shape {list(packed.shape)} of no matrix (experts of a mixture are "
-            "not supported yet)",
+            f"has scales, but shape {list(packed.shape)} of no matrix (experts that lie "
+            "together are not read in this form)",
             path=packed.path,
             tensor=packed.name,
         )
