@@ -45,6 +45,7 @@ from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
 from headrace.rows import read_tiled
 from headrace.sizes import format_size
+from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.team import default_threads
 from headrace.write_stack import STACK, write_stack
@@ -93,6 +94,7 @@ def compress(
     ends: str | None = None,
     method: Method | None = None,
     sparsity: float | None = None,
+    rank: int | None = None,
     calibrate: str | None = None,
     calibrate_tokens: int = CALIBRATE_TOKENS,
     evaluate: str | None = None,
@@ -124,6 +126,8 @@ def compress(
         sparsity: of a group-sparse format ("gqs_g32"), the share of the weights of layers that is
             left out, at least; default: a half. "rtn" leaves out the smallest, "search" those that
             matter least for the inputs of `calibrate`, "gptq" the same, and lets others make up.
+        rank: vectors of a block of a stack, one of 1, 2, 4, 8 and 16: with more, a block is larger
+            and leaves less. Default: what suits the model's width.
         calibrate: a text like those that the model will read.
         calibrate_tokens: how much of it to use.
         evaluate: another text, on which to compare the result with the source; what comes out
@@ -152,6 +156,10 @@ def compress(
         raise UnsupportedError(f"--sparsity is for --format {', '.join(GROUP_FORMATS)}")
     if sparsity is not None and not 0 <= sparsity < 1:
         raise UnsupportedError(f"--sparsity is from 0 to less than 1, not {sparsity}")
+    if rank is not None and format != STACK:
+        raise UnsupportedError(f"--rank is for --format {STACK}")
+    if rank is not None and rank not in RANKS:
+        raise UnsupportedError(f"--rank is one of {', '.join(map(str, RANKS))}, not {rank}")
     rate = SPARSITY if sparsity is None else float(sparsity)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
     options = _Options(
@@ -194,7 +202,7 @@ def compress(
                     )  # fmt: skip
 
             price = write_stack(
-                path, target, inputs=of, n_threads=n_threads, room=room,
+                path, target, rank=rank, inputs=of, n_threads=n_threads, room=room,
                 key=_key(model, options, b""), price=measure, progress=progress,
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
