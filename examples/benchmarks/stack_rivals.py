@@ -130,6 +130,15 @@ def floats(placed: PlacedMatrix) -> PlacedMatrix:
     return replace(placed, format=FORMATS["f32"])
 
 
+def in_bytes(path: Path, n_bytes: int, text: str, args: argparse.Namespace) -> str:
+    """Perplexity of as much of a stack as has room."""
+    with headrace.load(path, context=CONTEXT, threads=args.threads) as model:
+        levels = Levels(model, text, args.windows)
+        blocks = levels.stack.fitting(n_bytes)
+        own = np.exp(levels.losses(blocks).mean())
+    return f"{own:,.1f} ({blocks / levels.stack.least:.2f} levels)"
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -139,6 +148,7 @@ def main() -> None:
     parser.add_argument("--calibrate-tokens", type=int, default=65536)
     parser.add_argument("--evaluate", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
+    parser.add_argument("--megabytes", type=float, nargs="*", default=[], help="more for stacks")
     parser.add_argument("--windows", type=int, default=20, help=f"of {CONTEXT} tokens")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -157,12 +167,11 @@ def main() -> None:
                 with headrace.load(path, context=CONTEXT, threads=args.threads) as model:
                     found = perplexity(model, text, context=CONTEXT, chunks=args.windows)
             cells.append(f"{found['perplexity']:,.1f}")
-        for path in args.stacks:
-            with headrace.load(path, context=CONTEXT, threads=args.threads) as model:
-                levels = Levels(model, text, args.windows)
-                blocks = levels.stack.fitting(n_bytes)
-                own = np.exp(levels.losses(blocks).mean())
-            cells.append(f"{own:,.1f} ({blocks / levels.stack.least:.2f} levels)")
+        cells += [in_bytes(path, n_bytes, text, args) for path in args.stacks]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    for size in args.megabytes:
+        cells = ["", f"{size:.1f}", *("" for _ in args.methods)]
+        cells += [in_bytes(path, int(size * 1e6), text, args) for path in args.stacks]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
