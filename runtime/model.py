@@ -481,6 +481,17 @@ class Model:
                 )
             self._read(ids, start)
 
+    def compute_with(self, blocks: Mapping[str, int] | None) -> None:
+        """Of a stack, compute with the first so many blocks of each matrix that is named.
+
+        That is for measuring what blocks are worth; blocks that are not in memory are not read.
+        None, and matrices that are not named: all that are in memory.
+        """
+        with self._begin():
+            self._kept = []
+            self._held.weights.limit_blocks(blocks or {})
+            undisturbed(lambda: self._programs.link(self._held.streaming, self._held.rows()))
+
     def forget(self) -> None:
         """Drop what has been read: the next tokens start an empty context."""
         with self._begin():

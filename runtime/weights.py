@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -163,6 +163,11 @@ class Weights:
     def blocks(self, matrix: str) -> list[BlockAt]:
         """Where the blocks of a matrix of the stack lie that are in memory."""
         return [] if self._blocks is None else self._blocks.blocks(matrix)
+
+    def limit_blocks(self, limits: Mapping[str, int]) -> None:
+        """Let `blocks` give no more of a matrix than this."""
+        if self._blocks is not None:
+            self._blocks.limits = limits
 
     def keep_blocks(self, count: int, reader: TensorReader) -> None:
         """Keep the first `count` blocks of the stack: read what is missing, or drop the rest.
