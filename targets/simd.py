@@ -698,6 +698,16 @@ def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> 
 
 
 @_marker
+def dot8_lanes(acc: Any, first: Any, second: Any, low: Any, high: Any, bits: int) -> Any:
+    """acc[t, lane] += first * low[t] + second * high[t], of 4 bytes a lane each, exactly.
+
+    `first` and `second` are single vectors of codes of `bits` bits, unsigned; `low` and `high` have
+    T vectors of activations, -127..127. Counts as a `dot8`.
+    """
+    return _only_compiled()
+
+
+@_marker
 def dot_result(acc: Any, bits: int) -> Any:
     """The int32 sums of a `dot_init` block that `dot8` filled with codes of `bits` bits."""
     return _only_compiled()
