@@ -11,7 +11,7 @@ guessed are checked in one pass, and what is chosen is what would have been chos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from headrace.families.decoder import Decoder, Layer, Rope
@@ -28,7 +28,7 @@ from headrace.offload import requests
 from headrace.placing import Placed, PlacedGroups, dense, kernels_for, padded16
 from headrace.sparse import gqs_columns, gqs_kernels, linear
 from headrace.sparse.bitstack import BlockShape
-from headrace.sparse.format import TILE_ROWS, Unpacked
+from headrace.sparse.format import TILE_ROWS, Bytes
 from headrace.sparse.linear import activation_bytes
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.unpacking import scratch_bytes as unpacking_bytes
@@ -348,13 +348,14 @@ def records_bytes(placed: Iterable[Placed]) -> int:
     return round_up(max(sizes, default=0), 64)
 
 
-def codebooks(placed: Iterable[Placed]) -> dict[str, Unpacked]:
+def codebooks(placed: Iterable[Placed]) -> dict[str, Callable[[], Bytes]]:
     """The tables that kernels of these weights look weights up in, by the name of the format."""
     found = {fmt.name: fmt.unpacked for fmt in (dense(p).format for p in placed)}
-    return {name: one for name, one in sorted(found.items()) if one is not None}
+    tables = {name: one.table for name, one in sorted(found.items()) if one is not None}
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def table_sizes(decoder: Decoder, shape: Shape, placed: Iterable[Placed]) -> dict[str, int]:
     """Bytes of what is worked out once, on loading, and only read: rotary embeddings, codebooks."""
     ropes = {name: shape.context * rope.width * 4 for rope, name in ropes_of(decoder).items()}
-    return ropes | {name: one.table().nbytes for name, one in codebooks(placed).items()}
+    return ropes | {name: table().nbytes for name, table in codebooks(placed).items()}

@@ -317,7 +317,7 @@ class Forward:
             return []
         return [
             self._places.buffer("unpacked", False), self._unpacked_bytes,
-            self._places.table(fmt.name),
+            self._places.table(fmt.name) if fmt.unpacked.table else 0,
         ]  # fmt: skip
 
     def _blocks(self, mode: Mode, name: str, matrix: Matrix) -> list[Step]:

@@ -326,7 +326,7 @@ def _random_raw(fmt: Format, rng: np.random.Generator, rows: int, n: int) -> np.
     """Raw rows with every code, extreme rows among them; finite scales."""
     import numpy as np
 
-    if fmt.unpacked is not None:
+    if fmt.unpacked is not None and fmt.unpacked.examples is not None:
         return fmt.unpacked.examples(rng, rows, n)
     x = rng.standard_normal((rows, n)).astype(np.float32)
     x[rows // 2] *= 100

@@ -508,6 +508,12 @@ def shr(value: Any, bits: int) -> Any:
 
 
 @_marker
+def shl_by(value: Any, bits: Any) -> Any:
+    """Shift each int32 lane of a vector left by what another has in that lane, 0..31."""
+    return _only_compiled()
+
+
+@_marker
 def shr_u8(value: Any, bits: int) -> Any:
     """Shift 64 bytes right by a constant."""
     return _only_compiled()
