@@ -286,6 +286,7 @@ class Forward:
     def _sparse(self, mode: Mode, name: str, placed: PlacedGroups) -> list[Step]:
         """Products by a group-sparse matrix; its parts begin with the units of their rows."""
         matrix, kind = placed.matrix, mode.kind(placed.format.activation)
+        kernel = f"{mode.operation(placed.format.activation)}_{placed.format.name}"
         head, steps = self._places.head(matrix), list[Step]()
         scales = head + 4 * matrix.rows + 4
         for part in self._places.parts(matrix):
@@ -304,7 +305,7 @@ class Forward:
             streamed = part.request is not None
             steps.append(
                 Step(
-                    f"{mode.operation(placed.format.activation)}_{placed.format.name}", slots, False, matrix.name,
+                    kernel, slots, False, matrix.name,
                     placed.run_bytes(part.tile, part.tiles), part.request, streamed, streamed,
                     weights=2,
                 )

@@ -1,4 +1,4 @@
-"""2:4 sparsity: of each four weights of a row two are kept, in 4 bits with a scale for 32. 3.5 bits.
+"""2:4 sparsity: of each 4 weights of a row 2 are kept, in 4 bits, a scale for 32: 3.5 bits.
 
 For comparison with group sparsity (`headrace.sparse.gqs`): the pattern that tensor cores of GPUs
 take. CPUs have no such products, so a tile is made dense in the cache before it is multiplied, and

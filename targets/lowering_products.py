@@ -32,7 +32,6 @@ from headrace.targets.lowering import (
     zipped,
 )
 
-
 # A product of the target, the weights of its rows, and the activations of its tokens.
 Step: TypeAlias = tuple[Callable[..., Any], list[Any], list[Any]]
 
@@ -199,7 +198,7 @@ def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits, sig.args[0])
 
 
-@marker("dot8_lanes", lambda acc, first, second, low, high, bits: acc.after(2, literal(bits, "bits")))
+@marker("dot8_lanes", lambda acc, *rest: acc.after(2, literal(rest[4], "bits")))
 def _dot8_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     bits = literal(sig.args[5], "bits")
     prepare, whole = primitive("dot4_weights"), primitive("dot8")
