@@ -207,7 +207,7 @@ def _dot8_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if whole:
         steps: list[Step] = [(whole, [codes], [list(two) for two in zip(*halves, strict=True)])]
     else:
-        one = primitive("dot4")
+        one = primitive("dot4_lanes") or primitive("dot4")
         steps = [(one, [w], xs) for w, xs in zip(codes, halves, strict=True)]
     return _add_steps(b, args[0], steps, bits, sig.args[0])
 
