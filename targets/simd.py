@@ -708,7 +708,8 @@ def dot8_lanes(acc: Any, first: Any, second: Any, low: Any, high: Any, bits: int
     """acc[t, lane] += first * low[t] + second * high[t], of 4 bytes a lane each, exactly.
 
     `first` and `second` are single vectors of codes of `bits` bits, unsigned; `low` and `high` have
-    T vectors of activations, -127..127. Counts as a `dot8`.
+    T vectors of activations, -127..127. Counts as a `dot8`. A target gives `dot4_lanes` where its
+    `dot4` wants the same activations in all lanes.
     """
     return _only_compiled()
 
