@@ -17,8 +17,8 @@ from typing import IO, Any
 import numpy as np
 
 from headrace import plan as plans
-from headrace.errors import HeadraceError
-from headrace.families.decoder import Decoder, Layer, Matrix
+from headrace.errors import HeadraceError, UnsupportedError
+from headrace.families.decoder import Decoder, Experts, Layer, Matrix
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.offload.files import stamp_of
@@ -294,6 +294,10 @@ def _bytes_of(decoder: Decoder) -> int:
 def readers_of(layer: Layer) -> list[list[Matrix]]:
     """The matrices of a layer by what they read, in the order of a pass."""
     a, f = layer.attention, layer.feed_forward
+    if isinstance(f, Experts):
+        raise UnsupportedError(
+            "calibrating a mixture of experts is not supported yet: --method rtn"
+        )
     return [[a.query, a.key, a.value], [a.output], [f.gate, f.up], [f.down]]
 
 

@@ -22,6 +22,7 @@ from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, tensor_of
+from headrace.loaders.expert_tensors import whole_name
 from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
@@ -292,6 +293,7 @@ def _entries(
     vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
     scales = (recipe.placed.info.scales for recipe in chosen)  # which matrices are rounded with
     known = {*matrices, *vectors, *(one.info.name for one in scales if one is not None)}
+    known |= {whole_name(name) for name in matrices}
     rest = {n: i for n, i in model.tensors.items() if n not in known}
     entries: list[Entry] = []
     sources: list[Recipe | TensorInfo] = [*vectors.values(), *matrices.values(), *rest.values()]

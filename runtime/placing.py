@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from headrace.errors import ModelFileError, UnsupportedError
-from headrace.families.decoder import Decoder, Matrix, tensor_of
+from headrace.families.decoder import Decoder, Experts, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
 from headrace.offload.pieces import Cuttable, Piece, cut
@@ -36,6 +36,7 @@ class PlacedMatrix:
     matrix: Matrix
     info: TensorInfo
     format: Format
+    expert: bool = False  # of a mixture
 
     @property
     def n_bytes(self) -> int:
@@ -148,9 +149,19 @@ def place(
     """
     stacked = {} if stack is None else stack.shapes
     whole = (m for m in decoder.matrices() if m.name not in stacked)
+    experts = {
+        m.name
+        for layer in decoder.layers
+        if isinstance(layer.feed_forward, Experts)
+        for one in layer.feed_forward.each
+        for m in one.matrices()
+    }
     ends = decoder.embedding.name, decoder.head.name
     with TensorReader() as reader:
-        placed = [_place_one(model, m, activations, m.name in ends, reader) for m in whole]
+        placed = [
+            _place_one(model, m, activations, m.name in ends, m.name in experts, reader)
+            for m in whole
+        ]
     for vector in decoder.vectors():
         _readable(tensor_of(model, vector))
     return placed
@@ -186,13 +197,23 @@ def _readable(info: TensorInfo) -> Format:
 
 
 def _place_one(
-    model: ModelFile, matrix: Matrix, activations: Activations, end: bool, reader: TensorReader
+    model: ModelFile,
+    matrix: Matrix,
+    activations: Activations,
+    end: bool,
+    expert: bool,
+    reader: TensorReader,
 ) -> Placed:
     info = tensor_of(model, matrix)
     groups = group_format(info)
     if groups is None:
-        return PlacedMatrix(matrix, info, format_of(info, activations))
+        return PlacedMatrix(matrix, info, format_of(info, activations), expert)
     wrong = wrong_in(info)
+    if expert:
+        raise UnsupportedError(
+            "group-sparse experts are not supported; compress the model to another format",
+            path=info.path, tensor=info.name, offset=info.offset,
+        )  # fmt: skip
     gqs.check_size(matrix.rows, matrix.columns, groups.group, info.n_bytes, wrong)
     if end or activations == "f32":  # rows of an embedding are looked up
         return PlacedMatrix(matrix, info, FORMATS["f32"])
@@ -248,6 +269,8 @@ def tiled_format(info: TensorInfo) -> Format | None:
 
 def streamable(placed: Placed) -> bool:
     """Whether native code alone can bring it from the file into the form that kernels read."""
+    if isinstance(placed, PlacedMatrix) and placed.expert:
+        return False
     return not placed.expanded and placed.n_bytes > placed.always_bytes
 
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from headrace.families.decoder import Decoder, Layer, Rope
+from headrace.families.decoder import Decoder, Experts, Layer, Rope
 from headrace.kernels import (
     attention,
     attention_decode,
     attention_prefill,
     bitstack,
     execute,
+    experts,
     kv_cache,
     prepare,
 )
@@ -37,7 +38,7 @@ from headrace.targets.table import Kernel
 from headrace.targets.target import Target
 
 # State words (int64) that steps read at run time.
-COUNT, POSITION, OUT_FIRST, OUT_COUNT, ZERO, ONE = range(6)
+COUNT, POSITION, OUT_FIRST, OUT_COUNT, ZERO, ONE, ACTIVE = range(7)
 STATE_WORDS = 8
 
 PREFILL = "prefill."  # begins the names of the buffers of long chunks
@@ -153,9 +154,16 @@ def kernels_of(
         *(prepare.kernel(p, k) for p in sorted(producers) for k in sorted(kinds)),
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
+        *(experts.all_kernels() if mixtures(decoder) else ()),
         *_stack_kernels(stack),
     ]
     return list({k.name: k for k in found}.values())
+
+
+def mixtures(decoder: Decoder) -> list[Experts]:
+    """The mixtures of experts of a decoder's layers."""
+    found = (layer.feed_forward for layer in decoder.layers)
+    return [one for one in found if isinstance(one, Experts)]
 
 
 def input_activations(placed: Iterable[Placed], stack: Stack | None) -> list[str]:
@@ -272,13 +280,30 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
     """Floats in a row of each float buffer, padded to vectors."""
     q = max(layer.attention.heads * layer.attention.head for layer in decoder.layers)
     kv = max(layer.attention.kv_heads * layer.attention.head for layer in decoder.layers)
-    inner = max(layer.feed_forward.gate.rows for layer in decoder.layers)
+    inner = max(layer.feed_forward.inner for layer in decoder.layers)
     widest = max(max(m.rows, m.columns) for m in decoder.matrices() if m is not decoder.head)
     widths = {
         "x": decoder.width, "q": q, "k": kv, "v": kv, "attended": q, "block": decoder.width,
         "gate": inner, "up": inner, "row": max(widest, q, inner), "logits": decoder.vocabulary,
     }  # fmt: skip
+    if routed := mixtures(decoder):
+        widths |= {
+            "router": max(len(one.each) for one in routed), "picked": decoder.width,
+            "shared": decoder.width, "shared_gate": 1,
+        }  # fmt: skip
     return {name: round_up(n, 32) for name, n in widths.items()}
+
+
+def expert_sizes(decoder: Decoder, tokens: int) -> dict[str, int]:
+    """Bytes of the buffers that mixtures of experts have once, for so many tokens at most."""
+    routed = mixtures(decoder)
+    if not routed:
+        return {}
+    choices = tokens * max(one.active for one in routed)
+    return {
+        "chosen": choices * 8, "chosen_weights": choices * 4, "order": choices * 8,
+        "visits": experts.visit_words(max(len(one.each) for one in routed)) * 8,
+    }  # fmt: skip
 
 
 def buffer_sizes(
@@ -312,9 +337,15 @@ def buffer_sizes(
         "partial": max(heads, shape.threads) * n_chunks(shape.context) * (head + 16) * 4,
         "counters": heads * 8,
     }
+    sizes |= expert_sizes(decoder, max(room.values()))
+    by_token = ["x", "q", "k", "v", "attended", "block", "gate", "up"]
+    if routed := mixtures(decoder):
+        by_token += ["router", "picked", "shared", "shared_gate"]
     for prefix, tokens in room.items():
-        for name in ("x", "q", "k", "v", "attended", "block", "gate", "up"):
+        for name in by_token:
             sizes[prefix + name] = tokens * rows[name] * 4
+        for mixture in routed:
+            sizes[f"{prefix}outputs"] = tokens * mixture.active * rows["block"] * 4
         sizes[f"{prefix}rotated"] = tokens * heads * head * 4
         for mode in modes(target).values():
             if mode.large == (prefix == PREFILL):

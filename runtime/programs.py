@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.embedding import EmbeddingRows
-from headrace.families.decoder import Decoder, Matrix, rope_table
+from headrace.families.decoder import Decoder, Experts, Matrix, rope_table
 from headrace.kernels import execute
+from headrace.kernels.experts import DIRECTORY_SLOTS
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.plan import (
+    ACTIVE,
     COUNT,
     ONE,
     OUT_COUNT,
@@ -28,6 +30,7 @@ from headrace.plan import (
     codebooks,
     input_activations,
     kv_bytes,
+    mixtures,
     modes,
     ropes_of,
     row_widths,
@@ -85,6 +88,9 @@ class Programs:
         self.cache = Arena({"kv": kv_bytes(decoder, shape.context)})
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
+        routed = mixtures(decoder)
+        self.state[ACTIVE] = routed[0].active if routed else 0
+        self._directories: dict[int, np.ndarray] = {}
         self.ids = self.buffers.view("ids", "i8")
         self.logits = self.buffers.view("logits", "f4").reshape(target.most_tokens, -1)
         # Of each token that `check` reads.
@@ -112,6 +118,11 @@ class Programs:
             self._decoder, self._weights.placed, self.shape, self, self._target,
             None if stack is None else stack.shapes,
         )  # fmt: skip
+        self._directories = {
+            i: self._directory(layer.feed_forward)
+            for i, layer in enumerate(self._decoder.layers)
+            if isinstance(layer.feed_forward, Experts)
+        }
         by_name = modes(self._target)
         made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
         self.decode, self.short, self.prefill = (
@@ -155,6 +166,18 @@ class Programs:
     def head(self, matrix: Matrix) -> int:
         """Address of the head of a group-sparse matrix."""
         return self._weights.head(matrix.name)
+
+    def directory(self, layer: int) -> int:
+        """Address of the directory of a layer's experts."""
+        return int(self._directories[layer].ctypes.data)
+
+    def _directory(self, experts: Experts) -> np.ndarray:
+        entries = np.zeros((len(experts.each), DIRECTORY_SLOTS), np.int64)
+        for entry, one in zip(entries, experts.each, strict=True):
+            for slot, matrix in enumerate(one.matrices()):
+                (part,) = self._weights.parts(matrix.name)
+                entry[slot] = part.address
+        return entries
 
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled."""
@@ -237,14 +260,16 @@ class Programs:
 
     def _program(self, steps: list[Step]) -> Program:
         starts = list(itertools.accumulate((len(step.slots) for step in steps), initial=0))
-        blocks = np.zeros(starts[-1], np.int64)
+        tables = starts[-1]  # of addresses of slots, behind the argument blocks
+        blocks = np.zeros(tables + sum(len(step.writes) for step in steps), np.int64)
         table = np.zeros((len(steps), execute.STEP_SLOTS), np.int64)
         ahead = (0, 0)
         for i in range(len(steps) - 1, -1, -1):
             if steps[i].barrier:
                 table[i, 3:5] = ahead
-            if steps[i].n_bytes > PREFETCH_BYTES and steps[i].request is None:
-                ahead = (steps[i].slots[steps[i].weights], steps[i].n_bytes)
+            at = steps[i].slots[steps[i].weights]  # 0: it is not known yet
+            if steps[i].n_bytes > PREFETCH_BYTES and steps[i].request is None and at:
+                ahead = (at, steps[i].n_bytes)
         for i, step in enumerate(steps):
             blocks[starts[i] : starts[i + 1]] = argument_block(step.slots)
             table[i, 0] = self._addresses[step.kernel]
@@ -252,7 +277,14 @@ class Programs:
                 (execute.STEP_BARRIER if step.barrier else 0)
                 | (execute.STEP_WAIT if step.waits else 0)
                 | (execute.STEP_GIVE if step.gives else 0)
+                | (execute.STEP_LOOP if step.loop else 0)
             )
+            table[i, 6:8] = step.loop or 0
+            if step.writes:
+                blocks[starts[i] + step.table] = blocks.ctypes.data + 8 * tables
+                for further, slot in step.writes:
+                    blocks[tables] = blocks.ctypes.data + 8 * (starts[i + further] + slot)
+                    tables += 1
             if step.request is not None and self._streaming is not None:
                 table[i, 5] = self._streaming.window.request(step.request)
         table[:, 1] = blocks.ctypes.data + 8 * np.array(starts[:-1])

@@ -77,8 +77,8 @@ def _part(
     found: list[Placed] = [replace(by_name[m.name], matrix=m) for m in ends.values()]
     taken, layers = sum(p.n_bytes for p in found), list[Layer]()
     for layer in decoder.layers:
-        a, f = layer.attention, layer.feed_forward
-        matrices = (a.query, a.key, a.value, a.output, f.gate, f.up, f.down)
+        a = layer.attention
+        matrices = (a.query, a.key, a.value, a.output, *layer.feed_forward.matrices())
         more = [by_name[m.name] for m in matrices if m.name not in stacked]
         taken += sum(p.n_bytes for p in more) + sum(stacked.get(m.name, 0) for m in matrices)
         if taken > min(room, ENOUGH_BYTES) and (layers or taken > room):

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from headrace.families.decoder import Decoder, Layer, Matrix, Vector
-from headrace.kernels import bitstack, kv_cache
-from headrace.placing import Placed, PlacedGroups, dense
+from headrace.families.decoder import Decoder, Experts, FeedForward, Layer, Matrix, Vector
+from headrace.kernels import bitstack, experts, kv_cache
+from headrace.placing import Placed, PlacedGroups, PlacedMatrix, dense, padded16
 from headrace.plan import (
+    ACTIVE,
     COUNT,
     ONE,
     OUT_COUNT,
@@ -52,6 +53,9 @@ class Step:
         weights: the slot that has their address.
         request: number of the read that it waits for (`waits`) or is the last to need (`gives`).
         logits_at: byte of each row of logits that it writes from; None: it writes none.
+        writes: slots of later steps that it writes while it runs: (steps further on, slot).
+        table: its own slot that gets the address of a table of those slots' addresses.
+        loop: (address of a word, steps): it goes back so many steps while the word is not 0.
     """
 
     kernel: str
@@ -64,6 +68,9 @@ class Step:
     gives: bool = False
     logits_at: int | None = None
     weights: int = 0
+    writes: tuple[tuple[int, int], ...] = ()
+    table: int = 0
+    loop: tuple[int, int] | None = None
 
 
 class Places(Protocol):
@@ -80,6 +87,9 @@ class Places(Protocol):
 
     def head(self, matrix: Matrix) -> int:
         """Address of the head of a group-sparse matrix."""
+
+    def directory(self, layer: int) -> int:
+        """Address of the directory of a layer's experts (`headrace.kernels.experts`)."""
 
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled: one for even turns, one for odd."""
@@ -152,17 +162,188 @@ class Forward:
             a, f = layer.attention, layer.feed_forward
             steps += self._norm(mode, layer.attention_norm, add, [a.query, a.key, a.value])
             steps += self._products(mode, {"q": a.query, "k": a.key, "v": a.value})
+            if a.norm_together:
+                steps += self._norm_rows(mode, {"q": a.query_norm, "k": a.key_norm})
             steps += self._attention(mode, i, layer)
             steps += self._input(mode, "copy", "attended", "", a.output)
             steps += self._products(mode, {"block": a.output})
             add = ("block", layer.attention_post_norm)
-            steps += self._norm(mode, layer.feed_forward_norm, add, [f.gate, f.up])
-            steps += self._products(mode, {"gate": f.gate, "up": f.up})
-            steps += self._input(mode, f.activation, "gate", "up", f.down)
-            steps += self._products(mode, {"block": f.down})
+            if isinstance(f, Experts):
+                make = self._mixture_of_one if mode.private else self._mixture
+                steps += make(mode, i, layer.feed_forward_norm, add, f)
+            else:
+                steps += self._norm(mode, layer.feed_forward_norm, add, [f.gate, f.up])
+                steps += self._gated(mode, f, "block")
             add = ("block", layer.feed_forward_post_norm)
         steps += self._norm(mode, d.norm, add, [d.head], last=True)
         steps += self._products(mode, {"logits": d.head}, last=True)
+        return steps
+
+    def _gated(self, mode: Mode, f: FeedForward, output: str) -> list[Step]:
+        """A feed-forward whose input lies ready."""
+        return [
+            *self._products(mode, {"gate": f.gate, "up": f.up}),
+            *self._input(mode, f.activation, "gate", "up", f.down),
+            *self._products(mode, {output: f.down}),
+        ]
+
+    # --- mixtures of experts ----------------------------------------------------------------------
+
+    def _mixture_of_one(
+        self, mode: Mode, index: int, norm: Vector, add: tuple[str, Vector | None] | None,
+        f: Experts,
+    ) -> list[Step]:  # fmt: skip
+        """The experts of the only token, side by side: `route` says where their weights lie."""
+        one, active = f.each[0], f.active
+        steps = self._norm(mode, norm, add, [*f.readers(), one.gate, one.up])
+        steps += self._routed(mode, index, f)
+        route = len(steps) - 1
+        if f.shared is not None:
+            steps += self._gated(mode, f.shared, "shared")
+            # Its activations lie where those of the norm were.
+            steps += self._norm(mode, norm, None, [one.gate, one.up])
+        places: list[list[int]] = [[], [], []]
+        for k in range(active):
+            for m, (matrix, name) in enumerate(((one.gate, "gate"), (one.up, "up"))):
+                places[m].append(len(steps))
+                y = self._address(mode, name) + k * self._row_bytes(name)
+                steps += self._expert(mode, matrix, self._word(ONE), y, self._row_bytes(name))
+        steps[-1] = replace(steps[-1], barrier=True)
+        (kind,) = self._kinds(mode, [one.down])
+        steps.append(
+            self._prepare(
+                mode, f.activation, kind, "gate", "up", one.down.columns,
+                tokens=self._word(ACTIVE),
+            )
+        )  # fmt: skip
+        width = self._row_bytes("block")
+        for k in range(active):
+            places[2].append(len(steps))
+            y = self._address(mode, "outputs") + k * width
+            x = k * activation_bytes(kind, one.down.columns)
+            steps += self._expert(mode, one.down, self._word(ONE), y, width, x)
+        steps[-1] = replace(steps[-1], barrier=True)
+        writes = tuple((places[m][k] - route, 0) for k in range(active) for m in range(3))
+        steps[route] = replace(steps[route], writes=writes, table=9)
+        return [*steps, self._combine(mode, index, f)]
+
+    def _mixture(
+        self, mode: Mode, index: int, norm: Vector, add: tuple[str, Vector | None] | None,
+        f: Experts,
+    ) -> list[Step]:  # fmt: skip
+        """Expert after expert, each for all tokens of the chunk that have chosen it."""
+        one, visits = f.each[0], self._places.buffer("visits", False)
+        tokens = visits + 8 * experts.TOKENS
+        steps = self._norm(mode, norm, add, list(f.readers()))
+        steps += self._routed(mode, index, f)
+        if f.shared is not None:
+            steps += self._gated(mode, f.shared, "shared")
+        chosen, order = self._places.buffer("chosen", False), self._places.buffer("order", False)
+        slots = [
+            chosen, len(f.each), f.active, self._word(COUNT), order, visits,
+        ]  # fmt: skip
+        steps.append(Step("experts_group", slots, True, f"group tokens {index}"))
+        begin = len(steps)
+        slots = [visits, self._places.directory(index), 0]
+        steps.append(Step("experts_pick", slots, True, f"pick expert {index}"))
+        x, picked = self._address(mode, "x"), self._address(mode, "picked")
+        slots = [visits, order, x, self._row_bytes("x"), picked, f.active]
+        steps.append(Step("experts_gather", slots, True, f"gather tokens {index}"))
+        weight = self._vector(norm)
+        steps += [
+            self._prepare(
+                mode, "norm", kind, "picked", "", self._decoder.width, weight, tokens=tokens
+            )
+            for kind in self._kinds(mode, [one.gate, one.up])
+        ]
+        places = []
+        for matrix, name in ((one.gate, "gate"), (one.up, "up")):
+            places.append(len(steps))
+            y = self._address(mode, name)
+            steps += self._expert(mode, matrix, tokens, y, self._row_bytes(name))
+        steps[-1] = replace(steps[-1], barrier=True)
+        (kind,) = self._kinds(mode, [one.down])
+        inner = one.down.columns
+        steps.append(self._prepare(mode, f.activation, kind, "gate", "up", inner, tokens=tokens))
+        places.append(len(steps))
+        block, width = self._address(mode, "block"), self._row_bytes("block")
+        steps += self._expert(mode, one.down, tokens, block, width)
+        steps[-1] = replace(steps[-1], barrier=True)
+        slots = [visits, order, block, width, self._address(mode, "outputs")]
+        loop = visits + 8 * experts.LEFT, len(steps) - begin + 1
+        steps.append(
+            Step("experts_scatter", slots, True, f"outputs of an expert {index}", loop=loop)
+        )
+        writes = tuple((at - begin, 0) for at in places)
+        steps[begin] = replace(steps[begin], writes=writes, table=2)
+        return [*steps, self._combine(mode, index, f)]
+
+    def _routed(self, mode: Mode, index: int, f: Experts) -> list[Step]:
+        """Which experts tokens take, and what of a shared expert's gate there is."""
+        logits = {"router": f.router}
+        if f.shared_gate is not None:
+            logits["shared_gate"] = f.shared_gate
+        slots = [
+            self._address(mode, "router"), self._row_bytes("router"), len(f.each), f.active,
+            int(f.normalised), self._places.buffer("chosen", False),
+            self._places.buffer("chosen_weights", False),
+            self._word(ONE if mode.private else COUNT),
+            self._places.directory(index) if mode.private else 0, 0,
+        ]  # fmt: skip
+        return [
+            *self._products(mode, logits),
+            Step("experts_route", slots, True, f"choose experts {index}"),
+        ]
+
+    def _expert(
+        self, mode: Mode, matrix: Matrix, count: int, y: int, y_bytes: int, x: int = 0
+    ) -> list[Step]:
+        """A product by a matrix of an expert that another step says the address of.
+
+        Its input, `x` bytes behind the first one, is the same for all threads but that of the norm.
+        """
+        placed = self._placed[matrix.name]
+        assert isinstance(placed, PlacedMatrix)
+        fmt, kind = placed.format, mode.kind(placed.format.activation)
+        own = mode.private and matrix.rows != self._decoder.width
+        slots = [
+            0, self._address(mode, f"input_{kind}") + x, y, matrix.columns // fmt.block,
+            padded16(matrix.rows) // TILE_ROWS, count, self._private_bytes(kind) if own else 0,
+            y_bytes, self._address(mode, "zeros"),
+            activation_bytes(kind, matrix.columns) * mode.group(kind), *self._unpacking(fmt),
+        ]  # fmt: skip
+        kernel = f"{mode.operation(fmt.activation)}_{fmt.name}"
+        return [Step(kernel, slots, False, matrix.name, placed.n_bytes)]
+
+    def _combine(self, mode: Mode, index: int, f: Experts) -> Step:
+        shared, gated = f.shared is not None, f.shared_gate is not None
+        slots = [
+            self._address(mode, "outputs"), self._row_bytes("block"),
+            self._places.buffer("chosen_weights", False), f.active,
+            self._word(ONE if mode.private else COUNT), self._address(mode, "block"),
+            self._row_bytes("block"), self._decoder.width,
+            self._address(mode, "shared") if shared else 0, self._row_bytes("shared"),
+            self._address(mode, "shared_gate") if gated else 0, self._row_bytes("shared_gate"),
+        ]  # fmt: skip
+        return Step("experts_combine", slots, True, f"add experts {index}")
+
+    # --- what all layers have ---------------------------------------------------------------------
+
+    def _norm_rows(self, mode: Mode, rows: Mapping[str, Vector | None]) -> list[Step]:
+        """Normalise rows in place."""
+        steps = []
+        for name, norm in rows.items():
+            if norm is None:
+                continue
+            at, n_bytes = self._address(mode, name), self._row_bytes(name)
+            count = self._word(ONE if mode.private else COUNT)
+            slots = [
+                at, at, self._vector(norm), 0, at, norm.size, count, self._word(ZERO), n_bytes,
+                n_bytes, n_bytes, 1, 0, 0, self._address(mode, "row"), self._row_bytes("row"),
+                float(self._decoder.eps), 0,
+            ]  # fmt: skip
+            steps.append(Step("norm_f32", slots, False, f"norm of {name}"))
+        steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
         return steps
 
     def _row_bytes(self, name: str) -> int:
@@ -182,23 +363,28 @@ class Forward:
 
     def _prepare(
         self, mode: Mode, producer: str, kind: str, a: str, b: str, n: int,
-        weight: int = 0, post: int = 0, add: int = 0, last: bool = False,
+        weight: int = 0, post: int = 0, add: int = 0, last: bool = False, tokens: int | None = None,
     ) -> Step:  # fmt: skip
+        """Make an input of products of the rows `a` (and `b`), of as many as the word `tokens` has.
+
+        Without it, of all tokens of the pass, or, where `mode` says so, by each thread for itself.
+        """
         group = mode.group(kind)
+        private = mode.private and tokens is None
         place = activation_bytes(kind, n)
         a_bytes, b_bytes = self._row_bytes(a), self._row_bytes(b or a)
-        x_private = a_bytes if mode.private and a == "x" else 0
-        count = ONE if mode.private else (OUT_COUNT if last else COUNT)
-        start = OUT_FIRST if last and not mode.private else ZERO
+        x_private = a_bytes if private and a == "x" else 0
+        count = self._word(ONE if private else (OUT_COUNT if last else COUNT))
+        start = OUT_FIRST if last and not private else ZERO
         slots = [
             self._address(mode, a), self._address(mode, b or a), weight, post,
-            self._address(mode, f"input_{kind}"), n, self._word(count), self._word(start),
-            a_bytes, b_bytes, place * group, group, x_private,
-            self._private_bytes(kind) if mode.private else 0, self._address(mode, "row"),
+            self._address(mode, f"input_{kind}"), n, count if tokens is None else tokens,
+            self._word(start), a_bytes, b_bytes, place * group, group, x_private,
+            self._private_bytes(kind) if private else 0, self._address(mode, "row"),
             self._row_bytes("row"), float(self._decoder.eps), add,
         ]  # fmt: skip
         name = f"{producer}_{input_kind(kind)}"
-        return Step(name, slots, not mode.private, f"{producer} to {kind}")
+        return Step(name, slots, not private, f"{producer} to {kind}")
 
     def _private_bytes(self, kind: str) -> int:
         return round_up(activation_bytes(kind, round_up(self._widest, 32)), 64)
@@ -424,7 +610,8 @@ class Forward:
             stride, stride, a.heads, a.kv_heads, a.head,
             a.rope.width, self._places.table(self._rope_names[a.rope]), a.rope.width * 4,
             int(a.paired),
-            self._vector(a.query_norm), self._vector(a.key_norm), float(self._decoder.eps),
+            *(0 if a.norm_together else self._vector(norm) for norm in (a.query_norm, a.key_norm)),
+            float(self._decoder.eps),
             float(a.scale), float(a.soft_cap), a.window, at("attended"), at("scratch"),
             self._scratch_bytes, at("partial"), at("counters"),
             self._word(POSITION), n_chunks(self._shape.context), self._word(COUNT),

@@ -36,6 +36,9 @@ def checkpoint(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
     """The tensors of a GGUF file in float32 as a checkpoint has them; `names`: theirs to GGUF's."""
     reader = gguf.GGUFReader(path)
     tensors = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    for name in [name for name in tensors if "_exps." in name]:
+        for e, matrix in enumerate(tensors.pop(name)):
+            tensors[name.replace("_exps.", f".{e}.")] = matrix
     family = reader.fields["general.architecture"].contents()
     found = {}
     for theirs, ours in names.items():
@@ -43,6 +46,8 @@ def checkpoint(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
         if family == "llama" and re.search(r"attn_[qk]\.", ours):
             key = "head_count" if "attn_q" in ours else "head_count_kv"
             x = unpermute(x, reader.fields[f"llama.attention.{key}"].contents())
+        if "ffn_gate_inp_shexp" in ours:
+            x = x[None]
         if family.startswith("gemma") and x.ndim == 1:
             x = x - np.float32(1)
         found[theirs] = np.ascontiguousarray(x)

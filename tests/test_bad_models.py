@@ -180,7 +180,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "length of a bias": (shape("blk.0.attn_q.bias", 63), "blk.0.attn_q.bias"),
     "length of a QK norm": (shape("blk.0.attn_q_norm.weight", 8), "blk.0.attn_q_norm.weight"),
     "rope factors": (shape("rope_freqs.weight", 3), "rope_freqs.weight"),
-    "one expert matrix more": (key("expert_count", 8), "experts"),
+    "one expert matrix more": (key("expert_count", 8), "llama.expert_used_count"),
     "no architecture": (architecture(None), "general.architecture"),
     "architecture is a number": (architecture(7), "general.architecture"),
     "unknown architecture": (architecture("mamba9"), "mamba9"),
@@ -310,7 +310,7 @@ def test_one_thing_wrong(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_is_unsupported_says_so(tmp_path: Path) -> None:
     for change in (architecture("mamba9"), key("rope.scaling.type", "yarn", Type.STRING),
-                   key("expert_count", 8), coded("blk.0.ffn_up.weight", Quant.I32)):  # fmt: skip
+                   coded("blk.0.ffn_up.weight", Quant.I32)):  # fmt: skip
         spec = tiny()
         change(spec)
         with pytest.raises(UnsupportedError):

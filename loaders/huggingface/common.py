@@ -34,6 +34,7 @@ OTHER_NAMES = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
+_NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})\.")
 # What follows from the config, and what only other programs read.
 _NEVER_READ = re.compile(
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
@@ -47,7 +48,7 @@ class Description:
 
     Attributes:
         metadata: GGUF's keys and values.
-        layer_names: as `LAYER_NAMES`.
+        layer_names: as `LAYER_NAMES`; {} stands for the number of an expert in both names.
         layers: how many there are.
         tied: whether the head is the embedding.
         unread: names of tensors that are not needed, besides those that no model type needs.
@@ -78,10 +79,35 @@ class Description:
         if found is None:
             other = OTHER_NAMES.get(stem)
             return None if other is None else f"{other}.{kind}"
-        inside = self.layer_names.get(found[2])
+        number = _NUMBER.search(found[2])
+        inside = self.layer_names.get(_NUMBER.sub(".{}.", found[2], count=1))
         if inside is None or int(found[1]) >= self.layers:
             return None
-        return f"blk.{found[1]}.{inside}.{kind}"
+        return f"blk.{found[1]}.{inside.format(number[1] if number else '')}.{kind}"
+
+
+# Of most mixtures of experts.
+EXPERT_LAYER_NAMES = {
+    **{name: ours for name, ours in LAYER_NAMES.items() if not name.startswith("mlp.")},
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.{}.gate_proj": "ffn_gate.{}",
+    "mlp.experts.{}.up_proj": "ffn_up.{}",
+    "mlp.experts.{}.down_proj": "ffn_down.{}",
+}
+
+
+def expert_sizes(config: Config, architecture: str, inner: str) -> dict[str, Any]:
+    """GGUF's keys for a mixture of experts; `inner`: the config's name of the width inside of one.
+
+    Their number has two names, by family and version of transformers.
+    """
+    a = architecture
+    count = "num_experts" if "num_experts" in config.values else "num_local_experts"
+    return {
+        f"{a}.expert_count": config.get(count, int),
+        f"{a}.expert_used_count": config.get("num_experts_per_tok", int),
+        f"{a}.expert_feed_forward_length": config.get(inner, int),
+    }
 
 
 def sizes(config: Config, architecture: str, **defaults: Any) -> dict[str, Any]:

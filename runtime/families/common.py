@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.families.decoder import (
     Attention,
     Decoder,
+    Experts,
     FeedForward,
     Layer,
     Matrix,
     Rope,
     Vector,
+    tensor_of,
 )
+from headrace.loaders.expert_tensors import expert_name, whole_name
 from headrace.loaders.gguf import ModelFile
 
 # Far above any known model: a hostile header must not make us build millions of layers.
 MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 20
 MAX_CONTEXT = 1 << 28
+MAX_EXPERTS = 1 << 12
+MAX_ACTIVE = 16  # experts of a token, as many as a short chunk has tokens
 
 
 @dataclass(frozen=True)
@@ -173,10 +179,15 @@ def attention(
     window: int = 0,
     scale: float | None = None,
     soft_cap: float = 0.0,
+    norm_together: bool = False,
 ) -> Attention:
-    """Attention of one layer by GGUF's tensor names; QK norms and biases where the file has any."""
+    """Attention of one layer by GGUF's tensor names; QK norms and biases where the file has any.
+
+    With `norm_together`, QK norms are over all heads.
+    """
     block = f"blk.{layer}"
     q, kv = sizes.heads * sizes.head, sizes.kv_heads * sizes.head
+    normed = (q, kv) if norm_together else (sizes.head, sizes.head)
     return Attention(
         heads=sizes.heads,
         kv_heads=sizes.kv_heads,
@@ -190,8 +201,91 @@ def attention(
         output=_matrix(model, f"{block}.attn_output", sizes.width, q),
         window=window,
         soft_cap=soft_cap,
-        query_norm=_norm(model, sizes, f"{block}.attn_q_norm", sizes.head),
-        key_norm=_norm(model, sizes, f"{block}.attn_k_norm", sizes.head),
+        query_norm=_norm(model, sizes, f"{block}.attn_q_norm", normed[0]),
+        key_norm=_norm(model, sizes, f"{block}.attn_k_norm", normed[1]),
+        norm_together=norm_together,
+    )
+
+
+def _feed_forward(
+    model: ModelFile, sizes: Sizes, stem: str, inner: int, activation: Literal["silu", "gelu"]
+) -> FeedForward:
+    return FeedForward(
+        gate=_matrix(model, stem.format("gate"), inner, sizes.width),
+        up=_matrix(model, stem.format("up"), inner, sizes.width),
+        down=_matrix(model, stem.format("down"), sizes.width, inner),
+        activation=activation,
+    )
+
+
+def experts(
+    model: ModelFile,
+    sizes: Sizes,
+    index: int,
+    *,
+    normalised: bool,
+    inner: int | None = None,
+    shared: int = 0,
+    activation: Literal["silu", "gelu"] = "silu",
+) -> Experts:
+    """The mixture of experts of one layer by GGUF's tensor names.
+
+    Args:
+        normalised: whether the weights of the chosen experts sum to one, where the file is silent.
+        inner: values between gate and down of an expert, where the file is silent.
+        shared: the same of a shared expert; 0: there is none.
+
+    Raises:
+        ModelFileError: a number is missing or out of bounds, or the router's shape is another.
+        UnsupportedError: more than `MAX_ACTIVE` experts for a token, or another way to choose.
+    """
+    key = f"{sizes.prefix}.expert"
+    count = model.get(f"{key}_count", int, low=1, high=MAX_EXPERTS)
+    active = model.get(f"{key}_used_count", int, low=1, high=count)
+    gating = model.get(f"{key}_gating_func", int, 1)
+    scale = model.get(f"{key}_weights_scale", float, 1.0, low=0.0, high=1e6)
+    for problem, wrong in (
+        (f"{active} experts for a token; at most {MAX_ACTIVE} are supported", active > MAX_ACTIVE),
+        (f"{key}_gating_func {gating}; only 1, softmax, is supported", gating != 1),
+        (f"{key}_weights_scale {scale}; only 1 is supported", scale not in (0.0, 1.0)),
+    ):
+        if wrong:
+            raise UnsupportedError(problem, path=model.paths[0])
+    inner = model.get(
+        f"{key}_feed_forward_length", int, inner or sizes.feed_forward, low=1, high=MAX_WIDTH
+    )
+    block = f"blk.{index}"
+    router = _matrix(model, f"{block}.ffn_gate_inp", count, sizes.width)
+    tensor_of(model, router)  # a header may claim more experts than it has; each one takes memory
+    for part in ("gate", "up", "down"):
+        whole = model.tensors.get(whole_name(expert_name(index, part, 0)))
+        if whole is not None and (len(whole.shape) != 3 or whole.shape[0] != count):
+            raise ModelFileError(
+                f"has shape {list(whole.shape)}, but {key}_count calls for {count} matrices",
+                path=whole.path,
+                tensor=whole.name,
+                offset=whole.offset,
+            )
+
+    def one(expert: int) -> FeedForward:
+        gate, up, down = (expert_name(index, part, expert) for part in ("gate", "up", "down"))
+        return FeedForward(
+            Matrix(gate, inner, sizes.width),
+            Matrix(up, inner, sizes.width),
+            Matrix(down, sizes.width, inner),
+            activation,
+        )
+
+    gate = f"{block}.ffn_gate_inp_shexp.weight"
+    return Experts(
+        router=router,
+        each=tuple(one(expert) for expert in range(count)),
+        active=active,
+        normalised=model.get(f"{key}_weights_norm", bool, normalised),
+        shared=_feed_forward(model, sizes, f"{block}.ffn_{{}}_shexp", shared, activation)
+        if shared
+        else None,
+        shared_gate=Matrix(gate, 1, sizes.width) if shared and gate in model.tensors else None,
     )
 
 
@@ -200,7 +294,8 @@ def layer(
     sizes: Sizes,
     index: int,
     attending: Attention,
-    activation: str = "silu",
+    activation: Literal["silu", "gelu"] = "silu",
+    experts: Experts | None = None,
 ) -> Layer:
     """A block around its attention, with GGUF's tensor names."""
     block = f"blk.{index}"
@@ -209,12 +304,8 @@ def layer(
         attention=attending,
         attention_post_norm=_norm(model, sizes, f"{block}.post_attention_norm", sizes.width),
         feed_forward_norm=Vector(f"{block}.ffn_norm.weight", sizes.width, sizes.norm_offset),
-        feed_forward=FeedForward(
-            gate=_matrix(model, f"{block}.ffn_gate", sizes.feed_forward, sizes.width),
-            up=_matrix(model, f"{block}.ffn_up", sizes.feed_forward, sizes.width),
-            down=_matrix(model, f"{block}.ffn_down", sizes.width, sizes.feed_forward),
-            activation="gelu" if activation == "gelu" else "silu",
-        ),
+        feed_forward=experts
+        or _feed_forward(model, sizes, f"{block}.ffn_{{}}", sizes.feed_forward, activation),
         feed_forward_post_norm=_norm(model, sizes, f"{block}.post_ffw_norm", sizes.width),
     )
 

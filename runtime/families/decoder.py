@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from headrace.errors import ModelFileError, UnsupportedError
+from headrace.loaders.expert_tensors import as_matrix, expert_slice
 from headrace.loaders.gguf import ModelFile, TensorInfo
 
 
@@ -68,6 +69,7 @@ class Attention:
     soft_cap: float = 0.0
     query_norm: Vector | None = None
     key_norm: Vector | None = None
+    norm_together: bool = False  # over all heads, not over each
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,69 @@ class FeedForward:
     down: Matrix
     activation: Literal["silu", "gelu"]
 
+    @property
+    def inner(self) -> int:
+        """Values between gate and down."""
+        return self.gate.rows
+
+    def matrices(self) -> Iterator[Matrix]:
+        """In the order in which a pass reads them."""
+        yield from (self.gate, self.up, self.down)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Feed-forwards of which a router chooses a few for each token: a mixture of experts.
+
+    The sum of the chosen ones (and `shared`, which all tokens take), each times its weight: the
+    softmax of the router's logits, over the chosen ones if `normalised`, else over all.
+
+    Attributes:
+        router: logits of experts [experts, width].
+        each: the experts; they differ in their weights only.
+        active: how many are chosen: those of the largest logits, of equal ones the first.
+        shared_gate: of whose one row the sigmoid is the weight of `shared` (without: 1).
+    """
+
+    router: Matrix
+    each: tuple[FeedForward, ...]
+    active: int
+    normalised: bool
+    shared: FeedForward | None = None
+    shared_gate: Matrix | None = None
+
+    @property
+    def activation(self) -> Literal["silu", "gelu"]:
+        """Of all of them."""
+        return self.each[0].activation
+
+    @property
+    def inner(self) -> int:
+        """Values between gate and down, at most."""
+        return max(self.each[0].inner, 0 if self.shared is None else self.shared.inner)
+
+    def readers(self) -> Iterator[Matrix]:
+        """What reads every token's normalised activations."""
+        yield self.router
+        if self.shared_gate is not None:
+            yield self.shared_gate
+        if self.shared is not None:
+            yield from (self.shared.gate, self.shared.up)
+
+    def always(self) -> Iterator[Matrix]:
+        """What every token reads."""
+        yield self.router
+        if self.shared_gate is not None:
+            yield self.shared_gate
+        if self.shared is not None:
+            yield from self.shared.matrices()
+
+    def matrices(self) -> Iterator[Matrix]:
+        """In the order in which a pass reads them, expert by expert."""
+        yield from self.always()
+        for one in self.each:
+            yield from one.matrices()
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -88,7 +153,7 @@ class Layer:
     attention: Attention
     attention_post_norm: Vector | None
     feed_forward_norm: Vector
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
     feed_forward_post_norm: Vector | None
 
 
@@ -113,8 +178,9 @@ class Decoder:
         if self.embedding.name != self.head.name:
             yield self.embedding
         for layer in self.layers:
-            a, f = layer.attention, layer.feed_forward
-            yield from (a.query, a.key, a.value, a.output, f.gate, f.up, f.down)
+            a = layer.attention
+            yield from (a.query, a.key, a.value, a.output)
+            yield from layer.feed_forward.matrices()
         yield self.head
 
     def vectors(self) -> Iterator[Vector]:
@@ -148,13 +214,14 @@ def tensor_of(model: ModelFile, wanted: Matrix | Vector) -> TensorInfo:
         ModelFileError: it is missing or has another shape.
         UnsupportedError: the file has a scale for all of the tensor, and it is not NVFP4.
     """
-    info = model.tensors.get(wanted.name)
+    info = model.tensors.get(wanted.name) or expert_slice(model, wanted.name)
     if info is None:
         raise ModelFileError(
             "the model file lacks this tensor; it is incomplete or of another architecture",
             path=model.paths[0],
             tensor=wanted.name,
         )
+    info = as_matrix(info)
     shape = (wanted.rows, wanted.columns) if isinstance(wanted, Matrix) else (wanted.size,)
     if info.shape != shape:
         raise ModelFileError(

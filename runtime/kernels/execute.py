@@ -1,10 +1,11 @@
 """The native loop: every thread of a team walks the steps of a plan, with barriers between them.
 
 Step (8 slots of 8 bytes): kernel address, argument block, flags (1: barrier after it, 2: wait for
-the request first, 4: give its slot back afterwards), address and bytes of the weights that come
-next (0: none), address of a request of the window (`headrace.offload.requests`; 0: none). A
-thread that has reached a barrier asks for the first lines of its share of those: the memory works
-while the threads wait for each other.
+the request first, 4: give its slot back afterwards, 8: go back as many steps as slot 7 says while
+the word at slot 6 is not 0), address and bytes of the weights that come next (0: none), address of
+a request of the window (`headrace.offload.requests`; 0: none), address of a word, a number of
+steps. A thread that has reached a barrier asks for the first lines of its share of the next
+weights: the memory works while the threads wait for each other.
 Job (slots): 0 steps, 1 their number, 2 address of the barrier counter, 3 address of the cancel
 word, 4 address of a yield function of the operating system (0: none), 5 pauses before a waiting
 thread yields, 6 ticks array (0: no timing; one int64 per step and one more, which is written only
@@ -46,7 +47,7 @@ GENERATION, DONE, BARRIER, CANCEL, JOB, THREADS, PARK, YIELD, PATIENCE, STOP = (
     0, 8, 16, 24, 32, 33, 34, 35, 36, 37,
 )  # fmt: skip
 TEAM_SLOTS = 64
-STEP_BARRIER, STEP_WAIT, STEP_GIVE = 1, 2, 4
+STEP_BARRIER, STEP_WAIT, STEP_GIVE, STEP_LOOP = 1, 2, 4, 8
 STEP_SLOTS = 8
 JOB_WINDOW = 7
 PREFETCH_LINES = 32
@@ -76,6 +77,10 @@ def walk(job: Any, thread: Any, n_threads: Any) -> None:
         call_kernel(arg_ptr(step, 0), arg_ptr(step, 1), thread, n_threads)
         if flags & STEP_GIVE != 0:
             give_back(arg_ptr(job, 7), arg_ptr(step, 5), n_threads)
+        back = 0
+        # Read in front of the barrier: behind it thread 0 may write the word of the next turn.
+        if flags & STEP_LOOP != 0 and atomic_get(arg_ptr(step, 6)) != 0:
+            back = arg_int(step, 7)
         if flags & STEP_BARRIER != 0 and n_threads > 1:
             expected += n_threads
             atomic_add(barrier, 1)
@@ -95,7 +100,7 @@ def walk(job: Any, thread: Any, n_threads: Any) -> None:
                     stopped = atomic_get(cancel) != 0
         if atomic_get(cancel) != 0:
             stopped = True
-        i += 1
+        i += 1 - back
     if ticks != 0 and thread == 0 and not stopped:
         put_i64(int_to_ptr(ticks) + n_steps * 8, clock())
     if window != 0 and thread == 0:

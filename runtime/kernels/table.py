@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.kernels import attention, bitstack, execute, prepare, probe
+from headrace.kernels import attention, bitstack, execute, experts, prepare, probe
 from headrace.offload import requests
 from headrace.sparse import gqs_columns, gqs_kernels, linear
 from headrace.targets.table import Kernel
@@ -18,6 +18,7 @@ def kernel_table() -> dict[str, Kernel]:
         *bitstack.all_kernels(),
         *attention.all_kernels(),
         *execute.all_kernels(),
+        *experts.all_kernels(),
         *probe.all_kernels(),
         *requests.all_kernels(),
     ]

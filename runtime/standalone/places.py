@@ -76,6 +76,10 @@ class ProgramPlaces:
         """Address of the head of a group-sparse matrix."""
         return self.constant(f"head {matrix.name}")
 
+    def directory(self, layer: int) -> int:
+        """Executables have no experts."""
+        raise AssertionError("mixtures of experts are refused")
+
     def staging(self, turn: int) -> int:
         """Nothing is streamed."""
         raise AssertionError("an executable has all of its weights in memory")

@@ -22,8 +22,10 @@ llama.cpp ignores `llama.attention.sliding_window`, so for mistral `check` compa
 import argparse
 import ctypes
 import json
+import re
 import struct
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ import numpy as np
 HERE = Path(__file__).parent / "families"
 PROMPT_TOK, NEW_TOK, CONTEXT_TOK = 56, 16, 256
 MIN_MARGIN = 0.05  # between the two best logits of every greedy step
+ROUTER_MARGIN = 0.02  # between the last expert that a token takes and the first that it does not
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def gemma3(**changes: Any) -> dict[str, Any]:
     ) | changes  # fmt: skip
 
 
+PARTS = ("gate_proj", "up_proj", "down_proj")
 LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
 FAMILIES = {
     "llama2": Family("llama", "llama", "spm", base(), permute=True),
@@ -97,6 +101,24 @@ FAMILIES = {
             "sliding_attention": LOCAL | {"rope_theta": 5000.0},
             "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
         }),
+    ),
+    "mixtral": Family(
+        "mixtral", "llama", "spm",
+        base(intermediate_size=32, num_local_experts=8, num_experts_per_tok=2), permute=True,
+    ),
+    "olmoe": Family(
+        "olmoe", "olmoe", "qwen2",
+        base(intermediate_size=32, num_experts=8, num_experts_per_tok=3),
+    ),
+    "qwen2moe": Family(
+        "qwen2_moe", "qwen2moe", "qwen2",
+        base(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32,
+             shared_expert_intermediate_size=64, qkv_bias=True),
+    ),
+    "qwen3moe": Family(
+        "qwen3_moe", "qwen3moe", "qwen2",
+        base(head_dim=32, num_hidden_layers=1, num_experts=20, num_experts_per_tok=4,
+             moe_intermediate_size=32, norm_topk_prob=True),
     ),
     "gemma2": Family(
         "gemma2", "gemma2", "gemma",
@@ -197,7 +219,7 @@ def make_model(family: Family, seed: int, **changes: Any) -> Any:
                 p.copy_((noise * std).half().float())
             else:
                 gain = 2.5 if "lm_head" in name else 1.5
-                p.copy_((noise * gain / p.shape[1] ** 0.5).half().float())
+                p.copy_((noise * gain / p.shape[-1] ** 0.5).half().float())
     return model
 
 
@@ -207,6 +229,25 @@ def run(model: Any, ids: list[int]) -> np.ndarray:
 
     with torch.no_grad():
         return model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+
+
+def router_margin(model: Any, ids: list[int]) -> float:
+    """How close a token comes to taking another expert: rounding must not decide that."""
+    import torch
+
+    active, least = getattr(model.config, "num_experts_per_tok", 0), [np.inf]
+
+    def look(gate: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        logits = inputs[0].reshape(-1, inputs[0].shape[-1]) @ gate.weight.T
+        high = torch.sort(logits, descending=True).values
+        least[0] = min(least[0], float((high[:, active - 1] - high[:, active]).min()))
+
+    gates = [m for name, m in model.named_modules() if name.endswith("mlp.gate")]
+    hooks = [gate.register_forward_hook(look) for gate in gates]
+    run(model, ids)
+    for hook in hooks:
+        hook.remove()
+    return least[0]
 
 
 def greedy(model: Any, ids: list[int]) -> tuple[list[int], float]:
@@ -253,6 +294,14 @@ def add_metadata(writer: Any, family: Family, config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    if "num_experts_per_tok" in family.config:
+        c = family.config
+        writer.add_expert_used_count(c["num_experts_per_tok"])
+        writer.add_expert_count(c.get("num_experts") or c["num_local_experts"])
+        if "moe_intermediate_size" in c:
+            writer.add_expert_feed_forward_length(c["moe_intermediate_size"])
+        if "shared_expert_intermediate_size" in c:
+            writer.add_expert_shared_feed_forward_length(c["shared_expert_intermediate_size"])
     if "head_dim" in family.config:
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -276,6 +325,36 @@ def add_metadata(writer: Any, family: Family, config: Any) -> None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
+def stored(family: Family, model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and values as in a checkpoint, where every expert has matrices of its own.
+
+    A tied head is not among them.
+    """
+    parts = ("w1", "w3", "w2") if family.model_type == "mixtral" else PARTS
+    block = "block_sparse_moe" if family.model_type == "mixtral" else "mlp"
+    for name, parameter in model.named_parameters():
+        x = parameter.detach().numpy()
+        stem = name.rpartition(".")[0].replace(".mlp.", f".{block}.")
+        if name.endswith("experts.gate_up_proj"):
+            for e, both in enumerate(x):
+                for part, matrix in zip(parts, np.split(both, 2), strict=False):
+                    yield f"{stem}.{e}.{part}.weight", matrix
+        elif name.endswith("experts.down_proj"):
+            for e, matrix in enumerate(x):
+                yield f"{stem}.{e}.{parts[2]}.weight", matrix
+        else:
+            yield name.replace("mlp.gate.", f"{block}.gate."), x
+
+
+def gguf_name(names: Any, name: str) -> str:
+    """GGUF's name of a tensor of a checkpoint; an expert's is that of old GGUF files."""
+    found = re.fullmatch(r"model\.layers\.(\d+)\..*experts\.(\d+)\.(\w+)\.weight", name)
+    if found:
+        part = {"w1": "gate", "w3": "up", "w2": "down"}.get(found[3], found[3][: -len("_proj")])
+        return f"blk.{found[1]}.ffn_{part}.{found[2]}.weight"
+    return str(names.get_name(name, try_suffixes=(".weight", ".bias")))
+
+
 def write_gguf(path: Path, family: Family, model: Any) -> None:
     """Write the model under llama.cpp's tensor names."""
     import gguf
@@ -288,17 +367,24 @@ def write_gguf(path: Path, family: Family, model: Any) -> None:
     add_metadata(writer, family, config)
     add_vocabulary(writer, family)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    experts: dict[str, list[np.ndarray]] = {}
     if config.rope_parameters.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(config))
-    for name, parameter in model.named_parameters():
-        x = parameter.detach().numpy()
+    for name, x in stored(family, model):
         if family.permute and ("q_proj" in name or "k_proj" in name):
             q = "q_proj" in name
             x = permute(x, config.num_attention_heads if q else config.num_key_value_heads)
         if "gemma" in family.arch and name.endswith("norm.weight"):
             x = x + np.float32(1)  # the reference multiplies by 1 + w
-        out = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        writer.add_tensor(out, np.ascontiguousarray(x if x.ndim == 1 else x.astype(np.float16)))
+        out = gguf_name(names, name)
+        if "gate_inp" in out:  # routers are float32, and a shared expert's is a vector
+            writer.add_tensor(out, np.ascontiguousarray(x[0] if len(x) == 1 else x))
+        elif re.search(r"\.\d+\.weight$", out):
+            experts.setdefault(re.sub(r"(ffn_\w+)\.\d+\.", r"\1_exps.", out), []).append(x)
+        else:
+            writer.add_tensor(out, np.ascontiguousarray(x if x.ndim == 1 else x.astype(np.float16)))
+    for name, matrices in experts.items():
+        writer.add_tensor(name, np.stack(matrices).astype(np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -311,8 +397,7 @@ def write_config(path: Path, family: Family, model: Any) -> None:
 
     arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family.arch)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
-    stored = [name for name, _ in model.named_parameters()]  # a tied head is not among them
-    found = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in stored}
+    found = {name: gguf_name(names, name) for name, _ in stored(family, model)}
     config = json.loads(model.config.to_json_string())
     path.write_text(json.dumps({"config": config, "names": found}, indent=1) + "\n")
 
@@ -324,8 +409,12 @@ def make(name: str) -> None:
         model = make_model(family, seed)
         size = model.config.vocab_size
         ids = np.random.default_rng(seed).integers(4, size, PROMPT_TOK).tolist()
+        if router_margin(model, ids) < ROUTER_MARGIN:
+            continue
         continuation, margin = greedy(model, ids)
-        if margin > MIN_MARGIN and len(set(continuation)) > NEW_TOK // 2:
+        routed = router_margin(model, ids + continuation)
+        clear = margin > MIN_MARGIN and routed > ROUTER_MARGIN
+        if clear and len(set(continuation)) > NEW_TOK // 2:
             break
     else:
         raise SystemExit(f"{name}: no seed gives clear margins")

@@ -1,0 +1,413 @@
+"""Kernels of mixtures of experts: choose experts, bring their tokens together, add what they say.
+
+A token's choice is `active` (expert, weight) pairs, the best first. In decode `route` also writes
+the addresses of the chosen experts' weights where the products that follow read theirs. In a chunk
+tokens are grouped by expert (`group`), and the steps between `pick` and the end of the loop run
+once for each expert that some token has chosen: `pick` says which, for how many tokens. Outputs of
+experts lie in a row for each choice (`scatter`) until `combine` adds a token's in the order of its
+choice, so that sums depend neither on the order of visits nor on what else is in the chunk.
+
+Directory of a layer's experts (int64 [experts][4]): addresses of gate, up and down, 0.
+Visits (int64): 0 visits left, 1 tokens of this visit, 2 its first row, 3 next visit, then, from 8
+on, (expert, tokens, first row) of each visit, then a count for each expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from headrace.kernels.math import exp
+from headrace.targets.simd import (
+    arg_int,
+    arg_ptr,
+    fma,
+    get_f32,
+    get_i64,
+    int_to_ptr,
+    lane0,
+    load_f32,
+    max_f32,
+    maximum,
+    put_f32,
+    put_i64,
+    splat_f32,
+    store_f32,
+    sum_f32,
+    zeros_f32,
+)
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEFT, TOKENS, FIRST, NEXT, VISITS = 0, 1, 2, 3, 8  # words of visits
+MATRICES = 3  # of an expert: gate, up, down
+DIRECTORY_SLOTS = 4
+LOWEST = -3.0e38  # below every logit that counts; what is no number counts as that
+
+
+def visit_words(experts: int) -> int:
+    """Words of the visits of a layer with so many experts."""
+    return VISITS + 4 * experts
+
+
+def route(args: Any, thread: Any, n_threads: Any) -> None:
+    """Choose experts for each token; threads share tokens.
+
+    Slots: 0 logits (float32 rows; overwritten), 1 bytes between rows, 2 experts, 3 active,
+    4 whether weights of the chosen sum to one, 5 chosen experts (int64 [tokens][active]),
+    6 weights (float32, the same), 7 address of the token count, 8 directory (0: none) of which
+    9 table of `MATRICES` x active addresses gets what the only token has chosen.
+    Of equal logits the first one counts.
+    """
+    experts = arg_int(args, 2)
+    active = arg_int(args, 3)
+    count = get_i64(arg_ptr(args, 7))
+    for token in range(count * thread // n_threads, count * (thread + 1) // n_threads):
+        row = arg_ptr(args, 0) + token * arg_int(args, 1)
+        chosen = arg_ptr(args, 5) + token * active * 8
+        weights = arg_ptr(args, 6) + token * active * 4
+        for e in range((experts + 15) // 16 * 16):
+            logit = get_f32(row + e * 4)
+            if e >= experts or not logit > LOWEST:
+                put_f32(row + e * 4, LOWEST)
+        most = splat_f32(LOWEST)
+        for e in range(0, experts, 16):
+            most = maximum(most, load_f32(row + e * 4, 1, 0))
+        peak = splat_f32(max_f32(most))
+        whole = zeros_f32(1)
+        for e in range(0, experts, 16):
+            whole = whole + exp(load_f32(row + e * 4, 1, 0) - peak)
+        total = sum_f32(whole)
+        part = total - total
+        for k in range(active):
+            best = 0
+            high = LOWEST * 1.1
+            for e in range(experts):
+                logit = get_f32(row + e * 4)
+                if logit > high:
+                    high = logit
+                    best = e
+            weight = lane0(exp(splat_f32(high) - peak))
+            put_f32(row + best * 4, LOWEST * 1.1)
+            put_i64(chosen + k * 8, best)
+            put_f32(weights + k * 4, weight)
+            part = part + weight
+        if arg_int(args, 4) != 0:
+            total = part
+        for k in range(active):
+            put_f32(weights + k * 4, get_f32(weights + k * 4) / total)
+        if arg_int(args, 8) != 0:
+            for k in range(active):
+                expert = arg_ptr(args, 8) + get_i64(chosen + k * 8) * (DIRECTORY_SLOTS * 8)
+                for m in range(MATRICES):
+                    to = get_i64(arg_ptr(args, 9) + (k * MATRICES + m) * 8)
+                    put_i64(int_to_ptr(to), get_i64(expert + m * 8))
+
+
+def group(args: Any, thread: Any, n_threads: Any) -> None:
+    """Group the tokens of a chunk by expert; thread 0 does it.
+
+    Slots: 0 chosen experts (int64 [tokens][active]), 1 experts, 2 active, 3 address of the token
+    count, 4 order (int64): choices (token x active + its place), expert by expert, 5 visits.
+    """
+    if thread == 0:
+        chosen = arg_ptr(args, 0)
+        experts = arg_int(args, 1)
+        active = arg_int(args, 2)
+        total = get_i64(arg_ptr(args, 3)) * active
+        visits = arg_ptr(args, 5)
+        counts = visits + (VISITS + 3 * experts) * 8
+        for e in range(experts):
+            put_i64(counts + e * 8, 0)
+        for i in range(total):
+            at = counts + get_i64(chosen + i * 8) * 8
+            put_i64(at, get_i64(at) + 1)
+        first = 0
+        n = 0
+        for e in range(experts):
+            tokens = get_i64(counts + e * 8)
+            put_i64(counts + e * 8, first)
+            if tokens > 0:
+                visit = visits + (VISITS + 3 * n) * 8
+                put_i64(visit, e)
+                put_i64(visit + 8, tokens)
+                put_i64(visit + 16, first)
+                n += 1
+            first += tokens
+        for i in range(total):
+            at = counts + get_i64(chosen + i * 8) * 8
+            row = get_i64(at)
+            put_i64(at, row + 1)
+            put_i64(arg_ptr(args, 4) + row * 8, i)
+        put_i64(visits + LEFT * 8, n)
+        put_i64(visits + NEXT * 8, 0)
+
+
+def pick(args: Any, thread: Any, n_threads: Any) -> None:
+    """Take up the next visit; thread 0 does it.
+
+    Slots: 0 visits, 1 directory, 2 table of `MATRICES` addresses, which get the expert's weights.
+    """
+    if thread == 0:
+        visits = arg_ptr(args, 0)
+        n = get_i64(visits + NEXT * 8)
+        visit = visits + (VISITS + 3 * n) * 8
+        expert = arg_ptr(args, 1) + get_i64(visit) * (DIRECTORY_SLOTS * 8)
+        table = arg_ptr(args, 2)
+        for m in range(MATRICES):
+            put_i64(int_to_ptr(get_i64(table + m * 8)), get_i64(expert + m * 8))
+        put_i64(visits + TOKENS * 8, get_i64(visit + 8))
+        put_i64(visits + FIRST * 8, get_i64(visit + 16))
+        put_i64(visits + NEXT * 8, n + 1)
+        put_i64(visits + LEFT * 8, get_i64(visits + LEFT * 8) - 1)
+
+
+def _copy_row(row: Any, to: Any, n_bytes: Any) -> None:
+    for at in range(0, n_bytes, 64):
+        store_f32(to + at, load_f32(row + at, 1, 0), 0)
+
+
+def gather(args: Any, thread: Any, n_threads: Any) -> None:
+    """Copy the rows of this visit's tokens; threads share them.
+
+    Slots: 0 visits, 1 order, 2 rows (float32), 3 bytes of a row, 4 copies, 5 active.
+    """
+    visits = arg_ptr(args, 0)
+    count = get_i64(visits + TOKENS * 8)
+    order = arg_ptr(args, 1) + get_i64(visits + FIRST * 8) * 8
+    n_bytes = arg_int(args, 3)
+    for i in range(count * thread // n_threads, count * (thread + 1) // n_threads):
+        token = get_i64(order + i * 8) // arg_int(args, 5)
+        _copy_row(arg_ptr(args, 2) + token * n_bytes, arg_ptr(args, 4) + i * n_bytes, n_bytes)
+
+
+def scatter(args: Any, thread: Any, n_threads: Any) -> None:
+    """Bring this visit's outputs to the rows of their choices; threads share them.
+
+    Slots: 0 visits, 1 order, 2 outputs of this visit (float32), 3 bytes of a row, 4 outputs of all
+    choices.
+    """
+    visits = arg_ptr(args, 0)
+    count = get_i64(visits + TOKENS * 8)
+    order = arg_ptr(args, 1) + get_i64(visits + FIRST * 8) * 8
+    n_bytes = arg_int(args, 3)
+    for i in range(count * thread // n_threads, count * (thread + 1) // n_threads):
+        choice = get_i64(order + i * 8)
+        _copy_row(arg_ptr(args, 2) + i * n_bytes, arg_ptr(args, 4) + choice * n_bytes, n_bytes)
+
+
+def combine(args: Any, thread: Any, n_threads: Any) -> None:
+    """Add the outputs of each token's experts, in the order of its choice.
+
+    Slots: 0 outputs of choices (float32 rows), 1 bytes of a row, 2 weights, 3 active, 4 address of
+    the token count, 5 sums (float32 rows), 6 bytes between them, 7 values, 8 outputs of the shared
+    expert (0: none), 9 bytes between them, 10 logits of its gates (0: its weight is 1), 11 bytes
+    between them. Threads share runs of 16 values.
+    """
+    active = arg_int(args, 3)
+    runs = (arg_int(args, 7) + 15) // 16
+    total = get_i64(arg_ptr(args, 4)) * runs
+    for i in range(total * thread // n_threads, total * (thread + 1) // n_threads):
+        token = i // runs
+        at = i % runs * 64
+        value = zeros_f32(1)
+        if arg_int(args, 8) != 0:
+            value = load_f32(arg_ptr(args, 8) + (token * arg_int(args, 9) + at), 1, 0)
+            if arg_int(args, 10) != 0:
+                logit = splat_f32(get_f32(arg_ptr(args, 10) + token * arg_int(args, 11)))
+                value = value / (splat_f32(1.0) + exp(zeros_f32(1) - logit))
+        for k in range(active):
+            row = token * active + k
+            weight = splat_f32(get_f32(arg_ptr(args, 2) + row * 4))
+            output = load_f32(arg_ptr(args, 0) + (row * arg_int(args, 1) + at), 1, 0)
+            value = fma(weight, output, value)
+        store_f32(arg_ptr(args, 5) + (token * arg_int(args, 6) + at), value, 0)
+
+
+# --- references -----------------------------------------------------------------------------------
+
+
+def _chosen(logits: np.ndarray, active: int, normalised: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(experts, weights) of each row of logits, float64."""
+    import numpy as np
+
+    logits = np.where(logits > LOWEST, logits, LOWEST).astype(np.float64)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :active]
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weights = np.take_along_axis(e, order, axis=1)
+    return order, weights / (weights if normalised else e).sum(axis=1, keepdims=True)
+
+
+def _grouped(chosen: np.ndarray, experts: int) -> tuple[np.ndarray, list[list[int]]]:
+    """(choices by expert, visits)."""
+    import numpy as np
+
+    counts = np.bincount(chosen.ravel(), minlength=experts)
+    firsts = np.cumsum(counts) - counts
+    visits = [[e, int(counts[e]), int(firsts[e])] for e in range(experts) if counts[e]]
+    return np.argsort(chosen.ravel(), kind="stable"), visits
+
+
+def _route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for tokens, experts, active, normalised in (
+        (1, 8, 2, True), (5, 64, 8, False), (3, 17, 16, True), (4, 3, 3, False), (2, 16, 1, False),
+    ):  # fmt: skip
+        width = -(-experts // 16) * 16
+        logits = np.full((tokens, width), 9.0, np.float32)  # beyond the experts: not to be seen
+        logits[:, :experts] = rng.standard_normal((tokens, experts)) * 3
+        logits[-1, : experts // 2] = logits[-1, 0]  # equals
+        if tokens > 1:
+            logits[0, :experts] = (np.nan, -np.inf, 200.0, *logits[0, 3:experts])[:experts]
+        chosen, weights = _chosen(logits[:, :experts], active, normalised)
+        found = np.full((tokens, active), -1, np.int64)
+        said = np.zeros((tokens, active), np.float32)
+        directory = rng.integers(1, 1 << 40, (experts, DIRECTORY_SLOTS))
+        slots_of = np.zeros((active, MATRICES), np.int64)
+        table = slots_of.ctypes.data + 8 * np.arange(slots_of.size)
+        once = tokens == 1
+        slots = [
+            logits, width * 4, experts, active, int(normalised), found, said,
+            np.array([tokens], np.int64), directory if once else 0, table if once else 0,
+        ]  # fmt: skip
+        expected: list[tuple[np.ndarray, np.ndarray]] = [
+            (found, chosen),
+            (said, weights.astype(np.float32)),
+        ]
+        if once:
+            expected.append((slots_of, directory[chosen[0], :MATRICES]))
+        yield Case(slots, expected, 3e-6, f"{tokens}: {active} of {experts}")
+
+
+def _tokens(rng: np.random.Generator, tokens: int, experts: int, active: int) -> np.ndarray:
+    import numpy as np
+
+    choice = [rng.permutation(experts)[:active] for _ in range(tokens)]
+    return np.array(choice, np.int64).reshape(tokens, active)
+
+
+def _group_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for tokens, experts, active in ((1, 8, 2), (33, 16, 4), (7, 64, 8), (5, 4, 1)):
+        chosen = _tokens(rng, tokens, experts, active)
+        order, visits = _grouped(chosen, experts)
+        words = np.zeros(visit_words(experts), np.int64)
+        expected = words.copy()
+        expected[LEFT] = len(visits)
+        expected[VISITS : VISITS + 3 * len(visits)] = np.ravel(visits)
+        ends = np.cumsum(np.bincount(chosen.ravel(), minlength=experts))
+        expected[VISITS + 3 * experts :] = ends
+        found = np.full_like(order, -1)
+        slots = [chosen, experts, active, np.array([tokens], np.int64), found, words]
+        yield Case(
+            slots, [(found, order), (words, expected)], 0, f"{tokens}: {active} of {experts}"
+        )
+
+
+def _pick_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    visits = np.zeros(visit_words(4), np.int64)
+    visits[LEFT], visits[NEXT] = 1, 1
+    visits[VISITS : VISITS + 6] = (0, 5, 0, 3, 2, 5)
+    expected = visits.copy()
+    expected[:4] = (0, 2, 5, 2)
+    directory = rng.integers(1, 1 << 40, (4, DIRECTORY_SLOTS))
+    addresses = np.zeros(MATRICES, np.int64)
+    table = addresses.ctypes.data + 8 * np.arange(MATRICES)
+    yield Case(
+        [visits, directory, table], [(visits, expected), (addresses, directory[3, :MATRICES])], 0,
+        "the second of two",
+    )  # fmt: skip
+
+
+def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    rows = rng.standard_normal((6, 48)).astype(np.float32)
+    order = np.array([9, 9, 9, 0, 11], np.int64)
+    visits = np.zeros(visit_words(2), np.int64)
+    visits[TOKENS], visits[FIRST] = 3, 2
+    copies = np.zeros((3, 48), np.float32)
+    slots = [visits, order, rows, 48 * 4, copies, 2]
+    yield Case(slots, [(copies, rows[[4, 0, 5]])], 0, "3 of 6")
+
+
+def _scatter_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    rows = rng.standard_normal((3, 48)).astype(np.float32)
+    order = np.array([9, 9, 4, 0, 5], np.int64)
+    visits = np.zeros(visit_words(2), np.int64)
+    visits[TOKENS], visits[FIRST] = 3, 2
+    outputs = np.zeros((6, 48), np.float32)
+    expected = outputs.copy()
+    expected[[4, 0, 5]] = rows
+    yield Case([visits, order, rows, 48 * 4, outputs], [(outputs, expected)], 0, "3 of 6")
+
+
+def _combine_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for tokens, active, shared, gated in (
+        (1, 2, False, False), (5, 3, True, True), (4, 1, True, False),
+    ):  # fmt: skip
+        width = 80
+        outputs = rng.standard_normal((tokens * active, width)).astype(np.float32)
+        weights = rng.random((tokens, active)).astype(np.float32)
+        beside = rng.standard_normal((tokens, width)).astype(np.float32)
+        gates = rng.standard_normal((tokens, 16)).astype(np.float32)
+        rows = outputs.reshape(tokens, active, width)
+        expected = (rows * weights[..., None].astype(np.float64)).sum(1)
+        if shared:
+            expected = expected + beside / (1 + np.exp(-gates[:, :1].astype(float)) if gated else 1)
+        found = np.zeros((tokens, width), np.float32)
+        slots = [
+            outputs, width * 4, weights, active, np.array([tokens], np.int64), found, width * 4,
+            width, beside if shared else 0, width * 4, gates if gated else 0, 64,
+        ]  # fmt: skip
+        yield Case(slots, [(found, expected.astype(np.float32))], 3e-6, f"{tokens} x {active}")
+
+
+_ROWS: dict[str, tuple[KernelFunction, Callable[..., Iterator[Case]]]] = {
+    "route": (route, _route_cases),
+    "group": (group, _group_cases),
+    "pick": (pick, _pick_cases),
+    "gather": (gather, _gather_cases),
+    "scatter": (scatter, _scatter_cases),
+    "combine": (combine, _combine_cases),
+}
+
+
+def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
+    return fn
+
+
+def kernels() -> dict[str, Kernel]:
+    """The rows by operation."""
+    return {
+        name: Kernel(
+            f"experts_{name}",
+            partial(_for_every_target, fn),
+            (__name__, "headrace.kernels.math"),
+            cases,
+            __name__,
+        )
+        for name, (fn, cases) in _ROWS.items()
+    }
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of this module."""
+    return list(kernels().values())
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

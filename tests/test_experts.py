@@ -1,0 +1,150 @@
+"""Mixtures of experts: the same whatever runs them, and files in which they are wrong.
+
+That families compute what transformers does is in test_families.py, kernels in test_kernels.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from test_bad_models import Quant, Spec, key, outcome, tiny
+
+import headrace
+from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.memory_plan import plan_model
+from headrace.planning import prepare
+
+EXPERTS, ACTIVE, INNER, WIDTH = 6, 2, 32, 64
+PARTS = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
+IDS = np.random.default_rng(3).integers(3, 80, 40).tolist()
+
+
+def mixture(together: bool = True) -> Spec:
+    """A good model whose layers are mixtures, the experts of a layer together or apart."""
+    spec = tiny(inner=INNER)
+    rng = np.random.default_rng(1)
+    spec.set("expert_count", EXPERTS)
+    spec.set("expert_used_count", ACTIVE)
+    for i in range(2):
+        for part, shape in PARTS.items():
+            del spec.tensors[f"blk.{i}.ffn_{part}.weight"]
+            all_of_them = rng.standard_normal((EXPERTS, *shape)) * (1.5 / shape[1] ** 0.5)
+            if together:
+                spec.tensors[f"blk.{i}.ffn_{part}_exps.weight"] = all_of_them
+                continue
+            for e, one in enumerate(all_of_them):
+                spec.tensors[f"blk.{i}.ffn_{part}.{e}.weight"] = one
+        spec.tensors[f"blk.{i}.ffn_gate_inp.weight"] = rng.standard_normal((EXPERTS, WIDTH))
+    return spec
+
+
+def logits(path: Path, threads: int = 2) -> np.ndarray:
+    with headrace.load(path, threads=threads) as model:
+        return model.logits(IDS)
+
+
+def test_one_tensor_for_all_experts_or_one_for_each(tmp_path: Path) -> None:
+    together = logits(mixture().write(tmp_path / "together.gguf"))
+    apart = logits(mixture(together=False).write(tmp_path / "apart.gguf"))
+    assert np.isfinite(together).all()
+    assert np.array_equal(together, apart)
+
+
+def test_any_number_of_threads_gives_the_same(tmp_path: Path) -> None:
+    path = mixture().write(tmp_path / "m.gguf")
+    one = logits(path, 1)
+    for threads in (2, 3, 5):
+        assert np.array_equal(logits(path, threads), one)
+
+
+def test_another_order_of_experts_changes_nothing(tmp_path: Path) -> None:
+    spec, turned = mixture(), mixture()
+    for i in range(2):
+        for name in (*(f"ffn_{part}_exps" for part in PARTS), "ffn_gate_inp"):
+            turned.tensors[f"blk.{i}.{name}.weight"] = spec.tensors[f"blk.{i}.{name}.weight"][::-1]
+    found = logits(turned.write(tmp_path / "turned.gguf"))
+    assert np.array_equal(found, logits(spec.write(tmp_path / "m.gguf")))
+
+
+def test_experts_that_are_all_one_feed_forward(tmp_path: Path) -> None:
+    """With weights that sum to one, a mixture of equal experts is the dense model."""
+    dense, same = tiny(inner=INNER), mixture()
+    for i in range(2):
+        for part in PARTS:
+            one = dense.tensors[f"blk.{i}.ffn_{part}.weight"]
+            same.tensors[f"blk.{i}.ffn_{part}_exps.weight"] = np.stack([one] * EXPERTS)
+    for name, values in dense.tensors.items():
+        if name in same.tensors:
+            same.tensors[name] = values
+    found = logits(same.write(tmp_path / "same.gguf"))
+    expected = logits(dense.write(tmp_path / "dense.gguf"))
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_token_reads_the_experts_that_it_takes(tmp_path: Path) -> None:
+    path = mixture().write(tmp_path / "m.gguf")
+    prepared = prepare(path, context=None, threads=1, target=None)
+    one = sum(gguf.quant_shape_to_byte_shape(s, Quant.F32)[-1] * s[0] for s in PARTS.values())
+    whole = sum(p.n_bytes for p in prepared.placed) - prepared.placed[0].n_bytes
+    assert prepared.placed[0].matrix.name == "token_embd.weight"
+    assert prepared.read_bytes == whole - 2 * (EXPERTS - ACTIVE) * one
+    assert plan_model(path, measure=False).bytes_per_token == prepared.read_bytes
+
+
+def shaped(name: str, *shape: int) -> Callable[[Spec], None]:
+    return lambda spec: spec.tensors.__setitem__(name, np.zeros(shape, np.float32))
+
+
+def without(name: str) -> Callable[[Spec], None]:
+    return lambda spec: spec.tensors.__delitem__(name)
+
+
+ROUTER, GATES = "blk.1.ffn_gate_inp.weight", "blk.1.ffn_gate_exps.weight"
+CASES: dict[str, tuple[Callable[[Spec], None], type[HeadraceError], str]] = {
+    "no experts": (key("expert_count", 0), ModelFileError, "blk.0.ffn_gate.weight"),
+    "one expert more": (key("expert_count", EXPERTS + 1), ModelFileError, "ffn_gate_inp.weight"),
+    "thousands of experts": (key("expert_count", 4096), ModelFileError, "ffn_gate_inp.weight"),
+    "millions of experts": (key("expert_count", 1 << 30), ModelFileError, "llama.expert_count"),
+    "none of them used": (key("expert_used_count", 0), ModelFileError, "llama.expert_used_count"),
+    "more used than there are": (
+        key("expert_used_count", EXPERTS + 1), ModelFileError, "llama.expert_used_count",
+    ),
+    "another way to choose": (key("expert_gating_func", 2), UnsupportedError, "expert_gating_func"),
+    "scaled": (
+        key("expert_weights_scale", 2.5, gguf.GGUFValueType.FLOAT32), UnsupportedError,
+        "expert_weights_scale",
+    ),
+    "no router": (without(ROUTER), ModelFileError, ROUTER),
+    "a router of another width": (shaped(ROUTER, EXPERTS, 32), ModelFileError, ROUTER),
+    "no gates": (without(GATES), ModelFileError, "blk.1.ffn_gate.0.weight"),
+    "an expert too few": (shaped(GATES, EXPERTS - 1, INNER, WIDTH), ModelFileError, GATES),
+    "an expert too many": (shaped(GATES, EXPERTS + 1, INNER, WIDTH), ModelFileError, GATES),
+    "experts in a row": (shaped(GATES, EXPERTS * INNER, WIDTH), ModelFileError, GATES),
+    "experts of another width": (
+        shaped(GATES, EXPERTS, INNER, 32), ModelFileError, "blk.1.ffn_gate.0.weight",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_thing_wrong(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, kind, named = CASES[case]
+    spec = mixture()
+    change(spec)
+    path = spec.write(tmp_path / "m.gguf")
+    error = outcome(path, monkeypatch)
+    assert type(error) is kind, f"{case}: {error!r}"
+    assert str(path) in str(error)
+    assert named in str(error)
+
+
+def test_too_many_for_a_token(tmp_path: Path) -> None:
+    spec = mixture()
+    spec.set("expert_count", 20)
+    spec.set("expert_used_count", 17)
+    with pytest.raises(UnsupportedError, match="17 experts for a token"):
+        headrace.load(spec.write(tmp_path / "m.gguf"))
