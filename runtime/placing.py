@@ -13,7 +13,7 @@ from headrace.families.decoder import Decoder, Experts, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
 from headrace.offload.pieces import Cuttable, Piece, cut
-from headrace.sparse import gqs, gqs_kernels, linear
+from headrace.sparse import gqs, gqs_columns, gqs_kernels, linear
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.gqs import GROUP_FORMATS, GroupFormat, Head, Wrong
 from headrace.sparse.registry import FORMATS, by_ggml_type
@@ -297,8 +297,11 @@ def kernels_for(
     found: dict[str, Kernel] = {}
     for p in placed:
         if isinstance(p, PlacedGroups):
-            row = gqs_kernels.kernel_named(f"gemm_{p.format.name}")
-            found[row.name] = row
+            for row in (
+                gqs_kernels.kernel_named(f"gemm_{p.format.name}"),
+                gqs_columns.kernel_named(f"columns_{p.format.name}"),
+            ):
+                found[row.name] = row
             continue
         rows = linear.kernels(p.format)
         for operation in operations[p.format.activation]:

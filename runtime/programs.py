@@ -102,7 +102,7 @@ class Programs:
             table = self._tables.view(name, "f4").reshape(shape.context, rope.width)
             table[:] = rope_table(rope, factors, shape.context)
         for name, codebook in codebooks(weights.placed.values()).items():
-            values = codebook.table()
+            values = codebook()
             self._tables.view(name)[: values.size] = values
         self.link(streaming, rows)
 

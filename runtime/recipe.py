@@ -26,7 +26,7 @@ ENDS = "q8_0"  # what it becomes otherwise
 UNPRUNED = "i4_g32"  # what a matrix becomes that cannot be cut into groups, or something larger
 SPARSITY = 0.5
 # Codebooks want a search that weighs what errors matter: formats that have one are only read.
-WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.unpacked is None}
+WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.written}
 
 
 @dataclass(frozen=True)

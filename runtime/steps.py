@@ -27,6 +27,7 @@ from headrace.plan import (
     head_chunk_bytes,
     input_kind,
     n_chunks,
+    records_bytes,
     ropes_of,
     round_up,
     row_widths,
@@ -129,6 +130,7 @@ class Forward:
         self._scratch_bytes = scratch_bytes(decoder)
         self._chunk_bytes = chunk_bytes(decoder)
         self._unpacked_bytes = unpacked_bytes(placed.values(), target)
+        self._records_bytes = records_bytes(placed.values())
         self._resident = False
         self._turn = 0  # of the two buffers for staging, or for codes
         shapes = self._stacked.values()
@@ -469,7 +471,8 @@ class Forward:
 
     def _sparse(self, mode: Mode, name: str, placed: PlacedGroups) -> list[Step]:
         """Products by a group-sparse matrix; its parts begin with the units of their rows."""
-        matrix, kind = placed.matrix, placed.format.activation
+        matrix, kind = placed.matrix, mode.kind(placed.format.activation)
+        kernel = f"{mode.operation(placed.format.activation)}_{placed.format.name}"
         head, steps = self._places.head(matrix), list[Step]()
         scales = head + 4 * matrix.rows + 4
         for part in self._places.parts(matrix):
@@ -479,12 +482,16 @@ class Forward:
                 self._address(mode, f"input_{kind}"), self._address(mode, name) + 4 * first,
                 last - first, self._word(ONE if mode.private else COUNT),
                 self._private_bytes(kind) if mode.private else 0, self._row_bytes(name),
-                self._bias(mode, matrix) + 4 * first, activation_bytes(kind, matrix.columns),
+                self._bias(mode, matrix) + 4 * first,
+                activation_bytes(kind, matrix.columns) * mode.group(kind),
             ]  # fmt: skip
+            if kind == "columns":
+                slots[7] = matrix.columns
+                slots += [self._places.buffer("records", False), self._records_bytes]
             streamed = part.request is not None
             steps.append(
                 Step(
-                    f"{mode.operation(kind)}_{placed.format.name}", slots, False, matrix.name,
+                    kernel, slots, False, matrix.name,
                     placed.run_bytes(part.tile, part.tiles), part.request, streamed, streamed,
                     weights=2,
                 )
@@ -497,7 +504,7 @@ class Forward:
             return []
         return [
             self._places.buffer("unpacked", False), self._unpacked_bytes,
-            self._places.table(fmt.name),
+            self._places.table(fmt.name) if fmt.unpacked.table else 0,
         ]  # fmt: skip
 
     def _blocks(self, mode: Mode, name: str, matrix: Matrix) -> list[Step]:

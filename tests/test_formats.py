@@ -23,7 +23,7 @@ from headrace.sparse.registry import FORMATS, by_ggml_type
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 GGML = {name: fmt for name, fmt in FORMATS.items() if fmt.ggml_type}
 every_ggml_format = pytest.mark.parametrize("fmt", GGML.values(), ids=GGML)
-ENCODED = {name: fmt for name, fmt in GGML.items() if fmt.unpacked is None}
+ENCODED = {name: fmt for name, fmt in GGML.items() if fmt.written}
 every_encoded_format = pytest.mark.parametrize("fmt", ENCODED.values(), ids=ENCODED)
 
 

@@ -40,7 +40,7 @@ LIST = "llama.attention.head_count_kv"
 
 def raw_matrix(rng: np.random.Generator, kind: str, rows: int, columns: int) -> np.ndarray:
     own = next((f for f in FORMATS.values() if f.ggml_type == kind), None)
-    if own is not None and own.unpacked is not None:
+    if own is not None and not own.written:
         return own.unpacked.examples(rng, rows, columns)
     if own is not None:
         return own.encode(rng.standard_normal((rows, columns)).astype(np.float32) / 16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headrace.kernels import attention, bitstack, execute, experts, prepare, probe
 from headrace.offload import requests
-from headrace.sparse import gqs_kernels, linear
+from headrace.sparse import gqs_columns, gqs_kernels, linear
 from headrace.targets.table import Kernel
 
 
@@ -13,6 +13,7 @@ def kernel_table() -> dict[str, Kernel]:
     rows = [
         *linear.all_kernels(),
         *gqs_kernels.all_kernels(),
+        *gqs_columns.all_kernels(),
         *prepare.all_kernels(),
         *bitstack.all_kernels(),
         *attention.all_kernels(),
