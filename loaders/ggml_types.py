@@ -1,7 +1,8 @@
 """The tensor types of GGML as plain data: id in the file, name, block elements and block bytes.
 
 A copy, because importing the gguf package costs more than reading a model's header; a test
-compares it with the package's own table.
+compares it with the package's own table, which lacks bitnet.cpp's I2_S. (Its number was that of
+IQ4_NL_4_4, which models in memory had, and no files.)
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from typing import NamedTuple
 
 
 class GgmlType(NamedTuple):
-    """One tensor type; a row of weights is a whole number of blocks."""
+    """One tensor type; a row of weights is a whole number of blocks.
+
+    `tail` is the number of bytes that a tensor has behind its blocks.
+    """
 
     id: int
     name: str
     block_elements: int
     block_bytes: int
+    tail: int = 0
 
 
 _TABLE = (
@@ -50,6 +55,7 @@ _TABLE = (
     GgmlType(30, "BF16", 1, 2),
     GgmlType(34, "TQ1_0", 256, 54),
     GgmlType(35, "TQ2_0", 256, 66),
+    GgmlType(36, "I2_S", 128, 32, 32),  # of bitnet.cpp, whose type it is
     GgmlType(39, "MXFP4", 32, 17),
     GgmlType(40, "NVFP4", 64, 36),
     GgmlType(41, "Q1_0", 128, 18),
@@ -65,7 +71,6 @@ REMOVED: dict[int, str] = {
     31: "Q4_0_4_4",
     32: "Q4_0_4_8",
     33: "Q4_0_8_8",
-    36: "IQ4_NL_4_4",  # also I2_S in files of the bitnet.cpp fork
     37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
 }
@@ -77,8 +82,6 @@ def why_unsupported(type_id: int) -> str:
     if name is None:
         return f"unknown tensor type {type_id}: a newer format than this release knows"
     text = f"tensor type {type_id} ({name}) was removed from GGUF: get the file as "
-    if type_id == 36:
-        return text + "IQ4_NL (or TQ2_0, if it is an I2_S file of bitnet.cpp)"
     if name.startswith("IQ4_NL"):
         return text + "IQ4_NL"
     return text + "Q4_0"

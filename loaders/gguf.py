@@ -243,7 +243,7 @@ def _tensor(c: _Cursor, index: int) -> RawTensor:
             f"{ggml.name}; {AGAIN}",
             tensor=name,
         )
-    n_bytes = n_elements // ggml.block_elements * ggml.block_bytes
+    n_bytes = n_elements // ggml.block_elements * ggml.block_bytes + ggml.tail
     return RawTensor(name, ggml.name, tuple(reversed(ne)), offset, n_bytes)
 
 

@@ -21,6 +21,8 @@ from headrace.offload.window import NAP_PATIENCE, system_functions
 from headrace.targets.table import ENTRY
 
 READ_BYTES = 2 << 20  # at most, at once
+PREDICTED = 16  # ranks for which there is room
+ROWS_BYTES = 512 << 10  # the same of rows that are tiled, for which every reader has a buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def _reads_of(matrix: ExpertMatrix, to: int) -> list[_Read]:
             for at in range(0, matrix.n_bytes, READ_BYTES)
         ]
     tiles, tile_bytes = -(-matrix.rows // 16), matrix.n_bytes // -(-matrix.rows // 16)
-    at_once = max(1, READ_BYTES // (16 * matrix.row_bytes))
+    at_once = max(1, ROWS_BYTES // (16 * matrix.row_bytes))
     found = []
     for tile in range(0, tiles, at_once):
         n = min(at_once, tiles - tile)
@@ -114,11 +116,10 @@ class ExpertCache:
     """Slots for `n_slots` of a model's experts.
 
     Args:
-        layers: of each mixture its experts, each as the matrices gate, up and down. All experts of
-            all layers take as many bytes.
+        layers: of each mixture its experts, each as the matrices gate, up and down. Those of a
+            layer take as many bytes each; slots have room for the largest of all.
         n_slots: how many there is room for.
         reader: address of the kernel `experts_read`.
-        mode: how files are read.
         files: the model's, open; the caller closes them after `close`.
         policy: one of those of `headrace.offload.expert_store`.
 
@@ -128,12 +129,13 @@ class ExpertCache:
 
     def __init__(
         self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
-        mode: ReadMode, files: Mapping[Path, StreamedFile], policy: int = store.LFU,
+        files: Mapping[Path, StreamedFile], policy: int = store.LFU,
     ) -> None:  # fmt: skip
-        self.offsets = np.array(slot_offsets([m.n_bytes for m in layers[0][0]])[0], np.int64)
-        self.slot_bytes = slot_offsets([m.n_bytes for m in layers[0][0]])[1]
+        placed = [slot_offsets([m.n_bytes for m in experts[0]]) for experts in layers]
+        self.offsets = np.array([offsets for offsets, _ in placed], np.int64)
+        self.slot_bytes = max(n_bytes for _, n_bytes in placed)
         self.n_slots = n_slots
-        self.mode = mode
+        self.mode: ReadMode | None = None
         self._files = files
         self._reader = ENTRY(reader)
         self._slots = Arena({"slots": n_slots * self.slot_bytes})
@@ -144,7 +146,7 @@ class ExpertCache:
         table = self._experts.reshape(-1, store.EXPERT_WORDS)
         for layer, experts in enumerate(layers):
             for i, expert in enumerate(experts):
-                offsets, _ = slot_offsets([m.n_bytes for m in expert])
+                offsets, _ = placed[layer]
                 some = [r for m, to in zip(expert, offsets, strict=True) for r in _reads_of(m, to)]
                 some = _joined(some)
                 row = table[self.first[layer] + i]
@@ -169,6 +171,9 @@ class ExpertCache:
         self._threads: list[threading.Thread] = []
         self._own: list[np.ndarray] = []
         self._landing: list[Arena] = []
+        # For each rank: expert, how often it was right lately (of 65536), whether it was absent.
+        self.predictions = np.zeros((len(layers), PREDICTED, 4), np.int64)
+        self.predictions[:, :, 1] = 65536
         self._error: BaseException | None = None
         self._plainly = reader_of(files)
         self.mended_reads = 0
@@ -178,14 +183,24 @@ class ExpertCache:
         """Of the store, for steps of a plan."""
         return int(self.words.ctypes.data)
 
-    def _fill_table(self) -> None:
-        """Say how to read in the present mode."""
+    def predictions_address(self, layer: int) -> int:
+        """Of what is predicted for a layer (`headrace.kernels.expert_cache`)."""
+        return int(self.predictions[layer].ctypes.data)
+
+    def offsets_address(self, layer: int) -> int:
+        """Of where gate, up and down of a layer's experts lie in a slot (int64)."""
+        return int(self.offsets[layer].ctypes.data)
+
+    def _fill_table(self, mode: ReadMode) -> None:
+        """Say how to read."""
         table = self._table.reshape(-1, store.READ_WORDS)
         for row, r in zip(table, self._reads, strict=True):
             file, offset = self._files[r.info.path], r.info.offset + r.start
-            begin = offset % PAGE if self.mode.direct else 0
+            # Reads past the system's cache begin and end with pages, and so must their places.
+            fits = bool(r.tile) or offset % PAGE == 0
+            direct = file.direct if mode.direct and fits else None
+            begin = 0 if direct is None else offset % PAGE
             need = r.n_bytes + begin
-            direct = file.direct if self.mode.direct else None
             row[store.FILE] = file.plain.fileno() if direct is None else direct
             row[store.OFFSET] = offset - begin
             row[store.ASK] = need if direct is None else pages(need)
@@ -194,20 +209,25 @@ class ExpertCache:
             row[store.ROW_BYTES], row[store.BLOCKS] = r.row_bytes, r.blocks
             row[store.TILES], row[store.BEGIN] = r.tiles, begin
 
-    def begin(self) -> None:
+    def begin(self, mode: ReadMode, cancel: int) -> None:
         """Begin a pass: readers run until `halt`.
+
+        Args:
+            mode: how files are read.
+            cancel: address of the word that cancels the pass.
 
         Raises:
             ModelFileError: a file has changed, or could not be read.
             HeadraceError: the system gives no thread.
         """
-        if self._error is not None:
+        if self._error is not None or mode != self.mode:
             self.halt()
+        self.words[store.CANCEL] = cancel
         for file in self._files.values():
             file.check()
         if not self._threads:
             try:
-                undisturbed(self._start)
+                undisturbed(lambda: self._start(mode))
             except RuntimeError as error:
                 raise HeadraceError(
                     "the system gives no thread to read with: end other programs, or raise the "
@@ -228,20 +248,21 @@ class ExpertCache:
             for file in self._files.values():
                 file.check()
 
-    def _start(self) -> None:
+    def _start(self, mode: ReadMode) -> None:
         words, system = self.words, system_functions()
-        self._fill_table()
+        self.mode = mode
+        self._fill_table(mode)
         words[[store.LOCK, store.STOP, store.FAILED]] = 0
         self._semaphore = Semaphore(0)
         words[store.READ], words[store.NAP] = system.read, system.nap
         words[store.NAP_FOR], words[store.PATIENCE] = system.nap_for, NAP_PATIENCE
-        words[store.DROP] = system.drop if self.mode.drop else 0
+        words[store.DROP] = system.drop if mode.drop else 0
         words[store.TAKE], words[store.GIVE] = self._semaphore.take, self._semaphore.give
         words[store.GIVE_TO] = self._semaphore.handle
-        words[store.READERS] = self.mode.readers
+        words[store.READERS] = mode.readers
         landing = max((r.n_bytes for r in self._reads if r.tile), default=0)
         self._own, self._error = [], None
-        for i in range(self.mode.readers):
+        for i in range(mode.readers):
             own = aligned_slots(store.OWN_WORDS)
             own[0], own[store.OWN_READ] = words.ctypes.data, -1
             if landing:

@@ -12,7 +12,8 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     waiting thread naps; under the lock: 41 and 42 begin and end of the ring of demands, 43 and 44
     of reads ahead; counted by thread 0: 48 clock of uses, 49 uses that waited for nothing, 50 uses
     that waited for a read ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of
-    those used, 54 dropped before they were read, 55 ticks that thread 0 has waited
+    those used, 54 dropped before they were read, 55 ticks that thread 0 has waited; 56 address of
+    the word that cancels a job
 Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there), 1 reads that are done, 8 slot,
     9 first read, 10 reads, 11 next read (under the lock), 12 uses, 13 clock of the last use,
     14 layer, 15 whether it was asked for ahead and not used since
@@ -52,7 +53,7 @@ EXPERTS, SLOTS, N_SLOTS, READS, POLICY, LAYERS, DEMANDS, AHEAD = range(8)
 LOCK, STOP, FAILED = 8, 16, 24
 READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
 D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
-CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL = range(48, 56)
+CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL = range(48, 57)
 STATE, DONE = 0, 1
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
 ABSENT, COMING, THERE = range(3)

@@ -138,6 +138,8 @@ COMMANDS: dict[str, Command] = {
             Opt("ends", str, None, "format of embedding and head", ("--ends",)),
             Opt("method", str, None, "rtn, search or gptq", ("--method",)),
             Opt("sparsity", float, None, "share that gqs_... leaves out (0.5)", ("--sparsity",)),
+            Opt("rank", int, None, "vectors of a block of bitstack", ("--rank",)),
+            Opt("sort", str, "error", "a stack's blocks: error or perplexity", ("--sort",)),
             Opt("calibrate", str, None, "a text to look at inputs on", ("--calibrate",)),
             Opt("calibrate_tokens", int, 65536, "so much of it", ("--calibrate-tokens",)),
             Opt("evaluate", str, None, "another text, for the price tag", ("--evaluate",)),

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -46,11 +46,15 @@ from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
 from headrace.rows import read_tiled
 from headrace.sizes import format_size
+from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
+from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
 from headrace.write_stack import STACK, write_stack
 
 Notice = Callable[[str], None]
+Sort = Literal["error", "perplexity"]
+SORTS: tuple[str, ...] = get_args(Sort)
 
 _COPY_BYTES = 8 << 20
 
@@ -94,6 +98,8 @@ def compress(
     ends: str | None = None,
     method: Method | None = None,
     sparsity: float | None = None,
+    rank: int | None = None,
+    sort: Sort = "error",
     calibrate: str | None = None,
     calibrate_tokens: int = CALIBRATE_TOKENS,
     evaluate: str | None = None,
@@ -114,7 +120,8 @@ def compress(
         src: whatever `headrace.load` takes.
         dst: the file to write.
         format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
-            "i4_auto" and "i4a_auto": the group size that suits each matrix; "bitstack": a stack of
+            "i4_auto" and "i4a_auto": the group size that suits each matrix; "llm_fp4": the split of
+            4-bit floats that does; "bitstack": a stack of
             blocks, of which a model loads what memory has room for. It takes `calibrate`, but no
             other option of rounding; its price is that of all blocks, and of some levels.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
@@ -125,6 +132,11 @@ def compress(
         sparsity: of a group-sparse format ("gqs_g32"), the share of the weights of layers that is
             left out, at least; default: a half. "rtn" leaves out the smallest, "search" those that
             matter least for the inputs of `calibrate`, "gptq" the same, and lets others make up.
+        rank: vectors of a block of a stack, one of 1, 2, 4, 8 and 16: with more, a block is larger
+            and leaves less. Default: what suits the model's width.
+        sort: the order of a stack's blocks within a level: "error" has those first that lessen the
+            error of their matrix's output most, "perplexity" those with which the model itself is
+            best on `calibrate`: a forward pass for each block.
         calibrate: a text like those that the model will read.
         calibrate_tokens: how much of it to use.
         evaluate: another text, on which to compare the result with the source; what comes out
@@ -153,6 +165,16 @@ def compress(
         raise UnsupportedError(f"--sparsity is for --format {', '.join(GROUP_FORMATS)}")
     if sparsity is not None and not 0 <= sparsity < 1:
         raise UnsupportedError(f"--sparsity is from 0 to less than 1, not {sparsity}")
+    if rank is not None and format != STACK:
+        raise UnsupportedError(f"--rank is for --format {STACK}")
+    if rank is not None and rank not in RANKS:
+        raise UnsupportedError(f"--rank is one of {', '.join(map(str, RANKS))}, not {rank}")
+    if sort not in SORTS:
+        raise UnsupportedError(f"--sort is one of {', '.join(SORTS)}, not {sort!r}")
+    if sort != "error" and (format != STACK or calibrate is None):
+        raise UnsupportedError(
+            f"--sort {sort} is for --format {STACK}, and needs a text to --calibrate with"
+        )
     rate = SPARSITY if sparsity is None else float(sparsity)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
     options = _Options(
@@ -194,9 +216,15 @@ def compress(
                         memory=memory, progress=progress, levels=levels,
                     )  # fmt: skip
 
+            try_blocks = None
+            if sort == "perplexity" and calibrate is not None:
+                try_blocks = partial(
+                    measure_blocks, text=calibrate, threads=threads, memory=memory,
+                    progress=progress, notice=notice or (lambda line: None),
+                )  # fmt: skip
             price = write_stack(
-                path, target, inputs=of, n_threads=n_threads, room=room,
-                key=_key(model, options, b""), price=measure, progress=progress,
+                path, target, rank=rank, inputs=of, n_threads=n_threads, room=room,
+                key=_key(model, options, b""), measure=try_blocks, price=measure, progress=progress,
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)

@@ -70,10 +70,15 @@ class Blocks:
         sizes = (self._bytes(i) for i in range(len(self.stacked)))
         return list(accumulate(sizes, initial=0))
 
-    def in_order(self, file: PartialFile) -> list[MadeBlock]:
+    def in_order(self, file: PartialFile, losses: Floats | None = None) -> list[MadeBlock]:
         """All blocks, when all are in the file: level by level, those first that are worth most.
 
         The first blocks of all matrices are in the order of a pass.
+
+        Args:
+            file: with all blocks.
+            losses: of the model with each block but the first ones, the lower, the better:
+                [levels - 1, matrices], NaN of whole levels that were not measured.
 
         Raises:
             OSError: the file cannot be read.
@@ -85,7 +90,14 @@ class Blocks:
             for level, gain in enumerate(gains.tolist()):
                 matrix = self.stacked[i].matrix
                 made.append(MadeBlock(matrix, level, i, start + level * size, size, gain))
-        return sorted(made, key=lambda one: (one.level, -one.gain if one.level else 0.0, one.index))
+
+        def key(one: MadeBlock) -> tuple[int, float, float, int]:
+            if one.level == 0:
+                return 0, 0.0, 0.0, one.index
+            loss = float("nan") if losses is None else float(losses[one.level - 1, one.index])
+            return one.level, 0.0 if np.isnan(loss) else loss, -one.gain, one.index
+
+        return sorted(made, key=key)
 
     def make(
         self, reader: TensorReader, file: PartialFile, inputs: InputsOf | None, n_threads: int,

@@ -140,14 +140,15 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared)
-        if rates is None and prepared.residency is not None:
+        if rates is None and (prepared.residency is not None or prepared.slots):
             rates = measure_rates(prepared, self._store, probe=False, progress=progress)
         self._held = held = WeightMemory(prepared, self._store, rates or Rates(), progress)
         self._programs = Programs(
             prepared.decoder, held.weights, prepared.target, held.addresses, prepared.shape,
-            held.streaming, held.rows(),
+            held.streaming, held.rows(), held.experts,
         )  # fmt: skip
         self._team = Team(held.addresses, prepared.shape.threads)
+        held.cancel = self._team.cancel_address
         self._trace: Trace | None = trace_from_environment()
 
     # --- properties -----------------------------------------------------------------------------
@@ -212,7 +213,7 @@ class Model:
     @property
     def streams(self) -> bool:
         """Whether weights are read from the file for every pass."""
-        return self._held.streaming is not None
+        return self._held.streaming is not None or self._held.experts is not None
 
     @property
     def prepared(self) -> Prepared:
@@ -327,7 +328,7 @@ class Model:
             self._held.change(prepared)
         finally:
             try:
-                self._programs.link(self._held.streaming, self._held.rows())
+                self._link()
             except BaseException:  # too little memory even for the steps
                 self._closed = True
                 self._end()
@@ -480,6 +481,21 @@ class Model:
                     f"{start + len(ids)} tokens do not fit in a context of {self.context}"
                 )
             self._read(ids, start)
+
+    def compute_with(self, blocks: Mapping[str, int] | None) -> None:
+        """Of a stack, compute with the first so many blocks of each matrix that is named.
+
+        That is for measuring what blocks are worth; blocks that are not in memory are not read.
+        None, and matrices that are not named: all that are in memory.
+        """
+        with self._begin():
+            self._kept = []
+            self._held.weights.limit_blocks(blocks or {})
+            undisturbed(self._link)
+
+    def _link(self) -> None:
+        held = self._held
+        self._programs.link(held.streaming, held.rows(), held.experts)
 
     def forget(self) -> None:
         """Drop what has been read: the next tokens start an empty context."""

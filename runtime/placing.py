@@ -13,8 +13,7 @@ from headrace.families.decoder import Decoder, Experts, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
 from headrace.offload.pieces import Cuttable, Piece, cut
-from headrace.sparse import gqs, gqs_kernels, linear
-from headrace.sparse.float4 import PACKED, SCALED
+from headrace.sparse import gqs, gqs_columns, gqs_kernels, linear
 from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.gqs import GROUP_FORMATS, GroupFormat, Head, Wrong
 from headrace.sparse.registry import FORMATS, by_ggml_type
@@ -182,13 +181,13 @@ def format_of(info: TensorInfo, activations: Activations = "q8") -> Format:
 def _readable(info: TensorInfo) -> Format:
     """The format that a tensor of the file is read as, of those that are not tiled."""
     own = by_ggml_type(info.type)
-    if info.scales is not None and info.type in (PACKED, "NVFP4"):
-        return FORMATS[SCALED]
-    if own is not None:
+    if own is not None and info.scales is None:
         return own
-    from headrace.sparse.expand import plan_expansion
+    from headrace.sparse.expand import plan_expansion, plan_scaled
 
     try:
+        if info.scales is not None:
+            return plan_scaled(info.type, info.scales.columns)
         return plan_expansion(info.type)
     except UnsupportedError as error:
         raise UnsupportedError(
@@ -274,6 +273,12 @@ def streamable(placed: Placed) -> bool:
     return not placed.expanded and placed.n_bytes > placed.always_bytes
 
 
+def cacheable(placed: Iterable[Placed]) -> bool:
+    """Whether native code alone can bring every expert among these from the file."""
+    experts = [p for p in placed if isinstance(p, PlacedMatrix) and p.expert]
+    return bool(experts) and not any(p.expanded for p in experts)
+
+
 def pieces_of(placed: Iterable[Placed]) -> list[Piece]:
     """What of these may be streamed, cut into pieces."""
     return cut([_cuttable(p) for p in placed if streamable(p)])
@@ -298,8 +303,11 @@ def kernels_for(
     found: dict[str, Kernel] = {}
     for p in placed:
         if isinstance(p, PlacedGroups):
-            row = gqs_kernels.kernel_named(f"gemm_{p.format.name}")
-            found[row.name] = row
+            for row in (
+                gqs_kernels.kernel_named(f"gemm_{p.format.name}"),
+                gqs_columns.kernel_named(f"columns_{p.format.name}"),
+            ):
+                found[row.name] = row
             continue
         rows = linear.kernels(p.format)
         for operation in operations[p.format.activation]:

@@ -11,7 +11,7 @@ guessed are checked in one pass, and what is chosen is what would have been chos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from headrace.families.decoder import Decoder, Experts, Layer, Rope
@@ -21,15 +21,16 @@ from headrace.kernels import (
     attention_prefill,
     bitstack,
     execute,
+    expert_cache,
     experts,
     kv_cache,
     prepare,
 )
-from headrace.offload import requests
-from headrace.placing import Placed, dense, kernels_for, padded16
-from headrace.sparse import gqs_kernels, linear
+from headrace.offload import expert_store, requests
+from headrace.placing import Placed, PlacedGroups, dense, kernels_for, padded16
+from headrace.sparse import gqs_columns, gqs_kernels, linear
 from headrace.sparse.bitstack import BlockShape
-from headrace.sparse.format import TILE_ROWS, Unpacked
+from headrace.sparse.format import TILE_ROWS, Bytes
 from headrace.sparse.linear import activation_bytes
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.unpacking import scratch_bytes as unpacking_bytes
@@ -70,6 +71,8 @@ class Mode:
         """The activations that a format's kernels get; "rows" stands for blocks of a stack."""
         if activation == "rows" and self.large:
             return REBUILT.activation
+        if activation == "x16" and self.large:
+            return "columns"
         if activation in ("f32", "rows", "x16") or (activation == "tables" and self.tables):
             return activation
         return "q8x2" if self.pairs else "q8"
@@ -78,12 +81,14 @@ class Mode:
         """Tokens that lie side by side in inputs of products: two columns each in "q8x2"."""
         if kind in ("rows", "tables", "x16"):
             return 1
+        if kind == "columns":
+            return gqs_columns.COLUMNS
         return max(1, self.columns["q8"] // 2) if kind == "q8x2" else self.columns[kind]
 
     def operation(self, activation: str) -> str:
         """The kernel that multiplies them."""
         if activation == "x16":
-            return "gemm"
+            return "columns" if self.large else "gemm"
         if activation == "f32":
             return "gemv" if self.private else ("gemm" if self.large else "gems")
         if activation == "tables" and self.tables:
@@ -224,7 +229,12 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    return [requests.kernel(), linear.kernels(dense(placed[decoder.embedding.name]).format)["tile"]]
+    cached = [expert_store.kernel(), *expert_cache.all_kernels()] if mixtures(decoder) else []
+    return [
+        *cached,
+        requests.kernel(),
+        linear.kernels(dense(placed[decoder.embedding.name]).format)["tile"],
+    ]
 
 
 def round_up(n: int, to: int) -> int:
@@ -351,6 +361,8 @@ def buffer_sizes(
                     sizes[f"{prefix}input_{kind}"] = one * tokens + beyond
     if unpacked := unpacked_bytes(placed, target):
         sizes["unpacked"] = shape.threads * unpacked
+    if records := records_bytes(placed):
+        sizes["records"] = shape.threads * records
     if stack is not None:
         sizes |= stack_room(stack.shapes.values(), target, shape.threads).buffers(shape.threads)
     return sizes
@@ -363,13 +375,24 @@ def unpacked_bytes(placed: Iterable[Placed], target: Target) -> int:
     return max(sizes, default=0)
 
 
-def codebooks(placed: Iterable[Placed]) -> dict[str, Unpacked]:
+def records_bytes(placed: Iterable[Placed]) -> int:
+    """Bytes of a thread's scratch in products of many tokens with group-sparse matrices."""
+    sizes = (
+        gqs_columns.scratch_bytes(p.matrix.columns, p.format.group)
+        for p in placed
+        if isinstance(p, PlacedGroups)
+    )
+    return round_up(max(sizes, default=0), 64)
+
+
+def codebooks(placed: Iterable[Placed]) -> dict[str, Callable[[], Bytes]]:
     """The tables that kernels of these weights look weights up in, by the name of the format."""
     found = {fmt.name: fmt.unpacked for fmt in (dense(p).format for p in placed)}
-    return {name: one for name, one in sorted(found.items()) if one is not None}
+    tables = {name: one.table for name, one in sorted(found.items()) if one is not None}
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def table_sizes(decoder: Decoder, shape: Shape, placed: Iterable[Placed]) -> dict[str, int]:
     """Bytes of what is worked out once, on loading, and only read: rotary embeddings, codebooks."""
     ropes = {name: shape.context * rope.width * 4 for rope, name in ropes_of(decoder).items()}
-    return ropes | {name: one.table().nbytes for name, one in codebooks(placed).items()}
+    return ropes | {name: table().nbytes for name, table in codebooks(placed).items()}

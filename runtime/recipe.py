@@ -26,7 +26,7 @@ ENDS = "q8_0"  # what it becomes otherwise
 UNPRUNED = "i4_g32"  # what a matrix becomes that cannot be cut into groups, or something larger
 SPARSITY = 0.5
 # Codebooks want a search that weighs what errors matter: formats that have one are only read.
-WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.unpacked is None}
+WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.written}
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,19 @@ def recipes(
             small = format == KEEP or placed.format.bits_per_weight <= ENOUGH_BITS
             name = ends or (KEEP if small else ENDS)
         if name in ADAPTIVE:
-            name = choose_format(some_rows(reader, placed, SAMPLE_ROWS), ADAPTIVE[name]).name
+            name = _chosen(reader, placed, ADAPTIVE[name]).name
             if progress is not None:
-                progress(i + 1, len(all_placed), "choosing group sizes")
+                progress(i + 1, len(all_placed), "choosing formats")
         how: Method = "search" if at_end and method == "gptq" else method
         found.append(_recipe(placed, name, how, sparsity))
     return found
+
+
+def _chosen(reader: TensorReader, placed: Placed, formats: Sequence[Format]) -> Format:
+    """The format that suits a matrix; the first where none divides its rows."""
+    if all(placed.matrix.columns % fmt.block for fmt in formats):
+        return formats[0]
+    return choose_format(some_rows(reader, placed, SAMPLE_ROWS), formats)
 
 
 def _recipe(placed: Placed, name: str, method: Method, sparsity: float) -> Recipe:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -206,11 +207,16 @@ class StackMemory:
 
     Attributes:
         count: how many there are.
+        limits: of how many blocks of a matrix `blocks` tells at most.
     """
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.count = 0
+        self.limits: Mapping[str, int] = {}
+        self._of: dict[str, list[tuple[int, int]]] = {}  # which they are, and where in the file
+        for i, one in enumerate(stack.blocks):
+            self._of.setdefault(one.matrix.name, []).append((i, one.info.offset))
         whole = stack.n_bytes(len(stack.blocks))
         first = stack.blocks[0].info
         self._file = TensorInfo("(the stack)", "I8", (whole,), first.path, first.offset, whole)
@@ -236,5 +242,5 @@ class StackMemory:
     def blocks(self, matrix: str) -> list[BlockAt]:
         """Where the blocks of a matrix lie that are in memory."""
         base = self._arena.address("stack") - self._file.offset
-        blocks = self.stack.blocks[: self.count]
-        return [BlockAt(base + one.info.offset) for one in blocks if one.matrix.name == matrix]
+        found = [BlockAt(base + offset) for i, offset in self._of.get(matrix, []) if i < self.count]
+        return found[: self.limits.get(matrix)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rows import read_tiled
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, rank_for
+from headrace.sparse.format import Floats
 from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name
 
@@ -45,6 +46,7 @@ def write_stack(
     n_threads: int = 1,
     room: int | None = None,
     key: str = "",
+    measure: Callable[[Path, PartialFile], None] | None = None,
     price: Callable[[Path, Sequence[int]], dict[str, Any]] | None = None,
     check: Callable[[], object] = lambda: None,
     progress: Progress | None = None,
@@ -55,8 +57,9 @@ def write_stack(
     Each thread has one matrix in memory; blocks wait on the disk until their order is known. The
     first blocks of all matrices come first, in the order of a pass. Within each level after that
     come those first that take most from the error of their matrix's output: of its square on the
-    inputs' text, as a part of that of the output. What is done when something goes wrong stays in
-    hidden files beside `dst`, and a call with the same `key` goes on there.
+    inputs' text, as a part of that of the output; or those with which the model is best, if that is
+    measured. What is done when something goes wrong stays in hidden files beside `dst`, and a call
+    with the same `key` goes on there.
 
     Args:
         src: whatever `headrace.load` takes.
@@ -68,6 +71,8 @@ def write_stack(
         n_threads: that decompose, a matrix each.
         room: bytes that this may take; None: no limit.
         key: all that decides the bytes, but for rank and levels.
+        measure: called with a complete file and one for what it finds, as
+            `headrace.stack_order.measure_blocks` has it.
         price: called with the complete file and numbers of levels; what it gives stands in the
             file, see `headrace.price`.
         check: called before the file gets its name; it does not if this raises something.
@@ -107,22 +112,34 @@ def write_stack(
             if spill.done:
                 notice(f"going on after {spill.done} of {len(stacked)} matrices")
             blocks.make(reader, spill, inputs, n_threads, room, progress)
-            entries, sources = _entries(model, decoder, placed, blocks.in_order(spill), blocks.rank)
             tag = {} if price is None else price_keys(None, priced)
-            header, places, size = build_header(model, entries, tag)
+
+            def layout(losses: Floats | None) -> tuple[_Layout, bytes, int]:
+                order = blocks.in_order(spill, losses)
+                entries, sources = _entries(model, decoder, placed, order, blocks.rank)
+                header, places, size = build_header(model, entries, tag)
+                return _Layout(entries, sources, places), header, size
+
+            losses = None
+            if measure is not None and levels > 1:
+                key += " measured"
+                count = (levels - 1) * len(stacked)
+                waiting = target.with_name(f"{target.name}.losses")
+                kept = stack.enter_context(PartialFile(waiting, key, 8 * count))
+                if kept.done:
+                    notice(f"going on after {kept.done} of {count:,} blocks that were tried")
+                if kept.done < count:  # in a file in the order that needs no measuring
+                    made, header, size = layout(None)
+                    trial = target.with_name(f"{target.name}.trial")
+                    with PartialFile(trial, key, size) as file:
+                        made.write(file, header, reader, spill, progress)
+                        measure(file.path, kept)
+                found_losses = np.frombuffer(kept.read(0, 8 * count))
+                losses = found_losses.reshape(levels - 1, len(stacked))
+            made, header, size = layout(losses)
+            entries = made.entries
             file = stack.enter_context(PartialFile(target, key, size))
-            file.write(0, header)
-            for i in range(file.done, len(entries)):
-                at = places[i]
-                for data in _bytes_of(sources[i], reader, spill):
-                    file.write(at, data)
-                    at += data.nbytes
-                if at - places[i] != entries[i].n_bytes:
-                    raise AssertionError(f"{entries[i].name} takes other bytes than announced")
-                file.finish(i + 1)
-                if progress is not None:
-                    progress(at, size, "writing")
-            file.complete()
+            made.write(file, header, reader, spill, progress)
             if price is not None:
                 found = price(file.path, priced)
                 header, _, whole_size = build_header(model, entries, price_keys(found, priced))
@@ -133,6 +150,34 @@ def write_stack(
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     return found
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The tensors of a file, what they are made of, and where they are."""
+
+    entries: list[Entry]
+    sources: list[_Source]
+    places: list[int]
+
+    def write(
+        self, file: PartialFile, header: bytes, reader: TensorReader, spill: PartialFile,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        """Write what the file has not got yet, with the blocks that `spill` has."""
+        file.write(0, header)
+        total = self.places[-1] + self.entries[-1].n_bytes
+        for i in range(file.done, len(self.entries)):
+            at = self.places[i]
+            for data in _bytes_of(self.sources[i], reader, spill):
+                file.write(at, data)
+                at += data.nbytes
+            if at - self.places[i] != self.entries[i].n_bytes:
+                raise AssertionError(f"{self.entries[i].name} takes other bytes than announced")
+            file.finish(i + 1)
+            if progress is not None:
+                progress(at, total, "writing")
+        file.complete()
 
 
 def _stackable(matrix: Matrix, decoder: Decoder) -> bool:

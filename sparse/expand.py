@@ -3,10 +3,12 @@
 The target is Q8_0 unless a smaller format holds the same weights exactly. What happens to them:
 
     type                    becomes  weights
-    TQ1_0                   TQ2_0    exact
     I8, I16                 F16, F32 exact
     F8_E4M3, F8_E5M2        F16      exact; with scales (`expand_scaled`) rounded to float16
     NVFP4, F4_E2M1, scaled  e2m1_g16 codes exact, scale of 16 weights rounded to float16 (2^-11)
+    F4_E2M1, E8M0 scales    MXFP4    exact
+    I2_S                    TQ2_0    codes exact, the scale rounded to float16
+    F8_E8M0                 F32      exact (scales are of this type, no weights)
     F64                     F32      rounded
     others gguf can decode  Q8_0     rounded: at most 1/225 of the largest of 32 weights
 
@@ -20,18 +22,11 @@ from collections.abc import Callable
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.sparse import float4, float8, tq2_0
-from headrace.sparse.format import (
-    Bytes,
-    Floats,
-    Format,
-    as_rows,
-    byte_blocks,
-)
+from headrace.sparse import e8m0, float4, float8, i2_s
+from headrace.sparse.format import Bytes, Floats, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
 CHUNK_BYTES = 256 * 1024  # of raw bytes that are recoded at once
-_ONE = np.array([0x00, 0x3C], np.uint8)  # float16 1.0
 _LARGEST_HALF = 65504.0
 _LARGEST_Q8 = 127 * 65504.0
 _PLAIN = {"I8": ("f16", np.int8), "I16": ("f32", np.int16), "F64": ("f32", np.float64)}
@@ -52,6 +47,17 @@ def plan_expansion(ggml_type: str) -> Format:
         return FORMATS[_RECODERS[ggml_type][0]]
     _decode(np.zeros((1, _block_bytes(ggml_type)), np.uint8), ggml_type)
     return FORMATS["q8_0"]
+
+
+def plan_scaled(name: str, columns: int) -> Format:
+    """As `plan_expansion`, of a matrix with scales for `columns` weights each.
+
+    Raises:
+        UnsupportedError: nothing here can decode the type.
+    """
+    if name in float4.NAMES:
+        return FORMATS[float4.becomes(name, columns)]
+    return FORMATS[i2_s.BECOMES] if name == i2_s.NAME else plan_expansion(name)
 
 
 def expand(raw: Bytes, ggml_type: str, target: Format) -> Bytes:
@@ -95,18 +101,20 @@ def _expand_rows(raw: Bytes, ggml_type: str, target: Format) -> Bytes:
 
 @np.errstate(all="ignore")
 def expand_scaled(raw: Bytes, name: str, target: Format, scales: Floats, columns: int) -> Bytes:
-    """Recode rows of FP8 or FP4 weights times their scales.
+    """Recode rows of FP8, FP4 or ternary weights times their scales.
 
     Args:
-        raw: uint8 [rows, n], of FP4 as `headrace.sparse.float4` has them.
-        name: "F8_E4M3", "F8_E5M2", "F4_E2M1" or "NVFP4".
+        raw: uint8 [rows, n], or as `headrace.sparse.float4` and `i2_s` have them.
+        name: "F8_E4M3", "F8_E5M2", "F4_E2M1", "NVFP4" or "I2_S".
         scales: float32 [rows, blocks]; each is for `columns` weights, the last for what is left.
 
     Raises:
-        UnsupportedError: a weight is too large for `target`.
+        UnsupportedError: a weight is too large for `target`, or its code is none.
     """
     if name in float4.NAMES:
-        return float4.expand(raw, name, target, scales)
+        return float4.expand(raw, name, target, scales, columns)
+    if name == i2_s.NAME:
+        return i2_s.expand(raw, target, scales)
     rows, n = raw.shape
     out = np.empty((rows, target.row_bytes(n)), np.uint8)
     step = max(1, CHUNK_BYTES // max(1, n))
@@ -152,15 +160,11 @@ def _unsupported(ggml_type: str) -> UnsupportedError:
     )
 
 
-def _to_tq2_0(raw: Bytes, ggml_type: str) -> Bytes:
-    blocks = byte_blocks(raw, _block_bytes(ggml_type)).copy()
-    d = blocks[..., -2:].copy()
-    blocks[..., -2:] = _ONE
-    codes = (_decode(as_rows(blocks), ggml_type) + 1).astype(np.uint8)
-    return as_rows(tq2_0.join(codes.reshape(*blocks.shape[:2], tq2_0.BLOCK), d))
+def _of_exponents(raw: Bytes, ggml_type: str) -> Bytes:
+    return FORMATS["f32"].encode(2 * e8m0.half_scales(raw))
 
 
 _RECODERS: dict[str, tuple[str, Callable[[Bytes, str], Bytes]]] = {
     **{name: ("f16", float8.to_halves) for name in float8.NAMES},
-    "TQ1_0": ("tq2_0", _to_tq2_0),
+    "F8_E8M0": ("f32", _of_exponents),
 }

@@ -41,14 +41,15 @@ class Unpacked:
     Args:
         tile_block_bytes: of that form.
         unpack: native: (w, table, out), a tile block (or a strip of one) to that form.
-        table: the bytes that `unpack` looks entries up in.
+        table: the bytes that `unpack` looks entries up in; None: it needs none.
         examples: raw rows of any codes with scales near 1: (generator, rows, n) -> [rows, bytes].
+            Of formats that are read only; None: `encode` makes them.
     """
 
     tile_block_bytes: int
     unpack: Callable[..., None]
-    table: Callable[[], Bytes]
-    examples: Callable[[np.random.Generator, int, int], Bytes]
+    table: Callable[[], Bytes] | None = None
+    examples: Callable[[np.random.Generator, int, int], Bytes] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,7 @@ class Format:
         product, tile_block, row_block: the native inner loops; see `headrace.sparse.linear`.
         tile_run: a number of blocks, and `tile_block` for so many at once: for small blocks.
         grid: what scales and codes are, for those who search and round better than `encode`.
-        unpacked: the form that `product` and `row_block` take, if it is not the tile block. Such
-            formats are read only: their `encode` raises UnsupportedError.
+        unpacked: the form that `product` and `row_block` take, if it is not the tile block.
     """
 
     name: str
@@ -94,6 +94,11 @@ class Format:
     tile_run: tuple[int, Callable[..., None]] | None = None
     grid: Grid | None = None
     unpacked: Unpacked | None = None
+
+    @property
+    def written(self) -> bool:
+        """Whether `encode` makes it; else it raises UnsupportedError."""
+        return self.unpacked is None or self.unpacked.examples is None
 
     @property
     def bits_per_weight(self) -> float:

@@ -107,6 +107,18 @@ def _put(tokens: int) -> Any:
     return several
 
 
+def first_row(first: Any, low: Any, rows: Any, unit: Any) -> Any:
+    """Native: the first row from `low` on that begins at `unit` or behind it."""
+    high = rows
+    while low < high:
+        middle = (low + high) // 2
+        if get_u32(first + middle * 4) < unit:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 def _gemm(group: int, target: Target) -> KernelFunction:
     """y[token, row] = bias[row] + sum over stored groups of w * x, for any number of tokens.
 
@@ -182,17 +194,6 @@ def _gemm(group: int, target: Target) -> KernelFunction:
     one, many = sums(1), sums(several)
     put_one, put_many = _put(1), _put(several)
 
-    def search(first: Any, low: Any, rows: Any, unit: Any) -> Any:
-        """The first row from `low` on that begins at `unit` or behind it."""
-        high = rows
-        while low < high:
-            middle = (low + high) // 2
-            if get_u32(first + middle * 4) < unit:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
     def gemm(args: Any, thread: Any, n_threads: Any) -> None:
         first = arg_ptr(args, 0)
         scales = arg_ptr(args, 1)
@@ -205,16 +206,16 @@ def _gemm(group: int, target: Target) -> KernelFunction:
         x_stride = arg_int(args, 10)
         base = get_u32(first)
         n_units = get_u32(first + rows * 4) - base
-        row = search(first, 0, rows, base + n_units * thread // n_threads)
+        row = first_row(first, 0, rows, base + n_units * thread // n_threads)
         last = rows
         if thread + 1 < n_threads:
-            last = search(first, 0, rows, base + n_units * (thread + 1) // n_threads)
+            last = first_row(first, 0, rows, base + n_units * (thread + 1) // n_threads)
         while row < last:
             # Rows that stay in the cache while all tokens go by.
             end = last
             if n_tokens > several:
                 begin = get_u32(first + row * 4)
-                end = larger(row + 1, search(first, row, last, begin + CACHED_UNITS))
+                end = larger(row + 1, first_row(first, row, last, begin + CACHED_UNITS))
             token = 0
             while token < n_tokens:
                 at = x + token * x_stride
@@ -280,21 +281,31 @@ def multiply(raw: np.ndarray, rows: int, n: int, group: int, coded: np.ndarray) 
     return out
 
 
+def example(
+    rng: np.random.Generator, rows: int, columns: int, group: int, tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix of the extremes and activations of `columns` groups: raw bytes, [tokens, n]."""
+    import numpy as np
+
+    n = columns * group
+    w = rng.standard_normal((rows, n)).astype(np.float32)
+    w[0] = np.where(np.arange(n) % 2, 3.0, -3.0)
+    w[-1] = 1 + w[-1] / 100  # far from zero
+    keep = rng.random((rows, columns)) < 0.5
+    keep[0] = keep[-1] = True
+    keep[rows // 2] = rows == 1  # an empty row
+    x = rng.standard_normal((tokens, n)).astype(np.float32)
+    x[0] = np.where(np.arange(n) % 2, 5.0, -5.0)  # the largest products
+    return pack_weights(w, keep, group), x
+
+
 def _gemm_cases(group: int) -> Any:
     def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         import numpy as np
 
         for rows, columns, tokens in ((1, 1, 1), (5, 2, 1), (37, 23, 1), (19, 9, 21)):
             n = columns * group
-            w = rng.standard_normal((rows, n)).astype(np.float32)
-            w[0] = np.where(np.arange(n) % 2, 3.0, -3.0)
-            w[-1] = 1 + w[-1] / 100  # far from zero
-            keep = rng.random((rows, columns)) < 0.5
-            keep[0] = keep[-1] = True
-            keep[rows // 2] = rows == 1  # an empty row
-            raw = pack_weights(w, keep, group)
-            x = rng.standard_normal((tokens, n)).astype(np.float32)
-            x[0] = np.where(np.arange(n) % 2, 5.0, -5.0)  # the largest products
+            raw, x = example(rng, rows, columns, group, tokens)
             coded = code_x16(x)
             bias = rng.standard_normal(rows).astype(np.float32)
             y = np.zeros((tokens, rows), np.float32)

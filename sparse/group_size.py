@@ -1,9 +1,16 @@
-"""How many weights of a matrix share a scale, chosen by the matrix (FineQuant, arXiv 2308.09723).
+"""Formats chosen by the matrix: how many weights share a scale, or how 4-bit floats are split.
+
+Group sizes are chosen after FineQuant (arXiv 2308.09723).
 
 Small groups follow a matrix's range more closely and take more bytes. FineQuant halves the group of
 a matrix while that narrows its ranges by more than a threshold. Here the noise itself is looked at,
 which ranges stand for, and the threshold is what the same bytes would do elsewhere: a bit more for
 every weight takes 6 dB off.
+
+Of exponent and mantissa LLM-FP4 (arXiv 2310.16836) tries every split for each matrix, with exponent
+biases that are no integers. A scale of 2^-bias is the same: so `llm_fp4` takes the split with the
+least noise, each having the best scales that are found for 128 weights of a row (there, for a row).
+Activations are 8-bit integers with scales of 32 (there, 4-bit floats: `headrace.sparse.llm_fp4`).
 """
 
 from __future__ import annotations
@@ -14,13 +21,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from headrace.sparse.format import Floats, Format
+from headrace.sparse.fp4 import MAGNITUDES
 from headrace.sparse.registry import FORMATS
 
 # What may be asked for in the place of a format, and what each matrix is then given one of.
 ADAPTIVE = {
     f"{kind}_auto": tuple(FORMATS[f"{kind}_g{group}"] for group in (16, 32, 64, 128))
     for kind in ("i4", "i4a")
-}
+} | {"llm_fp4": tuple(FORMATS[f"{split}_g128"] for split in MAGNITUDES)}
 SAMPLE_ROWS = 256
 BIT_WORTH_DB = 6.02
 

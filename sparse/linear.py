@@ -14,6 +14,7 @@ Activations lie T tokens side by side, so that one register addresses them all:
     "f32": [token group][input][token in group] float32
     "rows": "f32" in groups of one
     "x16": of group sparsity, see `headrace.sparse.gqs_kernels`; in groups of one
+    "columns": "q8" word by word, for 16 tokens; see `headrace.sparse.gqs_columns`
     "tables": see `headrace.sparse.plane_tables`; for one token, or one after the other
 """
 
@@ -62,6 +63,8 @@ def activation_bytes(kind: str, inputs: int) -> int:
         return inputs * 4
     if kind == "x16":
         return X16_HEAD_BYTES + 2 * inputs
+    if kind == "columns":
+        return -(-inputs // Q8_BLOCK) * Q8_BLOCK_BYTES
     return inputs // Q8_BLOCK * Q8_BLOCK_BYTES * (2 if kind == "q8x2" else 1)
 
 
@@ -323,7 +326,7 @@ def _random_raw(fmt: Format, rng: np.random.Generator, rows: int, n: int) -> np.
     """Raw rows with every code, extreme rows among them; finite scales."""
     import numpy as np
 
-    if fmt.unpacked is not None:
+    if fmt.unpacked is not None and fmt.unpacked.examples is not None:
         return fmt.unpacked.examples(rng, rows, n)
     x = rng.standard_normal((rows, n)).astype(np.float32)
     x[rows // 2] *= 100

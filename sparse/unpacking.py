@@ -49,7 +49,8 @@ def unpacking_slots(fmt: Format, columns: int, tiles: int) -> list[Any]:
     if fmt.unpacked is None:
         return []
     room = np.zeros((4, scratch_bytes(fmt, columns, tiles)), np.uint8)
-    return [room, room.shape[1], fmt.unpacked.table()]
+    table = fmt.unpacked.table
+    return [room, room.shape[1], room if table is None else table()]
 
 
 def unpacked_linear(

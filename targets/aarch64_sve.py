@@ -18,6 +18,7 @@ Pair = tuple[ir.Value, ir.Value]
 
 
 _CODES, _SUMS = Scalable(_I8, 16), Scalable(_I32, 4)
+_OPERANDS = _SUMS, _CODES, _CODES
 
 
 def _sdot_lane(bits: int) -> Callable[..., Pair]:
@@ -45,6 +46,20 @@ def _sdot_lane(bits: int) -> Callable[..., Pair]:
     return dot4
 
 
+def _sdot(bits: int) -> Callable[..., Pair]:
+    def dot4(
+        b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: ir.Value, x: ir.Value, _: int
+    ) -> Pair:
+        fixed, out = ir.VectorType(_I32, bits // 32), []
+        for row in zip(*(cut(b, v, bits // 8) for v in (wide, w, x)), strict=True):
+            operands = [to_scalable(b, v, t) for v, t in zip(row, _OPERANDS, strict=True)]
+            found = intrinsic_call(b, f"llvm.aarch64.sve.sdot.{_SUMS.name}", _SUMS, operands)
+            out.append(to_fixed(b, found, fixed))
+        return concat(b, out), narrow
+
+    return dot4
+
+
 def _lookup16(bits: int) -> Callable[..., ir.Value]:
     def lookup16(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: int) -> ir.Value:
         low = to_scalable(b, table, _CODES)  # no code is beyond the first 16 bytes
@@ -58,4 +73,9 @@ def _lookup16(bits: int) -> Callable[..., ir.Value]:
 
 def sve(bits: int) -> Mapping[str, Callable[..., Any]]:
     """Primitives for vectors of so many bits."""
-    return {**COMMON, "dot4_lane": _sdot_lane(bits), "lookup16": _lookup16(bits)}
+    return {
+        **COMMON,
+        "dot4": _sdot(bits),
+        "dot4_lane": _sdot_lane(bits),
+        "lookup16": _lookup16(bits),
+    }

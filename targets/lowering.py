@@ -952,6 +952,13 @@ def _round(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
     return b.sub(bits, constant("i32", 0x4B400000))
 
 
+def _third(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    # Comparisons, since few CPUs multiply bytes; AVX2 compares signed ones only.
+    above = (b.icmp_signed(">", v, constant("u8", n)) for n in (85 - 128, 170 - 128))
+    one, two = (b.sext(found, v.type) for found in above)
+    return b.sub(b.sub(constant("u8", 0), one), two)
+
+
 _unary("to_f32", "f32", lambda b, v: b.sitofp(v, _f32_type()))
 _unary("round_i32", "i32", _round)
 _unary("bits_f32", "f32", lambda b, v: b.bitcast(v, _f32_type()))
@@ -959,9 +966,12 @@ _unary("bits_i32", "i32", lambda b, v: b.bitcast(v, vector_type("i32")))
 _unary("bits_u8", "u8", lambda b, v: b.bitcast(v, vector_type("u8")))
 _unary("shl", None, lambda b, v, n: b.shl(v, constant("i32", n)))
 _unary("shr", None, lambda b, v, n: b.lshr(v, constant("i32", n)))
+marker("shl_by", lambda v, bits: v)(lambda c, b, sig, args: b.shl(*args))
 _unary("shr_u8", None, lambda b, v, n: b.lshr(v, constant("u8", n)))
 _unary("shl_u8", None, lambda b, v, n: b.shl(v, constant("u8", n)))
 _unary("and_u8", None, lambda b, v, mask: b.and_(v, constant("u8", mask)))
+_unary("xor_u8", None, lambda b, v, mask: b.xor(v, constant("u8", mask)))
+_unary("third_u8", None, lambda b, v: _third(b, v))
 _unary(
     "absolute", None, lambda b, v: intrinsic_call(b, f"llvm.fabs.v{lanes()}f32", _f32_type(), [v])
 )

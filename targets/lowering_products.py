@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import llvmlite.ir as ir
 from numba.core import types
@@ -31,6 +31,9 @@ from headrace.targets.lowering import (
     vector_type,
     zipped,
 )
+
+# A product of the target, the weights of its rows, and the activations of its tokens.
+Step: TypeAlias = tuple[Callable[..., Any], list[Any], list[Any]]
 
 
 class DotType(types.Type):
@@ -128,6 +131,25 @@ def _activations(
     return step, [b.bitcast(word, vector_type("u8")) for word in q8_words(b, entry, ty, offset)]
 
 
+def _add_steps(
+    b: ir.IRBuilder, acc: ir.Value, steps: list[Step], bits: int, kind: DotType
+) -> ir.Value:
+    most = _dot_steps(bits)
+    for k, (step, ws, xs) in enumerate(steps, kind.steps):
+        full = most and k and k % most == 0  # of the 16-bit sums
+        # Activations outermost: each broadcast is used R times at once, its register free again.
+        for t, x in enumerate(xs):
+            for r, w in enumerate(ws):
+                i = r * len(xs) + t
+                wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
+                if full:
+                    wide = primitive("dot_result")(b, wide, narrow, bits)
+                    narrow = ir.Constant(narrow.type, None)
+                wide, narrow = step(b, wide, narrow, w, x, bits)
+                acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
+    return acc
+
+
 def _dot8s(
     b: ir.IRBuilder,
     acc: ir.Value,
@@ -147,7 +169,7 @@ def _dot8s(
     rows, prepare, whole = n // tokens, primitive("dot4_weights"), primitive("dot8")
     if prepare:
         products = [([prepare(b, w, bits) for w in ws], offset) for ws, offset in products]
-    steps: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
+    steps: list[Step] = []
     if whole:
         for ws, offset in products:
             halves = [_activations(b, *entry, offset + i)[1] for i in (0, 4)]
@@ -158,20 +180,7 @@ def _dot8s(
             for ws, offset in products:
                 one, xs = _activations(b, *entry, offset + 4 * half)
                 steps.append((one, ws[half * rows :][:rows], xs))
-    most = _dot_steps(bits)
-    for k, (step, ws, xs) in enumerate(steps, kind.steps):
-        full = most and k and k % most == 0  # of the 16-bit sums
-        # Activations outermost: each broadcast is used R times at once, its register free again.
-        for t, x in enumerate(xs):
-            for r, w in enumerate(ws):
-                i = r * tokens + t
-                wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
-                if full:
-                    wide = primitive("dot_result")(b, wide, narrow, bits)
-                    narrow = ir.Constant(narrow.type, None)
-                wide, narrow = step(b, wide, narrow, w, x, bits)
-                acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
-    return acc
+    return _add_steps(b, acc, steps, bits, kind)
 
 
 @marker("dot8", lambda acc, w, entry, offset, bits: acc.after(2, literal(bits, "bits")))
@@ -187,6 +196,20 @@ def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     low, high = (split(b, args[i], sig.args[i].count) for i in (1, 2))
     products = [(low, offset), (high, offset + 16)]
     return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits, sig.args[0])
+
+
+@marker("dot8_lanes", lambda acc, *rest: acc.after(2, literal(rest[4], "bits")))
+def _dot8_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    bits = literal(sig.args[5], "bits")
+    prepare, whole = primitive("dot4_weights"), primitive("dot8")
+    codes = [prepare(b, w, bits) if prepare else w for w in args[1:3]]
+    halves = [split(b, args[i], sig.args[i].count) for i in (3, 4)]
+    if whole:
+        steps: list[Step] = [(whole, [codes], [list(two) for two in zip(*halves, strict=True)])]
+    else:
+        one = primitive("dot4_lanes") or primitive("dot4")
+        steps = [(one, [w], xs) for w, xs in zip(codes, halves, strict=True)]
+    return _add_steps(b, args[0], steps, bits, sig.args[0])
 
 
 @marker("dot_result", lambda acc, bits: VecType("i32", acc.count))

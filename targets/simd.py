@@ -508,6 +508,12 @@ def shr(value: Any, bits: int) -> Any:
 
 
 @_marker
+def shl_by(value: Any, bits: Any) -> Any:
+    """Shift each int32 lane of a vector left by what another has in that lane, 0..31."""
+    return _only_compiled()
+
+
+@_marker
 def shr_u8(value: Any, bits: int) -> Any:
     """Shift 64 bytes right by a constant."""
     return _only_compiled()
@@ -522,6 +528,18 @@ def shl_u8(value: Any, bits: int) -> Any:
 @_marker
 def and_u8(value: Any, mask: int) -> Any:
     """64 bytes AND a constant byte."""
+    return _only_compiled()
+
+
+@_marker
+def xor_u8(value: Any, mask: int) -> Any:
+    """64 bytes XOR a constant byte."""
+    return _only_compiled()
+
+
+@_marker
+def third_u8(value: Any) -> Any:
+    """The third of 0..255, 0..2, in which 64 bytes are; they are signed, 128 less."""
     return _only_compiled()
 
 
@@ -694,6 +712,17 @@ def dot8(acc: Any, weights: Any, entry: Any, offset: Any, bits: int) -> Any:
 @_marker
 def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> Any:
     """`dot8` of `low` from byte `offset` and of `high` from `offset` + 16: counts as two calls."""
+    return _only_compiled()
+
+
+@_marker
+def dot8_lanes(acc: Any, first: Any, second: Any, low: Any, high: Any, bits: int) -> Any:
+    """acc[t, lane] += first * low[t] + second * high[t], of 4 bytes a lane each, exactly.
+
+    `first` and `second` are single vectors of codes of `bits` bits, unsigned; `low` and `high` have
+    T vectors of activations, -127..127. Counts as a `dot8`. A target gives `dot4_lanes` where its
+    `dot4` wants the same activations in all lanes.
+    """
     return _only_compiled()
 
 

@@ -18,7 +18,8 @@ TARGET = Target(
     name="x86-64-v4-bf16",
     triple="x86_64-unknown-linux-gnu",
     cpu="x86-64-v4",
-    features="+avx512vnni,+avx512bf16,-prefer-256-bit",
+    # LLVM would split `vpdpwssd` in two, which takes more instructions than are free.
+    features="+avx512vnni,+avx512bf16,+fast-dpwssd,-prefer-256-bit",
     vector_bytes=64,
     gemm_tiles=2,
     gemm_tokens=4,

@@ -38,6 +38,13 @@ def _dot4(
     return wide, concat(b, sums)
 
 
+def _dot4_lanes(
+    b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, w: ir.Value, x: ir.Value, bits: int
+) -> Pair:
+    """The same for codes that are those over and over."""
+    return _dot4(b, wide, narrow, x, w, 8)
+
+
 def _dot_result(b: ir.IRBuilder, wide: ir.Value, narrow: ir.Value, bits: int) -> ir.Value:
     return b.add(wide, b.add(every(b, narrow, 0, 2), every(b, narrow, 1, 2)))
 
@@ -53,6 +60,7 @@ SIMD128: Mapping[str, Callable[..., Any]] = {
     "fma": separate_multiply_add,
     "dot_narrow": _narrow,
     "dot4": _dot4,
+    "dot4_lanes": _dot4_lanes,
     "dot_result": _dot_result,
     "lookup16": _lookup16,
 }

@@ -334,9 +334,7 @@ def write_gguf(path: Path) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"token{i}" for i in range(100)])
     writer.add_tensor("a", np.zeros((4, 64), np.float32))
-    tq1_0 = gguf.GGMLQuantizationType.TQ1_0
-    raw = gguf.quants.quantize(np.ones((1, 256), np.float32), tq1_0)
-    writer.add_tensor("b", raw, raw_dtype=tq1_0)
+    writer.add_tensor("b", np.ones((1, 256), np.float64))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -354,12 +352,12 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["metadata"]["tokenizer.ggml.tokens"]["count"] == 100
     rows = {row["type"]: row for row in facts["types"]}
     assert rows["F32"]["loads_as"] == "kernel"
-    assert rows["TQ1_0"]["loads_as"] == "expanded to TQ2_0"
-    assert rows["TQ1_0"]["bytes"] == 54
-    assert rows["TQ1_0"]["loaded_bytes"] == 16 * 66  # rows fill a tile
+    assert rows["F64"]["loads_as"] == "expanded to F32"
+    assert rows["F64"]["bytes"] == 8 * 256
+    assert rows["F64"]["loaded_bytes"] == 16 * 4 * 256  # rows fill a tile
     assert cli.main(["inspect", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "expanded to TQ2_0" in out
+    assert "expanded to F32" in out
     assert "[token0, token1, token2, token3, ...] (100)" in out
     assert "\x1b" not in out
 

@@ -16,7 +16,7 @@ from headrace.sparse.registry import FORMATS
 from headrace.sparse.unpacking import unpacking_slots
 from headrace.targets.cache import KernelStore
 
-CODEBOOKS = [fmt for fmt in FORMATS.values() if fmt.unpacked is not None]
+CODEBOOKS = [fmt for fmt in FORMATS.values() if not fmt.written]
 every_codebook = pytest.mark.parametrize("fmt", CODEBOOKS, ids=lambda fmt: fmt.name)
 TARGET_NAMES = [pytest.param(name, marks=mark(name)) for name in TARGETS]
 ROWS = 64

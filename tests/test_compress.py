@@ -83,6 +83,39 @@ def test_ends_have_a_format_of_their_own(source: Path, tmp_path: Path) -> None:
     assert ends(small, format="q8_0") == {"q4_0"}  # has no more than 8.5 bits
 
 
+def test_splits_of_floats_that_suit_each_matrix(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", ["F32"])
+    rng = np.random.default_rng(3)
+    powers = np.exp2(rng.integers(-3, 4, 1 << 16)) * rng.choice([-1, 1], 1 << 16)
+    kinds = {
+        "e2m1": ("blk.0.attn_q.weight", rng.standard_normal(1 << 16)),
+        "e1m2": ("blk.0.attn_output.weight", rng.uniform(-1, 1, 1 << 16)),
+        "e3m0": ("blk.1.attn_q.weight", powers),
+    }
+    model = open_model(path)
+    with path.open("rb+") as file:
+        for name, values in kinds.values():
+            info = model.tensors[name]
+            assert info.n_bytes == 4 * len(values)
+            file.seek(info.offset)
+            file.write(values.astype(np.float32).tobytes())
+    made = compress(path, tmp_path / "a.gguf", format="llm_fp4").path
+    found = raw_of(made)
+    for split, (name, _) in kinds.items():
+        assert found[name][0] == f"{split}_g128"
+    ids = list(range(1, 40))
+    with headrace.load(made) as coded, headrace.load(made, activations="f32") as floats:
+        y, x = coded.logits(ids), floats.logits(ids)
+    assert np.corrcoef(y.ravel(), x.ravel())[0, 1] > 0.999
+
+
+def test_rows_that_no_format_of_a_choice_divides(tmp_path: Path) -> None:
+    """stories260K has rows of 64 and 172 weights."""
+    for name in ("llm_fp4", "i4_auto"):
+        done = compress(STORIES, tmp_path / f"{name}.gguf", format=name)
+        assert any("rows of 172 get" in line for line in done.remarks)
+
+
 def test_group_sizes_that_suit_each_matrix(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", ["F32"])
     uneven = "blk.1.ffn_up.weight"

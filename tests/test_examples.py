@@ -147,5 +147,6 @@ def test_benchmark_scripts_explain_themselves() -> None:
         "instructions.py",
         "products.py",
         "compression.py",
+        "own_text.py",
     ):
         assert "usage" in run(EXAMPLES / "benchmarks" / name, "--help").stdout

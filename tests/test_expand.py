@@ -1,4 +1,4 @@
-"""Expansion of foreign GGML types: what is claimed exact is compared bit for bit with gguf."""
+"""Expansion of foreign GGML types: plain numbers, other targets, and what cannot be decoded."""
 
 from __future__ import annotations
 
@@ -7,39 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, quants
 
 from headrace.errors import UnsupportedError
 from headrace.sparse.expand import CHUNK_BYTES, expand, plan_expansion
 from headrace.sparse.registry import FORMATS
-
-# type -> offsets of float16 scales in the block; the rest of a random block may hold anything.
-SCALES_AT = {"TQ1_0": (52,)}
-TARGETS = {"TQ1_0": "tq2_0"}
-
-
-def gguf_decode(raw: np.ndarray, ggml_type: str) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        return quants.dequantize(raw, GGMLQuantizationType[ggml_type])
-
-
-def random_raw(ggml_type: str, rows: int = 21, seed: int = 0) -> np.ndarray:
-    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[ggml_type]]
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (rows, 1024 // block, block_bytes), dtype=np.uint8)
-
-
-def with_usual_scales(raw: np.ndarray, ggml_type: str) -> np.ndarray:
-    """Give the random blocks finite scales of 2^-11 and more, of either sign."""
-    rng = np.random.default_rng(1)
-    for at in SCALES_AT[ggml_type]:
-        size = 2.0 ** rng.uniform(-11, 3, raw.shape[:2]) * rng.choice([-1, 1], raw.shape[:2])
-        raw[..., at : at + 2] = size.astype(np.float16)[..., None].view(np.uint8)
-    return raw
-
-
-def flat(raw: np.ndarray) -> np.ndarray:
-    return raw.reshape(raw.shape[0], -1)
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -61,24 +33,6 @@ def test_every_type_that_gguf_decodes_has_a_target_with_no_fewer_bits() -> None:
     assert tried >= 26
 
 
-@pytest.mark.parametrize("ggml_type", TARGETS)
-def test_target(ggml_type: str) -> None:
-    assert plan_expansion(ggml_type).name == TARGETS[ggml_type]
-
-
-@pytest.mark.parametrize("ggml_type", TARGETS)
-def test_exact_for_any_bytes(ggml_type: str) -> None:
-    target = plan_expansion(ggml_type)
-    for seed in range(3):
-        raw = flat(random_raw(ggml_type, seed=seed))
-        expected = gguf_decode(raw, ggml_type)
-        assert same_bits(target.decode(expand(raw, ggml_type, target)), expected)
-    for byte in (0x00, 0xFF):
-        raw = np.full_like(raw, byte)
-        recoded = expand(raw, ggml_type, target)
-        assert same_bits(target.decode(recoded), gguf_decode(raw, ggml_type))
-
-
 def test_own_types_pass_through() -> None:
     for target in (fmt for fmt in FORMATS.values() if fmt.ggml_type):
         raw = np.zeros((3, target.row_bytes(256)), np.uint8)
@@ -87,9 +41,7 @@ def test_own_types_pass_through() -> None:
 
 
 def test_another_target_goes_through_the_weights() -> None:
-    raw = flat(with_usual_scales(random_raw("TQ1_0"), "TQ1_0"))
-    exact = FORMATS["f32"].decode(expand(raw, "TQ1_0", FORMATS["f32"]))
-    assert same_bits(exact, gguf_decode(raw, "TQ1_0"))
+    exact = np.random.default_rng(2).standard_normal((5, 64)).astype(np.float32)
     own = FORMATS["q4_0"].encode(exact)
     assert same_bits(
         FORMATS["f32"].decode(expand(own, "Q4_0", FORMATS["f32"])), FORMATS["q4_0"].decode(own)
@@ -112,12 +64,12 @@ def test_plain_numbers(ggml_type: str, values: np.ndarray) -> None:
 
 
 def test_rows_beyond_one_chunk() -> None:
-    rows = 3 * CHUNK_BYTES // (4 * 54) + 5
-    raw = flat(random_raw("TQ1_0", rows=rows))
-    target = plan_expansion("TQ1_0")
-    whole = expand(raw, "TQ1_0", target)
+    rows = 3 * CHUNK_BYTES // 512 + 5
+    raw = np.random.default_rng(0).integers(0, 256, (rows, 512), dtype=np.uint8)
+    target = plan_expansion("I8")
+    whole = expand(raw, "I8", target)
     for row in (0, rows // 2, rows - 1):
-        assert np.array_equal(whole[row : row + 1], expand(raw[row : row + 1], "TQ1_0", target))
+        assert np.array_equal(whole[row : row + 1], expand(raw[row : row + 1], "I8", target))
 
 
 @pytest.mark.parametrize("ggml_type", ("Q8_1", "Q8_K", "I32", "I64", "Q9_9"))
@@ -134,10 +86,13 @@ def test_weights_too_large_for_the_scale_are_refused() -> None:
 
 def test_gguf_is_imported_only_when_needed() -> None:
     code = (
-        "import sys; from headrace.sparse.expand import expand, plan_expansion;"
-        "import numpy; raw = numpy.zeros((1, 54), 'u1');"
-        "plan_expansion('IQ3_S'); target = plan_expansion('TQ1_0');"
-        "assert 'gguf' not in sys.modules;"
-        "expand(raw, 'TQ1_0', target); assert 'gguf' in sys.modules"
+        "import sys; from headrace.errors import UnsupportedError;"
+        "from headrace.sparse.expand import expand, plan_expansion;"
+        "import numpy; raw = numpy.zeros((1, 64), 'u1');"
+        "plan_expansion('IQ3_S'); expand(raw, 'I8', plan_expansion('I8'));"
+        "assert 'gguf' not in sys.modules\n"
+        "try: plan_expansion('Q8_1')\n"
+        "except UnsupportedError: assert 'gguf' in sys.modules\n"
+        "else: raise AssertionError"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

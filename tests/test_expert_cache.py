@@ -51,14 +51,16 @@ class Harness:
         self.kernels = KernelStore(pick_target(None), 1)  # they go with it
         addresses = self.kernels.load(rows)
         self.entry = {k.name: ENTRY(addresses[k.name]) for k in rows}
-        self.cache = ExpertCache(
-            layers, n_slots, addresses["experts_read"], mode, self.files, policy
-        )
+        self.cache = ExpertCache(layers, n_slots, addresses["experts_read"], self.files, policy)
+        self.mode = mode
         self.cancel = np.zeros(1, np.int64)
 
     def call(self, kernel: str, slots: list) -> None:
         block = argument_block(slots)
         self.entry[kernel](block.ctypes.data, 0, 1)
+
+    def begin(self) -> None:
+        self.cache.begin(self.mode, self.cancel.ctypes.data)
 
     def close(self) -> None:
         self.cache.halt()
@@ -71,7 +73,7 @@ class Harness:
         table = written.ctypes.data + 8 * np.arange(written.size)
         self.call("experts_claim", [
             self.cache.words, wanted, ACTIVE, self.cache.first[layer], layer, table,
-            self.cache.offsets, 1000, 64, self.cancel, 0, 0,
+            self.cache.offsets[layer], 1000, 64, 0, 0,
         ])  # fmt: skip
         assert sorted((written[:, 3] - 1000) // 64) == list(range(ACTIVE))
         for row in written:
@@ -79,22 +81,23 @@ class Harness:
             assert chosen[(int(row[3]) - 1000) // 64] == number - self.cache.first[layer]
             if ahead is not None:
                 self.predict((layer + 1) % LAYERS, ahead)
-            self.call("experts_await", [self.cache.words, number, self.cancel])
+            self.call("experts_await", [self.cache.words, number])
             assert not self.cancel[0]
             self.check(number, row[:3])
 
     def predict(self, layer: int, logits: list[float]) -> None:
         row = np.array(logits, np.float32)
-        sure = np.full((2, 2), steps.SURE, np.int64)
+        sure = np.full((2, steps.PREDICTION_WORDS), steps.SURE, np.int64)
         self.call("experts_predict", [
-            self.cache.words, row, EXPERTS, sure, 2, self.cache.first[layer], layer, steps.SURE // 2,
+            self.cache.words, row, EXPERTS, sure, 2, self.cache.first[layer], layer,
+            steps.SURE // 2,
         ])  # fmt: skip
 
     def check(self, number: int, addresses: np.ndarray) -> None:
         found = self.cache.expert_bytes(number)
         assert found is not None
         for data, at, address in zip(
-            self.content[number], self.cache.offsets, addresses, strict=True
+            self.content[number], self.cache.offsets[number // EXPERTS], addresses, strict=True
         ):
             assert np.array_equal(found[at : at + data.size], data), number
             assert (int(address) - int(at)) % 64 == 0
@@ -116,7 +119,7 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path, mode: ReadMode) -> I
         made = Harness(tmp_path / "experts", n_slots, policy, mode, aligned)
         if mode.direct and any(f.direct is None for f in made.files.values()):
             pytest.skip("no direct reads here")
-        made.cache.begin()
+        made.begin()
         yield made
         made.close()
 
@@ -150,7 +153,7 @@ def test_chunks_visit_every_expert_once(harness: Harness) -> None:
             while visits[plain.LEFT]:
                 harness.call("experts_visit", [
                     visits, harness.cache.words, table, harness.cache.first[layer], layer,
-                    harness.cache.offsets, harness.cancel,
+                    harness.cache.offsets[layer],
                 ])  # fmt: skip
                 e = int(visits[plain.TOKENS]) - 10
                 assert visits[plain.FIRST] == 100 + e
@@ -164,14 +167,14 @@ def test_chunks_visit_every_expert_once(harness: Harness) -> None:
 def test_policies_and_places(tmp_path: Path, policy: int, aligned: bool) -> None:
     plainly = next(mode for mode in MODES if not mode.direct)
     harness = Harness(tmp_path / "experts", 9, policy, plainly, aligned)
-    harness.cache.begin()
+    harness.begin()
     try:
         for _ in range(20):
             for layer in range(LAYERS):
                 harness.token(layer, harness.rng.permutation(EXPERTS)[:ACTIVE].tolist())
         assert harness.cache.words[store.HITS] > 0
         harness.cache.halt()  # what is there stays
-        harness.cache.begin()
+        harness.begin()
         harness.token(0, [3, 4])
     finally:
         harness.close()
@@ -180,15 +183,15 @@ def test_policies_and_places(tmp_path: Path, policy: int, aligned: bool) -> None
 def test_a_file_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
     plainly = next(mode for mode in MODES if not mode.direct)
     harness = Harness(tmp_path / "experts", 9, store.LFU, plainly, True)
-    harness.cache.begin()
+    harness.begin()
     (tmp_path / "experts").write_bytes(b"")
     written = np.zeros((ACTIVE, steps.PER_CHOICE), np.int64)
     table = written.ctypes.data + 8 * np.arange(written.size)
     harness.call("experts_claim", [
         harness.cache.words, np.array([1, 2], np.int64), ACTIVE, 0, 0, table,
-        harness.cache.offsets, 1000, 64, harness.cancel, 0, 0,
+        harness.cache.offsets[0], 1000, 64, 0, 0,
     ])  # fmt: skip
-    harness.call("experts_await", [harness.cache.words, int(written[0, 4]), harness.cancel])
+    harness.call("experts_await", [harness.cache.words, int(written[0, 4])])
     assert harness.cancel[0]
     with pytest.raises(Exception, match="experts"):
         harness.cache.end(False)

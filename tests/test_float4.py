@@ -1,4 +1,4 @@
-"""NVFP4 with a float32 scale for the tensor: GGUF files, and checkpoints of two makers."""
+"""FP4 with scales of their own: GGUF files of NVFP4, checkpoints of NVFP4 and MXFP4."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from headrace.compress import compress
 from headrace.description import describe_model
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.gguf import read_gguf
+from headrace.sparse.expand import expand, expand_scaled
 from headrace.sparse.registry import FORMATS
 
 NAMES = {"modelopt": ("", "_scale_2"), "compressed-tensors": ("_packed", "_global_scale")}
@@ -75,6 +76,84 @@ def test_checkpoints(method: str, tmp_path: Path) -> None:
     assert loads["F4_E2M1"] == "expanded to e2m1_g16"
     again = compress(folder, tmp_path / "m.gguf").path
     assert np.array_equal(logits(again, ids), found)
+
+
+def mxfp4_directory(folder: Path, kind: str) -> tuple[Path, dict[str, np.ndarray]]:
+    """llama2 with its layers in MXFP4, and the tensors that it means in float32."""
+    hf.family_directory(folder, "llama2", dtype="F32")
+    meant, stored = {}, {}
+    for name, x in load_file(folder / "model.safetensors").items():
+        if "proj" not in name:
+            meant[name] = stored[name] = x
+            continue
+        groups = x.reshape(len(x), -1, 32)
+        power = np.floor(np.log2(np.maximum(np.abs(groups).max(axis=-1), 1e-30))) - 2
+        known = np.exp2(power)[..., None]
+        codes = (groups / known).astype(ml_dtypes.float4_e2m1fn)
+        meant[name] = (codes.astype(np.float32) * known).astype(np.float32).reshape(x.shape)
+        bits = codes.view(np.uint8).reshape(x.shape)
+        packed = bits[:, ::2] & 15 | (bits[:, 1::2] & 15) << 4
+        scales = (power + 127).astype(np.uint8)
+        if kind == "gpt-oss":
+            stem = name.removesuffix(".weight")
+            stored[f"{stem}_blocks"] = packed.reshape(*scales.shape, 16)
+            stored[f"{stem}_scales"] = scales
+        else:
+            stored[f"{name}_packed"] = packed
+            stored[f"{name}_scale"] = scales.view(ml_dtypes.float8_e8m0fnu)
+    config = json.loads((folder / "config.json").read_text())
+    method = "mxfp4" if kind == "gpt-oss" else "compressed-tensors"
+    config["quantization_config"] = {"quant_method": method}
+    hf.write_json(folder, "config.json", config)
+    (folder / "model.safetensors").unlink()
+    hf.write_weights(folder, stored)
+    return folder, meant
+
+
+@pytest.mark.parametrize("kind", ["gpt-oss", "compressed-tensors"])
+def test_mxfp4_checkpoints(kind: str, tmp_path: Path) -> None:
+    folder, meant = mxfp4_directory(tmp_path / "m", kind)
+    plain = hf.family_directory(tmp_path / "plain", "llama2", dtype="F32")
+    hf.write_weights(plain, meant)
+    ids = Golden("llama2").prompt
+    expected = logits(plain, ids, activations="f32")
+    assert np.array_equal(logits(folder, ids, activations="f32"), expected)
+    found = logits(folder, ids)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.999
+    loads = {row["type"]: row["loads_as"] for row in describe_model(folder)["types"]}
+    assert loads["F4_E2M1"] == "expanded to MXFP4"
+    again = compress(folder, tmp_path / "m.gguf").path
+    assert np.array_equal(logits(again, ids), found)
+
+
+def test_every_scale_of_mxfp4() -> None:
+    exponents = np.arange(256, dtype=np.uint8).reshape(4, 64)
+    codes = np.random.default_rng(0).integers(0, 256, (4, 64 * 16), dtype=np.uint8)
+    fmt = FORMATS["mxfp4"]
+    f32 = FORMATS["f32"]
+    scales = f32.decode(expand(exponents, "F8_E8M0", f32))
+    raw = expand_scaled(codes, "F4_E2M1", fmt, scales, 32).reshape(4, 64, 17)
+    assert np.array_equal(raw[..., 0], exponents)
+    low = codes.reshape(4, 64, 16)[..., :8] & 15  # inputs 0, 2, .. 14
+    assert np.array_equal(raw[..., 1:17:2] & 15, low)
+
+
+def test_bad_mxfp4_checkpoints(tmp_path: Path) -> None:
+    folder, _ = mxfp4_directory(tmp_path / "m", "gpt-oss")
+    path = folder / "model.safetensors"
+    tensors = load_raw(path)
+    q = Q.removesuffix(".weight")
+    kind, shape, data = tensors[f"{q}_blocks"]
+
+    def refused(changed: dict[str, Any], message: str, tensor: str) -> None:
+        path.write_bytes(safetensors_bytes(tensors | changed))
+        with pytest.raises((ModelFileError, UnsupportedError), match=message) as caught:
+            headrace.load(folder)
+        assert caught.value.tensor == tensor
+
+    refused({f"{q}_scales": ("U8", (4,), bytes(4))}, "expected", f"{q}_scales")
+    refused({f"{q}_scales": ("F16", (2,), bytes(4))}, "of type F16", f"{q}_scales")
+    refused({f"{q}_blocks": (kind, (1, *shape), data)}, "of no matrix", f"{q}_blocks")
 
 
 def test_bad_checkpoints(tmp_path: Path) -> None:

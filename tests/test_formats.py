@@ -23,7 +23,7 @@ from headrace.sparse.registry import FORMATS, by_ggml_type
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 GGML = {name: fmt for name, fmt in FORMATS.items() if fmt.ggml_type}
 every_ggml_format = pytest.mark.parametrize("fmt", GGML.values(), ids=GGML)
-ENCODED = {name: fmt for name, fmt in GGML.items() if fmt.unpacked is None}
+ENCODED = {name: fmt for name, fmt in GGML.items() if fmt.written}
 every_encoded_format = pytest.mark.parametrize("fmt", ENCODED.values(), ids=ENCODED)
 
 
@@ -524,6 +524,15 @@ def layout_tq2_0(rows: list[bytes]) -> dict[int, int]:
     return out
 
 
+def layout_tq1_0(rows: list[bytes]) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for r, row in enumerate(rows):
+        _scale(out, 0, row, 52, r)
+        for k in range(52):
+            _place(out, 32 + 64 * (k // 4) + 4 * r + k % 4, row[k])
+    return out
+
+
 def layout_codebook(rows: list[bytes], scale: int = 2) -> dict[int, int]:
     out: dict[int, int] = {}
     for r, row in enumerate(rows):
@@ -542,7 +551,7 @@ LAYOUTS = {
     "q8_0": layout_q8_0, "q2_k": layout_q2_k, "q3_k": layout_q3_k, "q4_k": layout_q4_k,
     "q5_k": layout_q5_k, "q6_k": layout_q6_k,
     "mxfp4": layout_mxfp4, "nvfp4": layout_nvfp4, "iq4_nl": layout_q4_0, "iq4_xs": layout_iq4_xs,
-    "tq2_0": layout_tq2_0, "nvint4": layout_nvfp4, "mxint8": layout_mxint8,
+    "tq1_0": layout_tq1_0, "tq2_0": layout_tq2_0, "nvint4": layout_nvfp4, "mxint8": layout_mxint8,
     "i4_dual": layout_i4_dual,
     "f16": layout_f16, "bf16": layout_f16, "f32": layout_f16,
 }  # fmt: skip

@@ -273,8 +273,8 @@ CRAFTED: dict[str, tuple[bytes, type[HeadraceError], str, str | None]] = {
     "type_Q4_0_4_4": (
         craft(tensors=[tensor(kind=31)]), UnsupportedError, r"31 \(Q4_0_4_4\) was removed", "w",
     ),
-    "type_IQ4_NL_4_4": (
-        craft(tensors=[tensor(kind=36)]), UnsupportedError, "IQ4_NL .or TQ2_0", "w",
+    "type_IQ4_NL_4_8": (
+        craft(tensors=[tensor(kind=37)]), UnsupportedError, "get the file as IQ4_NL", "w",
     ),
     "offset_unaligned": (
         craft(tensors=[tensor(offset=16)], data=512), ModelFileError, "not aligned to 32", "w",

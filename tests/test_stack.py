@@ -12,6 +12,7 @@ from reference_llama import ReferenceLlama
 from test_check import check
 
 import headrace
+from headrace import cli
 from headrace.compare import compare as measure
 from headrace.compress import compress
 from headrace.description import describe_model
@@ -275,6 +276,24 @@ def test_the_command_writes_a_stack(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".s*"))
     with pytest.raises(UnsupportedError, match="--method"):
         compress(STORIES, tmp_path / "t.gguf", format="bitstack", method="rtn")
+
+
+def test_the_rank_can_be_chosen(path: Path, tmp_path: Path) -> None:
+    found = stack(by_command(tmp_path / "s.gguf", "--format", "bitstack", "--rank", str(RANK)))
+    assert {one.shape.rank for one in found.blocks} == {RANK}
+    ours = {one.info.name: one.info.n_bytes for one in stack(path).blocks}
+    assert ours.items() <= {one.info.name: one.info.n_bytes for one in found.blocks}.items()
+    for rank in (0, -1, 3, 32):
+        with pytest.raises(UnsupportedError, match=f"--rank is one of 1, 2, 4, 8, 16, not {rank}$"):
+            compress(STORIES, tmp_path / "t.gguf", format="bitstack", rank=rank)
+    with pytest.raises(UnsupportedError, match="--rank is for --format bitstack"):
+        compress(STORIES, tmp_path / "t.gguf", format="q4_0", rank=2)
+
+
+def by_command(target: Path, *options: str) -> Path:
+    """A file written by the command."""
+    assert cli.main(["compress", str(STORIES), str(target), *options]) == 0
+    return target
 
 
 TEXT = (

@@ -2,32 +2,41 @@
 
     python compression.py MODEL --calibrate TEXT --evaluate OTHER_TEXT [--formats q4_0 mxfp4]
                           [--methods rtn search gptq] [--tokens 10240] [--plot out.svg]
+                          [--stack STACK --levels 2 4 8] [--rows rows.jsonl]
 
 Each format is compressed to with each method that it has, in a process of its own, and compared
-with the source by `headrace compress --evaluate`. Prints a table; with --plot also draws the KL
-divergence against the size. Megabytes are those of the whole file, with embedding and tokenizer.
+with the source by `headrace compress --evaluate`. STACK, a BitStack file of the same source, is
+compared with so many blocks for each matrix as `--levels` says. Prints a table; with --plot also
+draws perplexity and KL divergence against the size. Megabytes are those of the whole file, with
+embedding and tokenizer (of a stack, up to its last block in use).
+
+With --rows, what is measured is added to that file, and what stands there for the same format and
+method is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from headrace.sparse.format import Format
+from quality_plot import Row, draw
+
+from headrace.families import describe
+from headrace.loaders.tiled import open_model
+from headrace.price import measure_price
+from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.sparse.group_size import ADAPTIVE
 from headrace.sparse.registry import FORMATS
+from headrace.stack import stack_of
 
-Row = dict[str, Any]
 HEAD = """
 | format | method | MB | perplexity | ratio | KL divergence | same top token |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |"""
-COLOURS = {"rtn": "#888", "search": "#d80", "gptq": "#06c"}
 
 
 def headrace(*arguments: str) -> Row:
@@ -40,32 +49,19 @@ def headrace(*arguments: str) -> Row:
     return printed
 
 
-def choices_of(name: str) -> tuple[Format, ...]:
-    """The formats that a matrix may get."""
-    return ADAPTIVE.get(name) or (FORMATS[name],)
+def has_method(name: str, method: str) -> bool:
+    """Whether all formats that a matrix may get can be rounded to by a method."""
+    if method == "rtn" or name in GROUP_FORMATS:
+        return True
+    return all(fmt.grid is not None for fmt in ADAPTIVE.get(name) or (FORMATS[name],))
 
 
-def measure(args: argparse.Namespace) -> list[Row]:
-    """A row for each format and method."""
-    windows = str(max(1, args.tokens // 512))
-    source = headrace("perplexity", args.model, args.evaluate, "--chunks", windows)
-    said = f"perplexity {source['perplexity']:.3f} +- {source['standard_error']:.3f}"
-    print(f"{Path(args.model).name}: {said} over {source['tokens']:,} tokens\n{HEAD}")
-    rows = []
+def compressed(args: argparse.Namespace, known: set[tuple[str, str]]) -> Iterator[Row]:
+    """A row for each format and method that is not known yet."""
     for name in args.formats:
         for method in args.methods:
-            if method != "rtn" and any(fmt.grid is None for fmt in choices_of(name)):
-                continue
-            row = one(args, name, method)
-            row["perplexity"] = source["perplexity"] * row["perplexity_ratio"]
-            print(
-                f"| {name} | {method} | {row['bytes'] / 1e6:.1f} | {row['perplexity']:.3f} | "
-                f"{row['perplexity_ratio']:.4f} | {row['kl_divergence']:.5f} | "
-                f"{row['top_agreement']:.1%} |",
-                flush=True,
-            )
-            rows.append(row)
-    return rows
+            if has_method(name, method) and (name, method) not in known:
+                yield one(args, name, method)
 
 
 def one(args: argparse.Namespace, name: str, method: str) -> Row:
@@ -76,62 +72,85 @@ def one(args: argparse.Namespace, name: str, method: str) -> Row:
             options += ["--calibrate", args.calibrate]
             options += ["--calibrate-tokens", str(args.calibrate_tokens)]
         options += ["--evaluate", args.evaluate, "--evaluate-tokens", str(args.tokens)]
-        done = headrace("compress", args.model, str(Path(folder, "m.gguf")), *options)
+        done = headrace("compress", str(args.model), str(Path(folder, "m.gguf")), *options)
     return {"format": name, "method": method, "bytes": done["size_bytes"], **done["price"]}
 
 
-def draw(rows: list[Row], path: Path, title: str) -> None:
-    """KL divergence, on a logarithmic scale, against megabytes, a dot for each row."""
-    rows = [row for row in rows if row["kl_divergence"] > 0]
-    width, height, margin = 720, 420, 60
-    sizes = [row["bytes"] / 1e6 for row in rows]
-    logs = [math.log10(row["kl_divergence"]) for row in rows]
-    left, right = min(sizes), max(sizes) + 1e-9
-    low, high = math.floor(min(logs)), math.ceil(max(logs))
+def blocks(n: int) -> str:
+    """What stands for a method in rows of a stack."""
+    return f"{n} block{'s' if n > 1 else ''}"
 
-    def at(size: float, log: float) -> tuple[float, float]:
-        x = margin + (size - left) / (right - left) * (width - 2 * margin)
-        return x, margin + (high - log) / max(1, high - low) * (height - 2 * margin)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="11">',
-        f'<text x="{margin}" y="24" font-size="14">{title}</text>',
-    ]
-    for power in range(low, high + 1):
-        _, y = at(left, power)
-        parts.append(f'<path d="M{margin} {y:.1f}H{width - margin}" stroke="#ddd"/>')
-        parts.append(f'<text x="{margin - 6}" y="{y + 4:.1f}" text-anchor="end">1e{power}</text>')
-    for row, size, log in zip(rows, sizes, logs, strict=True):
-        x, y = at(size, log)
-        colour = COLOURS.get(row["method"], "#333")
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>')
-        parts.append(
-            f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" fill="{colour}">{row["format"]}</text>'
-        )
-    for i, (method, colour) in enumerate(COLOURS.items()):
-        parts.append(f'<text x="{width - 100}" y="{44 + 14 * i}" fill="{colour}">{method}</text>')
-    parts.append(f'<text x="{margin}" y="{height - 16}">{left:.0f} MB</text>')
-    end = f'<text x="{width - margin}" y="{height - 16}" text-anchor="end">{right:.0f} MB</text>'
-    path.write_text("\n".join([*parts, end, "</svg>"]) + "\n")
+def levels_of(args: argparse.Namespace, known: set[tuple[str, str]]) -> Iterator[Row]:
+    """A row for each level of the stack that is not known yet."""
+    wanted = [n for n in args.levels if ("bitstack", blocks(n)) not in known]
+    if args.stack is None or not wanted:
+        return
+    model = open_model(args.stack)
+    stack = stack_of(model, describe(model))
+    if stack is None:
+        raise SystemExit(f"{args.stack} is no stack")
+    rest = model.size_bytes - stack.n_bytes(len(stack))
+    found = measure_price(
+        args.model, args.stack, Path(args.evaluate).read_text(), tokens=args.tokens, threads=None,
+        memory=None, progress=None, levels=wanted,
+    )  # fmt: skip
+    for part in found["levels"]:
+        n = part.pop("level")
+        n_bytes = rest + stack.n_bytes(n * stack.least)
+        yield {"format": "bitstack", "method": blocks(n), "bytes": n_bytes, **part}
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    return (
+        f"| {row['format']} | {row['method']} | {row['bytes'] / 1e6:.4g} | "
+        f"{row['perplexity']:.3f} | {row['perplexity_ratio']:.4f} | "
+        f"{row['kl_divergence']:.5f} | {row['top_agreement']:.1%} |"
+    )
+
+
+def all_rows(args: argparse.Namespace, perplexity: float) -> Iterable[Row]:
+    """Those that are known, then those that are measured, which are added to the file."""
+    lines = args.rows.read_text().splitlines() if args.rows and args.rows.exists() else []
+    rows = [json.loads(one) for one in lines]
+    known = {(row["format"], row["method"]) for row in rows}
+    yield from rows
+    for measure in (compressed, levels_of):
+        for row in measure(args, known):
+            row["perplexity"] = perplexity * row["perplexity_ratio"]
+            if args.rows:
+                with args.rows.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            yield row
 
 
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="the source, best in full precision")
+    parser.add_argument("model", type=Path, help="the source, best in full precision")
     parser.add_argument("--calibrate", required=True, help="a text file")
     parser.add_argument("--evaluate", required=True, help="another text file")
-    parser.add_argument("--formats", nargs="+", default=["q8_0", "q5_0", "q4_1", "q4_0"])
+    parser.add_argument("--formats", nargs="*", default=["q8_0", "q5_0", "q4_1", "q4_0"])
     parser.add_argument("--methods", nargs="+", default=["rtn", "search", "gptq"])
+    parser.add_argument("--stack", type=Path, help="a BitStack file of the model")
+    parser.add_argument("--levels", nargs="+", type=int, default=[2, 3, 4, 6, 8])
     parser.add_argument("--tokens", type=int, default=10240, help="to evaluate on")
     parser.add_argument("--calibrate-tokens", type=int, default=65536)
     parser.add_argument("--folder", help="where to write the files that are measured")
+    parser.add_argument("--rows", type=Path, help="a file of rows to begin with, and to add to")
     parser.add_argument("--plot", type=Path, help="an SVG file to write")
     args = parser.parse_args()
-    rows = measure(args)
+    windows = str(max(1, args.tokens // 512))
+    source = headrace("perplexity", str(args.model), args.evaluate, "--chunks", windows)
+    said = f"perplexity {source['perplexity']:.3f} +- {source['standard_error']:.3f}"
+    print(f"{args.model.name}: {said} over {source['tokens']:,} tokens\n{HEAD}")
+    rows = []
+    for row in all_rows(args, source["perplexity"]):
+        print(line(row), flush=True)
+        rows.append(row)
     if args.plot:
-        draw(rows, args.plot, f"{Path(args.model).stem}: KL divergence against size")
+        draw(rows, args.plot, f"{args.model.stem}: quality against size")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.sparse import linear, plane_tables
 from headrace.sparse.registry import FORMATS
+from headrace.sparse.unpacking import unpacking_slots
 from headrace.targets.table import ENTRY
 from headrace.team import Team
 
@@ -107,9 +108,12 @@ def dense(
     coded, one, bias = aligned(quantize(x, 1)), np.ones(1, np.int64), np.zeros(len(w), np.float32)
     tiles, blocks = len(w) // 16, w.shape[1] // fmt.block
     raw = np.repeat(fmt.tile(fmt.encode(w[:16])), tiles, axis=0)
+    unpacking = unpacking_slots(fmt, w.shape[1], 1)
 
     def slots(at: int) -> list[Any]:
-        return [at, coded, y, blocks, tiles, one, 0, y.strides[0], bias, coded[0].nbytes]
+        return [
+            at, coded, y, blocks, tiles, one, 0, y.strides[0], bias, coded[0].nbytes, *unpacking
+        ]  # fmt: skip
 
     return Side(f"{name} {operation}", address, raw, slots)
 

@@ -1,10 +1,11 @@
 """How good a stack of blocks is: by level, and what each single block changes.
 
-    python stack_levels.py STACK TEXT [--windows 20] [--single 3 5] [--threads 2]
+    python stack_levels.py STACK TEXT [--windows 20] [--single 3 5 [--skip 105] [--every 8]]
 
 Perplexity of the first level, the first two and so on; with --single FIRST LAST also after each
 block from level FIRST to level LAST, in the order of the file, and the blocks that raise it most,
-with the standard error of that change on this text.
+with the standard error of that change on this text. --skip leaves out the first ones, which were
+measured before, and --every 8 measures each eighth only.
 """
 
 from __future__ import annotations
@@ -62,13 +63,18 @@ def by_level(levels: Levels) -> None:
         )
 
 
-def by_block(levels: Levels, first: int, last: int, each: bool) -> None:
-    """What each block between two levels changes."""
+def by_block(levels: Levels, first: int, last: int, skip: int, every: int, each: bool) -> None:
+    """What each block between two levels changes, or some: each one in `every` behind `skip`."""
     stack = levels.stack
-    before = levels.losses(first * stack.least)
-    print(f"\nlevel {first}: {np.exp(before.mean()):.3f}", flush=True)
+    begin, end = first * stack.least + skip, last * stack.least
+    if not 0 <= skip < end - begin + skip <= len(stack) - first * stack.least:
+        raise SystemExit(f"there are no blocks from {begin} to {end}: the stack has {len(stack)}")
+    before = levels.losses(begin)
+    print(f"\nlevel {first} and {skip} blocks: {np.exp(before.mean()):.3f}", flush=True)
     rows = []
-    for i in range(first * stack.least, last * stack.least):
+    for i in range(begin, end, every):
+        if i > begin and every > 1:
+            before = levels.losses(i)
         after = levels.losses(i + 1)
         change = after - before
         error = change.std() / len(change) ** 0.5
@@ -93,6 +99,8 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--windows", type=int, default=20, help=f"of {CONTEXT} tokens")
     parser.add_argument("--single", type=int, nargs=2, metavar=("FIRST", "LAST"))
+    parser.add_argument("--skip", type=int, default=0, help="of single blocks, the first so many")
+    parser.add_argument("--every", type=int, default=1, help="measure one in so many")
     parser.add_argument("--each", action="store_true", help="print every single block")
     parser.add_argument("--no-levels", action="store_true", help="only single blocks")
     parser.add_argument("--threads", type=int)
@@ -102,7 +110,7 @@ def main() -> None:
         if not args.no_levels:
             by_level(levels)
         if args.single:
-            by_block(levels, *args.single, args.each)
+            by_block(levels, *args.single, args.skip, args.every, args.each)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Decoding with a stack of blocks, and PyTorch that rebuilds each matrix to multiply by it.
 
-    python stack_torch.py MODEL --torch PYTHON [--blocks 2 4] [--rank 16] [--rounds 3]
+    python stack_torch.py MODEL --torch PYTHON [--blocks 2 4] [--rank 16] [--dtypes bfloat16]
 
 MODEL is any GGUF file of the shape; its weights do not matter: a stack of zeros of its shape is
 written as a file with holes. PYTHON is an interpreter that has PyTorch, and needs nothing else. The
@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+DTYPES = "float32", "bfloat16"
 
 
 def torch_side(job: dict) -> None:
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--torch", required=True, help="an interpreter with PyTorch")
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
@@ -131,30 +134,26 @@ def main() -> None:
     a, f = decoder.layers[0].attention, decoder.layers[0].feed_forward
     matrices = [(m.rows, m.columns) for m in (a.query, a.key, a.value, a.output, f.gate, f.up,
                                               f.down)]  # fmt: skip
-    print(
-        "| blocks a matrix | headrace, tok/s | PyTorch float32 | bfloat16 | ratio to the better |"
-    )
-    print("| ---: | ---: | ---: | ---: | ---: |")
+    columns = "blocks a matrix", "headrace, tok/s", *(f"PyTorch {one}" for one in args.dtypes)
+    print(f"| {' | '.join(columns)} | ratio to the best |")
+    print("| ---: " * (len(columns) + 1) + "|")
     for blocks in args.blocks:
-        best = {"ours": 0.0, "float32": 0.0, "bfloat16": 0.0}
+        best = dict.fromkeys(("ours", *args.dtypes), 0.0)
         for _ in range(args.rounds):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "stack.gguf")
                 stack_of_zeros(args.model, path, args.rank, blocks)
                 best["ours"] = max(best["ours"], our_side(path, args.threads, args.tokens))
-            for dtype in ("float32", "bfloat16"):
+            for dtype in args.dtypes:
                 job = {"threads": args.threads, "dtype": dtype, "rank": args.rank, "runs": 3,
                        "blocks": blocks, "matrices": matrices}  # fmt: skip
                 command = [args.torch, __file__, "--side", json.dumps(job)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 rate = 1 / (json.loads(done.stdout) * len(decoder.layers))
                 best[dtype] = max(best[dtype], rate)
-        other = max(best["float32"], best["bfloat16"])
-        print(
-            f"| {blocks} | {best['ours']:.2f} | {best['float32']:.3f} | {best['bfloat16']:.3f} | "
-            f"{best['ours'] / other:.1f} |",
-            flush=True,
-        )
+        ours, *others = best.values()
+        cells = [str(blocks), f"{ours:.2f}", *(f"{other:.3f}" for other in others)]
+        print(f"| {' | '.join(cells)} | {ours / max(others):.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from headrace.loaders.huggingface.config import Config
 from headrace.loaders.model_file import Scales, TensorInfo
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
-_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
+_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4")
 _SUFFIXES = ("_scale_inv", "_scale")
 _SCALE_TYPES = ("F32", "F16", "BF16")
 MAX_BLOCK = 1 << 20
@@ -33,8 +33,8 @@ def check_quantization(config: Config) -> tuple[int, int]:
     if method not in _METHODS:
         raise quantization.unsupported(
             "quant_method",
-            f"is {method[:40]!r}; of quantised checkpoints only FP8 and NVFP4 ones are supported. "
-            "Take the original checkpoint, or a GGUF file",
+            f"is {method[:40]!r}; of quantised checkpoints only FP8, NVFP4 and MXFP4 ones are "
+            "supported. Take the original checkpoint, or a GGUF file",
         )
     block = quantization.get("weight_block_size", list, [128, 128])
     if len(block) != 2 or not all(type(n) is int and 0 < n <= MAX_BLOCK for n in block):

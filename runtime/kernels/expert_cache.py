@@ -15,6 +15,7 @@ from headrace.offload import expert_store
 from headrace.offload.expert_store import (
     ABSENT,
     ADDRESS,
+    CANCEL,
     CLOCK,
     EARLY,
     EXPERT_WORDS,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 PER_CHOICE = MATRICES + 2  # slots that `claim` writes for each choice
 SURE = 65536  # a prediction that was always right
+PREDICTION_WORDS = 4  # expert, how sure, whether it was not there
 
 
 def _expert(store: Any, number: Any) -> Any:
@@ -85,16 +87,21 @@ def _use(store: Any, expert: Any, now: Any) -> None:
     put_i64(expert + LAST * 8, now)
 
 
-def _demand(store: Any, number: Any, layer: Any, cancel: Any) -> None:
+def _cancelled(store: Any) -> Any:
+    """Whether the job is cancelled; it is where a read has failed for good."""
+    if atomic_get(store + FAILED * 8) != 0:
+        atomic_put(arg_ptr(store, CANCEL), 1)
+    return atomic_get(arg_ptr(store, CANCEL)) != 0
+
+
+def _demand(store: Any, number: Any, layer: Any) -> None:
     """Ask until a slot is free; what is on its way frees one sooner or later."""
     spins = 0
     waiting = want(store, number, layer, 0) == 0
     while waiting:
         nap(store, spins)
         spins += 1
-        if atomic_get(store + FAILED * 8) != 0:
-            atomic_put(cancel, 1)
-        waiting = atomic_get(cancel) == 0 and want(store, number, layer, 0) == 0
+        waiting = not _cancelled(store) and want(store, number, layer, 0) == 0
 
 
 def claim(args: Any, thread: Any, n_threads: Any) -> None:
@@ -103,8 +110,8 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
     Slots: 0 store, 1 chosen experts (int64), 2 active, 3 number of the layer's first expert,
     4 layer, 5 table of `PER_CHOICE` addresses for each choice, in the order of visits: they get
     the addresses of gate, up, down, of the row of outputs, and of the expert to wait for; 6 where
-    gate, up and down lie in a slot (int64), 7 outputs, 8 bytes of a row, 9 cancel word,
-    10 predictions (int64 (expert, how sure) for each rank; 0: none), 11 their number.
+    gate, up and down lie in a slot (int64), 7 outputs, 8 bytes of a row,
+    9 predictions (`PREDICTION_WORDS` for each rank; 0: none), 10 their number.
     """
     if thread == 0:
         store = arg_ptr(args, 0)
@@ -120,8 +127,8 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
             _use(store, expert, now)
             if atomic_get(expert) != ABSENT:
                 put_i64(_slot(store, expert) + STAYS * 8, now)
-        if arg_int(args, 10) != 0:
-            _judge(arg_ptr(args, 10), arg_int(args, 11), chosen, active)
+        if arg_int(args, 9) != 0:
+            _judge(arg_ptr(args, 9), arg_int(args, 10), chosen, active)
         visit = 0
         for turn in range(2):  # those that are there, then the others
             for k in range(active):
@@ -131,7 +138,7 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
                 mine = arg_int(expert, LAST) == now
                 if mine and (there or turn == 1):
                     if not there:
-                        _demand(store, number, layer, arg_ptr(args, 9))
+                        _demand(store, number, layer)
                     slot = _slot(store, expert)
                     put_i64(slot + STAYS * 8, now)
                     put_i64(expert + EARLY * 8, 0)
@@ -155,7 +162,7 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
 def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
     """Wait until an expert is there, or the job is cancelled; every thread does.
 
-    Slots: 0 store, 1 number of the expert, 2 cancel word.
+    Slots: 0 store, 1 number of the expert.
     """
     store = arg_ptr(args, 0)
     expert = _expert(store, arg_int(args, 1))
@@ -166,9 +173,7 @@ def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
         while waiting:
             nap(store, spins)
             spins += 1
-            if atomic_get(store + FAILED * 8) != 0:
-                atomic_put(arg_ptr(args, 2), 1)
-            waiting = atomic_get(expert) != THERE and atomic_get(arg_ptr(args, 2)) == 0
+            waiting = atomic_get(expert) != THERE and not _cancelled(store)
         if thread == 0:
             put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
 
@@ -177,15 +182,13 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
     """Take up the next visit of a chunk: of an expert that is there, if one is; thread 0 does it.
 
     Slots: 0 visits, 1 store, 2 table of `MATRICES` addresses, which get the expert's weights,
-    3 number of the layer's first expert, 4 layer, 5 where gate, up and down lie in a slot (int64),
-    6 cancel word.
+    3 number of the layer's first expert, 4 layer, 5 where gate, up and down lie in a slot (int64).
     """
     if thread == 0:
         visits = arg_ptr(args, 0)
         store = arg_ptr(args, 1)
         base = arg_int(args, 3)
         layer = arg_int(args, 4)
-        cancel = arg_ptr(args, 6)
         done = get_i64(visits + NEXT * 8)
         left = get_i64(visits + LEFT * 8)
         now = arg_int(store, CLOCK)
@@ -205,25 +208,21 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
         spins = 0
         found = -1
         while found < 0:
-            i = done
-            while i < done + left:
+            room = True  # until no slot is free before a visit is over
+            for i in range(done, done + left):
                 number = base + get_i64(visits + (VISITS + 3 * i) * 8)
                 expert = _expert(store, number)
                 if atomic_get(expert) == THERE:
                     if found < 0:
                         found = i
-                    i += 1
-                elif want(store, number, layer, 0) == 0:
-                    i = done + left  # no slot is free before a visit is over
-                else:
-                    put_i64(_slot(store, expert) + STAYS * 8, now)
-                    i += 1
+                elif room:
+                    room = want(store, number, layer, 0) != 0
+                    if room:
+                        put_i64(_slot(store, expert) + STAYS * 8, now)
             if found < 0:
                 nap(store, spins)
                 spins += 1
-                if atomic_get(store + FAILED * 8) != 0:
-                    atomic_put(cancel, 1)
-                if atomic_get(cancel) != 0:
+                if _cancelled(store):
                     found = done
         if spins > 0:
             put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
@@ -249,8 +248,8 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
     """Ask ahead for the experts that a layer will choose, by what its router says already.
 
     Thread 0 does it. A rank is asked for as long as it has been right often enough.
-    Slots: 0 store, 1 logits (float32 [experts]; overwritten), 2 experts, 3 predictions (int64
-    (expert, how sure) for each rank), 4 their number, 5 number of the layer's first expert,
+    Slots: 0 store, 1 logits (float32 [experts]; overwritten), 2 experts, 3 predictions
+    (`PREDICTION_WORDS` for each rank), 4 their number, 5 number of the layer's first expert,
     6 layer, 7 how sure a rank must be, of `SURE`.
     """
     if thread == 0:
@@ -268,24 +267,29 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
                     high = logit
                     best = e
             put_f32(row + best * 4, LOWEST)
-            entry = arg_ptr(args, 3) + rank * 16
+            entry = arg_ptr(args, 3) + rank * (PREDICTION_WORDS * 8)
+            expert = _expert(store, base + best)
+            absent = atomic_get(expert) == ABSENT
             put_i64(entry, best)
-            if get_i64(entry + 8) >= arg_int(args, 7):
-                expert = _expert(store, base + best)
-                if atomic_get(expert) != ABSENT or want(store, base + best, layer, 1) != 0:
-                    put_i64(_slot(store, expert) + STAYS * 8, now)
+            put_i64(entry + 16, 1 if absent else 0)
+            if absent and get_i64(entry + 8) >= arg_int(args, 7):
+                absent = want(store, base + best, layer, 1) == 0
+            if not absent:
+                put_i64(_slot(store, expert) + STAYS * 8, now)
 
 
 def _judge(predictions: Any, n: Any, chosen: Any, active: Any) -> None:
-    """Remember how often each rank of predictions is right; what is long ago fades."""
+    """Remember how often each rank is right about what is not there; what is long ago fades."""
     for rank in range(n):
-        entry = predictions + rank * 16
-        right = 0
-        for k in range(active):
-            if get_i64(chosen + k * 8) == get_i64(entry):
-                right = SURE
-        sure = get_i64(entry + 8)
-        put_i64(entry + 8, sure + (right - sure) // 64)
+        entry = predictions + rank * (PREDICTION_WORDS * 8)
+        if get_i64(entry + 16) != 0:
+            put_i64(entry + 16, 0)
+            right = 0
+            for k in range(active):
+                if get_i64(chosen + k * 8) == get_i64(entry):
+                    right = SURE
+            sure = get_i64(entry + 8)
+            put_i64(entry + 8, sure + (right - sure) // 32)
 
 
 def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.math import gelu_tanh, silu
+from headrace.sparse.gqs_columns import COLUMNS, code_columns, entries_of, to_columns
 from headrace.sparse.gqs_kernels import code_x16, to_x16
 from headrace.sparse.linear import (
     Q8_BLOCK_BYTES,
@@ -234,6 +235,17 @@ def consumer(activation: str, token_pairs: bool) -> Any:
     pairs = activation == "q8x2"
     entry = 2 * Q8_BLOCK_BYTES if pairs else Q8_BLOCK_BYTES
     alone = _to_q8(pairs, _put_entries, Q8_BLOCK_BYTES)
+    if activation == "columns":
+
+        def by_words(row: Any, n: Any, out: Any, token: Any, group: Any) -> None:
+            # Entries take the place of the values, of which the last block may be half there.
+            if n % 32 != 0:
+                store_f32(row + n * 4, zeros_f32(1), 0)
+            whole = (n + 31) // 32 * 32
+            alone(row, whole, row, 0, 128)
+            to_columns(row, whole, out, token, group)
+
+        return by_words
 
     def to_entries(row: Any, n: Any, out: Any, token: Any, group: Any) -> None:
         alone(row, n, out + token * entry, 0, entry * group)
@@ -336,6 +348,8 @@ def _cases(name: str, activation: str) -> Any:
         least = 64 if tables else 32
         for n_tokens, n, mode in ((1, least, 0), (6, 3 * least, 1), (5, 576, 2)):
             group = 1 if n_tokens == 1 or activation in ("tables", "x16") else 4
+            if activation == "columns":
+                group, n = COLUMNS, n - 16 * (n_tokens == 6)
             padded = -(-n_tokens // group) * group
             a = (rng.standard_normal((n_tokens, n)) * 3).astype(np.float32)
             b = rng.standard_normal((n_tokens, n)).astype(np.float32)
@@ -355,15 +369,17 @@ def _cases(name: str, activation: str) -> Any:
                 tolerance: Any = 0 if name == "copy" else _TablesClose(rows)
             elif activation == "x16":
                 tolerance = 0 if name == "copy" else _WordsClose(rows)
+            elif activation == "columns":
+                tolerance = _ColumnsClose(rows)
             elif activation != "f32":
                 tolerance = _CodedClose(n, rows, activation == "q8x2", paired)
             else:
                 tolerance = 0 if name == "copy" else np.abs(expected) * 4e-6 + 1e-6
             count, start = np.array([n_tokens], np.int64), np.zeros(1, np.int64)
-            scratch = np.zeros((8, n), np.float32)
+            scratch = np.full((8, n + 16), np.nan, np.float32)
             slots = [
                 a, b, w, post, out, n, count, start, n * 4, n * 4, out[0].nbytes, group, 0, 0,
-                scratch, n * 4, eps, mode,
+                scratch, scratch.strides[0], eps, mode,
             ]  # fmt: skip
             yield Case(slots, [(out, expected)], tolerance, f"{n_tokens}x{n}, mode {mode}")
 
@@ -406,6 +422,25 @@ class _CodedClose:
         )
 
 
+class _ColumnsClose:
+    """Are "columns" activations entries that stand for the values, and are sums those of codes?"""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        import numpy as np
+
+        self.rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 32)))
+
+    def __call__(self, found: np.ndarray, expected: np.ndarray) -> bool:
+        import numpy as np
+
+        entries = entries_of(found)
+        sums = found.view(np.float32).reshape(len(found), -1, 12, COLUMNS)[:, :, 9:]
+        return bool(
+            (sums[:, :, 0] == sums[:, :, 1] + sums[:, :, 2]).all()
+            and _CodedClose(self.rows.shape[1], self.rows, False, False)(entries, expected)
+        )
+
+
 class _WordsClose:
     """Do "x16" activations stand for the values?"""
 
@@ -445,12 +480,17 @@ def _pack_x16(rows: np.ndarray, group: int) -> np.ndarray:
     return code_x16(rows)
 
 
+def _pack_columns(rows: np.ndarray, group: int) -> np.ndarray:
+    return code_columns(rows)
+
+
 _PACK = {
     "q8": quantize_q8,
     "q8x2": quantize_q8x2,
     "f32": pack_f32,
     "tables": code_tables,
     "x16": _pack_x16,
+    "columns": _pack_columns,
 }
 
 
@@ -459,6 +499,8 @@ def kernel(producer: str, activation: str) -> Kernel:
     kinds: tuple[str, ...] = ("headrace.sparse.interleaving", "headrace.sparse.plane_tables")
     if activation == "x16":
         kinds = (*kinds, "headrace.sparse.gqs_kernels")
+    if activation == "columns":
+        kinds = (*kinds, "headrace.sparse.gqs_columns")
     return Kernel(
         f"{producer}_{activation}",
         lambda target: _prepare(producer, activation, target.token_pairs),

@@ -12,7 +12,7 @@ from headrace.kernels import (
     probe,
 )
 from headrace.offload import expert_store, requests
-from headrace.sparse import gqs_kernels, linear
+from headrace.sparse import gqs_columns, gqs_kernels, linear
 from headrace.targets.table import Kernel
 
 
@@ -21,6 +21,7 @@ def kernel_table() -> dict[str, Kernel]:
     rows = [
         *linear.all_kernels(),
         *gqs_kernels.all_kernels(),
+        *gqs_columns.all_kernels(),
         *prepare.all_kernels(),
         *bitstack.all_kernels(),
         *attention.all_kernels(),

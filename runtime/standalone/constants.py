@@ -87,7 +87,7 @@ def write_constants(
             factors = None if rope.factors is None else vectors[rope.factors][: rope.width // 2]
             put(f"table {name}", rope_table(rope, factors, prepared.shape.context))
         for name, codebook in codebooks(prepared.placed).items():
-            put(f"table {name}", codebook.table())
+            put(f"table {name}", codebook())
         for placed in prepared.placed:
             file.seek(offsets[next(iter(_pieces(placed)))])
             for piece in read_tiled(reader, placed):

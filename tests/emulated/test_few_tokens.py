@@ -94,7 +94,7 @@ def test_products_of_a_few_tokens(target_name: str, machine: str, format_name: s
     target, fmt = all_targets()[target_name], FORMATS[format_name]
     rng = np.random.default_rng(3)
     n = fmt.block * 3 if fmt.block > 1 else 32 * 3 + 16
-    if fmt.unpacked is None:
+    if fmt.written:
         raw = fmt.encode(rng.standard_normal((ROWS, n)).astype(np.float32))
     else:
         raw = fmt.unpacked.examples(rng, ROWS, n)
