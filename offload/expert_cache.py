@@ -14,6 +14,7 @@ from headrace.interruptible import persist, undisturbed
 from headrace.loaders.model_file import TensorInfo
 from headrace.memory import Arena, aligned_slots
 from headrace.offload import expert_store as store
+from headrace.offload import requests
 from headrace.offload.files import PAGE, StreamedFile, reader_of
 from headrace.offload.modes import ReadMode
 from headrace.offload.semaphore import Semaphore
@@ -177,6 +178,9 @@ class ExpertCache:
         self._error: BaseException | None = None
         self._plainly = reader_of(files)
         self.mended_reads = 0
+        self.stall_s = 0.0  # that passes have waited for experts
+        # What a native loop writes how long it took to, where nothing else streams.
+        self._span = aligned_slots(requests.WINDOW_SLOTS)
 
     @property
     def address(self) -> int:
@@ -209,6 +213,11 @@ class ExpertCache:
             row[store.ROW_BYTES], row[store.BLOCKS] = r.row_bytes, r.blocks
             row[store.TILES], row[store.BEGIN] = r.tiles, begin
 
+    @property
+    def span_address(self) -> int:
+        """Of a window that nothing streams through, for the native loop."""
+        return int(self._span.ctypes.data)
+
     def begin(self, mode: ReadMode, cancel: int) -> None:
         """Begin a pass: readers run until `halt`.
 
@@ -234,12 +243,16 @@ class ExpertCache:
                     "limits of this process (`ulimit -u`, `ulimit -v`)"
                 ) from error
 
-    def end(self, finished: bool) -> None:
-        """End a pass.
+    def end(self, finished: bool, seconds: float, ticks: int = 0) -> None:
+        """End a pass that took so long; `ticks` of it, where a window has counted them.
 
         Raises:
             ModelFileError: it stopped because a read failed.
         """
+        ticks = ticks or int(self._span[requests.SPAN])
+        if ticks > 0:
+            self.stall_s += seconds * int(self.words[store.STALL]) / ticks
+        self.words[store.STALL] = self._span[requests.SPAN] = 0
         error = self._error
         if error is not None:
             self.halt()

@@ -115,6 +115,11 @@ class Window:
         """Where the bytes of a read lie when they have come."""
         return int(self._places[index]) + self._reads[index].offset % PAGE
 
+    @property
+    def span(self) -> int:
+        """Ticks of the last pass."""
+        return int(self._shared[requests.SPAN])
+
     def request(self, index: int) -> int:
         """Address of a read's request, which steps wait for and give back."""
         return self._requests.ctypes.data + index * requests.REQUEST_SLOTS * 8

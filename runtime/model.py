@@ -234,8 +234,9 @@ class Model:
     @property
     def stall_s(self) -> float:
         """Seconds that passes have waited for flash."""
-        streaming = self._held.streaming
-        return 0.0 if streaming is None else streaming.window.flow.stall_s
+        streaming, experts = self._held.streaming, self._held.experts
+        found = 0.0 if streaming is None else streaming.window.flow.stall_s
+        return found if experts is None else found + experts.stall_s
 
     @property
     def kernel_store(self) -> Kernels:

@@ -139,12 +139,13 @@ class WeightMemory:
             ModelFileError: a file has changed, or could not be read.
         """
         mode = self._passes.mode(1 if n_tokens <= plans.SHORT_TOKENS else n_tokens)
+        self._began = time.perf_counter()
         if self.experts is not None and mode is not None:
             self.experts.begin(mode, self.cancel)
         if self.streaming is None:
-            return 0
+            return 0 if self.experts is None else self.experts.span_address
         address = self.streaming.window.begin(mode)
-        self._stalled_s, self._began = self.streaming.window.flow.stall_s, time.perf_counter()
+        self._stalled_s = self.streaming.window.flow.stall_s
         return address
 
     def end(self, finished: bool) -> None:
@@ -153,11 +154,14 @@ class WeightMemory:
         Raises:
             ModelFileError: it stopped because a read failed.
         """
+        seconds = time.perf_counter() - self._began
         if self.experts is not None:
-            self.experts.end(finished)
+            self.experts.end(
+                finished, seconds, 0 if self.streaming is None else self.streaming.window.span
+            )
         if self.streaming is None:
             return
-        seconds, window = time.perf_counter() - self._began, self.streaming.window
+        window = self.streaming.window
         window.end(finished)
         if window.flow.mended_reads > self._told_reads:
             warnings.warn(

@@ -194,5 +194,5 @@ def test_a_file_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
     harness.call("experts_await", [harness.cache.words, int(written[0, 4])])
     assert harness.cancel[0]
     with pytest.raises(Exception, match="experts"):
-        harness.cache.end(False)
+        harness.cache.end(False, 1.0)
     harness.close()

@@ -3,7 +3,7 @@
     python make_synthetic.py 7b-q4_0.gguf --layers 32 --width 4096 --ffn 11008 --heads 32 \
         --kv-heads 32 --vocab 49152 --type q4_0
 
-Llama architecture, untied output head; with --experts a mixture whose routing is uniform, as Mixtral:
+Llama architecture, untied output head; with --experts a mixture whose routing is uniform:
 
     python make_synthetic.py 8x7b-q4_0.gguf --ffn 14336 --kv-heads 8 --experts 8
 
