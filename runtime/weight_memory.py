@@ -17,6 +17,7 @@ from headrace.machine import known_read_bandwidth
 from headrace.memory_plan import MemoryPlan, memory_plan
 from headrace.offload.expert_cache import ExpertCache
 from headrace.offload.files import StreamedFile, close_all, reader_of
+from headrace.offload.modes import MODES
 from headrace.offload.revision import Revision
 from headrace.placing import dense
 from headrace.planning import Prepared, least, open_files, refit
@@ -140,8 +141,8 @@ class WeightMemory:
         """
         mode = self._passes.mode(1 if n_tokens <= plans.SHORT_TOKENS else n_tokens)
         self._began = time.perf_counter()
-        if self.experts is not None and mode is not None:
-            self.experts.begin(mode, self.cancel)
+        if self.experts is not None:
+            self.experts.begin(mode or MODES[-1], self.cancel)
         if self.streaming is None:
             return 0 if self.experts is None else self.experts.span_address
         address = self.streaming.window.begin(mode)
@@ -156,9 +157,8 @@ class WeightMemory:
         """
         seconds = time.perf_counter() - self._began
         if self.experts is not None:
-            self.experts.end(
-                finished, seconds, 0 if self.streaming is None else self.streaming.window.span
-            )
+            ticks = 0 if self.streaming is None else self.streaming.window.span
+            self.experts.end(finished, seconds, ticks)
         if self.streaming is None:
             return
         window = self.streaming.window
