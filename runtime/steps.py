@@ -348,6 +348,8 @@ class Forward:
         layer, number = self._decoder.layers[later[0]], self._mixtures[later[0]]
         f = layer.feed_forward
         assert isinstance(f, Experts)
+        if any(part.request is not None for part in self._places.parts(f.router)):
+            return []  # what streams comes once in a pass
         slots = [
             cache.address, self._address(mode, "router"), len(f.each),
             cache.predictions_address(number), f.active, cache.first[number], number,
