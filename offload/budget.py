@@ -40,17 +40,51 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class ExpertRoom:
+    """What a cache of experts takes.
+
+    Attributes:
+        slot_bytes: of the memory of an expert.
+        least: slots that a pass needs; `count`: there are no more experts.
+        beside: bytes that readers take.
+        n_bytes: of all experts as weights.
+    """
+
+    slot_bytes: int
+    least: int
+    count: int
+    beside: int
+    n_bytes: int
+
+    def cache_bytes(self, slots: int) -> int:
+        """Bytes of a cache of so many slots."""
+        return slots * self.slot_bytes + self.beside
+
+
+@dataclass(frozen=True)
 class Fit:
-    """What was chosen; without a residency all weights stay in memory, and `blocks` of a stack."""
+    """What was chosen; without a residency all weights stay in memory, and `blocks` of a stack.
+
+    With `slots`, experts do not: so many of them have room.
+    """
 
     choice: Choice
     residency: Residency | None = None
     blocks: int = 0
     block_bytes: int = 0
+    slots: int = 0
+    expert_bytes: int = 0
+    dense_bytes: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
         """Bytes by what they are for."""
+        if self.slots:
+            parts = dict(self.choice.streaming)
+            kept = self.dense_bytes if self.residency is None else self.residency.kept_bytes
+            parts["weights"] = parts.get("weights", 0) + kept
+            parts["experts"] = self.expert_bytes
+            return parts | ({"window": self.residency.window_bytes} if self.residency else {})
         if self.residency is None:
             parts = dict(self.choice.whole)
             parts["weights"] = parts.get("weights", 0) + self.block_bytes
@@ -102,6 +136,36 @@ def fit(
             "rewritten while loading cannot be streamed"
         )
     raise _too_small(limit, *least_of_all, hint, model)
+
+
+def fit_experts(
+    limit: Limit, whole: Iterable[Choice], small: Iterable[Choice], pieces: Sequence[Piece],
+    room: ExpertRoom, model: str,
+) -> Fit:  # fmt: skip
+    """Choose for a mixture of experts: what all tokens take stays before experts do.
+
+    Arguments and errors are those of `fit`, with the room that experts take; choices for weights
+    that stream count no expert.
+    """
+    for choice in whole:
+        if limit.n_bytes is None or sum(choice.whole.values()) <= limit.n_bytes:
+            return Fit(choice)
+    assert limit.n_bytes is not None  # else the first choice was taken
+    dense = sum(piece.kept_bytes for piece in pieces)
+    tried = []
+    for choice in small:
+        free = limit.n_bytes - sum(choice.streaming.values())
+        slots = min((free - dense - room.beside) // room.slot_bytes, room.count)
+        if slots >= room.least:
+            return Fit(choice, slots=slots, expert_bytes=room.cache_bytes(slots), dense_bytes=dense)
+        least = room.cache_bytes(room.least)
+        residency = keep(pieces, free - least) if free > least else None
+        if residency is not None:
+            return Fit(choice, residency, slots=room.least, expert_bytes=least)
+        window = min(dense, least_bytes(pieces)) if len(pieces) >= LEAST_SLOTS else dense
+        parts = {**choice.streaming, "experts": least, "window": window}
+        tried.append((sum(parts.values()), choice.context, parts))
+    raise _too_small(limit, *min(tried, key=lambda one: one[0]), "", model)
 
 
 class Blocks(Protocol):

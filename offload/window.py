@@ -25,7 +25,7 @@ from headrace.offload.pieces import slots_bytes
 from headrace.offload.semaphore import Semaphore
 from headrace.targets.table import ENTRY
 
-_PATIENCE_PAUSES = 2_000
+NAP_PATIENCE = 2_000
 _NAP_US, _NAP_MS = 50, 1
 
 
@@ -114,6 +114,11 @@ class Window:
     def address(self, index: int) -> int:
         """Where the bytes of a read lie when they have come."""
         return int(self._places[index]) + self._reads[index].offset % PAGE
+
+    @property
+    def span(self) -> int:
+        """Ticks of the last pass."""
+        return int(self._shared[requests.SPAN])
 
     def request(self, index: int) -> int:
         """Address of a read's request, which steps wait for and give back."""
@@ -207,7 +212,7 @@ class Window:
             ) from error
 
     def _start_readers(self, permits: int | None) -> None:
-        shared, system = self._shared, _system()
+        shared, system = self._shared, system_functions()
         self._fill_table()
         self._own = [aligned_slots(8) for _ in range(self.mode.readers)]
         self._table[:, [requests.READY, requests.DONE]] = 0
@@ -218,7 +223,7 @@ class Window:
         shared[requests.TAKE] = self._semaphore.take
         shared[requests.NAP] = system.nap
         shared[requests.NAP_FOR] = system.nap_for
-        shared[requests.PATIENCE] = _PATIENCE_PAUSES
+        shared[requests.PATIENCE] = NAP_PATIENCE
         shared[requests.READ] = system.read
         shared[requests.DROP] = system.drop if self.mode.drop else 0
         shared[requests.REQUESTS] = self._requests.ctypes.data
@@ -294,14 +299,14 @@ class Window:
 
 
 @dataclass(frozen=True)
-class _System:
+class SystemFunctions:
     read: int
     nap: int
     nap_for: int
     drop: int
 
 
-def _system() -> _System:
+def system_functions() -> SystemFunctions:
     """Addresses of functions of the operating system; 0: it has none."""
 
     def find(library: Any, *names: str) -> int:
@@ -313,10 +318,10 @@ def _system() -> _System:
 
     if sys.platform == "win32":
         # Without a read at an offset that native threads could call, those of Python read.
-        return _System(0, find(ctypes.WinDLL("kernel32"), "Sleep"), _NAP_MS, 0)
+        return SystemFunctions(0, find(ctypes.WinDLL("kernel32"), "Sleep"), _NAP_MS, 0)
     library = ctypes.CDLL(None)
     wide = ctypes.sizeof(ctypes.c_void_p) == 8
-    return _System(
+    return SystemFunctions(
         read=find(library, "pread") if wide else find(library, "pread64"),
         nap=find(library, "usleep"),
         nap_for=_NAP_US,

@@ -93,7 +93,10 @@ def bench(
         n_bytes = plan.bytes_per_token
         kv_read = int(mean_context * plan.kv_bytes_per_context_token)
         best = int(np.argmin(decode[1:])) + 1
-        passes = Passes(replace(rates, memory=bandwidth), loaded.residency, n_bytes, plan.threads)
+        passes = Passes(
+            replace(rates, memory=bandwidth), loaded.residency, n_bytes, plan.threads,
+            loaded.prepared.flash_bytes,
+        )  # fmt: skip
         speed = passes.prediction(prompt_tokens)
         flash = speed.flash
         return {

@@ -9,7 +9,7 @@ from headrace import plan as plans
 from headrace.embedding import embedding_bytes
 from headrace.families.decoder import Decoder
 from headrace.kernels import kv_cache
-from headrace.offload.budget import Choice
+from headrace.offload.budget import Choice, ExpertRoom
 from headrace.placing import Placed, dense, padded16, streamable
 from headrace.stack import Stack
 from headrace.targets.target import Target
@@ -47,6 +47,7 @@ class Sizes:
     n_pieces: int  # of the weights that can be streamed
     stack: Stack | None = None
     logits_rows: int = 0  # that whoever scores a text holds at a time
+    experts: ExpertRoom | None = None  # where they may have a cache
 
     def whole(self, context: int | None) -> Iterator[Choice]:
         """With all weights in memory: shorter contexts only where that is what is wanting."""
@@ -100,6 +101,7 @@ class Sizes:
             stay, rows = sum(p.n_bytes for p in self.placed), 0
         else:
             stay = sum(p.always_bytes if streamable(p) else p.n_bytes for p in streamed)
+            stay -= 0 if self.experts is None else self.experts.n_bytes
             embedding = next(p for p in self.placed if p.matrix.name == d.embedding.name)
             rows = embedding_bytes(dense(embedding), chunk)
         steps = self.n_pieces * PIECE_BYTES

@@ -140,14 +140,15 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
         self._store = kernel_store(prepared)
-        if rates is None and prepared.residency is not None:
+        if rates is None and (prepared.residency is not None or prepared.slots):
             rates = measure_rates(prepared, self._store, probe=False, progress=progress)
         self._held = held = WeightMemory(prepared, self._store, rates or Rates(), progress)
         self._programs = Programs(
             prepared.decoder, held.weights, prepared.target, held.addresses, prepared.shape,
-            held.streaming, held.rows(),
+            held.streaming, held.rows(), held.experts,
         )  # fmt: skip
         self._team = Team(held.addresses, prepared.shape.threads)
+        held.cancel = self._team.cancel_address
         self._trace: Trace | None = trace_from_environment()
 
     # --- properties -----------------------------------------------------------------------------
@@ -212,7 +213,7 @@ class Model:
     @property
     def streams(self) -> bool:
         """Whether weights are read from the file for every pass."""
-        return self._held.streaming is not None
+        return self._held.streaming is not None or self._held.experts is not None
 
     @property
     def prepared(self) -> Prepared:
@@ -233,8 +234,9 @@ class Model:
     @property
     def stall_s(self) -> float:
         """Seconds that passes have waited for flash."""
-        streaming = self._held.streaming
-        return 0.0 if streaming is None else streaming.window.flow.stall_s
+        streaming, experts = self._held.streaming, self._held.experts
+        found = 0.0 if streaming is None else streaming.window.flow.stall_s
+        return found if experts is None else found + experts.stall_s
 
     @property
     def kernel_store(self) -> Kernels:
@@ -327,7 +329,7 @@ class Model:
             self._held.change(prepared)
         finally:
             try:
-                self._programs.link(self._held.streaming, self._held.rows())
+                self._link()
             except BaseException:  # too little memory even for the steps
                 self._closed = True
                 self._end()
@@ -490,7 +492,11 @@ class Model:
         with self._begin():
             self._kept = []
             self._held.weights.limit_blocks(blocks or {})
-            undisturbed(lambda: self._programs.link(self._held.streaming, self._held.rows()))
+            undisturbed(self._link)
+
+    def _link(self) -> None:
+        held = self._held
+        self._programs.link(held.streaming, held.rows(), held.experts)
 
     def forget(self) -> None:
         """Drop what has been read: the next tokens start an empty context."""

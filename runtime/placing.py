@@ -273,6 +273,12 @@ def streamable(placed: Placed) -> bool:
     return not placed.expanded and placed.n_bytes > placed.always_bytes
 
 
+def cacheable(placed: Iterable[Placed]) -> bool:
+    """Whether native code alone can bring every expert among these from the file."""
+    experts = [p for p in placed if isinstance(p, PlacedMatrix) and p.expert]
+    return bool(experts) and not any(p.expanded for p in experts)
+
+
 def pieces_of(placed: Iterable[Placed]) -> list[Piece]:
     """What of these may be streamed, cut into pieces."""
     return cut([_cuttable(p) for p in placed if streamable(p)])

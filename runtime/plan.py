@@ -21,11 +21,12 @@ from headrace.kernels import (
     attention_prefill,
     bitstack,
     execute,
+    expert_cache,
     experts,
     kv_cache,
     prepare,
 )
-from headrace.offload import requests
+from headrace.offload import expert_store, requests
 from headrace.placing import Placed, PlacedGroups, dense, kernels_for, padded16
 from headrace.sparse import gqs_columns, gqs_kernels, linear
 from headrace.sparse.bitstack import BlockShape
@@ -228,7 +229,12 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    return [requests.kernel(), linear.kernels(dense(placed[decoder.embedding.name]).format)["tile"]]
+    cached = [expert_store.kernel(), *expert_cache.all_kernels()] if mixtures(decoder) else []
+    return [
+        *cached,
+        requests.kernel(),
+        linear.kernels(dense(placed[decoder.embedding.name]).format)["tile"],
+    ]
 
 
 def round_up(n: int, to: int) -> int:

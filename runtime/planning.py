@@ -15,12 +15,22 @@ from headrace.arguments import whole
 from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.choices import DEFAULT_CONTEXT, PROCESS_BYTES, Sizes, streamed_matrices
 from headrace.errors import BudgetError, ContextOverflowError, KernelError
+from headrace.expert_memory import expected_bytes, room_of
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.tiled import open_model
-from headrace.offload.budget import Choice, Fit, Limit, fit, fit_blocks, fit_rest
+from headrace.offload.budget import (
+    Choice,
+    ExpertRoom,
+    Fit,
+    Limit,
+    fit,
+    fit_blocks,
+    fit_experts,
+    fit_rest,
+)
 from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.offload.prefix import Ranked
@@ -62,11 +72,20 @@ class Prepared:
     stack: Stack | None = None  # of the matrices that are stacks of blocks
     blocks: int = 0  # of it that stay in memory
     rest: Ranked | None = None  # all of it, if what does not stay is read for every pass
+    room: ExpertRoom | None = None  # of experts that may be brought when they are wanted
+    slots: int = 0  # for experts, if they are
 
     @property
     def used_blocks(self) -> int:
         """Blocks that a pass computes with."""
         return self.blocks if self.rest is None else len(self.rest.pieces)
+
+    def flash_bytes(self, n_tokens: int) -> int:
+        """Bytes of the file that a pass over so many tokens reads, or is expected to."""
+        streamed = 0 if self.residency is None else self.residency.streamed_bytes
+        if self.room is None or not self.slots:
+            return streamed
+        return streamed + expected_bytes(self.decoder, self.room, self.slots, n_tokens)
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
@@ -214,7 +233,8 @@ def prepare_for(
     # Of a stack as many blocks are kept as fit; else nothing of it has to be streamed.
     pieces = [] if stack else pieces_of(streamed_matrices(decoder, placed))
     n_pieces = len(pieces) if rest is None else len(rest.pieces)
-    sizes = Sizes(decoder, placed, target, threads, n_pieces, stack, logits_rows)
+    room = room_of(decoder, placed)
+    sizes = Sizes(decoder, placed, target, threads, n_pieces, stack, logits_rows, room)
     found = _fit(
         limit,
         sizes.whole(context),
@@ -222,21 +242,25 @@ def prepare_for(
         pieces,
         stack,
         rest,
+        room,
         file,
     )
     shape = plans.Shape(found.choice.context, found.choice.chunk, threads)
     return Prepared(
         file, stamps, decoder, placed, target, shape,
         context or min(decoder.context, DEFAULT_CONTEXT), pieces, found.parts, found.residency,
-        stack=stack, blocks=found.blocks, logits_rows=logits_rows, rest=rest,
+        stack=stack, blocks=found.blocks, logits_rows=logits_rows, rest=rest, room=room,
+        slots=found.slots,
     )  # fmt: skip
 
 
 def _fit(
     limit: Limit, whole: Iterable[Choice], small: Iterable[Choice], pieces: Sequence[Piece],
-    stack: Stack | None, rest: Ranked | None, file: ModelFile,
+    stack: Stack | None, rest: Ranked | None, room: ExpertRoom | None, file: ModelFile,
 ) -> Fit:  # fmt: skip
     name = str(file.paths[0])
+    if room is not None:
+        return fit_experts(limit, whole, small, pieces, room, name)
     if stack is not None and rest is not None:
         return fit_rest(limit, whole, small, stack, rest, name)
     if stack is not None:
@@ -252,10 +276,10 @@ def refit(prepared: Prepared, budget: int | None, owner: object = None) -> Prepa
     """
     p, choice = prepared, _same_choice(prepared)
     limit = limit_of(budget, owner)
-    found = _fit(limit, [choice], [choice], p.pieces, p.stack, p.rest, p.file)
+    found = _fit(limit, [choice], [choice], p.pieces, p.stack, p.rest, p.room, p.file)
     return replace(
-        p, parts=found.parts, residency=found.residency, blocks=found.blocks, budget=budget,
-        limit=limit.n_bytes,
+        p, parts=found.parts, residency=found.residency, blocks=found.blocks, slots=found.slots,
+        budget=budget, limit=limit.n_bytes,
     )  # fmt: skip
 
 
@@ -269,19 +293,28 @@ def least(prepared: Prepared) -> Prepared:
         n_bytes = sum(choice.streaming.values()) + (rest_bytes(prepared.rest) or 0)
     elif prepared.stack is not None:
         n_bytes += prepared.stack.n_bytes(prepared.stack.least)
+    elif prepared.room is not None:
+        least_experts = prepared.room.cache_bytes(prepared.room.least)
+        n_bytes = sum(choice.streaming.values()) + least_experts
+        dense = sum(piece.kept_bytes for piece in prepared.pieces)
+        few = len(prepared.pieces) < LEAST_SLOTS
+        n_bytes += dense if few else min(dense, least_bytes(prepared.pieces))
     found = _fit(
         Limit(n_bytes), [choice], [choice], prepared.pieces, prepared.stack, prepared.rest,
-        prepared.file,
+        prepared.room, prepared.file,
     )  # fmt: skip
     return replace(
-        prepared, parts=found.parts, residency=found.residency, blocks=found.blocks, limit=n_bytes
-    )
+        prepared, parts=found.parts, residency=found.residency, blocks=found.blocks,
+        slots=found.slots, limit=n_bytes,
+    )  # fmt: skip
 
 
 def _same_choice(p: Prepared) -> Choice:
     """What the sizes take that were chosen before."""
     n_pieces = len(p.pieces) if p.rest is None else len(p.rest.pieces)
-    sizes = Sizes(p.decoder, p.placed, p.target, p.shape.threads, n_pieces, p.stack, p.logits_rows)
+    sizes = Sizes(
+        p.decoder, p.placed, p.target, p.shape.threads, n_pieces, p.stack, p.logits_rows, p.room
+    )
     return sizes.choice(p.shape.context, p.shape.chunk)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from headrace.offload.modes import FlashRate, ReadMode, Work, choose
@@ -75,12 +75,14 @@ class Passes:
         residency: what is kept and what streams; None: all is kept.
         read_bytes: of weights in memory's form for each token.
         threads: that compute.
+        flash_bytes: of the file that a pass over so many tokens reads.
     """
 
     rates: Rates
     residency: Residency | None
     read_bytes: int
     threads: int
+    flash_bytes: Callable[[int], int] = lambda n_tokens: 0
 
     def compute_s(self, n_tokens: int) -> float | None:
         """Seconds that a pass computes, at an empty context, with what is tiled; None: unknown."""
@@ -103,7 +105,7 @@ class Passes:
 
     def work(self, n_tokens: int) -> Work:
         """What a pass reads and computes."""
-        n_bytes = 0 if self.residency is None else self.residency.streamed_bytes
+        n_bytes = self.flash_bytes(n_tokens)
         return Work(n_bytes, self.compute_s(n_tokens) or 0.0, self.threads, self.rates.cores)
 
     def mode(self, n_tokens: int) -> ReadMode | None:
@@ -113,7 +115,7 @@ class Passes:
     def seconds(self, n_tokens: int) -> float | None:
         """What a pass takes; None: unknown."""
         compute_s = self.compute_s(n_tokens)
-        if self.residency is None:
+        if not self.flash_bytes(n_tokens):
             return compute_s
         mode = self.mode(n_tokens)
         if self.rates.flash is None or mode is None or (compute_s is None and n_tokens > 1):
@@ -130,7 +132,7 @@ class Passes:
             prompt_s = None if of_chunk is None else of_chunk * prompt_tokens / chunk
         compute_s, mode = self.compute_s(1), self.mode(1)
         tok_s = None if second is None else 1 / second
-        if self.residency is None or self.rates.flash is None or mode is None:
+        if not self.flash_bytes(1) or self.rates.flash is None or mode is None:
             return Speed(tok_s, compute_s=compute_s, first_token_s=prompt_s)
         rate = self.rates.flash[mode]
         flash_s = self.work(1).flash_s(rate)

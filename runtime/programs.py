@@ -15,6 +15,7 @@ from headrace.kernels import execute
 from headrace.kernels.experts import DIRECTORY_SLOTS
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
+from headrace.offload.expert_cache import ExpertCache
 from headrace.plan import (
     ACTIVE,
     COUNT,
@@ -72,6 +73,7 @@ class Programs:
     def __init__(
         self, decoder: Decoder, weights: Weights, target: Target, addresses: dict[str, int],
         shape: Shape, streaming: Streaming | None = None, rows: EmbeddingRows | None = None,
+        cache: ExpertCache | None = None,
     ) -> None:  # fmt: skip
         self.shape = shape
         self._decoder = decoder
@@ -85,7 +87,7 @@ class Programs:
         self._large = Arena({n: k for n, k in sizes.items() if n.startswith(PREFILL)}, huge=False)
         self._huge = False
         self._tables = Arena(table_sizes(decoder, shape, weights.placed.values()), huge=False)
-        self.cache = Arena({"kv": kv_bytes(decoder, shape.context)})
+        self.kv_cache = Arena({"kv": kv_bytes(decoder, shape.context)})
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
         routed = mixtures(decoder)
@@ -104,15 +106,20 @@ class Programs:
         for name, codebook in codebooks(weights.placed.values()).items():
             values = codebook()
             self._tables.view(name)[: values.size] = values
-        self.link(streaming, rows)
+        self.link(streaming, rows, cache)
 
-    def link(self, streaming: Streaming | None, rows: EmbeddingRows | None) -> None:
+    def link(
+        self, streaming: Streaming | None, rows: EmbeddingRows | None,
+        cache: ExpertCache | None = None,
+    ) -> None:  # fmt: skip
         """Make the programs for weights as they lie in memory now, with what is streamed.
 
-        `rows` of the embedding are used where it does not lie in memory in one piece.
+        `rows` of the embedding are used where it does not lie in memory in one piece, and a
+        `cache` where not all experts do.
         """
         self._streaming = streaming
         self._rows = rows
+        self._cache = cache
         stack = self._weights.stack
         forward = Forward(
             self._decoder, self._weights.placed, self.shape, self, self._target,
@@ -121,7 +128,7 @@ class Programs:
         self._directories = {
             i: self._directory(layer.feed_forward)
             for i, layer in enumerate(self._decoder.layers)
-            if isinstance(layer.feed_forward, Experts)
+            if isinstance(layer.feed_forward, Experts) and cache is None
         }
         by_name = modes(self._target)
         made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
@@ -171,6 +178,10 @@ class Programs:
         """Address of the directory of a layer's experts."""
         return int(self._directories[layer].ctypes.data)
 
+    def cache(self) -> ExpertCache | None:
+        """Where experts are brought when they are wanted."""
+        return self._cache
+
     def _directory(self, experts: Experts) -> np.ndarray:
         entries = np.zeros((len(experts.each), DIRECTORY_SLOTS), np.int64)
         for entry, one in zip(entries, experts.each, strict=True):
@@ -207,7 +218,7 @@ class Programs:
 
     def kv(self) -> int:
         """Address of the KV cache."""
-        return self.cache.address("kv")
+        return self.kv_cache.address("kv")
 
     # --- running ----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from headrace import plan as plans
+from headrace.expert_memory import sample_reads
 from headrace.loaders.progress import Progress
 from headrace.machine import best_read_bandwidth, known_read_bandwidth
 from headrace.offload import flash, requests
@@ -56,7 +57,7 @@ def measure_rates(
         )  # fmt: skip
     finally:
         team.close()
-    if p.residency is None:
+    if p.residency is None and not p.slots:
         return Rates(memory, sample=sample, cores=default_threads())
     files = open_files(p)
     try:
@@ -81,7 +82,10 @@ def measure_flash(
         ModelFileError: its files cannot be read.
     """
     residency = prepared.residency
-    if residency is None:
+    if residency is not None:
+        reads = reads_of(prepared.infos, residency.streamed)
+        return flash.measure(files, reads, residency.slot_bytes, reader)
+    if not prepared.slots:
         raise ValueError("nothing is streamed")
-    reads = reads_of(prepared.infos, residency.streamed)
-    return flash.measure(files, reads, residency.slot_bytes, reader)
+    reads, slot_bytes = sample_reads(prepared.placed)
+    return flash.measure(files, reads, slot_bytes, reader)

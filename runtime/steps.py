@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from headrace.families.decoder import Decoder, Experts, FeedForward, Layer, Matrix, Vector
-from headrace.kernels import bitstack, experts, kv_cache
+from headrace.kernels import bitstack, expert_cache, experts, kv_cache
 from headrace.placing import Placed, PlacedGroups, PlacedMatrix, dense, padded16
 from headrace.plan import (
     ACTIVE,
@@ -43,6 +43,9 @@ from headrace.stack import BlockAt
 from headrace.targets.target import Target
 from headrace.weights import Part
 
+OUTPUT_SLOT = 2  # of a product's argument block
+SURE_ENOUGH = 0.8  # a rank of predictions is believed that is right so often
+
 
 @dataclass(frozen=True)
 class Step:
@@ -73,6 +76,24 @@ class Step:
     loop: tuple[int, int] | None = None
 
 
+class CachePlaces(Protocol):
+    """A cache of experts; mixtures are numbered in the order of their layers."""
+
+    @property
+    def address(self) -> int:
+        """Of the store."""
+
+    @property
+    def first(self) -> Sequence[int]:
+        """Number of the first expert of each mixture."""
+
+    def offsets_address(self, mixture: int) -> int:
+        """Of where gate, up and down of an expert lie in its slot."""
+
+    def predictions_address(self, mixture: int) -> int:
+        """Of what is predicted for a mixture."""
+
+
 class Places(Protocol):
     """Where everything that steps read and write lies."""
 
@@ -90,6 +111,9 @@ class Places(Protocol):
 
     def directory(self, layer: int) -> int:
         """Address of the directory of a layer's experts (`headrace.kernels.experts`)."""
+
+    def cache(self) -> CachePlaces | None:
+        """Where experts are brought when they are wanted; None: directories say where they lie."""
 
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled: one for even turns, one for odd."""
@@ -135,6 +159,8 @@ class Forward:
         self._turn = 0  # of the two buffers for staging, or for codes
         shapes = self._stacked.values()
         self._room = stack_room(shapes, target, shape.threads) if shapes else None
+        found = (i for i, one in enumerate(decoder.layers) if isinstance(one.feed_forward, Experts))
+        self._mixtures = {layer: number for number, layer in enumerate(found)}
         self._layer_offsets = [0]
         for layer in decoder.layers:
             size = 2 * layer.attention.kv_heads * head_chunk_bytes(layer)
@@ -194,16 +220,28 @@ class Forward:
         f: Experts,
     ) -> list[Step]:  # fmt: skip
         """The experts of the only token, side by side: `route` says where their weights lie."""
-        one, active = f.each[0], f.active
+        one, active, cache = f.each[0], f.active, self._places.cache()
         steps = self._norm(mode, norm, add, [*f.readers(), one.gate, one.up])
         steps += self._routed(mode, index, f)
+        if cache is not None:
+            steps.append(self._claim(index, f, cache))
         route = len(steps) - 1
+        if cache is not None:
+            steps += self._ahead(mode, index, cache)
+        # What predictions and a shared expert read lies where the norm's activations were.
         if f.shared is not None:
+            if cache is not None:
+                steps += self._norm(mode, norm, None, [f.shared.gate, f.shared.up])
             steps += self._gated(mode, f.shared, "shared")
-            # Its activations lie where those of the norm were.
+        if f.shared is not None or cache is not None:
             steps += self._norm(mode, norm, None, [one.gate, one.up])
         places: list[list[int]] = [[], [], []]
+        waits = []
         for k in range(active):
+            if cache is not None:
+                waits.append(len(steps))
+                slots = [cache.address, 0]
+                steps.append(Step("experts_await", slots, False, f"wait for an expert {index}"))
             for m, (matrix, name) in enumerate(((one.gate, "gate"), (one.up, "up"))):
                 places[m].append(len(steps))
                 y = self._address(mode, name) + k * self._row_bytes(name)
@@ -223,8 +261,16 @@ class Forward:
             x = k * activation_bytes(kind, one.down.columns)
             steps += self._expert(mode, one.down, self._word(ONE), y, width, x)
         steps[-1] = replace(steps[-1], barrier=True)
-        writes = tuple((places[m][k] - route, 0) for k in range(active) for m in range(3))
-        steps[route] = replace(steps[route], writes=writes, table=9)
+        if cache is None:
+            writes = tuple((places[m][k] - route, 0) for k in range(active) for m in range(3))
+            steps[route] = replace(steps[route], writes=writes, table=9)
+            return [*steps, self._combine(mode, index, f)]
+        of_visits = (
+            (*((places[m][k], 0) for m in range(3)), (places[2][k], OUTPUT_SLOT), (waits[k], 1))
+            for k in range(active)
+        )
+        writes = tuple((at - route, slot) for visit in of_visits for at, slot in visit)
+        steps[route] = replace(steps[route], writes=writes, table=5)
         return [*steps, self._combine(mode, index, f)]
 
     def _mixture(
@@ -243,9 +289,16 @@ class Forward:
             chosen, len(f.each), f.active, self._word(COUNT), order, visits,
         ]  # fmt: skip
         steps.append(Step("experts_group", slots, True, f"group tokens {index}"))
-        begin = len(steps)
-        slots = [visits, self._places.directory(index), 0]
-        steps.append(Step("experts_pick", slots, True, f"pick expert {index}"))
+        begin, cache = len(steps), self._places.cache()
+        slots = [visits, 0, 0]
+        if cache is None:
+            slots[1] = self._places.directory(index)
+        else:
+            number = self._mixtures[index]
+            slots[1] = cache.address
+            slots += [cache.first[number], number, cache.offsets_address(number)]
+        kernel = "experts_pick" if cache is None else "experts_visit"
+        steps.append(Step(kernel, slots, True, f"pick expert {index}"))
         x, picked = self._address(mode, "x"), self._address(mode, "picked")
         slots = [visits, order, x, self._row_bytes("x"), picked, f.active]
         steps.append(Step("experts_gather", slots, True, f"gather tokens {index}"))
@@ -278,6 +331,36 @@ class Forward:
         steps[begin] = replace(steps[begin], writes=writes, table=2)
         return [*steps, self._combine(mode, index, f)]
 
+    def _claim(self, index: int, f: Experts, cache: CachePlaces) -> Step:
+        number = self._mixtures[index]
+        slots = [
+            cache.address, self._places.buffer("chosen", False), f.active, cache.first[number],
+            number, 0, cache.offsets_address(number), self._places.buffer("outputs", False),
+            self._row_bytes("block"), cache.predictions_address(number), f.active,
+        ]  # fmt: skip
+        return Step("experts_claim", slots, True, f"claim experts {index}")
+
+    def _ahead(self, mode: Mode, index: int, cache: CachePlaces) -> list[Step]:
+        """Ask ahead for what the next mixture's router chooses for what this one reads."""
+        later = [i for i in self._mixtures if i > index]
+        if not later:
+            return []
+        layer, number = self._decoder.layers[later[0]], self._mixtures[later[0]]
+        f = layer.feed_forward
+        assert isinstance(f, Experts)
+        if any(part.request is not None for part in self._places.parts(f.router)):
+            return []  # what streams comes once in a pass
+        slots = [
+            cache.address, self._address(mode, "router"), len(f.each),
+            cache.predictions_address(number), f.active, cache.first[number], number,
+            int(SURE_ENOUGH * expert_cache.SURE),
+        ]  # fmt: skip
+        return [
+            *self._norm(mode, layer.feed_forward_norm, None, [f.router]),
+            *self._products(mode, {"router": f.router}),
+            Step("experts_predict", slots, False, f"predict experts {later[0]}"),
+        ]
+
     def _routed(self, mode: Mode, index: int, f: Experts) -> list[Step]:
         """Which experts tokens take, and what of a shared expert's gate there is."""
         logits = {"router": f.router}
@@ -288,7 +371,7 @@ class Forward:
             int(f.normalised), self._places.buffer("chosen", False),
             self._places.buffer("chosen_weights", False),
             self._word(ONE if mode.private else COUNT),
-            self._places.directory(index) if mode.private else 0, 0,
+            self._places.directory(index) if mode.private and not self._places.cache() else 0, 0,
         ]  # fmt: skip
         return [
             *self._products(mode, logits),

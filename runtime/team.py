@@ -121,7 +121,7 @@ class Team:
         shared[execute.PATIENCE] = YIELD_PAUSES
         job = self._job
         job[2] = self._base + 8 * execute.BARRIER
-        job[3] = self._base + 8 * execute.CANCEL
+        job[3] = self.cancel_address
         job[4] = shared[execute.YIELD]
         job[5] = YIELD_PAUSES
         self._own = [aligned_slots(8) for _ in range(n_threads)]
@@ -131,6 +131,11 @@ class Team:
         except BaseException:  # Ctrl-C, or the system has no more threads
             self.close()
             raise
+
+    @property
+    def cancel_address(self) -> int:
+        """Of the word that ends the present job where it is not 0."""
+        return self._base + 8 * execute.CANCEL
 
     def _start(self) -> None:
         for i in range(1, self.n_threads):

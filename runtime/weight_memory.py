@@ -10,11 +10,14 @@ from pathlib import Path
 from headrace import plan as plans
 from headrace.embedding import EmbeddingRows
 from headrace.errors import BudgetError
+from headrace.expert_memory import cache_of
 from headrace.limits import LimitWatch
 from headrace.loaders.progress import Progress
 from headrace.machine import known_read_bandwidth
 from headrace.memory_plan import MemoryPlan, memory_plan
+from headrace.offload.expert_cache import ExpertCache
 from headrace.offload.files import StreamedFile, close_all, reader_of
+from headrace.offload.modes import MODES
 from headrace.offload.revision import Revision
 from headrace.placing import dense
 from headrace.planning import Prepared, least, open_files, refit
@@ -36,6 +39,7 @@ class WeightMemory:
         addresses: kernels by name; more come when something is streamed for the first time.
         weights: what is in memory.
         streaming: what is read for every pass; None: nothing is.
+        experts: where those of mixtures are brought when they are wanted; None: all are in memory.
     """
 
     def __init__(
@@ -54,11 +58,15 @@ class WeightMemory:
         self.addresses = store.load(needed, progress)
         whole = stack is not None or prepared.residency is None
         kept = None if whole or prepared.residency is None else prepared.residency.kept
-        self.weights = Weights(prepared.file, prepared.decoder, prepared.placed, kept, stack)
+        self.weights = Weights(
+            prepared.file, prepared.decoder, prepared.placed, kept, stack, not prepared.slots
+        )
         self._rates = rates
         self._revision = None if rates.flash is None else Revision(rates.flash)
         self._files: dict[Path, StreamedFile] = {}  # open as soon as something is streamed
         self.streaming: Streaming | None = None
+        self.experts: ExpertCache | None = None
+        self.cancel = 0  # address of the word that cancels a pass
         self._told_reads = 0  # failed reads up to which nothing more is said
         self._passes: Passes
         self._began = self._stalled_s = 0.0  # the time, and `stall_s`, when the pass began
@@ -131,11 +139,14 @@ class WeightMemory:
         Raises:
             ModelFileError: a file has changed, or could not be read.
         """
-        if self.streaming is None:
-            return 0
         mode = self._passes.mode(1 if n_tokens <= plans.SHORT_TOKENS else n_tokens)
+        self._began = time.perf_counter()
+        if self.experts is not None:
+            self.experts.begin(mode or MODES[-1], self.cancel)
+        if self.streaming is None:
+            return 0 if self.experts is None else self.experts.span_address
         address = self.streaming.window.begin(mode)
-        self._stalled_s, self._began = self.streaming.window.flow.stall_s, time.perf_counter()
+        self._stalled_s = self.streaming.window.flow.stall_s
         return address
 
     def end(self, finished: bool) -> None:
@@ -144,9 +155,13 @@ class WeightMemory:
         Raises:
             ModelFileError: it stopped because a read failed.
         """
+        seconds = time.perf_counter() - self._began
+        if self.experts is not None:
+            ticks = 0 if self.streaming is None else self.streaming.window.span
+            self.experts.end(finished, seconds, ticks)
         if self.streaming is None:
             return
-        seconds, window = time.perf_counter() - self._began, self.streaming.window
+        window = self.streaming.window
         window.end(finished)
         if window.flow.mended_reads > self._told_reads:
             warnings.warn(
@@ -165,6 +180,8 @@ class WeightMemory:
 
     def halt(self) -> None:
         """End the readers until the next pass begins."""
+        if self.experts is not None:
+            self.experts.halt()
         if self.streaming is not None:
             self.streaming.close()
 
@@ -182,12 +199,13 @@ class WeightMemory:
             self.weights.keep_blocks(prepared.blocks, reader_of(self._files))
             return
         self.weights.change(
-            kept, prepared.pieces, reader_of(self._files), self.addresses, prepared.shape.threads
-        )
+            kept, prepared.pieces, reader_of(self._files), self.addresses, prepared.shape.threads,
+            not prepared.slots,
+        )  # fmt: skip
 
     def _take_up(self, prepared: Prepared) -> None:
         """Stream what `prepared` says is not kept."""
-        if prepared.residency is not None:
+        if prepared.residency is not None or prepared.slots:
             more = plans.streaming_kernels(prepared.decoder, self.weights.placed)
             self.addresses |= self._store.load(more)
             if not self._files:
@@ -200,14 +218,23 @@ class WeightMemory:
                     flash=(found := measure_flash(prepared, reader, self._files)),
                 )  # fmt: skip
                 self._revision = Revision(found)
+        if prepared.residency is not None:
             self.streaming = Streaming(
                 prepared.infos, self.weights.placed, prepared.residency, self.addresses,
                 self._files,
             )  # fmt: skip
+        if prepared.slots:
+            self.experts = cache_of(
+                prepared.decoder, self.weights.placed, prepared.slots, self.addresses, self._files
+            )
         self.prepared = prepared
         promise(self, sum(prepared.parts.values()) - prepared.parts["the process"])
         self._passes = Passes(
-            self._rates, prepared.residency, prepared.read_bytes, prepared.shape.threads
+            self._rates,
+            prepared.residency,
+            prepared.read_bytes,
+            prepared.shape.threads,
+            prepared.flash_bytes,
         )
         self.plan: MemoryPlan = memory_plan(prepared, self._rates)
 
@@ -215,3 +242,6 @@ class WeightMemory:
         if self.streaming is not None:
             self.streaming.close()
             self.streaming = None
+        if self.experts is not None:
+            self.experts.halt()
+            self.experts = None

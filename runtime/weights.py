@@ -12,7 +12,7 @@ from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.memory import Arena
 from headrace.offload.pieces import Piece
-from headrace.placing import Placed, PlacedGroups, padded16, streamable, wrong_in
+from headrace.placing import Placed, PlacedGroups, PlacedMatrix, padded16, streamable, wrong_in
 from headrace.rows import raw_rows, read_vector, row_ranges, tile_raw
 from headrace.share import share
 from headrace.sparse import gqs
@@ -79,13 +79,15 @@ class Weights:
         kept: pieces to keep of the matrices that are cut; None: keep everything whole. Matrices
             that cannot be streamed are kept whole in any case.
         stack: of the matrices that are stacks of blocks; `keep_blocks` loads them.
+        experts: whether those of mixtures are kept, too.
     """
 
     def __init__(
         self, model: ModelFile, decoder: Decoder, placed: Sequence[Placed],
-        kept: Sequence[Piece] | None = None, stack: Stack | None = None,
+        kept: Sequence[Piece] | None = None, stack: Stack | None = None, experts: bool = True,
     ) -> None:  # fmt: skip
         self._model = model
+        self._experts = experts
         self.stack = stack
         self._blocks = None if stack is None else StackMemory(stack)
         self.placed = {p.matrix.name: p for p in placed}
@@ -105,7 +107,9 @@ class Weights:
         runs = [
             (name, 0, padded16(p.matrix.rows) // TILE_ROWS)
             for name, p in self.placed.items()
-            if (kept is None or not streamable(p)) and not (by_row and name == embedding)
+            if (kept is None or not streamable(p))
+            and not (by_row and name == embedding)
+            and (self._experts or not (isinstance(p, PlacedMatrix) and p.expert))
         ]
         return runs + [(piece.matrix, piece.tile, piece.tiles) for piece in kept or ()]
 
@@ -123,12 +127,12 @@ class Weights:
 
     def change(
         self, kept: Sequence[Piece] | None, cut: Sequence[Piece], reader: TensorReader,
-        addresses: dict[str, int], n_threads: int,
+        addresses: dict[str, int], n_threads: int, experts: bool = True,
     ) -> None:  # fmt: skip
         """Keep other pieces than so far: give memory back, or read what is missing.
 
         Args:
-            kept: as in `__init__`; either fewer or more than before.
+            kept, experts: as in `__init__`; either fewer or more than before.
             cut: all pieces there are.
             reader, addresses, n_threads: to read what is missing, as in `load`.
 
@@ -136,6 +140,7 @@ class Weights:
             ModelFileError: the file cannot be read; what is kept is then as before.
         """
         self._split(cut)
+        self._experts = experts
         now = {place.run for places in self._kept.values() for place in places.values()}
         wanted = self._runs(cut if kept is None else kept)
         embedding = self._decoder.embedding

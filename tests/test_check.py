@@ -32,14 +32,14 @@ def one_by_one(model: Model, ids: list[int], start: int) -> tuple[np.ndarray, np
     for i in range(start, len(ids)):
         model.read_tokens(ids[i : i + 1], i)
         rows.append(model._logits().copy())
-    return np.array(rows), model._programs.cache.view("kv").copy()
+    return np.array(rows), model._programs.kv_cache.view("kv").copy()
 
 
 def at_once(model: Model, ids: list[int], start: int) -> tuple[np.ndarray, np.ndarray]:
     """The same in one chunk."""
     with model._begin():
         rows = model._read_guessed(ids[start:], start)
-    return np.array(rows), model._programs.cache.view("kv").copy()
+    return np.array(rows), model._programs.kv_cache.view("kv").copy()
 
 
 def check(model: Model, prefix: int, tokens: int) -> None:
@@ -47,7 +47,7 @@ def check(model: Model, prefix: int, tokens: int) -> None:
     ids = prompt(model, prefix + tokens)
     results = []
     for read in (one_by_one, at_once):
-        model._programs.cache.view("kv")[:] = 0
+        model._programs.kv_cache.view("kv")[:] = 0
         model.forget()
         if prefix:
             model.read_tokens(ids[:prefix])

@@ -5,8 +5,10 @@ That families compute what transformers does is in test_families.py, kernels in 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,23 +16,27 @@ import pytest
 from test_bad_models import Quant, Spec, key, outcome, tiny
 
 import headrace
+from headrace.compress import compress
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
 from headrace.memory_plan import plan_model
-from headrace.planning import prepare
+from headrace.model import Model
+from headrace.offload import expert_store as store
+from headrace.planning import bounds, prepare
 
 EXPERTS, ACTIVE, INNER, WIDTH = 6, 2, 32, 64
 PARTS = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
+LARGE = {"gate": (512, WIDTH), "up": (512, WIDTH), "down": (WIDTH, 512)}
 IDS = np.random.default_rng(3).integers(3, 80, 40).tolist()
 
 
-def mixture(together: bool = True) -> Spec:
+def mixture(together: bool = True, parts: dict[str, tuple[int, int]] = PARTS) -> Spec:
     """A good model whose layers are mixtures, the experts of a layer together or apart."""
-    spec = tiny(inner=INNER)
+    spec = tiny(inner=parts["gate"][0])
     rng = np.random.default_rng(1)
     spec.set("expert_count", EXPERTS)
     spec.set("expert_used_count", ACTIVE)
     for i in range(2):
-        for part, shape in PARTS.items():
+        for part, shape in parts.items():
             del spec.tensors[f"blk.{i}.ffn_{part}.weight"]
             all_of_them = rng.standard_normal((EXPERTS, *shape)) * (1.5 / shape[1] ** 0.5)
             if together:
@@ -148,3 +154,93 @@ def test_too_many_for_a_token(tmp_path: Path) -> None:
     spec.set("expert_used_count", 17)
     with pytest.raises(UnsupportedError, match="17 experts for a token"):
         headrace.load(spec.write(tmp_path / "m.gguf"))
+
+
+# --- experts that are brought from flash ----------------------------------------------------------
+
+GOLDENS = ("mixtral", "olmoe", "qwen2moe", "qwen3moe")
+FAMILIES = Path(__file__).parent / "data" / "families"
+
+
+def tokens_of(name: str) -> list[int]:
+    with np.load(FAMILIES / f"{name}.npz") as arrays:
+        return arrays["ids"].tolist()
+
+
+def said(model: Model, ids: list[int]) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+    """What a model says of a long text, of short ones, and what it answers."""
+    long = model.logits(ids)
+    short = [model.logits(ids[:n]) for n in (1, 2, 7)]
+    generation = model.generate(ids[:20], max_tokens=24)
+    generation.text()
+    return long, short, generation.ids
+
+
+def same(a: tuple[np.ndarray, list[np.ndarray], list[int]], b: Any) -> bool:
+    pairs = zip([a[0], *a[1]], [b[0], *b[1]], strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs) and a[2] == b[2]
+
+
+@pytest.mark.parametrize("tiled", [False, True], ids=["gguf", "tiled"])
+@pytest.mark.parametrize("name", GOLDENS)
+def test_a_cache_of_any_size_gives_the_same(name: str, tiled: bool, tmp_path: Path) -> None:
+    path, ids = FAMILIES / f"{name}.gguf", tokens_of(name)
+    if tiled:
+        path = compress(path, tmp_path / "m.gguf").path
+    with headrace.load(path, context=128) as model:
+        whole = said(model, ids)
+    least, most = bounds(path, context=128)
+    assert least < most
+    room = prepare(path, context=128, threads=1, target=None).room
+    assert room is not None
+    slots = set()
+    for more in (0, 3 * room.slot_bytes):
+        with headrace.load(path, context=128, memory=least + more) as model:
+            slots.add(model.prepared.slots)
+            assert model.streams
+            assert same(said(model, ids), whole)
+            cache = model._held.experts
+            assert cache is not None and cache.words[store.MISSES] > 0
+    assert slots == {room.least, room.least + 3}
+
+
+def test_memory_may_change_meanwhile(tmp_path: Path) -> None:
+    large = mixture(parts=LARGE).write(tmp_path / "large.gguf")
+    path = compress(large, tmp_path / "m.gguf").path
+    least, most = bounds(path, context=128)
+    with headrace.load(path, context=128) as model:
+        whole = said(model, IDS)
+        assert not model.streams
+    with headrace.load(path, context=128, memory=least) as model:
+        for memory in (most, least + 500_000, most, least):
+            model.memory = memory
+            assert model.streams == (memory < most)
+            assert same(said(model, IDS), whole)
+
+
+@pytest.mark.parametrize("policy", [store.LRU, store.EDGE, store.EDGE_PRINTED])
+def test_policies_change_nothing(policy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, ids = FAMILIES / "olmoe.gguf", tokens_of("olmoe")
+    least, _ = bounds(path, context=128)
+    with headrace.load(path, context=128) as model:
+        whole = said(model, ids)
+    with headrace.load(path, context=128, memory=least) as model:
+        assert model._held.experts is not None
+        model._held.experts.words[store.POLICY] = policy
+        assert same(said(model, ids), whole)
+
+
+def test_a_file_that_is_cut_meanwhile(tmp_path: Path) -> None:
+    path, ids = tmp_path / "m.gguf", tokens_of("qwen3moe")
+    path.write_bytes((FAMILIES / "qwen3moe.gguf").read_bytes())
+    before = path.stat()
+    least, _ = bounds(path, context=128)
+    with headrace.load(path, context=128, memory=least) as model:
+        expected = model.logits(ids)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(ModelFileError, match="changed while it is in use"):
+            model.logits(ids)
+        path.write_bytes(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert np.array_equal(model.logits(ids), expected)

@@ -3,7 +3,11 @@
     python make_synthetic.py 7b-q4_0.gguf --layers 32 --width 4096 --ffn 11008 --heads 32 \
         --kv-heads 32 --vocab 49152 --type q4_0
 
-Llama architecture, untied output head. The vocabulary is synthetic: a byte-level BPE whose merges
+Llama architecture, untied output head; with --experts a mixture whose routing is uniform:
+
+    python make_synthetic.py 8x7b-q4_0.gguf --ffn 14336 --kv-heads 8 --experts 8
+
+The vocabulary is synthetic: a byte-level BPE whose merges
 build every token, so that any text can be tokenised. Rows are quantised as they are written: memory
 stays under 300 MB whatever the size of the file.
 """
@@ -103,6 +107,16 @@ def shapes(a: argparse.Namespace) -> dict[str, tuple[int, ...]]:
             f"blk.{i}.attn_v.weight": (kv, a.width),
             f"blk.{i}.attn_output.weight": (a.width, q),
             f"blk.{i}.ffn_norm.weight": (a.width,),
+        }
+        if a.experts:
+            out |= {
+                f"blk.{i}.ffn_gate_inp.weight": (a.experts, a.width),
+                f"blk.{i}.ffn_gate_exps.weight": (a.experts, a.ffn, a.width),
+                f"blk.{i}.ffn_up_exps.weight": (a.experts, a.ffn, a.width),
+                f"blk.{i}.ffn_down_exps.weight": (a.experts, a.width, a.ffn),
+            }
+            continue
+        out |= {
             f"blk.{i}.ffn_gate.weight": (a.ffn, a.width),
             f"blk.{i}.ffn_up.weight": (a.ffn, a.width),
             f"blk.{i}.ffn_down.weight": (a.width, a.ffn),
@@ -126,6 +140,9 @@ def add_metadata(writer: gguf.GGUFWriter, a: argparse.Namespace) -> None:
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(a.vocab)
+    if a.experts:
+        writer.add_expert_count(a.experts)
+        writer.add_expert_used_count(a.active)
     name = f"MOSTLY_{TYPES[a.type].name}"
     by_name = {"MOSTLY_F32": "ALL_F32"} | {f"MOSTLY_Q{k}_K": f"MOSTLY_Q{k}_K_S" for k in (3, 4, 5)}
     writer.add_file_type(gguf.LlamaFileType[by_name.get(name, name)])
@@ -149,7 +166,7 @@ def write(a: argparse.Namespace) -> None:
     add_metadata(writer, a)
     sizes = {}
     for name, shape in shapes(a).items():
-        t = kind if len(shape) == 2 else f32
+        t = f32 if len(shape) == 1 or "_inp." in name else kind
         weights_in, bytes_in = gguf.GGML_QUANT_SIZES[t]
         if shape[-1] % weights_in:
             raise SystemExit(f"{name} {shape}: rows are no multiple of {t.name}'s {weights_in}")
@@ -164,8 +181,10 @@ def write(a: argparse.Namespace) -> None:
         pad = writer.data_alignment
         file.write(bytes(-file.tell() % pad))
         for name, shape in shapes(a).items():
-            if len(shape) == 2:
-                for chunk in matrix(rng, kind, *shape):
+            if "_inp." in name:  # routers choose all experts equally often
+                file.write(rng.standard_normal(shape, np.float32).data)
+            elif len(shape) > 1:
+                for chunk in matrix(rng, kind, int(np.prod(shape[:-1])), shape[-1]):
                     file.write(chunk.data)
             else:
                 file.write(np.ones(shape, np.float32).data)
@@ -185,6 +204,8 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--type", choices=sorted(TYPES), default="q4_0")
+    parser.add_argument("--experts", type=int, default=0, help="of a mixture, in each layer")
+    parser.add_argument("--active", type=int, default=2, help="experts of a token")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     write(args)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from headrace.kernels import attention, bitstack, execute, experts, prepare, probe
-from headrace.offload import requests
+from headrace.kernels import (
+    attention,
+    bitstack,
+    execute,
+    expert_cache,
+    experts,
+    prepare,
+    probe,
+)
+from headrace.offload import expert_store, requests
 from headrace.sparse import gqs_columns, gqs_kernels, linear
 from headrace.targets.table import Kernel
 
@@ -19,7 +27,9 @@ def kernel_table() -> dict[str, Kernel]:
         *attention.all_kernels(),
         *execute.all_kernels(),
         *experts.all_kernels(),
+        *expert_cache.all_kernels(),
         *probe.all_kernels(),
         *requests.all_kernels(),
+        *expert_store.all_kernels(),
     ]
     return {row.name: row for row in rows}

@@ -80,6 +80,9 @@ class ProgramPlaces:
         """Executables have no experts."""
         raise AssertionError("mixtures of experts are refused")
 
+    def cache(self) -> None:
+        """Nor a cache of them."""
+
     def staging(self, turn: int) -> int:
         """Nothing is streamed."""
         raise AssertionError("an executable has all of its weights in memory")

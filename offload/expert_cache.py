@@ -1,0 +1,355 @@
+"""Memory for some of a model's experts, and native threads that bring the others when asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headrace.errors import HeadraceError
+from headrace.interruptible import persist, undisturbed
+from headrace.loaders.model_file import TensorInfo
+from headrace.memory import Arena, aligned_slots
+from headrace.offload import expert_store as store
+from headrace.offload import requests
+from headrace.offload.files import PAGE, StreamedFile, reader_of
+from headrace.offload.modes import ReadMode
+from headrace.offload.semaphore import Semaphore
+from headrace.offload.window import NAP_PATIENCE, system_functions
+from headrace.targets.table import ENTRY
+
+READ_BYTES = 2 << 20  # at most, at once
+PREDICTED = 16  # ranks for which there is room
+ROWS_BYTES = 512 << 10  # the same of rows that are tiled, for which every reader has a buffer
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertMatrix:
+    """A matrix of an expert, in the file and as kernels read it.
+
+    Attributes:
+        info: where it is.
+        n_bytes: tiled, in memory.
+        tile: address of the kernel that tiles its rows; 0: the file has it tiled.
+        row_bytes, blocks, rows: of raw rows.
+    """
+
+    info: TensorInfo
+    n_bytes: int
+    tile: int = 0
+    row_bytes: int = 0
+    blocks: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    info: TensorInfo
+    start: int  # byte of the tensor
+    n_bytes: int
+    to: int
+    tile: int = 0
+    row_bytes: int = 0
+    blocks: int = 0
+    tiles: int = 0
+
+
+def pages(n_bytes: int) -> int:
+    """Rounded up to whole pages."""
+    return -(-n_bytes // PAGE) * PAGE
+
+
+def slot_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where the matrices of an expert lie in its slot, and the bytes of that."""
+    offsets, total = [], 0
+    for n_bytes in sizes:
+        offsets.append(total)
+        total += pages(n_bytes)
+    return offsets, total
+
+
+def _reads_of(matrix: ExpertMatrix, to: int) -> list[_Read]:
+    if not matrix.tile:
+        return [
+            _Read(matrix.info, at, min(READ_BYTES, matrix.n_bytes - at), to + at)
+            for at in range(0, matrix.n_bytes, READ_BYTES)
+        ]
+    tiles, tile_bytes = -(-matrix.rows // 16), matrix.n_bytes // -(-matrix.rows // 16)
+    at_once = max(1, ROWS_BYTES // (16 * matrix.row_bytes))
+    found = []
+    for tile in range(0, tiles, at_once):
+        n = min(at_once, tiles - tile)
+        rows = min(16 * (tile + n), matrix.rows) - 16 * tile
+        found.append(
+            _Read(
+                matrix.info, 16 * tile * matrix.row_bytes, rows * matrix.row_bytes,
+                to + tile * tile_bytes, matrix.tile, matrix.row_bytes, matrix.blocks, n,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _joined(reads: Sequence[_Read]) -> list[_Read]:
+    """Reads that go on where the one before ends, in the file and in the slot, made one."""
+    found: list[_Read] = []
+    for one in reads:
+        last = found[-1] if found else None
+        if (
+            last is not None
+            and not one.tile
+            and not last.tile
+            and one.info.path == last.info.path
+            and one.info.offset + one.start - last.info.offset - last.start == one.to - last.to
+            and 0 <= one.to - last.to - last.n_bytes < PAGE
+            and one.to + one.n_bytes - last.to <= READ_BYTES
+        ):
+            n_bytes = one.to + one.n_bytes - last.to
+            found[-1] = _Read(last.info, last.start, n_bytes, last.to)
+        else:
+            found.append(one)
+    return found
+
+
+class ExpertCache:
+    """Slots for `n_slots` of a model's experts.
+
+    Args:
+        layers: of each mixture its experts, each as the matrices gate, up and down. Those of a
+            layer take as many bytes each; slots have room for the largest of all.
+        n_slots: how many there is room for.
+        reader: address of the kernel `experts_read`.
+        files: the model's, open; the caller closes them after `close`.
+        policy: one of those of `headrace.offload.expert_store`.
+
+    Raises:
+        BudgetError: the system gives no memory for the slots.
+    """
+
+    def __init__(
+        self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
+        files: Mapping[Path, StreamedFile], policy: int = store.LFU,
+    ) -> None:  # fmt: skip
+        placed = [slot_offsets([m.n_bytes for m in experts[0]]) for experts in layers]
+        self.offsets = np.array([offsets for offsets, _ in placed], np.int64)
+        self.slot_bytes = max(n_bytes for _, n_bytes in placed)
+        self.n_slots = n_slots
+        self.mode: ReadMode | None = None
+        self._files = files
+        self._reader = ENTRY(reader)
+        self._slots = Arena({"slots": n_slots * self.slot_bytes})
+        self._reads: list[_Read] = []
+        n_experts = sum(map(len, layers))
+        self.first = np.cumsum([0, *map(len, layers)]).tolist()
+        self._experts = aligned_slots(n_experts * store.EXPERT_WORDS)
+        table = self._experts.reshape(-1, store.EXPERT_WORDS)
+        for layer, experts in enumerate(layers):
+            for i, expert in enumerate(experts):
+                offsets, _ = placed[layer]
+                some = [r for m, to in zip(expert, offsets, strict=True) for r in _reads_of(m, to)]
+                some = _joined(some)
+                row = table[self.first[layer] + i]
+                row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
+                row[store.LAYER] = layer
+                self._reads += some
+        self._table = aligned_slots(len(self._reads) * store.READ_WORDS)
+        self._places = aligned_slots(n_slots * store.SLOT_WORDS).reshape(-1, store.SLOT_WORDS)
+        self._places[:, store.ADDRESS] = self._slots.base + np.arange(n_slots) * self.slot_bytes
+        self._places[:, store.EXPERT] = -1
+        self._rings = np.zeros((2, store.RING), np.int64)
+        self.words = aligned_slots(store.STORE_WORDS)
+        self.words[store.EXPERTS] = self._experts.ctypes.data
+        self.words[store.SLOTS] = self._places.ctypes.data
+        self.words[store.N_SLOTS] = n_slots
+        self.words[store.READS] = self._table.ctypes.data
+        self.words[store.POLICY] = policy
+        self.words[store.LAYERS] = len(layers)
+        self.words[store.DEMANDS] = self._rings[0].ctypes.data
+        self.words[store.AHEAD] = self._rings[1].ctypes.data
+        self._semaphore: Semaphore | None = None
+        self._threads: list[threading.Thread] = []
+        self._own: list[np.ndarray] = []
+        self._landing: list[Arena] = []
+        # For each rank: expert, how often it was right lately (of 65536), whether it was absent.
+        self.predictions = np.zeros((len(layers), PREDICTED, 4), np.int64)
+        self.predictions[:, :, 1] = 65536
+        self._error: BaseException | None = None
+        self._plainly = reader_of(files)
+        self.mended_reads = 0
+        self.stall_s = 0.0  # that passes have waited for experts
+        # What a native loop writes how long it took to, where nothing else streams.
+        self._span = aligned_slots(requests.WINDOW_SLOTS)
+
+    @property
+    def address(self) -> int:
+        """Of the store, for steps of a plan."""
+        return int(self.words.ctypes.data)
+
+    def predictions_address(self, layer: int) -> int:
+        """Of what is predicted for a layer (`headrace.kernels.expert_cache`)."""
+        return int(self.predictions[layer].ctypes.data)
+
+    def offsets_address(self, layer: int) -> int:
+        """Of where gate, up and down of a layer's experts lie in a slot (int64)."""
+        return int(self.offsets[layer].ctypes.data)
+
+    def _fill_table(self, mode: ReadMode) -> None:
+        """Say how to read."""
+        table = self._table.reshape(-1, store.READ_WORDS)
+        for row, r in zip(table, self._reads, strict=True):
+            file, offset = self._files[r.info.path], r.info.offset + r.start
+            # Reads past the system's cache begin and end with pages, and so must their places.
+            fits = bool(r.tile) or offset % PAGE == 0
+            direct = file.direct if mode.direct and fits else None
+            begin = 0 if direct is None else offset % PAGE
+            need = r.n_bytes + begin
+            row[store.FILE] = file.plain.fileno() if direct is None else direct
+            row[store.OFFSET] = offset - begin
+            row[store.ASK] = need if direct is None else pages(need)
+            row[store.NEED] = need
+            row[store.TO], row[store.TILE] = r.to, r.tile
+            row[store.ROW_BYTES], row[store.BLOCKS] = r.row_bytes, r.blocks
+            row[store.TILES], row[store.BEGIN] = r.tiles, begin
+
+    @property
+    def span_address(self) -> int:
+        """Of a window that nothing streams through, for the native loop."""
+        return int(self._span.ctypes.data)
+
+    def begin(self, mode: ReadMode, cancel: int) -> None:
+        """Begin a pass: readers run until `halt`.
+
+        Args:
+            mode: how files are read.
+            cancel: address of the word that cancels the pass.
+
+        Raises:
+            ModelFileError: a file has changed, or could not be read.
+            HeadraceError: the system gives no thread.
+        """
+        if self._error is not None or mode != self.mode:
+            self.halt()
+        self.words[store.CANCEL] = cancel
+        for file in self._files.values():
+            file.check()
+        if not self._threads:
+            try:
+                undisturbed(lambda: self._start(mode))
+            except RuntimeError as error:
+                raise HeadraceError(
+                    "the system gives no thread to read with: end other programs, or raise the "
+                    "limits of this process (`ulimit -u`, `ulimit -v`)"
+                ) from error
+
+    def end(self, finished: bool, seconds: float, ticks: int = 0) -> None:
+        """End a pass that took so long; `ticks` of it, where a window has counted them.
+
+        Raises:
+            ModelFileError: it stopped because a read failed.
+        """
+        ticks = ticks or int(self._span[requests.SPAN])
+        if ticks > 0:
+            self.stall_s += seconds * int(self.words[store.STALL]) / ticks
+        self.words[store.STALL] = self._span[requests.SPAN] = 0
+        error = self._error
+        if error is not None:
+            self.halt()
+            raise error
+        if finished:
+            for file in self._files.values():
+                file.check()
+
+    def _start(self, mode: ReadMode) -> None:
+        words, system = self.words, system_functions()
+        self.mode = mode
+        self._fill_table(mode)
+        words[[store.LOCK, store.STOP, store.FAILED]] = 0
+        self._semaphore = Semaphore(0)
+        words[store.READ], words[store.NAP] = system.read, system.nap
+        words[store.NAP_FOR], words[store.PATIENCE] = system.nap_for, NAP_PATIENCE
+        words[store.DROP] = system.drop if mode.drop else 0
+        words[store.TAKE], words[store.GIVE] = self._semaphore.take, self._semaphore.give
+        words[store.GIVE_TO] = self._semaphore.handle
+        words[store.READERS] = mode.readers
+        landing = max((r.n_bytes for r in self._reads if r.tile), default=0)
+        self._own, self._error = [], None
+        for i in range(mode.readers):
+            own = aligned_slots(store.OWN_WORDS)
+            own[0], own[store.OWN_READ] = words.ctypes.data, -1
+            if landing:
+                self._landing.append(Arena({"rows": pages(landing) + 2 * PAGE}, huge=False))
+                own[store.OWN_ROWS] = pages(self._landing[-1].base)
+            self._own.append(own)
+            thread = threading.Thread(
+                target=self._serve, args=(own,), name=f"headrace-expert-{i}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _serve(self, own: np.ndarray) -> None:
+        try:
+            while True:
+                self._reader(own.ctypes.data, 0, 1)
+                if own[store.OWN_READ] < 0:
+                    return
+                self._read_again(own)
+        except BaseException as error:
+            if self._error is None:
+                self._error = error
+            self.words[store.FAILED] = 1
+
+    def _read_again(self, own: np.ndarray) -> None:
+        """Read what a native reader could not, or find out why.
+
+        Raises:
+            ModelFileError: the file shrank, or the disk failed.
+        """
+        r = self._reads[int(own[store.OWN_READ])]
+        info = TensorInfo(r.info.name, "I8", (r.n_bytes,), r.info.path, r.info.offset + r.start,
+                          r.n_bytes)  # fmt: skip
+        row = self._table.reshape(-1, store.READ_WORDS)[int(own[store.OWN_READ])]
+        if r.tile:
+            landing = self._landing[next(i for i, one in enumerate(self._own) if one is own)]
+            at = int(own[store.OWN_ROWS]) - landing.base + int(row[store.BEGIN])
+            to = landing.view("rows")[at : at + r.n_bytes]
+        else:
+            expert = self._experts.reshape(-1, store.EXPERT_WORDS)[int(own[store.OWN_EXPERT])]
+            at = int(expert[store.SLOT]) * self.slot_bytes + r.to
+            to = self._slots.view("slots")[at : at + r.n_bytes]
+        self._plainly.readinto(info, 0, to)
+        if self.words[store.READ]:
+            self.mended_reads += 1
+
+    def halt(self) -> None:
+        """End the readers and forget what they have not finished."""
+        if self._semaphore is None:
+            return
+        semaphore, posted = self._semaphore, list[bool]()
+        self.words[store.STOP] = 1
+
+        def stop() -> None:
+            if not posted:
+                posted.append(True)
+                semaphore.post(len(self._threads))
+            for thread in self._threads:
+                thread.join()
+
+        persist(stop, lambda: bool(posted) and not any(t.is_alive() for t in self._threads))
+        self._threads, self._landing = [], []
+        semaphore.close()
+        self._semaphore = None
+        table = self._experts.reshape(-1, store.EXPERT_WORDS)
+        coming = np.flatnonzero(table[:, store.STATE] == store.COMING)
+        self._places[table[coming, store.SLOT], store.EXPERT] = -1
+        table[coming, store.STATE] = store.ABSENT
+        self.words[store.D_BEGIN : store.A_END + 1] = 0
+
+    def expert_bytes(self, number: int) -> np.ndarray | None:
+        """A copy of what a slot has of an expert; None if it is not there."""
+        row = self._experts.reshape(-1, store.EXPERT_WORDS)[number]
+        if row[store.STATE] != store.THERE:
+            return None
+        at = int(row[store.SLOT]) * self.slot_bytes
+        return self._slots.view("slots")[at : at + self.slot_bytes].copy()

@@ -1,0 +1,331 @@
+"""Experts in memory and on flash, as data: what steps of a plan ask for, and native readers bring.
+
+One thread, thread 0 of a team, asks (`want`), evicts and counts; readers only read. Experts are
+numbered layer by layer. Each has a slot from the moment in which it is asked for, so that its
+address is known before its bytes have come. All slots of a store have the same size.
+
+Store (64 words of 8 bytes; words that threads share have cache lines of their own):
+    0 experts, 1 slots, 2 number of slots, 3 reads, 4 policy, 5 layers, 6 ring of demands, 7 ring of
+    reads ahead, 8 lock, 16 readers stop, 24 a read failed for good, 32 function that reads, 33 that
+    drops what was read from the system's cache (0: none), 34 that takes a permit, 35 that gives
+    one, 36 their argument, 37 readers, 38 function that naps, 39 its argument, 40 pauses before a
+    waiting thread naps; under the lock: 41 and 42 begin and end of the ring of demands, 43 and 44
+    of reads ahead; counted by thread 0: 48 clock of uses, 49 uses that waited for nothing, 50 uses
+    that waited for a read ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of
+    those used, 54 dropped before they were read, 55 ticks that thread 0 has waited; 56 address of
+    the word that cancels a job
+Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there), 1 reads that are done, 8 slot,
+    9 first read, 10 reads, 11 next read (under the lock), 12 uses, 13 clock of the last use,
+    14 layer, 15 whether it was asked for ahead and not used since
+Slot (4 words): 0 address, 1 expert (-1: none), 2 clock up to which it must stay
+Read (16 words): 0 file descriptor, 1 offset, 2 bytes to ask for, 3 bytes that must come, 4 where
+    in the slot, 5 kernel that tiles what was read (0: none), then its slots: 6 bytes of a row,
+    7 blocks in a row, 8 tiles; 9 where rows begin in what was read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from headrace.targets.simd import (
+    arg_int,
+    arg_ptr,
+    atomic_add,
+    atomic_get,
+    atomic_put,
+    call_kernel,
+    call_system,
+    int_to_ptr,
+    put_i64,
+    smaller,
+    spin_pause,
+)
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STORE_WORDS, EXPERT_WORDS, SLOT_WORDS, READ_WORDS, RING = 64, 16, 4, 16, 1024
+EXPERTS, SLOTS, N_SLOTS, READS, POLICY, LAYERS, DEMANDS, AHEAD = range(8)
+LOCK, STOP, FAILED = 8, 16, 24
+READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
+D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
+CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL = range(48, 57)
+STATE, DONE = 0, 1
+SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
+ABSENT, COMING, THERE = range(3)
+ADDRESS, EXPERT, STAYS = range(3)
+FILE, OFFSET, ASK, NEED, TO, TILE, ROW_BYTES, BLOCKS, TILES, BEGIN = range(10)
+# A reader's own words.
+OWN_WORDS, OWN_READ, OWN_EXPERT, OWN_ROWS, OWN_TILE = 16, 1, 2, 3, 4
+MOST_READS = 65536  # of an expert
+DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
+LRU, LFU, EDGE, EDGE_PRINTED = range(4)
+
+
+def lock(store: Any) -> None:
+    """Take the lock: for a few dozen instructions at a time."""
+    while atomic_add(store + LOCK * 8, 1) != 0:
+        atomic_add(store + LOCK * 8, -1)
+        spin_pause()
+
+
+def unlock(store: Any) -> None:
+    """Give the lock back."""
+    atomic_add(store + LOCK * 8, -1)
+
+
+def _expert(store: Any, number: Any) -> Any:
+    return arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
+
+
+def _score(store: Any, expert: Any, layer: Any) -> Any:
+    """What an expert is worth keeping while `layer` runs: the least goes first.
+
+    LFU is the same number for all distances. EdgeMoE (2308.14352): uses over the distance to the
+    next use of its layer; as printed there, over the time since the last one.
+    """
+    policy = arg_int(store, POLICY)
+    last = arg_int(expert, LAST)
+    uses = arg_int(expert, USES)
+    value = last
+    if policy == LFU:
+        value = uses * 16777216 + last % 16777216
+    if policy in (EDGE, EDGE_PRINTED):
+        layers = arg_int(store, LAYERS)
+        distance = arg_int(expert, LAYER) - layer
+        if policy == EDGE_PRINTED:
+            distance = layer - arg_int(expert, LAYER)
+        if distance <= 0:
+            distance += layers
+        value = uses * 16777216 // distance
+    return value
+
+
+def _free_slot(store: Any, layer: Any) -> Any:
+    """A slot that is free or may be: of the expert that is worth least; -1: there is none."""
+    slots = arg_ptr(store, SLOTS)
+    experts = arg_ptr(store, EXPERTS)
+    now = arg_int(store, CLOCK)
+    best = -1
+    least = 0
+    n = arg_int(store, N_SLOTS)
+    i = 0
+    while i < n:
+        slot = slots + i * (SLOT_WORDS * 8)
+        number = arg_int(slot, EXPERT)
+        if number < 0:
+            best = i
+            i = n
+        else:
+            expert = experts + number * (EXPERT_WORDS * 8)
+            if arg_int(slot, STAYS) < now and atomic_get(expert) == THERE:
+                score = _score(store, expert, layer)
+                if best < 0 or score < least:
+                    best = i
+                    least = score
+            i += 1
+    return best
+
+
+def _push(store: Any, ring: int, begin: int, number: Any) -> None:
+    """Put an expert behind a ring; under the lock."""
+    end = arg_int(store, begin + 1)
+    put_i64(arg_ptr(store, ring) + end % RING * 8, number)
+    put_i64(store + (begin + 1) * 8, end + 1)
+
+
+def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
+    """Ask for an expert that is not there: 1, or 0 if no slot is free for it.
+
+    One that was asked for ahead is asked for again, in front of all others that were.
+    """
+    expert = arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
+    given = 1
+    if atomic_get(expert) == ABSENT:
+        i = _free_slot(store, layer)
+        if i < 0:
+            given = 0
+        else:
+            slot = arg_ptr(store, SLOTS) + i * (SLOT_WORDS * 8)
+            before = arg_int(slot, EXPERT)
+            if before >= 0:
+                atomic_put(arg_ptr(store, EXPERTS) + before * (EXPERT_WORDS * 8), ABSENT)
+            put_i64(slot + EXPERT * 8, number)
+            put_i64(expert + SLOT * 8, i)
+            put_i64(expert + EARLY * 8, ahead)
+            atomic_put(expert + DONE * 8, 0)
+            atomic_put(expert, COMING)
+            lock(store)
+            put_i64(expert + NEXT_READ * 8, 0)
+            if ahead != 0:
+                _push(store, AHEAD, A_BEGIN, number)
+            else:
+                _push(store, DEMANDS, D_BEGIN, number)
+            unlock(store)
+            if ahead != 0:
+                put_i64(store + ASKED * 8, arg_int(store, ASKED) + 1)
+            _wake(store, arg_int(expert, N_READS))
+    elif ahead == 0 and atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0:
+        lock(store)
+        if arg_int(expert, NEXT_READ) < arg_int(expert, N_READS):
+            _push(store, DEMANDS, D_BEGIN, number)
+        unlock(store)
+    return given
+
+
+def _wake(store: Any, reads: Any) -> None:
+    for _ in range(smaller(reads, arg_int(store, READERS))):
+        call_system(int_to_ptr(arg_int(store, GIVE)), arg_int(store, GIVE_TO), 1, 0, 0)
+
+
+def drop_stale(store: Any, layer: Any) -> None:
+    """Take back what was asked for ahead for `layer`, is not wanted, and not begun to be read."""
+    now = arg_int(store, CLOCK)
+    lock(store)
+    for i in range(arg_int(store, A_BEGIN), arg_int(store, A_END)):
+        number = arg_int(arg_ptr(store, AHEAD) + i % RING * 8, 0)
+        expert = arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
+        slot = arg_ptr(store, SLOTS) + arg_int(expert, SLOT) * (SLOT_WORDS * 8)
+        if (
+            arg_int(expert, LAYER) == layer
+            and atomic_get(expert) == COMING
+            and arg_int(expert, EARLY) != 0
+            and arg_int(expert, NEXT_READ) == 0
+            and arg_int(slot, STAYS) < now
+        ):
+            put_i64(expert + NEXT_READ * 8, arg_int(expert, N_READS))
+            atomic_put(expert, ABSENT)
+            put_i64(slot + EXPERT * 8, -1)
+            put_i64(store + DROPPED * 8, arg_int(store, DROPPED) + 1)
+    unlock(store)
+
+
+def _next(store: Any, begin: int, ring: int) -> Any:
+    """The next read of the experts in a ring: -1: there is none. Under the lock."""
+    found = -1
+    going = True
+    while going:
+        at = arg_int(store, begin)
+        going = at < arg_int(store, begin + 1)
+        if going:
+            number = arg_int(arg_ptr(store, ring) + at % RING * 8, 0)
+            expert = arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
+            n = arg_int(expert, NEXT_READ)
+            if n < arg_int(expert, N_READS):
+                put_i64(expert + NEXT_READ * 8, n + 1)
+                found = number * MOST_READS + n
+                going = False
+            else:
+                put_i64(store + begin * 8, at + 1)
+    return found
+
+
+def read(own: Any, thread: Any, n_threads: Any) -> None:
+    """A reader: bring experts until told to stop, or until the system does not give what is wanted.
+
+    Slots: 0 store, 1 number of the read that failed (-1: none), which the caller may have made
+    since: then it goes on behind it, 2 its expert, 3 a buffer for rows that are to be tiled,
+    4..8 the argument block of the kernel that tiles them.
+    """
+    store = arg_ptr(own, 0)
+    take = arg_int(store, TAKE)
+    read_address = arg_int(store, READ)
+    drop = arg_int(store, DROP)
+    made = arg_int(own, OWN_READ) >= 0
+    going = True
+    while going:
+        if not made:
+            # It fails where a signal comes: then there is just nothing to do.
+            call_system(int_to_ptr(take), arg_int(store, GIVE_TO), -1, 0, 0)
+        busy = atomic_get(store + STOP * 8) == 0
+        going = busy
+        while busy:
+            if not made:
+                lock(store)
+                found = _next(store, D_BEGIN, DEMANDS)
+                if found < 0:
+                    found = _next(store, A_BEGIN, AHEAD)
+                unlock(store)
+                busy = found >= 0 and atomic_get(store + STOP * 8) == 0
+                if busy:
+                    number = found // MOST_READS
+                    first = arg_int(_expert(store, number), FIRST_READ)
+                    put_i64(own + OWN_EXPERT * 8, number)
+                    put_i64(own + OWN_READ * 8, first + found % MOST_READS)
+            if busy:
+                expert = _expert(store, arg_int(own, OWN_EXPERT))
+                entry = arg_ptr(store, READS) + arg_int(own, OWN_READ) * (READ_WORDS * 8)
+                slot = arg_ptr(store, SLOTS) + arg_int(expert, SLOT) * (SLOT_WORDS * 8)
+                to = arg_int(slot, ADDRESS) + arg_int(entry, TO)
+                tile = arg_int(entry, TILE)
+                address = to
+                if tile != 0:
+                    address = arg_int(own, OWN_ROWS)
+                need = arg_int(entry, NEED)
+                at = 0
+                while at < need and busy and not made:
+                    got = 0
+                    if read_address != 0:
+                        got = call_system(
+                            int_to_ptr(read_address), arg_int(entry, FILE), address + at,
+                            arg_int(entry, ASK) - at, arg_int(entry, OFFSET) + at,
+                        )  # fmt: skip
+                    if got <= 0:
+                        busy = False
+                        going = False
+                    else:
+                        at += got
+                made = False
+                if busy:
+                    if drop != 0:
+                        call_system(
+                            int_to_ptr(drop), arg_int(entry, FILE), arg_int(entry, OFFSET),
+                            arg_int(entry, ASK), DONT_NEED,
+                        )  # fmt: skip
+                    if tile != 0:
+                        put_i64(own + OWN_TILE * 8, address + arg_int(entry, BEGIN))
+                        put_i64(own + (OWN_TILE + 1) * 8, arg_int(entry, ROW_BYTES))
+                        put_i64(own + (OWN_TILE + 2) * 8, to)
+                        put_i64(own + (OWN_TILE + 3) * 8, arg_int(entry, BLOCKS))
+                        put_i64(own + (OWN_TILE + 4) * 8, arg_int(entry, TILES))
+                        call_kernel(int_to_ptr(tile), own + OWN_TILE * 8, 0, 1)
+                    put_i64(own + OWN_READ * 8, -1)
+                    if atomic_add(expert + DONE * 8, 1) == arg_int(expert, N_READS) - 1:
+                        atomic_put(expert, THERE)
+
+
+def nap(store: Any, spins: Any) -> None:
+    """Wait a moment; longer once somebody has waited for long."""
+    spin_pause()
+    if spins >= arg_int(store, PATIENCE) and arg_int(store, NAP) != 0:
+        call_system(int_to_ptr(arg_int(store, NAP)), arg_int(store, NAP_FOR), 0, 0, 0)
+
+
+def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """It needs files and threads: tests/test_expert_cache.py runs it on real ones."""
+    return iter(())
+
+
+def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
+    return fn
+
+
+def kernel() -> Kernel:
+    """The row of the reader."""
+    return Kernel(
+        "experts_read", partial(_for_every_target, read), (__name__,), _no_cases, __name__
+    )
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of this module."""
+    return [kernel()]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

@@ -1,0 +1,98 @@
+"""Experts of a mixture that are brought from flash: what they take, and what passes will read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from headrace.families.decoder import Decoder
+from headrace.offload.budget import ExpertRoom
+from headrace.offload.expert_cache import (
+    READ_BYTES,
+    ROWS_BYTES,
+    ExpertCache,
+    ExpertMatrix,
+    pages,
+    slot_offsets,
+)
+from headrace.offload.files import PAGE, StreamedFile
+from headrace.offload.modes import MODES
+from headrace.offload.window import Read
+from headrace.placing import Placed, PlacedMatrix, cacheable
+from headrace.plan import mixtures
+
+SAMPLED = 256  # matrices of experts that show how fast flash is
+
+
+def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
+    """What a cache of a decoder's experts takes; None: there are none, or they cannot have one."""
+    if not cacheable(placed):
+        return None
+    by_name = {p.matrix.name: p for p in placed}
+    routed = mixtures(decoder)
+    layers = [[by_name[m.name] for m in one.each[0].matrices()] for one in routed]
+    slot = max(slot_offsets([p.n_bytes for p in matrices])[1] for matrices in layers)
+    readers = max(mode.readers for mode in MODES)
+    raw = [p for matrices in layers for p in matrices if not _straight(p)]
+    rows = (max(ROWS_BYTES, 16 * p.info.n_bytes // p.matrix.rows) for p in raw)
+    largest = max((min(n, p.info.n_bytes) for n, p in zip(rows, raw, strict=True)), default=0)
+    landing = pages(largest) + 2 * PAGE if raw else 0
+    return ExpertRoom(
+        slot_bytes=slot,
+        # A token's experts, and as many that are on their way.
+        least=2 * max(one.active for one in routed),
+        count=sum(len(one.each) for one in routed),
+        beside=readers * landing,
+        n_bytes=sum(p.n_bytes for p in placed if isinstance(p, PlacedMatrix) and p.expert),
+    )
+
+
+def expected_bytes(decoder: Decoder, room: ExpertRoom, slots: int, n_tokens: int) -> int:
+    """Bytes that a pass over so many tokens reads, were all experts chosen equally often."""
+    uses = sum(
+        len(one.each) * (1 - (1 - one.active / len(one.each)) ** n_tokens)
+        for one in mixtures(decoder)
+    )
+    return int(uses * (1 - slots / room.count) * room.slot_bytes)
+
+
+def _straight(placed: Placed) -> bool:
+    return isinstance(placed, PlacedMatrix) and placed.straight
+
+
+def _matrix(placed: Placed, addresses: Mapping[str, int]) -> ExpertMatrix:
+    assert isinstance(placed, PlacedMatrix)
+    if placed.straight:
+        return ExpertMatrix(placed.info, placed.n_bytes)
+    m, fmt = placed.matrix, placed.format
+    return ExpertMatrix(
+        placed.info, placed.n_bytes, addresses[f"tile_{fmt.name}"], placed.info.n_bytes // m.rows,
+        m.columns // fmt.block, m.rows,
+    )  # fmt: skip
+
+
+def cache_of(
+    decoder: Decoder, placed: Mapping[str, Placed], slots: int, addresses: Mapping[str, int],
+    files: Mapping[Path, StreamedFile],
+) -> ExpertCache:  # fmt: skip
+    """A cache of so many slots for a decoder's experts.
+
+    Raises:
+        BudgetError: the system gives no memory for it.
+    """
+    layers = [
+        [[_matrix(placed[m.name], addresses) for m in one.matrices()] for one in routed.each]
+        for routed in mixtures(decoder)
+    ]
+    return ExpertCache(layers, slots, addresses["experts_read"], files)
+
+
+def sample_reads(placed: Sequence[Placed]) -> tuple[list[Read], int]:
+    """Some of the reads that bring experts, far from each other, and room for the largest."""
+    experts = [p for p in placed if isinstance(p, PlacedMatrix) and p.expert]
+    reads = []
+    for p in experts[:: max(1, len(experts) // SAMPLED)]:
+        for start in range(0, p.info.n_bytes, READ_BYTES):
+            n_bytes = min(READ_BYTES, p.info.n_bytes - start)
+            reads.append(Read(p.info.path, p.info.name, p.info.offset + start, n_bytes))
+    return reads, pages(max(read.n_bytes for read in reads)) + PAGE

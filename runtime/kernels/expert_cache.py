@@ -1,0 +1,326 @@
+"""Steps of mixtures whose experts are brought from flash: see `headrace.offload.expert_store`.
+
+They stand where `headrace.kernels.experts` writes addresses out of a directory: what comes out is
+the same, as a step waits for the true expert, and sums are formed in the order of the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from headrace.kernels.experts import FIRST, LEFT, LOWEST, MATRICES, NEXT, TOKENS, VISITS
+from headrace.offload import expert_store
+from headrace.offload.expert_store import (
+    ABSENT,
+    ADDRESS,
+    CANCEL,
+    CLOCK,
+    EARLY,
+    EXPERT_WORDS,
+    EXPERTS,
+    FAILED,
+    HITS,
+    LAST,
+    LATE,
+    MISSES,
+    SLOT,
+    SLOT_WORDS,
+    SLOTS,
+    STALL,
+    STAYS,
+    THERE,
+    USED,
+    USES,
+    drop_stale,
+    nap,
+    want,
+)
+from headrace.targets.simd import (
+    arg_int,
+    arg_ptr,
+    atomic_get,
+    atomic_put,
+    clock,
+    get_f32,
+    get_i64,
+    int_to_ptr,
+    put_f32,
+    put_i64,
+)
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PER_CHOICE = MATRICES + 2  # slots that `claim` writes for each choice
+SURE = 65536  # a prediction that was always right
+PREDICTION_WORDS = 4  # expert, how sure, whether it was not there
+
+
+def _expert(store: Any, number: Any) -> Any:
+    return arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
+
+
+def _slot(store: Any, expert: Any) -> Any:
+    return arg_ptr(store, SLOTS) + arg_int(expert, SLOT) * (SLOT_WORDS * 8)
+
+
+def _count(store: Any, word: int) -> None:
+    put_i64(store + word * 8, arg_int(store, word) + 1)
+
+
+def _use(store: Any, expert: Any, now: Any) -> None:
+    """Count a use, and what it found."""
+    state = atomic_get(expert)
+    if state == THERE:
+        _count(store, HITS)
+    elif state == ABSENT:
+        _count(store, MISSES)
+    else:
+        _count(store, LATE)
+    if state != ABSENT and arg_int(expert, EARLY) != 0:
+        _count(store, USED)
+    put_i64(expert + USES * 8, arg_int(expert, USES) + 1)
+    put_i64(expert + LAST * 8, now)
+
+
+def _cancelled(store: Any) -> Any:
+    """Whether the job is cancelled; it is where a read has failed for good."""
+    if atomic_get(store + FAILED * 8) != 0:
+        atomic_put(arg_ptr(store, CANCEL), 1)
+    return atomic_get(arg_ptr(store, CANCEL)) != 0
+
+
+def _demand(store: Any, number: Any, layer: Any) -> None:
+    """Ask until a slot is free; what is on its way frees one sooner or later."""
+    spins = 0
+    waiting = want(store, number, layer, 0) == 0
+    while waiting:
+        nap(store, spins)
+        spins += 1
+        waiting = not _cancelled(store) and want(store, number, layer, 0) == 0
+
+
+def claim(args: Any, thread: Any, n_threads: Any) -> None:
+    """Have the experts of the only token brought, those first that are there; thread 0 does it.
+
+    Slots: 0 store, 1 chosen experts (int64), 2 active, 3 number of the layer's first expert,
+    4 layer, 5 table of `PER_CHOICE` addresses for each choice, in the order of visits: they get
+    the addresses of gate, up, down, of the row of outputs, and of the expert to wait for; 6 where
+    gate, up and down lie in a slot (int64), 7 outputs, 8 bytes of a row,
+    9 predictions (`PREDICTION_WORDS` for each rank; 0: none), 10 their number.
+    """
+    if thread == 0:
+        store = arg_ptr(args, 0)
+        chosen = arg_ptr(args, 1)
+        active = arg_int(args, 2)
+        base = arg_int(args, 3)
+        layer = arg_int(args, 4)
+        table = arg_ptr(args, 5)
+        now = arg_int(store, CLOCK) + 1
+        put_i64(store + CLOCK * 8, now)
+        for k in range(active):
+            expert = _expert(store, base + get_i64(chosen + k * 8))
+            _use(store, expert, now)
+            if atomic_get(expert) != ABSENT:
+                put_i64(_slot(store, expert) + STAYS * 8, now)
+        if arg_int(args, 9) != 0:
+            _judge(arg_ptr(args, 9), arg_int(args, 10), chosen, active)
+        visit = 0
+        for turn in range(2):  # those that are there, then the others
+            for k in range(active):
+                number = base + get_i64(chosen + k * 8)
+                expert = _expert(store, number)
+                there = atomic_get(expert) == THERE
+                mine = arg_int(expert, LAST) == now
+                if mine and (there or turn == 1):
+                    if not there:
+                        _demand(store, number, layer)
+                    slot = _slot(store, expert)
+                    put_i64(slot + STAYS * 8, now)
+                    put_i64(expert + EARLY * 8, 0)
+                    put_i64(expert + LAST * 8, -now)  # it has its visit
+                    address = arg_int(slot, ADDRESS)
+                    to = table + visit * (PER_CHOICE * 8)
+                    for m in range(MATRICES):
+                        offset = get_i64(arg_ptr(args, 6) + m * 8)
+                        put_i64(int_to_ptr(get_i64(to + m * 8)), address + offset)
+                    row = arg_int(args, 7) + k * arg_int(args, 8)
+                    put_i64(int_to_ptr(get_i64(to + MATRICES * 8)), row)
+                    number_at = int_to_ptr(get_i64(to + (MATRICES + 1) * 8))
+                    put_i64(number_at, number)
+                    visit += 1
+        for k in range(active):
+            expert = _expert(store, base + get_i64(chosen + k * 8))
+            put_i64(expert + LAST * 8, now)
+        drop_stale(store, layer)
+
+
+def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
+    """Wait until an expert is there, or the job is cancelled; every thread does.
+
+    Slots: 0 store, 1 number of the expert.
+    """
+    store = arg_ptr(args, 0)
+    expert = _expert(store, arg_int(args, 1))
+    if atomic_get(expert) != THERE:
+        began = clock()
+        spins = 0
+        waiting = True
+        while waiting:
+            nap(store, spins)
+            spins += 1
+            waiting = atomic_get(expert) != THERE and not _cancelled(store)
+        if thread == 0:
+            put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
+
+
+def visit(args: Any, thread: Any, n_threads: Any) -> None:
+    """Take up the next visit of a chunk: of an expert that is there, if one is; thread 0 does it.
+
+    Slots: 0 visits, 1 store, 2 table of `MATRICES` addresses, which get the expert's weights,
+    3 number of the layer's first expert, 4 layer, 5 where gate, up and down lie in a slot (int64).
+    """
+    if thread == 0:
+        visits = arg_ptr(args, 0)
+        store = arg_ptr(args, 1)
+        base = arg_int(args, 3)
+        layer = arg_int(args, 4)
+        done = get_i64(visits + NEXT * 8)
+        left = get_i64(visits + LEFT * 8)
+        now = arg_int(store, CLOCK)
+        if done == 0:
+            now += 1
+            put_i64(store + CLOCK * 8, now)
+            for i in range(left):
+                expert = _expert(store, base + get_i64(visits + (VISITS + 3 * i) * 8))
+                _use(store, expert, now)
+                if atomic_get(expert) != ABSENT:
+                    put_i64(_slot(store, expert) + STAYS * 8, now)
+            drop_stale(store, layer)
+        else:
+            last = visits + (VISITS + 3 * (done - 1)) * 8
+            put_i64(_slot(store, _expert(store, base + get_i64(last))) + STAYS * 8, now - 1)
+        began = clock()
+        spins = 0
+        found = -1
+        while found < 0:
+            room = True  # until no slot is free before a visit is over
+            for i in range(done, done + left):
+                number = base + get_i64(visits + (VISITS + 3 * i) * 8)
+                expert = _expert(store, number)
+                if atomic_get(expert) == THERE:
+                    if found < 0:
+                        found = i
+                elif room:
+                    room = want(store, number, layer, 0) != 0
+                    if room:
+                        put_i64(_slot(store, expert) + STAYS * 8, now)
+            if found < 0:
+                nap(store, spins)
+                spins += 1
+                if _cancelled(store):
+                    found = done
+        if spins > 0:
+            put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
+        here = visits + (VISITS + 3 * found) * 8
+        there = visits + (VISITS + 3 * done) * 8
+        for w in range(3):
+            value = get_i64(here + w * 8)
+            put_i64(here + w * 8, get_i64(there + w * 8))
+            put_i64(there + w * 8, value)
+        expert = _expert(store, base + get_i64(there))
+        put_i64(expert + EARLY * 8, 0)
+        address = arg_int(_slot(store, expert), ADDRESS)
+        for m in range(MATRICES):
+            to = int_to_ptr(get_i64(arg_ptr(args, 2) + m * 8))
+            put_i64(to, address + get_i64(arg_ptr(args, 5) + m * 8))
+        put_i64(visits + TOKENS * 8, get_i64(there + 8))
+        put_i64(visits + FIRST * 8, get_i64(there + 16))
+        put_i64(visits + NEXT * 8, done + 1)
+        put_i64(visits + LEFT * 8, left - 1)
+
+
+def predict(args: Any, thread: Any, n_threads: Any) -> None:
+    """Ask ahead for the experts that a layer will choose, by what its router says already.
+
+    Thread 0 does it. A rank is asked for as long as it has been right often enough.
+    Slots: 0 store, 1 logits (float32 [experts]; overwritten), 2 experts, 3 predictions
+    (`PREDICTION_WORDS` for each rank), 4 their number, 5 number of the layer's first expert,
+    6 layer, 7 how sure a rank must be, of `SURE`.
+    """
+    if thread == 0:
+        store = arg_ptr(args, 0)
+        row = arg_ptr(args, 1)
+        base = arg_int(args, 5)
+        layer = arg_int(args, 6)
+        now = arg_int(store, CLOCK)
+        for rank in range(arg_int(args, 4)):
+            best = 0
+            high = LOWEST
+            for e in range(arg_int(args, 2)):
+                logit = get_f32(row + e * 4)
+                if logit > high:
+                    high = logit
+                    best = e
+            put_f32(row + best * 4, LOWEST)
+            entry = arg_ptr(args, 3) + rank * (PREDICTION_WORDS * 8)
+            expert = _expert(store, base + best)
+            absent = atomic_get(expert) == ABSENT
+            put_i64(entry, best)
+            put_i64(entry + 16, 1 if absent else 0)
+            if absent and get_i64(entry + 8) >= arg_int(args, 7):
+                absent = want(store, base + best, layer, 1) == 0
+            if not absent:
+                put_i64(_slot(store, expert) + STAYS * 8, now)
+
+
+def _judge(predictions: Any, n: Any, chosen: Any, active: Any) -> None:
+    """Remember how often each rank is right about what is not there; what is long ago fades."""
+    for rank in range(n):
+        entry = predictions + rank * (PREDICTION_WORDS * 8)
+        if get_i64(entry + 16) != 0:
+            put_i64(entry + 16, 0)
+            right = 0
+            for k in range(active):
+                if get_i64(chosen + k * 8) == get_i64(entry):
+                    right = SURE
+            sure = get_i64(entry + 8)
+            put_i64(entry + 8, sure + (right - sure) // 32)
+
+
+def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """They need a store and its readers: tests/test_expert_cache.py runs them with real ones."""
+    return iter(())
+
+
+def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
+    return fn
+
+
+def kernels() -> dict[str, Kernel]:
+    """The rows by operation."""
+    steps = {"claim": claim, "await": await_expert, "visit": visit, "predict": predict}
+    return {
+        name: Kernel(
+            f"experts_{name}",
+            partial(_for_every_target, fn),
+            (__name__, expert_store.__name__, "headrace.kernels.experts"),
+            _no_cases,
+            __name__,
+        )
+        for name, fn in steps.items()
+    }
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of this module."""
+    return list(kernels().values())
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

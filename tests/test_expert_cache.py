@@ -1,0 +1,198 @@
+"""The cache of experts with real files and real readers: the true bytes, whatever is asked when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.kernels import expert_cache as steps
+from headrace.kernels import experts as plain
+from headrace.kernels.invoke import argument_block
+from headrace.loaders.model_file import TensorInfo
+from headrace.offload import expert_store as store
+from headrace.offload.expert_cache import ExpertCache, ExpertMatrix, pages
+from headrace.offload.files import close_all, open_streamed, stamp_of
+from headrace.offload.modes import MODES, ReadMode
+from headrace.targets.cache import KernelStore
+from headrace.targets.host import pick_target
+from headrace.targets.table import ENTRY
+
+LAYERS, EXPERTS, ACTIVE = 5, 8, 2
+SIZES = (5000, 5000, 4096)
+
+
+class Harness:
+    """A store over a file of random bytes, driven as a plan would, by one thread."""
+
+    def __init__(self, path: Path, n_slots: int, policy: int, mode: ReadMode, aligned: bool):
+        rng = np.random.default_rng(0)
+        self.rng = rng
+        at, chunks, layers = 0, [], []
+        self.content: dict[int, list[np.ndarray]] = {}
+        for layer in range(LAYERS):
+            layers.append([])
+            for e in range(EXPERTS):
+                matrices = []
+                for part, size in enumerate(SIZES):
+                    data = rng.integers(0, 256, size).astype(np.uint8)
+                    info = TensorInfo(f"{layer}.{e}.{part}", "I8", (size,), path, at, size)
+                    matrices.append(ExpertMatrix(info, size))
+                    self.content.setdefault(layer * EXPERTS + e, []).append(data)
+                    padding = pages(size) - size if aligned else 3
+                    chunks += [data.tobytes(), bytes(padding)]
+                    at += size + padding
+                layers[-1].append(matrices)
+        path.write_bytes(b"".join(chunks))
+        self.files = open_streamed({path: stamp_of(path)})
+        rows = [store.kernel(), *steps.all_kernels()]
+        self.kernels = KernelStore(pick_target(None), 1)  # they go with it
+        addresses = self.kernels.load(rows)
+        self.entry = {k.name: ENTRY(addresses[k.name]) for k in rows}
+        self.cache = ExpertCache(layers, n_slots, addresses["experts_read"], self.files, policy)
+        self.mode = mode
+        self.cancel = np.zeros(1, np.int64)
+
+    def call(self, kernel: str, slots: list) -> None:
+        block = argument_block(slots)
+        self.entry[kernel](block.ctypes.data, 0, 1)
+
+    def begin(self) -> None:
+        self.cache.begin(self.mode, self.cancel.ctypes.data)
+
+    def close(self) -> None:
+        self.cache.halt()
+        close_all(self.files.values())
+
+    def token(self, layer: int, chosen: list[int], ahead: list[float] | None = None) -> None:
+        """One layer of one token: claim, wait, look; then what is predicted for the next one."""
+        wanted = np.array(chosen, np.int64)
+        written = np.zeros((ACTIVE, steps.PER_CHOICE), np.int64)
+        table = written.ctypes.data + 8 * np.arange(written.size)
+        self.call("experts_claim", [
+            self.cache.words, wanted, ACTIVE, self.cache.first[layer], layer, table,
+            self.cache.offsets[layer], 1000, 64, 0, 0,
+        ])  # fmt: skip
+        assert sorted((written[:, 3] - 1000) // 64) == list(range(ACTIVE))
+        for row in written:
+            number = int(row[4])
+            assert chosen[(int(row[3]) - 1000) // 64] == number - self.cache.first[layer]
+            if ahead is not None:
+                self.predict((layer + 1) % LAYERS, ahead)
+            self.call("experts_await", [self.cache.words, number])
+            assert not self.cancel[0]
+            self.check(number, row[:3])
+
+    def predict(self, layer: int, logits: list[float]) -> None:
+        row = np.array(logits, np.float32)
+        sure = np.full((2, steps.PREDICTION_WORDS), steps.SURE, np.int64)
+        self.call("experts_predict", [
+            self.cache.words, row, EXPERTS, sure, 2, self.cache.first[layer], layer,
+            steps.SURE // 2,
+        ])  # fmt: skip
+
+    def check(self, number: int, addresses: np.ndarray) -> None:
+        found = self.cache.expert_bytes(number)
+        assert found is not None
+        for data, at, address in zip(
+            self.content[number], self.cache.offsets[number // EXPERTS], addresses, strict=True
+        ):
+            assert np.array_equal(found[at : at + data.size], data), number
+            assert (int(address) - int(at)) % 64 == 0
+
+
+MODES_HERE = [pytest.param(mode, id=f"{mode.readers}-{'direct' if mode.direct else 'plain'}")
+              for mode in MODES]  # fmt: skip
+
+
+@pytest.fixture(params=MODES_HERE)
+def mode(request: pytest.FixtureRequest) -> ReadMode:
+    return request.param
+
+
+@pytest.fixture(params=[(5, True), (12, True), (40, True)], ids=["few", "some", "all"])
+def harness(request: pytest.FixtureRequest, tmp_path: Path, mode: ReadMode) -> Iterator[Harness]:
+    n_slots, aligned = request.param
+    for policy in (store.LFU,):
+        made = Harness(tmp_path / "experts", n_slots, policy, mode, aligned)
+        if mode.direct and any(f.direct is None for f in made.files.values()):
+            pytest.skip("no direct reads here")
+        made.begin()
+        yield made
+        made.close()
+
+
+def test_tokens_get_their_experts(harness: Harness) -> None:
+    for _ in range(40):
+        for layer in range(LAYERS):
+            chosen = harness.rng.permutation(EXPERTS)[:ACTIVE].tolist()
+            ahead = harness.rng.standard_normal(EXPERTS).tolist()
+            harness.token(layer, chosen, ahead)
+    words = harness.cache.words
+    uses = words[store.HITS] + words[store.LATE] + words[store.MISSES]
+    assert uses == 40 * LAYERS * ACTIVE
+    assert words[store.ASKED] >= words[store.USED]
+    if harness.cache.n_slots == LAYERS * EXPERTS:
+        assert words[store.MISSES] + words[store.ASKED] - words[store.DROPPED] <= LAYERS * EXPERTS
+
+
+def test_chunks_visit_every_expert_once(harness: Harness) -> None:
+    for turn in range(6):
+        for layer in range(LAYERS):
+            some = np.flatnonzero(harness.rng.random(EXPERTS) < 0.7).tolist() or [turn]
+            visits = np.zeros(plain.visit_words(EXPERTS), np.int64)
+            visits[plain.LEFT] = len(some)
+            for i, e in enumerate(some):
+                at = plain.VISITS + 3 * i
+                visits[at : at + 3] = (e, 10 + e, 100 + e)
+            written = np.zeros(3, np.int64)
+            table = written.ctypes.data + 8 * np.arange(3)
+            seen = []
+            while visits[plain.LEFT]:
+                harness.call("experts_visit", [
+                    visits, harness.cache.words, table, harness.cache.first[layer], layer,
+                    harness.cache.offsets[layer],
+                ])  # fmt: skip
+                e = int(visits[plain.TOKENS]) - 10
+                assert visits[plain.FIRST] == 100 + e
+                seen.append(e)
+                harness.check(harness.cache.first[layer] + e, written)
+            assert sorted(seen) == some
+
+
+@pytest.mark.parametrize("policy", [store.LRU, store.LFU, store.EDGE, store.EDGE_PRINTED])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_policies_and_places(tmp_path: Path, policy: int, aligned: bool) -> None:
+    plainly = next(mode for mode in MODES if not mode.direct)
+    harness = Harness(tmp_path / "experts", 9, policy, plainly, aligned)
+    harness.begin()
+    try:
+        for _ in range(20):
+            for layer in range(LAYERS):
+                harness.token(layer, harness.rng.permutation(EXPERTS)[:ACTIVE].tolist())
+        assert harness.cache.words[store.HITS] > 0
+        harness.cache.halt()  # what is there stays
+        harness.begin()
+        harness.token(0, [3, 4])
+    finally:
+        harness.close()
+
+
+def test_a_file_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
+    plainly = next(mode for mode in MODES if not mode.direct)
+    harness = Harness(tmp_path / "experts", 9, store.LFU, plainly, True)
+    harness.begin()
+    (tmp_path / "experts").write_bytes(b"")
+    written = np.zeros((ACTIVE, steps.PER_CHOICE), np.int64)
+    table = written.ctypes.data + 8 * np.arange(written.size)
+    harness.call("experts_claim", [
+        harness.cache.words, np.array([1, 2], np.int64), ACTIVE, 0, 0, table,
+        harness.cache.offsets[0], 1000, 64, 0, 0,
+    ])  # fmt: skip
+    harness.call("experts_await", [harness.cache.words, int(written[0, 4])])
+    assert harness.cancel[0]
+    with pytest.raises(Exception, match="experts"):
+        harness.cache.end(False, 1.0)
+    harness.close()
