@@ -20,36 +20,22 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from headrace.calibration import LayerInputs
 from headrace.families import describe
 from headrace.loaders.tiled import open_model
+from headrace.rounding import Inputs
 from headrace.sparse import gqs
-from headrace.sparse.gptq import inverse_factor
+from headrace.sparse.gptq import gptq, inverse_factor
 from headrace.sparse.gqs_pruning import Hessian, refit
 from headrace.sparse.pattern import loss, stays
 from headrace.sparse.registry import FORMATS
 from headrace.team import default_threads
 
-
-class Rival(NamedTuple):
-    """How weights are left out and rounded: `single`: a share of those of each row; else none."""
-
-    name: str
-    single: bool
-    fitted: bool
-    bits: int
-    group: int
-
-
-RIVALS = (
-    Rival("2 bits, groups of 128", False, False, 2, 128),
-    Rival("single weights, 4 bits", True, False, 4, 32),
-    Rival("single weights fitted, 4 bits", True, True, 4, 32),
-)
+RIVALS = ("2 bits, groups of 128", "single weights, by size", "single weights, fitted")
 PATTERNS = {name: fmt for name, fmt in FORMATS.items() if fmt.pattern is not None}
 
 
@@ -63,21 +49,33 @@ def headrace(*arguments: str) -> dict[str, Any]:
     return printed
 
 
-def rounded(w: np.ndarray, stay: np.ndarray, bits: int, group: int) -> np.ndarray:
-    """To nearest, with the range of what stays in each group of a row; the rest is zero."""
-    most, out = 2**bits - 1, np.zeros_like(w)
-    for at in range(0, w.shape[1], group):
-        x, keep = w[:, at : at + group], stay[:, at : at + group]
-        low = np.where(keep, x, np.inf).min(axis=1, keepdims=True)
-        high = np.where(keep, x, -np.inf).max(axis=1, keepdims=True)
-        step = np.where(high > low, (high - low) / most, 1)
-        zero = np.where(np.isfinite(low), np.rint(-low / step), 0)
-        codes = np.clip(np.rint(x / step) + zero, 0, most)
-        out[:, at : at + group] = np.where(keep, (codes - zero) * step, 0)
+def in_2_bits(w: np.ndarray) -> np.ndarray:
+    """To nearest, with the range of each 128 weights of a row."""
+    out = np.empty_like(w)
+    for at in range(0, w.shape[1], 128):
+        x = w[:, at : at + 128]
+        low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+        step = np.where(high > low, (high - low) / 3, 1)
+        zero = np.rint(-low / step)
+        out[:, at : at + 128] = (np.clip(np.rint(x / step) + zero, 0, 3) - zero) * step
     return out
 
 
-def write(rival: Rival, source: Path, to: Path, inputs: LayerInputs, rate: float) -> float:
+def single(w: np.ndarray, inputs: Inputs, rate: float, fitted: bool) -> np.ndarray:
+    """A share of the weights of each row left out, the others in `i4_g32`."""
+    fmt, n = FORMATS["i4_g32"], w.shape[1]
+    grid, left = fmt.grid, round(w.shape[1] * (1 - rate))
+    assert grid is not None
+    if not fitted:
+        w = np.where(stays(np.abs(w), left, n), w, np.float32(0))
+        return fmt.decode(grid.round(w, grid.fit(w, None)))
+    hessian = Hessian(inputs.h, inverse_factor(inputs.h))
+    stay = stays(loss(w, hessian), left, n)
+    best = refit(w, stay, hessian.h)
+    return fmt.decode(gptq(best, grid, hessian.upper, inputs.importance, stay))
+
+
+def write(rival: str, source: Path, to: Path, inputs: LayerInputs, rate: float) -> float:
     """Write a rival; bits of each of its weights."""
     shutil.copy(source, to)
     model = open_model(source)
@@ -89,16 +87,10 @@ def write(rival: Rival, source: Path, to: Path, inputs: LayerInputs, rate: float
                 continue  # embedding and head
             info = model.tensors[matrix.name]
             w = model.read(info).view(np.float16).astype(np.float32).reshape(info.shape)
-            n, stay = w.shape[1], np.ones(w.shape, bool)
-            if rival.single:
-                hessian = Hessian(found.h, inverse_factor(found.h))
-                size = loss(w, hessian) if rival.fitted else np.abs(w)
-                stay = stays(size, round(n * (1 - rate)), n)
-                if rival.fitted:
-                    w = refit(w, stay, hessian.h)
+            w = in_2_bits(w) if rival == RIVALS[0] else single(w, found, rate, rival == RIVALS[2])
             file.seek(info.offset)
-            file.write(rounded(w, stay, rival.bits, rival.group).astype(np.float16).tobytes())
-    return rival.bits + 32 / rival.group - (rival.bits * rate - 1 if rival.single else 0)
+            file.write(w.astype(np.float16).tobytes())
+    return 2.25 if rival == RIVALS[0] else 1 + 4 * (1 - rate) + 0.5
 
 
 def models(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float, Path]]:
@@ -121,7 +113,7 @@ def models(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float,
         of = LayerInputs(model, decoder, text, args.calibrate_tokens, threads, None)
         with of as inputs:
             bits = write(rival, args.model, path, inputs, args.sparsity)
-        yield rival.name, bits, path
+        yield rival, bits, path
 
 
 def main() -> None:
