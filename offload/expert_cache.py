@@ -57,6 +57,46 @@ class _Read:
     tiles: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """What a cache has been asked for since it was made.
+
+    Attributes:
+        hits: uses of experts that were there.
+        late: uses that waited for an expert that had been asked for ahead.
+        misses: uses that asked for an expert themselves.
+        ahead: experts that were asked for ahead; `useful` of them were used.
+        taken_back: of those that were not, before they were read.
+        slot_bytes: of an expert.
+    """
+
+    hits: int = 0
+    late: int = 0
+    misses: int = 0
+    ahead: int = 0
+    useful: int = 0
+    taken_back: int = 0
+    slot_bytes: int = 0
+
+    def since(self, before: ExpertCounts) -> ExpertCounts:
+        """What has come since then."""
+        return ExpertCounts(
+            self.hits - before.hits, self.late - before.late, self.misses - before.misses,
+            self.ahead - before.ahead, self.useful - before.useful,
+            self.taken_back - before.taken_back, self.slot_bytes,
+        )  # fmt: skip
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of uses that waited for nothing."""
+        return self.hits / max(1, self.hits + self.late + self.misses)
+
+    @property
+    def wasted_bytes(self) -> int:
+        """That were read ahead for nothing, or have not been used yet."""
+        return (self.ahead - self.useful - self.taken_back) * self.slot_bytes
+
+
 def pages(n_bytes: int) -> int:
     """Rounded up to whole pages."""
     return -(-n_bytes // PAGE) * PAGE
@@ -212,6 +252,15 @@ class ExpertCache:
             row[store.TO], row[store.TILE] = r.to, r.tile
             row[store.ROW_BYTES], row[store.BLOCKS] = r.row_bytes, r.blocks
             row[store.TILES], row[store.BEGIN] = r.tiles, begin
+
+    @property
+    def counts(self) -> ExpertCounts:
+        """What it has been asked for."""
+        words: list[int] = self.words.tolist()
+        return ExpertCounts(
+            words[store.HITS], words[store.LATE], words[store.MISSES], words[store.ASKED],
+            words[store.USED], words[store.DROPPED], self.slot_bytes,
+        )  # fmt: skip
 
     @property
     def span_address(self) -> int:

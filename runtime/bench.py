@@ -21,6 +21,7 @@ from headrace.machine import (
     remember_read_bandwidth,
 )
 from headrace.model import Model
+from headrace.offload.expert_cache import ExpertCounts
 from headrace.peak import peak_rss_bytes
 from headrace.planning import kernel_store, prepare
 from headrace.prediction import Passes
@@ -70,6 +71,7 @@ def bench(
         random = np.random.default_rng(0)
         first_token_s = _first_token(loaded, random)
         prefill, decode, stalls = [], [], []
+        counts = list[ExpertCounts]()
         for run in range(runs + 1):
             if progress is not None:
                 progress(run, runs + 1, "measuring")
@@ -81,9 +83,10 @@ def bench(
             else:
                 loaded.forget()
             ids = _ids(loaded, random, new_tokens)
-            waited = loaded.stall_s
+            waited, before = loaded.stall_s, loaded.expert_counts or ExpertCounts()
             decode.append(_timed(partial(_one_by_one, loaded, ids, start)))
             stalls.append(loaded.stall_s - waited)
+            counts.append((loaded.expert_counts or ExpertCounts()).since(before))
         # Before the bandwidth's large buffer: this is what the model itself took.
         peak = peak_rss_bytes()
         plan = loaded.plan
@@ -136,6 +139,7 @@ def bench(
             ),
             "stall_s": stalls[best],
             "stall_share": stalls[best] / decode[best],
+            **_of_experts(loaded, counts[best]),
             "expanded_bytes": sum(e["bytes"] - e["file_bytes"] for e in plan.expanded),
             "weights_bytes": plan.weights,
             "kv_cache_bytes": plan.kv_cache,
@@ -144,6 +148,20 @@ def bench(
             "load_s": load_s,
             "first_token_s": first_token_s,
         }
+
+
+def _of_experts(model: Model, counts: ExpertCounts) -> dict[str, Any]:
+    if model.expert_counts is None:
+        return {}
+    return {
+        "experts_in_memory": model.prepared.slots,
+        "expert_hit_rate": counts.hit_rate,
+        "expert_hits": counts.hits,
+        "expert_late": counts.late,
+        "expert_misses": counts.misses,
+        "expert_ahead_useful_bytes": counts.useful * counts.slot_bytes,
+        "expert_ahead_wasted_bytes": counts.wasted_bytes,
+    }
 
 
 def _bandwidth(model: Model) -> float | None:

@@ -32,6 +32,7 @@ from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.memory import give_back_heap
 from headrace.memory_plan import MemoryPlan
+from headrace.offload.expert_cache import ExpertCounts
 from headrace.offload.pieces import Residency
 from headrace.pace import PassTimes
 from headrace.placing import Activations
@@ -237,6 +238,11 @@ class Model:
         streaming, experts = self._held.streaming, self._held.experts
         found = 0.0 if streaming is None else streaming.window.flow.stall_s
         return found if experts is None else found + experts.stall_s
+
+    @property
+    def expert_counts(self) -> ExpertCounts | None:
+        """What experts were found in memory; None: all are there, or there are none."""
+        return None if self._held.experts is None else self._held.experts.counts
 
     @property
     def kernel_store(self) -> Kernels:
