@@ -78,7 +78,7 @@ def recipes(
             raise UnsupportedError(f"{what}; there is: {known}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
-    gridded = [name for name, fmt in FORMATS.items() if fmt.grid is not None]
+    gridded = [name for name, fmt in FORMATS.items() if fmt.searched]
     if method != "rtn" and format not in (*gridded, *GROUP_FORMATS, *ADAPTIVE):
         those = ", ".join(sorted([*gridded, *GROUP_FORMATS, *ADAPTIVE]))
         raise UnsupportedError(
@@ -131,7 +131,7 @@ def _recipe(placed: Placed, name: str, method: Method, sparsity: float) -> Recip
     if fmt is placed.format:
         return Recipe(placed)
     dense = PlacedMatrix(matrix, placed.info, fmt)
-    how: Method = "rtn" if fmt.grid is None else method
+    how: Method = method if fmt.searched else "rtn"
     return Recipe(dense, how, None if fmt.name == name else name)
 
 
