@@ -182,7 +182,10 @@ def write(a: argparse.Namespace) -> None:
         file.write(bytes(-file.tell() % pad))
         for name, shape in shapes(a).items():
             if "_inp." in name:  # routers choose all experts equally often
-                file.write(rng.standard_normal(shape, np.float32).data)
+                # Random codes are not zero on average, which all hidden states come to share:
+                # a router that sees it sends every token to the same experts.
+                router = rng.standard_normal(shape, np.float32)
+                file.write((router - router.mean(axis=1, keepdims=True)).data)
             elif len(shape) > 1:
                 for chunk in matrix(rng, kind, int(np.prod(shape[:-1])), shape[-1]):
                     file.write(chunk.data)
