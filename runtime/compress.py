@@ -31,6 +31,7 @@ from headrace.loaders.tiled import (
     Entry,
     build_header,
     format_name,
+    layout_key,
     open_model,
     tiled_type,
 )
@@ -85,8 +86,7 @@ class _Options:
     ends: str | None
     method: str
     calibrate: str | None  # SHA-256 of the text
-    calibrate_tokens: int
-    evaluate: bool
+    calibrate_tokens: int | None  # None: there is no text
     sparsity: float | None
 
 
@@ -177,11 +177,11 @@ def compress(
         )
     rate = SPARSITY if sparsity is None else float(sparsity)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
+    whole("calibrate_tokens", calibrate_tokens, low=1)
     options = _Options(
         format, ends, chosen,
         None if calibrate is None else text_digest(calibrate),
-        whole("calibrate_tokens", calibrate_tokens, low=1),
-        evaluate is not None,
+        None if calibrate is None else calibrate_tokens,
         rate if format in GROUP_FORMATS else None,
     )  # fmt: skip
     whole("evaluate_tokens", evaluate_tokens, low=1)
@@ -224,7 +224,7 @@ def compress(
                 )  # fmt: skip
             price = write_stack(
                 path, target, rank=rank, inputs=of, n_threads=n_threads, room=room,
-                key=_key(model, options, b""), measure=try_blocks, price=measure, progress=progress,
+                key=_key(model, options), measure=try_blocks, price=measure, progress=progress,
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
@@ -234,6 +234,7 @@ def compress(
     mine = [one for one in sources if isinstance(one, Recipe)]
     tag = {} if evaluate is None else price_keys(None)
     header, places, size = build_header(model, entries, tag)
+    key = f"{_key(model, options)} {layout_key(model, entries, size)}"
     said = remarks(mine)
     say = notice or (lambda line: None)
     for line in said:
@@ -241,10 +242,9 @@ def compress(
     price = None
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(PartialFile(target, _key(model, options, header), size))
+            file = stack.enter_context(PartialFile(target, key, size))
             _check_room(target, size, file)
-            if file.done or file.other:
-                say(_about(file, len(entries)))
+            file.tell(say, len(entries), f"tensors that {file.path} has")
             file.write(0, header)
             reader = stack.enter_context(TensorReader())
             inputs = None
@@ -301,17 +301,10 @@ def _check_room(target: Path, size: int, file: PartialFile) -> None:
         )
 
 
-def _about(file: PartialFile, tensors: int) -> str:
-    if file.other:
-        return f"{file.path} was of another source or other options: it is begun anew"
-    return f"going on after {file.done} of {tensors} tensors that {file.path} has"
-
-
-def _key(model: ModelFile, options: _Options, header: bytes) -> str:
-    """What decides the bytes: sources as they are now, options, and what is made of metadata."""
+def _key(model: ModelFile, options: _Options) -> str:
+    """What decides the bytes but for the header: sources as they are now, and options."""
     stamps = [(str(path.resolve()), *stamp_of(path)) for path in model.paths]
-    told = [stamps, asdict(options), hashlib.sha256(header).hexdigest()]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([stamps, asdict(options)]).encode()).hexdigest()
 
 
 def _entries(

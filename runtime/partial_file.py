@@ -103,6 +103,13 @@ class PartialFile:
                     with contextlib.suppress(OSError):
                         os.unlink(path)
 
+    def tell(self, notice: Callable[[str], None], total: int, what: str) -> None:
+        """Say what was found when it was opened: how much of `total`, or that it is lost."""
+        if self.other:
+            notice(f"{self.path} was of another source or other options: it is begun anew")
+        elif self.done:
+            notice(f"going on after {self.done:,} of {total:,} {what}")
+
     @property
     def size_so_far(self) -> int:
         """Bytes that it takes on the disk already, and more are not wanted for."""

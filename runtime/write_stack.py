@@ -18,7 +18,14 @@ from headrace.families.decoder import Decoder, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
-from headrace.loaders.tiled import Entry, build_header, format_name, open_model, tiled_type
+from headrace.loaders.tiled import (
+    Entry,
+    build_header,
+    format_name,
+    layout_key,
+    open_model,
+    tiled_type,
+)
 from headrace.partial_file import PartialFile
 from headrace.placing import PlacedMatrix, dense, place
 from headrace.price import price_keys
@@ -70,7 +77,7 @@ def write_stack(
             order of a pass. Without it all inputs count the same.
         n_threads: that decompose, a matrix each.
         room: bytes that this may take; None: no limit.
-        key: all that decides the bytes, but for rank and levels.
+        key: all that decides the blocks, but for rank and levels.
         measure: called with a complete file and one for what it finds, as
             `headrace.stack_order.measure_blocks` has it.
         price: called with the complete file and numbers of levels; what it gives stands in the
@@ -109,41 +116,39 @@ def write_stack(
             reader = stack.enter_context(TensorReader())
             waiting = target.with_name(f"{target.name}.blocks")
             spill = stack.enter_context(PartialFile(waiting, key, blocks.offsets[-1]))
-            if spill.done:
-                notice(f"going on after {spill.done} of {len(stacked)} matrices")
+            spill.tell(notice, len(stacked), "matrices")
             blocks.make(reader, spill, inputs, n_threads, room, progress)
             tag = {} if price is None else price_keys(None, priced)
 
-            def layout(losses: Floats | None) -> tuple[_Layout, bytes, int]:
+            def layout(losses: Floats | None) -> tuple[_Layout, bytes]:
                 order = blocks.in_order(spill, losses)
                 entries, sources = _entries(model, decoder, placed, order, blocks.rank)
                 header, places, size = build_header(model, entries, tag)
-                return _Layout(entries, sources, places), header, size
+                laid = f"{key} {layout_key(model, entries, size)}"
+                return _Layout(entries, sources, places, laid, size), header
 
             losses = None
             if measure is not None and levels > 1:
-                key += " measured"
                 count = (levels - 1) * len(stacked)
                 waiting = target.with_name(f"{target.name}.losses")
-                kept = stack.enter_context(PartialFile(waiting, key, 8 * count))
-                if kept.done:
-                    notice(f"going on after {kept.done} of {count:,} blocks that were tried")
+                kept = stack.enter_context(PartialFile(waiting, f"{key} measured", 8 * count))
+                kept.tell(notice, count, "blocks that were tried")
                 if kept.done < count:  # in a file in the order that needs no measuring
-                    made, header, size = layout(None)
+                    made, header = layout(None)
                     trial = target.with_name(f"{target.name}.trial")
-                    with PartialFile(trial, key, size) as file:
+                    with PartialFile(trial, made.key, made.size) as file:
                         made.write(file, header, reader, spill, progress)
                         measure(file.path, kept)
                 found_losses = np.frombuffer(kept.read(0, 8 * count))
                 losses = found_losses.reshape(levels - 1, len(stacked))
-            made, header, size = layout(losses)
-            entries = made.entries
-            file = stack.enter_context(PartialFile(target, key, size))
+            made, header = layout(losses)
+            file = stack.enter_context(PartialFile(target, made.key, made.size))
+            file.tell(notice, len(made.entries), f"tensors that {file.path} has")
             made.write(file, header, reader, spill, progress)
             if price is not None:
                 found = price(file.path, priced)
-                header, _, whole_size = build_header(model, entries, price_keys(found, priced))
-                if whole_size != size:
+                header, _, whole_size = build_header(model, made.entries, price_keys(found, priced))
+                if whole_size != made.size:
                     raise AssertionError("the price tag has another size than announced")
                 file.write(0, header)
             file.publish(check)
@@ -154,11 +159,18 @@ def write_stack(
 
 @dataclass(frozen=True)
 class _Layout:
-    """The tensors of a file, what they are made of, and where they are."""
+    """The tensors of a file, what they are made of, and where they are.
+
+    Attributes:
+        key: what decides the bytes, but for the price.
+        size: bytes of the file.
+    """
 
     entries: list[Entry]
     sources: list[_Source]
     places: list[int]
+    key: str
+    size: int
 
     def write(
         self, file: PartialFile, header: bytes, reader: TensorReader, spill: PartialFile,

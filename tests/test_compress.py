@@ -301,6 +301,20 @@ def test_other_options_begin_anew(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("before", [{}, {"evaluate": TEXT}])
+def test_a_price_begins_nothing_anew(tmp_path: Path, before: dict[str, Any]) -> None:
+    after = {} if before else {"evaluate": TEXT}
+    path = tmp_path / "m.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        compress(STORIES, path, format="q4_0", progress=_Stop(0.5), **before)
+    said: list[str] = []
+    done = compress(STORIES, path, format="q4_0", notice=said.append, **after)
+    assert said[-1].startswith("going on after") and "anew" not in "".join(said)
+    whole = compress(STORIES, tmp_path / "whole.gguf", format="q4_0", **after)
+    assert path.read_bytes() == whole.path.read_bytes()
+    assert (done.price is None) == (not after)
+
+
 def test_a_damaged_journal_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     for damage in (b"", b"{", b"[1]", b'{"key": 1, "done": 3}', b'{"done": true}'):

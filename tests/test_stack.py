@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -347,9 +348,36 @@ def test_other_options_begin_anew(tmp_path: Path) -> None:
     with pytest.raises(_Stop):
         compress(STORIES, target, format="bitstack", threads=1, progress=stop)
     options = {"calibrate": TEXT, "calibrate_tokens": 256}
-    compress(STORIES, target, format="bitstack", **options)  # type: ignore[arg-type]
+    told: list[str] = []
+    compress(STORIES, target, format="bitstack", notice=told.append, **options)  # type: ignore[arg-type]
+    assert sum("begun anew" in line for line in told) == 1
     compress(STORIES, other, format="bitstack", **options)  # type: ignore[arg-type]
     assert target.read_bytes() == other.read_bytes()
+
+
+def test_a_price_begins_nothing_anew(tmp_path: Path) -> None:
+    """Blocks do not depend on it, nor tensors of the file."""
+    target, wanted = tmp_path / "s.gguf", tmp_path / "wanted.gguf"
+    priced = {"evaluate": TEXT, "evaluate_tokens": 512}
+    write = partial(compress, STORIES, format="bitstack", threads=1)
+
+    def stop(done: int, total: int | None, what: str) -> None:
+        if (what, done) == where:
+            raise _Stop
+
+    where = "decomposing", 5
+    with pytest.raises(_Stop):
+        write(target, progress=stop)
+    where = "windows", 1
+    told: list[str] = []
+    with pytest.raises(_Stop):
+        write(target, progress=stop, notice=told.append, **priced)
+    assert told == ["going on after 5 of 30 matrices"]
+    write(target, notice=told.append)
+    assert told[1] == "going on after 30 of 30 matrices"
+    assert len(told) == 3 and "tensors that" in told[2]
+    write(wanted)
+    assert target.read_bytes() == wanted.read_bytes()
 
 
 def test_the_price_of_levels_stands_in_the_file(tmp_path: Path) -> None:
