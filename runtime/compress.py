@@ -41,7 +41,7 @@ from headrace.partial_file import PartialFile
 from headrace.placing import Placed
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import measure_price, price_keys, price_options, text_digest
+from headrace.price import check_text, measure_price, price_keys, price_options, text_digest
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
@@ -49,6 +49,7 @@ from headrace.rows import read_tiled
 from headrace.sizes import format_size
 from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
+from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
 from headrace.write_stack import STACK, write_stack
@@ -194,12 +195,15 @@ def compress(
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
     if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
+        check_text(model, evaluate, evaluate_tokens)
         shares(path, path, memory, price_options(path, threads))
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
     room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None:
             raise UnsupportedError(f"--format {STACK} takes neither --method nor --ends")
+        if sort == "perplexity" and calibrate is not None:
+            check_sort_text(model, calibrate)
         with ExitStack() as stack:
             of = None
             if calibrate is not None:

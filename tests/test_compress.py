@@ -315,6 +315,25 @@ def test_a_price_begins_nothing_anew(tmp_path: Path, before: dict[str, Any]) -> 
     assert (done.price is None) == (not after)
 
 
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"format": "q4_0", "evaluate": TEXT[:1000]}, "--evaluate"),
+        ({"format": "bitstack", "evaluate": TEXT[:1000]}, "--evaluate"),
+        ({"format": "bitstack", "calibrate": TEXT[:1000], "sort": "perplexity"}, "--sort"),
+    ],
+)
+def test_a_text_is_looked_at_before_the_work(
+    tmp_path: Path, options: dict[str, Any], option: str
+) -> None:
+    def working(done: int, total: int | None, what: str) -> None:
+        raise AssertionError(what)
+
+    with pytest.raises(HeadraceError, match=rf"{option}.* less than one window of 512"):
+        compress(STORIES, tmp_path / "m.gguf", progress=working, **options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_journal_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     for damage in (b"", b"{", b"[1]", b'{"key": 1, "done": 3}', b'{"done": true}'):
