@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -37,7 +36,7 @@ from headrace.loaders.tiled import (
 )
 from headrace.offload.files import stamp_of
 from headrace.pair import shares
-from headrace.partial_file import PartialFile
+from headrace.partial_file import PartialFile, check_disk
 from headrace.placing import Placed
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
@@ -46,7 +45,6 @@ from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
 from headrace.rows import read_tiled
-from headrace.sizes import format_size
 from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.stack_order import check_text as check_sort_text
@@ -247,7 +245,7 @@ def compress(
     try:
         with ExitStack() as stack:
             file = stack.enter_context(PartialFile(target, key, size))
-            _check_room(target, size, file)
+            check_disk(target, {target: size})
             file.tell(say, len(entries), f"tensors that {file.path} has")
             file.write(0, header)
             reader = stack.enter_context(TensorReader())
@@ -293,16 +291,6 @@ def _check_target(target: Path, force: bool) -> None:
     if os.path.lexists(target) and not (force and target.is_file()):
         advice = "use --force to replace it" if target.is_file() else "name another"
         raise HeadraceError(f"{target} exists; {advice}")
-
-
-def _check_room(target: Path, size: int, file: PartialFile) -> None:
-    free = shutil.disk_usage(target.parent).free
-    missing = size - file.size_so_far
-    if free < missing:
-        raise HeadraceError(
-            f"the disk of {target.parent} has {format_size(free)} free, and {target.name} "
-            f"takes {format_size(missing)}; free some space"
-        )
 
 
 def _key(model: ModelFile, options: _Options) -> str:

@@ -70,13 +70,13 @@ class Blocks:
         sizes = (self._bytes(i) for i in range(len(self.stacked)))
         return list(accumulate(sizes, initial=0))
 
-    def in_order(self, file: PartialFile, losses: Floats | None = None) -> list[MadeBlock]:
+    def in_order(self, file: PartialFile | None, losses: Floats | None = None) -> list[MadeBlock]:
         """All blocks, when all are in the file: level by level, those first that are worth most.
 
         The first blocks of all matrices are in the order of a pass.
 
         Args:
-            file: with all blocks.
+            file: with all blocks; None: as if all were worth the same, to know what they take.
             losses: of the model with each block but the first ones, the lower, the better:
                 [levels - 1, matrices], NaN of whole levels that were not measured.
 
@@ -86,7 +86,9 @@ class Blocks:
         made = []
         for i, start in enumerate(self.offsets[:-1]):
             size = self._shape(i).n_bytes
-            gains = np.frombuffer(file.read(start + self.levels * size, 8 * self.levels))
+            gains = np.zeros(self.levels)
+            if file is not None:
+                gains = np.frombuffer(file.read(start + self.levels * size, 8 * self.levels))
             for level, gain in enumerate(gains.tolist()):
                 matrix = self.stacked[i].matrix
                 made.append(MadeBlock(matrix, level, i, start + level * size, size, gain))

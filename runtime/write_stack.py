@@ -26,13 +26,12 @@ from headrace.loaders.tiled import (
     open_model,
     tiled_type,
 )
-from headrace.partial_file import PartialFile
+from headrace.partial_file import PartialFile, check_disk
 from headrace.placing import PlacedMatrix, dense, place
 from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rows import read_tiled
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, rank_for
-from headrace.sparse.format import Floats
 from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name
 
@@ -110,48 +109,61 @@ def write_stack(
     blocks = Blocks(stacked, rank or rank_for(decoder.width), levels)
     key = f"{key} {blocks.rank} {levels}"
     priced = [level for level in PRICED_LEVELS if level < levels] if price is not None else []
+    reserved = {} if price is None else price_keys(None, priced)
     found = None
+
+    def layout(order: list[MadeBlock]) -> tuple[_Layout, bytes]:
+        entries, sources = _entries(model, decoder, placed, order, blocks.rank)
+        header, places, size = build_header(model, entries, reserved)
+        laid = f"{key} {layout_key(model, entries, size)}"
+        return _Layout(entries, sources, places, laid, size), header
+
+    waiting, tried, trial = (
+        target.with_name(f"{target.name}.{what}") for what in ("blocks", "losses", "trial")
+    )
+    count = (levels - 1) * len(stacked)
     try:
         with ExitStack() as stack:
             reader = stack.enter_context(TensorReader())
-            waiting = target.with_name(f"{target.name}.blocks")
             spill = stack.enter_context(PartialFile(waiting, key, blocks.offsets[-1]))
             spill.tell(notice, len(stacked), "matrices")
-            blocks.make(reader, spill, inputs, n_threads, room, progress)
-            tag = {} if price is None else price_keys(None, priced)
-
-            def layout(losses: Floats | None) -> tuple[_Layout, bytes]:
-                order = blocks.in_order(spill, losses)
-                entries, sources = _entries(model, decoder, placed, order, blocks.rank)
-                header, places, size = build_header(model, entries, tag)
-                laid = f"{key} {layout_key(model, entries, size)}"
-                return _Layout(entries, sources, places, laid, size), header
-
-            losses = None
-            if measure is not None and levels > 1:
-                count = (levels - 1) * len(stacked)
-                waiting = target.with_name(f"{target.name}.losses")
-                kept = stack.enter_context(PartialFile(waiting, f"{key} measured", 8 * count))
+            kept = None
+            if measure is not None and count:
+                kept = stack.enter_context(PartialFile(tried, f"{key} measured", 8 * count))
                 kept.tell(notice, count, "blocks that were tried")
-                if kept.done < count:  # in a file in the order that needs no measuring
-                    made, header = layout(None)
-                    trial = target.with_name(f"{target.name}.trial")
-                    with PartialFile(trial, made.key, made.size) as file:
-                        made.write(file, header, reader, spill, progress)
-                        measure(file.path, kept)
-                found_losses = np.frombuffer(kept.read(0, 8 * count))
-                losses = found_losses.reshape(levels - 1, len(stacked))
-            made, header = layout(losses)
-            file = stack.enter_context(PartialFile(target, made.key, made.size))
-            file.tell(notice, len(made.entries), f"tensors that {file.path} has")
-            made.write(file, header, reader, spill, progress)
-            if price is not None:
-                found = price(file.path, priced)
-                header, _, whole_size = build_header(model, made.entries, price_keys(found, priced))
-                if whole_size != made.size:
-                    raise AssertionError("the price tag has another size than announced")
-                file.write(0, header)
-            file.publish(check)
+            size = layout(blocks.in_order(None))[0].size
+            sizes = {target: size, waiting: blocks.offsets[-1]}
+            if kept is not None and kept.done < count:
+                sizes[trial] = size
+            check_disk(target, sizes, " until the order of its blocks is known")
+            try:
+                blocks.make(reader, spill, inputs, n_threads, room, progress)
+                losses = None
+                if measure is not None and kept is not None:
+                    if kept.done < count:  # in a file in the order that needs no measuring
+                        made, header = layout(blocks.in_order(spill))
+                        with PartialFile(trial, made.key, made.size) as file:
+                            made.write(file, header, reader, spill, progress)
+                            measure(file.path, kept)
+                    found_losses = np.frombuffer(kept.read(0, 8 * count))
+                    losses = found_losses.reshape(levels - 1, len(stacked))
+                made, header = layout(blocks.in_order(spill, losses))
+                with PartialFile(target, made.key, made.size) as file:
+                    file.tell(notice, len(made.entries), f"tensors that {file.path} has")
+                    made.write(file, header, reader, spill, progress)
+                    if price is not None:
+                        found = price(file.path, priced)
+                        tag = price_keys(found, priced)
+                        header, _, whole_size = build_header(model, made.entries, tag)
+                        if whole_size != made.size:
+                            raise AssertionError("the price tag has another size than announced")
+                        file.write(0, header)
+                    file.publish(check)
+            except OSError as error:  # as a HeadraceError, so that the parts stay
+                raise HeadraceError(
+                    f"cannot write {target}: {error.strerror or error}; what is decomposed "
+                    "stays in a hidden file beside it, and the same command goes on there"
+                ) from error
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     return found

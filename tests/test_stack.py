@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +17,9 @@ from test_check import check
 import headrace
 from headrace import cli
 from headrace.compare import compare as measure
-from headrace.compress import compress
+from headrace.compress import Sort, compress
 from headrace.description import describe_model
-from headrace.errors import BudgetError, ModelFileError, UnsupportedError
+from headrace.errors import BudgetError, HeadraceError, ModelFileError, UnsupportedError
 from headrace.families import describe
 from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import Entry, build_header, open_model, tiled_type
@@ -378,6 +380,58 @@ def test_a_price_begins_nothing_anew(tmp_path: Path) -> None:
     assert len(told) == 3 and "tensors that" in told[2]
     write(wanted)
     assert target.read_bytes() == wanted.read_bytes()
+
+
+def test_a_disk_that_fills_up_leaves_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, full, real = tmp_path / "s.gguf", list[int](), os.pwrite
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data, at)
+
+    def fill(done: int, total: int | None, what: str) -> None:
+        if what == "writing":
+            full.append(done)
+
+    monkeypatch.setattr("headrace.partial_file.os.pwrite", pwrite)
+    with pytest.raises(HeadraceError, match=r"No space left on device; what is decomposed stays"):
+        compress(STORIES, target, format="bitstack", threads=1, progress=fill)
+    assert len(list(tmp_path.glob(".s.gguf.blocks*"))) == len(list(tmp_path.iterdir())) == 2
+    full.clear()
+    told: list[str] = []
+    compress(STORIES, target, format="bitstack", threads=1, notice=told.append)
+    assert told == ["going on after 30 of 30 matrices"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(("sort", "times"), [("error", 1), ("perplexity", 2)])
+def test_the_disk_is_asked_before_the_work(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sort: Sort, times: int
+) -> None:
+    """It must have room for the blocks, the file, and one to try blocks in."""
+    needed = times * path.stat().st_size + sum(8 + one.info.n_bytes for one in stack(path).blocks)
+    usage = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr("headrace.partial_file.shutil.disk_usage", lambda _: usage)
+
+    def working(done: int, total: int | None, what: str) -> None:
+        raise _Stop
+
+    def measure(path: Path, losses: object) -> None:
+        raise AssertionError("too early")
+
+    write = partial(
+        write_stack, STORIES, tmp_path / "s.gguf", rank=RANK, levels=LEVELS, progress=working,
+        measure=measure if sort == "perplexity" else None,
+    )  # fmt: skip
+    with pytest.raises(HeadraceError, match=r"free, and s.gguf takes .* until the order"):
+        write()
+    assert not list(tmp_path.iterdir())
+    usage.free = needed
+    with pytest.raises(_Stop):
+        write()
 
 
 def test_the_price_of_levels_stands_in_the_file(tmp_path: Path) -> None:
