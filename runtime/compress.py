@@ -47,6 +47,7 @@ from headrace.rounding import Rounder
 from headrace.rows import read_tiled
 from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
+from headrace.stack import refuse_stack
 from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
@@ -192,6 +193,7 @@ def compress(
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
+    refuse_stack(model, decoder)
     if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
         check_text(model, evaluate, evaluate_tokens)
         shares(path, path, memory, price_options(path, threads))

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from headrace.decompose_stack import Blocks, InputsOf, MadeBlock
-from headrace.errors import HeadraceError, UnsupportedError
+from headrace.errors import HeadraceError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
@@ -33,7 +33,7 @@ from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rows import read_tiled
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, rank_for
 from headrace.sparse.registry import FORMATS
-from headrace.stack import block_format, block_name
+from headrace.stack import block_format, block_name, refuse_stack
 
 STACK = "bitstack"  # what it is called among the formats that a file may get
 PRICED_LEVELS = 2, 4, 8  # whose price stands in the file, beside that of all
@@ -102,8 +102,7 @@ def write_stack(
     target = Path(os.path.expanduser(dst))
     model = open_model(resolve(src, progress=progress))
     decoder = describe(model)
-    if block_name(decoder.layers[0].attention.query.name, 0) in model.tensors:
-        raise UnsupportedError("is a stack already: take its source", path=model.paths[0])
+    refuse_stack(model, decoder)
     placed = [dense(p) for p in place(model, decoder, "q8")]
     stacked = tuple(p for p in placed if _stackable(p.matrix, decoder))
     blocks = Blocks(stacked, rank or rank_for(decoder.width), levels)

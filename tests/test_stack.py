@@ -246,6 +246,10 @@ def test_a_stack_is_neither_exported_nor_stacked_again(path: Path, tmp_path: Pat
         export(path, pick_target(), tmp_path / "out")
     with pytest.raises(UnsupportedError, match="a stack already"):
         write_stack(path, tmp_path / "again.gguf")
+    for options in ({}, {"format": "q4_0"}, {"format": "bitstack"}, {"evaluate": TEXT}):
+        with pytest.raises(UnsupportedError, match="a stack already: take its source"):
+            compress(path, tmp_path / "again.gguf", **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_plans_and_listings_know_stacks(path: Path) -> None:
