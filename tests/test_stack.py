@@ -16,6 +16,7 @@ from test_check import check
 
 import headrace
 from headrace import cli
+from headrace.cli_output import show
 from headrace.compare import compare as measure
 from headrace.compress import Sort, compress
 from headrace.description import describe_model
@@ -438,7 +439,9 @@ def test_the_disk_is_asked_before_the_work(
         write()
 
 
-def test_the_price_of_levels_stands_in_the_file(tmp_path: Path) -> None:
+def test_the_price_of_levels_stands_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = compress(
         STORIES, tmp_path / "s.gguf", format="bitstack", calibrate=TEXT, calibrate_tokens=1024,
         evaluate=TEXT, evaluate_tokens=512,
@@ -457,6 +460,12 @@ def test_the_price_of_levels_stands_in_the_file(tmp_path: Path) -> None:
             again = measure(source, model, TEXT, context=512, chunks=1)
             assert again["kl_divergence"] == pytest.approx(one["kl_divergence"], rel=1e-6)
     assert describe_model(path)["price"] == price
+    show(price, False)
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 11  # five facts, and a table of three levels
+    for command in ("plan", "inspect"):
+        assert cli.main([command, str(path)]) == 0
+        assert f"\nprice\n{shown}" in capsys.readouterr().out
 
 
 def load_wide(path: Path) -> Model:
