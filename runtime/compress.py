@@ -18,9 +18,11 @@ from headrace.arguments import whole
 from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
+from headrace.decompose_stack import Blocks
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, tensor_of
+from headrace.least_memory import Need, check_memory
 from headrace.loaders.expert_tensors import whole_name
 from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
@@ -185,7 +187,8 @@ def compress(
         rate if format in GROUP_FORMATS else None,
     )  # fmt: skip
     whole("evaluate_tokens", evaluate_tokens, low=1)
-    limit = limit_of(memory).n_bytes
+    allowed = limit_of(memory)
+    limit = allowed.n_bytes
     target = Path(os.path.expanduser(dst))
     _check_target(target, force)
     path = resolve(src, progress=progress)
@@ -205,12 +208,18 @@ def compress(
         if sort == "perplexity" and calibrate is not None:
             check_sort_text(model, calibrate)
         with ExitStack() as stack:
-            of = None
+            inputs = None
             if calibrate is not None:
                 found = LayerInputs(
                     model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
                 )
-                of = stack.enter_context(found).of
+                inputs = stack.enter_context(found)
+
+            def ready(blocks: Blocks) -> None:
+                needs = blocks.needs(None if inputs is None else inputs.held)
+                needs += [] if inputs is None else inputs.needs()
+                check_memory(allowed, process, needs, 1)
+
             measure = None
             if evaluate is not None:
 
@@ -227,7 +236,8 @@ def compress(
                     progress=progress, notice=notice or (lambda line: None),
                 )  # fmt: skip
             price = write_stack(
-                path, target, rank=rank, inputs=of, n_threads=n_threads, room=room,
+                path, target, rank=rank, inputs=None if inputs is None else inputs.of,
+                n_threads=n_threads, room=room, ready=ready,
                 key=_key(model, options), measure=try_blocks, price=measure, progress=progress,
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
@@ -246,18 +256,19 @@ def compress(
     price = None
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(PartialFile(target, key, size))
-            check_disk(target, {target: size})
-            file.tell(say, len(entries), f"tensors that {file.path} has")
-            file.write(0, header)
-            reader = stack.enter_context(TensorReader())
             inputs = None
             if calibrate is not None:
                 found = LayerInputs(
                     model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
                 )
                 inputs = stack.enter_context(found)
+            reader = stack.enter_context(TensorReader())
             rounder = Rounder(reader, n_threads, room)
+            check_memory(allowed, process, _needs(mine, rounder, inputs), n_threads)
+            file = stack.enter_context(PartialFile(target, key, size))
+            check_disk(target, {target: size})
+            file.tell(say, len(entries), f"tensors that {file.path} has")
+            file.write(0, header)
             for i in range(file.done, len(entries)):
                 write = partial(_write_at, file, places[i])
                 _write_tensor(sources[i], reader, rounder, inputs, write)
@@ -293,6 +304,17 @@ def _check_target(target: Path, force: bool) -> None:
     if os.path.lexists(target) and not (force and target.is_file()):
         advice = "use --force to replace it" if target.is_file() else "name another"
         raise HeadraceError(f"{target} exists; {advice}")
+
+
+def _needs(chosen: list[Recipe], rounder: Rounder, inputs: LayerInputs | None) -> list[Need]:
+    """What the work on each matrix takes, and on the text."""
+    needs = [] if inputs is None else inputs.needs()
+    for recipe in chosen:
+        if recipe.method is not None:
+            name = recipe.placed.matrix.name
+            held = 0 if inputs is None else inputs.held(name)
+            needs.append((name, rounder.least_bytes(recipe, held)))
+    return needs
 
 
 def _key(model: ModelFile, options: _Options) -> str:

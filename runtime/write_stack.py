@@ -54,6 +54,7 @@ def write_stack(
     key: str = "",
     measure: Callable[[Path, PartialFile], None] | None = None,
     price: Callable[[Path, Sequence[int]], dict[str, Any]] | None = None,
+    ready: Callable[[Blocks], object] = lambda blocks: None,
     check: Callable[[], object] = lambda: None,
     progress: Progress | None = None,
     notice: Callable[[str], None] = lambda line: None,
@@ -81,6 +82,7 @@ def write_stack(
             `headrace.stack_order.measure_blocks` has it.
         price: called with the complete file and numbers of levels; what it gives stands in the
             file, see `headrace.price`.
+        ready: called with what is to be made before the work; there is none if it raises something.
         check: called before the file gets its name; it does not if this raises something.
         progress: called with (done, total, what).
         notice: called with a line that the user should know before the wait.
@@ -106,6 +108,7 @@ def write_stack(
     placed = [dense(p) for p in place(model, decoder, "q8")]
     stacked = tuple(p for p in placed if _stackable(p.matrix, decoder))
     blocks = Blocks(stacked, rank or rank_for(decoder.width), levels)
+    ready(blocks)
     key = f"{key} {blocks.rank} {levels}"
     priced = [level for level in PRICED_LEVELS if level < levels] if price is not None else []
     reserved = {} if price is None else price_keys(None, priced)

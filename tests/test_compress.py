@@ -465,3 +465,30 @@ def test_the_least_memory(source: Path, tmp_path: Path) -> None:
     whole = compress(source, tmp_path / "a.gguf", format="q4_0").path
     small = compress(source, tmp_path / "b.gguf", format="q4_0", memory=117_250_000, threads=1)
     assert whole.read_bytes() == small.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "q4_0"},
+        {"format": "q4_0", "calibrate": TEXT},
+        {"format": "gqs_g32", "calibrate": TEXT},
+        {"format": "bitstack"},
+        {"format": "bitstack", "calibrate": TEXT},
+    ],
+)
+def test_the_least_memory_is_named_before_the_work(tmp_path: Path, options: dict[str, Any]) -> None:
+    def working(done: int, total: int | None, what: str) -> None:
+        raise AssertionError(what)
+
+    def refused(memory: int) -> BudgetError:
+        with pytest.raises(BudgetError, match=r"Allow at least 1\d\d MB \(--memory\)") as caught:
+            compress(STORIES, path, memory=memory, progress=working, **fixed, **options)
+        return caught.value
+
+    path = tmp_path / "m.gguf"
+    fixed: dict[str, Any] = {"threads": 2, "calibrate_tokens": 272}
+    least = refused(1).needed_bytes
+    assert refused(least - 1).needed_bytes == least
+    assert not list(tmp_path.iterdir())
+    compress(STORIES, path, memory=least, **fixed, **options)
