@@ -15,7 +15,7 @@ from headrace.recipe import Recipe
 from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sizes import format_size
-from headrace.sparse.format import TILE_ROWS, Floats
+from headrace.sparse.format import TILE_ROWS, Floats, Format
 from headrace.sparse.gptq import gptq, inverse_factor
 from headrace.sparse.gqs_pruning import Hessian, group_costs
 from headrace.sparse.registry import FORMATS
@@ -138,11 +138,8 @@ class Rounder:
         self, wanted: PrunedMatrix, recipe: Recipe, inputs: Inputs | None, write: Write
     ) -> None:
         m = wanted.matrix
-        portion, cost, hessian = _PORTION, None, None
-        if recipe.method == "gptq":
-            if inputs is None:
-                raise AssertionError(f"no statistics of the inputs of {m.name}")
-            hessian = Hessian(inputs.h, self._factors.of(m.name, inputs))
+        portion, cost, hessian = _PORTION, None, self._hessian(recipe, inputs)
+        if hessian is not None:
             cost = group_costs(hessian.upper, wanted.format.group)
             portion = max(portion, _GPTQ_ROWS * m.columns)
         elif recipe.method == "search" and inputs is not None:
@@ -156,6 +153,15 @@ class Rounder:
 
         step = self._step(recipe, portion, inputs)
         prune(wanted, read, step, self._threads, write, cost, hessian)
+
+    def _hessian(self, recipe: Recipe, inputs: Inputs | None) -> Hessian | None:
+        """Of what a matrix reads, if its method takes that."""
+        if recipe.method != "gptq":
+            return None
+        name = recipe.placed.matrix.name
+        if inputs is None:
+            raise AssertionError(f"no statistics of the inputs of {name}")
+        return Hessian(inputs.h, self._factors.of(name, inputs))
 
     def _step(self, recipe: Recipe, portion: int, inputs: Inputs | None) -> int:
         """Rows that a thread takes at a time: equal shares, in whole tiles, for all threads."""
@@ -192,13 +198,8 @@ class Rounder:
         self, placed: PlacedMatrix, recipe: Recipe, inputs: Inputs | None
     ) -> Callable[[Floats], np.ndarray]:
         fmt, info = placed.format, placed.info
-        grid = fmt.grid
         importance = None if inputs is None else inputs.importance
-        factor = None
-        if recipe.method == "gptq":
-            if inputs is None:
-                raise AssertionError(f"no statistics of the inputs of {info.name}")
-            factor = self._factors.of(recipe.placed.matrix.name, inputs)
+        hessian = self._hessian(recipe, inputs)
 
         def encode(x: Floats) -> np.ndarray:
             most = np.abs(x).max(initial=0)  # NaN if there is one
@@ -212,20 +213,32 @@ class Rounder:
                     path=info.path,
                     tensor=info.name,
                 )
-            if recipe.method == "rtn" or grid is None:
+            if recipe.method == "rtn" or not fmt.searched:
                 raw = fmt.encode(x)
             elif not np.isfinite(most):
                 raise ModelFileError(
                     "has weights that are no finite numbers; --method rtn keeps what it can of "
                     "them", path=info.path, tensor=info.name,
                 )  # fmt: skip
-            elif factor is None:
-                raw = grid.round(x, grid.fit(x, importance))
             else:
-                raw = gptq(x, grid, factor, importance)
+                raw = _searched(fmt, x, hessian, importance)
             return raw
 
         return encode
+
+
+def _searched(
+    fmt: Format, x: Floats, hessian: Hessian | None, importance: Floats | None
+) -> np.ndarray:
+    """Raw bytes of a format that is `searched`, by GPTQ if there is a Hessian."""
+    if fmt.pattern is not None:
+        if hessian is None:
+            return fmt.pattern.encode(x, importance)
+        return fmt.pattern.encode_fitted(x, hessian, importance)
+    assert fmt.grid is not None
+    if hessian is None:
+        return fmt.grid.round(x, fmt.grid.fit(x, importance))
+    return gptq(x, fmt.grid, hessian.upper, importance)
 
 
 def too_little(what: str, needed: int, room: int) -> BudgetError:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from headrace.decompose_stack import Blocks, InputsOf, MadeBlock
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
@@ -28,6 +28,7 @@ from headrace.loaders.tiled import (
 )
 from headrace.partial_file import PartialFile, check_disk
 from headrace.placing import PlacedMatrix, dense, place
+from headrace.plan import mixtures
 from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rows import read_tiled
@@ -105,6 +106,11 @@ def write_stack(
     model = open_model(resolve(src, progress=progress))
     decoder = describe(model)
     refuse_stack(model, decoder)
+    if mixtures(decoder):
+        raise UnsupportedError(
+            "a mixture of experts cannot be a stack of blocks; use another --format",
+            path=model.paths[0],
+        )
     placed = [dense(p) for p in place(model, decoder, "q8")]
     stacked = tuple(p for p in placed if _stackable(p.matrix, decoder))
     blocks = Blocks(stacked, rank or rank_for(decoder.width), levels)
