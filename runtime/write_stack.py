@@ -140,9 +140,9 @@ def write_stack(
                 kept = stack.enter_context(PartialFile(tried, f"{key} measured", 8 * count))
                 kept.tell(notice, count, "blocks that were tried")
             size = layout(blocks.in_order(None))[0].size
-            sizes = {target: size, waiting: blocks.offsets[-1]}
-            if kept is not None and kept.done < count:
-                sizes[trial] = size
+            # A trial is gone when the file itself is begun.
+            first = trial if kept is not None and kept.done < count else target
+            sizes = {first: size, waiting: blocks.offsets[-1]}
             check_disk(target, sizes, " until the order of its blocks is known")
             try:
                 blocks.make(reader, spill, inputs, n_threads, room, progress)
