@@ -22,6 +22,7 @@ Which formats exist, and how many bytes a matrix takes in one, is not known here
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import struct
@@ -188,6 +189,17 @@ def build_header(
     header = b"".join((head, *keys, *infos))
     header += bytes(-len(header) % ALIGNMENT)
     return header, [len(header) + offset for offset in offsets], len(header) + at
+
+
+def layout_key(source: ModelFile, entries: Sequence[Entry], size: int) -> str:
+    """What decides a file of `size` bytes but for its tensors' data and `more` of its header.
+
+    Where `more` changes no size, it may be another one: the header is written again in its place.
+
+    Raises:
+        ModelFileError: the source cannot be read again.
+    """
+    return f"{size} {hashlib.sha256(build_header(source, entries)[0]).hexdigest()}"
 
 
 def _copied_keys(source: ModelFile) -> list[bytes]:

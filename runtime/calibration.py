@@ -19,6 +19,7 @@ import numpy as np
 from headrace import plan as plans
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families.decoder import Decoder, Experts, Layer, Matrix
+from headrace.least_memory import Need
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.offload.files import stamp_of
@@ -144,6 +145,20 @@ class LayerInputs:
             self._of_layer = index, self.layer(index)
         return self._of_layer[1][matrix]
 
+    def held(self, matrix: str) -> int:
+        """Bytes of the statistics that are in memory with those of a matrix; 0: it has none."""
+        index = self._index.get(matrix)
+        return 0 if index is None else _bytes_of_layer(self._decoder.layers[index])
+
+    def needs(self) -> list[Need]:
+        """What collecting the statistics takes that are not in the cache."""
+        layers = self._decoder.layers
+        if all(self._cache.has(i) for i in range(len(layers))):
+            return []
+        target = _exact_target()
+        most = max(self._needed(one, target, _bytes_of_layer(one)) for one in layers)
+        return [("calibrating a layer", most)]
+
     def layer(self, index: int) -> dict[str, Inputs]:
         """What the matrices of a layer read, by their names; those that read the same share it.
 
@@ -210,7 +225,7 @@ class LayerInputs:
 
     def _prepare(self) -> tuple[Target, Team]:
         if self._target is None or self._team is None:
-            self._target = replace(pick_target(None), bf16_dot=False)  # float32 throughout
+            self._target = _exact_target()
             needed = plans.kernels_of(self._decoder, self._placed.values(), self._target)
             store = shipped(needed, self._target) or KernelStore(self._target, self._threads)
             self._addresses = store.load(needed, self._progress)
@@ -221,6 +236,17 @@ class LayerInputs:
 
     def _programs(self, layer: Layer, target: Target, taken: int) -> Programs:
         """The programs of a decoder that has this layer only, loaded."""
+        part, placed, shape = self._part(layer)
+        needed = self._needed(layer, target, taken)
+        if self._room is not None and needed > self._room:
+            raise too_little("calibrating a layer", needed, self._room)
+        weights = Weights(self._model, part, placed)
+        with TensorReader() as reader:
+            weights.load(reader, self._addresses, self._threads)
+        return Programs(part, weights, target, self._addresses, shape)
+
+    def _part(self, layer: Layer) -> tuple[Decoder, list[PlacedMatrix], plans.Shape]:
+        """The decoder that has this layer only, its matrices, and how it runs."""
         d = self._decoder
         head, embedding = _cut(d.head), _cut(d.embedding)
         part = replace(d, layers=(layer,), head=head, embedding=embedding, vocabulary=head.rows)
@@ -229,16 +255,14 @@ class LayerInputs:
             whole = self._placed[matrix.name]
             placed.append(whole if whole.matrix == matrix else _cut_placed(whole, matrix))
         window = self._ids.shape[1]
-        shape = plans.Shape(window, window, self._threads)
+        return part, placed, plans.Shape(window, window, self._threads)
+
+    def _needed(self, layer: Layer, target: Target, taken: int) -> int:
+        """Bytes that running a layer takes, with `taken` bytes of statistics."""
+        part, placed, shape = self._part(layer)
         sizes = plans.buffer_sizes(part, placed, target, shape)
-        needed = taken + plans.kv_bytes(part, window) + sum(sizes.values())
-        needed += sum(p.n_bytes for p in placed) + self._threads * _LOADING_BYTES
-        if self._room is not None and needed > self._room:
-            raise too_little("calibrating a layer", needed, self._room)
-        weights = Weights(self._model, part, placed)
-        with TensorReader() as reader:
-            weights.load(reader, self._addresses, self._threads)
-        return Programs(part, weights, target, self._addresses, shape)
+        needed = taken + plans.kv_bytes(part, shape.context) + sum(sizes.values())
+        return needed + sum(p.n_bytes for p in placed) + self._threads * _LOADING_BYTES
 
     # --- hidden states ----------------------------------------------------------------------------
 
@@ -287,8 +311,16 @@ def _key(model: ModelFile, decoder: Decoder, ids: np.ndarray) -> dict[str, Any]:
 
 
 def _bytes_of(decoder: Decoder) -> int:
-    readers = (matrices for layer in decoder.layers for matrices in readers_of(layer))
-    return sum(4 * matrices[0].columns ** 2 for matrices in readers)
+    return sum(map(_bytes_of_layer, decoder.layers))
+
+
+def _bytes_of_layer(layer: Layer) -> int:
+    return sum(4 * matrices[0].columns ** 2 for matrices in readers_of(layer))
+
+
+def _exact_target() -> Target:
+    """This machine, with float32 throughout."""
+    return replace(pick_target(None), bf16_dot=False)
 
 
 def readers_of(layer: Layer) -> list[list[Matrix]]:

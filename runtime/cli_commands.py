@@ -148,7 +148,7 @@ def plan(*, model: str, json: bool, **options: Any) -> int:
     path = model_path(model)
     with progress_bar() as progress:
         found = plan_model(path, progress=progress, **options)
-    show(found.to_dict(), json)
+    _show_with_price(found.to_dict(), json)
     return 0
 
 
@@ -230,7 +230,7 @@ def inspect(*, model: str, json: bool) -> int:
         print_json(facts)
         return 0
     types, metadata = facts.pop("types"), facts.pop("metadata")
-    show(facts, False)
+    _show_with_price(facts, False)
     print("\ntypes")
     table(types)
     print("\nmetadata")
@@ -295,6 +295,18 @@ def pull(*, name: str, file: str | None) -> int:
 _SELF = "self"  # as a draft: `headrace.draft.SELF`
 
 # ---- what they share ----------------------------------------------------------------------------
+
+
+def _show_with_price(values: dict[str, Any], as_json: bool) -> None:
+    """Facts about a model; for people, its price stands below them as `compress` shows it."""
+    if as_json:
+        print_json(values)
+        return
+    price = values.get("price")
+    show({key: value for key, value in values.items() if key != "price"}, False)
+    if price is not None:
+        print("\nprice")
+        show(price, False)
 
 
 def _stdin() -> TextIO:

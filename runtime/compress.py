@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -19,9 +18,11 @@ from headrace.arguments import whole
 from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
+from headrace.decompose_stack import Blocks
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, tensor_of
+from headrace.least_memory import Need, check_memory
 from headrace.loaders.expert_tensors import whole_name
 from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
@@ -31,23 +32,25 @@ from headrace.loaders.tiled import (
     Entry,
     build_header,
     format_name,
+    layout_key,
     open_model,
     tiled_type,
 )
 from headrace.offload.files import stamp_of
 from headrace.pair import shares
-from headrace.partial_file import PartialFile
+from headrace.partial_file import PartialFile, check_disk
 from headrace.placing import Placed
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import measure_price, price_keys, price_options, text_digest
+from headrace.price import check_text, measure_price, price_keys, price_options, text_digest
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
 from headrace.rows import read_tiled
-from headrace.sizes import format_size
 from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
+from headrace.stack import refuse_stack
+from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
 from headrace.write_stack import STACK, write_stack
@@ -85,8 +88,7 @@ class _Options:
     ends: str | None
     method: str
     calibrate: str | None  # SHA-256 of the text
-    calibrate_tokens: int
-    evaluate: bool
+    calibrate_tokens: int | None  # None: there is no text
     sparsity: float | None
 
 
@@ -177,15 +179,16 @@ def compress(
         )
     rate = SPARSITY if sparsity is None else float(sparsity)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
+    whole("calibrate_tokens", calibrate_tokens, low=1)
     options = _Options(
         format, ends, chosen,
         None if calibrate is None else text_digest(calibrate),
-        whole("calibrate_tokens", calibrate_tokens, low=1),
-        evaluate is not None,
+        None if calibrate is None else calibrate_tokens,
         rate if format in GROUP_FORMATS else None,
     )  # fmt: skip
     whole("evaluate_tokens", evaluate_tokens, low=1)
-    limit = limit_of(memory).n_bytes
+    allowed = limit_of(memory)
+    limit = allowed.n_bytes
     target = Path(os.path.expanduser(dst))
     _check_target(target, force)
     path = resolve(src, progress=progress)
@@ -193,20 +196,30 @@ def compress(
     if target.exists() and any(os.path.samefile(path, target) for path in model.paths):
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
+    refuse_stack(model, decoder)
     if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
+        check_text(model, evaluate, evaluate_tokens)
         shares(path, path, memory, price_options(path, threads))
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
     room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None:
             raise UnsupportedError(f"--format {STACK} takes neither --method nor --ends")
+        if sort == "perplexity" and calibrate is not None:
+            check_sort_text(model, calibrate)
         with ExitStack() as stack:
-            of = None
+            inputs = None
             if calibrate is not None:
                 found = LayerInputs(
                     model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
                 )
-                of = stack.enter_context(found).of
+                inputs = stack.enter_context(found)
+
+            def ready(blocks: Blocks) -> None:
+                needs = blocks.needs(None if inputs is None else inputs.held)
+                needs += [] if inputs is None else inputs.needs()
+                check_memory(allowed, process, needs, 1)
+
             measure = None
             if evaluate is not None:
 
@@ -223,8 +236,9 @@ def compress(
                     progress=progress, notice=notice or (lambda line: None),
                 )  # fmt: skip
             price = write_stack(
-                path, target, rank=rank, inputs=of, n_threads=n_threads, room=room,
-                key=_key(model, options, b""), measure=try_blocks, price=measure, progress=progress,
+                path, target, rank=rank, inputs=None if inputs is None else inputs.of,
+                n_threads=n_threads, room=room, ready=ready,
+                key=_key(model, options), measure=try_blocks, price=measure, progress=progress,
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
@@ -234,6 +248,7 @@ def compress(
     mine = [one for one in sources if isinstance(one, Recipe)]
     tag = {} if evaluate is None else price_keys(None)
     header, places, size = build_header(model, entries, tag)
+    key = f"{_key(model, options)} {layout_key(model, entries, size)}"
     said = remarks(mine)
     say = notice or (lambda line: None)
     for line in said:
@@ -241,19 +256,19 @@ def compress(
     price = None
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(PartialFile(target, _key(model, options, header), size))
-            _check_room(target, size, file)
-            if file.done or file.other:
-                say(_about(file, len(entries)))
-            file.write(0, header)
-            reader = stack.enter_context(TensorReader())
             inputs = None
             if calibrate is not None:
                 found = LayerInputs(
                     model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
                 )
                 inputs = stack.enter_context(found)
+            reader = stack.enter_context(TensorReader())
             rounder = Rounder(reader, n_threads, room)
+            check_memory(allowed, process, _needs(mine, rounder, inputs), n_threads)
+            file = stack.enter_context(PartialFile(target, key, size))
+            check_disk(target, {target: size})
+            file.tell(say, len(entries), f"tensors that {file.path} has")
+            file.write(0, header)
             for i in range(file.done, len(entries)):
                 write = partial(_write_at, file, places[i])
                 _write_tensor(sources[i], reader, rounder, inputs, write)
@@ -291,27 +306,21 @@ def _check_target(target: Path, force: bool) -> None:
         raise HeadraceError(f"{target} exists; {advice}")
 
 
-def _check_room(target: Path, size: int, file: PartialFile) -> None:
-    free = shutil.disk_usage(target.parent).free
-    missing = size - file.size_so_far
-    if free < missing:
-        raise HeadraceError(
-            f"the disk of {target.parent} has {format_size(free)} free, and {target.name} "
-            f"takes {format_size(missing)}; free some space"
-        )
+def _needs(chosen: list[Recipe], rounder: Rounder, inputs: LayerInputs | None) -> list[Need]:
+    """What the work on each matrix takes, and on the text."""
+    needs = [] if inputs is None else inputs.needs()
+    for recipe in chosen:
+        if recipe.method is not None:
+            name = recipe.placed.matrix.name
+            held = 0 if inputs is None else inputs.held(name)
+            needs.append((name, rounder.least_bytes(recipe, held)))
+    return needs
 
 
-def _about(file: PartialFile, tensors: int) -> str:
-    if file.other:
-        return f"{file.path} was of another source or other options: it is begun anew"
-    return f"going on after {file.done} of {tensors} tensors that {file.path} has"
-
-
-def _key(model: ModelFile, options: _Options, header: bytes) -> str:
-    """What decides the bytes: sources as they are now, options, and what is made of metadata."""
+def _key(model: ModelFile, options: _Options) -> str:
+    """What decides the bytes but for the header: sources as they are now, and options."""
     stamps = [(str(path.resolve()), *stamp_of(path)) for path in model.paths]
-    told = [stamps, asdict(options), hashlib.sha256(header).hexdigest()]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([stamps, asdict(options)]).encode()).hexdigest()
 
 
 def _entries(

@@ -14,11 +14,12 @@ from itertools import accumulate
 import numpy as np
 
 from headrace.families.decoder import Matrix
+from headrace.least_memory import Need
 from headrace.loaders.gguf import TensorReader
 from headrace.loaders.progress import Progress
 from headrace.partial_file import PartialFile
 from headrace.placing import PlacedMatrix
-from headrace.rounding import Factors, Inputs, too_little
+from headrace.rounding import Factors, Inputs, factor_bytes, too_little
 from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sparse.bitstack import BlockShape, decompose, pack
@@ -70,13 +71,13 @@ class Blocks:
         sizes = (self._bytes(i) for i in range(len(self.stacked)))
         return list(accumulate(sizes, initial=0))
 
-    def in_order(self, file: PartialFile, losses: Floats | None = None) -> list[MadeBlock]:
+    def in_order(self, file: PartialFile | None, losses: Floats | None = None) -> list[MadeBlock]:
         """All blocks, when all are in the file: level by level, those first that are worth most.
 
         The first blocks of all matrices are in the order of a pass.
 
         Args:
-            file: with all blocks.
+            file: with all blocks; None: as if all were worth the same, to know what they take.
             losses: of the model with each block but the first ones, the lower, the better:
                 [levels - 1, matrices], NaN of whole levels that were not measured.
 
@@ -86,7 +87,9 @@ class Blocks:
         made = []
         for i, start in enumerate(self.offsets[:-1]):
             size = self._shape(i).n_bytes
-            gains = np.frombuffer(file.read(start + self.levels * size, 8 * self.levels))
+            gains = np.zeros(self.levels)
+            if file is not None:
+                gains = np.frombuffer(file.read(start + self.levels * size, 8 * self.levels))
             for level, gain in enumerate(gains.tolist()):
                 matrix = self.stacked[i].matrix
                 made.append(MadeBlock(matrix, level, i, start + level * size, size, gain))
@@ -149,13 +152,32 @@ class Blocks:
 
         share(jobs(), work, self._threads(n_threads, room), report)
 
+    def needs(self, held: Callable[[str], int] | None) -> list[Need]:
+        """What each matrix takes at least, on one thread.
+
+        Args:
+            held: bytes of the statistics that are in memory with those of a matrix, by its name;
+                None: there are none.
+        """
+        beside = self._beside()
+        found = []
+        for p in self.stacked:
+            m = p.matrix
+            factor = 0 if held is None else factor_bytes(m.columns, held(m.name))
+            found.append((m.name, max(beside + _work_bytes(m), factor)))
+        return found
+
+    def _beside(self) -> int:
+        """Bytes of the statistics of two inputs, and what is made of them."""
+        most: int = max((p.matrix.columns for p in self.stacked), default=0)
+        return 4 * 4 * most**2
+
     def _threads(self, n_threads: int, room: int | None) -> int:
         """As many as have room, with the statistics of two inputs."""
         if room is None:
             return n_threads
         largest = max(self.stacked, key=lambda p: p.matrix.rows * p.matrix.columns).matrix
-        each = _BYTES_PER_WEIGHT * largest.rows * largest.columns
-        beside = 4 * 4 * max(p.matrix.columns for p in self.stacked) ** 2
+        each, beside = _work_bytes(largest), self._beside()
         if room < beside + each:
             raise too_little(largest.name, beside + each, room)
         return min(n_threads, (room - beside) // each)
@@ -175,3 +197,8 @@ class Blocks:
             after = error(left, h)
             yield pack(block), (before - after) / max(size, 1e-30)
             before = after
+
+
+def _work_bytes(matrix: Matrix) -> int:
+    """What a thread takes that decomposes a matrix."""
+    return _BYTES_PER_WEIGHT * matrix.rows * matrix.columns

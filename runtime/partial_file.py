@@ -11,9 +11,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from headrace.atomic_file import publish, write_whole
 from headrace.errors import HeadraceError
+from headrace.sizes import format_size
 
 _EVERY_S = 1.0  # how often what is complete is made sure of
 
@@ -37,6 +39,12 @@ class PartialFile:
         other: whether there was a part of something else, which is lost.
     """
 
+    @staticmethod
+    def name_of(target: Path) -> Path:
+        """Where the part of a file lies."""
+        tag = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
+        return target.with_name(f".{target.name[:80]}-{tag}.part")
+
     def __init__(self, target: Path, key: str, size: int) -> None:
         """Open or make the part of `target`, of `size` bytes when complete.
 
@@ -44,9 +52,8 @@ class PartialFile:
             HeadraceError: another process is writing it.
             OSError: it cannot be written.
         """
-        tag = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
         self._target = target
-        self.path = target.with_name(f".{target.name[:80]}-{tag}.part")
+        self.path = self.name_of(target)
         self._journal = self.path.with_name(self.path.name + ".json")
         self._key, self._size = key, size
         self._lock = threading.Lock()
@@ -95,7 +102,10 @@ class PartialFile:
         keep = kind is not None and not issubclass(kind, OSError) and self._count > 0
         try:
             if keep and not self._published:
-                self._save()
+                try:
+                    self._save()
+                except OSError:  # what was said before holds
+                    keep = self._journal.exists()
         finally:
             os.close(self._fd)
             if not keep or self._published:
@@ -103,10 +113,12 @@ class PartialFile:
                     with contextlib.suppress(OSError):
                         os.unlink(path)
 
-    @property
-    def size_so_far(self) -> int:
-        """Bytes that it takes on the disk already, and more are not wanted for."""
-        return os.fstat(self._fd).st_size if self.done else 0
+    def tell(self, notice: Callable[[str], None], total: int, what: str) -> None:
+        """Say what was found when it was opened: how much of `total`, or that it is lost."""
+        if self.other:
+            notice(f"{self.path} was of another source or other options: it is begun anew")
+        elif self.done:
+            notice(f"going on after {self.done:,} of {total:,} {what}")
 
     def write(self, at: int, data: bytes | NDArray[np.uint8]) -> None:
         """Write bytes at an offset; from any thread.
@@ -178,6 +190,32 @@ class PartialFile:
         text = json.dumps({"key": self._key, "done": self._count})
         write_whole(self._journal, text.encode(), durable=False)
         self._saved = time.monotonic()
+
+
+def check_disk(target: Path, sizes: Mapping[Path, int], why: str = "") -> None:
+    """Make sure that the disk has room for files that will be there at the same time.
+
+    What is there of their parts is used again or goes.
+
+    Args:
+        target: the file that all this is for.
+        sizes: bytes of each when complete.
+        why: said behind how much it takes.
+
+    Raises:
+        HeadraceError: it has not.
+        OSError: it cannot be asked.
+    """
+    free = shutil.disk_usage(target.parent).free
+    missing = sum(sizes.values())
+    for path in sizes:
+        with contextlib.suppress(FileNotFoundError):
+            missing -= PartialFile.name_of(path).lstat().st_size
+    if free < missing:
+        raise HeadraceError(
+            f"the disk of {target.parent} has {format_size(free)} free, and {target.name} "
+            f"takes {format_size(missing)}{why}; free some space"
+        )
 
 
 def _take(fd: int, target: Path) -> None:

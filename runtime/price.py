@@ -19,7 +19,7 @@ from headrace.errors import BudgetError
 from headrace.loaders.model_file import ModelFile
 from headrace.loaders.progress import Progress
 from headrace.sizes import format_size
-from headrace.windows import scored_of
+from headrace.windows import check_length, scored_of
 
 if TYPE_CHECKING:
     from headrace.model import Model
@@ -95,6 +95,25 @@ def price_options(source: Path, threads: int | None) -> dict[str, Any]:
     return {"context": window, "threads": threads, "logits_rows": scored_of(window)}
 
 
+def check_text(model: ModelFile, text: str, tokens: int) -> None:
+    """Make sure before a model is compressed that `measure_price` can use a text.
+
+    Raises:
+        HeadraceError: it is shorter than one window, or the file has no usable tokenizer.
+    """
+    from headrace.families import describe
+    from headrace.tokenizer import Tokenizer
+
+    window = min(WINDOW, describe(model).context)
+    tokenizer = Tokenizer.from_metadata(model.metadata, model.paths[0])
+    check_length(tokenizer, _used(text, window, tokens), window, "--evaluate")
+
+
+def _used(text: str, window: int, tokens: int) -> str:
+    """What is looked at: the library takes some hundred bytes for each token, needed or not."""
+    return text[: max(1, tokens // window) * window * _CHARACTERS]
+
+
 def measure_price(
     source: Path, compressed: Path, text: str, *, tokens: int, threads: int | None,
     memory: int | None, progress: Progress | None, levels: Sequence[int] = (),
@@ -112,8 +131,7 @@ def measure_price(
     options = price_options(source, threads)
     window = options["context"]
     chunks = max(1, tokens // window)
-    # The library takes some hundred bytes for each token, also of a text that is not needed.
-    part = text[: chunks * window * _CHARACTERS]
+    part = _used(text, window, tokens)
 
     def price(pair: tuple[Model, Model]) -> dict[str, Any]:
         return compare(*pair, part, context=window, chunks=chunks, progress=progress)

@@ -49,6 +49,11 @@ class Inputs:
         return found
 
 
+def factor_bytes(columns: int, held: int) -> int:
+    """What `Factors` takes at least, with `held` bytes of statistics."""
+    return held + 12 * columns * columns
+
+
 class Factors:
     """What GPTQ makes of statistics, in `room` bytes (None: no limit); the last one is kept.
 
@@ -93,6 +98,13 @@ class Rounder:
         self._room = room
         self._factors = Factors(room)
 
+    def least_bytes(self, recipe: Recipe, held: int) -> int:
+        """What rounding a matrix takes at least, with `held` bytes of statistics."""
+        columns = recipe.placed.matrix.columns
+        rounding = self._taken(recipe, held) + self._least(recipe)
+        factor = factor_bytes(columns, held) if recipe.method == "gptq" else 0
+        return max(rounding, factor)
+
     def round(self, recipe: Recipe, inputs: Inputs | None, write: Write) -> None:
         """Write a matrix in its new format; `write` is called from several threads at once.
 
@@ -108,11 +120,9 @@ class Rounder:
         assert isinstance(placed, PlacedMatrix)
         rows, columns = placed.matrix.rows, placed.matrix.columns
         encode, portion = self._encoder(placed, recipe, inputs), _PORTION
-        taken = 0 if inputs is None else inputs.held
         if recipe.method == "gptq":
-            taken += 4 * columns * columns
             portion = max(portion, _GPTQ_ROWS * columns)
-        step = self._step(recipe, portion, taken)
+        step = self._step(recipe, portion, inputs)
         fmt = placed.format
         as_floats = replace(placed, format=FORMATS["f32"])
 
@@ -128,11 +138,9 @@ class Rounder:
         self, wanted: PrunedMatrix, recipe: Recipe, inputs: Inputs | None, write: Write
     ) -> None:
         m = wanted.matrix
-        taken = choosing_bytes(m, wanted.format.group) + (0 if inputs is None else inputs.held)
         portion, cost, hessian = _PORTION, None, self._hessian(recipe, inputs)
         if hessian is not None:
             cost = group_costs(hessian.upper, wanted.format.group)
-            taken += 4 * m.columns * m.columns
             portion = max(portion, _GPTQ_ROWS * m.columns)
         elif recipe.method == "search" and inputs is not None:
             cost = inputs.importance
@@ -143,7 +151,8 @@ class Rounder:
             rows: Floats = found[: last - first]
             return rows
 
-        prune(wanted, read, self._step(recipe, portion, taken), self._threads, write, cost, hessian)
+        step = self._step(recipe, portion, inputs)
+        prune(wanted, read, step, self._threads, write, cost, hessian)
 
     def _hessian(self, recipe: Recipe, inputs: Inputs | None) -> Hessian | None:
         """Of what a matrix reads, if its method takes that."""
@@ -154,9 +163,10 @@ class Rounder:
             raise AssertionError(f"no statistics of the inputs of {name}")
         return Hessian(inputs.h, self._factors.of(name, inputs))
 
-    def _step(self, recipe: Recipe, portion: int, taken: int) -> int:
+    def _step(self, recipe: Recipe, portion: int, inputs: Inputs | None) -> int:
         """Rows that a thread takes at a time: equal shares, in whole tiles, for all threads."""
         rows, columns = recipe.placed.matrix.rows, recipe.placed.matrix.columns
+        taken = self._taken(recipe, 0 if inputs is None else inputs.held)
         step = max(TILE_ROWS, self._portion(recipe, portion, taken) // columns)
         step = min(step, max(1, -(-rows // self._threads)))
         return -(-step // TILE_ROWS) * TILE_ROWS
@@ -165,11 +175,24 @@ class Rounder:
         if self._room is None:
             return portion
         most = (self._room - taken) // (_BYTES_PER_WEIGHT * self._threads)
-        least = TILE_ROWS * recipe.placed.matrix.columns
-        if most < least:
-            needed = taken + least * _BYTES_PER_WEIGHT * self._threads
+        needed = taken + self._least(recipe)
+        if self._room < needed:
             raise too_little(recipe.placed.matrix.name, needed, self._room)
         return min(portion, most)
+
+    def _least(self, recipe: Recipe) -> int:
+        """Bytes with which each thread rounds a tile of rows."""
+        return TILE_ROWS * recipe.placed.matrix.columns * _BYTES_PER_WEIGHT * self._threads
+
+    @staticmethod
+    def _taken(recipe: Recipe, held: int) -> int:
+        """Bytes that are taken while a matrix is rounded, beside what threads take."""
+        placed = recipe.placed
+        choosing = 0
+        if isinstance(placed, PrunedMatrix):
+            choosing = choosing_bytes(placed.matrix, placed.format.group)
+        factor = 4 * placed.matrix.columns**2 if recipe.method == "gptq" else 0
+        return held + choosing + factor
 
     def _encoder(
         self, placed: PlacedMatrix, recipe: Recipe, inputs: Inputs | None

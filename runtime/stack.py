@@ -124,6 +124,16 @@ class Stack:
         return sum(shape.rows * shape.columns for shape in self.shapes.values())
 
 
+def refuse_stack(model: ModelFile, decoder: Decoder) -> None:
+    """Make sure that the matrices of a model that is to be compressed are whole.
+
+    Raises:
+        UnsupportedError: they are stacks.
+    """
+    if block_name(decoder.layers[0].attention.query.name, 0) in model.tensors:
+        raise UnsupportedError("is a stack already: take its source", path=model.paths[0])
+
+
 def stack_of(model: ModelFile, decoder: Decoder) -> Stack | None:
     """The stack of a file; None if all its matrices are whole.
 

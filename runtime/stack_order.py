@@ -16,16 +16,30 @@ from pathlib import Path
 import numpy as np
 
 from headrace.families import describe
+from headrace.loaders.model_file import ModelFile
 from headrace.loaders.progress import Progress
 from headrace.loaders.tiled import open_model
 from headrace.model import Model, load
 from headrace.partial_file import PartialFile
 from headrace.perplexity import log_softmax, losses_of
-from headrace.windows import Windows, cut_text
+from headrace.tokenizer import Tokenizer
+from headrace.windows import Windows, check_length, cut_text
 
 WINDOW, WINDOWS = 512, 2
 CHARACTERS = 16  # more than a token has on average
 TRIED = 3  # blocks after which it is said how long all will take
+
+
+def check_text(model: ModelFile, text: str) -> None:
+    """Make sure before a model is decomposed that `measure_blocks` can use a text.
+
+    Raises:
+        HeadraceError: it is shorter than one window, or the file has no usable tokenizer.
+    """
+    window = min(WINDOW, describe(model).context)
+    tokenizer = Tokenizer.from_metadata(model.metadata, model.paths[0])
+    part = text[: window * WINDOWS * CHARACTERS]
+    check_length(tokenizer, part, window, "--calibrate, which --sort perplexity reads,")
 
 
 def measure_blocks(

@@ -47,6 +47,10 @@ class StatisticsCache:
             self._own.touch()
             self._make_room(n_bytes)
 
+    def has(self, layer: int) -> bool:
+        """Whether there is a file of a layer."""
+        return self._path(layer).exists()
+
     def get(self, layer: int, sizes: Sequence[int]) -> list[np.ndarray] | None:
         """The sums of a layer, float32 [n, n] for each of `sizes`; None: they are not there."""
         found = []

@@ -50,6 +50,23 @@ class Windows:
             yield window, row[self.context // 2 + 1 :]
 
 
+def check_length(tokenizer: Tokenizer, text: str, context: int, option: str) -> None:
+    """Make sure before long work that `cut_text` will find a window.
+
+    Args:
+        option: of the command, that gave the text.
+
+    Raises:
+        HeadraceError: the text is shorter than one window.
+    """
+    n = len(tokenizer.encode(text, add_special=True, parse_special=False))
+    if n < context:
+        raise HeadraceError(
+            f"the text of {option} has {n:,} tokens, less than one window of {context}; use a "
+            "longer one"
+        )
+
+
 def cut_text(tokenizer: Tokenizer, text: str, context: int, most: int | None) -> Windows:
     """Tokenise a text once and cut it; what is left over is dropped.
 

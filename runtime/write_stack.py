@@ -18,17 +18,23 @@ from headrace.families.decoder import Decoder, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
-from headrace.loaders.tiled import Entry, build_header, format_name, open_model, tiled_type
-from headrace.partial_file import PartialFile
+from headrace.loaders.tiled import (
+    Entry,
+    build_header,
+    format_name,
+    layout_key,
+    open_model,
+    tiled_type,
+)
+from headrace.partial_file import PartialFile, check_disk
 from headrace.placing import PlacedMatrix, dense, place
 from headrace.plan import mixtures
 from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rows import read_tiled
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, rank_for
-from headrace.sparse.format import Floats
 from headrace.sparse.registry import FORMATS
-from headrace.stack import block_format, block_name
+from headrace.stack import block_format, block_name, refuse_stack
 
 STACK = "bitstack"  # what it is called among the formats that a file may get
 PRICED_LEVELS = 2, 4, 8  # whose price stands in the file, beside that of all
@@ -49,6 +55,7 @@ def write_stack(
     key: str = "",
     measure: Callable[[Path, PartialFile], None] | None = None,
     price: Callable[[Path, Sequence[int]], dict[str, Any]] | None = None,
+    ready: Callable[[Blocks], object] = lambda blocks: None,
     check: Callable[[], object] = lambda: None,
     progress: Progress | None = None,
     notice: Callable[[str], None] = lambda line: None,
@@ -71,11 +78,12 @@ def write_stack(
             order of a pass. Without it all inputs count the same.
         n_threads: that decompose, a matrix each.
         room: bytes that this may take; None: no limit.
-        key: all that decides the bytes, but for rank and levels.
+        key: all that decides the blocks, but for rank and levels.
         measure: called with a complete file and one for what it finds, as
             `headrace.stack_order.measure_blocks` has it.
         price: called with the complete file and numbers of levels; what it gives stands in the
             file, see `headrace.price`.
+        ready: called with what is to be made before the work; there is none if it raises something.
         check: called before the file gets its name; it does not if this raises something.
         progress: called with (done, total, what).
         notice: called with a line that the user should know before the wait.
@@ -97,8 +105,7 @@ def write_stack(
     target = Path(os.path.expanduser(dst))
     model = open_model(resolve(src, progress=progress))
     decoder = describe(model)
-    if block_name(decoder.layers[0].attention.query.name, 0) in model.tensors:
-        raise UnsupportedError("is a stack already: take its source", path=model.paths[0])
+    refuse_stack(model, decoder)
     if mixtures(decoder):
         raise UnsupportedError(
             "a mixture of experts cannot be a stack of blocks; use another --format",
@@ -107,52 +114,64 @@ def write_stack(
     placed = [dense(p) for p in place(model, decoder, "q8")]
     stacked = tuple(p for p in placed if _stackable(p.matrix, decoder))
     blocks = Blocks(stacked, rank or rank_for(decoder.width), levels)
+    ready(blocks)
     key = f"{key} {blocks.rank} {levels}"
     priced = [level for level in PRICED_LEVELS if level < levels] if price is not None else []
+    reserved = {} if price is None else price_keys(None, priced)
     found = None
+
+    def layout(order: list[MadeBlock]) -> tuple[_Layout, bytes]:
+        entries, sources = _entries(model, decoder, placed, order, blocks.rank)
+        header, places, size = build_header(model, entries, reserved)
+        laid = f"{key} {layout_key(model, entries, size)}"
+        return _Layout(entries, sources, places, laid, size), header
+
+    waiting, tried, trial = (
+        target.with_name(f"{target.name}.{what}") for what in ("blocks", "losses", "trial")
+    )
+    count = (levels - 1) * len(stacked)
     try:
         with ExitStack() as stack:
             reader = stack.enter_context(TensorReader())
-            waiting = target.with_name(f"{target.name}.blocks")
             spill = stack.enter_context(PartialFile(waiting, key, blocks.offsets[-1]))
-            if spill.done:
-                notice(f"going on after {spill.done} of {len(stacked)} matrices")
-            blocks.make(reader, spill, inputs, n_threads, room, progress)
-            tag = {} if price is None else price_keys(None, priced)
-
-            def layout(losses: Floats | None) -> tuple[_Layout, bytes, int]:
-                order = blocks.in_order(spill, losses)
-                entries, sources = _entries(model, decoder, placed, order, blocks.rank)
-                header, places, size = build_header(model, entries, tag)
-                return _Layout(entries, sources, places), header, size
-
-            losses = None
-            if measure is not None and levels > 1:
-                key += " measured"
-                count = (levels - 1) * len(stacked)
-                waiting = target.with_name(f"{target.name}.losses")
-                kept = stack.enter_context(PartialFile(waiting, key, 8 * count))
-                if kept.done:
-                    notice(f"going on after {kept.done} of {count:,} blocks that were tried")
-                if kept.done < count:  # in a file in the order that needs no measuring
-                    made, header, size = layout(None)
-                    trial = target.with_name(f"{target.name}.trial")
-                    with PartialFile(trial, key, size) as file:
-                        made.write(file, header, reader, spill, progress)
-                        measure(file.path, kept)
-                found_losses = np.frombuffer(kept.read(0, 8 * count))
-                losses = found_losses.reshape(levels - 1, len(stacked))
-            made, header, size = layout(losses)
-            entries = made.entries
-            file = stack.enter_context(PartialFile(target, key, size))
-            made.write(file, header, reader, spill, progress)
-            if price is not None:
-                found = price(file.path, priced)
-                header, _, whole_size = build_header(model, entries, price_keys(found, priced))
-                if whole_size != size:
-                    raise AssertionError("the price tag has another size than announced")
-                file.write(0, header)
-            file.publish(check)
+            spill.tell(notice, len(stacked), "matrices")
+            kept = None
+            if measure is not None and count:
+                kept = stack.enter_context(PartialFile(tried, f"{key} measured", 8 * count))
+                kept.tell(notice, count, "blocks that were tried")
+            size = layout(blocks.in_order(None))[0].size
+            # A trial is gone when the file itself is begun.
+            first = trial if kept is not None and kept.done < count else target
+            sizes = {first: size, waiting: blocks.offsets[-1]}
+            check_disk(target, sizes, " until the order of its blocks is known")
+            try:
+                blocks.make(reader, spill, inputs, n_threads, room, progress)
+                losses = None
+                if measure is not None and kept is not None:
+                    if kept.done < count:  # in a file in the order that needs no measuring
+                        made, header = layout(blocks.in_order(spill))
+                        with PartialFile(trial, made.key, made.size) as file:
+                            made.write(file, header, reader, spill, progress)
+                            measure(file.path, kept)
+                    found_losses = np.frombuffer(kept.read(0, 8 * count))
+                    losses = found_losses.reshape(levels - 1, len(stacked))
+                made, header = layout(blocks.in_order(spill, losses))
+                with PartialFile(target, made.key, made.size) as file:
+                    file.tell(notice, len(made.entries), f"tensors that {file.path} has")
+                    made.write(file, header, reader, spill, progress)
+                    if price is not None:
+                        found = price(file.path, priced)
+                        tag = price_keys(found, priced)
+                        header, _, whole_size = build_header(model, made.entries, tag)
+                        if whole_size != made.size:
+                            raise AssertionError("the price tag has another size than announced")
+                        file.write(0, header)
+                    file.publish(check)
+            except OSError as error:  # as a HeadraceError, so that the parts stay
+                raise HeadraceError(
+                    f"cannot write {target}: {error.strerror or error}; what is decomposed "
+                    "stays in a hidden file beside it, and the same command goes on there"
+                ) from error
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     return found
@@ -160,11 +179,18 @@ def write_stack(
 
 @dataclass(frozen=True)
 class _Layout:
-    """The tensors of a file, what they are made of, and where they are."""
+    """The tensors of a file, what they are made of, and where they are.
+
+    Attributes:
+        key: what decides the bytes, but for the price.
+        size: bytes of the file.
+    """
 
     entries: list[Entry]
     sources: list[_Source]
     places: list[int]
+    key: str
+    size: int
 
     def write(
         self, file: PartialFile, header: bytes, reader: TensorReader, spill: PartialFile,

@@ -301,6 +301,39 @@ def test_other_options_begin_anew(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("before", [{}, {"evaluate": TEXT}])
+def test_a_price_begins_nothing_anew(tmp_path: Path, before: dict[str, Any]) -> None:
+    after = {} if before else {"evaluate": TEXT}
+    path = tmp_path / "m.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        compress(STORIES, path, format="q4_0", progress=_Stop(0.5), **before)
+    said: list[str] = []
+    done = compress(STORIES, path, format="q4_0", notice=said.append, **after)
+    assert said[-1].startswith("going on after") and "anew" not in "".join(said)
+    whole = compress(STORIES, tmp_path / "whole.gguf", format="q4_0", **after)
+    assert path.read_bytes() == whole.path.read_bytes()
+    assert (done.price is None) == (not after)
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"format": "q4_0", "evaluate": TEXT[:1000]}, "--evaluate"),
+        ({"format": "bitstack", "evaluate": TEXT[:1000]}, "--evaluate"),
+        ({"format": "bitstack", "calibrate": TEXT[:1000], "sort": "perplexity"}, "--sort"),
+    ],
+)
+def test_a_text_is_looked_at_before_the_work(
+    tmp_path: Path, options: dict[str, Any], option: str
+) -> None:
+    def working(done: int, total: int | None, what: str) -> None:
+        raise AssertionError(what)
+
+    with pytest.raises(HeadraceError, match=rf"{option}.* less than one window of 512"):
+        compress(STORIES, tmp_path / "m.gguf", progress=working, **options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_journal_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     for damage in (b"", b"{", b"[1]", b'{"key": 1, "done": 3}', b'{"done": true}'):
@@ -432,3 +465,30 @@ def test_the_least_memory(source: Path, tmp_path: Path) -> None:
     whole = compress(source, tmp_path / "a.gguf", format="q4_0").path
     small = compress(source, tmp_path / "b.gguf", format="q4_0", memory=117_250_000, threads=1)
     assert whole.read_bytes() == small.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "q4_0"},
+        {"format": "q4_0", "calibrate": TEXT},
+        {"format": "gqs_g32", "calibrate": TEXT},
+        {"format": "bitstack"},
+        {"format": "bitstack", "calibrate": TEXT},
+    ],
+)
+def test_the_least_memory_is_named_before_the_work(tmp_path: Path, options: dict[str, Any]) -> None:
+    def working(done: int, total: int | None, what: str) -> None:
+        raise AssertionError(what)
+
+    def refused(memory: int) -> BudgetError:
+        with pytest.raises(BudgetError, match=r"Allow at least 1\d\d MB \(--memory\)") as caught:
+            compress(STORIES, path, memory=memory, progress=working, **fixed, **options)
+        return caught.value
+
+    path = tmp_path / "m.gguf"
+    fixed: dict[str, Any] = {"threads": 2, "calibrate_tokens": 272}
+    least = refused(1).needed_bytes
+    assert refused(least - 1).needed_bytes == least
+    assert not list(tmp_path.iterdir())
+    compress(STORIES, path, memory=least, **fixed, **options)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,15 +16,17 @@ from test_check import check
 
 import headrace
 from headrace import cli
+from headrace.cli_output import show
 from headrace.compare import compare as measure
-from headrace.compress import compress
+from headrace.compress import Sort, compress
 from headrace.description import describe_model
-from headrace.errors import BudgetError, ModelFileError, UnsupportedError
+from headrace.errors import BudgetError, HeadraceError, ModelFileError, UnsupportedError
 from headrace.families import describe
 from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import Entry, build_header, open_model, tiled_type
 from headrace.memory_plan import plan_model
 from headrace.model import Model
+from headrace.partial_file import PartialFile
 from headrace.price import price_of
 from headrace.sparse.bitstack import rebuild, unpack
 from headrace.stack import Stack, stack_of
@@ -243,6 +248,10 @@ def test_a_stack_is_neither_exported_nor_stacked_again(path: Path, tmp_path: Pat
         export(path, pick_target(), tmp_path / "out")
     with pytest.raises(UnsupportedError, match="a stack already"):
         write_stack(path, tmp_path / "again.gguf")
+    for options in ({}, {"format": "q4_0"}, {"format": "bitstack"}, {"evaluate": TEXT}):
+        with pytest.raises(UnsupportedError, match="a stack already: take its source"):
+            compress(path, tmp_path / "again.gguf", **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_plans_and_listings_know_stacks(path: Path) -> None:
@@ -347,12 +356,102 @@ def test_other_options_begin_anew(tmp_path: Path) -> None:
     with pytest.raises(_Stop):
         compress(STORIES, target, format="bitstack", threads=1, progress=stop)
     options = {"calibrate": TEXT, "calibrate_tokens": 256}
-    compress(STORIES, target, format="bitstack", **options)  # type: ignore[arg-type]
+    told: list[str] = []
+    compress(STORIES, target, format="bitstack", notice=told.append, **options)  # type: ignore[arg-type]
+    assert sum("begun anew" in line for line in told) == 1
     compress(STORIES, other, format="bitstack", **options)  # type: ignore[arg-type]
     assert target.read_bytes() == other.read_bytes()
 
 
-def test_the_price_of_levels_stands_in_the_file(tmp_path: Path) -> None:
+def test_a_price_begins_nothing_anew(tmp_path: Path) -> None:
+    """Blocks do not depend on it, nor tensors of the file."""
+    target, wanted = tmp_path / "s.gguf", tmp_path / "wanted.gguf"
+    priced = {"evaluate": TEXT, "evaluate_tokens": 512}
+    write = partial(compress, STORIES, format="bitstack", threads=1)
+
+    def stop(done: int, total: int | None, what: str) -> None:
+        if (what, done) == where:
+            raise _Stop
+
+    where = "decomposing", 5
+    with pytest.raises(_Stop):
+        write(target, progress=stop)
+    where = "windows", 1
+    told: list[str] = []
+    with pytest.raises(_Stop):
+        write(target, progress=stop, notice=told.append, **priced)
+    assert told == ["going on after 5 of 30 matrices"]
+    write(target, notice=told.append)
+    assert told[1] == "going on after 30 of 30 matrices"
+    assert len(told) == 3 and "tensors that" in told[2]
+    write(wanted)
+    assert target.read_bytes() == wanted.read_bytes()
+
+
+def test_a_disk_that_fills_up_leaves_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, full, real = tmp_path / "s.gguf", list[int](), os.pwrite
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data, at)
+
+    def fill(done: int, total: int | None, what: str) -> None:
+        if what == "writing":
+            full.append(done)
+
+    monkeypatch.setattr("headrace.partial_file.os.pwrite", pwrite)
+    with pytest.raises(HeadraceError, match=r"No space left on device; what is decomposed stays"):
+        compress(STORIES, target, format="bitstack", threads=1, progress=fill)
+    assert len(list(tmp_path.glob(".s.gguf.blocks*"))) == len(list(tmp_path.iterdir())) == 2
+    full.clear()
+    told: list[str] = []
+    compress(STORIES, target, format="bitstack", threads=1, notice=told.append)
+    assert told == ["going on after 30 of 30 matrices"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("sort", ["error", "perplexity"])
+def test_the_disk_is_asked_before_the_work(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sort: Sort
+) -> None:
+    """It must have room for the blocks, and for the file or one to try blocks in."""
+    needed = path.stat().st_size + sum(8 + one.info.n_bytes for one in stack(path).blocks)
+    usage = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr("headrace.partial_file.shutil.disk_usage", lambda _: usage)
+
+    def working(done: int, total: int | None, what: str) -> None:
+        raise _Stop
+
+    def measure(trial: Path, losses: PartialFile) -> None:
+        check()
+        losses.write(0, np.full((LEVELS - 1) * stack(path).least, np.nan).view(np.uint8))
+        losses.finish((LEVELS - 1) * stack(path).least)
+
+    def check() -> None:
+        taken.append(sum(one.stat().st_size for one in tmp_path.iterdir()))
+
+    taken = list[int]()
+    write = partial(
+        write_stack, STORIES, tmp_path / "s.gguf", rank=RANK, levels=LEVELS, progress=working,
+        measure=measure if sort == "perplexity" else None,
+    )  # fmt: skip
+    with pytest.raises(HeadraceError, match=r"free, and s.gguf takes .* until the order"):
+        write()
+    assert not list(tmp_path.iterdir())
+    usage.free = needed
+    with pytest.raises(_Stop):
+        write()
+    write(progress=None, check=check)
+    assert needed <= max(taken) < needed + 10_000  # journals and losses are small
+    assert len(taken) == (1 if sort == "error" else 2)
+
+
+def test_the_price_of_levels_stands_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = compress(
         STORIES, tmp_path / "s.gguf", format="bitstack", calibrate=TEXT, calibrate_tokens=1024,
         evaluate=TEXT, evaluate_tokens=512,
@@ -371,6 +470,12 @@ def test_the_price_of_levels_stands_in_the_file(tmp_path: Path) -> None:
             again = measure(source, model, TEXT, context=512, chunks=1)
             assert again["kl_divergence"] == pytest.approx(one["kl_divergence"], rel=1e-6)
     assert describe_model(path)["price"] == price
+    show(price, False)
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 11  # five facts, and a table of three levels
+    for command in ("plan", "inspect"):
+        assert cli.main([command, str(path)]) == 0
+        assert f"\nprice\n{shown}" in capsys.readouterr().out
 
 
 def load_wide(path: Path) -> Model:

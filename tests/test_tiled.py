@@ -556,7 +556,7 @@ def test_an_interrupted_write_leaves_a_part_to_go_on_from(
 
 def test_a_full_disk(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = types.SimpleNamespace(free=100_000)
-    monkeypatch.setattr("headrace.compress.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("headrace.partial_file.shutil.disk_usage", lambda _: usage)
     with pytest.raises(HeadraceError, match="100 kB free"):
         compress(small, tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
