@@ -101,9 +101,9 @@ def compress(
     rank: int | None = None,
     sort: Sort = "error",
     calibrate: str | None = None,
-    calibrate_tokens: int = CALIBRATE_TOKENS,
+    calibrate_tokens: int | None = None,
     evaluate: str | None = None,
-    evaluate_tokens: int = EVALUATE_TOKENS,
+    evaluate_tokens: int | None = None,
     force: bool = False,
     threads: int | None = None,
     memory: int | None = None,
@@ -138,10 +138,10 @@ def compress(
             error of their matrix's output most, "perplexity" those with which the model itself is
             best on `calibrate`: a forward pass for each block.
         calibrate: a text like those that the model will read.
-        calibrate_tokens: how much of it to use.
+        calibrate_tokens: how much of it to use; default: 65536.
         evaluate: another text, on which to compare the result with the source; what comes out
             stands in the file.
-        evaluate_tokens: how much of it to use.
+        evaluate_tokens: how much of it to use; default: 32768.
         force: replace `dst` if there is such a file.
         threads: default: the physical cores that this process may use.
         memory: bytes that the process may take; default: what is free.
@@ -161,6 +161,8 @@ def compress(
         raise UnsupportedError(
             "--calibrate changes nothing here: it is for --method gptq or search, and a --format"
         )
+    n_calibrate = _tokens("calibrate", calibrate, calibrate_tokens, CALIBRATE_TOKENS)
+    n_evaluate = _tokens("evaluate", evaluate, evaluate_tokens, EVALUATE_TOKENS)
     if sparsity is not None and format not in GROUP_FORMATS:
         raise UnsupportedError(f"--sparsity is for --format {', '.join(GROUP_FORMATS)}")
     if sparsity is not None and not 0 <= sparsity < 1:
@@ -180,11 +182,10 @@ def compress(
     options = _Options(
         format, ends, chosen,
         None if calibrate is None else text_digest(calibrate),
-        whole("calibrate_tokens", calibrate_tokens, low=1),
+        n_calibrate,
         evaluate is not None,
         rate if format in GROUP_FORMATS else None,
     )  # fmt: skip
-    whole("evaluate_tokens", evaluate_tokens, low=1)
     limit = limit_of(memory).n_bytes
     target = Path(os.path.expanduser(dst))
     _check_target(target, force)
@@ -204,7 +205,7 @@ def compress(
             of = None
             if calibrate is not None:
                 found = LayerInputs(
-                    model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
+                    model, decoder, calibrate, n_calibrate, n_threads, room, progress, notice
                 )
                 of = stack.enter_context(found).of
             measure = None
@@ -212,7 +213,7 @@ def compress(
 
                 def measure(written: Path, levels: Sequence[int]) -> dict[str, Any]:
                     return measure_price(
-                        path, written, evaluate, tokens=evaluate_tokens, threads=threads,
+                        path, written, evaluate, tokens=n_evaluate, threads=threads,
                         memory=memory, progress=progress, levels=levels,
                     )  # fmt: skip
 
@@ -250,7 +251,7 @@ def compress(
             inputs = None
             if calibrate is not None:
                 found = LayerInputs(
-                    model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
+                    model, decoder, calibrate, n_calibrate, n_threads, room, progress, notice
                 )
                 inputs = stack.enter_context(found)
             rounder = Rounder(reader, n_threads, room)
@@ -263,7 +264,7 @@ def compress(
             file.complete()
             if evaluate is not None:
                 price = measure_price(
-                    path, file.path, evaluate, tokens=evaluate_tokens, threads=threads,
+                    path, file.path, evaluate, tokens=n_evaluate, threads=threads,
                     memory=memory, progress=progress,
                 )  # fmt: skip
                 header, _, whole_size = build_header(model, entries, price_keys(price))
@@ -279,6 +280,15 @@ def compress(
         name = one.placed.format.name
         sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
+
+
+def _tokens(what: str, text: str | None, wanted: int | None, default: int) -> int:
+    if wanted is None:
+        return default
+    found = whole(f"{what}_tokens", wanted, low=1)
+    if text is None:
+        raise UnsupportedError(f"--{what}-tokens is for --{what}, which names the text")
+    return found
 
 
 def _check_target(target: Path, force: bool) -> None:

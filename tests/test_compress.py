@@ -376,6 +376,8 @@ def test_a_link_in_the_place_of_the_part(tmp_path: Path) -> None:
         ({"format": "q4_0", "ends": "x"}, "there is no format 'x'"),
         ({"ends": "bitstack"}, "bitstack is for --format alone; --ends takes: keep, bf16, e1m2"),
         ({"ends": "i4_auto"}, r"i4_auto is for --format alone; (?!.*(_auto|gqs|bitstack|llm))"),
+        ({"format": "q4_0", "calibrate_tokens": 512}, "--calibrate-tokens is for --calibrate"),
+        ({"format": "q4_0", "evaluate_tokens": 512}, "--evaluate-tokens is for --evaluate"),
         ({"format": "q4_0", "method": "best"}, "there is no method 'best'"),
         ({"format": "q4_0", "method": "gptq"}, "needs a text"),
         ({"format": "f16", "method": "search"}, "rounds to"),
