@@ -149,7 +149,8 @@ def compress(
         notice: called with a line that the user should know before the wait.
 
     Raises:
-        UnsupportedError: no such format or method, or a model that cannot run.
+        UnsupportedError: no such format or method, a model that cannot run, or a weight that is
+            beyond what the format can hold.
         ModelNotFoundError, DownloadError, ModelFileError: no usable source.
         BudgetError: the work on one tensor does not fit in `memory`.
         HeadraceError: `dst` exists or cannot be written, or a text is too short.

@@ -145,6 +145,7 @@ def kernels_of(
     inputs = input_activations(placed, stack)
     all_kinds = {mode.kind(a) for mode in modes(target).values() for a in inputs}
     kinds = {input_kind(kind) for kind in all_kinds}
+    rows = any(layer.attention.norm_together for layer in decoder.layers)
     producers = {"norm", "copy"} | {layer.feed_forward.activation for layer in decoder.layers}
     heads = {layer.attention.head for layer in decoder.layers}
     operations: dict[str, list[str]] = {
@@ -153,6 +154,7 @@ def kernels_of(
     found = [
         *kernels_for(placed, decoder.embedding.name, operations),
         *(prepare.kernel(p, k) for p in sorted(producers) for k in sorted(kinds)),
+        *([prepare.kernel("norm", "f32")] if rows else ()),
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
         *(experts.all_kernels() if mixtures(decoder) else ()),

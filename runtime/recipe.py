@@ -11,6 +11,7 @@ from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.placing import Placed, PlacedMatrix, place
+from headrace.plan import mixtures
 from headrace.pruning import PrunedMatrix
 from headrace.rows import some_rows
 from headrace.sparse.format import Format
@@ -49,8 +50,8 @@ def recipes(
 ) -> list[Recipe]:  # fmt: skip
     """What becomes of each matrix, in the order of a pass.
 
-    Matrices of layers get `format`; embedding and head get `ends`, and are never rounded by GPTQ:
-    an embedding has no inputs that would have statistics.
+    Matrices of layers get `format`, but routers of experts stay; embedding and head get `ends`, and
+    are never rounded by GPTQ: an embedding has no inputs that would have statistics.
 
     Args:
         format, ends: names of formats, or "keep": what it loads as. `ends` None: "keep" where that
@@ -81,13 +82,21 @@ def recipes(
             raise UnsupportedError(f"{what}; {option} takes: {', '.join(taken)}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
-    gridded = [name for name, fmt in FORMATS.items() if fmt.grid is not None]
+    gridded = [name for name, fmt in FORMATS.items() if fmt.searched]
     if method != "rtn" and format not in (*gridded, *GROUP_FORMATS, *ADAPTIVE):
         those = ", ".join(sorted([*gridded, *GROUP_FORMATS, *ADAPTIVE]))
         raise UnsupportedError(
             f"--method {method} rounds to {those}, not to {format!r}; use one of these or rtn"
         )
+    routed = mixtures(decoder)
+    if routed and format in GROUP_FORMATS:
+        raise UnsupportedError(
+            f"--format {format}: experts of a mixture cannot be group-sparse; use another format",
+            path=model.paths[0],
+        )
     outer = {decoder.embedding.name, decoder.head.name}
+    # Small, and what they say decides which experts a token takes.
+    routers = {m.name for one in routed for m in (one.router, one.shared_gate) if m is not None}
     found = []
     all_placed = place(model, decoder, "q8")
     for i, placed in enumerate(all_placed):
@@ -96,6 +105,8 @@ def recipes(
         if at_end and isinstance(placed, PlacedMatrix):
             small = format == KEEP or placed.format.bits_per_weight <= ENOUGH_BITS
             name = ends or (KEEP if small else ENDS)
+        if placed.matrix.name in routers:
+            name = KEEP
         if name in ADAPTIVE:
             name = _chosen(reader, placed, ADAPTIVE[name]).name
             if progress is not None:
@@ -124,7 +135,7 @@ def _recipe(placed: Placed, name: str, method: Method, sparsity: float) -> Recip
     if fmt is placed.format:
         return Recipe(placed)
     dense = PlacedMatrix(matrix, placed.info, fmt)
-    how: Method = "rtn" if fmt.grid is None else method
+    how: Method = method if fmt.searched else "rtn"
     return Recipe(dense, how, None if fmt.name == name else name)
 
 

@@ -15,7 +15,7 @@ from headrace.recipe import Recipe
 from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sizes import format_size
-from headrace.sparse.format import TILE_ROWS, Floats
+from headrace.sparse.format import TILE_ROWS, Floats, Format
 from headrace.sparse.gptq import gptq, inverse_factor
 from headrace.sparse.gqs_pruning import Hessian, group_costs
 from headrace.sparse.reach import beyond
@@ -129,11 +129,8 @@ class Rounder:
     ) -> None:
         m = wanted.matrix
         taken = choosing_bytes(m, wanted.format.group) + (0 if inputs is None else inputs.held)
-        portion, cost, hessian = _PORTION, None, None
-        if recipe.method == "gptq":
-            if inputs is None:
-                raise AssertionError(f"no statistics of the inputs of {m.name}")
-            hessian = Hessian(inputs.h, self._factors.of(m.name, inputs))
+        portion, cost, hessian = _PORTION, None, self._hessian(recipe, inputs)
+        if hessian is not None:
             cost = group_costs(hessian.upper, wanted.format.group)
             taken += 4 * m.columns * m.columns
             portion = max(portion, _GPTQ_ROWS * m.columns)
@@ -147,6 +144,15 @@ class Rounder:
             return rows
 
         prune(wanted, read, self._step(recipe, portion, taken), self._threads, write, cost, hessian)
+
+    def _hessian(self, recipe: Recipe, inputs: Inputs | None) -> Hessian | None:
+        """Of what a matrix reads, if its method takes that."""
+        if recipe.method != "gptq":
+            return None
+        name = recipe.placed.matrix.name
+        if inputs is None:
+            raise AssertionError(f"no statistics of the inputs of {name}")
+        return Hessian(inputs.h, self._factors.of(name, inputs))
 
     def _step(self, recipe: Recipe, portion: int, taken: int) -> int:
         """Rows that a thread takes at a time: equal shares, in whole tiles, for all threads."""
@@ -169,18 +175,13 @@ class Rounder:
         self, placed: PlacedMatrix, recipe: Recipe, inputs: Inputs | None
     ) -> Callable[[Floats], np.ndarray]:
         fmt, info = placed.format, placed.info
-        grid = fmt.grid
         importance = None if inputs is None else inputs.importance
-        factor = None
-        if recipe.method == "gptq":
-            if inputs is None:
-                raise AssertionError(f"no statistics of the inputs of {info.name}")
-            factor = self._factors.of(recipe.placed.matrix.name, inputs)
+        hessian = self._hessian(recipe, inputs)
 
-        searched = None if recipe.method == "rtn" else grid
+        searched = recipe.method != "rtn" and fmt.searched
 
         def nearest(x: Floats) -> np.ndarray:
-            return fmt.encode(x) if searched is None else searched.round(x, searched.fit(x, None))
+            return _searched(fmt, x, None, None) if searched else fmt.encode(x)
 
         def encode(x: Floats) -> np.ndarray:
             most = beyond(x, fmt, nearest)
@@ -190,19 +191,29 @@ class Rounder:
                     path=info.path,
                     tensor=info.name,
                 )
-            if searched is not None and not np.isfinite(x).all():
+            if searched and not np.isfinite(x).all():
                 raise ModelFileError(
                     "has weights that are no finite numbers; --method rtn keeps what it can of "
                     "them", path=info.path, tensor=info.name,
                 )  # fmt: skip
             with np.errstate(all="ignore"):  # scales that are tried may be beyond float16
-                if searched is None:
-                    return fmt.encode(x)
-                if factor is None:
-                    return searched.round(x, searched.fit(x, importance))
-                return gptq(x, searched, factor, importance)
+                return _searched(fmt, x, hessian, importance) if searched else fmt.encode(x)
 
         return encode
+
+
+def _searched(
+    fmt: Format, x: Floats, hessian: Hessian | None, importance: Floats | None
+) -> np.ndarray:
+    """Raw bytes of a format that is `searched`, by GPTQ if there is a Hessian."""
+    if fmt.pattern is not None:
+        if hessian is None:
+            return fmt.pattern.encode(x, importance)
+        return fmt.pattern.encode_fitted(x, hessian, importance)
+    assert fmt.grid is not None
+    if hessian is None:
+        return fmt.grid.round(x, fmt.grid.fit(x, importance))
+    return gptq(x, fmt.grid, hessian.upper, importance)
 
 
 def too_little(what: str, needed: int, room: int) -> BudgetError:

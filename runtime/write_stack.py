@@ -21,6 +21,7 @@ from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import Entry, build_header, format_name, open_model, tiled_type
 from headrace.partial_file import PartialFile
 from headrace.placing import PlacedMatrix, dense, place
+from headrace.plan import mixtures
 from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rows import read_tiled
@@ -83,8 +84,9 @@ def write_stack(
         what `price` gave.
 
     Raises:
-        UnsupportedError: the model cannot run, or is a stack itself.
-        ModelNotFoundError, DownloadError, ModelFileError: no usable source.
+        UnsupportedError: the model cannot run, is a stack itself, or has weights beyond float16.
+        ModelNotFoundError, DownloadError, ModelFileError: no usable source, or weights that are no
+            finite numbers.
         BudgetError: the work on one matrix does not fit in `room`.
         HeadraceError: `dst` cannot be written.
         ValueError: `rank` or `levels` is none that there is.
@@ -98,6 +100,11 @@ def write_stack(
     decoder = describe(model)
     if block_name(decoder.layers[0].attention.query.name, 0) in model.tensors:
         raise UnsupportedError("is a stack already: take its source", path=model.paths[0])
+    if mixtures(decoder):
+        raise UnsupportedError(
+            "a mixture of experts cannot be a stack of blocks; use another --format",
+            path=model.paths[0],
+        )
     placed = [dense(p) for p in place(model, decoder, "q8")]
     stacked = tuple(p for p in placed if _stackable(p.matrix, decoder))
     blocks = Blocks(stacked, rank or rank_for(decoder.width), levels)

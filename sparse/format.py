@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from headrace.sparse.grid import Grid
+    from headrace.sparse.pattern import Pattern
 
 TILE_ROWS = 16
 
@@ -73,6 +74,7 @@ class Format:
         product, tile_block, row_block: the native inner loops; see `headrace.sparse.linear`.
         tile_run: a number of blocks, and `tile_block` for so many at once: for small blocks.
         grid: what scales and codes are, for those who search and round better than `encode`.
+        pattern: the same, of formats that keep some of the weights only.
         unpacked: the form that `product` and `row_block` take, if it is not the tile block.
     """
 
@@ -93,12 +95,18 @@ class Format:
     row_block: Callable[..., None]
     tile_run: tuple[int, Callable[..., None]] | None = None
     grid: Grid | None = None
+    pattern: Pattern | None = None
     unpacked: Unpacked | None = None
 
     @property
     def written(self) -> bool:
         """Whether `encode` makes it; else it raises UnsupportedError."""
         return self.unpacked is None or self.unpacked.examples is None
+
+    @property
+    def searched(self) -> bool:
+        """Whether scales can be searched and weights be rounded by GPTQ."""
+        return self.grid is not None or self.pattern is not None
 
     @property
     def bits_per_weight(self) -> float:

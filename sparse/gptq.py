@@ -12,6 +12,7 @@ that BLAS does the work.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.sparse.format import Bytes, Floats
 from headrace.sparse.grid import Grid, inverse
@@ -57,13 +58,18 @@ def _invert_lower(a: Floats) -> None:
     a[k:, :k] = -(last @ (a[k:, :k] @ first))
 
 
-def gptq(x: Floats, grid: Grid, u: Floats, importance: Floats | None = None) -> Bytes:
+def gptq(
+    x: Floats, grid: Grid, u: Floats, importance: Floats | None = None,
+    stays: NDArray[np.bool_] | None = None,
+) -> Bytes:  # fmt: skip
     """Round some rows of a matrix; rows do not depend on each other.
 
     Args:
         x: float32 [rows, n], of finite numbers.
         u: `inverse_factor` of the matrix's H.
         importance: of each input when scales are fitted, float32 [n]: the diagonal of H.
+        stays: which weights may be other than zero [rows, n], on a grid without offsets that has
+            that level; None: all.
 
     Returns:
         raw bytes of the format, uint8 [rows, row_bytes].
@@ -76,6 +82,8 @@ def gptq(x: Floats, grid: Grid, u: Floats, importance: Floats | None = None) -> 
     shift = None if offset is None else np.ascontiguousarray(offset.T)
     w = np.ascontiguousarray(x.T)  # [n, rows]: the weights of an input lie side by side
     codes = np.empty((n, rows), np.uint8)
+    goes = None if stays is None else np.ascontiguousarray(~stays.T)
+    zero = grid.nearest(np.zeros(1, np.float32))[0]
     table, nearest, group = grid.table, grid.nearest, grid.group
     errors = np.empty((BLOCK, rows), np.float32)
     for begin in range(0, n, BLOCK):
@@ -91,6 +99,8 @@ def gptq(x: Floats, grid: Grid, u: Floats, importance: Floats | None = None) -> 
                     v -= columns[i - first, : i - first] @ errors[first - begin : i - begin]
                 at = v if shift is None else v - shift[g]
                 codes[i] = nearest(at * step[g])
+                if goes is not None:
+                    codes[i, goes[i]] = zero
                 q = table[codes[i]]
                 q *= scale[g]
                 if shift is not None:

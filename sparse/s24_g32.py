@@ -14,7 +14,7 @@ Row block (raw) of 32 weights, 14 bytes:
                         complement. Codes of the same place are combined by exclusive or.
 
 Tile block: 16 times d, then `places` and the two halves of `qs` of 16 rows in runs of 4 bytes. The
-plain form, which is multiplied, has d as float32 and then bytes code + 8 of all 32 inputs.
+plain form, which is multiplied, is that of `headrace.sparse.dense_int8`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.sparse.dense_int8 import BLOCK, TILE_BLOCK_BYTES, product, row_block
 from headrace.sparse.format import (
     Bytes,
     Floats,
@@ -31,71 +32,47 @@ from headrace.sparse.format import (
     as_rows,
     byte_blocks,
     deinterleave,
-    half_bytes,
     halves,
     interleave,
     weight_blocks,
 )
-from headrace.sparse.grid import inverse
-from headrace.sparse.interleaving import interleave_halves, load_eights
-from headrace.sparse.scale_search import half, search_groups
+from headrace.sparse.interleaving import interleave_halves
+from headrace.sparse.pattern import Mask, pattern_of_int4
 from headrace.targets.simd import (
     bits_u8,
-    dot8,
-    dot_init,
-    dot_result,
-    f32,
-    fma,
-    get_f32,
-    get_u8,
     get_u16,
     load_f16,
-    load_f32,
     load_i32,
-    load_q8,
-    outer,
-    put_f32,
     put_u16,
-    q8_f32,
-    q8_shifted,
     shl,
     shl_by,
     shr,
     splat_i32,
     store_f32,
     store_u8,
-    to_f32,
 )
 
-BLOCK = 32
 BLOCK_BYTES = 14
 RUNS = ((2, 2), (4, 4), (8, 4))
-LEVELS = tuple(map(float, range(-8, 8)))
 
 
-def kept(size: Floats) -> Bytes:
-    """The places of the two largest of each four, the lower first: [..., n] to [..., n / 4, 2]."""
-    fours = size.reshape(*size.shape[:-1], -1, 4)
-    order = np.argsort(-fours, axis=-1, kind="stable")[..., :2]
-    return np.sort(order, axis=-1).astype(np.uint8)
+def _put(blocks: Bytes, keep: Mask, codes: Bytes) -> None:
+    shape = blocks.shape[:2]
+    places = np.nonzero(keep.reshape(-1, 4))[1].reshape(*shape, 8, 2)
+    fours = codes.reshape(*shape, 8, 4)
+    nibbles = np.take_along_axis(fours, places, axis=-1).view(np.uint8) & 15
+    both = (places[..., 0] | places[..., 1] << 2).astype(np.uint8)
+    blocks[..., 2:6] = both[..., 0::2] | both[..., 1::2] << 4
+    blocks[..., 6:] = nibbles[..., 0] | nibbles[..., 1] << 4
+
+
+PATTERN = pattern_of_int4(2, 4, BLOCK, BLOCK_BYTES, _put)
 
 
 def encode(x: Floats) -> Bytes:
     """Keep the larger weights; quantise them to nearest with searched scales."""
-    blocks = weight_blocks(x, BLOCK)
-    places = kept(np.abs(blocks))
-    fours = blocks.reshape(*places.shape[:-1], 4)
-    values = np.take_along_axis(fours, places.astype(np.int64), axis=-1)
-    shape = blocks.shape[:2]
-    raw = np.zeros((*shape, BLOCK_BYTES), np.uint8)
-    d = search_groups(values.reshape(len(x), -1), None, BLOCK // 2, LEVELS, half).reshape(shape)
-    raw[..., :2] = half_bytes(d[..., None])
-    codes = np.clip(np.rint(values * inverse(d)[..., None, None]), -8, 7).astype(np.int8)
-    nibbles = codes.view(np.uint8) & 15
-    both = places[..., 0] | places[..., 1] << 2
-    raw[..., 2:6] = both[..., 0::2] | both[..., 1::2] << 4
-    raw[..., 6:] = nibbles[..., 0] | nibbles[..., 1] << 4
-    return as_rows(raw)
+    weight_blocks(x, BLOCK)  # refuses rows of another length
+    return PATTERN.encode(x)
 
 
 @np.errstate(all="ignore")
@@ -169,28 +146,9 @@ def unpack(w: Any, table: Any, out: Any) -> None:
     _7(places, codes, out)
 
 
-def product(acc: Any, w: Any, stride: Any, x: Any, tokens: Any, tiles: Any, group: Any) -> Any:
-    """acc + one plain block of `tiles` tiles times `tokens` tokens."""
-    entry = load_q8(x, tokens)
-    total = dot_init(q8_shifted(entry, 40, 3), tiles)
-    total = dot8(total, load_eights(w + 64, tiles, stride), entry, 0, 4)
-    total = dot8(total, load_eights(w + 192, tiles, stride), entry, 8, 4)
-    total = dot8(total, load_eights(w + 320, tiles, stride), entry, 16, 4)
-    total = dot8(total, load_eights(w + 448, tiles, stride), entry, 24, 4)
-    scale = outer(load_f32(w, tiles, stride), q8_f32(entry, 32))
-    return fma(scale, to_f32(dot_result(total, 4)), acc)
-
-
-def row_block(w: Any, lane: Any, out: Any) -> None:
-    """The weights of row `lane` of a plain block."""
-    scale = get_f32(w + lane * 4)
-    for i in range(BLOCK):
-        code = get_u8(w + (64 + i // 4 * 64 + lane * 4 + i % 4)) - 8
-        put_f32(out + i * 4, scale * f32(code))
-
-
 FORMAT = Format(
     name="s24_g32",
+    modules=("s24_g32", "dense_int8"),
     block=BLOCK,
     block_bytes=BLOCK_BYTES,
     tile_block_bytes=16 * BLOCK_BYTES,
@@ -202,5 +160,6 @@ FORMAT = Format(
     product=product,
     tile_block=tile_block,
     row_block=row_block,
-    unpacked=Unpacked(tile_block_bytes=64 + 16 * BLOCK, unpack=unpack),
+    pattern=PATTERN,
+    unpacked=Unpacked(tile_block_bytes=TILE_BLOCK_BYTES, unpack=unpack),
 )

@@ -514,6 +514,12 @@ def shl_by(value: Any, bits: Any) -> Any:
 
 
 @_marker
+def shr_by(value: Any, bits: Any) -> Any:
+    """Shift each int32 lane right by what another vector has in that lane, 0..31; zeros come in."""
+    return _only_compiled()
+
+
+@_marker
 def shr_u8(value: Any, bits: int) -> Any:
     """Shift 64 bytes right by a constant."""
     return _only_compiled()

@@ -18,6 +18,7 @@ from test_bad_models import Quant, Spec, key, outcome, tiny
 import headrace
 from headrace.compress import compress
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.loaders.tiled import open_model
 from headrace.memory_plan import plan_model
 from headrace.model import Model
 from headrace.offload import expert_store as store
@@ -244,3 +245,33 @@ def test_a_file_that_is_cut_meanwhile(tmp_path: Path) -> None:
         path.write_bytes(content)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert np.array_equal(model.logits(ids), expected)
+
+
+# --- compressing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_experts_are_compressed_and_routers_stay(name: str, tmp_path: Path) -> None:
+    path, ids = FAMILIES / f"{name}.gguf", tokens_of(name)
+    with headrace.load(path, context=128) as model:
+        expected = model.logits(ids)
+    done = compress(path, tmp_path / "q8.gguf", format="q8_0")
+    types = {n: t.type for n, t in open_model(done.path).tensors.items()}
+    assert {types[n] for n in types if "gate_inp" in n} == {"tiled f32"}
+    assert types["blk.0.ffn_down.3.weight"] == "tiled q8_0"
+    with headrace.load(done.path, context=128) as model:
+        found = model.logits(ids)
+        model.generate(ids[:5], max_tokens=3).text()
+    # Tokens whose choice of experts the rounding of weights moves are few.
+    near = np.abs(found - expected).max(axis=1) < 0.2 * expected.std()
+    assert near.mean() > 0.7, near.mean()
+    done = compress(path, tmp_path / "i4.gguf", format="i4_g32")
+    with headrace.load(done.path, context=128) as model:
+        assert np.isfinite(model.logits(ids)).all()
+
+
+@pytest.mark.parametrize("format", ["gqs_g32", "bitstack"])
+def test_what_experts_cannot_be(format: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="experts"):
+        compress(FAMILIES / "mixtral.gguf", tmp_path / "m.gguf", format=format)
+    assert list(tmp_path.iterdir()) == []

@@ -53,7 +53,7 @@ def has_method(name: str, method: str) -> bool:
     """Whether all formats that a matrix may get can be rounded to by a method."""
     if method == "rtn" or name in GROUP_FORMATS:
         return True
-    return all(fmt.grid is not None for fmt in ADAPTIVE.get(name) or (FORMATS[name],))
+    return all(fmt.searched for fmt in ADAPTIVE.get(name) or (FORMATS[name],))
 
 
 def compressed(args: argparse.Namespace, known: set[tuple[str, str]]) -> Iterator[Row]:

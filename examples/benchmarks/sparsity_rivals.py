@@ -1,13 +1,13 @@
-"""What leaving out weights costs: group sparsity beside 2:4, single weights, and 2 bits for all.
+"""What leaving out weights costs: groups, 2:4, 16 of 32, single weights, and 2 bits for all.
 
     python examples/benchmarks/sparsity_rivals.py MODEL-f16.gguf --calibrate TEXT --evaluate OTHER
                                                   [--sparsity 0.5] [--chunks 8] [--folder /tmp]
 
-Prints the perplexity of the source, of group-sparse models (`headrace compress`), and of rivals,
-which have no format: their weights are rounded as they would be, and written as float16 into a copy
-of the source, whose matrices have to be F16. Of the rivals' bits, positions count as little as they
-can: a bit a weight if any may be left out, three for four weights of which two are. "fitted" is
-with the same conjugate gradients as group sparsity; else the smallest weights are left out.
+Prints the perplexity of the source, of what `headrace compress` makes of it (groups; 2:4, 16
+or 8 of 32, by size and fitted), and of rivals, which have no format: their weights are rounded as
+they would be, and written as float16 into a copy of the source, whose matrices have to be F16. Of
+their bits, positions count as little as they can, a bit a weight if any may be left out. "fitted"
+is with the same conjugate gradients as group sparsity; else the smallest weights go.
 """
 
 from __future__ import annotations
@@ -20,36 +20,23 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from headrace.calibration import LayerInputs
 from headrace.families import describe
 from headrace.loaders.tiled import open_model
+from headrace.rounding import Inputs
 from headrace.sparse import gqs
-from headrace.sparse.gptq import inverse_factor
-from headrace.sparse.gqs_pruning import refit
+from headrace.sparse.gptq import gptq, inverse_factor
+from headrace.sparse.gqs_pruning import Hessian, refit
+from headrace.sparse.pattern import loss, stays
+from headrace.sparse.registry import FORMATS
 from headrace.team import default_threads
 
-
-class Rival(NamedTuple):
-    """How weights are left out and rounded: `of` each four two, of 1 a share of a row, 0 none."""
-
-    name: str
-    of: int
-    fitted: bool
-    bits: int
-    group: int
-
-
-RIVALS = (
-    Rival("2 bits, groups of 128", 0, False, 2, 128),
-    Rival("2:4, 4 bits", 4, False, 4, 32),
-    Rival("2:4 fitted, 4 bits", 4, True, 4, 32),
-    Rival("single weights, 4 bits", 1, False, 4, 32),
-    Rival("single weights fitted, 4 bits", 1, True, 4, 32),
-)
+RIVALS = ("2 bits, groups of 128", "single weights, by size", "single weights, fitted")
+PATTERNS = {name: fmt for name, fmt in FORMATS.items() if fmt.pattern is not None}
 
 
 def headrace(*arguments: str) -> dict[str, Any]:
@@ -62,33 +49,33 @@ def headrace(*arguments: str) -> dict[str, Any]:
     return printed
 
 
-def rounded(w: np.ndarray, stays: np.ndarray, bits: int, group: int) -> np.ndarray:
-    """To nearest, with the range of what stays in each group of a row; the rest is zero."""
-    most, out = 2**bits - 1, np.zeros_like(w)
-    for at in range(0, w.shape[1], group):
-        x, keep = w[:, at : at + group], stays[:, at : at + group]
-        low = np.where(keep, x, np.inf).min(axis=1, keepdims=True)
-        high = np.where(keep, x, -np.inf).max(axis=1, keepdims=True)
-        step = np.where(high > low, (high - low) / most, 1)
-        zero = np.where(np.isfinite(low), np.rint(-low / step), 0)
-        codes = np.clip(np.rint(x / step) + zero, 0, most)
-        out[:, at : at + group] = np.where(keep, (codes - zero) * step, 0)
+def in_2_bits(w: np.ndarray) -> np.ndarray:
+    """To nearest, with the range of each 128 weights of a row."""
+    out = np.empty_like(w)
+    for at in range(0, w.shape[1], 128):
+        x = w[:, at : at + 128]
+        low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+        step = np.where(high > low, (high - low) / 3, 1)
+        zero = np.rint(-low / step)
+        out[:, at : at + 128] = (np.clip(np.rint(x / step) + zero, 0, 3) - zero) * step
     return out
 
 
-def staying(score: np.ndarray, of: int, rate: float) -> np.ndarray:
-    """The weights with the best scores: two of each four, or a share of each row."""
-    if of == 0:
-        return np.ones(score.shape, bool)
-    runs = score.reshape(len(score), -1, of if of > 1 else score.shape[1])
-    left = 2 if of > 1 else round(runs.shape[2] * (1 - rate))
-    order = np.argsort(-runs, axis=2, kind="stable")
-    keep = np.zeros(runs.shape, bool)
-    np.put_along_axis(keep, order[:, :, :left], True, axis=2)
-    return keep.reshape(score.shape)
+def single(w: np.ndarray, inputs: Inputs, rate: float, fitted: bool) -> np.ndarray:
+    """A share of the weights of each row left out, the others in `i4_g32`."""
+    fmt, n = FORMATS["i4_g32"], w.shape[1]
+    grid, left = fmt.grid, round(w.shape[1] * (1 - rate))
+    assert grid is not None
+    if not fitted:
+        w = np.where(stays(np.abs(w), left, n), w, np.float32(0))
+        return fmt.decode(grid.round(w, grid.fit(w, None)))
+    hessian = Hessian(inputs.h, inverse_factor(inputs.h))
+    stay = stays(loss(w, hessian), left, n)
+    best = refit(w, stay, hessian.h)
+    return fmt.decode(gptq(best, grid, hessian.upper, inputs.importance, stay))
 
 
-def write(rival: Rival, source: Path, to: Path, inputs: LayerInputs, rate: float) -> float:
+def write(rival: str, source: Path, to: Path, inputs: LayerInputs, rate: float) -> float:
     """Write a rival; bits of each of its weights."""
     shutil.copy(source, to)
     model = open_model(source)
@@ -100,30 +87,25 @@ def write(rival: Rival, source: Path, to: Path, inputs: LayerInputs, rate: float
                 continue  # embedding and head
             info = model.tensors[matrix.name]
             w = model.read(info).view(np.float16).astype(np.float32).reshape(info.shape)
-            score, h = np.abs(w), found.h
-            if rival.fitted:
-                score = w * w / np.square(inverse_factor(h)).sum(axis=0)
-            stays = staying(score, rival.of, rate)
-            if rival.fitted:
-                w = refit(w, stays, h)
+            w = in_2_bits(w) if rival == RIVALS[0] else single(w, found, rate, rival == RIVALS[2])
             file.seek(info.offset)
-            file.write(rounded(w, stays, rival.bits, rival.group).astype(np.float16).tobytes())
-    left = {0: 1.0, 1: 1 - rate, 4: 0.5}[rival.of]
-    where = {0: 0.0, 1: 1.0, 4: 0.75}[rival.of]
-    return where + left * rival.bits + 32 / rival.group
+            file.write(w.astype(np.float16).tobytes())
+    return 2.25 if rival == RIVALS[0] else 1 + 4 * (1 - rate) + 0.5
 
 
 def models(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float, Path]]:
     """Name, bits of each weight of layers, file."""
     yield "the source", 16.0, args.model
     path = folder / "m.gguf"
+    fit = ("--calibrate", str(args.calibrate), "--calibrate-tokens", str(args.calibrate_tokens))
+    compress = ("compress", str(args.model), str(path), "--force", "--format")
     for name, fmt in gqs.GROUP_FORMATS.items():
-        headrace(
-            "compress", str(args.model), str(path), "--format", name, "--force",
-            "--sparsity", str(args.sparsity), "--calibrate", str(args.calibrate),
-            "--calibrate-tokens", str(args.calibrate_tokens),
-        )  # fmt: skip
+        headrace(*compress, name, "--sparsity", str(args.sparsity), *fit)
         yield f"{name}", (1 - args.sparsity) * fmt.unit_bytes * 8 / gqs.UNIT, path
+    for name, pattern in PATTERNS.items():
+        for how, options in (("by size", ()), ("fitted", fit)):
+            headrace(*compress, name, *options)
+            yield f"{name}, {how}", pattern.bits_per_weight, path
     model = open_model(args.model)
     text = args.calibrate.read_text("utf-8")
     threads, decoder = default_threads(), describe(model)
@@ -131,7 +113,7 @@ def models(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float,
         of = LayerInputs(model, decoder, text, args.calibrate_tokens, threads, None)
         with of as inputs:
             bits = write(rival, args.model, path, inputs, args.sparsity)
-        yield rival.name, bits, path
+        yield rival, bits, path
 
 
 def main() -> None:
@@ -143,7 +125,7 @@ def main() -> None:
     parser.add_argument("--calibrate", type=Path, required=True, help="a text file")
     parser.add_argument("--calibrate-tokens", type=int, default=65536)
     parser.add_argument("--evaluate", type=Path, required=True, help="another text file")
-    parser.add_argument("--sparsity", type=float, default=0.5, help="but of 2:4")
+    parser.add_argument("--sparsity", type=float, default=0.5, help="of groups and single weights")
     parser.add_argument("--chunks", type=int, default=20, help="windows of 512 tokens to evaluate")
     parser.add_argument("--folder", help="where to write the files that are measured")
     args = parser.parse_args()
