@@ -103,9 +103,9 @@ def compress(
     rank: int | None = None,
     sort: Sort = "error",
     calibrate: str | None = None,
-    calibrate_tokens: int = CALIBRATE_TOKENS,
+    calibrate_tokens: int | None = None,
     evaluate: str | None = None,
-    evaluate_tokens: int = EVALUATE_TOKENS,
+    evaluate_tokens: int | None = None,
     force: bool = False,
     threads: int | None = None,
     memory: int | None = None,
@@ -140,10 +140,10 @@ def compress(
             error of their matrix's output most, "perplexity" those with which the model itself is
             best on `calibrate`: a forward pass for each block.
         calibrate: a text like those that the model will read.
-        calibrate_tokens: how much of it to use.
+        calibrate_tokens: how much of it to use; default: 65536.
         evaluate: another text, on which to compare the result with the source; what comes out
             stands in the file.
-        evaluate_tokens: how much of it to use.
+        evaluate_tokens: how much of it to use; default: 32768.
         force: replace `dst` if there is such a file.
         threads: default: the physical cores that this process may use.
         memory: bytes that the process may take; default: what is free.
@@ -151,7 +151,8 @@ def compress(
         notice: called with a line that the user should know before the wait.
 
     Raises:
-        UnsupportedError: no such format or method, or a model that cannot run.
+        UnsupportedError: no such format or method, a model that cannot run, or a weight that is
+            beyond what the format can hold.
         ModelNotFoundError, DownloadError, ModelFileError: no usable source.
         BudgetError: the work on one tensor does not fit in `memory`.
         HeadraceError: `dst` exists or cannot be written, or a text is too short.
@@ -163,6 +164,8 @@ def compress(
         raise UnsupportedError(
             "--calibrate changes nothing here: it is for --method gptq or search, and a --format"
         )
+    n_calibrate = _tokens("calibrate", calibrate, calibrate_tokens, CALIBRATE_TOKENS)
+    n_evaluate = _tokens("evaluate", evaluate, evaluate_tokens, EVALUATE_TOKENS)
     if sparsity is not None and format not in GROUP_FORMATS:
         raise UnsupportedError(f"--sparsity is for --format {', '.join(GROUP_FORMATS)}")
     if sparsity is not None and not 0 <= sparsity < 1:
@@ -179,14 +182,12 @@ def compress(
         )
     rate = SPARSITY if sparsity is None else float(sparsity)
     n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
-    whole("calibrate_tokens", calibrate_tokens, low=1)
     options = _Options(
         format, ends, chosen,
         None if calibrate is None else text_digest(calibrate),
-        None if calibrate is None else calibrate_tokens,
+        None if calibrate is None else n_calibrate,
         rate if format in GROUP_FORMATS else None,
     )  # fmt: skip
-    whole("evaluate_tokens", evaluate_tokens, low=1)
     allowed = limit_of(memory)
     limit = allowed.n_bytes
     target = Path(os.path.expanduser(dst))
@@ -198,7 +199,7 @@ def compress(
     decoder = describe(model)
     refuse_stack(model, decoder)
     if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
-        check_text(model, evaluate, evaluate_tokens)
+        check_text(model, evaluate, n_evaluate)
         shares(path, path, memory, price_options(path, threads))
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
     room = None if limit is None else limit - process
@@ -211,7 +212,7 @@ def compress(
             inputs = None
             if calibrate is not None:
                 found = LayerInputs(
-                    model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
+                    model, decoder, calibrate, n_calibrate, n_threads, room, progress, notice
                 )
                 inputs = stack.enter_context(found)
 
@@ -225,7 +226,7 @@ def compress(
 
                 def measure(written: Path, levels: Sequence[int]) -> dict[str, Any]:
                     return measure_price(
-                        path, written, evaluate, tokens=evaluate_tokens, threads=threads,
+                        path, written, evaluate, tokens=n_evaluate, threads=threads,
                         memory=memory, progress=progress, levels=levels,
                     )  # fmt: skip
 
@@ -259,7 +260,7 @@ def compress(
             inputs = None
             if calibrate is not None:
                 found = LayerInputs(
-                    model, decoder, calibrate, calibrate_tokens, n_threads, room, progress, notice
+                    model, decoder, calibrate, n_calibrate, n_threads, room, progress, notice
                 )
                 inputs = stack.enter_context(found)
             reader = stack.enter_context(TensorReader())
@@ -278,7 +279,7 @@ def compress(
             file.complete()
             if evaluate is not None:
                 price = measure_price(
-                    path, file.path, evaluate, tokens=evaluate_tokens, threads=threads,
+                    path, file.path, evaluate, tokens=n_evaluate, threads=threads,
                     memory=memory, progress=progress,
                 )  # fmt: skip
                 header, _, whole_size = build_header(model, entries, price_keys(price))
@@ -294,6 +295,15 @@ def compress(
         name = one.placed.format.name
         sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
+
+
+def _tokens(what: str, text: str | None, wanted: int | None, default: int) -> int:
+    if wanted is None:
+        return default
+    found = whole(f"{what}_tokens", wanted, low=1)
+    if text is None:
+        raise UnsupportedError(f"--{what}-tokens is for --{what}, which names the text")
+    return found
 
 
 def _check_target(target: Path, force: bool) -> None:

@@ -13,6 +13,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from headrace.errors import ModelFileError, UnsupportedError
 from headrace.families.decoder import Matrix
 from headrace.least_memory import Need
 from headrace.loaders.gguf import TensorReader
@@ -24,12 +25,13 @@ from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sparse.bitstack import BlockShape, decompose, pack
 from headrace.sparse.bitstack_fit import decompose_for, error
-from headrace.sparse.format import Floats
+from headrace.sparse.format import TILE_ROWS, Floats
 
 InputsOf = Callable[[str], Inputs | None]
 
 # What decomposing takes for each weight at a time: the matrix, what is left, temporaries.
 _BYTES_PER_WEIGHT = 56
+_CHECKED = 1 << 19  # weights that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,13 @@ class Blocks:
 
         Raises:
             BudgetError: the work on one matrix does not fit.
-            ModelFileError: the source cannot be read.
+            ModelFileError: the source cannot be read, or has weights that are no finite numbers.
+            UnsupportedError: a weight is beyond what blocks can hold.
             OSError: the disk cannot take it.
         """
+        if inputs is not None:  # or statistics of what comes behind are of no use, and are blamed
+            for i in range(file.done, len(self.stacked)):
+                self._check(i, reader)
         offsets, lock, done = self.offsets, threading.Lock(), set(range(file.done))
         complete = file.done
 
@@ -135,10 +141,11 @@ class Blocks:
             nonlocal complete
             index, found, factor = job
             at, gains = offsets[index], []
-            for raw, gain in self._decomposed(index, reader, found, factor):
-                file.write(at, raw)
-                at += raw.nbytes
-                gains.append(gain)
+            with np.errstate(all="ignore"):  # what is beyond float16 becomes an error
+                for raw, gain in self._decomposed(index, reader, found, factor):
+                    file.write(at, raw)
+                    at += raw.nbytes
+                    gains.append(gain)
             file.write(at, np.array(gains, np.float64).view(np.uint8))
             with lock:
                 done.add(index)
@@ -185,18 +192,53 @@ class Blocks:
     def _decomposed(
         self, index: int, reader: TensorReader, found: Inputs | None, factor: Floats | None
     ) -> Iterator[tuple[np.ndarray, float]]:
-        """The blocks of a matrix as bytes, and what each gains, as a part of the whole output."""
-        p = self.stacked[index]
-        w = p.format.decode(raw_rows(reader, p, 0, p.matrix.rows))[: p.matrix.rows]
+        """The blocks of a matrix as bytes, and what each gains, as a part of the whole output.
+
+        Raises what `_weights` and `_beyond` do.
+        """
+        w = self._weights(index, reader, 0, self.stacked[index].matrix.rows)
         if found is None or factor is None:
             h, blocks = None, decompose(w, self.rank, self.levels)
         else:
             h, blocks = found.h, decompose_for(w, found.h, factor, self.rank, self.levels)
-        before = size = error(w, h)
-        for block, left in blocks:
-            after = error(left, h)
-            yield pack(block), (before - after) / max(size, 1e-30)
-            before = after
+        try:
+            before = size = error(w, h)
+            for block, left in blocks:
+                after = error(left, h)
+                if not np.isfinite(after):
+                    raise self._beyond(index, w)
+                yield pack(block), (before - after) / max(size, 1e-30)
+                before = after
+        except np.linalg.LinAlgError as failed:
+            raise self._beyond(index, w) from failed
+
+    def _weights(self, index: int, reader: TensorReader, first: int, last: int) -> Floats:
+        """Rows of a matrix: float32 [last - first, n], all of them finite.
+
+        Raises:
+            ModelFileError: they are not, or cannot be read.
+        """
+        p = self.stacked[index]
+        w = p.format.decode(raw_rows(reader, p, first, last))[: last - first]
+        if not np.isfinite(w).all():
+            raise ModelFileError(
+                "has weights that are no finite numbers: they cannot be decomposed; mend the file, "
+                "or take a --format that keeps all", path=p.info.path, tensor=p.info.name,
+            )  # fmt: skip
+        return w
+
+    def _check(self, index: int, reader: TensorReader) -> None:
+        rows, columns = self.stacked[index].matrix.rows, self.stacked[index].matrix.columns
+        step = -(-max(1, _CHECKED // columns) // TILE_ROWS) * TILE_ROWS
+        for first in range(0, rows, step):
+            self._weights(index, reader, first, min(first + step, rows))
+
+    def _beyond(self, index: int, w: Floats) -> UnsupportedError:
+        info = self.stacked[index].info
+        return UnsupportedError(
+            f"a weight of {np.abs(w).max():.6g} is beyond what blocks of float16 vectors hold; "
+            "use --format bf16 or f32", path=info.path, tensor=info.name,
+        )  # fmt: skip
 
 
 def _work_bytes(matrix: Matrix) -> int:

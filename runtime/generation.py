@@ -75,6 +75,8 @@ class Generation:
                 raise TypeError(
                     f"draft must be a loaded model or 'self', not {type(draft).__name__}"
                 )
+            if draft == SELF and model.prepared.stack is None:
+                raise ValueError("draft 'self' is for a stack of blocks, which this model is not")
             self._text = ModelDraft(draft, model)
         self._acceptance = Acceptance()
         self._model = model

@@ -90,7 +90,8 @@ def load(
         logits_rows: tokens whose logits are asked for at a time (`Model.logits`, `perplexity`):
             what these take is then counted in `memory`.
         whole_stack: of a model that is a stack of blocks, compute with all, and read those that do
-            not fit from the file for every token; by default only what fits is computed with.
+            not fit from the file for every token; by default only what fits is computed with. Other
+            models are refused.
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.

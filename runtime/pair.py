@@ -9,33 +9,46 @@ from typing import Any
 
 from headrace.choices import PROCESS_BYTES
 from headrace.errors import BudgetError
+from headrace.families import describe
 from headrace.loaders.progress import Progress
+from headrace.loaders.tiled import open_model
 from headrace.model import Model, load
 from headrace.offload.budget import round_up
 from headrace.planning import bounds, limit_of
 from headrace.sizes import format_size
+from headrace.stack import stack_of
 
 
 @contextmanager
 def load_pair(
-    first: Path, second: Path, *, memory: int | None, progress: Progress | None, **options: Any
-) -> Iterator[tuple[Model, Model]]:
+    first: Path, second: Path, *, memory: int | None, progress: Progress | None,
+    whole_stack: bool = False, **options: Any,
+) -> Iterator[tuple[Model, Model]]:  # fmt: skip
     """Load two models, each with what it needs and its share of what is left.
 
     Args:
         memory: bytes that the process may take; None: what is free.
+        whole_stack: as `headrace.load` takes it, of those that are stacks.
         progress, options: as `headrace.load` takes them.
 
     Raises:
         BudgetError: the two do not fit together.
         what `headrace.load` raises.
     """
-    of_first, of_second = shares(first, second, memory, options)
+    of_first, of_second = shares(first, second, memory, {**options, "whole_stack": whole_stack})
+    options["progress"] = progress
     with (
-        load(first, memory=of_first, progress=progress, **options) as a,
-        load(second, memory=of_second, progress=progress, **options) as b,
+        load(first, memory=of_first, whole_stack=whole_stack and _is_stack(first), **options) as a,
+        load(
+            second, memory=of_second, whole_stack=whole_stack and _is_stack(second), **options
+        ) as b,
     ):
         yield a, b
+
+
+def _is_stack(path: Path) -> bool:
+    file = open_model(path)
+    return stack_of(file, describe(file)) is not None
 
 
 def shares(

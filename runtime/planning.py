@@ -14,7 +14,7 @@ from headrace import plan as plans
 from headrace.arguments import whole
 from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.choices import DEFAULT_CONTEXT, PROCESS_BYTES, Sizes, streamed_matrices
-from headrace.errors import BudgetError, ContextOverflowError, KernelError
+from headrace.errors import BudgetError, ContextOverflowError, KernelError, UnsupportedError
 from headrace.expert_memory import expected_bytes, room_of
 from headrace.families import describe
 from headrace.families.decoder import Decoder
@@ -149,6 +149,11 @@ def prepare(
     if prepared is None:
         limit = limit_of(budget, share=1.0)  # better without a margin than not at all
         prepared = sized(limit=limit)
+    if whole_stack and prepared.stack is None:
+        raise UnsupportedError(
+            "is no stack of blocks, and loads whole: leave out --whole-stack and --draft self",
+            path=file.paths[0],
+        )
     return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
 
 

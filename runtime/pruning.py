@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from headrace.errors import ModelFileError
+from headrace.errors import ModelFileError, UnsupportedError
 from headrace.families.decoder import Matrix
 from headrace.loaders.gguf import TensorInfo
 from headrace.share import share
@@ -60,18 +61,27 @@ def prune(
 
     Raises:
         ModelFileError: the source cannot be read, or has weights that are no finite numbers.
+        UnsupportedError: a weight is beyond what the format can hold.
     """
     rows, columns, group = wanted.matrix.rows, wanted.matrix.columns, wanted.format.group
     score = np.empty((rows, columns // group), np.float32)
 
     def rate(first: int) -> None:
         last = min(first + step, rows)
-        found = gqs_pruning.scores(read(first, last), group, cost)
-        if not np.isfinite(found).all():
+        weights = read(first, last)
+        with np.errstate(all="ignore"):
+            found = gqs_pruning.scores(weights, group, cost)
+            most = np.abs(weights).max(initial=0)
+        where: dict[str, Any] = {"path": wanted.info.path, "tensor": wanted.info.name}
+        if not np.isfinite(most):
             raise ModelFileError(
-                "has weights that are no finite numbers, or too large: they cannot be pruned; "
-                "take a --format that keeps all",
-                path=wanted.info.path, tensor=wanted.info.name,
+                "has weights that are no finite numbers: they cannot be pruned; take a --format "
+                "that keeps all", **where,
+            )  # fmt: skip
+        if not np.isfinite(found).all():
+            raise UnsupportedError(
+                f"a weight of {most:.6g} is beyond what {wanted.format.name} holds; use bf16 or "
+                "f32", **where,
             )  # fmt: skip
         score[first:last] = found
 

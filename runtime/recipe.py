@@ -67,15 +67,19 @@ def recipes(
     """
     if ends in GROUP_FORMATS:
         raise UnsupportedError(f"--ends {ends}: embedding and head cannot be group-sparse")
-    for name, others in ((format, (KEEP, *GROUP_FORMATS, *ADAPTIVE)), (ends or KEEP, (KEEP,))):
-        if name not in WRITTEN and name not in others:
-            known = ", ".join([KEEP, "bitstack", *sorted([*WRITTEN, *GROUP_FORMATS, *ADAPTIVE])])
-            what = (
-                f"{name} is read, not written"
-                if name in FORMATS
-                else f"there is no format {name!r}"
-            )
-            raise UnsupportedError(f"{what}; there is: {known}")
+    of_layers = [KEEP, "bitstack", *sorted([*WRITTEN, *GROUP_FORMATS, *ADAPTIVE])]
+    for option, name, taken in (
+        ("--format", format, of_layers),
+        ("--ends", ends or KEEP, [KEEP, *sorted(WRITTEN)]),
+    ):
+        if name not in taken:
+            if name in FORMATS:
+                what = f"{name} is read, not written"
+            elif name in of_layers:
+                what = f"{name} is for --format alone"
+            else:
+                what = f"there is no format {name!r}"
+            raise UnsupportedError(f"{what}; {option} takes: {', '.join(taken)}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
     gridded = [name for name, fmt in FORMATS.items() if fmt.searched]

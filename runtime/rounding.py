@@ -18,6 +18,7 @@ from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats, Format
 from headrace.sparse.gptq import gptq, inverse_factor
 from headrace.sparse.gqs_pruning import Hessian, group_costs
+from headrace.sparse.reach import beyond
 from headrace.sparse.registry import FORMATS
 
 Write = Callable[[int, np.ndarray], None]  # offset in the tensor, bytes
@@ -26,7 +27,6 @@ Write = Callable[[int, np.ndarray], None]  # offset in the tensor, bytes
 _BYTES_PER_WEIGHT = 96
 _PORTION = 1 << 19  # weights that a thread rounds at once, where memory allows
 _GPTQ_ROWS = 512  # at least, where memory allows: the work on one input is then worth a call
-_HALF = np.float32(65504)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Factors:
             except np.linalg.LinAlgError as error:
                 raise ModelFileError(
                     "what this matrix reads on the calibration text has no usable statistics "
-                    f"({error}): use another text, or --method rtn", tensor=name,
+                    f"({error}): use another text, or do without --calibrate", tensor=name,
                 ) from error  # fmt: skip
         return self._last[1]
 
@@ -201,28 +201,26 @@ class Rounder:
         importance = None if inputs is None else inputs.importance
         hessian = self._hessian(recipe, inputs)
 
+        searched = recipe.method != "rtn" and fmt.searched
+
+        def nearest(x: Floats) -> np.ndarray:
+            return _searched(fmt, x, None, None) if searched else fmt.encode(x)
+
         def encode(x: Floats) -> np.ndarray:
-            most = np.abs(x).max(initial=0)  # NaN if there is one
-            if (
-                most > _HALF
-                and np.isfinite(most)
-                and not np.isfinite(fmt.decode(fmt.encode(x))).all()
-            ):
+            most = beyond(x, fmt, nearest)
+            if most is not None:
                 raise UnsupportedError(
                     f"a weight of {most:.6g} is beyond what {fmt.name} holds; use bf16 or f32",
                     path=info.path,
                     tensor=info.name,
                 )
-            if recipe.method == "rtn" or not fmt.searched:
-                raw = fmt.encode(x)
-            elif not np.isfinite(most):
+            if searched and not np.isfinite(x).all():
                 raise ModelFileError(
                     "has weights that are no finite numbers; --method rtn keeps what it can of "
                     "them", path=info.path, tensor=info.name,
                 )  # fmt: skip
-            else:
-                raw = _searched(fmt, x, hessian, importance)
-            return raw
+            with np.errstate(all="ignore"):  # scales that are tried may be beyond float16
+                return _searched(fmt, x, hessian, importance) if searched else fmt.encode(x)
 
         return encode
 

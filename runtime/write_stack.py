@@ -92,8 +92,9 @@ def write_stack(
         what `price` gave.
 
     Raises:
-        UnsupportedError: the model cannot run, or is a stack itself.
-        ModelNotFoundError, DownloadError, ModelFileError: no usable source.
+        UnsupportedError: the model cannot run, is a stack itself, or has weights beyond float16.
+        ModelNotFoundError, DownloadError, ModelFileError: no usable source, or weights that are no
+            finite numbers.
         BudgetError: the work on one matrix does not fit in `room`.
         HeadraceError: `dst` cannot be written.
         ValueError: `rank` or `levels` is none that there is.

@@ -33,8 +33,11 @@ SAMPLE_ROWS = 256
 BIT_WORTH_DB = 6.02
 
 
+@np.errstate(all="ignore")
 def relative_noise(fmt: Format, w: Floats) -> float:
     """The sum of squared errors of the coded weights, over the sum of squared weights.
+
+    Infinite where the format cannot hold them, or weights are no numbers.
 
     Args:
         fmt: the format.
@@ -42,7 +45,8 @@ def relative_noise(fmt: Format, w: Floats) -> float:
     """
     error = fmt.decode(fmt.encode(w)).astype(np.float64) - w
     power = float((w.astype(np.float64) ** 2).sum())
-    return float((error**2).sum()) / power if power else 0.0
+    noise = float((error**2).sum()) / power if power else 0.0
+    return noise if math.isfinite(noise) else math.inf
 
 
 def choose_format(w: Floats, formats: Sequence[Format], bit_worth: float = BIT_WORTH_DB) -> Format:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import headrace
 import headrace.model
 from headrace import cli
 
@@ -38,6 +39,33 @@ def test_a_draft_remembers_no_more_than_the_model(
     drafted = ran(capsys, STORIES, "Once", "-n", "8", "--context", "320", "--draft", small)
     assert drafted["text"] == alone["text"]
     assert contexts == {STORIES.name: 320, small.name: 320}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", STORIES, "Once", "--raw", "--whole-stack"],
+        ["run", STORIES, "Once", "--raw", "--draft", "self"],
+        ["chat", STORIES, "--draft", "self"],
+        ["plan", STORIES, "--whole-stack"],
+        ["bench", STORIES, "--whole-stack"],
+    ],
+)
+def test_options_of_a_stack_are_refused_for_what_is_none(
+    words: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*map(str, words)]) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    assert f"headrace: {STORIES}: is no stack of blocks" in said.err
+
+
+def test_no_model_that_loads_whole_guesses_for_itself() -> None:
+    with (
+        headrace.load(STORIES, context=64) as model,
+        pytest.raises(ValueError, match="'self' is for a stack"),
+    ):
+        model.generate("Once", raw=True, draft="self")
 
 
 def test_a_long_prompt_gets_its_context(

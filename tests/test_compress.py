@@ -129,7 +129,7 @@ def test_group_sizes_that_suit_each_matrix(tmp_path: Path) -> None:
     names = {name: fmt for name, (fmt, _) in found.items() if name.startswith("blk.")}
     assert names.pop(uneven) == "i4_g32"
     assert set(names.values()) == {"i4_g128"}
-    with pytest.raises(HeadraceError, match="no format 'i4_auto'"):
+    with pytest.raises(HeadraceError, match="i4_auto is for --format alone"):
         compress(path, tmp_path / "b.gguf", ends="i4_auto")
 
 
@@ -404,9 +404,13 @@ def test_a_link_in_the_place_of_the_part(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"format": "q9"}, "there is no format 'q9'"),
-        ({"format": "iq3_s"}, "iq3_s is read, not written; there is: keep"),
+        ({"format": "iq3_s"}, "iq3_s is read, not written; --format takes: keep"),
         ({"format": "../q4_0"}, "there is no format"),
         ({"format": "q4_0", "ends": "x"}, "there is no format 'x'"),
+        ({"ends": "bitstack"}, "bitstack is for --format alone; --ends takes: keep, bf16, e1m2"),
+        ({"ends": "i4_auto"}, r"i4_auto is for --format alone; (?!.*(_auto|gqs|bitstack|llm))"),
+        ({"format": "q4_0", "calibrate_tokens": 512}, "--calibrate-tokens is for --calibrate"),
+        ({"format": "q4_0", "evaluate_tokens": 512}, "--evaluate-tokens is for --evaluate"),
         ({"format": "q4_0", "method": "best"}, "there is no method 'best'"),
         ({"format": "q4_0", "method": "gptq"}, "needs a text"),
         ({"format": "f16", "method": "search"}, "rounds to"),
@@ -457,6 +461,53 @@ def test_weights_that_cannot_be_rounded(odd: Any, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match=r"attn_k.*beyond what q4_0 holds"):
             compress(odd(3e38), tmp_path / "m.gguf", format="q4_0", method=method)
     assert VOCABULARY == 300
+
+
+# What the own encoder of a format of the table cannot hold: one weight among small ones, and all.
+@pytest.mark.parametrize("method", ["rtn", "search"])
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [
+        (1e6, ["i4_g32", "i4_g128", "i4a_g64", "i4_dual", "e2m1_g16", "nvfp4", "nvint4", "q4_0"]),
+        (1e7, ["i2_g64", "i3_g64", "i4a_g16", "e3m0_g128", "iq4_nl", "i4_auto", "llm_fp4"]),
+        (1e38, ["i1_g64", "q6_k", "q8_0", "gqs_g32", "bitstack"]),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_weight_beyond_a_format(
+    size: float, names: list[str], method: str, odd: Any, tmp_path: Path
+) -> None:
+    source = odd(size)
+    for name in names:
+        fmt = FORMATS.get(name)
+        if name == "bitstack" or (method == "search" and fmt is not None and fmt.grid is None):
+            chosen = None
+        else:
+            chosen = method
+        with pytest.raises(UnsupportedError, match=r"odd\.gguf.*attn_k.*is beyond what"):
+            compress(source, tmp_path / "m.gguf", format=name, method=chosen)
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_weights_that_a_format_holds(odd: Any, tmp_path: Path) -> None:
+    for name in ("e3m0_g128", "q8_0", "gqs_g32", "bitstack"):
+        compress(odd(1e6), tmp_path / "m.gguf", format=name, force=True)
+    for value in (np.nan, np.inf):
+        compress(odd(value), tmp_path / "m.gguf", format="i4_auto", force=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"calibrate": TEXT}])
+@pytest.mark.filterwarnings("error")
+def test_a_stack_of_what_is_no_number(options: dict[str, Any], tmp_path: Path) -> None:
+    path = compress(STORIES, tmp_path / "odd.gguf", format="f32").path
+    info = open_model(path).tensors["blk.0.attn_k.weight"]
+    for value in (np.nan, -np.inf):
+        with path.open("rb+") as file:
+            file.seek(info.offset)
+            file.write(np.float32(value).tobytes())
+        with pytest.raises(ModelFileError, match=r"odd\.gguf.*attn_k.*no finite numbers"):
+            compress(path, tmp_path / "m.gguf", format="bitstack", **options)
 
 
 def test_the_least_memory(source: Path, tmp_path: Path) -> None:
