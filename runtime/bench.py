@@ -98,7 +98,7 @@ def bench(
         best = int(np.argmin(decode[1:])) + 1
         passes = Passes(
             replace(rates, memory=bandwidth), loaded.residency, n_bytes, plan.threads,
-            loaded.prepared.flash_bytes,
+            loaded.prepared.expert_bytes,
         )  # fmt: skip
         speed = passes.prediction(prompt_tokens)
         flash = speed.flash

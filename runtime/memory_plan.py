@@ -120,7 +120,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
     blocks = p.stack.n_bytes(len(p.stack)) if p.stack else 0
     stacked = p.stack.weights if p.stack else 0
     prompt_tokens = min(PROMPT_TOKENS, p.shape.context)
-    passes = Passes(rates, p.residency, p.read_bytes, p.shape.threads, p.flash_bytes)
+    passes = Passes(rates, p.residency, p.read_bytes, p.shape.threads, p.expert_bytes)
     speed = passes.prediction(prompt_tokens)
     return MemoryPlan(
         model=str(p.file.source),
@@ -142,7 +142,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         parameters=sum(one.matrix.rows * one.matrix.columns for one in p.placed) + stacked,
         layers=len(d.layers),
         bytes_per_token=p.read_bytes,
-        flash_bytes_per_token=p.flash_bytes(1),
+        flash_bytes_per_token=passes.flash_bytes(1),
         kv_bytes_per_context_token=plans.kv_bytes(d, 1) // kv_cache.CHUNK,
         memory_read_gb_s=None if rates.memory is None else rates.memory / 1e9,
         flash_read_gb_s=None if speed.flash is None else speed.flash / 1e9,

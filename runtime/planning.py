@@ -80,12 +80,11 @@ class Prepared:
         """Blocks that a pass computes with."""
         return self.blocks if self.rest is None else len(self.rest.pieces)
 
-    def flash_bytes(self, n_tokens: int) -> int:
-        """Bytes of the file that a pass over so many tokens reads, or is expected to."""
-        streamed = 0 if self.residency is None else self.residency.streamed_bytes
+    def expert_bytes(self, n_tokens: int) -> int:
+        """Bytes of experts that a pass over so many tokens is expected to read."""
         if self.room is None or not self.slots:
-            return streamed
-        return streamed + expected_bytes(self.decoder, self.room, self.slots, n_tokens)
+            return 0
+        return expected_bytes(self.decoder, self.room, self.slots, n_tokens)
 
     @property
     def infos(self) -> dict[str, TensorInfo]:

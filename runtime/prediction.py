@@ -75,14 +75,19 @@ class Passes:
         residency: what is kept and what streams; None: all is kept.
         read_bytes: of weights in memory's form for each token.
         threads: that compute.
-        flash_bytes: of the file that a pass over so many tokens reads.
+        expert_bytes: of experts that a pass over so many tokens is expected to read.
     """
 
     rates: Rates
     residency: Residency | None
     read_bytes: int
     threads: int
-    flash_bytes: Callable[[int], int] = lambda n_tokens: 0
+    expert_bytes: Callable[[int], int] = lambda n_tokens: 0
+
+    def flash_bytes(self, n_tokens: int) -> int:
+        """Bytes of the file that a pass over so many tokens reads."""
+        streamed = 0 if self.residency is None else self.residency.streamed_bytes
+        return streamed + self.expert_bytes(n_tokens)
 
     def compute_s(self, n_tokens: int) -> float | None:
         """Seconds that a pass computes, at an empty context, with what is tiled; None: unknown."""

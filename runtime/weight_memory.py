@@ -234,7 +234,7 @@ class WeightMemory:
             prepared.residency,
             prepared.read_bytes,
             prepared.shape.threads,
-            prepared.flash_bytes,
+            prepared.expert_bytes,
         )
         self.plan: MemoryPlan = memory_plan(prepared, self._rates)
 
