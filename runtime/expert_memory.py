@@ -19,7 +19,6 @@ from headrace.offload.files import PAGE, StreamedFile
 from headrace.offload.modes import MODES
 from headrace.offload.window import Read
 from headrace.placing import Placed, PlacedMatrix, cacheable
-from headrace.plan import mixtures
 
 SAMPLED = 256  # matrices of experts that show how fast flash is
 
@@ -29,11 +28,11 @@ def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
     if not cacheable(placed):
         return None
     by_name = {p.matrix.name: p for p in placed}
-    routed = mixtures(decoder)
+    routed = decoder.mixtures().values()
     layers = [[by_name[m.name] for m in one.each[0].matrices()] for one in routed]
     slot = max(slot_offsets([p.n_bytes for p in matrices])[1] for matrices in layers)
     readers = max(mode.readers for mode in MODES)
-    raw = [p for matrices in layers for p in matrices if not _straight(p)]
+    raw = [p for matrices in layers for p in matrices if not p.straight]
     rows = (max(ROWS_BYTES, 16 * p.info.n_bytes // p.matrix.rows) for p in raw)
     largest = max((min(n, p.info.n_bytes) for n, p in zip(rows, raw, strict=True)), default=0)
     landing = pages(largest) + 2 * PAGE if raw else 0
@@ -43,7 +42,7 @@ def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
         least=2 * max(one.active for one in routed),
         count=sum(len(one.each) for one in routed),
         beside=readers * landing,
-        n_bytes=sum(p.n_bytes for p in placed if isinstance(p, PlacedMatrix) and p.expert),
+        n_bytes=sum(p.n_bytes for p in placed if p.expert),
     )
 
 
@@ -51,13 +50,9 @@ def expected_bytes(decoder: Decoder, room: ExpertRoom, slots: int, n_tokens: int
     """Bytes that a pass over so many tokens reads, were all experts chosen equally often."""
     uses = sum(
         len(one.each) * (1 - (1 - one.active / len(one.each)) ** n_tokens)
-        for one in mixtures(decoder)
+        for one in decoder.mixtures().values()
     )
     return int(uses * (1 - slots / room.count) * room.slot_bytes)
-
-
-def _straight(placed: Placed) -> bool:
-    return isinstance(placed, PlacedMatrix) and placed.straight
 
 
 def _matrix(placed: Placed, addresses: Mapping[str, int]) -> ExpertMatrix:
@@ -82,14 +77,14 @@ def cache_of(
     """
     layers = [
         [[_matrix(placed[m.name], addresses) for m in one.matrices()] for one in routed.each]
-        for routed in mixtures(decoder)
+        for routed in decoder.mixtures().values()
     ]
     return ExpertCache(layers, slots, addresses["experts_read"], files)
 
 
 def sample_reads(placed: Sequence[Placed]) -> tuple[list[Read], int]:
     """Some of the reads that bring experts, far from each other, and room for the largest."""
-    experts = [p for p in placed if isinstance(p, PlacedMatrix) and p.expert]
+    experts = [p for p in placed if p.expert]
     reads = []
     for p in experts[:: max(1, len(experts) // SAMPLED)]:
         for start in range(0, p.info.n_bytes, READ_BYTES):

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from headrace.errors import ModelFileError, UnsupportedError
-from headrace.families.decoder import Decoder, Experts, Matrix, tensor_of
+from headrace.families.decoder import Decoder, Matrix, tensor_of
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import format_name
 from headrace.offload.pieces import Cuttable, Piece, cut
@@ -83,6 +83,7 @@ class PlacedGroups:
 
     expanded = False
     straight = True
+    expert = False
 
     @property
     def packed_bytes(self) -> int:
@@ -148,13 +149,8 @@ def place(
     """
     stacked = {} if stack is None else stack.shapes
     whole = (m for m in decoder.matrices() if m.name not in stacked)
-    experts = {
-        m.name
-        for layer in decoder.layers
-        if isinstance(layer.feed_forward, Experts)
-        for one in layer.feed_forward.each
-        for m in one.matrices()
-    }
+    routed = decoder.mixtures().values()
+    experts = {m.name for mixture in routed for m in mixture.expert_matrices()}
     ends = decoder.embedding.name, decoder.head.name
     with TensorReader() as reader:
         placed = [
@@ -268,14 +264,12 @@ def tiled_format(info: TensorInfo) -> Format | None:
 
 def streamable(placed: Placed) -> bool:
     """Whether native code alone can bring it from the file into the form that kernels read."""
-    if isinstance(placed, PlacedMatrix) and placed.expert:
-        return False
-    return not placed.expanded and placed.n_bytes > placed.always_bytes
+    return not (placed.expanded or placed.expert) and placed.n_bytes > placed.always_bytes
 
 
 def cacheable(placed: Iterable[Placed]) -> bool:
     """Whether native code alone can bring every expert among these from the file."""
-    experts = [p for p in placed if isinstance(p, PlacedMatrix) and p.expert]
+    experts = [p for p in placed if p.expert]
     return bool(experts) and not any(p.expanded for p in experts)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from headrace.families.decoder import Decoder, Experts, Layer, Rope
+from headrace.families.decoder import Decoder, Layer, Rope
 from headrace.kernels import (
     attention,
     attention_decode,
@@ -157,16 +157,10 @@ def kernels_of(
         *([prepare.kernel("norm", "f32")] if rows else ()),
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
-        *(experts.all_kernels() if mixtures(decoder) else ()),
+        *(experts.all_kernels() if decoder.mixtures() else ()),
         *_stack_kernels(stack),
     ]
     return list({k.name: k for k in found}.values())
-
-
-def mixtures(decoder: Decoder) -> list[Experts]:
-    """The mixtures of experts of a decoder's layers."""
-    found = (layer.feed_forward for layer in decoder.layers)
-    return [one for one in found if isinstance(one, Experts)]
 
 
 def input_activations(placed: Iterable[Placed], stack: Stack | None) -> list[str]:
@@ -231,7 +225,7 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    cached = [expert_store.kernel(), *expert_cache.all_kernels()] if mixtures(decoder) else []
+    cached = [expert_store.kernel(), *expert_cache.all_kernels()] if decoder.mixtures() else []
     return [
         *cached,
         requests.kernel(),
@@ -294,7 +288,7 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
         "x": decoder.width, "q": q, "k": kv, "v": kv, "attended": q, "block": decoder.width,
         "gate": inner, "up": inner, "row": max(widest, q, inner), "logits": decoder.vocabulary,
     }  # fmt: skip
-    if routed := mixtures(decoder):
+    if routed := decoder.mixtures().values():
         widths |= {
             "router": max(len(one.each) for one in routed), "picked": decoder.width,
             "shared": decoder.width, "shared_gate": 1,
@@ -304,7 +298,7 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
 
 def expert_sizes(decoder: Decoder, tokens: int) -> dict[str, int]:
     """Bytes of the buffers that mixtures of experts have once, for so many tokens at most."""
-    routed = mixtures(decoder)
+    routed = decoder.mixtures().values()
     if not routed:
         return {}
     choices = tokens * max(one.active for one in routed)
@@ -347,7 +341,7 @@ def buffer_sizes(
     }
     sizes |= expert_sizes(decoder, max(room.values()))
     by_token = ["x", "q", "k", "v", "attended", "block", "gate", "up"]
-    if routed := mixtures(decoder):
+    if routed := decoder.mixtures().values():
         by_token += ["router", "picked", "shared", "shared_gate"]
     for prefix, tokens in room.items():
         for name in by_token:

@@ -35,7 +35,7 @@ from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.offload.prefix import Ranked
 from headrace.offload.prefix import least_bytes as rest_bytes
-from headrace.placing import Activations, Placed, PlacedMatrix, pieces_of, place
+from headrace.placing import Activations, Placed, pieces_of, place
 from headrace.promises import promised
 from headrace.sizes import format_size
 from headrace.stack import Stack, stack_of
@@ -99,12 +99,10 @@ class Prepared:
         ends = self.decoder.embedding.name, self.decoder.head.name
         tied = ends[0] == ends[1]
         whole = sum(
-            p.n_bytes
-            for p in self.placed
-            if (tied or p.matrix.name != ends[0]) and not (isinstance(p, PlacedMatrix) and p.expert)
+            p.n_bytes for p in self.placed if (tied or p.matrix.name != ends[0]) and not p.expert
         )
         placed = {p.matrix.name: p for p in self.placed}
-        for routed in plans.mixtures(self.decoder):  # as many as a token takes, all being alike
+        for routed in self.decoder.mixtures().values():  # as many as a token takes, all being alike
             one = sum(placed[m.name].n_bytes for m in routed.each[0].matrices())
             whole += routed.active * one
         return whole + (self.stack.n_bytes(self.used_blocks) if self.stack else 0)

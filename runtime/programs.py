@@ -31,7 +31,6 @@ from headrace.plan import (
     codebooks,
     input_activations,
     kv_bytes,
-    mixtures,
     modes,
     ropes_of,
     row_widths,
@@ -90,8 +89,7 @@ class Programs:
         self.kv_cache = Arena({"kv": kv_bytes(decoder, shape.context)})
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
-        routed = mixtures(decoder)
-        self.state[ACTIVE] = routed[0].active if routed else 0
+        self.state[ACTIVE] = next((one.active for one in decoder.mixtures().values()), 0)
         self._directories: dict[int, np.ndarray] = {}
         self.ids = self.buffers.view("ids", "i8")
         self.logits = self.buffers.view("logits", "f4").reshape(target.most_tokens, -1)
@@ -125,11 +123,8 @@ class Programs:
             self._decoder, self._weights.placed, self.shape, self, self._target,
             None if stack is None else stack.shapes,
         )  # fmt: skip
-        self._directories = {
-            i: self._directory(layer.feed_forward)
-            for i, layer in enumerate(self._decoder.layers)
-            if isinstance(layer.feed_forward, Experts) and cache is None
-        }
+        routed = {} if cache is not None else self._decoder.mixtures()
+        self._directories = {i: self._directory(one) for i, one in routed.items()}
         by_name = modes(self._target)
         made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
         self.decode, self.short, self.prefill = (

@@ -11,7 +11,6 @@ from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.placing import Placed, PlacedMatrix, place
-from headrace.plan import mixtures
 from headrace.pruning import PrunedMatrix
 from headrace.rows import some_rows
 from headrace.sparse.format import Format
@@ -88,7 +87,7 @@ def recipes(
         raise UnsupportedError(
             f"--method {method} rounds to {those}, not to {format!r}; use one of these or rtn"
         )
-    routed = mixtures(decoder)
+    routed = decoder.mixtures().values()
     if routed and format in GROUP_FORMATS:
         raise UnsupportedError(
             f"--format {format}: experts of a mixture cannot be group-sparse; use another format",

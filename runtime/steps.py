@@ -159,8 +159,7 @@ class Forward:
         self._turn = 0  # of the two buffers for staging, or for codes
         shapes = self._stacked.values()
         self._room = stack_room(shapes, target, shape.threads) if shapes else None
-        found = (i for i, one in enumerate(decoder.layers) if isinstance(one.feed_forward, Experts))
-        self._mixtures = {layer: number for number, layer in enumerate(found)}
+        self._mixtures = {layer: number for number, layer in enumerate(decoder.mixtures())}
         self._layer_offsets = [0]
         for layer in decoder.layers:
             size = 2 * layer.attention.kv_heads * head_chunk_bytes(layer)

@@ -12,7 +12,7 @@ from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.memory import Arena
 from headrace.offload.pieces import Piece
-from headrace.placing import Placed, PlacedGroups, PlacedMatrix, padded16, streamable, wrong_in
+from headrace.placing import Placed, PlacedGroups, padded16, streamable, wrong_in
 from headrace.rows import raw_rows, read_vector, row_ranges, tile_raw
 from headrace.share import share
 from headrace.sparse import gqs
@@ -109,7 +109,7 @@ class Weights:
             for name, p in self.placed.items()
             if (kept is None or not streamable(p))
             and not (by_row and name == embedding)
-            and (self._experts or not (isinstance(p, PlacedMatrix) and p.expert))
+            and (self._experts or not p.expert)
         ]
         return runs + [(piece.matrix, piece.tile, piece.tiles) for piece in kept or ()]
 

@@ -28,7 +28,6 @@ from headrace.loaders.tiled import (
 )
 from headrace.partial_file import PartialFile, check_disk
 from headrace.placing import PlacedMatrix, dense, place
-from headrace.plan import mixtures
 from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
 from headrace.rows import read_tiled
@@ -107,7 +106,7 @@ def write_stack(
     model = open_model(resolve(src, progress=progress))
     decoder = describe(model)
     refuse_stack(model, decoder)
-    if mixtures(decoder):
+    if decoder.mixtures():
         raise UnsupportedError(
             "a mixture of experts cannot be a stack of blocks; use another --format",
             path=model.paths[0],

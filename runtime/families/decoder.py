@@ -130,19 +130,17 @@ class Experts:
         if self.shared is not None:
             yield from (self.shared.gate, self.shared.up)
 
-    def always(self) -> Iterator[Matrix]:
-        """What every token reads."""
-        yield self.router
-        if self.shared_gate is not None:
-            yield self.shared_gate
-        if self.shared is not None:
-            yield from self.shared.matrices()
+    def expert_matrices(self) -> Iterator[Matrix]:
+        """Those of the experts, one after the other."""
+        for one in self.each:
+            yield from one.matrices()
 
     def matrices(self) -> Iterator[Matrix]:
         """In the order in which a pass reads them, expert by expert."""
-        yield from self.always()
-        for one in self.each:
-            yield from one.matrices()
+        yield from self.readers()
+        if self.shared is not None:
+            yield self.shared.down
+        yield from self.expert_matrices()
 
 
 @dataclass(frozen=True)
@@ -172,6 +170,11 @@ class Decoder:
     norm: Vector
     head: Matrix
     soft_cap: float = 0.0
+
+    def mixtures(self) -> dict[int, Experts]:
+        """The mixtures of experts, by layer."""
+        found = ((i, layer.feed_forward) for i, layer in enumerate(self.layers))
+        return {i: one for i, one in found if isinstance(one, Experts)}
 
     def matrices(self) -> Iterator[Matrix]:
         """Every matrix once, in the order in which a pass reads them; the head last."""

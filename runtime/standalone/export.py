@@ -12,7 +12,7 @@ from pathlib import Path
 from headrace.atomic_file import check_replaceable, publish
 from headrace.errors import BudgetError, ContextOverflowError, KernelError, UnsupportedError
 from headrace.loaders.tiled import open_model
-from headrace.plan import ZERO, buffer_sizes, kernels_of, kv_bytes, mixtures, modes
+from headrace.plan import ZERO, buffer_sizes, kernels_of, kv_bytes, modes
 from headrace.planning import Prepared, prepare_for
 from headrace.sizes import format_size
 from headrace.standalone import driver
@@ -86,7 +86,7 @@ def export(
             path=path,
         )
     decoder, shape = prepared.decoder, prepared.shape
-    if mixtures(decoder):
+    if decoder.mixtures():
         raise UnsupportedError("executables cannot run mixtures of experts", path=path)
     tokenizer = Tokenizer.from_metadata(file.metadata, path)
     vocabulary = vocabulary_pieces(tokenizer, decoder.vocabulary)
