@@ -22,7 +22,7 @@ from headrace.offload.window import NAP_PATIENCE, system_functions
 from headrace.targets.table import ENTRY
 
 READ_BYTES = 2 << 20  # at most, at once
-PREDICTED = 16  # ranks for which there is room
+RANKS = 16  # of predictions for a layer: as many as a token takes experts at most
 ROWS_BYTES = 512 << 10  # the same of rows that are tiled, for which every reader has a buffer
 
 
@@ -212,9 +212,8 @@ class ExpertCache:
         self._threads: list[threading.Thread] = []
         self._own: list[np.ndarray] = []
         self._landing: list[Arena] = []
-        # For each rank: expert, how often it was right lately (of 65536), whether it was absent.
-        self.predictions = np.zeros((len(layers), PREDICTED, 4), np.int64)
-        self.predictions[:, :, 1] = 65536
+        self.predictions = np.zeros((len(layers), RANKS, store.PREDICTION_WORDS), np.int64)
+        self.predictions[:, :, store.SURENESS] = store.SURE
         self._error: BaseException | None = None
         self._plainly = reader_of(files)
         self.mended_reads = 0

@@ -64,6 +64,9 @@ OWN_WORDS, OWN_READ, OWN_EXPERT, OWN_ROWS, OWN_TILE = 16, 1, 2, 3, 4
 MOST_READS = 65536  # of an expert
 DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
 LRU, LFU, EDGE, EDGE_PRINTED = range(4)
+# Of what is predicted for a layer, words for each rank: expert, how sure, whether it was not there.
+PREDICTION_WORDS, PREDICTED, SURENESS, WAS_ABSENT = 4, 0, 1, 2
+SURE = 65536  # a rank that was always right
 
 
 def lock(store: Any) -> None:
@@ -78,8 +81,24 @@ def unlock(store: Any) -> None:
     atomic_add(store + LOCK * 8, -1)
 
 
-def _expert(store: Any, number: Any) -> Any:
+def expert_at(store: Any, number: Any) -> Any:
+    """Address of an expert's words."""
     return arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
+
+
+def slot_at(store: Any, number: Any) -> Any:
+    """Address of a slot's words."""
+    return arg_ptr(store, SLOTS) + number * (SLOT_WORDS * 8)
+
+
+def slot_of(store: Any, expert: Any) -> Any:
+    """Address of the words of the slot that an expert has."""
+    return slot_at(store, arg_int(expert, SLOT))
+
+
+def count(store: Any, word: int) -> None:
+    """One more of what a word counts."""
+    put_i64(store + word * 8, arg_int(store, word) + 1)
 
 
 def _score(store: Any, expert: Any, layer: Any) -> Any:
@@ -107,21 +126,19 @@ def _score(store: Any, expert: Any, layer: Any) -> Any:
 
 def _free_slot(store: Any, layer: Any) -> Any:
     """A slot that is free or may be: of the expert that is worth least; -1: there is none."""
-    slots = arg_ptr(store, SLOTS)
-    experts = arg_ptr(store, EXPERTS)
     now = arg_int(store, CLOCK)
     best = -1
     least = 0
     n = arg_int(store, N_SLOTS)
     i = 0
     while i < n:
-        slot = slots + i * (SLOT_WORDS * 8)
+        slot = slot_at(store, i)
         number = arg_int(slot, EXPERT)
         if number < 0:
             best = i
             i = n
         else:
-            expert = experts + number * (EXPERT_WORDS * 8)
+            expert = expert_at(store, number)
             if arg_int(slot, STAYS) < now and atomic_get(expert) == THERE:
                 score = _score(store, expert, layer)
                 if best < 0 or score < least:
@@ -143,17 +160,17 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
 
     One that was asked for ahead is asked for again, in front of all others that were.
     """
-    expert = arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
+    expert = expert_at(store, number)
     given = 1
     if atomic_get(expert) == ABSENT:
         i = _free_slot(store, layer)
         if i < 0:
             given = 0
         else:
-            slot = arg_ptr(store, SLOTS) + i * (SLOT_WORDS * 8)
+            slot = slot_at(store, i)
             before = arg_int(slot, EXPERT)
             if before >= 0:
-                atomic_put(arg_ptr(store, EXPERTS) + before * (EXPERT_WORDS * 8), ABSENT)
+                atomic_put(expert_at(store, before), ABSENT)
             put_i64(slot + EXPERT * 8, number)
             put_i64(expert + SLOT * 8, i)
             put_i64(expert + EARLY * 8, ahead)
@@ -167,7 +184,7 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
                 _push(store, DEMANDS, D_BEGIN, number)
             unlock(store)
             if ahead != 0:
-                put_i64(store + ASKED * 8, arg_int(store, ASKED) + 1)
+                count(store, ASKED)
             _wake(store, arg_int(expert, N_READS))
     elif ahead == 0 and atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0:
         lock(store)
@@ -188,8 +205,8 @@ def drop_stale(store: Any, layer: Any) -> None:
     lock(store)
     for i in range(arg_int(store, A_BEGIN), arg_int(store, A_END)):
         number = arg_int(arg_ptr(store, AHEAD) + i % RING * 8, 0)
-        expert = arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
-        slot = arg_ptr(store, SLOTS) + arg_int(expert, SLOT) * (SLOT_WORDS * 8)
+        expert = expert_at(store, number)
+        slot = slot_of(store, expert)
         if (
             arg_int(expert, LAYER) == layer
             and atomic_get(expert) == COMING
@@ -200,7 +217,7 @@ def drop_stale(store: Any, layer: Any) -> None:
             put_i64(expert + NEXT_READ * 8, arg_int(expert, N_READS))
             atomic_put(expert, ABSENT)
             put_i64(slot + EXPERT * 8, -1)
-            put_i64(store + DROPPED * 8, arg_int(store, DROPPED) + 1)
+            count(store, DROPPED)
     unlock(store)
 
 
@@ -213,7 +230,7 @@ def _next(store: Any, begin: int, ring: int) -> Any:
         going = at < arg_int(store, begin + 1)
         if going:
             number = arg_int(arg_ptr(store, ring) + at % RING * 8, 0)
-            expert = arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
+            expert = expert_at(store, number)
             n = arg_int(expert, NEXT_READ)
             if n < arg_int(expert, N_READS):
                 put_i64(expert + NEXT_READ * 8, n + 1)
@@ -253,14 +270,13 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
                 busy = found >= 0 and atomic_get(store + STOP * 8) == 0
                 if busy:
                     number = found // MOST_READS
-                    first = arg_int(_expert(store, number), FIRST_READ)
+                    first = arg_int(expert_at(store, number), FIRST_READ)
                     put_i64(own + OWN_EXPERT * 8, number)
                     put_i64(own + OWN_READ * 8, first + found % MOST_READS)
             if busy:
-                expert = _expert(store, arg_int(own, OWN_EXPERT))
+                expert = expert_at(store, arg_int(own, OWN_EXPERT))
                 entry = arg_ptr(store, READS) + arg_int(own, OWN_READ) * (READ_WORDS * 8)
-                slot = arg_ptr(store, SLOTS) + arg_int(expert, SLOT) * (SLOT_WORDS * 8)
-                to = arg_int(slot, ADDRESS) + arg_int(entry, TO)
+                to = arg_int(slot_of(store, expert), ADDRESS) + arg_int(entry, TO)
                 tile = arg_int(entry, TILE)
                 address = to
                 if tile != 0:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from headrace.families.decoder import Decoder, Experts, FeedForward, Layer, Matrix, Vector
-from headrace.kernels import bitstack, expert_cache, experts, kv_cache
+from headrace.kernels import bitstack, experts, kv_cache
+from headrace.offload.expert_store import SURE
 from headrace.placing import Placed, PlacedGroups, PlacedMatrix, dense, padded16
 from headrace.plan import (
     ACTIVE,
@@ -352,7 +353,7 @@ class Forward:
         slots = [
             cache.address, self._address(mode, "router"), len(f.each),
             cache.predictions_address(number), f.active, cache.first[number], number,
-            int(SURE_ENOUGH * expert_cache.SURE),
+            int(SURE_ENOUGH * SURE),
         ]  # fmt: skip
         return [
             *self._norm(mode, layer.feed_forward_norm, None, [f.router]),

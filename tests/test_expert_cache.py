@@ -87,10 +87,10 @@ class Harness:
 
     def predict(self, layer: int, logits: list[float]) -> None:
         row = np.array(logits, np.float32)
-        sure = np.full((2, steps.PREDICTION_WORDS), steps.SURE, np.int64)
+        sure = np.full((2, store.PREDICTION_WORDS), store.SURE, np.int64)
         self.call("experts_predict", [
             self.cache.words, row, EXPERTS, sure, 2, self.cache.first[layer], layer,
-            steps.SURE // 2,
+            store.SURE // 2,
         ])  # fmt: skip
 
     def check(self, number: int, addresses: np.ndarray) -> None:

@@ -18,23 +18,25 @@ from headrace.offload.expert_store import (
     CANCEL,
     CLOCK,
     EARLY,
-    EXPERT_WORDS,
-    EXPERTS,
     FAILED,
     HITS,
     LAST,
     LATE,
     MISSES,
-    SLOT,
-    SLOT_WORDS,
-    SLOTS,
+    PREDICTION_WORDS,
     STALL,
     STAYS,
+    SURE,
+    SURENESS,
     THERE,
     USED,
     USES,
+    WAS_ABSENT,
+    count,
     drop_stale,
+    expert_at,
     nap,
+    slot_of,
     want,
 )
 from headrace.targets.simd import (
@@ -56,33 +58,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 PER_CHOICE = MATRICES + 2  # slots that `claim` writes for each choice
-SURE = 65536  # a prediction that was always right
-PREDICTION_WORDS = 4  # expert, how sure, whether it was not there
-
-
-def _expert(store: Any, number: Any) -> Any:
-    return arg_ptr(store, EXPERTS) + number * (EXPERT_WORDS * 8)
-
-
-def _slot(store: Any, expert: Any) -> Any:
-    return arg_ptr(store, SLOTS) + arg_int(expert, SLOT) * (SLOT_WORDS * 8)
-
-
-def _count(store: Any, word: int) -> None:
-    put_i64(store + word * 8, arg_int(store, word) + 1)
 
 
 def _use(store: Any, expert: Any, now: Any) -> None:
     """Count a use, and what it found."""
     state = atomic_get(expert)
     if state == THERE:
-        _count(store, HITS)
+        count(store, HITS)
     elif state == ABSENT:
-        _count(store, MISSES)
+        count(store, MISSES)
     else:
-        _count(store, LATE)
+        count(store, LATE)
     if state != ABSENT and arg_int(expert, EARLY) != 0:
-        _count(store, USED)
+        count(store, USED)
     put_i64(expert + USES * 8, arg_int(expert, USES) + 1)
     put_i64(expert + LAST * 8, now)
 
@@ -123,23 +111,23 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
         now = arg_int(store, CLOCK) + 1
         put_i64(store + CLOCK * 8, now)
         for k in range(active):
-            expert = _expert(store, base + get_i64(chosen + k * 8))
+            expert = expert_at(store, base + get_i64(chosen + k * 8))
             _use(store, expert, now)
             if atomic_get(expert) != ABSENT:
-                put_i64(_slot(store, expert) + STAYS * 8, now)
+                put_i64(slot_of(store, expert) + STAYS * 8, now)
         if arg_int(args, 9) != 0:
             _judge(arg_ptr(args, 9), arg_int(args, 10), chosen, active)
         visit = 0
         for turn in range(2):  # those that are there, then the others
             for k in range(active):
                 number = base + get_i64(chosen + k * 8)
-                expert = _expert(store, number)
+                expert = expert_at(store, number)
                 there = atomic_get(expert) == THERE
                 mine = arg_int(expert, LAST) == now
                 if mine and (there or turn == 1):
                     if not there:
                         _demand(store, number, layer)
-                    slot = _slot(store, expert)
+                    slot = slot_of(store, expert)
                     put_i64(slot + STAYS * 8, now)
                     put_i64(expert + EARLY * 8, 0)
                     put_i64(expert + LAST * 8, -now)  # it has its visit
@@ -154,7 +142,7 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
                     put_i64(number_at, number)
                     visit += 1
         for k in range(active):
-            expert = _expert(store, base + get_i64(chosen + k * 8))
+            expert = expert_at(store, base + get_i64(chosen + k * 8))
             put_i64(expert + LAST * 8, now)
         drop_stale(store, layer)
 
@@ -165,7 +153,7 @@ def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
     Slots: 0 store, 1 number of the expert.
     """
     store = arg_ptr(args, 0)
-    expert = _expert(store, arg_int(args, 1))
+    expert = expert_at(store, arg_int(args, 1))
     if atomic_get(expert) != THERE:
         began = clock()
         spins = 0
@@ -196,14 +184,14 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
             now += 1
             put_i64(store + CLOCK * 8, now)
             for i in range(left):
-                expert = _expert(store, base + get_i64(visits + (VISITS + 3 * i) * 8))
+                expert = expert_at(store, base + get_i64(visits + (VISITS + 3 * i) * 8))
                 _use(store, expert, now)
                 if atomic_get(expert) != ABSENT:
-                    put_i64(_slot(store, expert) + STAYS * 8, now)
+                    put_i64(slot_of(store, expert) + STAYS * 8, now)
             drop_stale(store, layer)
         else:
             last = visits + (VISITS + 3 * (done - 1)) * 8
-            put_i64(_slot(store, _expert(store, base + get_i64(last))) + STAYS * 8, now - 1)
+            put_i64(slot_of(store, expert_at(store, base + get_i64(last))) + STAYS * 8, now - 1)
         began = clock()
         spins = 0
         found = -1
@@ -211,14 +199,14 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
             room = True  # until no slot is free before a visit is over
             for i in range(done, done + left):
                 number = base + get_i64(visits + (VISITS + 3 * i) * 8)
-                expert = _expert(store, number)
+                expert = expert_at(store, number)
                 if atomic_get(expert) == THERE:
                     if found < 0:
                         found = i
                 elif room:
                     room = want(store, number, layer, 0) != 0
                     if room:
-                        put_i64(_slot(store, expert) + STAYS * 8, now)
+                        put_i64(slot_of(store, expert) + STAYS * 8, now)
             if found < 0:
                 nap(store, spins)
                 spins += 1
@@ -232,9 +220,9 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
             value = get_i64(here + w * 8)
             put_i64(here + w * 8, get_i64(there + w * 8))
             put_i64(there + w * 8, value)
-        expert = _expert(store, base + get_i64(there))
+        expert = expert_at(store, base + get_i64(there))
         put_i64(expert + EARLY * 8, 0)
-        address = arg_int(_slot(store, expert), ADDRESS)
+        address = arg_int(slot_of(store, expert), ADDRESS)
         for m in range(MATRICES):
             to = int_to_ptr(get_i64(arg_ptr(args, 2) + m * 8))
             put_i64(to, address + get_i64(arg_ptr(args, 5) + m * 8))
@@ -268,28 +256,28 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
                     best = e
             put_f32(row + best * 4, LOWEST)
             entry = arg_ptr(args, 3) + rank * (PREDICTION_WORDS * 8)
-            expert = _expert(store, base + best)
+            expert = expert_at(store, base + best)
             absent = atomic_get(expert) == ABSENT
             put_i64(entry, best)
-            put_i64(entry + 16, 1 if absent else 0)
-            if absent and get_i64(entry + 8) >= arg_int(args, 7):
+            put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
+            if absent and get_i64(entry + SURENESS * 8) >= arg_int(args, 7):
                 absent = want(store, base + best, layer, 1) == 0
             if not absent:
-                put_i64(_slot(store, expert) + STAYS * 8, now)
+                put_i64(slot_of(store, expert) + STAYS * 8, now)
 
 
 def _judge(predictions: Any, n: Any, chosen: Any, active: Any) -> None:
     """Remember how often each rank is right about what is not there; what is long ago fades."""
     for rank in range(n):
         entry = predictions + rank * (PREDICTION_WORDS * 8)
-        if get_i64(entry + 16) != 0:
-            put_i64(entry + 16, 0)
+        if get_i64(entry + WAS_ABSENT * 8) != 0:
+            put_i64(entry + WAS_ABSENT * 8, 0)
             right = 0
             for k in range(active):
                 if get_i64(chosen + k * 8) == get_i64(entry):
                     right = SURE
-            sure = get_i64(entry + 8)
-            put_i64(entry + 8, sure + (right - sure) // 32)
+            sure = get_i64(entry + SURENESS * 8)
+            put_i64(entry + SURENESS * 8, sure + (right - sure) // 32)
 
 
 def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
