@@ -6,9 +6,7 @@ the same, as a step waits for the true expert, and sums are formed in the order 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.kernels.experts import FIRST, LEFT, LOWEST, MATRICES, NEXT, TOKENS, VISITS
 from headrace.offload import expert_store
@@ -51,11 +49,7 @@ from headrace.targets.simd import (
     put_f32,
     put_i64,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
-from headrace.targets.target import Target
-
-if TYPE_CHECKING:
-    import numpy as np
+from headrace.targets.table import Kernel, no_cases, same_for_all
 
 PER_CHOICE = MATRICES + 2  # slots that `claim` writes for each choice
 
@@ -280,24 +274,15 @@ def _judge(predictions: Any, n: Any, chosen: Any, active: Any) -> None:
             put_i64(entry + SURENESS * 8, sure + (right - sure) // 32)
 
 
-def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """They need a store and its readers: tests/test_expert_cache.py runs them with real ones."""
-    return iter(())
-
-
-def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
-    return fn
-
-
 def kernels() -> dict[str, Kernel]:
     """The rows by operation."""
     steps = {"claim": claim, "await": await_expert, "visit": visit, "predict": predict}
     return {
         name: Kernel(
             f"experts_{name}",
-            partial(_for_every_target, fn),
+            same_for_all(fn),
             (__name__, expert_store.__name__, "headrace.kernels.experts"),
-            _no_cases,
+            no_cases,  # tests/test_expert_cache.py runs it
             __name__,
         )
         for name, fn in steps.items()

@@ -15,7 +15,6 @@ on, (expert, tokens, first row) of each visit, then a count for each expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.math import exp
@@ -37,7 +36,7 @@ from headrace.targets.simd import (
     sum_f32,
     zeros_f32,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.table import Case, Kernel, KernelFunction, same_for_all
 from headrace.targets.target import Target
 
 if TYPE_CHECKING:
@@ -385,16 +384,12 @@ _ROWS: dict[str, tuple[KernelFunction, Callable[..., Iterator[Case]]]] = {
 }
 
 
-def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
-    return fn
-
-
 def kernels() -> dict[str, Kernel]:
     """The rows by operation."""
     return {
         name: Kernel(
             f"experts_{name}",
-            partial(_for_every_target, fn),
+            same_for_all(fn),
             (__name__, "headrace.kernels.math"),
             cases,
             __name__,
