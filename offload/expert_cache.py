@@ -19,7 +19,6 @@ from headrace.offload.readers import PATIENCE_PAUSES, Readers, Words, system_fun
 from headrace.offload.semaphore import Semaphore
 
 READ_BYTES = 2 << 20  # at most, at once
-RANKS = 16  # of predictions for a layer: as many as a token takes experts at most
 ROWS_BYTES = 512 << 10  # the same of rows that are tiled, for which every reader has a buffer
 
 
@@ -154,11 +153,12 @@ class ExpertCache:
     """Slots for `n_slots` of a model's experts.
 
     Args:
-        layers: of each mixture its experts, each as the matrices gate, up and down. Those of a
-            layer take as many bytes each; slots have room for the largest of all.
+        layers: of each mixture its experts, each as the matrices gate, up and down. Slots have
+            room for the largest of all.
         n_slots: how many there is room for.
         reader: address of the kernel `experts_read`.
         files: the model's, open; the caller closes them after `close`.
+        look_ahead: for how many mixtures experts are predicted, `ranks` of each.
         policy: one of those of `headrace.offload.expert_store`.
 
     Raises:
@@ -167,11 +167,14 @@ class ExpertCache:
 
     def __init__(
         self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
-        files: Mapping[Path, StreamedFile], policy: int = store.LFU,
+        files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int, policy: int = store.LFU,
     ) -> None:  # fmt: skip
-        placed = [slot_offsets([m.n_bytes for m in experts[0]]) for experts in layers]
-        self.offsets = np.array([offsets for offsets, _ in placed], np.int64)
-        self.slot_bytes = max(n_bytes for _, n_bytes in placed)
+        placed = [
+            [slot_offsets([m.n_bytes for m in expert]) for expert in experts] for experts in layers
+        ]
+        self._offsets = [[offsets for offsets, _ in experts] for experts in placed]
+        self.slot_bytes = max(n_bytes for experts in placed for _, n_bytes in experts)
+        self.look_ahead, self.ranks = look_ahead, ranks
         self.n_slots = n_slots
         self.mode: ReadMode | None = None
         self._files = files
@@ -183,7 +186,7 @@ class ExpertCache:
         table = self._experts.reshape(-1, store.EXPERT_WORDS)
         for layer, experts in enumerate(layers):
             for i, expert in enumerate(experts):
-                offsets, _ = placed[layer]
+                offsets, _ = placed[layer][i]
                 some = [r for m, to in zip(expert, offsets, strict=True) for r in _reads_of(m, to)]
                 some = _joined(some)
                 row = table[self.first[layer] + i]
@@ -208,8 +211,9 @@ class ExpertCache:
         self._readers = Readers(reader, words, self._read_again, "headrace-expert")
         # Of each reader, by its own words: a buffer for rows that are tiled.
         self._landing: list[tuple[np.ndarray, Arena]] = []
-        self.predictions = np.zeros((len(layers), RANKS, store.PREDICTION_WORDS), np.int64)
-        self.predictions[:, :, store.SURENESS] = store.SURE
+        shape = len(layers), look_ahead, ranks, store.PREDICTION_WORDS
+        self.predictions = np.zeros(shape, np.int64)
+        self.predictions[..., store.SURENESS] = store.SURE
         self._plainly = reader_of(files)
         self.mended_reads = 0
         self.stall_s = 0.0  # that passes have waited for experts
@@ -221,13 +225,15 @@ class ExpertCache:
         """Of the store, for steps of a plan."""
         return int(self.words.ctypes.data)
 
-    def predictions_address(self, layer: int) -> int:
-        """Of what is predicted for a layer (`headrace.kernels.expert_cache`)."""
-        return int(self.predictions[layer].ctypes.data)
+    def predictions_address(self, mixture: int, distance: int) -> int:
+        """Of what is predicted for a mixture, so many mixtures before it; those of distance 1 come
+        first, and all others of it behind them (`headrace.kernels.expert_cache`).
+        """
+        return int(self.predictions[mixture, distance - 1].ctypes.data)
 
-    def offsets_address(self, layer: int) -> int:
-        """Of where gate, up and down of a layer's experts lie in a slot (int64)."""
-        return int(self.offsets[layer].ctypes.data)
+    def offsets(self, mixture: int, expert: int) -> list[int]:
+        """Where gate, up and down of an expert lie in its slot."""
+        return self._offsets[mixture][expert]
 
     def _fill_table(self, mode: ReadMode) -> None:
         """Say how to read."""
