@@ -25,9 +25,7 @@ Read (16 words): 0 file descriptor, 1 offset, 2 bytes to ask for, 3 bytes that m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.targets.simd import (
     arg_int,
@@ -42,11 +40,7 @@ from headrace.targets.simd import (
     smaller,
     spin_pause,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
-from headrace.targets.target import Target
-
-if TYPE_CHECKING:
-    import numpy as np
+from headrace.targets.table import Kernel, no_cases, same_for_all
 
 STORE_WORDS, EXPERT_WORDS, SLOT_WORDS, READ_WORDS, RING = 64, 16, 4, 16, 1024
 EXPERTS, SLOTS, N_SLOTS, READS, POLICY, LAYERS, DEMANDS, AHEAD = range(8)
@@ -321,20 +315,9 @@ def nap(store: Any, spins: Any) -> None:
         call_system(int_to_ptr(arg_int(store, NAP)), arg_int(store, NAP_FOR), 0, 0, 0)
 
 
-def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """It needs files and threads: tests/test_expert_cache.py runs it on real ones."""
-    return iter(())
-
-
-def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
-    return fn
-
-
 def kernel() -> Kernel:
     """The row of the reader."""
-    return Kernel(
-        "experts_read", partial(_for_every_target, read), (__name__,), _no_cases, __name__
-    )
+    return Kernel("experts_read", same_for_all(read), (__name__,), no_cases, __name__)
 
 
 def all_kernels() -> list[Kernel]:

@@ -102,9 +102,7 @@ class LayerInputs:
         self.few = set[tuple[int, int]]()
         self._of_unit: tuple[int, dict[str, Inputs | None]] = -1, {}
         self._index = {name: i for i, unit in enumerate(self._units) for name in unit.matrices}
-        self._pass = CalibrationPass(
-            model, decoder, self._ids, n_threads, room, self._cache.folder
-        )
+        self._pass = CalibrationPass(model, decoder, self._ids, n_threads, room, self._cache.folder)
         self._next = 0  # the unit that the pass has come to
 
     def __enter__(self) -> LayerInputs:

@@ -18,6 +18,7 @@ from headrace.families.decoder import Decoder, Experts, FeedForward, Layer, Matr
 from headrace.kernels.experts import choose
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
+from headrace.mixture_steps import WEIGHTING
 from headrace.row_file import RowFile
 from headrace.rows import raw_row, raw_rows
 from headrace.share import share
@@ -190,7 +191,7 @@ class CalibrationPass:
             self._read.write(here.start, x)
             logits = normal @ router.T
             self._chosen[here], self._weights[here] = choose(
-                logits, mixture.active, mixture.normalised
+                logits, mixture.active, WEIGHTING[mixture.weighting]
             )
             out = x.copy()
             if shared:

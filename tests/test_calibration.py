@@ -223,9 +223,7 @@ def test_experts_are_calibrated_on_the_tokens_that_chose_them(name: str, tmp_pat
         assert counts == {i: 600 // 512 * 512 * m.active for i, m in decoder.mixtures().items()}
 
 
-def test_experts_are_collected_again_where_the_cache_lost_them(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_experts_are_collected_again_where_the_cache_lost_them(tmp_path: Path, cache: Path) -> None:
     path = Path(__file__).parent / "data" / "families" / "qwen2moe.gguf"
     model = open_model(path)
 

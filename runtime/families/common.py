@@ -281,7 +281,7 @@ def experts(
         router=router,
         each=tuple(one(expert) for expert in range(count)),
         active=active,
-        normalised=model.get(f"{key}_weights_norm", bool, normalised),
+        weighting="chosen" if model.get(f"{key}_weights_norm", bool, normalised) else "all",
         shared=_feed_forward(model, sizes, f"{block}.ffn_{{}}_shexp", shared, activation)
         if shared
         else None,

@@ -96,7 +96,7 @@ class Experts:
     """Feed-forwards of which a router chooses a few for each token: a mixture of experts.
 
     The sum of the chosen ones (and `shared`, which all tokens take), each times its weight: the
-    softmax of the router's logits, over the chosen ones if `normalised`, else over all.
+    softmax of the router's logits over all, or over the chosen ones, or just one.
 
     Attributes:
         router: logits of experts [experts, width].
@@ -108,7 +108,7 @@ class Experts:
     router: Matrix
     each: tuple[FeedForward, ...]
     active: int
-    normalised: bool
+    weighting: Literal["all", "chosen", "one"]
     shared: FeedForward | None = None
     shared_gate: Matrix | None = None
 
