@@ -24,6 +24,10 @@ from headrace.rows import raw_row, raw_rows
 from headrace.share import share
 from headrace.sparse.format import Floats
 
+# Called with a layer's index, the first of some tokens, what a mixture's experts read (hidden states
+# before their norm), and which of them tokens choose; before the first layer with embeddings.
+Listener = Callable[[int, int, Floats, np.ndarray | None], None]
+
 _SQUARE = 512  # of sums, that a thread adds to at once
 
 
@@ -95,14 +99,15 @@ class CalibrationPass:
         ids: int64 [windows, tokens].
         room: bytes that this may take at a time; None: no limit.
         folder: for the files of hidden states.
+        listener: is told what tokens choose.
     """
 
     def __init__(
         self, model: ModelFile, decoder: Decoder, ids: np.ndarray, n_threads: int,
-        room: int | None, folder: Path,
+        room: int | None, folder: Path, listener: Listener | None = None,
     ) -> None:  # fmt: skip
         self._decoder, self._ids, self._folder = decoder, ids, folder
-        self._threads = n_threads
+        self._threads, self._listener = n_threads, listener
         self.layers = ExactLayers(model, decoder, ids.shape[1], n_threads, room)
         self._hidden: RowFile | None = None
         # Of a mixture: what experts read, which of them each token takes, and how much of each.
@@ -145,7 +150,7 @@ class CalibrationPass:
         if unit.expert is not None:
             self._expert(unit.expert, layer, self._hidden, sums, report)
         elif isinstance(f, Experts):
-            self._common(f, layer, self._hidden, sums, report)
+            self._common(unit.index, f, layer, self._hidden, sums, report)
         else:
             self._layer(layer, self._hidden, sums, report)
         for h in sums:
@@ -169,7 +174,7 @@ class CalibrationPass:
             report((i + 1) / n)
 
     def _common(
-        self, mixture: Experts, layer: OpenLayer, hidden: RowFile, sums: Sequence[Floats],
+        self, index: int, mixture: Experts, layer: OpenLayer, hidden: RowFile, sums: Sequence[Floats],
         report: Callable[[float], None],
     ) -> None:  # fmt: skip
         """A layer up to its experts, and the shared one."""
@@ -193,6 +198,8 @@ class CalibrationPass:
             self._chosen[here], self._weights[here] = choose(
                 logits, mixture.active, WEIGHTING[mixture.weighting]
             )
+            if self._listener is not None:
+                self._listener(index, here.start, x, self._chosen[here])
             out = x.copy()
             if shared:
                 self._run_to(layer.DOWN, layer, sums[layer.DOWN])
@@ -261,4 +268,6 @@ class CalibrationPass:
         file, window = RowFile(self._folder, d.width), self._ids.shape[1]
         for i, some in enumerate(where.reshape(self._ids.shape)):
             file.write(i * window, rows[some])
+            if self._listener is not None:
+                self._listener(-1, i * window, rows[some], None)
         return file

@@ -46,7 +46,7 @@ class RowFile:
         Raises:
             HeadraceError: the disk does not take them.
         """
-        data, at = memoryview(np.ascontiguousarray(rows, np.float32)).cast("B"), 0
+        data, at = np.ascontiguousarray(rows, np.float32).reshape(-1).view(np.uint8).data, 0
         try:
             while at < len(data):
                 at += os.pwrite(self._file.fileno(), data[at:], first * self._bytes + at)
@@ -64,7 +64,7 @@ class RowFile:
             self.write(index, self.read(index, 1) + row)
 
     def _read(self, first: int, to: Floats) -> None:
-        data, at = memoryview(to).cast("B"), 0
+        data, at = to.reshape(-1).view(np.uint8).data, 0
         while at < len(data):
             n = os.preadv(self._file.fileno(), [data[at:]], first * self._bytes + at)
             if n == 0:
