@@ -27,7 +27,9 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise HeadraceError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def read_arrays(path: Path, kinds: Mapping[str, tuple[str, int]], what: str) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: Path, kinds: Mapping[str, tuple[str, int]], what: str
+) -> dict[str, np.ndarray]:
     """The arrays of a file.
 
     Args:

@@ -103,9 +103,7 @@ def learn(trace: RouteTrace) -> RouteStatistics:
                 for k in range(active):
                     np.add.at(follows2, (two[rows, i], one[rows, j], now[rows, k]), 1)
         pairs[m] = (follows2 + _PRIOR * by_one[None]) / (seen2[..., None] + _PRIOR)
-    return RouteStatistics(
-        trace.model, trace.experts, active, tokens, frequency, affinity, pairs
-    )
+    return RouteStatistics(trace.model, trace.experts, active, tokens, frequency, affinity, pairs)
 
 
 def _before(trace: RouteTrace, mixture: int, distance: int) -> tuple[np.ndarray, np.ndarray]:

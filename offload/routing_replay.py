@@ -1,10 +1,11 @@
 """A recorded text read again with a cache of experts: which policy and predictor is good at what.
 
 Time is counted in layers that compute. Flash serves one read at a time, which takes `read_time`;
-what is waited for goes first, and a read that has begun is finished. With a `read_time` of 0 what is
-predicted is there when it is wanted: the predictor alone decides. As in the native cache
-(`headrace.kernels.expert_cache`), experts of the mixture at work, and those that were asked for ahead
-until their turn, do not leave, and what turns out not to be wanted is taken back if it has not begun.
+what is waited for goes first, and a read that has begun is finished. With a `read_time` of 0 what
+is predicted is there when it is wanted: the predictor alone decides. As in the native cache
+(`headrace.kernels.expert_cache`), experts of the mixture at work, and those that were asked for
+ahead until their turn, do not leave; what turns out not to be wanted is taken back if it has not
+begun to be read.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.offload.route_statistics import RouteStatistics
-from headrace.offload.route_trace import NONE, RouteTrace
+from headrace.offload.route_trace import DISTANCES, NONE, RouteTrace, ranked
 
-POLICIES = ("random", "lru", "lfu", "edgemoe printed", "edgemoe corrected", "belady")
+Floats = NDArray[np.float64]
+POLICIES = (
+    "random", "lru", "lfu", "edgemoe printed", "edgemoe corrected", "next use", "belady",
+)  # fmt: skip
 PREDICTORS = ("none", "pre-gating", "pre-gating 2", "pairs", "affinity")
-SURE_ENOUGH = 0.8
+SURE_ENOUGH = 0.65
+CLASSES = 8  # of margins
+_FADES = 20  # tokens after which a choice counts a third in the share of the last ones
 _FOREVER = 1 << 60
 
-# After the choice of a mixture of a token: (mixtures from here, ranks of experts of that one).
-Predictor = Callable[[int, int], Iterator[tuple[int, np.ndarray]]]
+# After the choice of a mixture of a token: (mixtures from here, ranks of experts of that one, by
+# how much each is above the first that is not predicted).
+Prediction = tuple[int, np.ndarray, np.ndarray]
+Predictor = Callable[[int, int], Iterator[Prediction]]
 
 
 @dataclass(frozen=True)
@@ -58,16 +67,20 @@ def predictor_of(name: str, trace: RouteTrace, learned: RouteStatistics | None) 
     mixtures, active = chosen.shape[1:]
 
     def gates(distances: int) -> Predictor:
-        def predict(token: int, mixture: int) -> Iterator[tuple[int, np.ndarray]]:
+        def predict(token: int, mixture: int) -> Iterator[Prediction]:
             for distance in range(1, distances + 1):
                 if mixture + distance < mixtures:
                     ranks = trace.ahead[distance - 1, token, mixture + distance].astype(np.int64)
                     if ranks[0] != NONE:
-                        yield distance, ranks
+                        yield (
+                            distance,
+                            ranks,
+                            trace.margins[distance - 1, token, mixture + distance],
+                        )
 
         return predict
 
-    def table(token: int, mixture: int) -> Iterator[tuple[int, np.ndarray]]:
+    def table(token: int, mixture: int) -> Iterator[Prediction]:
         assert learned is not None
         later, before = (mixture + 1) % mixtures, chosen[token, mixture]
         if name == "affinity":
@@ -77,9 +90,9 @@ def predictor_of(name: str, trace: RouteTrace, learned: RouteStatistics | None) 
             if token + back < 0:
                 return
             scores = learned.by_pairs(later, chosen[token + back, at], before)
-        yield 1, np.argsort(-scores[: trace.experts[later]], kind="stable")[:active]
+        yield 1, *ranked(scores[: trace.experts[later]], active)
 
-    def none(token: int, mixture: int) -> Iterator[tuple[int, np.ndarray]]:
+    def none(token: int, mixture: int) -> Iterator[Prediction]:
         yield from ()
 
     if name in ("pairs", "affinity"):
@@ -104,6 +117,7 @@ class _Cache:
         self.arrival = np.zeros(n)  # when the read ends; `_FOREVER`: it has not begun
         self._uses = np.zeros(n, np.int64)
         self._last = np.zeros(n, np.int64)
+        self._share = np.zeros(n)  # of the last tokens that took it
         self.next_use = np.full(n, _FOREVER)
         self.early = np.zeros(n, bool)
         self._of_slot = np.full(slots, -1)
@@ -115,8 +129,14 @@ class _Cache:
 
     def use(self, expert: int, now: int, following: int) -> None:
         self._uses[expert] += 1
+        self._share[expert] += 1 / _FADES
         self._last[expert] = now
         self.next_use[expert] = following
+
+    def age(self, layer: int) -> None:
+        """A token comes to a mixture."""
+        e = len(self._share) // self._mixtures
+        self._share[layer * e : (layer + 1) * e] *= 1 - 1 / _FADES
 
     def there(self, expert: int) -> bool:
         return bool(self.slot[expert] >= 0 and self.arrival[expert] <= self.clock)
@@ -146,22 +166,27 @@ class _Cache:
         self.slot[expert] = slot
         return True
 
-    def _score(self, held: np.ndarray, layer: int) -> np.ndarray:
+    def _score(self, held: np.ndarray, layer: int) -> Floats:
         """See `headrace.offload.expert_store`: the least goes first."""
+        found: Floats
         if self._policy == "random":
-            return self._rng.random(len(held))
-        if self._policy == "lru":
-            return self._last[held].astype(float)
+            found = self._rng.random(len(held))
+            return found
         if self._policy == "belady":
-            return -self.next_use[held].astype(float)
-        if self._policy == "lfu":
-            return self._uses[held] * 2.0**24 + self._last[held]
+            found = -self.next_use[held].astype(float)
+            return found
+        if self._policy in ("lru", "lfu"):
+            often = self._uses[held] * 2.0**24 if self._policy == "lfu" else 0.0
+            found = often + self._last[held]
+            return found
         distance = self._layer[held] - layer
         if self._policy == "edgemoe printed":
             distance = -distance
-        found: np.ndarray = self._uses[held] / np.where(
-            distance <= 0, distance + self._mixtures, distance
-        )
+        distance = np.where(distance <= 0, distance + self._mixtures, distance)
+        found = self._uses[held] / distance
+        if self._policy == "next use":
+            share = self._share[held]
+            found = -(distance + self._mixtures * (1 - share) / (share + 16 / 65536))
         return found
 
     def demand(self, expert: int, layer: int, now: int) -> None:
@@ -202,12 +227,12 @@ def replay(
         policy: one of `POLICIES`.
         predictor: of `predictor_of`.
         read_time: of an expert, in layers that compute.
-        sure: how often a rank must have been right about experts that were not there, to be asked
-            for ahead; 0: all are.
+        sure: how often predictions of experts that were not there, with margins like that, must
+            have come true for experts to be asked for ahead; 0: all are.
         tokens: only the first so many.
     """
     chosen = trace.chosen[:tokens].astype(np.int64)
-    n, mixtures, active = chosen.shape
+    mixtures, active = chosen.shape[1:]
     if slots < 2 * active:
         raise ValueError(f"{slots} slots are less than twice the {active} experts of a token")
     e = int(trace.experts.max())
@@ -216,17 +241,18 @@ def replay(
     cache = _Cache(trace, slots, policy, read_time)
     first = np.unique(flat, return_index=True)
     cache.next_use[first[0]] = first[1] // active
-    sureness = np.ones((mixtures, 3, active))
-    said: dict[int, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    came_true = np.ones((mixtures, DISTANCES + 1, CLASSES))
+    usual = np.zeros((mixtures, DISTANCES + 1))
+    said: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {}
     hits = late = misses = useful = 0
     stall = 0.0
     for now, experts in enumerate(flat):
         token, m = divmod(now, mixtures)
         cache.advance()
-        for distance, ranks, absent in said.pop(now, []):
-            right = np.isin(ranks, experts)
-            now_sure = sureness[m, distance]
-            now_sure[: len(ranks)] += np.where(absent, (right - now_sure[: len(ranks)]) / 32, 0)
+        for distance, ranks, kinds, absent in said.pop(now, []):
+            for right, kind in zip(np.isin(ranks, experts)[absent], kinds[absent], strict=True):
+                came_true[m, distance, kind] += (right - came_true[m, distance, kind]) / 32
+        cache.age(m)
         there = [cache.there(x) for x in experts]
         cache.stays[experts] = now
         cache.drop_stale(m, experts)
@@ -244,16 +270,18 @@ def replay(
                 cache.demand(x, m, now)
         for x, next_use in zip(experts.tolist(), following[now].tolist(), strict=True):
             cache.use(x, now, next_use)
-        for distance, ranks in predictor(token, m):
-            at = (m + distance) % mixtures * e + ranks
+        for distance, ranks, margins in predictor(token, m):
+            later = (m + distance) % mixtures
+            at, of = later * e + ranks, usual[later]
+            kinds = np.searchsorted(of[distance] / 4 * np.arange(1, CLASSES), margins)
+            of[distance] += (margins.astype(float).mean() - of[distance]) / 64
             absent = cache.slot[at] < 0
-            for rank, x in enumerate(at.tolist()):
-                later = sureness[(m + distance) % mixtures, distance, rank]
-                if cache.slot[x] < 0 and later >= sure:
+            for x, kind in zip(at.tolist(), kinds.tolist(), strict=True):
+                if cache.slot[x] < 0 and came_true[later, distance, kind] >= sure:
                     cache.ask(x, m, now)
                 if cache.slot[x] >= 0:
                     cache.stays[x] = max(cache.stays[x], now + distance - 1)
-            said.setdefault(now + distance, []).append((distance, at, absent))
+            said.setdefault(now + distance, []).append((distance, at, kinds, absent))
         ready = max(cache.clock, float(cache.arrival[experts].max()))
         stall += ready - cache.clock
         cache.clock = ready + 1

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from headrace import plan as plans
-from headrace.calibration_pass import CalibrationPass, units_of
+from headrace.calibration_pass import CalibrationPass, Read, See, add_products, mirror, units_of
 from headrace.errors import HeadraceError
-from headrace.families.decoder import Decoder
+from headrace.families.decoder import Decoder, Layer
 from headrace.least_memory import Need
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.progress import Progress
@@ -45,8 +45,8 @@ def calibration_windows(model: ModelFile, decoder: Decoder, text: str, tokens: i
     window = min(WINDOW, decoder.context, n)
     if window < LEAST_WINDOW:
         raise HeadraceError(
-            f"{n} tokens of text are too short to learn from; {LEAST_WINDOW} are the least, and some "
-            "ten thousand are usual"
+            f"{n} tokens of text are too short to learn from; {LEAST_WINDOW} are the least, and "
+            "some ten thousand are usual"
         )
     windows = np.array(ids[: n // window * window], np.int64).reshape(-1, window)
     if tokenizer.add_bos and tokenizer.bos_id is not None:
@@ -78,6 +78,7 @@ class LayerInputs:
     def __init__(
         self, model: ModelFile, decoder: Decoder, text: str, tokens: int, n_threads: int,
         room: int | None, progress: Progress | None = None, notice: Notice | None = None,
+        watched: bool = False,
     ) -> None:  # fmt: skip
         """Cut the text; nothing is computed yet.
 
@@ -86,14 +87,16 @@ class LayerInputs:
             room: bytes that this may take at a time; None: no limit.
             progress: called with (windows done, in all, what).
             notice: called with what the user should know.
+            watched: nothing but `watch` will be asked for: no statistics will be kept.
 
         Raises:
             HeadraceError: the text is too short, or the file has no usable tokenizer.
         """
         self._model, self._progress = model, progress
         self._ids = calibration_windows(model, decoder, text, tokens)
+        self._threads = n_threads
         self._units = units_of(decoder)
-        n_bytes = sum(unit.n_bytes for unit in self._units)
+        n_bytes = 0 if watched else sum(unit.n_bytes for unit in self._units)
         self._cache = StatisticsCache(_key(model, decoder, self._ids), n_bytes)
         if notice is not None and not self._cache.kept:
             notice(
@@ -146,8 +149,8 @@ class LayerInputs:
         found = self._cache.get(unit.name, unit.sizes)
         if found is None:
             while self._next < index:
-                self._run(collect=False)
-            found = self._run(collect=True)
+                self._run(0, _ignore)
+            found = self._collect()
             self._cache.put(unit.name, found)
         held, inputs = self._pass.held(unit), dict[str, Inputs | None]()
         for matrices, h in zip(unit.readers, found, strict=False):
@@ -158,8 +161,56 @@ class LayerInputs:
             inputs |= {matrix.name: one for matrix in matrices}
         return inputs
 
-    def _run(self, collect: bool) -> list[np.ndarray]:
-        """The next unit."""
+    def watch(self, index: int, taken: int, see: See) -> None:
+        """Let `see` look at what the matrices of a unit read, window by window.
+
+        Args:
+            index: of `units_of`: of a layer, where there are no mixtures.
+            taken: bytes that are in use for that.
+            see: called with the window, the place among the unit's `readers` of those that read,
+                and a function that gives what they do: float32 [inputs, tokens].
+
+        Raises:
+            what `of` raises, but for hidden states that are no finite numbers.
+        """
+        while self._next < index:
+            self._run(0, _ignore)
+        self._run(taken, see)
+
+    def needs_watched(self, taken: Callable[[Layer], int]) -> list[Need]:
+        """What `watch` takes, with as many bytes in use for a layer as `taken` says."""
+        needed = self._pass.layers.needed
+        most = max(needed(one.layer, one.matrices, taken(one.layer)) for one in self._units)
+        return [("calibrating a layer", most)]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of the text are used."""
+        return self._ids.size
+
+    def _collect(self) -> list[np.ndarray]:
+        """The sums of the next unit; an expert's tokens behind them."""
+        unit = self._units[self._next]
+        sums = [np.zeros((n, n), np.float32) for n in unit.sizes]
+
+        def add(window: int, reader: int, read: Read) -> None:
+            x = read()
+            add_products(sums[reader], x, self._threads)
+            if unit.expert is not None and reader == 0:
+                sums[-1] += x.shape[1]
+
+        self._run(self._pass.held(unit), add)
+        for h in sums:
+            mirror(h)
+        if not all(np.isfinite(h).all() for h in sums):
+            raise HeadraceError(
+                f"{self._model.paths[0]}: layer {unit.index} computes no finite numbers on the "
+                "calibration text; use --method rtn"
+            )
+        return sums
+
+    def _run(self, taken: int, see: See) -> None:
+        """Bring the text through the next unit."""
         unit, n = self._units[self._next], len(self._ids)
 
         def report(share: float) -> None:
@@ -167,14 +218,8 @@ class LayerInputs:
                 done, total = self._next * n + round(share * n), len(self._units) * n
                 self._progress(done, total, "calibrating")
 
-        sums = self._pass.run(unit, collect, report, self._progress)
+        self._pass.run(unit, taken, see, report, self._progress)
         self._next += 1
-        if not all(np.isfinite(h).all() for h in sums):
-            raise HeadraceError(
-                f"{self._model.paths[0]}: layer {unit.index} computes no finite numbers on the "
-                "calibration text; use --method rtn"
-            )
-        return sums
 
 
 def _key(model: ModelFile, decoder: Decoder, ids: np.ndarray) -> dict[str, Any]:
@@ -185,3 +230,7 @@ def _key(model: ModelFile, decoder: Decoder, ids: np.ndarray) -> dict[str, Any]:
         "tokens": hashlib.sha256(ids.tobytes()).hexdigest(),
         "shape": ids.shape,
     }
+
+
+def _ignore(window: int, reader: int, read: Read) -> None:
+    pass

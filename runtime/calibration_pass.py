@@ -6,9 +6,9 @@ then through each expert of a mixture those that have chosen it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,16 @@ from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.mixture_steps import WEIGHTING
 from headrace.row_file import RowFile
-from headrace.rows import raw_row, raw_rows
+from headrace.rows import float_matrix, raw_row
 from headrace.share import share
 from headrace.sparse.format import Floats
 
-# Called with a layer's index, the first of some tokens, what a mixture's experts read (hidden states
-# before their norm), and which of them tokens choose; before the first layer with embeddings.
+# Called with a layer's index, the first of some tokens, what a mixture's experts read (hidden
+# states before their norm), and which of them tokens choose; before all layers with embeddings.
 Listener = Callable[[int, int, Floats, np.ndarray | None], None]
+
+Read = Callable[[], Floats]
+See = Callable[[int, int, Read], None]
 
 _SQUARE = 512  # of sums, that a thread adds to at once
 
@@ -92,6 +95,23 @@ def _readers(f: FeedForward) -> tuple[tuple[Matrix, ...], ...]:
     return (f.gate, f.up), (f.down,)
 
 
+def add_products(h: Floats, x: Floats, n_threads: int) -> None:
+    """h += x x^T for float32 x [n, tokens], in squares of the upper triangle."""
+    starts = range(0, len(h), _SQUARE)
+
+    def add(square: tuple[int, int]) -> None:
+        i, j = (slice(at, at + _SQUARE) for at in square)
+        h[i, j] += x[i] @ x[j].T
+
+    share([(i, j) for i in starts for j in starts if j >= i], add, n_threads, lambda: None)
+
+
+def mirror(h: Floats) -> None:
+    """Fill in what `add_products` leaves out."""
+    for at in range(0, len(h), _SQUARE):
+        h[at:, at : at + _SQUARE] = h[at : at + _SQUARE, at:].T
+
+
 class CalibrationPass:
     """The pass of a text, a unit after the other.
 
@@ -106,7 +126,8 @@ class CalibrationPass:
         self, model: ModelFile, decoder: Decoder, ids: np.ndarray, n_threads: int,
         room: int | None, folder: Path, listener: Listener | None = None,
     ) -> None:  # fmt: skip
-        self._decoder, self._ids, self._folder = decoder, ids, folder
+        self._model, self._decoder = model, decoder
+        self._ids, self._folder = ids, folder
         self._threads, self._listener = n_threads, listener
         self.layers = ExactLayers(model, decoder, ids.shape[1], n_threads, room)
         self._hidden: RowFile | None = None
@@ -129,12 +150,15 @@ class CalibrationPass:
         return unit.n_bytes + choices * (self._chosen.itemsize + self._weights.itemsize)
 
     def run(
-        self, unit: Unit, collect: bool, report: Callable[[float], None], progress: Progress | None
-    ) -> list[Floats]:
-        """Bring all tokens through the next unit: the sums of x x^T of what its readers read.
+        self, unit: Unit, taken: int, see: See, report: Callable[[float], None],
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        """Bring all tokens through the next unit, and let `see` look at what its matrices read.
 
         Args:
-            collect: without it sums are empty.
+            taken: bytes in use beside that.
+            see: called with a window, the place of those that read among the unit's readers, and
+                what gives what they do. Windows of an expert have tokens of several others.
             report: called with the share that is done.
             progress: of loading kernels.
 
@@ -143,23 +167,17 @@ class CalibrationPass:
         """
         if self._hidden is None:
             self._hidden = self._embedded()
-        sums = [np.zeros((n, n) if collect else (0, 0), np.float32) for n in unit.sizes]
-        taken = self.held(unit) - (0 if collect else unit.n_bytes)
         layer = self.layers.open(unit.layer, unit.matrices, taken, progress)
         f = self._decoder.layers[unit.index].feed_forward
         if unit.expert is not None:
-            self._expert(unit.expert, layer, self._hidden, sums, report)
+            self._expert(unit, layer, self._hidden, see, report)
         elif isinstance(f, Experts):
-            self._common(unit.index, f, layer, self._hidden, sums, report)
+            self._common(unit, f, layer, self._hidden, see, report)
         else:
-            self._layer(layer, self._hidden, sums, report)
-        for h in sums:
-            for at in range(0, len(h), _SQUARE):
-                h[at:, at : at + _SQUARE] = h[at : at + _SQUARE, at:].T
-        return sums
+            self._layer(unit, layer, self._hidden, see, report)
 
     def _layer(
-        self, layer: OpenLayer, hidden: RowFile, sums: Sequence[Floats],
+        self, unit: Unit, layer: OpenLayer, hidden: RowFile, see: See,
         report: Callable[[float], None],
     ) -> None:  # fmt: skip
         n, window = self._ids.shape
@@ -168,41 +186,42 @@ class CalibrationPass:
             x[:] = hidden.read(i * window, window)
             layer.begin(window)
             for stop in range(layer.END):
-                self._run_to(stop, layer, sums[stop])
+                layer.run(stop)
+                see(i, stop, partial(layer.inputs, unit.sizes[stop]))
             layer.run(layer.END)
             hidden.write(i * window, x)
             report((i + 1) / n)
 
     def _common(
-        self, index: int, mixture: Experts, layer: OpenLayer, hidden: RowFile, sums: Sequence[Floats],
+        self, unit: Unit, mixture: Experts, layer: OpenLayer, hidden: RowFile, see: See,
         report: Callable[[float], None],
     ) -> None:  # fmt: skip
         """A layer up to its experts, and the shared one."""
         (n, window), width = self._ids.shape, self._decoder.width
-        router, gate = self._weights_of(mixture.router), self._weights_of(mixture.shared_gate)
+        (router, bias), (gate, _) = map(self._weights_of, (mixture.router, mixture.shared_gate))
         if self._read is None:
             self._read = RowFile(self._folder, width)
         self._chosen = np.empty((n * window, mixture.active), np.int16)
         self._weights = np.empty((n * window, mixture.active), np.float32)
-        x, none = layer.x[:window, :width], np.empty((0, 0), np.float32)
+        x = layer.x[:window, :width]
         for i in range(n):
             x[:] = hidden.read(i * window, window)
             layer.begin(window)
-            for stop in (layer.ATTENTION, layer.OUTPUT):
-                self._run_to(stop, layer, sums[stop])
-            shared = mixture.shared is not None
-            self._run_to(layer.FEED_FORWARD, layer, sums[layer.FEED_FORWARD] if shared else none)
+            for stop in (layer.ATTENTION, layer.OUTPUT, layer.FEED_FORWARD):
+                layer.run(stop)
+                if stop < len(unit.readers):
+                    see(i, stop, partial(layer.inputs, unit.sizes[stop]))
             normal, here = layer.inputs(width).T, slice(i * window, (i + 1) * window)
             self._read.write(here.start, x)
-            logits = normal @ router.T
             self._chosen[here], self._weights[here] = choose(
-                logits, mixture.active, WEIGHTING[mixture.weighting]
+                normal @ router.T + bias, mixture.active, WEIGHTING[mixture.weighting]
             )
             if self._listener is not None:
-                self._listener(index, here.start, x, self._chosen[here])
+                self._listener(unit.index, here.start, x, self._chosen[here])
             out = x.copy()
-            if shared:
-                self._run_to(layer.DOWN, layer, sums[layer.DOWN])
+            if mixture.shared is not None:
+                layer.run(layer.DOWN)
+                see(i, layer.DOWN, partial(layer.inputs, unit.sizes[layer.DOWN]))
                 layer.run(layer.END)
                 weight = 1.0 if not len(gate) else 1 / (1 + np.exp(-(normal @ gate.T)))
                 out += weight * layer.block[:window, :width]
@@ -210,51 +229,31 @@ class CalibrationPass:
             report((i + 1) / n)
 
     def _expert(
-        self, expert: int, layer: OpenLayer, hidden: RowFile, sums: Sequence[Floats],
+        self, unit: Unit, layer: OpenLayer, hidden: RowFile, see: See,
         report: Callable[[float], None],
     ) -> None:  # fmt: skip
         """The tokens that have chosen an expert."""
         assert self._read is not None
-        tokens, place = np.nonzero(self._chosen == expert)
-        of_inputs, of_down, count = sums
-        count[:] = len(tokens)
+        tokens, place = np.nonzero(self._chosen == unit.expert)
         window, width = self._ids.shape[1], self._decoder.width
         for first in range(0, len(tokens), window):
             some = tokens[first : first + window]
             n = len(some)
             self._read.gather(some, layer.x[:n, :width])
             layer.begin_behind_attention(n)
-            self._add(layer, of_inputs)
-            self._run_to(layer.DOWN, layer, of_down)
+            see(first // window, 0, partial(layer.inputs, unit.sizes[0]))
+            layer.run(layer.DOWN)
+            see(first // window, 1, partial(layer.inputs, unit.sizes[1]))
             layer.run(layer.END)
             weights = self._weights[some, place[first : first + window], None]
             hidden.add(some, weights * layer.block[:n, :width])
             report((first + n) / len(tokens))
 
-    def _run_to(self, stop: int, layer: OpenLayer, h: Floats) -> None:
-        layer.run(stop)
-        self._add(layer, h)
-
-    def _add(self, layer: OpenLayer, h: Floats) -> None:
-        """h += x x^T for the input x that lies ready, in squares of the upper triangle."""
-        if not len(h):
-            return
-        x, starts = layer.inputs(len(h)), range(0, len(h), _SQUARE)
-
-        def add(square: tuple[int, int]) -> None:
-            i, j = (slice(at, at + _SQUARE) for at in square)
-            h[i, j] += x[i] @ x[j].T
-
-        jobs = [(i, j) for i in starts for j in starts if j >= i]
-        share(jobs, add, self._threads, lambda: None)
-
-    def _weights_of(self, matrix: Matrix | None) -> Floats:
+    def _weights_of(self, matrix: Matrix | None) -> tuple[Floats, Floats]:
         if matrix is None:
-            return np.empty((0, self._decoder.width), np.float32)
+            return np.empty((0, self._decoder.width), np.float32), np.empty(0, np.float32)
         with TensorReader() as reader:
-            rows = raw_rows(reader, self.layers.placed(matrix), 0, matrix.rows)
-        found: Floats = rows[: matrix.rows].view(np.float32)
-        return found
+            return float_matrix(self._model, reader, matrix)
 
     def _embedded(self) -> RowFile:
         d = self._decoder

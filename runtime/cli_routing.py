@@ -24,7 +24,7 @@ def trace(
     from headrace.routing import record, statistics_path
 
     if output is None and not learn:
-        raise HeadraceError("there is nothing to do: -o names a file to write, --learn is the other")
+        raise HeadraceError("there is nothing to do: -o names a file to write; or --learn")
     path, decoded = model_path(model), text_of(text)
     with progress_bar() as progress:
         found = record(path, decoded, progress=progress, **options)

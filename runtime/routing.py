@@ -13,22 +13,20 @@ import numpy as np
 
 from headrace.arguments import whole
 from headrace.calibration import calibration_windows
-from headrace.calibration_pass import CalibrationPass, units_of
+from headrace.calibration_pass import CalibrationPass, Read, units_of
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.errors import UnsupportedError
 from headrace.families import describe
-from headrace.families.decoder import Decoder, Matrix
+from headrace.families.decoder import Decoder
 from headrace.folders import cache_root
 from headrace.least_memory import check_memory
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.tiled import open_model
-from headrace.offload.route_trace import DISTANCES, MOST_TOKENS, NONE, RouteTrace
-from headrace.placing import PlacedMatrix, dense, place
+from headrace.offload.route_trace import DISTANCES, MOST_TOKENS, NONE, RouteTrace, ranked
 from headrace.planning import limit_of
-from headrace.rows import raw_rows, read_vector
+from headrace.rows import float_matrix, read_vector
 from headrace.sparse.format import Floats
-from headrace.sparse.registry import FORMATS
 from headrace.team import default_threads
 
 TOKENS = 32768  # unless told otherwise
@@ -43,8 +41,9 @@ def identity(model: ModelFile, decoder: Decoder) -> str:
         ModelFileError: the model cannot be read.
     """
     digest = hashlib.sha256()
-    for one in _routers(model, decoder).values():
-        digest.update(np.ascontiguousarray(one).tobytes())
+    for weights, bias in _routers(model, decoder):
+        digest.update(np.ascontiguousarray(weights).tobytes())
+        digest.update(bias.tobytes())
     return digest.hexdigest()
 
 
@@ -53,20 +52,10 @@ def statistics_path(model: Path) -> Path:
     return model.with_name(model.name + ".routes")
 
 
-def _routers(model: ModelFile, decoder: Decoder) -> dict[int, Floats]:
-    """The weights of each router, by layer: float32 [experts, width]."""
-    placed = {p.matrix.name: dense(p) for p in place(model, decoder, "f32")}
-    found = {}
+def _routers(model: ModelFile, decoder: Decoder) -> list[tuple[Floats, Floats]]:
+    """The weights of each mixture's router, float32 [experts, width], and its bias."""
     with TensorReader() as reader:
-        for i, one in decoder.mixtures().items():
-            found[i] = _rows(reader, placed[one.router.name], one.router)
-    return found
-
-
-def _rows(reader: TensorReader, placed: PlacedMatrix, matrix: Matrix) -> Floats:
-    as_floats = PlacedMatrix(matrix, placed.info, FORMATS["f32"])
-    rows: Floats = raw_rows(reader, as_floats, 0, matrix.rows)[: matrix.rows].view(np.float32)
-    return rows
+        return [float_matrix(model, reader, f.router) for f in decoder.mixtures().values()]
 
 
 class _Recorder:
@@ -75,7 +64,7 @@ class _Recorder:
     def __init__(self, model: ModelFile, decoder: Decoder, tokens: int) -> None:
         mixtures = decoder.mixtures()
         self._number = {layer: number for number, layer in enumerate(mixtures)}
-        self._routers = list(_routers(model, decoder).values())
+        self._routers = _routers(model, decoder)
         with TensorReader() as reader:
             self._norms = [
                 read_vector(model, reader, decoder.layers[i].feed_forward_norm) for i in mixtures
@@ -87,10 +76,9 @@ class _Recorder:
         shape = tokens, len(mixtures), active.pop()
         self.chosen = np.zeros(shape, np.uint16)
         self.ahead = np.full((DISTANCES, *shape), NONE, np.uint16)
+        self.margins = np.zeros((DISTANCES, *shape), np.float16)
 
-    def __call__(
-        self, layer: int, first: int, hidden: Floats, chosen: np.ndarray | None
-    ) -> None:
+    def __call__(self, layer: int, first: int, hidden: Floats, chosen: np.ndarray | None) -> None:
         here = slice(first, first + len(hidden))
         number = -1 if chosen is None else self._number[layer]
         if chosen is not None:
@@ -99,9 +87,11 @@ class _Recorder:
         for distance in range(1, DISTANCES + 1):
             later = number + distance
             if later < len(self._routers):
-                logits = (hidden * scale * self._norms[later]) @ self._routers[later].T
-                best = np.argsort(-logits, axis=1, kind="stable")[:, : self.chosen.shape[2]]
-                self.ahead[distance - 1, here, later] = best
+                weights, bias = self._routers[later]
+                logits = (hidden * scale * self._norms[later]) @ weights.T + bias
+                ranks, margins = ranked(logits, self.chosen.shape[2])
+                self.ahead[distance - 1, here, later] = ranks
+                self.margins[distance - 1, here, later] = margins
 
 
 def record(
@@ -136,7 +126,7 @@ def record(
     room = None if limit.n_bytes is None else limit.n_bytes - process
     recorder, units = _Recorder(model, decoder, ids.size), units_of(decoder)
     a_pass = CalibrationPass(model, decoder, ids, n_threads, room, cache_root(), recorder)
-    taken = recorder.chosen.nbytes + recorder.ahead.nbytes
+    taken = recorder.chosen.nbytes + recorder.ahead.nbytes + recorder.margins.nbytes
     try:
         sizes = (
             a_pass.layers.needed(one.layer, one.matrices, a_pass.held(one) - one.n_bytes)
@@ -149,7 +139,7 @@ def record(
                 if progress is not None:
                     progress(round((i + share) * 100), 100 * len(units), "tracing")
 
-            a_pass.run(unit, False, report, progress)
+            a_pass.run(unit, taken, _ignore, report, progress)
             if (unit.index, unit.expert) == _last_needed(decoder):
                 break
     finally:
@@ -158,8 +148,17 @@ def record(
         progress(1, 1, "tracing")
     experts = np.array([len(one.each) for one in decoder.mixtures().values()])
     return RouteTrace(
-        identity(model, decoder), ids.shape[1], experts, recorder.chosen, recorder.ahead
+        identity(model, decoder),
+        ids.shape[1],
+        experts,
+        recorder.chosen,
+        recorder.ahead,
+        recorder.margins,
     )
+
+
+def _ignore(window: int, reader: int, read: Read) -> None:
+    pass
 
 
 def _last_needed(decoder: Decoder) -> tuple[int, None]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from headrace.families.decoder import Vector, tensor_of
+from headrace.families.decoder import Matrix, Vector, tensor_of
 from headrace.kernels.invoke import invoke
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.placing import (
@@ -18,10 +18,11 @@ from headrace.placing import (
     wrong_in,
 )
 from headrace.sparse import gqs
-from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.format import TILE_ROWS, Floats, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
 PIECE_BYTES = 1 << 20  # raw bytes read at a time by each thread
+_COPY_BYTES = 8 << 20  # of tensors that are copied
 STRAIGHT_BYTES = 4 << 20  # the same, when they go straight to their place
 
 
@@ -110,6 +111,15 @@ def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.nd
     return floats + np.float32(vector.plus) if vector.plus else floats
 
 
+def float_matrix(model: ModelFile, reader: TensorReader, matrix: Matrix) -> tuple[Floats, Floats]:
+    """A small matrix of the file and its bias: float32 [rows, columns] and [rows]."""
+    placed = PlacedMatrix(matrix, tensor_of(model, matrix), FORMATS["f32"])
+    weights: Floats = raw_rows(reader, placed, 0, matrix.rows)[: matrix.rows].view(np.float32)
+    if matrix.bias is None:
+        return weights, np.zeros(matrix.rows, np.float32)
+    return weights, read_vector(model, reader, Vector(matrix.bias, matrix.rows))
+
+
 def read_tiled(reader: TensorReader, placed: Placed) -> Iterator[np.ndarray]:
     """The bytes of a matrix as a file of ours has it, piece by piece, made without kernels."""
     if isinstance(placed, PlacedGroups):
@@ -126,6 +136,17 @@ def read_tiled(reader: TensorReader, placed: Placed) -> Iterator[np.ndarray]:
             yield data
         else:
             yield fmt.tile(raw_rows(reader, placed, first, last)).reshape(-1)
+
+
+def read_as_it_is(reader: TensorReader, source: Placed | TensorInfo) -> Iterator[np.ndarray]:
+    """The bytes of a matrix as a file of ours has it, or of another tensor, piece by piece."""
+    if not isinstance(source, TensorInfo):
+        yield from read_tiled(reader, source)
+        return
+    for start in range(0, source.n_bytes, _COPY_BYTES):
+        raw = np.empty(min(_COPY_BYTES, source.n_bytes - start), np.uint8)
+        reader.readinto(source, start, raw)
+        yield raw
 
 
 def tile_raw(
