@@ -156,6 +156,9 @@ def _of_experts(model: Model, counts: ExpertCounts) -> dict[str, Any]:
     return {
         "experts_in_memory": model.prepared.slots,
         "expert_hit_rate": counts.hit_rate,
+        "expected_hit_rate": model.plan.expected_hit_rate,
+        "expected_stall_s": model.plan.expected_stall_s,
+        "routing": model.plan.routing,
         "expert_hits": counts.hits,
         "expert_late": counts.late,
         "expert_misses": counts.misses,

@@ -20,14 +20,19 @@ def trace(
     """
     from pathlib import Path
 
+    from headrace.learned_routes import statistics_path
     from headrace.offload.route_statistics import learn as learn_from
-    from headrace.routing import record, statistics_path
+    from headrace.offload.routing_replay import rates
+    from headrace.routing import record
 
     if output is None and not learn:
         raise HeadraceError("there is nothing to do: -o names a file to write; or --learn")
     path, decoded = model_path(model), text_of(text)
     with progress_bar() as progress:
         found = record(path, decoded, progress=progress, **options)
+        if learn:
+            said = rates(found, lambda done, total: progress(done, total, "replaying"))
+            learn_from(found, said).write(statistics_path(path))
     facts: dict[str, Any] = {
         "tokens": len(found.chosen),
         "mixtures": len(found.experts),
@@ -38,7 +43,6 @@ def trace(
         found.write(Path(output))
         facts["routes"] = output
     if learn:
-        learn_from(found).write(statistics_path(path))
         facts["statistics"] = str(statistics_path(path))
     show(facts, json)
     if not json and output is not None:

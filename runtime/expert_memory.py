@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from headrace.families.decoder import Decoder
 from headrace.offload.budget import ExpertRoom
 from headrace.offload.expert_cache import (
@@ -17,6 +19,7 @@ from headrace.offload.expert_cache import (
 )
 from headrace.offload.files import PAGE, StreamedFile
 from headrace.offload.modes import MODES
+from headrace.offload.route_statistics import RouteStatistics
 from headrace.offload.window import Read
 from headrace.placing import Placed, PlacedMatrix, cacheable
 from headrace.plan import LOOK_AHEAD
@@ -50,13 +53,34 @@ def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
     )
 
 
-def expected_bytes(decoder: Decoder, room: ExpertRoom, slots: int, n_tokens: int) -> int:
-    """Bytes that a pass over so many tokens reads, were all experts chosen equally often."""
-    uses = sum(
-        len(one.each) * (1 - (1 - one.active / len(one.each)) ** n_tokens)
-        for one in decoder.mixtures().values()
-    )
-    return int(uses * (1 - slots / room.count) * room.n_bytes / room.count)
+def expected_rate(
+    decoder: Decoder, room: ExpertRoom, slots: int, learned: RouteStatistics | None
+) -> tuple[float, float]:
+    """Uses that wait for nothing, and experts that are read for each use, one token at a time.
+
+    Without statistics as if all experts were chosen equally often, and nobody knew which.
+    """
+    share = slots / room.count
+    return (share, 1 - share) if learned is None else learned.rate(share)
+
+
+def expected_bytes(
+    decoder: Decoder, room: ExpertRoom, slots: int, n_tokens: int,
+    learned: RouteStatistics | None = None,
+) -> int:  # fmt: skip
+    """Bytes that a pass over so many tokens reads; see `expected_rate`."""
+    one = room.n_bytes / room.count
+    if n_tokens == 1:
+        uses = sum(mixture.active for mixture in decoder.mixtures().values())
+        return int(uses * expected_rate(decoder, room, slots, learned)[1] * one)
+    visits = 0.0
+    for number, mixture in enumerate(decoder.mixtures().values()):
+        n = len(mixture.each)
+        shares = np.full(n, mixture.active / n)
+        if learned is not None:
+            shares = learned.frequency[number, :n].astype(float)
+        visits += float((1 - (1 - shares) ** n_tokens).sum())
+    return int(visits * (1 - slots / room.count) * one)
 
 
 def _matrix(placed: Placed, addresses: Mapping[str, int]) -> ExpertMatrix:

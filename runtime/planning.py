@@ -15,9 +15,10 @@ from headrace.arguments import whole
 from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.choices import DEFAULT_CONTEXT, PROCESS_BYTES, Sizes, streamed_matrices
 from headrace.errors import BudgetError, ContextOverflowError, KernelError, UnsupportedError
-from headrace.expert_memory import expected_bytes, room_of
+from headrace.expert_memory import expected_bytes, expected_rate, room_of
 from headrace.families import describe
 from headrace.families.decoder import Decoder
+from headrace.learned_routes import statistics_of
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.tiled import open_model
@@ -35,6 +36,7 @@ from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.offload.prefix import Ranked
 from headrace.offload.prefix import least_bytes as rest_bytes
+from headrace.offload.route_statistics import RouteStatistics
 from headrace.placing import Activations, Placed, pieces_of, place
 from headrace.promises import promised
 from headrace.sizes import format_size
@@ -74,6 +76,8 @@ class Prepared:
     rest: Ranked | None = None  # all of it, if what does not stay is read for every pass
     room: ExpertRoom | None = None  # of experts that may be brought when they are wanted
     slots: int = 0  # for experts, if they are
+    learned: RouteStatistics | None = None  # of the file beside the model
+    not_learned: str | None = None  # why that file is of no use
 
     @property
     def used_blocks(self) -> int:
@@ -84,7 +88,14 @@ class Prepared:
         """Bytes of experts that a pass over so many tokens is expected to read."""
         if self.room is None or not self.slots:
             return 0
-        return expected_bytes(self.decoder, self.room, self.slots, n_tokens)
+        return expected_bytes(self.decoder, self.room, self.slots, n_tokens, self.learned)
+
+    @property
+    def expert_hit_rate(self) -> float | None:
+        """Share of the uses of experts that wait for nothing, as expected; None: all are there."""
+        if self.room is None or not self.slots:
+            return None
+        return expected_rate(self.decoder, self.room, self.slots, self.learned)[0]
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
@@ -151,7 +162,13 @@ def prepare(
             "is no stack of blocks, and loads whole: leave out --whole-stack and --draft self",
             path=file.paths[0],
         )
-    return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
+    learned, not_learned = None, None
+    if prepared.decoder.mixtures():
+        learned, not_learned = statistics_of(path, file, prepared.decoder)
+    return replace(
+        prepared, pack=pack, budget=budget, limit=limit.n_bytes, learned=learned,
+        not_learned=not_learned,
+    )  # fmt: skip
 
 
 def bounds(

@@ -6,7 +6,6 @@ and then an expert at a time, so that any model can be looked at in little memor
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -19,43 +18,18 @@ from headrace.errors import UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.folders import cache_root
+from headrace.learned_routes import identity, routers_of
 from headrace.least_memory import check_memory
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.tiled import open_model
 from headrace.offload.route_trace import DISTANCES, MOST_TOKENS, NONE, RouteTrace, ranked
 from headrace.planning import limit_of
-from headrace.rows import float_matrix, read_vector
+from headrace.rows import read_vector
 from headrace.sparse.format import Floats
 from headrace.team import default_threads
 
 TOKENS = 32768  # unless told otherwise
-
-
-def identity(model: ModelFile, decoder: Decoder) -> str:
-    """Says which model's routes these are: SHA-256 of its routers' weights, as float32.
-
-    Routers stay what they are when a model is compressed.
-
-    Raises:
-        ModelFileError: the model cannot be read.
-    """
-    digest = hashlib.sha256()
-    for weights, bias in _routers(model, decoder):
-        digest.update(np.ascontiguousarray(weights).tobytes())
-        digest.update(bias.tobytes())
-    return digest.hexdigest()
-
-
-def statistics_path(model: Path) -> Path:
-    """The file beside a model, or a directory of one, that has statistics of its routes."""
-    return model.with_name(model.name + ".routes")
-
-
-def _routers(model: ModelFile, decoder: Decoder) -> list[tuple[Floats, Floats]]:
-    """The weights of each mixture's router, float32 [experts, width], and its bias."""
-    with TensorReader() as reader:
-        return [float_matrix(model, reader, f.router) for f in decoder.mixtures().values()]
 
 
 class _Recorder:
@@ -64,7 +38,7 @@ class _Recorder:
     def __init__(self, model: ModelFile, decoder: Decoder, tokens: int) -> None:
         mixtures = decoder.mixtures()
         self._number = {layer: number for number, layer in enumerate(mixtures)}
-        self._routers = _routers(model, decoder)
+        self._routers = routers_of(model, decoder)
         with TensorReader() as reader:
             self._norms = [
                 read_vector(model, reader, decoder.layers[i].feed_forward_norm) for i in mixtures
