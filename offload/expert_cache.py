@@ -16,6 +16,7 @@ from headrace.offload import requests
 from headrace.offload.files import PAGE, StreamedFile, reader_of
 from headrace.offload.modes import ReadMode
 from headrace.offload.readers import PATIENCE_PAUSES, Readers, Words, system_functions
+from headrace.offload.recall import Predictor, Recall
 from headrace.offload.semaphore import Semaphore
 
 READ_BYTES = 2 << 20  # at most, at once
@@ -159,6 +160,7 @@ class ExpertCache:
         reader: address of the kernel `experts_read`.
         files: the model's, open; the caller closes them after `close`.
         look_ahead: for how many mixtures experts are predicted, `ranks` of each.
+        predictor: what predicts; `recall` are its tables, if it has any.
         policy: one of those of `headrace.offload.expert_store`.
 
     Raises:
@@ -168,7 +170,7 @@ class ExpertCache:
     def __init__(
         self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
         files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int,
-        policy: int = store.NEXT_USE,
+        policy: int = store.NEXT_USE, predictor: Predictor = "gates", recall: Recall | None = None,
     ) -> None:  # fmt: skip
         placed = [
             [slot_offsets([m.n_bytes for m in expert]) for expert in experts] for experts in layers
@@ -176,6 +178,7 @@ class ExpertCache:
         self._offsets = [[offsets for offsets, _ in experts] for experts in placed]
         self.slot_bytes = max(n_bytes for experts in placed for _, n_bytes in experts)
         self.look_ahead, self.ranks = look_ahead, ranks
+        self.predictor, self.recall = predictor, recall
         self.n_slots = n_slots
         self.mode: ReadMode | None = None
         self._files = files

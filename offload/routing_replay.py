@@ -243,7 +243,8 @@ def replay(
     cache = _Cache(trace, slots, policy, read_time)
     first = np.unique(flat, return_index=True)
     cache.next_use[first[0]] = first[1] // active
-    came_true = np.ones((mixtures, DISTANCES + 1, CLASSES))
+    # Until some have come true none is believed.
+    came_true = np.full((mixtures, DISTANCES + 1, CLASSES), 0.5)
     usual = np.zeros((mixtures, DISTANCES + 1))
     said: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {}
     hits = late = misses = useful = 0

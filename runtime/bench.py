@@ -22,6 +22,7 @@ from headrace.machine import (
 )
 from headrace.model import Model
 from headrace.offload.expert_cache import ExpertCounts
+from headrace.offload.recall import Predictor
 from headrace.peak import peak_rss_bytes
 from headrace.planning import kernel_store, prepare
 from headrace.prediction import Passes
@@ -43,6 +44,7 @@ def bench(
     context_tokens: int = 0,
     runs: int = 3,
     whole_stack: bool = False,
+    predictor: Predictor = "gates",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Best of `runs`: prefill of random tokens, then decode one by one from an empty context.
@@ -60,6 +62,7 @@ def bench(
     prepared = prepare(
         resolve(model, progress=progress), context=context or needed, threads=threads,
         target=target, kernels=kernels, budget=memory, whole_stack=whole_stack,
+        predictor=predictor,
     )  # fmt: skip
     # Before loading, as there is no room for it later.
     rates = measure_rates(

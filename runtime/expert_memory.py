@@ -19,6 +19,7 @@ from headrace.offload.expert_cache import (
 )
 from headrace.offload.files import PAGE, StreamedFile
 from headrace.offload.modes import MODES
+from headrace.offload.recall import Predictor, Recall, table_bytes
 from headrace.offload.route_statistics import RouteStatistics
 from headrace.offload.window import Read
 from headrace.placing import Placed, PlacedMatrix, cacheable
@@ -27,8 +28,11 @@ from headrace.plan import LOOK_AHEAD
 SAMPLED = 256  # matrices of experts that show how fast flash is
 
 
-def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
-    """What a cache of a decoder's experts takes; None: there are none, or they cannot have one."""
+def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> ExpertRoom | None:
+    """What a cache of a decoder's experts takes, and a predictor's tables of so many bytes.
+
+    None: there are none, or they cannot have one.
+    """
     if not cacheable(placed):
         return None
     by_name = {p.matrix.name: p for p in placed}
@@ -48,7 +52,7 @@ def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
         # A token's experts, and as many that are on their way.
         least=2 * max(one.active for one in routed),
         count=sum(len(one.each) for one in routed),
-        beside=readers * landing,
+        beside=readers * landing + tables,
         n_bytes=sum(p.n_bytes for p in placed if p.expert),
     )
 
@@ -108,9 +112,10 @@ def look_ahead(slots: int, active: int) -> int:
 
 def cache_of(
     decoder: Decoder, placed: Mapping[str, Placed], slots: int, addresses: Mapping[str, int],
-    files: Mapping[Path, StreamedFile],
+    files: Mapping[Path, StreamedFile], predictor: Predictor = "gates",
+    learned: RouteStatistics | None = None,
 ) -> ExpertCache:  # fmt: skip
-    """A cache of so many slots for a decoder's experts.
+    """A cache of so many slots for a decoder's experts, with what predicts them.
 
     Raises:
         BudgetError: the system gives no memory for it.
@@ -121,7 +126,14 @@ def cache_of(
     ]
     active = max(one.active for one in decoder.mixtures().values())
     return ExpertCache(
-        layers, slots, addresses["experts_read"], files, look_ahead(slots, active), active
+        layers,
+        slots,
+        addresses["experts_read"],
+        files,
+        look_ahead(slots, active),
+        active,
+        predictor=predictor,
+        recall=Recall(learned, predictor) if learned and table_bytes(learned, predictor) else None,
     )
 
 

@@ -50,7 +50,7 @@ def statistics_of(
         ModelFileError: the model cannot be read.
     """
     file = statistics_path(path)
-    if not file.is_file():
+    if not decoder.mixtures() or not file.is_file():
         return None, None
     try:
         learned = read_statistics(file)

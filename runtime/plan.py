@@ -25,6 +25,7 @@ from headrace.kernels import (
     experts,
     kv_cache,
     prepare,
+    recall,
 )
 from headrace.offload import expert_store, requests
 from headrace.placing import Placed, PlacedGroups, dense, kernels_for, padded16
@@ -226,7 +227,9 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    cached = [expert_store.kernel(), *expert_cache.all_kernels()] if decoder.mixtures() else []
+    cached = []
+    if decoder.mixtures():
+        cached = [expert_store.kernel(), *expert_cache.all_kernels(), recall.kernel()]
     return [
         *cached,
         requests.kernel(),

@@ -36,6 +36,7 @@ from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.offload.prefix import Ranked
 from headrace.offload.prefix import least_bytes as rest_bytes
+from headrace.offload.recall import Predictor, table_bytes
 from headrace.offload.route_statistics import RouteStatistics
 from headrace.placing import Activations, Placed, pieces_of, place
 from headrace.promises import promised
@@ -78,6 +79,7 @@ class Prepared:
     slots: int = 0  # for experts, if they are
     learned: RouteStatistics | None = None  # of the file beside the model
     not_learned: str | None = None  # why that file is of no use
+    predictor: Predictor = "gates"
 
     @property
     def used_blocks(self) -> int:
@@ -122,7 +124,7 @@ class Prepared:
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,
     activations: Activations = "q8", kernels: str | Path | None = None, budget: int | None = None,
-    logits_rows: int = 0, whole_stack: bool = False,
+    logits_rows: int = 0, whole_stack: bool = False, predictor: Predictor = "gates",
 ) -> Prepared:  # fmt: skip
     """Read a header and decide sizes for this machine; nothing large is read or allocated.
 
@@ -130,6 +132,7 @@ def prepare(
         budget: bytes that the process may take; None: what is free.
         logits_rows: rows of logits that whoever scores a text holds at a time.
         whole_stack: compute with all blocks of a stack, and stream those that do not fit.
+        predictor: what asks for experts ahead, where they are brought when they are wanted.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
@@ -146,10 +149,24 @@ def prepare(
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
+    if predictor not in get_args(Predictor):
+        raise ValueError(f"predictor must be one of {get_args(Predictor)}, not {predictor!r}")
+    learned, not_learned = statistics_of(path, file, describe(file))
+    if predictor in ("pairs", "affinity") and learned is None:
+        raise UnsupportedError(
+            f"there are no statistics of its routes for predictor {predictor!r}: "
+            f"{not_learned or '`headrace trace MODEL TEXT --learn` makes some'}",
+            path=file.paths[0],
+        )
+    if predictor == "pairs" and learned is not None and not len(learned.pairs):
+        raise UnsupportedError(
+            "the table of pairs of its experts is too large to be kept: use predictor 'affinity'",
+            path=file.paths[0],
+        )
     limit = limit_of(budget)
     sized = partial(
         prepare_for, chosen, file, context, n_threads, activations, logits_rows=logits_rows,
-        whole_stack=whole_stack,
+        whole_stack=whole_stack, tables=table_bytes(learned, predictor),
     )  # fmt: skip
     prepared = None
     with contextlib.suppress(BudgetError):
@@ -162,12 +179,9 @@ def prepare(
             "is no stack of blocks, and loads whole: leave out --whole-stack and --draft self",
             path=file.paths[0],
         )
-    learned, not_learned = None, None
-    if prepared.decoder.mixtures():
-        learned, not_learned = statistics_of(path, file, prepared.decoder)
     return replace(
         prepared, pack=pack, budget=budget, limit=limit.n_bytes, learned=learned,
-        not_learned=not_learned,
+        not_learned=not_learned, predictor=predictor,
     )  # fmt: skip
 
 
@@ -228,9 +242,9 @@ def _picked(target: str | None, pack: Pack | None) -> Target:
 def prepare_for(
     target: Target, file: ModelFile, context: int | None, threads: int,
     activations: Activations = "q8", limit: Limit = ENOUGH, logits_rows: int = 0,
-    whole_stack: bool = False,
+    whole_stack: bool = False, tables: int = 0,
 ) -> Prepared:  # fmt: skip
-    """The same for any machine.
+    """The same for any machine; `tables` are the bytes of a predictor's.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
@@ -252,7 +266,7 @@ def prepare_for(
     # Of a stack as many blocks are kept as fit; else nothing of it has to be streamed.
     pieces = [] if stack else pieces_of(streamed_matrices(decoder, placed))
     n_pieces = len(pieces) if rest is None else len(rest.pieces)
-    room = room_of(decoder, placed)
+    room = room_of(decoder, placed, tables)
     sizes = Sizes(decoder, placed, target, threads, n_pieces, stack, logits_rows, room)
     found = _fit(
         limit,
