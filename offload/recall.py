@@ -22,7 +22,8 @@ def table_bytes(learned: RouteStatistics | None, predictor: Predictor) -> int:
     if learned is None or predictor not in ("pairs", "affinity"):
         return 0
     mixtures, e = learned.frequency.shape
-    return 2 * mixtures * e ** (2 if predictor == "pairs" else 1) * _width(e)
+    rows: int = e ** (2 if predictor == "pairs" else 1)
+    return 2 * int(mixtures) * rows * _width(e)
 
 
 class Recall:
@@ -45,4 +46,4 @@ class Recall:
 
     def address(self, mixture: int) -> int:
         """Of the table that says what a mixture chooses."""
-        return self._arena.address("tables") + mixture * self._bytes
+        return int(self._arena.address("tables") + mixture * self._bytes)
