@@ -159,6 +159,8 @@ class ExpertCache:
         reader: address of the kernel `experts_read`.
         files: the model's, open; the caller closes them after `close`.
         look_ahead: for how many mixtures experts are predicted, `ranks` of each.
+        routers: addresses of weights and bias of routers that say ahead what a mixture will choose,
+            by mixture and distance.
         policy: one of those of `headrace.offload.expert_store`.
 
     Raises:
@@ -167,7 +169,9 @@ class ExpertCache:
 
     def __init__(
         self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
-        files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int, policy: int = store.LFU,
+        files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int,
+        routers: Mapping[tuple[int, int], tuple[int, int]] | None = None,
+        policy: int = store.NEXT_USE,
     ) -> None:  # fmt: skip
         placed = [
             [slot_offsets([m.n_bytes for m in expert]) for expert in experts] for experts in layers
@@ -175,6 +179,7 @@ class ExpertCache:
         self._offsets = [[offsets for offsets, _ in experts] for experts in placed]
         self.slot_bytes = max(n_bytes for experts in placed for _, n_bytes in experts)
         self.look_ahead, self.ranks = look_ahead, ranks
+        self._routers = routers or {}
         self.n_slots = n_slots
         self.mode: ReadMode | None = None
         self._files = files
@@ -192,6 +197,7 @@ class ExpertCache:
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
                 row[store.LAYER] = layer
+                row[store.SHARE] = store.ALWAYS * ranks // len(experts)
                 self._reads += some
         self._table = aligned_slots(len(self._reads) * store.READ_WORDS)
         self._places = aligned_slots(n_slots * store.SLOT_WORDS).reshape(-1, store.SLOT_WORDS)
@@ -211,9 +217,11 @@ class ExpertCache:
         self._readers = Readers(reader, words, self._read_again, "headrace-expert")
         # Of each reader, by its own words: a buffer for rows that are tiled.
         self._landing: list[tuple[np.ndarray, Arena]] = []
-        shape = len(layers), look_ahead, ranks, store.PREDICTION_WORDS
-        self.predictions = np.zeros(shape, np.int64)
-        self.predictions[..., store.SURENESS] = store.SURE
+        self.predictions = np.zeros(
+            (len(layers), look_ahead, store.prediction_words(ranks)), np.int64
+        )
+        # Until some have come true none is believed.
+        self.predictions[..., store.TRUE : store.TRUE + store.CLASSES] = store.ALWAYS // 2
         self._plainly = reader_of(files)
         self.mended_reads = 0
         self.stall_s = 0.0  # that passes have waited for experts
@@ -224,6 +232,10 @@ class ExpertCache:
     def address(self) -> int:
         """Of the store, for steps of a plan."""
         return int(self.words.ctypes.data)
+
+    def router_ahead(self, mixture: int, distance: int) -> tuple[int, int] | None:
+        """Addresses of what says ahead what a mixture will choose; None: there is nothing."""
+        return self._routers.get((mixture, distance))
 
     def predictions_address(self, mixture: int, distance: int) -> int:
         """Of what is predicted for a mixture, so many mixtures before it; those of distance 1 come

@@ -8,7 +8,7 @@ from dataclasses import replace
 from headrace.expert_layout import DOWN, GATE, UP, ExpertProducts, products_of
 from headrace.families.decoder import Decoder, Experts, Layer, Matrix, Vector
 from headrace.kernels import experts
-from headrace.offload.expert_store import SURE
+from headrace.offload.expert_store import ALWAYS
 from headrace.placing import Placed, PlacedMatrix, padded16
 from headrace.plan import ACTIVE, COUNT, ONE, Mode
 from headrace.product_steps import ProductSteps
@@ -17,7 +17,7 @@ from headrace.sparse.linear import activation_bytes
 from headrace.step import CachePlaces, Places, Step
 
 WEIGHTS_SLOT, OUTPUT_SLOT, TILES_SLOT = 0, 2, 4  # of a product's argument block
-SURE_ENOUGH = 0.8  # a rank of predictions is believed that is right so often
+SURE_ENOUGH = 0.6  # predictions are believed that come true so often
 _WEIGHTING = {
     "all": experts.OVER_ALL, "chosen": experts.OVER_CHOSEN, "one": experts.ONE_EACH,
 }  # fmt: skip
@@ -45,9 +45,8 @@ class MixtureSteps:
 
     def steps(self, mode: Mode, index: int, add: Add) -> list[Step]:
         """The feed-forward of a layer that is a mixture."""
-        layer, number = self._decoder.layers[index], self._layers.index(index)
-        f = layer.feed_forward
-        assert isinstance(f, Experts)
+        number = self._layers.index(index)
+        layer, f = self._at(number)
         make = self._of_one if mode.private else self._of_chunk
         return [*make(mode, number, layer, f, add), self._combine(mode, index, f)]
 
@@ -126,7 +125,7 @@ class MixtureSteps:
         else:
             slots = [
                 visits, cache.address, 0, products.count, cache.first[number], number,
-                self._places.directory(number),
+                self._places.directory(number), len(f.each), f.active,
             ]  # fmt: skip
         kernel = "experts_pick" if cache is None else "experts_visit"
         steps.append(Step(kernel, slots, True, f"pick expert {number}"))
@@ -178,36 +177,71 @@ class MixtureSteps:
             cache.address, self._chosen(number), f.active, cache.first[number],
             number, 0, self._places.directory(number), self._places.buffer("outputs", False),
             self._p.row_bytes("block"), cache.predictions_address(number, 1),
-            cache.ranks * cache.look_ahead, products.count, len(products.matrices[DOWN]),
+            cache.look_ahead, products.count, len(products.matrices[DOWN]), len(f.each),
+            cache.ranks,
         ]  # fmt: skip
         return Step("experts_claim", slots, True, f"claim experts {number}")
 
     def _ahead(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
-        """Ask ahead for what the next mixtures' routers choose for what this one reads."""
+        """Ask ahead for what the next mixtures will choose, by what this one reads.
+
+        Routers that were fitted to that say it, or else those that will choose.
+        """
+        later = range(number + 1, min(number + cache.look_ahead + 1, len(self._layers)))
+        fitted = [m for m in later if self._fitted(mode, m, m - number, cache) is not None]
         steps: list[Step] = []
-        predicts: list[Step] = []
-        for distance in range(1, cache.look_ahead + 1):
-            later = number + distance
-            if later >= len(self._layers):
-                break
-            layer = self._decoder.layers[self._layers[later]]
-            f = layer.feed_forward
-            assert isinstance(f, Experts)
-            if any(part.request is not None for part in self._places.parts(f.router)):
-                continue  # what streams comes once in a pass
-            name = f"ahead{distance}"
+        if fitted:
+            norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
+            width, weight = self._decoder.width, self._p.vector(norm)
+            steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
+        for m in fitted:
+            steps.append(self._early(mode, m, m - number, cache))
+        asked = list(fitted)
+        for m in later:
+            layer, f = self._at(m)
+            # What streams comes once in a pass.
+            if m in fitted or any(p.request is not None for p in self._places.parts(f.router)):
+                continue
+            asked.append(m)
             steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
-            steps += self._p.products(mode, {name: f.router})
+            steps += self._p.products(mode, {f"ahead{m - number}": f.router})
             steps[-1] = replace(steps[-1], barrier=False)
-            slots = [
-                cache.address, self._p.address(mode, name), len(f.each),
-                cache.predictions_address(later, distance), f.active, cache.first[later], later,
-                int(SURE_ENOUGH * SURE), distance - 1,
-            ]  # fmt: skip
-            label = f"predict experts {later}"
-            predicts.append(Step("experts_predict", slots, False, label))
         steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
-        return steps + predicts
+        for m in sorted(asked):
+            distance = m - number
+            slots = [
+                cache.address, self._p.address(mode, f"ahead{distance}"), len(self._at(m)[1].each),
+                cache.predictions_address(m, distance), cache.ranks, cache.first[m], m,
+                int(SURE_ENOUGH * ALWAYS), distance - 1,
+            ]  # fmt: skip
+            steps.append(Step("experts_predict", slots, False, f"predict experts {m}"))
+        return steps
+
+    def _at(self, number: int) -> tuple[Layer, Experts]:
+        layer = self._decoder.layers[self._layers[number]]
+        assert isinstance(layer.feed_forward, Experts)
+        return layer, layer.feed_forward
+
+    def _fitted(
+        self, mode: Mode, number: int, distance: int, cache: CachePlaces
+    ) -> tuple[int, int] | None:
+        if self._p.kinds(mode, [self._at(number)[1].router]) != ["f32"]:
+            return None  # nothing makes such inputs
+        return cache.router_ahead(number, distance)
+
+    def _early(self, mode: Mode, number: int, distance: int, cache: CachePlaces) -> Step:
+        """What a fitted router says of a mixture; its input lies ready."""
+        found = self._fitted(mode, number, distance, cache)
+        assert found is not None
+        weights, bias = found
+        _, f = self._at(number)
+        name, n_bytes = f"ahead{distance}", activation_bytes("f32", f.router.columns)
+        slots = [
+            weights, self._p.address(mode, "input_f32"), self._p.address(mode, name),
+            f.router.columns, padded16(f.router.rows) // TILE_ROWS, self._p.word(ONE),
+            self._p.private_bytes("f32"), self._p.row_bytes(name), bias, n_bytes,
+        ]  # fmt: skip
+        return Step("gemv_f16", slots, False, f"fitted router {number}")
 
     def _routed(self, mode: Mode, number: int, f: Experts) -> list[Step]:
         """Which experts tokens take, and what of a shared expert's gate there is."""

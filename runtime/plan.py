@@ -226,7 +226,15 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    cached = [expert_store.kernel(), *expert_cache.all_kernels()] if decoder.mixtures() else []
+    cached = (
+        [
+            expert_store.kernel(),
+            *expert_cache.all_kernels(),
+            linear.kernels(FORMATS["f16"])["gemv"],  # routers that were fitted
+        ]
+        if decoder.mixtures()
+        else []
+    )
     return [
         *cached,
         requests.kernel(),

@@ -59,6 +59,11 @@ class CachePlaces(Protocol):
     def ranks(self) -> int:
         """Of predictions of a mixture at a distance."""
 
+    def router_ahead(self, mixture: int, distance: int) -> tuple[int, int] | None:
+        """Addresses of weights (tiled float16) and bias that say what a mixture will choose by what
+        the one so many mixtures before it reads; None: its own router must do.
+        """
+
     def predictions_address(self, mixture: int, distance: int) -> int:
         """Of what is predicted for a mixture, so many mixtures before it."""
 

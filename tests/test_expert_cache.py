@@ -55,7 +55,13 @@ class Harness:
         self.entry = {k.name: ENTRY(addresses[k.name]) for k in rows}
         self.ahead = look_ahead(n_slots, ACTIVE)
         self.cache = ExpertCache(
-            layers, n_slots, addresses["experts_read"], self.files, self.ahead, ACTIVE, policy
+            layers,
+            n_slots,
+            addresses["experts_read"],
+            self.files,
+            self.ahead,
+            ACTIVE,
+            policy=policy,
         )
         # Gates have two formats, ups one, and downs two.
         self.directories = np.zeros((LAYERS, EXPERTS, plain.DIRECTORY_SLOTS), np.int64)
@@ -101,7 +107,7 @@ class Harness:
         self.call("experts_claim", [
             self.cache.words, wanted, ACTIVE, self.cache.first[layer], layer, table,
             self.directories[layer], 1000, 64, self.cache.predictions_address(layer, 1),
-            self.ahead * ACTIVE, N_PRODUCTS, 2,
+            self.ahead, N_PRODUCTS, 2, EXPERTS, ACTIVE,
         ])  # fmt: skip
         return written
 
@@ -176,7 +182,7 @@ def test_chunks_visit_every_expert_once(harness: Harness) -> None:
             while visits[plain.LEFT]:
                 harness.call("experts_visit", [
                     visits, harness.cache.words, table, N_PRODUCTS, harness.cache.first[layer],
-                    layer, harness.directories[layer],
+                    layer, harness.directories[layer], EXPERTS, ACTIVE,
                 ])  # fmt: skip
                 e = int(visits[plain.TOKENS]) - 10
                 assert visits[plain.FIRST] == 100 + e
