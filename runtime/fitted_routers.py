@@ -31,9 +31,9 @@ class FittedRouters:
         self.addresses: dict[tuple[int, int], tuple[int, int]] = {}
         for (mixture, distance), (weights, bias) in fitted.items():
             names = f"weights {mixture} {distance}", f"bias {mixture} {distance}"
-            rows = np.zeros((padded16(len(weights)), weights.shape[1]), np.float32)
-            rows[: len(weights)] = weights
-            self._arena.view(names[0])[:] = f16.tile(f16.encode(rows)).reshape(-1)
+            padded = np.zeros((padded16(len(weights)), weights.shape[1]), np.float32)
+            padded[: len(weights)] = weights
+            self._arena.view(names[0])[:] = f16.tile(f16.encode(padded)).reshape(-1)
             self._arena.view(names[1], "f4")[: len(bias)] = bias
             self.addresses[mixture, distance] = (
                 self._arena.address(names[0]), self._arena.address(names[1]),
