@@ -160,6 +160,8 @@ class ExpertCache:
         reader: address of the kernel `experts_read`.
         files: the model's, open; the caller closes them after `close`.
         look_ahead: for how many mixtures experts are predicted, `ranks` of each.
+        routers: addresses of weights and bias of routers that say ahead what a mixture will choose,
+            by mixture and distance.
         predictor: what predicts; `recall` are its tables, if it has any.
         policy: one of those of `headrace.offload.expert_store`.
 
@@ -170,6 +172,7 @@ class ExpertCache:
     def __init__(
         self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
         files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int,
+        routers: Mapping[tuple[int, int], tuple[int, int]] | None = None,
         policy: int = store.NEXT_USE, predictor: Predictor = "gates", recall: Recall | None = None,
     ) -> None:  # fmt: skip
         placed = [
@@ -179,6 +182,7 @@ class ExpertCache:
         self.slot_bytes = max(n_bytes for experts in placed for _, n_bytes in experts)
         self.look_ahead, self.ranks = look_ahead, ranks
         self.predictor, self.recall = predictor, recall
+        self._routers = routers or {}
         self.n_slots = n_slots
         self.mode: ReadMode | None = None
         self._files = files
@@ -231,6 +235,10 @@ class ExpertCache:
     def address(self) -> int:
         """Of the store, for steps of a plan."""
         return int(self.words.ctypes.data)
+
+    def router_ahead(self, mixture: int, distance: int) -> tuple[int, int] | None:
+        """Addresses of what says ahead what a mixture will choose; None: there is nothing."""
+        return self._routers.get((mixture, distance))
 
     def predictions_address(self, mixture: int, distance: int) -> int:
         """Of what is predicted for a mixture, so many mixtures before it; those of distance 1 come

@@ -18,7 +18,7 @@ from headrace.sparse.linear import activation_bytes
 from headrace.step import CachePlaces, Places, Step
 
 WEIGHTS_SLOT, OUTPUT_SLOT, TILES_SLOT = 0, 2, 4  # of a product's argument block
-SURE_ENOUGH = 0.65  # predictions are believed that come true so often
+SURE_ENOUGH = 0.6  # predictions are believed that come true so often
 WEIGHTING = {
     "all": experts.OVER_ALL, "chosen": experts.OVER_CHOSEN, "one": experts.ONE_EACH,
 }  # fmt: skip
@@ -48,9 +48,8 @@ class MixtureSteps:
 
     def steps(self, mode: Mode, index: int, add: Add) -> list[Step]:
         """The feed-forward of a layer that is a mixture."""
-        layer, number = self._decoder.layers[index], self._layers.index(index)
-        f = layer.feed_forward
-        assert isinstance(f, Experts)
+        number = self._layers.index(index)
+        layer, f = self._at(number)
         make = self._of_one if mode.private else self._of_chunk
         return [*make(mode, number, layer, f, add), self._combine(mode, index, f)]
 
@@ -199,9 +198,7 @@ class MixtureSteps:
         """
         count = len(self._layers)
         later, earlier = (number + 1) % count, (number - 1) % count
-        one, before, next_one = (
-            self._decoder.mixtures()[self._layers[i]] for i in (number, earlier, later)
-        )
+        one, before = (self._at(i)[1] for i in (number, earlier))
         scores, zero = self._places.buffer("ahead1", False), self._p.word(ZERO)
         slots = [
             scores, round_up(tables.experts, 16), tables.address(later), self._chosen(number),
@@ -210,37 +207,71 @@ class MixtureSteps:
         ]  # fmt: skip
         return [
             Step("experts_recall", slots, False, f"recall experts {later}"),
-            self._predict(later, 1, scores, next_one, cache),
+            self._predict(later, 1, scores, cache),
         ]
 
     def _pre_gated(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
-        """What the next mixtures' routers choose for what this one reads."""
-        steps: list[Step] = []
-        predicts: list[Step] = []
-        for distance in range(1, cache.look_ahead + 1):
-            later = number + distance
-            if later >= len(self._layers):
-                break
-            layer = self._decoder.layers[self._layers[later]]
-            f = layer.feed_forward
-            assert isinstance(f, Experts)
-            if any(part.request is not None for part in self._places.parts(f.router)):
-                continue  # what streams comes once in a pass
-            name = f"ahead{distance}"
-            steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
-            steps += self._p.products(mode, {name: f.router})
-            steps[-1] = replace(steps[-1], barrier=False)
-            scores = self._p.address(mode, name)
-            predicts.append(self._predict(later, distance, scores, f, cache))
-        steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
-        return steps + predicts
+        """Ask ahead for what the next mixtures will choose, by what this one reads.
 
-    def _predict(
-        self, later: int, distance: int, scores: int, f: Experts, cache: CachePlaces
-    ) -> Step:
+        Routers that were fitted to that say it, or else those that will choose.
+        """
+        later = range(number + 1, min(number + cache.look_ahead + 1, len(self._layers)))
+        fitted = [m for m in later if self._fitted(mode, m, m - number, cache) is not None]
+        steps: list[Step] = []
+        if fitted:
+            norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
+            width, weight = self._decoder.width, self._p.vector(norm)
+            steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
+        for m in fitted:
+            steps.append(self._early(mode, m, m - number, cache))
+        asked = list(fitted)
+        for m in later:
+            layer, f = self._at(m)
+            # What streams comes once in a pass.
+            if m in fitted or any(p.request is not None for p in self._places.parts(f.router)):
+                continue
+            asked.append(m)
+            steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
+            steps += self._p.products(mode, {f"ahead{m - number}": f.router})
+            steps[-1] = replace(steps[-1], barrier=False)
+        steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
+        for m in sorted(asked):
+            scores = self._p.address(mode, f"ahead{m - number}")
+            steps.append(self._predict(m, m - number, scores, cache))
+        return steps
+
+    def _at(self, number: int) -> tuple[Layer, Experts]:
+        layer = self._decoder.layers[self._layers[number]]
+        assert isinstance(layer.feed_forward, Experts)
+        return layer, layer.feed_forward
+
+    def _fitted(
+        self, mode: Mode, number: int, distance: int, cache: CachePlaces
+    ) -> tuple[int, int] | None:
+        if self._p.kinds(mode, [self._at(number)[1].router]) != ["f32"]:
+            return None  # nothing makes such inputs
+        return cache.router_ahead(number, distance)
+
+    def _early(self, mode: Mode, number: int, distance: int, cache: CachePlaces) -> Step:
+        """What a fitted router says of a mixture; its input lies ready."""
+        found = self._fitted(mode, number, distance, cache)
+        assert found is not None
+        weights, bias = found
+        _, f = self._at(number)
+        name, n_bytes = f"ahead{distance}", activation_bytes("f32", f.router.columns)
         slots = [
-            cache.address, scores, len(f.each), cache.predictions_address(later, distance),
-            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), distance - 1,
+            weights, self._p.address(mode, "input_f32"), self._p.address(mode, name),
+            f.router.columns, padded16(f.router.rows) // TILE_ROWS, self._p.word(ONE),
+            self._p.private_bytes("f32"), self._p.row_bytes(name), bias, n_bytes,
+        ]  # fmt: skip
+        return Step("gemv_f16", slots, False, f"fitted router {number}")
+
+    def _predict(self, later: int, distance: int, scores: int, cache: CachePlaces) -> Step:
+        """Ask for a mixture's experts by their scores."""
+        slots = [
+            cache.address, scores, len(self._at(later)[1].each),
+            cache.predictions_address(later, distance), cache.ranks, cache.first[later], later,
+            int(SURE_ENOUGH * ALWAYS), distance - 1,
         ]  # fmt: skip
         return Step("experts_predict", slots, False, f"predict experts {later}")
 

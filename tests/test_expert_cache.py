@@ -55,7 +55,13 @@ class Harness:
         self.entry = {k.name: ENTRY(addresses[k.name]) for k in rows}
         self.ahead = look_ahead(n_slots, ACTIVE)
         self.cache = ExpertCache(
-            layers, n_slots, addresses["experts_read"], self.files, self.ahead, ACTIVE, policy
+            layers,
+            n_slots,
+            addresses["experts_read"],
+            self.files,
+            self.ahead,
+            ACTIVE,
+            policy=policy,
         )
         # Gates have two formats, ups one, and downs two.
         self.directories = np.zeros((LAYERS, EXPERTS, plain.DIRECTORY_SLOTS), np.int64)

@@ -295,7 +295,7 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
                 margin = usual - usual
             above += margin
             at = 0
-            while at < CLASSES - 1 and margin > usual * 0.25 * (at + 1):
+            while at < CLASSES - 1 and margin > usual * 0.5 * (at + 1):
                 at += 1
             number = base + get_i64(entry)
             expert = expert_at(store, number)
@@ -333,7 +333,7 @@ def _judge(predictions: Any, ranks: Any, chosen: Any, active: Any) -> None:
                 if get_i64(chosen + k * 8) == get_i64(entry):
                     came = ALWAYS
             at = predictions + (TRUE + get_i64(entry + CLASS * 8)) * 8
-            put_i64(at, get_i64(at) + (came - get_i64(at)) // 32)
+            put_i64(at, get_i64(at) + (came - get_i64(at)) // 16)
 
 
 def kernels() -> dict[str, Kernel]:
