@@ -144,6 +144,7 @@ COMMANDS: dict[str, Command] = {
             Opt("experts", int, None, "so many for a layer (16)", ("--experts",)),
             Opt("active", int, None, "so many of them for a token (4)", ("--active",)),
             Opt("shared", float, None, "share that all tokens take (1/3)", ("--shared",)),
+            Opt("fit_shared", bool, False, "fit these to what is missing", ("--fit-shared",)),
             Opt("calibrate", str, None, "a text to look at inputs on", ("--calibrate",)),
             Opt("calibrate_tokens", int, None, "so much of it (65536)", ("--calibrate-tokens",)),
             Opt("evaluate", str, None, "another text, for the price tag", ("--evaluate",)),

@@ -89,7 +89,7 @@ class _Options:
     calibrate: str | None  # SHA-256 of the text
     calibrate_tokens: int | None  # None: there is no text
     sparsity: float | None
-    cutting: tuple[int | None, int | None, float | None] | None  # into experts
+    cutting: tuple[int | None, int | None, float | None, bool] | None  # into experts
 
 
 def compress(
@@ -106,6 +106,7 @@ def compress(
     experts: int | None = None,
     active: int | None = None,
     shared: float | None = None,
+    fit_shared: bool = False,
     calibrate: str | None = None,
     calibrate_tokens: int | None = None,
     evaluate: str | None = None,
@@ -148,6 +149,8 @@ def compress(
             are: compress the result once more for another `format`.
         experts, active: how many a layer gets, and a token takes; default: 16, of which 4.
         shared: share of the neurons that all tokens take, about; default: a third.
+        fit_shared: change the shared part so that it makes up for experts that are not chosen; with
+            all of them the output is then no longer the dense model's.
         calibrate: a text like those that the model will read.
         calibrate_tokens: how much of it to use; default: 65536; 16384 where `to_moe`.
         evaluate: another text, on which to compare the result with the source; what comes out
@@ -166,14 +169,14 @@ def compress(
         BudgetError: the work on one tensor does not fit in `memory`.
         HeadraceError: `dst` exists or cannot be written, or a text is too short.
     """
-    cutting = (experts, active, shared)
+    cutting = (experts, active, shared, fit_shared)
     if to_moe and (calibrate is None or (format, ends, method) != (KEEP, None, None)):
         raise UnsupportedError(
             "--to-moe needs a text to --calibrate with, and takes no --format, --method or "
             "--ends: compress what it writes once more"
         )
-    if not to_moe and cutting != (None, None, None):
-        raise UnsupportedError("--experts, --active and --shared are for --to-moe")
+    if not to_moe and cutting != (None, None, None, False):
+        raise UnsupportedError("--experts, --active, --shared and --fit-shared are for --to-moe")
     chosen: Method = method or ("rtn" if calibrate is None or format == KEEP else "gptq")
     if chosen == "gptq" and calibrate is None:
         raise UnsupportedError("--method gptq needs a text to --calibrate with")
