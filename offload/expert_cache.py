@@ -167,7 +167,8 @@ class ExpertCache:
 
     def __init__(
         self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
-        files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int, policy: int = store.LFU,
+        files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int,
+        policy: int = store.NEXT_USE,
     ) -> None:  # fmt: skip
         placed = [
             [slot_offsets([m.n_bytes for m in expert]) for expert in experts] for experts in layers
@@ -192,6 +193,7 @@ class ExpertCache:
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
                 row[store.LAYER] = layer
+                row[store.SHARE] = store.ALWAYS * ranks // len(experts)
                 self._reads += some
         self._table = aligned_slots(len(self._reads) * store.READ_WORDS)
         self._places = aligned_slots(n_slots * store.SLOT_WORDS).reshape(-1, store.SLOT_WORDS)
@@ -211,9 +213,11 @@ class ExpertCache:
         self._readers = Readers(reader, words, self._read_again, "headrace-expert")
         # Of each reader, by its own words: a buffer for rows that are tiled.
         self._landing: list[tuple[np.ndarray, Arena]] = []
-        shape = len(layers), look_ahead, ranks, store.PREDICTION_WORDS
-        self.predictions = np.zeros(shape, np.int64)
-        self.predictions[..., store.SURENESS] = store.SURE
+        self.predictions = np.zeros(
+            (len(layers), look_ahead, store.prediction_words(ranks)), np.int64
+        )
+        # Until some have come true none is believed.
+        self.predictions[..., store.TRUE : store.TRUE + store.CLASSES] = store.ALWAYS // 2
         self._plainly = reader_of(files)
         self.mended_reads = 0
         self.stall_s = 0.0  # that passes have waited for experts

@@ -8,7 +8,7 @@ from dataclasses import replace
 from headrace.expert_layout import DOWN, GATE, UP, ExpertProducts, products_of
 from headrace.families.decoder import Decoder, Experts, Layer, Matrix, Vector
 from headrace.kernels import experts
-from headrace.offload.expert_store import SURE
+from headrace.offload.expert_store import ALWAYS
 from headrace.placing import Placed, PlacedMatrix, padded16
 from headrace.plan import ACTIVE, COUNT, ONE, Mode
 from headrace.product_steps import ProductSteps
@@ -17,7 +17,7 @@ from headrace.sparse.linear import activation_bytes
 from headrace.step import CachePlaces, Places, Step
 
 WEIGHTS_SLOT, OUTPUT_SLOT, TILES_SLOT = 0, 2, 4  # of a product's argument block
-SURE_ENOUGH = 0.8  # a rank of predictions is believed that is right so often
+SURE_ENOUGH = 0.65  # predictions are believed that come true so often
 _WEIGHTING = {
     "all": experts.OVER_ALL, "chosen": experts.OVER_CHOSEN, "one": experts.ONE_EACH,
 }  # fmt: skip
@@ -126,7 +126,7 @@ class MixtureSteps:
         else:
             slots = [
                 visits, cache.address, 0, products.count, cache.first[number], number,
-                self._places.directory(number),
+                self._places.directory(number), len(f.each), f.active,
             ]  # fmt: skip
         kernel = "experts_pick" if cache is None else "experts_visit"
         steps.append(Step(kernel, slots, True, f"pick expert {number}"))
@@ -178,7 +178,8 @@ class MixtureSteps:
             cache.address, self._chosen(number), f.active, cache.first[number],
             number, 0, self._places.directory(number), self._places.buffer("outputs", False),
             self._p.row_bytes("block"), cache.predictions_address(number, 1),
-            cache.ranks * cache.look_ahead, products.count, len(products.matrices[DOWN]),
+            cache.look_ahead, products.count, len(products.matrices[DOWN]), len(f.each),
+            cache.ranks,
         ]  # fmt: skip
         return Step("experts_claim", slots, True, f"claim experts {number}")
 
@@ -201,8 +202,8 @@ class MixtureSteps:
             steps[-1] = replace(steps[-1], barrier=False)
             slots = [
                 cache.address, self._p.address(mode, name), len(f.each),
-                cache.predictions_address(later, distance), f.active, cache.first[later], later,
-                int(SURE_ENOUGH * SURE), distance - 1,
+                cache.predictions_address(later, distance), cache.ranks, cache.first[later], later,
+                int(SURE_ENOUGH * ALWAYS), distance - 1,
             ]  # fmt: skip
             label = f"predict experts {later}"
             predicts.append(Step("experts_predict", slots, False, label))

@@ -101,7 +101,7 @@ class Harness:
         self.call("experts_claim", [
             self.cache.words, wanted, ACTIVE, self.cache.first[layer], layer, table,
             self.directories[layer], 1000, 64, self.cache.predictions_address(layer, 1),
-            self.ahead * ACTIVE, N_PRODUCTS, 2,
+            self.ahead, N_PRODUCTS, 2, EXPERTS, ACTIVE,
         ])  # fmt: skip
         return written
 
@@ -176,7 +176,7 @@ def test_chunks_visit_every_expert_once(harness: Harness) -> None:
             while visits[plain.LEFT]:
                 harness.call("experts_visit", [
                     visits, harness.cache.words, table, N_PRODUCTS, harness.cache.first[layer],
-                    layer, harness.directories[layer],
+                    layer, harness.directories[layer], EXPERTS, ACTIVE,
                 ])  # fmt: skip
                 e = int(visits[plain.TOKENS]) - 10
                 assert visits[plain.FIRST] == 100 + e

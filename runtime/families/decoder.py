@@ -16,6 +16,8 @@ from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.expert_tensors import as_matrix, expert_slice
 from headrace.loaders.gguf import ModelFile, TensorInfo
 
+Activation = Literal["silu", "gelu", "relu"]
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -79,7 +81,7 @@ class FeedForward:
     gate: Matrix
     up: Matrix
     down: Matrix
-    activation: Literal["silu", "gelu"]
+    activation: Activation
 
     @property
     def inner(self) -> int:
@@ -113,7 +115,7 @@ class Experts:
     shared_gate: Matrix | None = None
 
     @property
-    def activation(self) -> Literal["silu", "gelu"]:
+    def activation(self) -> Activation:
         """Of all of them."""
         return self.each[0].activation
 
