@@ -29,6 +29,7 @@ from headrace.cli_commands import (
 )
 from headrace.cli_options import REQUIRED, Command, Opt, build_app, parse
 from headrace.cli_output import say
+from headrace.cli_routing import trace
 from headrace.cli_targets import targets_build, targets_export, targets_list, targets_test
 from headrace.errors import HeadraceError, TemplateError
 from headrace.sizes import parse_size
@@ -150,6 +151,18 @@ COMMANDS: dict[str, Command] = {
             Opt("evaluate", str, None, "another text, for the price tag", ("--evaluate",)),
             Opt("evaluate_tokens", int, None, "so much of it (32768)", ("--evaluate-tokens",)),
             Opt("force", bool, False, "replace the file if it exists", ("--force",)),
+            *_MACHINE[:2],
+            _JSON,
+        ),
+    ),
+    "trace": Command(
+        trace,
+        (
+            _MODEL,
+            Opt("text", str, REQUIRED, "a text file; - reads stdin"),
+            Opt("output", str, None, "the file to write", ("-o", "--output")),
+            Opt("learn", bool, False, "keep statistics beside the model", ("--learn",)),
+            Opt("tokens", int, None, "so much of the text (32768)", ("--tokens",)),
             *_MACHINE[:2],
             _JSON,
         ),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -315,6 +315,9 @@ def compress(
                     write = partial(_write_at, file, places[i])
                     _write_tensor(sources[i], reader, rounder, inputs, write)
                     wrote(i)
+            if inputs is not None and inputs.few:
+                said.append(_few(inputs.few, decoder))
+                say(said[-1])
             file.complete()
             if evaluate is not None:
                 price = measure_price(
@@ -334,6 +337,14 @@ def compress(
         name = one.placed.format.name
         sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
+
+
+def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
+    n, of = len(experts), sum(len(one.each) for one in decoder.mixtures().values())
+    return (
+        f"{n} of {of} experts {'was' if n == 1 else 'were'} chosen by fewer tokens of the text "
+        "than their matrices have inputs, and rounded as without it: calibrate with a longer text"
+    )
 
 
 def _tokens(what: str, text: str | None, wanted: int | None, default: int) -> int:
@@ -412,8 +423,10 @@ def _write_tensor(
     write: Callable[[int, np.ndarray], None],
 ) -> None:  # fmt: skip
     if isinstance(source, Recipe) and source.method is not None:
-        name = source.placed.matrix.name
-        rounder.round(source, None if inputs is None else inputs.of(name), write)
+        found = None if inputs is None else inputs.of(source.placed.matrix.name)
+        if found is None and source.method == "gptq":
+            source = replace(source, method="search")  # an expert that few tokens have chosen
+        rounder.round(source, found, write)
         return
     at = 0
     copied = source.placed if isinstance(source, Recipe) else source

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headrace.calibration import LayerInputs, Read, add_products, readers_of
+from headrace.calibration import LayerInputs
+from headrace.calibration_pass import Read, add_products
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families.common import MAX_ACTIVE, MAX_EXPERTS
 from headrace.families.decoder import Experts, Layer
@@ -27,7 +28,7 @@ STEP = 32  # experts have a multiple of so many neurons: blocks of most formats
 _ROUNDS = 6  # of fitting the router and moving neurons in turn
 _ENOUGH = 1e-4  # of the energy that a round has to win
 _RIDGE = 1e-2  # of the mean square of the router's inputs
-_READ, _WRITTEN = 2, 3  # places in `readers_of` of gate and up, and of down
+_READ, _WRITTEN = 2, 3  # places in `Unit.readers` of gate and up, and of down
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ class Samples:
     @staticmethod
     def bytes_of(layer: Layer, tokens: int) -> int:
         """What collecting takes."""
-        readers = readers_of(layer)
-        return 4 * tokens * sum(readers[at][0].columns for at in (_READ, _WRITTEN))
+        f = layer.feed_forward
+        assert not isinstance(f, Experts)
+        return 4 * tokens * (f.gate.columns + f.down.columns)
 
     def see(self, window: int, reader: int, read: Read) -> None:
         """Keep what matrices read, as `LayerInputs.watch` gives it."""
