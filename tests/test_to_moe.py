@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hf_directory as hf
 import numpy as np
 import pytest
 from reference_llama import ReferenceLlama
@@ -114,6 +115,19 @@ def test_all_experts_of_every_family(name: str, tmp_path: Path) -> None:
     # Both round their float16 keys and values alike, but of inputs whose last bits differ.
     error = np.abs(logits(found, ids, activations="f32") - expected)
     assert error.max() <= 2.0**-10 * np.abs(expected).max()
+
+
+def test_a_directory_of_safetensors_is_a_source(tmp_path: Path) -> None:
+    """What metadata say of its norms and rotary pairs still holds, and BF16 stays what it is."""
+    folder = hf.family_directory(tmp_path / "m", "llama3", dtype="BF16", shards=2)
+    text = "the quick brown fox jumps over the lazy dog. " * 40
+    cut: dict[str, Any] = {"experts": 3, "active": 3, "shared": 0.25, "calibrate": text}
+    found = compress(folder, tmp_path / "m.gguf", to_moe=True, **cut).path
+    ids = np.random.default_rng(3).integers(3, 100, 60).tolist()
+    expected = logits(folder, ids, activations="f32")
+    error = np.abs(logits(found, ids, activations="f32") - expected)
+    assert error.max() <= 2.0**-10 * np.abs(expected).max()
+    assert format_name(open_model(found).tensors["blk.0.ffn_gate.1.weight"].type) == "bf16"
 
 
 def test_active_experts_are_what_the_router_says(path: Path) -> None:
