@@ -18,7 +18,7 @@ from headrace.step import CachePlaces, Places, Step
 
 WEIGHTS_SLOT, OUTPUT_SLOT, TILES_SLOT = 0, 2, 4  # of a product's argument block
 SURE_ENOUGH = 0.6  # predictions are believed that come true so often
-_WEIGHTING = {
+WEIGHTING = {
     "all": experts.OVER_ALL, "chosen": experts.OVER_CHOSEN, "one": experts.ONE_EACH,
 }  # fmt: skip
 
