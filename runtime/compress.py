@@ -277,6 +277,9 @@ def compress(
                 if progress is not None:
                     progress(places[i] + entries[i].n_bytes, size, "writing")
             file.complete()
+            for line in rounder.remarks():
+                say(line)
+                said.append(line)
             if evaluate is not None:
                 price = measure_price(
                     path, file.path, evaluate, tokens=n_evaluate, threads=threads,

@@ -12,7 +12,7 @@ from kernel_harness import call
 from headrace.errors import ModelFileError
 from headrace.memory import Arena
 from headrace.sparse import gqs, gqs_kernels, gqs_pruning
-from headrace.sparse.gptq import DAMPING
+from headrace.sparse.gptq import DAMPING, inverse_factor
 from headrace.targets.cache import KernelStore
 from headrace.targets.compiler import compile_kernel
 from headrace.targets.host import pick_target
@@ -27,6 +27,20 @@ def _example(group: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndar
     keep = rng.random((ROWS, COLUMNS)) < 0.5
     keep[0], keep[1], keep[-1] = True, False, False
     return w, keep, gqs.pack_weights(w, keep, group)
+
+
+def encode(
+    w: np.ndarray, rate: float, group: int, *,
+    mean_square: np.ndarray | None = None, hessian: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """A whole matrix pruned and coded, as `headrace.pruning` does it some rows at a time."""
+    both, cost = None, mean_square
+    if hessian is not None:
+        h = hessian.astype(np.float32)
+        both = gqs_pruning.Hessian(h, inverse_factor(h))
+        cost = gqs_pruning.group_costs(both.upper, group)
+    keep = gqs_pruning.kept(gqs_pruning.scores(w, group, cost), group, rate)
+    return gqs.pack(gqs_pruning.encode_rows(w, keep, group, both)[0], group)
 
 
 @pytest.mark.parametrize("group", gqs.GROUPS)
@@ -48,7 +62,7 @@ def test_what_is_stored_is_what_was_kept(group: int) -> None:
 @pytest.mark.parametrize(("group", "least"), [(16, 21.5), (32, 20.0), (64, 18.8)])
 def test_noise_of_four_bits(group: int, least: float) -> None:
     w = np.random.default_rng(3).standard_normal((64, 1024)).astype(np.float32)
-    raw = gqs_pruning.encode(w, 0, group)
+    raw = encode(w, 0, group)
     noise = ((gqs.decode(raw, *w.shape, group) - w) ** 2).mean()
     assert 10 * np.log10((w**2).mean() / noise) > least
     # 4 bits and 32 / group, and 8 bytes a row and a unit's alignment
@@ -71,7 +85,7 @@ def test_a_hessian_lowers_the_error_of_the_outputs() -> None:
     w = rng.standard_normal((48, 512)).astype(np.float32)
 
     def error(**how: np.ndarray) -> float:
-        raw = gqs_pruning.encode(w, 0.5, 16, **how)
+        raw = encode(w, 0.5, 16, **how)
         assert gqs.unpack(raw, *w.shape, 16).counts.sum() <= 48 * 32 / 2
         return float((((gqs.decode(raw, *w.shape, 16) - w) @ x.T) ** 2).mean())
 
@@ -126,7 +140,7 @@ def test_rates() -> None:
 def test_the_size_follows_from_the_rate(group: int) -> None:
     w = np.random.default_rng(2).standard_normal((9, 576)).astype(np.float32)
     for rate in (0.0, 0.01, 0.37, 0.5, 0.99):
-        raw = gqs_pruning.encode(w, rate, group)
+        raw = encode(w, rate, group)
         units = gqs_pruning.n_units(9, 576, group, rate)
         assert len(raw) == gqs.units_offset(9) + units * gqs.unit_bytes(group)
         kept = gqs.unpack(raw, 9, 576, group).counts.sum() * group / w.size
