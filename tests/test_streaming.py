@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from test_tiled import EXPANDED, FAMILIES, KINDS, write_model
 import headrace
 from headrace.compress import compress
 from headrace.errors import BudgetError, CancelledError, HeadraceError, ModelFileError
-from headrace.memory_plan import plan_model
+from headrace.memory_plan import memory_plan, plan_model
 from headrace.model import Model
 from headrace.offload import pieces
+from headrace.offload.revision import Revision
 from headrace.planning import prepare, refit
 
 CONTEXT = 64
@@ -220,6 +222,30 @@ def test_a_disk_that_fails_ends_in_an_exception(streaming: Model) -> None:
     assert np.array_equal(logits(streaming), expected)
     os.close(write_only)
     os.close(there)
+
+
+@pytest.mark.parametrize("times", [1e-3, 1e3])
+def test_a_plan_follows_what_the_disk_gives(times: float, streaming: Model) -> None:
+    """The machine may have been busy in the moment when it was measured, or idle for once."""
+    held = streaming._held
+    assert held._rates.flash is not None
+    believed = {
+        mode: replace(rate, bytes_s=rate.bytes_s * times)
+        for mode, rate in held._rates.flash.items()
+    }
+    held._rates = replace(held._rates, flash=believed)
+    held._revision = Revision(believed)
+    held.plan = memory_plan(streaming.prepared, held._rates)
+    at_first = streaming.plan
+    for _ in range(400):
+        streaming.logits([1, 2, 3])
+        if held._rates.flash is not believed:
+            break
+    assert at_first.flash_read_gb_s is not None and streaming.plan.flash_read_gb_s is not None
+    assert at_first.predicted_tok_s is not None and streaming.plan.predicted_tok_s is not None
+    found = streaming.plan.flash_read_gb_s / at_first.flash_read_gb_s
+    faster = streaming.plan.predicted_tok_s / at_first.predicted_tok_s
+    assert (found > 1.5 and faster > 1) if times < 1 else (found < 0.7 and faster < 1)
 
 
 def test_cancelling_and_going_on(streaming: Model) -> None:
