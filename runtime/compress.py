@@ -37,12 +37,11 @@ from headrace.loaders.tiled import (
     tiled_type,
 )
 from headrace.offload.files import stamp_of
-from headrace.pair import shares
 from headrace.partial_file import PartialFile, check_disk
 from headrace.placing import Placed
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import check_text, measure_price, price_keys, price_options, text_digest
+from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
@@ -198,10 +197,13 @@ def compress(
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
     refuse_stack(model, decoder)
-    if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
-        check_text(model, evaluate, n_evaluate)
-        shares(path, path, memory, price_options(path, threads))
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
+    priced: list[Need] = []
+    if evaluate is not None:  # not after the wait
+        check_text(model, evaluate, n_evaluate)
+        group = GROUP_FORMATS[format].group if format in GROUP_FORMATS else None
+        both = least_bytes(path, threads, group)
+        priced = [("comparing with the source (--evaluate)", both - process)]
     room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None:
@@ -217,7 +219,7 @@ def compress(
                 inputs = stack.enter_context(found)
 
             def ready(blocks: Blocks) -> None:
-                needs = blocks.needs(None if inputs is None else inputs.held)
+                needs = priced + blocks.needs(None if inputs is None else inputs.held)
                 needs += [] if inputs is None else inputs.needs()
                 check_memory(allowed, process, needs, 1)
 
@@ -265,7 +267,7 @@ def compress(
                 inputs = stack.enter_context(found)
             reader = stack.enter_context(TensorReader())
             rounder = Rounder(reader, n_threads, room)
-            check_memory(allowed, process, _needs(mine, rounder, inputs), n_threads)
+            check_memory(allowed, process, priced + _needs(mine, rounder, inputs), n_threads)
             file = stack.enter_context(PartialFile(target, key, size))
             check_disk(target, {target: size})
             file.tell(say, len(entries), f"tensors that {file.path} has")

@@ -582,6 +582,8 @@ def test_the_least_memory(source: Path, tmp_path: Path) -> None:
         {"format": "gqs_g32", "calibrate": TEXT},
         {"format": "bitstack"},
         {"format": "bitstack", "calibrate": TEXT},
+        {"format": "q4_0", "evaluate": TEXT, "evaluate_tokens": 512},
+        {"format": "gqs_g32", "calibrate": TEXT, "evaluate": TEXT, "evaluate_tokens": 512},
     ],
 )
 def test_the_least_memory_is_named_before_the_work(tmp_path: Path, options: dict[str, Any]) -> None:
