@@ -239,9 +239,9 @@ class Rounder:
                     "has weights that are no finite numbers; --method rtn keeps what it can of "
                     "them", path=info.path, tensor=info.name,
                 )  # fmt: skip
-            if not searched:
-                return fmt.encode(x)
             with np.errstate(all="ignore"):  # scales that are tried may be beyond float16
+                if not searched:
+                    return fmt.encode(x)
                 if hessian is None:
                     return _searched(fmt, x, importance)
                 raw, unmoved = _fitted(fmt, x, hessian, importance)

@@ -236,16 +236,16 @@ def test_a_plan_follows_what_the_disk_gives(times: float, streaming: Model) -> N
     held._rates = replace(held._rates, flash=believed)
     held._revision = Revision(believed)
     held.plan = memory_plan(streaming.prepared, held._rates)
-    at_first = streaming.plan
-    for _ in range(400):
+    at_first = streaming.plan.flash_read_gb_s
+    assert at_first is not None
+    for _ in range(1000):  # several for each way to read
         streaming.logits([1, 2, 3])
-        if held._rates.flash is not believed:
+        found = streaming.plan.flash_read_gb_s
+        assert found is not None
+        if found > 1.5 * at_first if times < 1 else found < at_first / 1.5:
             break
-    assert at_first.flash_read_gb_s is not None and streaming.plan.flash_read_gb_s is not None
-    assert at_first.predicted_tok_s is not None and streaming.plan.predicted_tok_s is not None
-    found = streaming.plan.flash_read_gb_s / at_first.flash_read_gb_s
-    faster = streaming.plan.predicted_tok_s / at_first.predicted_tok_s
-    assert (found > 1.5 and faster > 1) if times < 1 else (found < 0.7 and faster < 1)
+    else:
+        pytest.fail(f"still {found} GB/s, as at first")
 
 
 def test_cancelling_and_going_on(streaming: Model) -> None:
