@@ -37,7 +37,7 @@ from headrace.loaders.tiled import (
     tiled_type,
 )
 from headrace.offload.files import stamp_of
-from headrace.partial_file import PartialFile, check_disk
+from headrace.partial_file import PartialFile, check_disk, drop
 from headrace.placing import Placed
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
@@ -52,7 +52,7 @@ from headrace.stack import refuse_stack
 from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
-from headrace.write_stack import STACK, write_stack
+from headrace.write_stack import STACK, beside, write_stack
 
 Notice = Callable[[str], None]
 Sort = Literal["error", "perplexity"]
@@ -268,6 +268,8 @@ def compress(
             reader = stack.enter_context(TensorReader())
             rounder = Rounder(reader, n_threads, room)
             check_memory(allowed, process, priced + _needs(mine, rounder, inputs), n_threads)
+            for other in beside(target):
+                drop(other, say)
             file = stack.enter_context(PartialFile(target, key, size))
             check_disk(target, {target: size})
             file.tell(say, len(entries), f"tensors that {file.path} has")

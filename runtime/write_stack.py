@@ -26,7 +26,7 @@ from headrace.loaders.tiled import (
     open_model,
     tiled_type,
 )
-from headrace.partial_file import PartialFile, check_disk
+from headrace.partial_file import PartialFile, check_disk, drop
 from headrace.placing import PlacedMatrix, dense, place
 from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
@@ -126,9 +126,7 @@ def write_stack(
         laid = f"{key} {layout_key(model, entries, size)}"
         return _Layout(entries, sources, places, laid, size), header
 
-    waiting, tried, trial = (
-        target.with_name(f"{target.name}.{what}") for what in ("blocks", "losses", "trial")
-    )
+    waiting, tried, trial = beside(target)
     count = (levels - 1) * len(stacked)
     try:
         with ExitStack() as stack:
@@ -136,7 +134,10 @@ def write_stack(
             spill = stack.enter_context(PartialFile(waiting, key, blocks.offsets[-1]))
             spill.tell(notice, len(stacked), "matrices")
             kept = None
-            if measure is not None and count:
+            if measure is None:
+                for path in (tried, trial):
+                    drop(path, notice)
+            elif count:
                 kept = stack.enter_context(PartialFile(tried, f"{key} measured", 8 * count))
                 kept.tell(notice, count, "blocks that were tried")
             size = layout(blocks.in_order(None))[0].size
@@ -175,6 +176,14 @@ def write_stack(
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     return found
+
+
+def beside(target: Path) -> tuple[Path, Path, Path]:
+    """Files whose parts lie beside that of a stack: its blocks, what was tried, and a trial."""
+    blocks, losses, trial = (
+        target.with_name(f"{target.name}.{what}") for what in ("blocks", "losses", "trial")
+    )
+    return blocks, losses, trial
 
 
 @dataclass(frozen=True)
