@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,33 +19,26 @@ from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.decompose_stack import Blocks
+from headrace.entries import bytes_of, entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
-from headrace.families.decoder import Decoder, tensor_of
 from headrace.least_memory import Need, check_memory
-from headrace.loaders.expert_tensors import whole_name
-from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import (
-    Entry,
     build_header,
-    format_name,
     layout_key,
     open_model,
-    tiled_type,
 )
 from headrace.offload.files import stamp_of
 from headrace.partial_file import PartialFile, check_disk, drop
-from headrace.placing import Placed
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
 from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.rounding import Rounder
-from headrace.rows import read_tiled
 from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.stack import refuse_stack
@@ -57,8 +50,6 @@ from headrace.write_stack import STACK, beside, write_stack
 Notice = Callable[[str], None]
 Sort = Literal["error", "perplexity"]
 SORTS: tuple[str, ...] = get_args(Sort)
-
-_COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -247,12 +238,13 @@ def compress(
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
     with TensorReader() as reader:
         wanted = recipes(model, decoder, format, ends, chosen, reader, rate, progress)
-    entries, sources = _entries(model, decoder, wanted)
-    mine = [one for one in sources if isinstance(one, Recipe)]
+    vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
+    sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
+    entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
     tag = {} if evaluate is None else price_keys(None)
     header, places, size = build_header(model, entries, tag)
     key = f"{_key(model, options)} {layout_key(model, entries, size)}"
-    said = remarks(mine)
+    said = remarks(wanted)
     say = notice or (lambda line: None)
     for line in said:
         say(line)
@@ -267,7 +259,7 @@ def compress(
                 inputs = stack.enter_context(found)
             reader = stack.enter_context(TensorReader())
             rounder = Rounder(reader, n_threads, room)
-            check_memory(allowed, process, priced + _needs(mine, rounder, inputs), n_threads)
+            check_memory(allowed, process, priced + _needs(wanted, rounder, inputs), n_threads)
             for other in beside(target):
                 drop(other, say)
             file = stack.enter_context(PartialFile(target, key, size))
@@ -298,7 +290,7 @@ def compress(
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     sizes: dict[str, int] = {}
-    for one in mine:
+    for one in wanted:
         name = one.placed.format.name
         sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
@@ -340,41 +332,6 @@ def _key(model: ModelFile, options: _Options) -> str:
     return hashlib.sha256(json.dumps([stamps, asdict(options)]).encode()).hexdigest()
 
 
-def _entries(
-    model: ModelFile, decoder: Decoder, chosen: list[Recipe]
-) -> tuple[list[Entry], list[Recipe | TensorInfo]]:
-    matrices = {recipe.placed.matrix.name: recipe for recipe in chosen}
-    vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
-    scales = (recipe.placed.info.scales for recipe in chosen)  # which matrices are rounded with
-    known = {*matrices, *vectors, *(one.info.name for one in scales if one is not None)}
-    known |= {whole_name(name) for name in matrices}
-    rest = {n: i for n, i in model.tensors.items() if n not in known}
-    entries: list[Entry] = []
-    sources: list[Recipe | TensorInfo] = [*vectors.values(), *matrices.values(), *rest.values()]
-    for source in sources:
-        if isinstance(source, Recipe):
-            placed = source.placed
-            m, name = placed.matrix, placed.format.name
-            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), placed.packed_bytes, name)
-        else:
-            kept = format_name(source.type)
-            entry = Entry(source.name, source.type, source.shape, source.n_bytes, kept)
-            if kept is None and source.type not in BY_NAME:
-                raise UnsupportedError(
-                    f"GGUF has no type for a {source.type} vector",
-                    path=source.path,
-                    tensor=source.name,
-                )
-            if source.type == "I8" and len(source.shape) == 1:
-                raise UnsupportedError(
-                    "a vector of type I8 would be taken for a tiled matrix; leave it out",
-                    path=source.path,
-                    tensor=source.name,
-                )
-        entries.append(entry)
-    return entries, sources
-
-
 def _write_tensor(
     source: Recipe | TensorInfo, reader: TensorReader, rounder: Rounder, inputs: LayerInputs | None,
     write: Callable[[int, np.ndarray], None],
@@ -386,20 +343,10 @@ def _write_tensor(
     at = 0
     copied = source.placed if isinstance(source, Recipe) else source
     assert not isinstance(copied, PrunedMatrix)
-    for data in _bytes_of(reader, copied):
+    for data in bytes_of(reader, copied):
         write(at, data)
         at += data.nbytes
 
 
 def _write_at(file: PartialFile, place: int, at: int, data: np.ndarray) -> None:
     file.write(place + at, data)
-
-
-def _bytes_of(reader: TensorReader, source: Placed | TensorInfo) -> Iterator[np.ndarray]:
-    if not isinstance(source, TensorInfo):
-        yield from read_tiled(reader, source)
-        return
-    for start in range(0, source.n_bytes, _COPY_BYTES):
-        raw = np.empty(min(_COPY_BYTES, source.n_bytes - start), np.uint8)
-        reader.readinto(source, start, raw)
-        yield raw
