@@ -162,14 +162,14 @@ def build_header(
     """The header of a file of ours: (bytes up to the tensor data, tensors' places, whole size).
 
     Metadata come from `source` byte for byte if it is a GGUF file, without what describes its own
-    layout, and from `more`, whose keys begin with "headrace.".
+    layout, and from `more`, whose keys stand for those of the source.
 
     Raises:
         ModelFileError: the source cannot be read again.
     """
     tiled = [e for e in entries if e.format is not None]
     keys = [
-        *_copied_keys(source),
+        *_copied_keys(source, more),
         _number_key("general.alignment", ALIGNMENT),
         _number_key(VERSION_KEY, VERSION),
         _strings_key(_NAMES, (e.name for e in tiled)),
@@ -202,12 +202,14 @@ def layout_key(source: ModelFile, entries: Sequence[Entry], size: int) -> str:
     return f"{size} {hashlib.sha256(build_header(source, entries)[0]).hexdigest()}"
 
 
-def _copied_keys(source: ModelFile) -> list[bytes]:
+def _copied_keys(source: ModelFile, instead: Mapping[str, str | float]) -> list[bytes]:
     path = source.paths[0]
     if not source.version:
         from headrace.loaders.metadata import encode_key
 
-        return [encode_key(key, value) for key, value in source.metadata.items()]
+        return [
+            encode_key(key, value) for key, value in source.metadata.items() if key not in instead
+        ]
     n = min(source.header_bytes, path.stat().st_size)  # of a split model, those of all parts
     raw = source.read(TensorInfo("(header)", "I8", (n,), path, 0, n)).tobytes()
     keys = []
@@ -219,7 +221,7 @@ def _copied_keys(source: ModelFile) -> list[bytes]:
             key = raw[pos + 8 : end].decode()
             (kind,) = struct.unpack_from("<I", raw, end)
             begin, pos = pos, _skip(raw, end + 4, kind)
-            if not _OWN_KEYS.match(key):
+            if not _OWN_KEYS.match(key) and key not in instead:
                 keys.append(raw[begin:pos])
     except (struct.error, KeyError, UnicodeDecodeError, RecursionError) as error:
         raise ModelFileError("the file changed while it was read", path=path) from error

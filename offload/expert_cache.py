@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from headrace.errors import HeadraceError
-from headrace.interruptible import persist, undisturbed
 from headrace.loaders.model_file import TensorInfo
 from headrace.memory import Arena, aligned_slots
 from headrace.offload import expert_store as store
 from headrace.offload import requests
 from headrace.offload.files import PAGE, StreamedFile, reader_of
 from headrace.offload.modes import ReadMode
+from headrace.offload.readers import PATIENCE_PAUSES, Readers, Words, system_functions
 from headrace.offload.semaphore import Semaphore
-from headrace.offload.window import NAP_PATIENCE, system_functions
-from headrace.targets.table import ENTRY
 
 READ_BYTES = 2 << 20  # at most, at once
-RANKS = 16  # of predictions for a layer: as many as a token takes experts at most
 ROWS_BYTES = 512 << 10  # the same of rows that are tiled, for which every reader has a buffer
 
 
@@ -157,11 +153,14 @@ class ExpertCache:
     """Slots for `n_slots` of a model's experts.
 
     Args:
-        layers: of each mixture its experts, each as the matrices gate, up and down. Those of a
-            layer take as many bytes each; slots have room for the largest of all.
+        layers: of each mixture its experts, each as the matrices gate, up and down. Slots have
+            room for the largest of all.
         n_slots: how many there is room for.
         reader: address of the kernel `experts_read`.
         files: the model's, open; the caller closes them after `close`.
+        look_ahead: for how many mixtures experts are predicted, `ranks` of each.
+        routers: addresses of weights and bias of routers that say ahead what a mixture will choose,
+            by mixture and distance.
         policy: one of those of `headrace.offload.expert_store`.
 
     Raises:
@@ -170,15 +169,20 @@ class ExpertCache:
 
     def __init__(
         self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
-        files: Mapping[Path, StreamedFile], policy: int = store.LFU,
+        files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int,
+        routers: Mapping[tuple[int, int], tuple[int, int]] | None = None,
+        policy: int = store.NEXT_USE,
     ) -> None:  # fmt: skip
-        placed = [slot_offsets([m.n_bytes for m in experts[0]]) for experts in layers]
-        self.offsets = np.array([offsets for offsets, _ in placed], np.int64)
-        self.slot_bytes = max(n_bytes for _, n_bytes in placed)
+        placed = [
+            [slot_offsets([m.n_bytes for m in expert]) for expert in experts] for experts in layers
+        ]
+        self._offsets = [[offsets for offsets, _ in experts] for experts in placed]
+        self.slot_bytes = max(n_bytes for experts in placed for _, n_bytes in experts)
+        self.look_ahead, self.ranks = look_ahead, ranks
+        self._routers = routers or {}
         self.n_slots = n_slots
         self.mode: ReadMode | None = None
         self._files = files
-        self._reader = ENTRY(reader)
         self._slots = Arena({"slots": n_slots * self.slot_bytes})
         self._reads: list[_Read] = []
         n_experts = sum(map(len, layers))
@@ -187,12 +191,13 @@ class ExpertCache:
         table = self._experts.reshape(-1, store.EXPERT_WORDS)
         for layer, experts in enumerate(layers):
             for i, expert in enumerate(experts):
-                offsets, _ = placed[layer]
+                offsets, _ = placed[layer][i]
                 some = [r for m, to in zip(expert, offsets, strict=True) for r in _reads_of(m, to)]
                 some = _joined(some)
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
                 row[store.LAYER] = layer
+                row[store.SHARE] = store.ALWAYS * ranks // len(experts)
                 self._reads += some
         self._table = aligned_slots(len(self._reads) * store.READ_WORDS)
         self._places = aligned_slots(n_slots * store.SLOT_WORDS).reshape(-1, store.SLOT_WORDS)
@@ -208,13 +213,15 @@ class ExpertCache:
         self.words[store.LAYERS] = len(layers)
         self.words[store.DEMANDS] = self._rings[0].ctypes.data
         self.words[store.AHEAD] = self._rings[1].ctypes.data
-        self._semaphore: Semaphore | None = None
-        self._threads: list[threading.Thread] = []
-        self._own: list[np.ndarray] = []
-        self._landing: list[Arena] = []
-        self.predictions = np.zeros((len(layers), RANKS, store.PREDICTION_WORDS), np.int64)
-        self.predictions[:, :, store.SURENESS] = store.SURE
-        self._error: BaseException | None = None
+        words = Words(self.words, store.STOP, store.FAILED, store.OWN_READ)
+        self._readers = Readers(reader, words, self._read_again, "headrace-expert")
+        # Of each reader, by its own words: a buffer for rows that are tiled.
+        self._landing: list[tuple[np.ndarray, Arena]] = []
+        self.predictions = np.zeros(
+            (len(layers), look_ahead, store.prediction_words(ranks)), np.int64
+        )
+        # Until some have come true none is believed.
+        self.predictions[..., store.TRUE : store.TRUE + store.CLASSES] = store.ALWAYS // 2
         self._plainly = reader_of(files)
         self.mended_reads = 0
         self.stall_s = 0.0  # that passes have waited for experts
@@ -226,13 +233,19 @@ class ExpertCache:
         """Of the store, for steps of a plan."""
         return int(self.words.ctypes.data)
 
-    def predictions_address(self, layer: int) -> int:
-        """Of what is predicted for a layer (`headrace.kernels.expert_cache`)."""
-        return int(self.predictions[layer].ctypes.data)
+    def router_ahead(self, mixture: int, distance: int) -> tuple[int, int] | None:
+        """Addresses of what says ahead what a mixture will choose; None: there is nothing."""
+        return self._routers.get((mixture, distance))
 
-    def offsets_address(self, layer: int) -> int:
-        """Of where gate, up and down of a layer's experts lie in a slot (int64)."""
-        return int(self.offsets[layer].ctypes.data)
+    def predictions_address(self, mixture: int, distance: int) -> int:
+        """Of what is predicted for a mixture, so many mixtures before it; those of distance 1 come
+        first, and all others of it behind them (`headrace.kernels.expert_cache`).
+        """
+        return int(self.predictions[mixture, distance - 1].ctypes.data)
+
+    def offsets(self, mixture: int, expert: int) -> list[int]:
+        """Where gate, up and down of an expert lie in its slot."""
+        return self._offsets[mixture][expert]
 
     def _fill_table(self, mode: ReadMode) -> None:
         """Say how to read."""
@@ -277,19 +290,14 @@ class ExpertCache:
             ModelFileError: a file has changed, or could not be read.
             HeadraceError: the system gives no thread.
         """
-        if self._error is not None or mode != self.mode:
+        if self._readers.error is not None or mode != self.mode:
             self.halt()
         self.words[store.CANCEL] = cancel
         for file in self._files.values():
             file.check()
-        if not self._threads:
-            try:
-                undisturbed(lambda: self._start(mode))
-            except RuntimeError as error:
-                raise HeadraceError(
-                    "the system gives no thread to read with: end other programs, or raise the "
-                    "limits of this process (`ulimit -u`, `ulimit -v`)"
-                ) from error
+        if not self._readers.going:
+            self.mode = mode
+            self._readers.start(0, partial(self._prepare, mode))
 
     def end(self, finished: bool, seconds: float, ticks: int = 0) -> None:
         """End a pass that took so long; `ticks` of it, where a window has counted them.
@@ -301,7 +309,7 @@ class ExpertCache:
         if ticks > 0:
             self.stall_s += seconds * int(self.words[store.STALL]) / ticks
         self.words[store.STALL] = self._span[requests.SPAN] = 0
-        error = self._error
+        error = self._readers.error
         if error is not None:
             self.halt()
             raise error
@@ -309,44 +317,31 @@ class ExpertCache:
             for file in self._files.values():
                 file.check()
 
-    def _start(self, mode: ReadMode) -> None:
+    def _prepare(self, mode: ReadMode, semaphore: Semaphore) -> list[np.ndarray]:
         words, system = self.words, system_functions()
-        self.mode = mode
+        table = self._experts.reshape(-1, store.EXPERT_WORDS)
+        coming = np.flatnonzero(table[:, store.STATE] == store.COMING)
+        self._places[table[coming, store.SLOT], store.EXPERT] = -1
+        table[coming, store.STATE] = store.ABSENT
+        words[store.D_BEGIN : store.A_END + 1] = 0
         self._fill_table(mode)
         words[[store.LOCK, store.STOP, store.FAILED]] = 0
-        self._semaphore = Semaphore(0)
         words[store.READ], words[store.NAP] = system.read, system.nap
-        words[store.NAP_FOR], words[store.PATIENCE] = system.nap_for, NAP_PATIENCE
+        words[store.NAP_FOR], words[store.PATIENCE] = system.nap_for, PATIENCE_PAUSES
         words[store.DROP] = system.drop if mode.drop else 0
-        words[store.TAKE], words[store.GIVE] = self._semaphore.take, self._semaphore.give
-        words[store.GIVE_TO] = self._semaphore.handle
+        words[store.TAKE], words[store.GIVE] = semaphore.take, semaphore.give
+        words[store.GIVE_TO] = semaphore.handle
         words[store.READERS] = mode.readers
+        all_own = [aligned_slots(store.OWN_WORDS) for _ in range(mode.readers)]
         landing = max((r.n_bytes for r in self._reads if r.tile), default=0)
-        self._own, self._error = [], None
-        for i in range(mode.readers):
-            own = aligned_slots(store.OWN_WORDS)
+        self._landing = []
+        for own in all_own:
             own[0], own[store.OWN_READ] = words.ctypes.data, -1
             if landing:
-                self._landing.append(Arena({"rows": pages(landing) + 2 * PAGE}, huge=False))
-                own[store.OWN_ROWS] = pages(self._landing[-1].base)
-            self._own.append(own)
-            thread = threading.Thread(
-                target=self._serve, args=(own,), name=f"headrace-expert-{i}", daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
-
-    def _serve(self, own: np.ndarray) -> None:
-        try:
-            while True:
-                self._reader(own.ctypes.data, 0, 1)
-                if own[store.OWN_READ] < 0:
-                    return
-                self._read_again(own)
-        except BaseException as error:
-            if self._error is None:
-                self._error = error
-            self.words[store.FAILED] = 1
+                rows = Arena({"rows": pages(landing) + 2 * PAGE}, huge=False)
+                own[store.OWN_ROWS] = pages(rows.base)
+                self._landing.append((own, rows))
+        return all_own
 
     def _read_again(self, own: np.ndarray) -> None:
         """Read what a native reader could not, or find out why.
@@ -359,7 +354,7 @@ class ExpertCache:
                           r.n_bytes)  # fmt: skip
         row = self._table.reshape(-1, store.READ_WORDS)[int(own[store.OWN_READ])]
         if r.tile:
-            landing = self._landing[next(i for i, one in enumerate(self._own) if one is own)]
+            landing = next(rows for one, rows in self._landing if one is own)
             at = int(own[store.OWN_ROWS]) - landing.base + int(row[store.BEGIN])
             to = landing.view("rows")[at : at + r.n_bytes]
         else:
@@ -371,28 +366,8 @@ class ExpertCache:
             self.mended_reads += 1
 
     def halt(self) -> None:
-        """End the readers and forget what they have not finished."""
-        if self._semaphore is None:
-            return
-        semaphore, posted = self._semaphore, list[bool]()
-        self.words[store.STOP] = 1
-
-        def stop() -> None:
-            if not posted:
-                posted.append(True)
-                semaphore.post(len(self._threads))
-            for thread in self._threads:
-                thread.join()
-
-        persist(stop, lambda: bool(posted) and not any(t.is_alive() for t in self._threads))
-        self._threads, self._landing = [], []
-        semaphore.close()
-        self._semaphore = None
-        table = self._experts.reshape(-1, store.EXPERT_WORDS)
-        coming = np.flatnonzero(table[:, store.STATE] == store.COMING)
-        self._places[table[coming, store.SLOT], store.EXPERT] = -1
-        table[coming, store.STATE] = store.ABSENT
-        self.words[store.D_BEGIN : store.A_END + 1] = 0
+        """End the readers; what they have not finished is forgotten when a pass begins again."""
+        self._readers.halt()
 
     def expert_bytes(self, number: int) -> np.ndarray | None:
         """A copy of what a slot has of an expert; None if it is not there."""

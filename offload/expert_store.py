@@ -14,9 +14,10 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     that waited for a read ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of
     those used, 54 dropped before they were read, 55 ticks that thread 0 has waited; 56 address of
     the word that cancels a job
-Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there), 1 reads that are done, 8 slot,
-    9 first read, 10 reads, 11 next read (under the lock), 12 uses, 13 clock of the last use,
-    14 layer, 15 whether it was asked for ahead and not used since
+Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there), 1 reads that are done, 7 share of
+    the last tokens that took it, of `ALWAYS`, 8 slot, 9 first read, 10 reads, 11 next read (under
+    the lock), 12 uses, 13 clock of the last use, 14 layer, 15 whether it was asked for ahead and
+    not used since
 Slot (4 words): 0 address, 1 expert (-1: none), 2 clock up to which it must stay
 Read (16 words): 0 file descriptor, 1 offset, 2 bytes to ask for, 3 bytes that must come, 4 where
     in the slot, 5 kernel that tiles what was read (0: none), then its slots: 6 bytes of a row,
@@ -25,9 +26,7 @@ Read (16 words): 0 file descriptor, 1 offset, 2 bytes to ask for, 3 bytes that m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.targets.simd import (
     arg_int,
@@ -42,11 +41,7 @@ from headrace.targets.simd import (
     smaller,
     spin_pause,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
-from headrace.targets.target import Target
-
-if TYPE_CHECKING:
-    import numpy as np
+from headrace.targets.table import Kernel, no_cases, same_for_all
 
 STORE_WORDS, EXPERT_WORDS, SLOT_WORDS, READ_WORDS, RING = 64, 16, 4, 16, 1024
 EXPERTS, SLOTS, N_SLOTS, READS, POLICY, LAYERS, DEMANDS, AHEAD = range(8)
@@ -54,7 +49,7 @@ LOCK, STOP, FAILED = 8, 16, 24
 READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
 D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
 CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL = range(48, 57)
-STATE, DONE = 0, 1
+STATE, DONE, SHARE = 0, 1, 7
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
 ABSENT, COMING, THERE = range(3)
 ADDRESS, EXPERT, STAYS = range(3)
@@ -63,10 +58,18 @@ FILE, OFFSET, ASK, NEED, TO, TILE, ROW_BYTES, BLOCKS, TILES, BEGIN = range(10)
 OWN_WORDS, OWN_READ, OWN_EXPERT, OWN_ROWS, OWN_TILE = 16, 1, 2, 3, 4
 MOST_READS = 65536  # of an expert
 DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
-LRU, LFU, EDGE, EDGE_PRINTED = range(4)
-# Of what is predicted for a layer, words for each rank: expert, how sure, whether it was not there.
-PREDICTION_WORDS, PREDICTED, SURENESS, WAS_ABSENT = 4, 0, 1, 2
-SURE = 65536  # a rank that was always right
+LRU, LFU, EDGE, EDGE_PRINTED, NEXT_USE = range(5)
+ALWAYS = 65536  # a share of one
+# What is predicted for a layer from one of those before it: how far the logits of what is predicted
+# are above the first that is not, on average (float32); by how far they are, in classes, the share
+# of predictions that came true; then for each rank: expert, class, whether it was not there.
+MARGIN, TRUE, CLASSES, RANKED, RANK_WORDS = 0, 1, 8, 9, 3
+PREDICTED, CLASS, WAS_ABSENT = range(3)
+
+
+def prediction_words(ranks: int) -> int:
+    """Words of what is predicted."""
+    return RANKED + RANK_WORDS * ranks
 
 
 def lock(store: Any) -> None:
@@ -105,7 +108,9 @@ def _score(store: Any, expert: Any, layer: Any) -> Any:
     """What an expert is worth keeping while `layer` runs: the least goes first.
 
     LFU is the same number for all distances. EdgeMoE (2308.14352): uses over the distance to the
-    next use of its layer; as printed there, over the time since the last one.
+    next use of its layer; as printed there, over the time since the last one. NEXT_USE: what is
+    expected to be used last goes first, as if each token took it with the chance that its share of
+    the last tokens is.
     """
     policy = arg_int(store, POLICY)
     last = arg_int(expert, LAST)
@@ -113,7 +118,7 @@ def _score(store: Any, expert: Any, layer: Any) -> Any:
     value = last
     if policy == LFU:
         value = uses * 16777216 + last % 16777216
-    if policy in (EDGE, EDGE_PRINTED):
+    if policy in (EDGE, EDGE_PRINTED, NEXT_USE):
         layers = arg_int(store, LAYERS)
         distance = arg_int(expert, LAYER) - layer
         if policy == EDGE_PRINTED:
@@ -121,6 +126,10 @@ def _score(store: Any, expert: Any, layer: Any) -> Any:
         if distance <= 0:
             distance += layers
         value = uses * 16777216 // distance
+        if policy == NEXT_USE:
+            share = arg_int(expert, SHARE)
+            tokens = (ALWAYS - share) * 1024 // (share + 16)
+            value = -(distance * 1024 + layers * tokens)
     return value
 
 
@@ -321,20 +330,9 @@ def nap(store: Any, spins: Any) -> None:
         call_system(int_to_ptr(arg_int(store, NAP)), arg_int(store, NAP_FOR), 0, 0, 0)
 
 
-def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """It needs files and threads: tests/test_expert_cache.py runs it on real ones."""
-    return iter(())
-
-
-def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
-    return fn
-
-
 def kernel() -> Kernel:
     """The row of the reader."""
-    return Kernel(
-        "experts_read", partial(_for_every_target, read), (__name__,), _no_cases, __name__
-    )
+    return Kernel("experts_read", same_for_all(read), (__name__,), no_cases, __name__)
 
 
 def all_kernels() -> list[Kernel]:

@@ -19,9 +19,7 @@ so whose turn it is finds its slot free.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.targets.simd import (
     arg_int,
@@ -35,11 +33,7 @@ from headrace.targets.simd import (
     put_i64,
     spin_pause,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
-from headrace.targets.target import Target
-
-if TYPE_CHECKING:
-    import numpy as np
+from headrace.targets.table import Kernel, no_cases, same_for_all
 
 REQUEST_SLOTS = 8
 READY, DONE, FILE, OFFSET, ASK, NEED, ADDRESS = range(7)
@@ -131,18 +125,9 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
                 atomic_put(request, q // n + 1)
 
 
-def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """It needs files and threads: tests/test_streaming.py runs it on real ones."""
-    return iter(())
-
-
-def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
-    return fn
-
-
 def kernel() -> Kernel:
     """The row of the reader."""
-    return Kernel("window_read", partial(_for_every_target, read), (__name__,), _no_cases, __name__)
+    return Kernel("window_read", same_for_all(read), (__name__,), no_cases, __name__)
 
 
 def all_kernels() -> list[Kernel]:

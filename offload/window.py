@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from headrace.errors import HeadraceError
-from headrace.interruptible import persist, undisturbed
 from headrace.loaders.model_file import TensorInfo
 from headrace.memory import Arena, aligned_slots
 from headrace.offload import requests
 from headrace.offload.files import PAGE, StreamedFile, reader_of
 from headrace.offload.modes import FlashRate, ReadMode
 from headrace.offload.pieces import slots_bytes
+from headrace.offload.readers import PATIENCE_PAUSES, Readers, Words, system_functions
 from headrace.offload.semaphore import Semaphore
-from headrace.targets.table import ENTRY
-
-NAP_PATIENCE = 2_000
-_NAP_US, _NAP_MS = 50, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +61,6 @@ class Window:
             raise ValueError(f"{len(reads)} reads do not go round in {n_slots} slots")
         self._reads = list(reads)
         self._n_slots = n_slots
-        self._reader = ENTRY(reader)
         self.mode = mode
         self.flow = Flow()
         self._files = files
@@ -82,11 +71,11 @@ class Window:
         self._requests = aligned_slots(len(reads) * requests.REQUEST_SLOTS)
         self._table = self._requests.reshape(len(reads), requests.REQUEST_SLOTS)
         self._shared = aligned_slots(requests.WINDOW_SLOTS)
-        self._own: list[np.ndarray] = []  # of each reader
-        self._semaphore: Semaphore | None = None
-        self._threads: list[threading.Thread] = []
-        self._error: BaseException | None = None
-        self._going = False
+        words = Words(self._shared, requests.STOP, requests.FAILED, requests.OWN_REQUEST)
+        self._readers = Readers(reader, words, self._read_again, "headrace-read")
+        # Until a pass has ended well: one that an interrupt cut off in Python, at any place, leaves
+        # readers that wait for what it would have given back.
+        self._passing = False
         own = [files[read.path] for read in reads]
         self._plain = np.array([file.plain.fileno() for file in own])
         self._direct = np.array([-1 if file.direct is None else file.direct for file in own])
@@ -135,14 +124,15 @@ class Window:
         Raises:
             ModelFileError: a file has changed, or could not be read.
         """
-        if self._error is not None:
+        if self._readers.error is not None or self._passing:
             self.halt()  # and try once more from the beginning: the file may be back
         self._check()
         if mode is not None and mode != self.mode:
             self.halt()
             self.mode = mode
-        if not self._going:
+        if not self._readers.going:
             self._start()
+        self._passing = True
         self._shared[requests.PASS] += 1
         self._shared[requests.STALL] = self._shared[requests.SPAN] = 0
         self._began = time.perf_counter()
@@ -161,8 +151,9 @@ class Window:
             if span > 0:
                 spent = time.perf_counter() - self._began
                 self.flow.stall_s += spent * int(self._shared[requests.STALL]) / span
+            self._passing = False
             return
-        error = self._error
+        error = self._readers.error
         self.halt()
         if error is not None:
             raise error
@@ -186,10 +177,10 @@ class Window:
         began, used = time.perf_counter(), time.process_time()
         try:
             self._start(permits=len(self._reads))
-            while self._error is None and not self._table[:, requests.READY].all():
+            while self._readers.error is None and not self._table[:, requests.READY].all():
                 time.sleep(0.0002)
             spent, used = time.perf_counter() - began, time.process_time() - used
-            error = self._error
+            error = self._readers.error
         finally:
             self.halt()
         if error is not None:
@@ -198,73 +189,41 @@ class Window:
         return FlashRate(n_bytes / spent, used / n_bytes)
 
     def _start(self, permits: int | None = None) -> None:
-        """Start the readers, all of them or none.
+        """Start the readers.
 
         Raises:
             HeadraceError: the system gives no thread.
         """
-        try:
-            undisturbed(lambda: self._start_readers(permits))
-        except RuntimeError as error:  # no more threads, or no room for their stacks
-            raise HeadraceError(
-                "the system gives no thread to read with: end other programs, or raise the "
-                "limits of this process (`ulimit -u`, `ulimit -v`)"
-            ) from error
+        self._readers.start(self._n_slots if permits is None else permits, self._prepare)
 
-    def _start_readers(self, permits: int | None) -> None:
+    def _prepare(self, semaphore: Semaphore) -> list[np.ndarray]:
         shared, system = self._shared, system_functions()
         self._fill_table()
-        self._own = [aligned_slots(8) for _ in range(self.mode.readers)]
         self._table[:, [requests.READY, requests.DONE]] = 0
         shared[:] = 0
-        self._semaphore = Semaphore(self._n_slots if permits is None else permits)
-        shared[requests.GIVE] = self._semaphore.give
-        shared[requests.GIVE_TO] = self._semaphore.handle
-        shared[requests.TAKE] = self._semaphore.take
+        shared[requests.GIVE] = semaphore.give
+        shared[requests.GIVE_TO] = semaphore.handle
+        shared[requests.TAKE] = semaphore.take
         shared[requests.NAP] = system.nap
         shared[requests.NAP_FOR] = system.nap_for
-        shared[requests.PATIENCE] = NAP_PATIENCE
+        shared[requests.PATIENCE] = PATIENCE_PAUSES
         shared[requests.READ] = system.read
         shared[requests.DROP] = system.drop if self.mode.drop else 0
         shared[requests.REQUESTS] = self._requests.ctypes.data
         shared[requests.COUNT] = len(self._reads)
-        self._error = None
-        self._going = True
-        self._threads = []
-        for i, own in enumerate(self._own):
+        all_own = [aligned_slots(8) for _ in range(self.mode.readers)]
+        for own in all_own:
             own[requests.OWN_WINDOW] = shared.ctypes.data
             own[requests.OWN_REQUEST] = -1
-            thread = threading.Thread(
-                target=self._serve, args=(own,), name=f"headrace-read-{i}", daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError:
-                if not self._threads:
-                    self._going = False
-                    raise
-                break  # fewer will do
-            self._threads.append(thread)
+        return all_own
 
-    def _serve(self, own: np.ndarray) -> None:
-        try:
-            while True:
-                self._reader(own.ctypes.data, 0, 1)
-                late = int(own[requests.OWN_REQUEST])
-                if late < 0:
-                    return
-                self._read_again(late % len(self._reads))
-        except BaseException as error:
-            if self._error is None:
-                self._error = error
-            self._shared[requests.FAILED] = 1
-
-    def _read_again(self, index: int) -> None:
+    def _read_again(self, own: np.ndarray) -> None:
         """Read what a native reader could not, or find out why.
 
         Raises:
             ModelFileError: the file shrank, or the disk failed.
         """
+        index = int(own[requests.OWN_REQUEST]) % len(self._reads)
         r = self._reads[index]
         at = self.address(index) - self._slots.base
         info = TensorInfo(r.tensor, "I8", (r.n_bytes,), r.path, r.offset, r.n_bytes)
@@ -276,54 +235,4 @@ class Window:
 
     def halt(self) -> None:
         """End the readers and forget what they have read; the next pass starts them anew."""
-        if not self._going or self._semaphore is None:
-            return
-        self._shared[requests.STOP] = 1
-        if sys.is_finalizing():
-            self._semaphore.post(len(self._threads))
-            return  # the threads cannot come back to Python to be joined
-        posted: list[bool] = []
-
-        def stop() -> None:
-            if not posted and self._semaphore is not None:
-                posted.append(True)
-                self._semaphore.post(len(self._threads))
-            for thread in self._threads:
-                thread.join()
-
-        persist(stop, lambda: bool(posted) and not any(t.is_alive() for t in self._threads))
-        self._threads = []
-        self._semaphore.close()
-        self._semaphore = None
-        self._going = False
-
-
-@dataclass(frozen=True)
-class SystemFunctions:
-    read: int
-    nap: int
-    nap_for: int
-    drop: int
-
-
-def system_functions() -> SystemFunctions:
-    """Addresses of functions of the operating system; 0: it has none."""
-
-    def find(library: Any, *names: str) -> int:
-        for name in names:
-            function = getattr(library, name, None)
-            if function is not None:
-                return ctypes.cast(function, ctypes.c_void_p).value or 0
-        return 0
-
-    if sys.platform == "win32":
-        # Without a read at an offset that native threads could call, those of Python read.
-        return SystemFunctions(0, find(ctypes.WinDLL("kernel32"), "Sleep"), _NAP_MS, 0)
-    library = ctypes.CDLL(None)
-    wide = ctypes.sizeof(ctypes.c_void_p) == 8
-    return SystemFunctions(
-        read=find(library, "pread") if wide else find(library, "pread64"),
-        nap=find(library, "usleep"),
-        nap_for=_NAP_US,
-        drop=find(library, "posix_fadvise") if wide and hasattr(os, "posix_fadvise") else 0,
-    )
+        self._readers.halt()

@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,6 +42,8 @@ from headrace.tokenizer import Tokenizer
 from headrace.weights import Weights
 
 Notice = Callable[[str], None]
+Read = Callable[[], np.ndarray]
+See = Callable[[int, int, Read], None]  # of `LayerInputs.watch`
 
 WINDOW = 512  # tokens
 LEAST_WINDOW = plans.SHORT_TOKENS + 1  # shorter ones run through another program
@@ -91,6 +94,7 @@ class LayerInputs:
     def __init__(
         self, model: ModelFile, decoder: Decoder, text: str, tokens: int, n_threads: int,
         room: int | None, progress: Progress | None = None, notice: Notice | None = None,
+        watched: bool = False,
     ) -> None:  # fmt: skip
         """Cut the text; nothing is computed yet.
 
@@ -99,6 +103,7 @@ class LayerInputs:
             room: bytes that this may take at a time; None: no limit.
             progress: called with (windows done, in all, what).
             notice: called with what the user should know.
+            watched: nothing but `watch` will be asked for: no statistics will be kept.
 
         Raises:
             HeadraceError: the text is too short, or the file has no usable tokenizer.
@@ -107,7 +112,8 @@ class LayerInputs:
         self._ids = calibration_windows(model, decoder, text, tokens)
         self._threads, self._room = n_threads, room
         self._progress = progress
-        self._cache = StatisticsCache(_key(model, decoder, self._ids), _bytes_of(decoder))
+        n_bytes = 0 if watched else _bytes_of(decoder)
+        self._cache = StatisticsCache(_key(model, decoder, self._ids), n_bytes)
         if notice is not None and not self._cache.kept:
             notice(
                 f"statistics of {format_size(_bytes_of(decoder))} are too large to be kept for "
@@ -184,6 +190,32 @@ class LayerInputs:
             for matrix in matrices
         }
 
+    def watch(self, index: int, taken: int, see: See) -> None:
+        """Let `see` look at what the matrices of a layer read, window by window.
+
+        Args:
+            taken: bytes that are in use for that.
+            see: called with the window, the place in `readers_of` of those that read, and a
+                function that gives what they do: float32 [inputs, tokens].
+
+        Raises:
+            what `layer` raises, but for hidden states that are no finite numbers.
+        """
+        while self._next < index:
+            self._walk(self._next, 0, _ignore)
+        self._walk(index, taken, see)
+
+    def needs_watched(self, taken: Callable[[Layer], int]) -> list[Need]:
+        """What `watch` takes, with as many bytes in use for a layer as `taken` says."""
+        target = _exact_target()
+        most = max(self._needed(one, target, taken(one)) for one in self._decoder.layers)
+        return [("calibrating a layer", most)]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of the text are used."""
+        return self._ids.size
+
     # --- one layer --------------------------------------------------------------------------------
 
     def _pass(self, index: int, *, collect: bool) -> list[np.ndarray]:
@@ -192,11 +224,30 @@ class LayerInputs:
             np.zeros((matrices[0].columns,) * 2 if collect else (0, 0), np.float32)
             for matrices in readers_of(layer)
         ]
+
+        def add(window: int, reader: int, read: Read) -> None:
+            add_products(sums[reader], read(), self._threads)
+
+        self._walk(index, sum(h.nbytes for h in sums), add if collect else _ignore)
+        for h in sums:
+            for at in range(0, len(h), _SQUARE):
+                h[at:, at : at + _SQUARE] = h[at : at + _SQUARE, at:].T
+        if not all(np.isfinite(h).all() for h in sums):
+            raise HeadraceError(
+                f"{self._model.paths[0]}: layer {index} computes no finite numbers on the "
+                "calibration text; use --method rtn"
+            )
+        return sums
+
+    def _walk(self, index: int, taken: int, see: See) -> None:
+        """Run all windows through the layer that is next, with `taken` bytes in use beside that."""
         if index != self._next:
             raise AssertionError("layers come in the order of the model")
+        layer = self._decoder.layers[index]
         target, team = self._prepare()
-        programs = self._programs(layer, target, sum(h.nbytes for h in sums))
+        programs = self._programs(layer, target, taken)
         runs = list(_runs(programs, layer))
+        widths = [matrices[0].columns for matrices in readers_of(layer)]
         window, width = self._ids.shape[1], self._decoder.width
         x = programs.floats("x")[:window]
         for i in range(len(self._ids)):
@@ -205,23 +256,13 @@ class LayerInputs:
             programs.say(window, 0, window)
             for k, steps in enumerate(runs):
                 team.run(steps, interruptible=True)
-                if collect and k < len(sums):
-                    inputs = _inputs(programs, target, len(sums[k]), window)
-                    _add_products(sums[k], inputs, self._threads)
+                if k < len(widths):
+                    see(i, k, partial(_inputs, programs, target, widths[k], window))
             self._keep(i, x[:, :width])
             if self._progress is not None:
                 n, layers = len(self._ids), len(self._decoder.layers)
                 self._progress(index * n + i + 1, n * layers, "calibrating")
-        for h in sums:
-            for at in range(0, len(h), _SQUARE):
-                h[at:, at : at + _SQUARE] = h[at : at + _SQUARE, at:].T
         self._next = index + 1
-        if not all(np.isfinite(h).all() for h in sums):
-            raise HeadraceError(
-                f"{self._model.paths[0]}: layer {index} computes no finite numbers on the "
-                "calibration text; use --method rtn"
-            )
-        return sums
 
     def _prepare(self) -> tuple[Target, Team]:
         if self._target is None or self._team is None:
@@ -333,6 +374,10 @@ def readers_of(layer: Layer) -> list[list[Matrix]]:
     return [[a.query, a.key, a.value], [a.output], [f.gate, f.up], [f.down]]
 
 
+def _ignore(window: int, reader: int, read: Read) -> None:
+    pass
+
+
 def _runs(programs: Programs, layer: Layer) -> Iterator[np.ndarray]:
     """The steps of a layer, cut behind those that make an input of matrices.
 
@@ -355,7 +400,7 @@ def _inputs(programs: Programs, target: Target, columns: int, tokens: int) -> np
     return np.ascontiguousarray(by_column[:, :tokens])
 
 
-def _add_products(h: np.ndarray, x: np.ndarray, n_threads: int) -> None:
+def add_products(h: np.ndarray, x: np.ndarray, n_threads: int) -> None:
     """h += x x^T for float32 x [n, tokens], in squares of the upper triangle."""
     starts = range(0, len(h), _SQUARE)
 

@@ -19,7 +19,7 @@ from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.decompose_stack import Blocks
-from headrace.entries import bytes_of, entry_of, others
+from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.least_memory import Need, check_memory
@@ -38,13 +38,16 @@ from headrace.price import TOKENS as EVALUATE_TOKENS
 from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
+from headrace.refactor_experts import TOKENS as MOE_TOKENS
 from headrace.rounding import Rounder
+from headrace.rows import read_as_it_is
 from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.stack import refuse_stack
 from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
+from headrace.write_moe import Mixture, cut_of
 from headrace.write_stack import STACK, beside, write_stack
 
 Notice = Callable[[str], None]
@@ -80,6 +83,7 @@ class _Options:
     calibrate: str | None  # SHA-256 of the text
     calibrate_tokens: int | None  # None: there is no text
     sparsity: float | None
+    cutting: tuple[int | None, int | None, float | None] | None  # into experts
 
 
 def compress(
@@ -92,6 +96,10 @@ def compress(
     sparsity: float | None = None,
     rank: int | None = None,
     sort: Sort = "error",
+    to_moe: bool = False,
+    experts: int | None = None,
+    active: int | None = None,
+    shared: float | None = None,
     calibrate: str | None = None,
     calibrate_tokens: int | None = None,
     evaluate: str | None = None,
@@ -129,8 +137,13 @@ def compress(
         sort: the order of a stack's blocks within a level: "error" has those first that lessen the
             error of their matrix's output most, "perplexity" those with which the model itself is
             best on `calibrate`: a forward pass for each block.
+        to_moe: cut the feed-forwards of a dense model into a shared part and experts, with routers
+            fitted on `calibrate`; see `headrace.refactor_experts`. Weights stay as exact as they
+            are: compress the result once more for another `format`.
+        experts, active: how many a layer gets, and a token takes; default: 16, of which 4.
+        shared: share of the neurons that all tokens take, about; default: a third.
         calibrate: a text like those that the model will read.
-        calibrate_tokens: how much of it to use; default: 65536.
+        calibrate_tokens: how much of it to use; default: 65536; 16384 where `to_moe`.
         evaluate: another text, on which to compare the result with the source; what comes out
             stands in the file.
         evaluate_tokens: how much of it to use; default: 32768.
@@ -147,14 +160,24 @@ def compress(
         BudgetError: the work on one tensor does not fit in `memory`.
         HeadraceError: `dst` exists or cannot be written, or a text is too short.
     """
+    cutting = (experts, active, shared)
+    if to_moe and (calibrate is None or (format, ends, method) != (KEEP, None, None)):
+        raise UnsupportedError(
+            "--to-moe needs a text to --calibrate with, and takes no --format, --method or "
+            "--ends: compress what it writes once more"
+        )
+    if not to_moe and cutting != (None, None, None):
+        raise UnsupportedError("--experts, --active and --shared are for --to-moe")
     chosen: Method = method or ("rtn" if calibrate is None or format == KEEP else "gptq")
     if chosen == "gptq" and calibrate is None:
         raise UnsupportedError("--method gptq needs a text to --calibrate with")
-    if calibrate is not None and (chosen == "rtn" or format == KEEP):
+    if calibrate is not None and not to_moe and (chosen == "rtn" or format == KEEP):
         raise UnsupportedError(
             "--calibrate changes nothing here: it is for --method gptq or search, and a --format"
         )
-    n_calibrate = _tokens("calibrate", calibrate, calibrate_tokens, CALIBRATE_TOKENS)
+    n_calibrate = _tokens(
+        "calibrate", calibrate, calibrate_tokens, MOE_TOKENS if to_moe else CALIBRATE_TOKENS
+    )  # fmt: skip
     n_evaluate = _tokens("evaluate", evaluate, evaluate_tokens, EVALUATE_TOKENS)
     if sparsity is not None and format not in GROUP_FORMATS:
         raise UnsupportedError(f"--sparsity is for --format {', '.join(GROUP_FORMATS)}")
@@ -177,6 +200,7 @@ def compress(
         None if calibrate is None else text_digest(calibrate),
         None if calibrate is None else n_calibrate,
         rate if format in GROUP_FORMATS else None,
+        cutting if to_moe else None,
     )  # fmt: skip
     allowed = limit_of(memory)
     limit = allowed.n_bytes
@@ -241,10 +265,15 @@ def compress(
     vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
     sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
     entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
+    mixture = None
+    if to_moe:
+        mixture = Mixture(model, decoder, cut_of(model, decoder, *cutting), entries, sources)
+        entries = mixture.entries
+    more = {} if mixture is None else mixture.metadata
     tag = {} if evaluate is None else price_keys(None)
-    header, places, size = build_header(model, entries, tag)
+    header, places, size = build_header(model, entries, {**more, **tag})
     key = f"{_key(model, options)} {layout_key(model, entries, size)}"
-    said = remarks(wanted)
+    said = remarks(wanted) if mixture is None else mixture.remarks(shared)
     say = notice or (lambda line: None)
     for line in said:
         say(line)
@@ -254,24 +283,35 @@ def compress(
             inputs = None
             if calibrate is not None:
                 found = LayerInputs(
-                    model, decoder, calibrate, n_calibrate, n_threads, room, progress, notice
-                )
+                    model, decoder, calibrate, n_calibrate, n_threads, room, progress, notice,
+                    watched=to_moe,
+                )  # fmt: skip
                 inputs = stack.enter_context(found)
             reader = stack.enter_context(TensorReader())
             rounder = Rounder(reader, n_threads, room)
-            check_memory(allowed, process, priced + _needs(wanted, rounder, inputs), n_threads)
+            if mixture is not None and inputs is not None:
+                check_memory(allowed, process, priced + mixture.needs(inputs), 1)
+            else:
+                check_memory(allowed, process, priced + _needs(wanted, rounder, inputs), n_threads)
             for other in beside(target):
                 drop(other, say)
             file = stack.enter_context(PartialFile(target, key, size))
             check_disk(target, {target: size})
             file.tell(say, len(entries), f"tensors that {file.path} has")
             file.write(0, header)
-            for i in range(file.done, len(entries)):
-                write = partial(_write_at, file, places[i])
-                _write_tensor(sources[i], reader, rounder, inputs, write)
+
+            def wrote(i: int) -> None:
                 file.finish(i + 1)
                 if progress is not None:
                     progress(places[i] + entries[i].n_bytes, size, "writing")
+
+            if mixture is not None and inputs is not None:
+                mixture.write(file, places, inputs, reader, n_threads, wrote)
+            else:
+                for i in range(file.done, len(entries)):
+                    write = partial(_write_at, file, places[i])
+                    _write_tensor(sources[i], reader, rounder, inputs, write)
+                    wrote(i)
             file.complete()
             for line in rounder.remarks():
                 say(line)
@@ -281,7 +321,7 @@ def compress(
                     path, file.path, evaluate, tokens=n_evaluate, threads=threads,
                     memory=memory, progress=progress,
                 )  # fmt: skip
-                header, _, whole_size = build_header(model, entries, price_keys(price))
+                header, _, whole_size = build_header(model, entries, {**more, **price_keys(price)})
                 if whole_size != size:
                     raise AssertionError("the price tag has another size than announced")
                 file.write(0, header)
@@ -343,7 +383,7 @@ def _write_tensor(
     at = 0
     copied = source.placed if isinstance(source, Recipe) else source
     assert not isinstance(copied, PrunedMatrix)
-    for data in bytes_of(reader, copied):
+    for data in read_as_it_is(reader, copied):
         write(at, data)
         at += data.nbytes
 

@@ -1,25 +1,20 @@
-"""What a file of ours takes over from its source: tensors, what headers say of them, and bytes."""
+"""What a file of ours takes over from its source: tensors, and what its header says of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
-
-import numpy as np
 
 from headrace.errors import UnsupportedError
 from headrace.families.decoder import Decoder, tensor_of
 from headrace.loaders.expert_tensors import whole_name
 from headrace.loaders.ggml_types import BY_NAME
-from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
+from headrace.loaders.gguf import ModelFile, TensorInfo
 from headrace.loaders.tiled import Entry, format_name, tiled_type
 from headrace.placing import Placed
 from headrace.pruning import PrunedMatrix
-from headrace.rows import read_tiled
 
 Matrices: TypeAlias = Sequence[Placed | PrunedMatrix]
-
-_COPY_BYTES = 8 << 20
 
 
 def others(
@@ -54,14 +49,3 @@ def entry_of(source: Placed | PrunedMatrix | TensorInfo) -> Entry:
             path=source.path, tensor=source.name,
         )  # fmt: skip
     return Entry(source.name, source.type, source.shape, source.n_bytes, kept)
-
-
-def bytes_of(reader: TensorReader, source: Placed | TensorInfo) -> Iterator[np.ndarray]:
-    """The bytes of a matrix in its format, or of a tensor that is copied, in parts."""
-    if not isinstance(source, TensorInfo):
-        yield from read_tiled(reader, source)
-        return
-    for start in range(0, source.n_bytes, _COPY_BYTES):
-        raw = np.empty(min(_COPY_BYTES, source.n_bytes - start), np.uint8)
-        reader.readinto(source, start, raw)
-        yield raw

@@ -19,6 +19,7 @@ from headrace.offload.files import PAGE, StreamedFile
 from headrace.offload.modes import MODES
 from headrace.offload.window import Read
 from headrace.placing import Placed, PlacedMatrix, cacheable
+from headrace.plan import LOOK_AHEAD
 
 SAMPLED = 256  # matrices of experts that show how fast flash is
 
@@ -29,15 +30,18 @@ def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
         return None
     by_name = {p.matrix.name: p for p in placed}
     routed = decoder.mixtures().values()
-    layers = [[by_name[m.name] for m in one.each[0].matrices()] for one in routed]
-    slot = max(slot_offsets([p.n_bytes for p in matrices])[1] for matrices in layers)
+    slots = [
+        slot_offsets([by_name[m.name].n_bytes for m in expert.matrices()])[1]
+        for one in routed
+        for expert in one.each
+    ]
     readers = max(mode.readers for mode in MODES)
-    raw = [p for matrices in layers for p in matrices if not p.straight]
+    raw = [p for p in placed if p.expert and not p.straight]
     rows = (max(ROWS_BYTES, 16 * p.info.n_bytes // p.matrix.rows) for p in raw)
     largest = max((min(n, p.info.n_bytes) for n, p in zip(rows, raw, strict=True)), default=0)
     landing = pages(largest) + 2 * PAGE if raw else 0
     return ExpertRoom(
-        slot_bytes=slot,
+        slot_bytes=max(slots),
         # A token's experts, and as many that are on their way.
         least=2 * max(one.active for one in routed),
         count=sum(len(one.each) for one in routed),
@@ -52,7 +56,7 @@ def expected_bytes(decoder: Decoder, room: ExpertRoom, slots: int, n_tokens: int
         len(one.each) * (1 - (1 - one.active / len(one.each)) ** n_tokens)
         for one in decoder.mixtures().values()
     )
-    return int(uses * (1 - slots / room.count) * room.slot_bytes)
+    return int(uses * (1 - slots / room.count) * room.n_bytes / room.count)
 
 
 def _matrix(placed: Placed, addresses: Mapping[str, int]) -> ExpertMatrix:
@@ -64,6 +68,18 @@ def _matrix(placed: Placed, addresses: Mapping[str, int]) -> ExpertMatrix:
         placed.info, placed.n_bytes, addresses[f"tile_{fmt.name}"], placed.info.n_bytes // m.rows,
         m.columns // fmt.block, m.rows,
     )  # fmt: skip
+
+
+def look_ahead(slots: int, active: int) -> int:
+    """For how many mixtures experts may be asked for before they are chosen.
+
+    Those of the next one may have been asked for by as many predictions as it is far, and none of
+    them leaves before its turn; what is chosen must still find room.
+    """
+    distance = 1
+    while distance < LOOK_AHEAD and slots >= active * (1 + (distance + 1) * (distance + 2) // 2):
+        distance += 1
+    return distance
 
 
 def cache_of(
@@ -79,7 +95,10 @@ def cache_of(
         [[_matrix(placed[m.name], addresses) for m in one.matrices()] for one in routed.each]
         for routed in decoder.mixtures().values()
     ]
-    return ExpertCache(layers, slots, addresses["experts_read"], files)
+    active = max(one.active for one in decoder.mixtures().values())
+    return ExpertCache(
+        layers, slots, addresses["experts_read"], files, look_ahead(slots, active), active
+    )
 
 
 def sample_reads(placed: Sequence[Placed]) -> tuple[list[Read], int]:

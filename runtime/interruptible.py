@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,7 +24,9 @@ def run_aside(work: Callable[[], T], on_interrupt: Callable[[], None] | None = N
     """
     results: list[T] = []
     errors: list[BaseException] = []
-    finished = threading.Event()
+    # A lock and a list, as an interrupt inside of `threading.Event` breaks it.
+    ended, bell = list[bool](), threading.Lock()
+    bell.acquire()
     # Whose turn it is: the thread's, or, when it was interrupted before it got to run, ours. Who
     # asks first decides, in one step that no signal divides.
     turn: dict[str, str] = {}
@@ -35,22 +38,23 @@ def run_aside(work: Callable[[], T], on_interrupt: Callable[[], None] | None = N
         except BaseException as error:
             errors.append(error)
         finally:
-            finished.set()
+            ended.append(True)
+            bell.release()
 
-    thread = threading.Thread(target=body, name="headrace-aside", daemon=True)
     try:
-        thread.start()
-        while not finished.wait(0.1):
-            pass
+        # Not `threading.Thread`, whose start an interrupt can leave half done.
+        _thread.start_new_thread(body, ())
+        while not ended:
+            bell.acquire(timeout=0.1)
     except BaseException:
         if on_interrupt is not None and turn.setdefault("of", "caller") == "work":
             end = on_interrupt
 
             def wait() -> None:
                 end()
-                finished.wait(0.1)
+                bell.acquire(timeout=0.1)
 
-            persist(wait, finished.is_set)
+            persist(wait, lambda: bool(ended))
         raise
     if errors:
         raise errors[0]

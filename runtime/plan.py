@@ -45,6 +45,7 @@ STATE_WORDS = 8
 PREFILL = "prefill."  # begins the names of the buffers of long chunks
 SHORT_TOKENS = 16  # chunks up to here run as `short`
 REBUILT = FORMATS["q8_0"]  # what blocks of a stack are made for long chunks
+LOOK_AHEAD = 4  # mixtures for which experts are asked for before they are chosen, at most
 STAGING_BYTES = 512 << 10  # of a thread: so much of it lies in its cache
 
 
@@ -225,7 +226,15 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    cached = [expert_store.kernel(), *expert_cache.all_kernels()] if decoder.mixtures() else []
+    cached = (
+        [
+            expert_store.kernel(),
+            *expert_cache.all_kernels(),
+            linear.kernels(FORMATS["f16"])["gemv"],  # routers that were fitted
+        ]
+        if decoder.mixtures()
+        else []
+    )
     return [
         *cached,
         requests.kernel(),
@@ -293,6 +302,7 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
             "router": max(len(one.each) for one in routed), "picked": decoder.width,
             "shared": decoder.width, "shared_gate": 1,
         }  # fmt: skip
+        widths |= {f"ahead{i + 1}": widths["router"] for i in range(LOOK_AHEAD)}
     return {name: round_up(n, 32) for name, n in widths.items()}
 
 
@@ -302,10 +312,11 @@ def expert_sizes(decoder: Decoder, tokens: int) -> dict[str, int]:
     if not routed:
         return {}
     choices = tokens * max(one.active for one in routed)
-    return {
-        "chosen": choices * 8, "chosen_weights": choices * 4, "order": choices * 8,
+    sizes = {
+        "chosen_weights": choices * 4, "order": choices * 8,
         "visits": experts.visit_words(max(len(one.each) for one in routed)) * 8,
     }  # fmt: skip
+    return sizes | {f"chosen{i}": tokens * one.active * 8 for i, one in enumerate(routed)}
 
 
 def buffer_sizes(
@@ -343,6 +354,10 @@ def buffer_sizes(
     by_token = ["x", "q", "k", "v", "attended", "block", "gate", "up"]
     if routed := decoder.mixtures().values():
         by_token += ["router", "picked", "shared", "shared_gate"]
+        # Kernels of one token may write as many as they are made for.
+        sizes |= {
+            f"ahead{i + 1}": target.most_tokens * rows["router"] * 4 for i in range(LOOK_AHEAD)
+        }
     for prefix, tokens in room.items():
         for name in by_token:
             sizes[prefix + name] = tokens * rows[name] * 4

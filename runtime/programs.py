@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.embedding import EmbeddingRows
+from headrace.expert_layout import directory_of
 from headrace.families.decoder import Decoder, Experts, Matrix, rope_table
 from headrace.kernels import execute
-from headrace.kernels.experts import DIRECTORY_SLOTS
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.offload.expert_cache import ExpertCache
@@ -37,7 +37,8 @@ from headrace.plan import (
     table_sizes,
 )
 from headrace.stack import BlockAt
-from headrace.steps import Forward, Step
+from headrace.step import Step
+from headrace.steps import Forward
 from headrace.streaming import Streaming
 from headrace.targets.target import Target
 from headrace.weights import Part, Weights
@@ -90,7 +91,7 @@ class Programs:
         self.state = self.buffers.view("state", "i8")
         self.state[ONE] = 1
         self.state[ACTIVE] = next((one.active for one in decoder.mixtures().values()), 0)
-        self._directories: dict[int, np.ndarray] = {}
+        self._directories: list[np.ndarray] = []
         self.ids = self.buffers.view("ids", "i8")
         self.logits = self.buffers.view("logits", "f4").reshape(target.most_tokens, -1)
         # Of each token that `check` reads.
@@ -123,8 +124,8 @@ class Programs:
             self._decoder, self._weights.placed, self.shape, self, self._target,
             None if stack is None else stack.shapes,
         )  # fmt: skip
-        routed = {} if cache is not None else self._decoder.mixtures()
-        self._directories = {i: self._directory(one) for i, one in routed.items()}
+        routed = enumerate(self._decoder.mixtures().values())
+        self._directories = [self._directory(i, one) for i, one in routed]
         by_name = modes(self._target)
         made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
         self.decode, self.short, self.prefill = (
@@ -169,21 +170,34 @@ class Programs:
         """Address of the head of a group-sparse matrix."""
         return self._weights.head(matrix.name)
 
-    def directory(self, layer: int) -> int:
-        """Address of the directory of a layer's experts."""
-        return int(self._directories[layer].ctypes.data)
+    def directory(self, mixture: int) -> int:
+        """Address of the directory of a mixture's experts."""
+        return int(self._directories[mixture].ctypes.data)
 
     def cache(self) -> ExpertCache | None:
         """Where experts are brought when they are wanted."""
         return self._cache
 
-    def _directory(self, experts: Experts) -> np.ndarray:
-        entries = np.zeros((len(experts.each), DIRECTORY_SLOTS), np.int64)
-        for entry, one in zip(entries, experts.each, strict=True):
-            for slot, matrix in enumerate(one.matrices()):
-                (part,) = self._weights.parts(matrix.name)
-                entry[slot] = part.address
-        return entries
+    def _directory(self, number: int, mixture: Experts) -> np.ndarray:
+        cache = self._cache
+
+        def places(expert: int) -> list[int]:
+            if cache is not None:
+                return cache.offsets(number, expert)
+            names = [matrix.name for matrix in mixture.each[expert].matrices()]
+            return [self._weights.parts(name)[0].address for name in names]
+
+        return directory_of(mixture, self._weights.placed, places)
+
+    def routes(self, n_tokens: int) -> list[np.ndarray]:
+        """Which experts the tokens of the last pass have chosen of each mixture, the best first:
+        int64 [tokens, active].
+        """
+        routed = enumerate(self._decoder.mixtures().values())
+        return [
+            self.buffers.view(f"chosen{i}", "i8").reshape(-1, one.active)[:n_tokens]
+            for i, one in routed
+        ]
 
     def staging(self, turn: int) -> int:
         """Address of a buffer for raw rows that are tiled."""

@@ -22,6 +22,7 @@ from headrace.sparse.format import TILE_ROWS, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
 PIECE_BYTES = 1 << 20  # raw bytes read at a time by each thread
+_COPY_BYTES = 8 << 20  # of tensors that are copied
 STRAIGHT_BYTES = 4 << 20  # the same, when they go straight to their place
 
 
@@ -126,6 +127,17 @@ def read_tiled(reader: TensorReader, placed: Placed) -> Iterator[np.ndarray]:
             yield data
         else:
             yield fmt.tile(raw_rows(reader, placed, first, last)).reshape(-1)
+
+
+def read_as_it_is(reader: TensorReader, source: Placed | TensorInfo) -> Iterator[np.ndarray]:
+    """The bytes of a matrix as a file of ours has it, or of another tensor, piece by piece."""
+    if not isinstance(source, TensorInfo):
+        yield from read_tiled(reader, source)
+        return
+    for start in range(0, source.n_bytes, _COPY_BYTES):
+        raw = np.empty(min(_COPY_BYTES, source.n_bytes - start), np.uint8)
+        reader.readinto(source, start, raw)
+        yield raw
 
 
 def tile_raw(

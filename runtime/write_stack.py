@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from headrace.decompose_stack import Blocks, InputsOf, MadeBlock
-from headrace.entries import bytes_of, entry_of, others
+from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder, Matrix
@@ -30,13 +30,13 @@ from headrace.partial_file import PartialFile, check_disk, drop
 from headrace.placing import PlacedMatrix, dense, place
 from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
+from headrace.rows import read_as_it_is
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, rank_for
 from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name, refuse_stack
 
 STACK = "bitstack"  # what it is called among the formats that a file may get
 PRICED_LEVELS = 2, 4, 8  # whose price stands in the file, beside that of all
-_COPY_BYTES = 8 << 20
 
 _Source: TypeAlias = PlacedMatrix | TensorInfo | MadeBlock
 
@@ -267,4 +267,4 @@ def _bytes_of(source: _Source, reader: TensorReader, spill: PartialFile) -> Iter
     if isinstance(source, MadeBlock):
         yield np.frombuffer(spill.read(source.offset, source.n_bytes), np.uint8)
     else:
-        yield from bytes_of(reader, source)
+        yield from read_as_it_is(reader, source)

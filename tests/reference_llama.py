@@ -90,7 +90,9 @@ class ReferenceLlama:
             h = self.norm(x, layer + "ffn_norm.weight")
             gate = h @ w[layer + "ffn_gate.weight"].T
             up = h @ w[layer + "ffn_up.weight"].T
-            x = x + (gate / (1 + np.exp(-gate)) * up) @ w[layer + "ffn_down.weight"].T
+            relu = self.key("feed_forward_activation") == "relu"
+            gate = np.maximum(gate, 0) if relu else gate / (1 + np.exp(-gate))
+            x = x + (gate * up) @ w[layer + "ffn_down.weight"].T
         head = w.get("output.weight", w["token_embd.weight"])
         return self.norm(x, "output_norm.weight") @ head.T
 

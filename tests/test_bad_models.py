@@ -419,6 +419,18 @@ def test_sizes_that_fill_no_block(sizes: dict[str, int], tmp_path: Path) -> None
     check_against_the_reference(path)
 
 
+def test_relu_between_gate_and_down(tmp_path: Path) -> None:
+    spec = tiny()
+    silu = ReferenceLlama(spec.write(tmp_path / "silu.gguf")).logits([5, 6, 7])
+    spec.set("feed_forward_activation", "relu", Type.STRING)
+    path = spec.write(tmp_path / "relu.gguf")
+    assert not np.allclose(ReferenceLlama(path).logits([5, 6, 7]), silu, rtol=0.1)
+    check_against_the_reference(path)
+    spec.set("feed_forward_activation", "tanh", Type.STRING)
+    with pytest.raises(UnsupportedError, match="feed_forward_activation is 'tanh', expected one"):
+        headrace.load(spec.write(tmp_path / "tanh.gguf"))
+
+
 @pytest.mark.parametrize("rotated", [0, 8])
 def test_heads_rotated_in_part(rotated: int, tmp_path: Path) -> None:
     spec = tiny()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headrace.expert_memory import look_ahead
 from headrace.kernels import expert_cache as steps
 from headrace.kernels import experts as plain
 from headrace.kernels.invoke import argument_block
@@ -22,6 +23,7 @@ from headrace.targets.table import ENTRY
 
 LAYERS, EXPERTS, ACTIVE = 5, 8, 2
 SIZES = (5000, 5000, 4096)
+N_PRODUCTS = 5
 
 
 class Harness:
@@ -51,7 +53,21 @@ class Harness:
         self.kernels = KernelStore(pick_target(None), 1)  # they go with it
         addresses = self.kernels.load(rows)
         self.entry = {k.name: ENTRY(addresses[k.name]) for k in rows}
-        self.cache = ExpertCache(layers, n_slots, addresses["experts_read"], self.files, policy)
+        self.ahead = look_ahead(n_slots, ACTIVE)
+        self.cache = ExpertCache(
+            layers,
+            n_slots,
+            addresses["experts_read"],
+            self.files,
+            self.ahead,
+            ACTIVE,
+            policy=policy,
+        )
+        # Gates have two formats, ups one, and downs two.
+        self.directories = np.zeros((LAYERS, EXPERTS, plain.DIRECTORY_SLOTS), np.int64)
+        for layer, e in np.ndindex(LAYERS, EXPERTS):
+            entry = self.directories[layer, e]
+            entry[:] = (*self.cache.offsets(layer, e), e % 2, 2, 3 + e % 2, 7, 9)
         self.mode = mode
         self.cancel = np.zeros(1, np.int64)
 
@@ -69,38 +85,51 @@ class Harness:
     def token(self, layer: int, chosen: list[int], ahead: list[float] | None = None) -> None:
         """One layer of one token: claim, wait, look; then what is predicted for the next one."""
         wanted = np.array(chosen, np.int64)
-        written = np.zeros((ACTIVE, steps.PER_CHOICE), np.int64)
+        written = self.claim(layer, wanted)
+        outputs = written[:, 2 * N_PRODUCTS : -1]
+        assert sorted((outputs[:, 0] - 1000) // 64) == list(range(ACTIVE))
+        assert np.array_equal(outputs[:, 0], outputs[:, 1])
+        for row in written:
+            number = int(row[-1])
+            assert chosen[(int(row[-2]) - 1000) // 64] == number - self.cache.first[layer]
+            if ahead is not None:
+                for distance in range(1, self.ahead + 1):
+                    self.predict((layer + distance) % LAYERS, distance, ahead)
+                    ahead = ahead[1:] + ahead[:1]
+            self.call("experts_await", [self.cache.words, number])
+            assert not self.cancel[0]
+            self.check(number, row[: 2 * N_PRODUCTS])
+
+    def claim(self, layer: int, wanted: np.ndarray) -> np.ndarray:
+        """What is written for each choice: products, two outputs, the expert to wait for."""
+        written = np.zeros((ACTIVE, 2 * N_PRODUCTS + 3), np.int64)
         table = written.ctypes.data + 8 * np.arange(written.size)
         self.call("experts_claim", [
             self.cache.words, wanted, ACTIVE, self.cache.first[layer], layer, table,
-            self.cache.offsets[layer], 1000, 64, 0, 0,
+            self.directories[layer], 1000, 64, self.cache.predictions_address(layer, 1),
+            self.ahead, N_PRODUCTS, 2, EXPERTS, ACTIVE,
         ])  # fmt: skip
-        assert sorted((written[:, 3] - 1000) // 64) == list(range(ACTIVE))
-        for row in written:
-            number = int(row[4])
-            assert chosen[(int(row[3]) - 1000) // 64] == number - self.cache.first[layer]
-            if ahead is not None:
-                self.predict((layer + 1) % LAYERS, ahead)
-            self.call("experts_await", [self.cache.words, number])
-            assert not self.cancel[0]
-            self.check(number, row[:3])
+        return written
 
-    def predict(self, layer: int, logits: list[float]) -> None:
+    def predict(self, layer: int, distance: int, logits: list[float]) -> None:
         row = np.array(logits, np.float32)
-        sure = np.full((2, store.PREDICTION_WORDS), store.SURE, np.int64)
+        at = self.cache.predictions_address(layer, distance)
         self.call("experts_predict", [
-            self.cache.words, row, EXPERTS, sure, 2, self.cache.first[layer], layer,
-            store.SURE // 2,
+            self.cache.words, row, EXPERTS, at, ACTIVE, self.cache.first[layer], layer, 0,
+            distance - 1,
         ])  # fmt: skip
 
-    def check(self, number: int, addresses: np.ndarray) -> None:
+    def check(self, number: int, products: np.ndarray) -> None:
+        """An expert is there, and its products read it: no others do."""
         found = self.cache.expert_bytes(number)
         assert found is not None
-        for data, at, address in zip(
-            self.content[number], self.cache.offsets[number // EXPERTS], addresses, strict=True
-        ):
+        entry = self.directories[number // EXPERTS, number % EXPERTS].tolist()
+        own, pairs = entry[plain.PRODUCTS : plain.PRODUCTS + 3], products.reshape(-1, 2)
+        assert [pairs[p, 1] for p in own] == [7, 7, 9]
+        assert all(pairs[p, 1] == 0 for p in range(N_PRODUCTS) if p not in own)
+        for data, at, p in zip(self.content[number], entry[:3], own, strict=True):
             assert np.array_equal(found[at : at + data.size], data), number
-            assert (int(address) - int(at)) % 64 == 0
+            assert (int(pairs[p, 0]) - at) % 64 == 0
 
 
 MODES_HERE = [pytest.param(mode, id=f"{mode.readers}-{'direct' if mode.direct else 'plain'}")
@@ -147,13 +176,13 @@ def test_chunks_visit_every_expert_once(harness: Harness) -> None:
             for i, e in enumerate(some):
                 at = plain.VISITS + 3 * i
                 visits[at : at + 3] = (e, 10 + e, 100 + e)
-            written = np.zeros(3, np.int64)
-            table = written.ctypes.data + 8 * np.arange(3)
+            written = np.zeros(2 * N_PRODUCTS, np.int64)
+            table = written.ctypes.data + 8 * np.arange(written.size)
             seen = []
             while visits[plain.LEFT]:
                 harness.call("experts_visit", [
-                    visits, harness.cache.words, table, harness.cache.first[layer], layer,
-                    harness.cache.offsets[layer],
+                    visits, harness.cache.words, table, N_PRODUCTS, harness.cache.first[layer],
+                    layer, harness.directories[layer], EXPERTS, ACTIVE,
                 ])  # fmt: skip
                 e = int(visits[plain.TOKENS]) - 10
                 assert visits[plain.FIRST] == 100 + e
@@ -185,13 +214,8 @@ def test_a_file_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
     harness = Harness(tmp_path / "experts", 9, store.LFU, plainly, True)
     harness.begin()
     (tmp_path / "experts").write_bytes(b"")
-    written = np.zeros((ACTIVE, steps.PER_CHOICE), np.int64)
-    table = written.ctypes.data + 8 * np.arange(written.size)
-    harness.call("experts_claim", [
-        harness.cache.words, np.array([1, 2], np.int64), ACTIVE, 0, 0, table,
-        harness.cache.offsets[0], 1000, 64, 0, 0,
-    ])  # fmt: skip
-    harness.call("experts_await", [harness.cache.words, int(written[0, 4])])
+    written = harness.claim(0, np.array([1, 2], np.int64))
+    harness.call("experts_await", [harness.cache.words, int(written[0, -1])])
     assert harness.cancel[0]
     with pytest.raises(Exception, match="experts"):
         harness.cache.end(False, 1.0)

@@ -23,6 +23,7 @@ import headrace
 from headrace import cli
 from headrace.compress import compress
 from headrace.errors import ModelFileError, ModelNotFoundError, UnsupportedError
+from headrace.families import describe
 from headrace.loaders import huggingface
 from headrace.loaders.expert_tensors import as_matrix
 from headrace.loaders.huggingface import read_directory
@@ -192,6 +193,15 @@ def test_configs_of_older_transformers(tmp_path: Path) -> None:
         assert {k: old.metadata[k] for k in mine} == mine
 
 
+def test_llama_with_relu(tmp_path: Path) -> None:
+    def relu(config: dict[str, Any]) -> None:
+        config["hidden_act"] = "relu"
+
+    path = hf.family_directory(tmp_path / "relu", "llama2", change=relu)
+    f = describe(open_model(path)).layers[0].feed_forward
+    assert f.activation == "relu"
+
+
 def test_gemma3_with_images_gives_its_text_model(tmp_path: Path) -> None:
     text = hf.family_directory(tmp_path / "text", "gemma3")
     ids = Golden("gemma3").prompt
@@ -229,7 +239,7 @@ BAD_CONFIGS: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("llama2", set_to(model_type="../llama"), "model_type is '../llama'"),
     ("llama2", set_to(model_type="common"), "model_type is 'common'"),
     ("llama2", set_to(model_type=None), "model_type is missing"),
-    ("llama2", set_to(hidden_act="relu"), "hidden_act is 'relu', and only 'silu' or 'swish'"),
+    ("llama2", set_to(hidden_act="tanh"), "hidden_act is 'tanh', and only 'silu' or 'swish' or"),
     ("llama2", set_to(hidden_size="64"), "hidden_size is 64, expected int"),
     ("llama2", set_to(num_hidden_layers=True), "num_hidden_layers is True, expected int"),
     ("llama2", set_to(num_hidden_layers=1 << 40), "num_hidden_layers is 1099511627776, beyond"),

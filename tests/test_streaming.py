@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -418,9 +419,8 @@ class Interrupt(Exception):
     """What a signal handler raises in the middle of anything."""
 
 
-@contextlib.contextmanager
-def interrupted(seconds: float) -> Iterator[None]:
-    """A signal comes after so long, if the block is not left before."""
+def interrupted(seconds: float, work: Callable[[], object]) -> None:
+    """Do `work`, into which a signal comes after so long, if it is not over before."""
 
     def handler(*_: object) -> None:
         raise Interrupt
@@ -429,7 +429,7 @@ def interrupted(seconds: float) -> Iterator[None]:
     try:
         with contextlib.suppress(Interrupt):
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            yield
+            work()
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -443,13 +443,13 @@ def test_interrupts_leave_memory_and_readers_whole(copy: Path) -> None:
     with headrace.load(copy, memory=most, context=CONTEXT, threads=2) as model:
         expected = logits(model)
         for i in range(24):
-            with interrupted(float(random.uniform(1e-4, 0.03))):
-                model.memory = (least, most, middle)[i % 3]
+            budget = (least, most, middle)[i % 3]
+            change = partial(setattr, model, "memory", budget)
+            interrupted(float(random.uniform(1e-4, 0.03)), change)
             assert np.array_equal(logits(model), expected)
         for _ in range(24):
             model._held.streaming.window.halt()  # the next pass starts readers
-            with interrupted(float(random.uniform(1e-5, 0.004))):
-                logits(model)
+            interrupted(float(random.uniform(1e-5, 0.004)), partial(logits, model))
             assert np.array_equal(logits(model), expected)
         assert len(readers()) <= model._held.streaming.window.mode.readers
     assert not readers()

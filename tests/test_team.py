@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import re
 import signal
@@ -303,10 +304,6 @@ def test_an_interrupt_before_the_job_begins(
         wait_until(lambda: len(team._parked) == 2)
 
 
-def aside_runs() -> bool:
-    return any(thread.name == "headrace-aside" for thread in threading.enumerate())
-
-
 @pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
 def test_ctrl_c_again_and_again(
     addresses: dict[str, int], make_team: Callable[[int], Team]
@@ -319,7 +316,7 @@ def test_ctrl_c_again_and_again(
 
     def press() -> None:
         time.sleep(0.05)
-        while aside_runs() and not over.is_set():
+        while team._aside.locked() and not over.is_set():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
 
@@ -329,7 +326,7 @@ def test_ctrl_c_again_and_again(
         try:
             team.run(slow.steps, interruptible=True)
         finally:
-            running = aside_runs()
+            running = team._aside.locked()
             over.set()
     thread.join()
     assert not running
@@ -337,18 +334,17 @@ def test_ctrl_c_again_and_again(
 
 
 def test_an_interrupt_before_the_thread_aside_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, late = threading.Thread.start, list[threading.Thread]()
+    late: list[Callable[[], None]] = []
 
-    def interrupt(thread: threading.Thread) -> None:
-        late.append(thread)
+    def interrupt(body: Callable[[], None], args: tuple[()]) -> None:
+        late.append(body)
         raise KeyboardInterrupt
 
     done: list[str] = []
-    monkeypatch.setattr(threading.Thread, "start", interrupt)
+    monkeypatch.setattr(_thread, "start_new_thread", interrupt)
     with pytest.raises(KeyboardInterrupt):
         aside.run_aside(lambda: done.append("work"), lambda: done.append("end"))
-    start(late[0])  # as if it had only been slow
-    late[0].join()
+    late[0]()  # as if it had only been slow
     assert done == []
 
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,11 +31,20 @@ def describe(model: ModelFile) -> Decoder:
     from headrace.errors import UnsupportedError
 
     architecture = model.get("general.architecture", str)
-    # The name comes from the file: it is looked up in a list, never imported as it is.
-    if not re.fullmatch(r"[a-z0-9_]{1,32}", architecture) or architecture not in names():
+    build = family(architecture)
+    if build is None:
         raise UnsupportedError(
             f"architecture {architecture[:64]!r} is not supported; these are: {', '.join(names())}",
             path=model.paths[0],
         )
-    decoder: Decoder = importlib.import_module(f"{__name__}.{architecture}").build(model)
-    return decoder
+    return build(model)
+
+
+def family(architecture: str) -> Callable[[ModelFile], Decoder] | None:
+    """What describes models of an architecture; None: nothing does."""
+    # The name comes from the file: it is looked up in a list, never imported as it is.
+    if not re.fullmatch(r"[a-z0-9_]{1,32}", architecture) or architecture not in names():
+        return None
+    build: Callable[[ModelFile], Decoder]
+    build = importlib.import_module(f"{__name__}.{architecture}").build
+    return build

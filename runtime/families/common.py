@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.families.decoder import (
+    Activation,
     Attention,
     Decoder,
     Experts,
@@ -207,9 +208,24 @@ def attention(
     )
 
 
+def _activation(model: ModelFile, sizes: Sizes, default: Activation) -> Activation:
+    """A key of our own: GGUF has none, as families always use the same one, or did."""
+    key = f"{sizes.prefix}.feed_forward_activation"
+    named = model.get(key, str, default)
+    for one in get_args(Activation):
+        if one == named:
+            known: Activation = one
+            return known
+    raise UnsupportedError(
+        f"{key} is {named[:40]!r}, expected one of {', '.join(get_args(Activation))}",
+        path=model.paths[0],
+    )
+
+
 def _feed_forward(
-    model: ModelFile, sizes: Sizes, stem: str, inner: int, activation: Literal["silu", "gelu"]
+    model: ModelFile, sizes: Sizes, stem: str, inner: int, activation: Activation
 ) -> FeedForward:
+    activation = _activation(model, sizes, activation)
     return FeedForward(
         gate=_matrix(model, stem.format("gate"), inner, sizes.width),
         up=_matrix(model, stem.format("up"), inner, sizes.width),
@@ -226,7 +242,7 @@ def experts(
     normalised: bool,
     inner: int | None = None,
     shared: int = 0,
-    activation: Literal["silu", "gelu"] = "silu",
+    activation: Activation = "silu",
 ) -> Experts:
     """The mixture of experts of one layer by GGUF's tensor names.
 
@@ -251,6 +267,7 @@ def experts(
     ):
         if wrong:
             raise UnsupportedError(problem, path=model.paths[0])
+    activation = _activation(model, sizes, activation)
     inner = model.get(
         f"{key}_feed_forward_length", int, inner or sizes.feed_forward, low=1, high=MAX_WIDTH
     )
@@ -281,7 +298,7 @@ def experts(
         router=router,
         each=tuple(one(expert) for expert in range(count)),
         active=active,
-        normalised=model.get(f"{key}_weights_norm", bool, normalised),
+        weighting="chosen" if model.get(f"{key}_weights_norm", bool, normalised) else "all",
         shared=_feed_forward(model, sizes, f"{block}.ffn_{{}}_shexp", shared, activation)
         if shared
         else None,
@@ -294,7 +311,7 @@ def layer(
     sizes: Sizes,
     index: int,
     attending: Attention,
-    activation: Literal["silu", "gelu"] = "silu",
+    activation: Activation = "silu",
     experts: Experts | None = None,
 ) -> Layer:
     """A block around its attention, with GGUF's tensor names."""

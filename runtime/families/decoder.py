@@ -16,6 +16,8 @@ from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.expert_tensors import as_matrix, expert_slice
 from headrace.loaders.gguf import ModelFile, TensorInfo
 
+Activation = Literal["silu", "gelu", "relu"]
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -79,7 +81,7 @@ class FeedForward:
     gate: Matrix
     up: Matrix
     down: Matrix
-    activation: Literal["silu", "gelu"]
+    activation: Activation
 
     @property
     def inner(self) -> int:
@@ -96,7 +98,7 @@ class Experts:
     """Feed-forwards of which a router chooses a few for each token: a mixture of experts.
 
     The sum of the chosen ones (and `shared`, which all tokens take), each times its weight: the
-    softmax of the router's logits, over the chosen ones if `normalised`, else over all.
+    softmax of the router's logits over all, or over the chosen ones, or just one.
 
     Attributes:
         router: logits of experts [experts, width].
@@ -108,12 +110,12 @@ class Experts:
     router: Matrix
     each: tuple[FeedForward, ...]
     active: int
-    normalised: bool
+    weighting: Literal["all", "chosen", "one"]
     shared: FeedForward | None = None
     shared_gate: Matrix | None = None
 
     @property
-    def activation(self) -> Literal["silu", "gelu"]:
+    def activation(self) -> Activation:
         """Of all of them."""
         return self.each[0].activation
 

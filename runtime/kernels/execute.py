@@ -17,9 +17,7 @@ Team (slots; each word that threads share has a cache line of its own, 8 slots):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.offload import requests
 from headrace.offload.requests import SPAN, give_back, wait_for
@@ -37,11 +35,7 @@ from headrace.targets.simd import (
     put_i64,
     spin_pause,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
-from headrace.targets.target import Target
-
-if TYPE_CHECKING:
-    import numpy as np
+from headrace.targets.table import Kernel, no_cases, same_for_all
 
 GENERATION, DONE, BARRIER, CANCEL, JOB, THREADS, PARK, YIELD, PATIENCE, STOP = (
     0, 8, 16, 24, 32, 33, 34, 35, 36, 37,
@@ -162,23 +156,14 @@ def stop(team: Any, thread: Any, n_threads: Any) -> None:
     _announce(team)
 
 
-def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """These need threads: tests/test_team.py runs them in a real team."""
-    return iter(())
-
-
-def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
-    return fn
-
-
 def kernels() -> dict[str, Kernel]:
     """The rows "lead", "work" and "stop"."""
     return {
         name: Kernel(
             f"team_{name}",
-            partial(_for_every_target, fn),
+            same_for_all(fn),
             (__name__, requests.__name__),
-            _no_cases,
+            no_cases,  # tests/test_team.py runs it
             __name__,
         )
         for name, fn in (("lead", lead), ("work", work), ("stop", stop))

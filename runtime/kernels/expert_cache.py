@@ -6,29 +6,41 @@ the same, as a step waits for the true expert, and sums are formed in the order 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from headrace.kernels.experts import FIRST, LEFT, LOWEST, MATRICES, NEXT, TOKENS, VISITS
+from headrace.kernels.experts import (
+    DIRECTORY_SLOTS,
+    FIRST,
+    LEFT,
+    LOWEST,
+    NEXT,
+    TOKENS,
+    VISITS,
+    point,
+)
 from headrace.offload import expert_store
 from headrace.offload.expert_store import (
     ABSENT,
     ADDRESS,
+    ALWAYS,
     CANCEL,
+    CLASS,
+    CLASSES,
     CLOCK,
     EARLY,
     FAILED,
     HITS,
     LAST,
     LATE,
+    MARGIN,
     MISSES,
-    PREDICTION_WORDS,
+    RANK_WORDS,
+    RANKED,
+    SHARE,
     STALL,
     STAYS,
-    SURE,
-    SURENESS,
     THERE,
+    TRUE,
     USED,
     USES,
     WAS_ABSENT,
@@ -48,16 +60,14 @@ from headrace.targets.simd import (
     get_f32,
     get_i64,
     int_to_ptr,
+    larger,
     put_f32,
     put_i64,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
-from headrace.targets.target import Target
+from headrace.targets.table import Kernel, no_cases, same_for_all
 
-if TYPE_CHECKING:
-    import numpy as np
-
-PER_CHOICE = MATRICES + 2  # slots that `claim` writes for each choice
+FADES = 20  # tokens after which a choice counts a third in the share of the last ones
+HUGE = 1.0e30  # above all logits that count
 
 
 def _use(store: Any, expert: Any, now: Any) -> None:
@@ -73,6 +83,12 @@ def _use(store: Any, expert: Any, now: Any) -> None:
         count(store, USED)
     put_i64(expert + USES * 8, arg_int(expert, USES) + 1)
     put_i64(expert + LAST * 8, now)
+
+
+def _age(expert: Any, taken: Any, slowly: Any) -> None:
+    """Let the share of tokens that take an expert be that of the last ones."""
+    share = arg_int(expert, SHARE)
+    put_i64(expert + SHARE * 8, share + (taken - share) // slowly)
 
 
 def _cancelled(store: Any) -> Any:
@@ -96,10 +112,11 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
     """Have the experts of the only token brought, those first that are there; thread 0 does it.
 
     Slots: 0 store, 1 chosen experts (int64), 2 active, 3 number of the layer's first expert,
-    4 layer, 5 table of `PER_CHOICE` addresses for each choice, in the order of visits: they get
-    the addresses of gate, up, down, of the row of outputs, and of the expert to wait for; 6 where
-    gate, up and down lie in a slot (int64), 7 outputs, 8 bytes of a row,
-    9 predictions (`PREDICTION_WORDS` for each rank; 0: none), 10 their number.
+    4 layer, 5 table of addresses for each choice, in the order of visits: pairs for `point`, then
+    those that get the row of outputs, one for each product of downs, and one that gets the number
+    of the expert to wait for; 6 directory, with places in a slot, 7 outputs, 8 bytes of a row,
+    9 predictions of the layer, of all distances (0: none), 10 how many, 11 products, 12 products
+    of downs, 13 the layer's experts, 14 ranks of predictions.
     """
     if thread == 0:
         store = arg_ptr(args, 0)
@@ -110,13 +127,20 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
         table = arg_ptr(args, 5)
         now = arg_int(store, CLOCK) + 1
         put_i64(store + CLOCK * 8, now)
+        for e in range(arg_int(args, 13)):
+            _age(expert_at(store, base + e), 0, FADES)
         for k in range(active):
             expert = expert_at(store, base + get_i64(chosen + k * 8))
+            _age(expert, ALWAYS, FADES)
             _use(store, expert, now)
             if atomic_get(expert) != ABSENT:
                 put_i64(slot_of(store, expert) + STAYS * 8, now)
-        if arg_int(args, 9) != 0:
-            _judge(arg_ptr(args, 9), arg_int(args, 10), chosen, active)
+        ranks = arg_int(args, 14)
+        for i in range(arg_int(args, 10)):
+            at = arg_ptr(args, 9) + i * (RANKED + RANK_WORDS * ranks) * 8
+            _judge(at, ranks, chosen, active)
+        products = arg_int(args, 11)
+        downs = arg_int(args, 12)
         visit = 0
         for turn in range(2):  # those that are there, then the others
             for k in range(active):
@@ -132,14 +156,13 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
                     put_i64(expert + EARLY * 8, 0)
                     put_i64(expert + LAST * 8, -now)  # it has its visit
                     address = arg_int(slot, ADDRESS)
-                    to = table + visit * (PER_CHOICE * 8)
-                    for m in range(MATRICES):
-                        offset = get_i64(arg_ptr(args, 6) + m * 8)
-                        put_i64(int_to_ptr(get_i64(to + m * 8)), address + offset)
+                    entry = arg_ptr(args, 6) + (number - base) * (DIRECTORY_SLOTS * 8)
+                    to = table + visit * (2 * products + downs + 1) * 8
+                    point(entry, address, to, products)
                     row = arg_int(args, 7) + k * arg_int(args, 8)
-                    put_i64(int_to_ptr(get_i64(to + MATRICES * 8)), row)
-                    number_at = int_to_ptr(get_i64(to + (MATRICES + 1) * 8))
-                    put_i64(number_at, number)
+                    for i in range(downs):
+                        put_i64(int_to_ptr(get_i64(to + (2 * products + i) * 8)), row)
+                    put_i64(int_to_ptr(get_i64(to + (2 * products + downs) * 8)), number)
                     visit += 1
         for k in range(active):
             expert = expert_at(store, base + get_i64(chosen + k * 8))
@@ -169,22 +192,31 @@ def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
 def visit(args: Any, thread: Any, n_threads: Any) -> None:
     """Take up the next visit of a chunk: of an expert that is there, if one is; thread 0 does it.
 
-    Slots: 0 visits, 1 store, 2 table of `MATRICES` addresses, which get the expert's weights,
-    3 number of the layer's first expert, 4 layer, 5 where gate, up and down lie in a slot (int64).
+    Slots: 0 visits, 1 store, 2 table of pairs of addresses for `point`, 3 products, 4 number of
+    the layer's first expert, 5 layer, 6 directory, with places in a slot, 7 the layer's experts,
+    8 active.
     """
     if thread == 0:
         visits = arg_ptr(args, 0)
         store = arg_ptr(args, 1)
-        base = arg_int(args, 3)
-        layer = arg_int(args, 4)
+        base = arg_int(args, 4)
+        layer = arg_int(args, 5)
         done = get_i64(visits + NEXT * 8)
         left = get_i64(visits + LEFT * 8)
         now = arg_int(store, CLOCK)
         if done == 0:
             now += 1
             put_i64(store + CLOCK * 8, now)
+            choices = 0
+            for i in range(left):
+                choices += get_i64(visits + (VISITS + 3 * i + 1) * 8)
+            tokens = choices // arg_int(args, 8)
+            for e in range(arg_int(args, 7)):
+                _age(expert_at(store, base + e), 0, 2)
             for i in range(left):
                 expert = expert_at(store, base + get_i64(visits + (VISITS + 3 * i) * 8))
+                taken = get_i64(visits + (VISITS + 3 * i + 1) * 8) * ALWAYS // tokens
+                put_i64(expert + SHARE * 8, arg_int(expert, SHARE) + taken // 2)
                 _use(store, expert, now)
                 if atomic_get(expert) != ABSENT:
                     put_i64(slot_of(store, expert) + STAYS * 8, now)
@@ -223,9 +255,8 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
         expert = expert_at(store, base + get_i64(there))
         put_i64(expert + EARLY * 8, 0)
         address = arg_int(slot_of(store, expert), ADDRESS)
-        for m in range(MATRICES):
-            to = int_to_ptr(get_i64(arg_ptr(args, 2) + m * 8))
-            put_i64(to, address + get_i64(arg_ptr(args, 5) + m * 8))
+        entry = arg_ptr(args, 6) + get_i64(there) * (DIRECTORY_SLOTS * 8)
+        point(entry, address, arg_ptr(args, 2), arg_int(args, 3))
         put_i64(visits + TOKENS * 8, get_i64(there + 8))
         put_i64(visits + FIRST * 8, get_i64(there + 16))
         put_i64(visits + NEXT * 8, done + 1)
@@ -235,58 +266,74 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
 def predict(args: Any, thread: Any, n_threads: Any) -> None:
     """Ask ahead for the experts that a layer will choose, by what its router says already.
 
-    Thread 0 does it. A rank is asked for as long as it has been right often enough.
+    Thread 0 does it. What is asked for are those whose logits are so far above the first that is
+    not predicted that such predictions came true often enough.
     Slots: 0 store, 1 logits (float32 [experts]; overwritten), 2 experts, 3 predictions
-    (`PREDICTION_WORDS` for each rank), 4 their number, 5 number of the layer's first expert,
-    6 layer, 7 how sure a rank must be, of `SURE`.
+    (`headrace.offload.expert_store`), 4 ranks, 5 number of the layer's first expert, 6 layer,
+    7 how often is enough, of `ALWAYS`, 8 mixtures that come before it.
     """
     if thread == 0:
         store = arg_ptr(args, 0)
         row = arg_ptr(args, 1)
+        predictions = arg_ptr(args, 3)
+        ranks = arg_int(args, 4)
         base = arg_int(args, 5)
         layer = arg_int(args, 6)
-        now = arg_int(store, CLOCK)
-        for rank in range(arg_int(args, 4)):
-            best = 0
-            high = LOWEST
-            for e in range(arg_int(args, 2)):
-                logit = get_f32(row + e * 4)
-                if logit > high:
-                    high = logit
-                    best = e
+        stays = arg_int(store, CLOCK) + arg_int(args, 8)
+        usual = get_f32(predictions + MARGIN * 8)
+        above = usual - usual
+        for rank in range(ranks):
+            best, high = _best(row, arg_int(args, 2))
+            put_i64(predictions + (RANKED + rank * RANK_WORDS) * 8, best)
+            put_f32(predictions + (RANKED + rank * RANK_WORDS + CLASS) * 8, high)
             put_f32(row + best * 4, LOWEST)
-            entry = arg_ptr(args, 3) + rank * (PREDICTION_WORDS * 8)
-            expert = expert_at(store, base + best)
+        _, next_best = _best(row, arg_int(args, 2))
+        for rank in range(ranks):
+            entry = predictions + (RANKED + rank * RANK_WORDS) * 8
+            margin = get_f32(entry + CLASS * 8) - next_best
+            if not (margin > -HUGE and margin < HUGE):  # there are no more experts, or no numbers
+                margin = usual - usual
+            above += margin
+            at = 0
+            while at < CLASSES - 1 and margin > usual * 0.5 * (at + 1):
+                at += 1
+            number = base + get_i64(entry)
+            expert = expert_at(store, number)
             absent = atomic_get(expert) == ABSENT
-            put_i64(entry, best)
+            put_i64(entry + CLASS * 8, at)
             put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
-            if absent and get_i64(entry + SURENESS * 8) >= arg_int(args, 7):
-                absent = want(store, base + best, layer, 1) == 0
+            if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(args, 7):
+                absent = want(store, number, layer - 1 - arg_int(args, 8), 1) == 0
             if not absent:
-                put_i64(slot_of(store, expert) + STAYS * 8, now)
+                slot = slot_of(store, expert)
+                put_i64(slot + STAYS * 8, larger(arg_int(slot, STAYS), stays))
+        put_f32(predictions + MARGIN * 8, usual + (above / ranks - usual) / 64)
 
 
-def _judge(predictions: Any, n: Any, chosen: Any, active: Any) -> None:
-    """Remember how often each rank is right about what is not there; what is long ago fades."""
-    for rank in range(n):
-        entry = predictions + rank * (PREDICTION_WORDS * 8)
+def _best(row: Any, experts: Any) -> Any:
+    """The first of the largest logits."""
+    best = 0
+    high = LOWEST
+    for e in range(experts):
+        logit = get_f32(row + e * 4)
+        if logit > high:
+            high = logit
+            best = e
+    return best, high
+
+
+def _judge(predictions: Any, ranks: Any, chosen: Any, active: Any) -> None:
+    """Remember which predictions came true of what was not there; what is long ago fades."""
+    for rank in range(ranks):
+        entry = predictions + (RANKED + rank * RANK_WORDS) * 8
         if get_i64(entry + WAS_ABSENT * 8) != 0:
             put_i64(entry + WAS_ABSENT * 8, 0)
-            right = 0
+            came = 0
             for k in range(active):
                 if get_i64(chosen + k * 8) == get_i64(entry):
-                    right = SURE
-            sure = get_i64(entry + SURENESS * 8)
-            put_i64(entry + SURENESS * 8, sure + (right - sure) // 32)
-
-
-def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """They need a store and its readers: tests/test_expert_cache.py runs them with real ones."""
-    return iter(())
-
-
-def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
-    return fn
+                    came = ALWAYS
+            at = predictions + (TRUE + get_i64(entry + CLASS * 8)) * 8
+            put_i64(at, get_i64(at) + (came - get_i64(at)) // 16)
 
 
 def kernels() -> dict[str, Kernel]:
@@ -295,9 +342,9 @@ def kernels() -> dict[str, Kernel]:
     return {
         name: Kernel(
             f"experts_{name}",
-            partial(_for_every_target, fn),
+            same_for_all(fn),
             (__name__, expert_store.__name__, "headrace.kernels.experts"),
-            _no_cases,
+            no_cases,  # tests/test_expert_cache.py runs it
             __name__,
         )
         for name, fn in steps.items()

@@ -7,7 +7,9 @@ once for each expert that some token has chosen: `pick` says which, for how many
 experts lie in a row for each choice (`scatter`) until `combine` adds a token's in the order of its
 choice, so that sums depend neither on the order of visits nor on what else is in the chunk.
 
-Directory of a layer's experts (int64 [experts][4]): addresses of gate, up and down, 0.
+Directory of a layer's experts (int64 [experts][8]): where gate, up and down lie, the numbers of
+their products among those that a visit runs through (`headrace.expert_layout`), tiles of gate and
+up, tiles of down.
 Visits (int64): 0 visits left, 1 tokens of this visit, 2 its first row, 3 next visit, then, from 8
 on, (expert, tokens, first row) of each visit, then a count for each expert.
 """
@@ -15,7 +17,6 @@ on, (expert, tokens, first row) of each visit, then a count for each expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.math import exp
@@ -37,7 +38,7 @@ from headrace.targets.simd import (
     sum_f32,
     zeros_f32,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.table import Case, Kernel, KernelFunction, same_for_all
 from headrace.targets.target import Target
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 LEFT, TOKENS, FIRST, NEXT, VISITS = 0, 1, 2, 3, 8  # words of visits
 MATRICES = 3  # of an expert: gate, up, down
-DIRECTORY_SLOTS = 4
+DIRECTORY_SLOTS, PRODUCTS, TILE_COUNTS = 8, 3, 6
+OVER_ALL, OVER_CHOSEN, ONE_EACH = range(3)  # how weights of chosen experts come of their logits
 LOWEST = -3.0e38  # below every logit that counts; what is no number counts as that
 
 
@@ -54,13 +56,34 @@ def visit_words(experts: int) -> int:
     return VISITS + 4 * experts
 
 
+def point(entry: Any, base: Any, table: Any, products: Any) -> None:
+    """Let the products of an expert read its weights, and those of other formats nothing.
+
+    Args:
+        entry: of the directory.
+        base: what places in it are added to.
+        table: (address of the slot of the weights, of the number of tiles) of each product.
+        products: their number.
+    """
+    for p in range(products):
+        put_i64(int_to_ptr(get_i64(table + (2 * p + 1) * 8)), 0)
+    for m in range(MATRICES):
+        to = table + get_i64(entry + (PRODUCTS + m) * 8) * 16
+        tiles = get_i64(entry + TILE_COUNTS * 8)
+        if m == MATRICES - 1:
+            tiles = get_i64(entry + (TILE_COUNTS + 1) * 8)
+        put_i64(int_to_ptr(get_i64(to)), base + get_i64(entry + m * 8))
+        put_i64(int_to_ptr(get_i64(to + 8)), tiles)
+
+
 def route(args: Any, thread: Any, n_threads: Any) -> None:
     """Choose experts for each token; threads share tokens.
 
     Slots: 0 logits (float32 rows; overwritten), 1 bytes between rows, 2 experts, 3 active,
-    4 whether weights of the chosen sum to one, 5 chosen experts (int64 [tokens][active]),
-    6 weights (float32, the same), 7 address of the token count, 8 directory (0: none) of which
-    9 table of `MATRICES` x active addresses gets what the only token has chosen.
+    4 how weights come of logits (`OVER_ALL`, ...), 5 chosen experts (int64 [tokens][active]),
+    6 weights (float32, the same), 7 address of the token count, 8 directory (0: none), 9 table of
+    pairs of addresses for `point`, of the products of each choice of the only token, 10 their
+    number.
     Of equal logits the first one counts.
     """
     experts = arg_int(args, 2)
@@ -96,16 +119,18 @@ def route(args: Any, thread: Any, n_threads: Any) -> None:
             put_i64(chosen + k * 8, best)
             put_f32(weights + k * 4, weight)
             part = part + weight
-        if arg_int(args, 4) != 0:
+        if arg_int(args, 4) == OVER_CHOSEN:
             total = part
         for k in range(active):
-            put_f32(weights + k * 4, get_f32(weights + k * 4) / total)
+            weight = get_f32(weights + k * 4) / total
+            if arg_int(args, 4) == ONE_EACH:
+                weight = lane0(splat_f32(1.0))
+            put_f32(weights + k * 4, weight)
         if arg_int(args, 8) != 0:
+            products = arg_int(args, 10)
             for k in range(active):
                 expert = arg_ptr(args, 8) + get_i64(chosen + k * 8) * (DIRECTORY_SLOTS * 8)
-                for m in range(MATRICES):
-                    to = get_i64(arg_ptr(args, 9) + (k * MATRICES + m) * 8)
-                    put_i64(int_to_ptr(to), get_i64(expert + m * 8))
+                point(expert, 0, arg_ptr(args, 9) + k * products * 16, products)
 
 
 def group(args: Any, thread: Any, n_threads: Any) -> None:
@@ -150,16 +175,14 @@ def group(args: Any, thread: Any, n_threads: Any) -> None:
 def pick(args: Any, thread: Any, n_threads: Any) -> None:
     """Take up the next visit; thread 0 does it.
 
-    Slots: 0 visits, 1 directory, 2 table of `MATRICES` addresses, which get the expert's weights.
+    Slots: 0 visits, 1 directory, 2 table of pairs of addresses for `point`, 3 products.
     """
     if thread == 0:
         visits = arg_ptr(args, 0)
         n = get_i64(visits + NEXT * 8)
         visit = visits + (VISITS + 3 * n) * 8
         expert = arg_ptr(args, 1) + get_i64(visit) * (DIRECTORY_SLOTS * 8)
-        table = arg_ptr(args, 2)
-        for m in range(MATRICES):
-            put_i64(int_to_ptr(get_i64(table + m * 8)), get_i64(expert + m * 8))
+        point(expert, 0, arg_ptr(args, 2), arg_int(args, 3))
         put_i64(visits + TOKENS * 8, get_i64(visit + 8))
         put_i64(visits + FIRST * 8, get_i64(visit + 16))
         put_i64(visits + NEXT * 8, n + 1)
@@ -231,7 +254,7 @@ def combine(args: Any, thread: Any, n_threads: Any) -> None:
 # --- references -----------------------------------------------------------------------------------
 
 
-def _chosen(logits: np.ndarray, active: int, normalised: bool) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(logits: np.ndarray, active: int, weighting: int) -> tuple[np.ndarray, np.ndarray]:
     """(experts, weights) of each row of logits, float64."""
     import numpy as np
 
@@ -239,7 +262,32 @@ def _chosen(logits: np.ndarray, active: int, normalised: bool) -> tuple[np.ndarr
     order = np.argsort(-logits, axis=1, kind="stable")[:, :active]
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
     weights = np.take_along_axis(e, order, axis=1)
-    return order, weights / (weights if normalised else e).sum(axis=1, keepdims=True)
+    if weighting == ONE_EACH:
+        return order, np.ones_like(weights)
+    whole = weights if weighting == OVER_CHOSEN else e
+    return order, weights / whole.sum(axis=1, keepdims=True)
+
+
+def _directory(rng: np.random.Generator, experts: int) -> tuple[np.ndarray, int]:
+    """A directory of experts of which gates have two formats, and downs three; their products."""
+    import numpy as np
+
+    entries = rng.integers(1, 1 << 40, (experts, DIRECTORY_SLOTS))
+    first, kinds = (0, 2, 3), (2, 1, 3)
+    for m in range(MATRICES):
+        entries[:, PRODUCTS + m] = first[m] + rng.integers(0, kinds[m], experts)
+    entries[:, TILE_COUNTS] = 5
+    entries[:, TILE_COUNTS + 1] = 7
+    return np.ascontiguousarray(entries), sum(kinds)
+
+
+def _pointed(entry: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """What `point` leaves of (weights, tiles) of products."""
+    after = before.copy()
+    after[:, 1] = 0
+    for m, tiles in enumerate((5, 5, 7)):
+        after[entry[PRODUCTS + m]] = entry[m], tiles
+    return after
 
 
 def _grouped(chosen: np.ndarray, experts: int) -> tuple[np.ndarray, list[list[int]]]:
@@ -255,8 +303,9 @@ def _grouped(chosen: np.ndarray, experts: int) -> tuple[np.ndarray, list[list[in
 def _route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for tokens, experts, active, normalised in (
-        (1, 8, 2, True), (5, 64, 8, False), (3, 17, 16, True), (4, 3, 3, False), (2, 16, 1, False),
+    for tokens, experts, active, weighting in (
+        (1, 8, 2, OVER_CHOSEN), (5, 64, 8, OVER_ALL), (3, 17, 16, OVER_CHOSEN),
+        (4, 3, 3, OVER_ALL), (2, 16, 1, OVER_ALL), (1, 16, 4, ONE_EACH),
     ):  # fmt: skip
         width = -(-experts // 16) * 16
         logits = np.full((tokens, width), 9.0, np.float32)  # beyond the experts: not to be seen
@@ -264,23 +313,24 @@ def _route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         logits[-1, : experts // 2] = logits[-1, 0]  # equals
         if tokens > 1:
             logits[0, :experts] = (np.nan, -np.inf, 200.0, *logits[0, 3:experts])[:experts]
-        chosen, weights = _chosen(logits[:, :experts], active, normalised)
+        chosen, weights = _chosen(logits[:, :experts], active, weighting)
         found = np.full((tokens, active), -1, np.int64)
         said = np.zeros((tokens, active), np.float32)
-        directory = rng.integers(1, 1 << 40, (experts, DIRECTORY_SLOTS))
-        slots_of = np.zeros((active, MATRICES), np.int64)
+        directory, products = _directory(rng, experts)
+        slots_of = rng.integers(1, 9, (active, products, 2))
         table = slots_of.ctypes.data + 8 * np.arange(slots_of.size)
         once = tokens == 1
         slots = [
-            logits, width * 4, experts, active, int(normalised), found, said,
-            np.array([tokens], np.int64), directory if once else 0, table if once else 0,
+            logits, width * 4, experts, active, weighting, found, said,
+            np.array([tokens], np.int64), directory if once else 0, table if once else 0, products,
         ]  # fmt: skip
         expected: list[tuple[np.ndarray, np.ndarray]] = [
             (found, chosen),
             (said, weights.astype(np.float32)),
         ]
         if once:
-            expected.append((slots_of, directory[chosen[0], :MATRICES]))
+            pairs = zip(chosen[0], slots_of, strict=True)
+            expected.append((slots_of, np.array([_pointed(directory[e], to) for e, to in pairs])))
         yield Case(slots, expected, 3e-6, f"{tokens}: {active} of {experts}")
 
 
@@ -318,11 +368,12 @@ def _pick_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     visits[VISITS : VISITS + 6] = (0, 5, 0, 3, 2, 5)
     expected = visits.copy()
     expected[:4] = (0, 2, 5, 2)
-    directory = rng.integers(1, 1 << 40, (4, DIRECTORY_SLOTS))
-    addresses = np.zeros(MATRICES, np.int64)
-    table = addresses.ctypes.data + 8 * np.arange(MATRICES)
+    directory, products = _directory(rng, 4)
+    slots_of = rng.integers(1, 9, (products, 2))
+    table = slots_of.ctypes.data + 8 * np.arange(slots_of.size)
+    pointed = _pointed(directory[3], slots_of)
     yield Case(
-        [visits, directory, table], [(visits, expected), (addresses, directory[3, :MATRICES])], 0,
+        [visits, directory, table, products], [(visits, expected), (slots_of, pointed)], 0,
         "the second of two",
     )  # fmt: skip
 
@@ -385,16 +436,12 @@ _ROWS: dict[str, tuple[KernelFunction, Callable[..., Iterator[Case]]]] = {
 }
 
 
-def _for_every_target(fn: KernelFunction, target: Target) -> KernelFunction:
-    return fn
-
-
 def kernels() -> dict[str, Kernel]:
     """The rows by operation."""
     return {
         name: Kernel(
             f"experts_{name}",
-            partial(_for_every_target, fn),
+            same_for_all(fn),
             (__name__, "headrace.kernels.math"),
             cases,
             __name__,

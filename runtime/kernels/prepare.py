@@ -112,6 +112,13 @@ def _gate_gelu(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mo
         store_f32(out + at, gelu_tanh(load_f32(a + at, 1, 0)) * load_f32(b + at, 1, 0), 0)
 
 
+def _gate_relu(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
+    for i in range(0, n, 16):
+        at = i * 4
+        gate = maximum(load_f32(a + at, 1, 0), zeros_f32(1))
+        store_f32(out + at, gate * load_f32(b + at, 1, 0), 0)
+
+
 def _copy(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
     for i in range(0, n, 16):
         store_f32(out + i * 4, load_f32(a + i * 4, 1, 0), 0)
@@ -269,6 +276,7 @@ _PRODUCERS = {
     "norm": _add_normalize,
     "silu": _gate_silu,
     "gelu": _gate_gelu,
+    "relu": _gate_relu,
     "copy": _copy,
 }
 
@@ -332,6 +340,8 @@ def _reference(name: str, a: Any, b: Any, w: Any, post: Any, eps: float, mode: i
         return a, a / (1 + np.exp(-a)) * b
     if name == "gelu":
         return a, 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))) * b
+    if name == "relu":
+        return a, np.maximum(a, 0) * b
     if mode == 1:
         a = a + b
     if mode == 2:
@@ -495,7 +505,7 @@ _PACK = {
 
 
 def kernel(producer: str, activation: str) -> Kernel:
-    """The row of a producer ("norm", "silu", "gelu", "copy") and an activation kind."""
+    """The row of a producer ("norm", "silu", "gelu", "relu", "copy") and an activation kind."""
     kinds: tuple[str, ...] = ("headrace.sparse.interleaving", "headrace.sparse.plane_tables")
     if activation == "x16":
         kinds = (*kinds, "headrace.sparse.gqs_kernels")

@@ -5,8 +5,7 @@ Its argument block is written by `headrace.standalone.program`; `SLOTS` names th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.kernels.execute import walk
 from headrace.plan import COUNT, ONE, OUT_COUNT, OUT_FIRST, POSITION, SHORT_TOKENS
@@ -24,11 +23,7 @@ from headrace.targets.simd import (
     put_u8,
     smaller,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction
-from headrace.targets.target import Target
-
-if TYPE_CHECKING:
-    import numpy as np
+from headrace.targets.table import Kernel, KernelFunction, no_cases
 
 SLOTS = (
     "stack",  # as Linux hands it over: the number of arguments, then their addresses
@@ -290,16 +285,11 @@ def _word(p: Any, word_bytes: int) -> Any:
     return get_i64(p)
 
 
-def _no_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """It calls the system: tests/emulated/test_standalone.py runs it in executables."""
-    return iter(())
-
-
 ROW = Kernel(
     "standalone",
     lambda target: _driver(target.word_bytes),
     (__name__, "headrace.kernels.execute", "headrace.offload.requests", "headrace.plan"),
-    _no_cases,
+    no_cases,  # tests/emulated/test_standalone.py runs it
     __name__,
 )
 

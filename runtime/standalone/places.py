@@ -76,7 +76,7 @@ class ProgramPlaces:
         """Address of the head of a group-sparse matrix."""
         return self.constant(f"head {matrix.name}")
 
-    def directory(self, layer: int) -> int:
+    def directory(self, mixture: int) -> int:
         """Executables have no experts."""
         raise AssertionError("mixtures of experts are refused")
 

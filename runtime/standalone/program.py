@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from headrace.kernels.execute import STEP_SLOTS
 from headrace.standalone import driver
 from headrace.standalone.places import BUFFERS, DATA, KV, Place, place_of
-from headrace.steps import Step
+from headrace.step import Step
 from headrace.targets.ir_text import constant_bytes
 from headrace.targets.linux import at_illegal_instruction, start, support, system_of
 from headrace.targets.table import symbol_of

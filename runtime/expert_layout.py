@@ -1,0 +1,77 @@
+"""Which products a mixture's experts take, and the directory that says so to kernels.
+
+Experts of a layer may have formats of their own: a visit to an expert runs through the products of
+all formats that gates, ups and downs of the layer have, and those that are not the expert's
+multiply no tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from headrace.families.decoder import Experts, Matrix
+from headrace.kernels.experts import DIRECTORY_SLOTS, MATRICES, PRODUCTS, TILE_COUNTS
+from headrace.placing import Placed, padded16
+from headrace.sparse.format import TILE_ROWS
+
+GATE, UP, DOWN = range(MATRICES)
+
+
+@dataclass(frozen=True)
+class ExpertProducts:
+    """The products of a mixture.
+
+    Attributes:
+        matrices: a matrix for each format of the gates, then of the ups, then of the downs.
+        own: of each expert, the numbers of its gate, up and down among them.
+    """
+
+    matrices: tuple[tuple[Matrix, ...], ...]
+    own: tuple[tuple[int, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.matrices))
+
+
+def products_of(mixture: Experts, placed: Mapping[str, Placed]) -> ExpertProducts:
+    """The products of a mixture whose matrices have the formats of `placed`."""
+    numbers: list[dict[str, int]] = [{} for _ in range(MATRICES)]
+    matrices: list[list[Matrix]] = [[] for _ in range(MATRICES)]
+    for one in mixture.each:
+        for role, matrix in enumerate(one.matrices()):
+            name = placed[matrix.name].format.name
+            if name not in numbers[role]:
+                numbers[role][name] = len(matrices[role])
+                matrices[role].append(matrix)
+    first = [sum(map(len, matrices[:role])) for role in range(MATRICES)]
+    own = tuple(
+        tuple(
+            first[role] + numbers[role][placed[matrix.name].format.name]
+            for role, matrix in enumerate(one.matrices())
+        )
+        for one in mixture.each
+    )
+    return ExpertProducts(tuple(map(tuple, matrices)), own)
+
+
+def directory_of(
+    mixture: Experts, placed: Mapping[str, Placed], places: Callable[[int], list[int]]
+) -> np.ndarray:
+    """The directory of a mixture (`headrace.kernels.experts`).
+
+    Args:
+        places: where gate, up and down of an expert lie: addresses, or bytes of its slot.
+    """
+    entries = np.zeros((len(mixture.each), DIRECTORY_SLOTS), np.int64)
+    own = products_of(mixture, placed).own
+    for i, (entry, one) in enumerate(zip(entries, mixture.each, strict=True)):
+        entry[:MATRICES] = places(i)
+        entry[PRODUCTS : PRODUCTS + MATRICES] = own[i]
+        entry[TILE_COUNTS] = padded16(one.gate.rows) // TILE_ROWS
+        entry[TILE_COUNTS + 1] = padded16(one.down.rows) // TILE_ROWS
+    return entries

@@ -1,0 +1,309 @@
+"""Steps of mixtures of experts: in memory, or from a cache that brings them from flash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from headrace.expert_layout import DOWN, GATE, UP, ExpertProducts, products_of
+from headrace.families.decoder import Decoder, Experts, Layer, Matrix, Vector
+from headrace.kernels import experts
+from headrace.offload.expert_store import ALWAYS
+from headrace.placing import Placed, PlacedMatrix, padded16
+from headrace.plan import ACTIVE, COUNT, ONE, Mode
+from headrace.product_steps import ProductSteps
+from headrace.sparse.format import TILE_ROWS
+from headrace.sparse.linear import activation_bytes
+from headrace.step import CachePlaces, Places, Step
+
+WEIGHTS_SLOT, OUTPUT_SLOT, TILES_SLOT = 0, 2, 4  # of a product's argument block
+SURE_ENOUGH = 0.6  # predictions are believed that come true so often
+_WEIGHTING = {
+    "all": experts.OVER_ALL, "chosen": experts.OVER_CHOSEN, "one": experts.ONE_EACH,
+}  # fmt: skip
+
+Add = tuple[str, Vector | None]  # what a norm adds to x first
+
+
+class MixtureSteps:
+    """The feed-forwards of a decoder's layers that are mixtures of experts."""
+
+    def __init__(
+        self, decoder: Decoder, placed: Mapping[str, Placed], places: Places, products: ProductSteps
+    ) -> None:
+        self._decoder = decoder
+        self._placed = placed
+        self._places = places
+        self._p = products
+        self._layers = list(decoder.mixtures())  # of the mixtures, which are numbered like this
+        self._products = [products_of(one, placed) for one in decoder.mixtures().values()]
+
+    def before_the_first(self, mode: Mode) -> list[Step]:
+        """What comes before the first layer: the first experts are asked for by the embedding."""
+        cache = self._places.cache()
+        return self._ahead(mode, -1, cache) if mode.private and cache is not None else []
+
+    def steps(self, mode: Mode, index: int, add: Add) -> list[Step]:
+        """The feed-forward of a layer that is a mixture."""
+        number = self._layers.index(index)
+        layer, f = self._at(number)
+        make = self._of_one if mode.private else self._of_chunk
+        return [*make(mode, number, layer, f, add), self._combine(mode, index, f)]
+
+    def _of_one(
+        self, mode: Mode, number: int, layer: Layer, f: Experts, add: Add
+    ) -> list[Step]:  # fmt: skip
+        """The experts of the only token, side by side: `route` says where their weights lie."""
+        products, cache = self._products[number], self._places.cache()
+        gates, ups, downs = products.matrices
+        readers = [*gates, *ups]
+        # What predictions and a shared expert read lies where the norm's activations were.
+        again = cache is not None or f.shared is not None
+        norm = layer.feed_forward_norm
+        steps = self._p.norm(mode, norm, add, [*f.readers(), *(() if again else readers)])
+        steps += self._routed(mode, number, f)
+        if cache is not None:
+            steps.append(self._claim(number, f, cache))
+        route = len(steps) - 1
+        if cache is not None:
+            steps += self._ahead(mode, number, cache)
+        if f.shared is not None:
+            if cache is not None:
+                steps += self._p.norm(mode, norm, None, [f.shared.gate, f.shared.up])
+            steps += self._p.gated(mode, f.shared, "shared")
+        if again:
+            steps += self._p.norm(mode, norm, None, readers)
+        first: list[list[int]] = [[], [], []]  # step of the first product of gates, ups, downs
+        waits = []
+        for k in range(f.active):
+            if cache is not None:
+                waits.append(len(steps))
+                label = f"wait for an expert {number}"
+                steps.append(Step("experts_await", [cache.address, 0], False, label))
+            for role, name in ((GATE, "gate"), (UP, "up")):
+                first[role].append(len(steps))
+                width = self._p.row_bytes(name)
+                y = self._p.address(mode, name) + k * width
+                steps += self._visit(mode, products, role, self._p.word(ONE), y, width)
+        steps[-1] = replace(steps[-1], barrier=True)
+        steps += self._activated(mode, f, downs, self._p.word(ACTIVE))
+        width = self._p.row_bytes("block")
+        for k in range(f.active):
+            first[DOWN].append(len(steps))
+            y = self._p.address(mode, "outputs") + k * width
+            steps += self._visit(mode, products, DOWN, self._p.word(ONE), y, width, k)
+        steps[-1] = replace(steps[-1], barrier=True)
+        writes: list[tuple[int, int]] = []
+        for k in range(f.active):
+            writes += self._pointed(products, [at[k] - route for at in first])
+            if cache is not None:
+                writes += [(first[DOWN][k] - route + i, OUTPUT_SLOT) for i in range(len(downs))]
+                writes.append((waits[k] - route, 1))
+        table = 9 if cache is None else 5
+        steps[route] = replace(steps[route], writes=tuple(writes), table=table)
+        return steps
+
+    def _of_chunk(self, mode: Mode, number: int, layer: Layer, f: Experts, add: Add) -> list[Step]:
+        """Expert after expert, each for all tokens of the chunk that have chosen it."""
+        products, cache = self._products[number], self._places.cache()
+        gates, ups, downs = products.matrices
+        visits = self._places.buffer("visits", False)
+        tokens = visits + 8 * experts.TOKENS
+        norm = layer.feed_forward_norm
+        steps = self._p.norm(mode, norm, add, list(f.readers()))
+        steps += self._routed(mode, number, f)
+        if f.shared is not None:
+            steps += self._p.gated(mode, f.shared, "shared")
+        order = self._places.buffer("order", False)
+        slots = [
+            self._chosen(number), len(f.each), f.active, self._p.word(COUNT), order, visits,
+        ]  # fmt: skip
+        steps.append(Step("experts_group", slots, True, f"group tokens {number}"))
+        begin = len(steps)
+        if cache is None:
+            slots = [visits, self._places.directory(number), 0, products.count]
+        else:
+            slots = [
+                visits, cache.address, 0, products.count, cache.first[number], number,
+                self._places.directory(number), len(f.each), f.active,
+            ]  # fmt: skip
+        kernel = "experts_pick" if cache is None else "experts_visit"
+        steps.append(Step(kernel, slots, True, f"pick expert {number}"))
+        x, picked = self._p.address(mode, "x"), self._p.address(mode, "picked")
+        slots = [visits, order, x, self._p.row_bytes("x"), picked, f.active]
+        steps.append(Step("experts_gather", slots, True, f"gather tokens {number}"))
+        weight = self._p.vector(norm)
+        steps += [
+            self._p.prepare(
+                mode, "norm", kind, "picked", "", self._decoder.width, weight, tokens=tokens
+            )
+            for kind in self._p.kinds(mode, [*gates, *ups])
+        ]
+        first = []
+        for role, name in ((GATE, "gate"), (UP, "up")):
+            first.append(len(steps) - begin)
+            y = self._p.address(mode, name)
+            steps += self._visit(mode, products, role, tokens, y, self._p.row_bytes(name))
+        steps[-1] = replace(steps[-1], barrier=True)
+        steps += self._activated(mode, f, downs, tokens)
+        first.append(len(steps) - begin)
+        block, width = self._p.address(mode, "block"), self._p.row_bytes("block")
+        steps += self._visit(mode, products, DOWN, tokens, block, width)
+        steps[-1] = replace(steps[-1], barrier=True)
+        slots = [visits, order, block, width, self._p.address(mode, "outputs")]
+        loop = visits + 8 * experts.LEFT, len(steps) - begin + 1
+        label = f"outputs of an expert {number}"
+        steps.append(Step("experts_scatter", slots, True, label, loop=loop))
+        writes = tuple(self._pointed(products, first))
+        steps[begin] = replace(steps[begin], writes=writes, table=2)
+        return steps
+
+    def _chosen(self, number: int) -> int:
+        """Address of what tokens have chosen of a mixture."""
+        return self._places.buffer(f"chosen{number}", False)
+
+    def _pointed(self, products: ExpertProducts, first: list[int]) -> list[tuple[int, int]]:
+        """The slots that `headrace.kernels.experts.point` writes, of products from steps on."""
+        return [
+            (first[role] + i, slot)
+            for role, matrices in enumerate(products.matrices)
+            for i in range(len(matrices))
+            for slot in (WEIGHTS_SLOT, TILES_SLOT)
+        ]
+
+    def _claim(self, number: int, f: Experts, cache: CachePlaces) -> Step:
+        products = self._products[number]
+        slots = [
+            cache.address, self._chosen(number), f.active, cache.first[number],
+            number, 0, self._places.directory(number), self._places.buffer("outputs", False),
+            self._p.row_bytes("block"), cache.predictions_address(number, 1),
+            cache.look_ahead, products.count, len(products.matrices[DOWN]), len(f.each),
+            cache.ranks,
+        ]  # fmt: skip
+        return Step("experts_claim", slots, True, f"claim experts {number}")
+
+    def _ahead(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
+        """Ask ahead for what the next mixtures will choose, by what this one reads.
+
+        Routers that were fitted to that say it, or else those that will choose.
+        """
+        later = range(number + 1, min(number + cache.look_ahead + 1, len(self._layers)))
+        fitted = [m for m in later if self._fitted(mode, m, m - number, cache) is not None]
+        steps: list[Step] = []
+        if fitted:
+            norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
+            width, weight = self._decoder.width, self._p.vector(norm)
+            steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
+        for m in fitted:
+            steps.append(self._early(mode, m, m - number, cache))
+        asked = list(fitted)
+        for m in later:
+            layer, f = self._at(m)
+            # What streams comes once in a pass.
+            if m in fitted or any(p.request is not None for p in self._places.parts(f.router)):
+                continue
+            asked.append(m)
+            steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
+            steps += self._p.products(mode, {f"ahead{m - number}": f.router})
+            steps[-1] = replace(steps[-1], barrier=False)
+        steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
+        for m in sorted(asked):
+            distance = m - number
+            slots = [
+                cache.address, self._p.address(mode, f"ahead{distance}"), len(self._at(m)[1].each),
+                cache.predictions_address(m, distance), cache.ranks, cache.first[m], m,
+                int(SURE_ENOUGH * ALWAYS), distance - 1,
+            ]  # fmt: skip
+            steps.append(Step("experts_predict", slots, False, f"predict experts {m}"))
+        return steps
+
+    def _at(self, number: int) -> tuple[Layer, Experts]:
+        layer = self._decoder.layers[self._layers[number]]
+        assert isinstance(layer.feed_forward, Experts)
+        return layer, layer.feed_forward
+
+    def _fitted(
+        self, mode: Mode, number: int, distance: int, cache: CachePlaces
+    ) -> tuple[int, int] | None:
+        if self._p.kinds(mode, [self._at(number)[1].router]) != ["f32"]:
+            return None  # nothing makes such inputs
+        return cache.router_ahead(number, distance)
+
+    def _early(self, mode: Mode, number: int, distance: int, cache: CachePlaces) -> Step:
+        """What a fitted router says of a mixture; its input lies ready."""
+        found = self._fitted(mode, number, distance, cache)
+        assert found is not None
+        weights, bias = found
+        _, f = self._at(number)
+        name, n_bytes = f"ahead{distance}", activation_bytes("f32", f.router.columns)
+        slots = [
+            weights, self._p.address(mode, "input_f32"), self._p.address(mode, name),
+            f.router.columns, padded16(f.router.rows) // TILE_ROWS, self._p.word(ONE),
+            self._p.private_bytes("f32"), self._p.row_bytes(name), bias, n_bytes,
+        ]  # fmt: skip
+        return Step("gemv_f16", slots, False, f"fitted router {number}")
+
+    def _routed(self, mode: Mode, number: int, f: Experts) -> list[Step]:
+        """Which experts tokens take, and what of a shared expert's gate there is."""
+        logits = {"router": f.router}
+        if f.shared_gate is not None:
+            logits["shared_gate"] = f.shared_gate
+        at_once = mode.private and self._places.cache() is None
+        slots = [
+            self._p.address(mode, "router"), self._p.row_bytes("router"), len(f.each), f.active,
+            _WEIGHTING[f.weighting], self._chosen(number),
+            self._places.buffer("chosen_weights", False),
+            self._p.word(ONE if mode.private else COUNT),
+            self._places.directory(number) if at_once else 0, 0, self._products[number].count,
+        ]  # fmt: skip
+        return [
+            *self._p.products(mode, logits),
+            Step("experts_route", slots, True, f"choose experts {number}"),
+        ]
+
+    def _activated(
+        self, mode: Mode, f: Experts, downs: tuple[Matrix, ...], tokens: int
+    ) -> list[Step]:
+        """What downs read, of as many rows as the word `tokens` has."""
+        n = downs[0].columns
+        return [
+            self._p.prepare(mode, f.activation, kind, "gate", "up", n, tokens=tokens)
+            for kind in self._p.kinds(mode, list(downs))
+        ]
+
+    def _visit(
+        self, mode: Mode, products: ExpertProducts, role: int, count: int, y: int, y_bytes: int,
+        row: int = 0,
+    ) -> list[Step]:  # fmt: skip
+        """The products of gates, ups or downs by an expert that another step points them at.
+
+        Inputs are the `row`-th and what follows, the same ones for all threads but those of norms.
+        """
+        steps = []
+        for matrix in products.matrices[role]:
+            placed = self._placed[matrix.name]
+            assert isinstance(placed, PlacedMatrix)
+            fmt, kind = placed.format, mode.kind(placed.format.activation)
+            own = mode.private and role != DOWN
+            n_bytes = activation_bytes(kind, matrix.columns)
+            slots = [
+                0, self._p.address(mode, f"input_{kind}") + row * n_bytes, y,
+                matrix.columns // fmt.block, padded16(matrix.rows) // TILE_ROWS, count,
+                self._p.private_bytes(kind) if own else 0, y_bytes, self._p.address(mode, "zeros"),
+                n_bytes * mode.group(kind), *self._p.unpacking(fmt),
+            ]  # fmt: skip
+            kernel = f"{mode.operation(fmt.activation)}_{fmt.name}"
+            steps.append(Step(kernel, slots, False, matrix.name, placed.n_bytes))
+        return steps
+
+    def _combine(self, mode: Mode, index: int, f: Experts) -> Step:
+        shared, gated = f.shared is not None, f.shared_gate is not None
+        slots = [
+            self._p.address(mode, "outputs"), self._p.row_bytes("block"),
+            self._places.buffer("chosen_weights", False), f.active,
+            self._p.word(ONE if mode.private else COUNT), self._p.address(mode, "block"),
+            self._p.row_bytes("block"), self._decoder.width,
+            self._p.address(mode, "shared") if shared else 0, self._p.row_bytes("shared"),
+            self._p.address(mode, "shared_gate") if gated else 0, self._p.row_bytes("shared_gate"),
+        ]  # fmt: skip
+        return Step("experts_combine", slots, True, f"add experts {index}")
