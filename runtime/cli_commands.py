@@ -166,7 +166,7 @@ def perplexity(*, model: str, text: str, window: int, chunks: int | None, **rest
     from headrace.windows import scored_of
 
     as_json = rest.pop("json")
-    decoded = _text_of(text)
+    decoded = text_of(text)
     with (
         _loaded(
             model, {**rest, "context": window, "logits_rows": scored_of(window)}, quiet=as_json
@@ -192,7 +192,7 @@ def compare(
     from headrace.windows import scored_of
 
     as_json = rest.pop("json")
-    decoded = _text_of(text)
+    decoded = text_of(text)
     options = {name: rest[name] for name in ("threads", "target", "kernels")}
     with (
         progress_bar() as progress,
@@ -209,7 +209,8 @@ def compare(
     return 0
 
 
-def _text_of(path: str) -> str:
+def text_of(path: str) -> str:
+    """A text file, or what comes through a pipe (`-`)."""
     try:
         if path == "-":
             data = _stdin().buffer.read()
@@ -257,8 +258,8 @@ def compress(
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from headrace.compress import compress as write
 
-    options["calibrate"] = None if calibrate is None else _text_of(calibrate)
-    options["evaluate"] = None if evaluate is None else _text_of(evaluate)
+    options["calibrate"] = None if calibrate is None else text_of(calibrate)
+    options["evaluate"] = None if evaluate is None else text_of(evaluate)
     with progress_bar() as progress:
         done = write(src, dst, progress=progress, notice=say, **options)
     if json:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +22,10 @@ from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.decompose_stack import Blocks
 from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
+from headrace.expert_bits import FORMATS_OF, LOSS, expert_recipes, waiting_of
+from headrace.expert_trial import check_room, last_windows
 from headrace.families import describe
+from headrace.families.decoder import Decoder
 from headrace.least_memory import Need, check_memory
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
@@ -33,6 +37,7 @@ from headrace.loaders.tiled import (
 )
 from headrace.offload.files import stamp_of
 from headrace.partial_file import PartialFile, check_disk, drop
+from headrace.placing import place
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
 from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
@@ -83,7 +88,8 @@ class _Options:
     calibrate: str | None  # SHA-256 of the text
     calibrate_tokens: int | None  # None: there is no text
     sparsity: float | None
-    cutting: tuple[int | None, int | None, float | None] | None  # into experts
+    cutting: tuple[int | None, int | None, float | None, bool] | None  # into experts
+    widths: tuple[tuple[int, ...], float] | None  # of experts, and what they may lose
 
 
 def compress(
@@ -100,6 +106,9 @@ def compress(
     experts: int | None = None,
     active: int | None = None,
     shared: float | None = None,
+    fit_shared: bool = False,
+    expert_bits: Sequence[int] | None = None,
+    expert_loss: float | None = None,
     calibrate: str | None = None,
     calibrate_tokens: int | None = None,
     evaluate: str | None = None,
@@ -142,6 +151,12 @@ def compress(
             are: compress the result once more for another `format`.
         experts, active: how many a layer gets, and a token takes; default: 16, of which 4.
         shared: share of the neurons that all tokens take, about; default: a third.
+        fit_shared: change the shared part so that it makes up for experts that are not chosen; with
+            all of them the output is then no longer the dense model's.
+        expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), each as many bits
+            as the loss on the end of `calibrate` calls for; `format` is that of the other matrices.
+            The whole source has to have room in memory.
+        expert_loss: by which share perplexity may rise then; default: 0.02.
         calibrate: a text like those that the model will read.
         calibrate_tokens: how much of it to use; default: 65536; 16384 where `to_moe`.
         evaluate: another text, on which to compare the result with the source; what comes out
@@ -160,18 +175,20 @@ def compress(
         BudgetError: the work on one tensor does not fit in `memory`.
         HeadraceError: `dst` exists or cannot be written, or a text is too short.
     """
-    cutting = (experts, active, shared)
+    cutting = (experts, active, shared, fit_shared)
     if to_moe and (calibrate is None or (format, ends, method) != (KEEP, None, None)):
         raise UnsupportedError(
             "--to-moe needs a text to --calibrate with, and takes no --format, --method or "
             "--ends: compress what it writes once more"
         )
-    if not to_moe and cutting != (None, None, None):
-        raise UnsupportedError("--experts, --active and --shared are for --to-moe")
-    chosen: Method = method or ("rtn" if calibrate is None or format == KEEP else "gptq")
+    if not to_moe and cutting != (None, None, None, False):
+        raise UnsupportedError("--experts, --active, --shared and --fit-shared are for --to-moe")
+    widths = _widths(expert_bits, expert_loss, calibrate, to_moe)
+    copied = format == KEEP and widths is None  # or some matrices are rounded
+    chosen: Method = method or ("rtn" if calibrate is None or copied else "gptq")
     if chosen == "gptq" and calibrate is None:
         raise UnsupportedError("--method gptq needs a text to --calibrate with")
-    if calibrate is not None and not to_moe and (chosen == "rtn" or format == KEEP):
+    if calibrate is not None and not to_moe and (chosen == "rtn" or copied):
         raise UnsupportedError(
             "--calibrate changes nothing here: it is for --method gptq or search, and a --format"
         )
@@ -201,6 +218,7 @@ def compress(
         None if calibrate is None else n_calibrate,
         rate if format in GROUP_FORMATS else None,
         cutting if to_moe else None,
+        widths,
     )  # fmt: skip
     allowed = limit_of(memory)
     limit = allowed.n_bytes
@@ -260,26 +278,17 @@ def compress(
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
-    with TensorReader() as reader:
-        wanted = recipes(model, decoder, format, ends, chosen, reader, rate, progress)
-    vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
-    sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
-    entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
-    mixture = None
-    if to_moe:
-        mixture = Mixture(model, decoder, cut_of(model, decoder, *cutting), entries, sources)
-        entries = mixture.entries
-    more = {} if mixture is None else mixture.metadata
-    tag = {} if evaluate is None else price_keys(None)
-    header, places, size = build_header(model, entries, {**more, **tag})
-    key = f"{_key(model, options)} {layout_key(model, entries, size)}"
-    said = remarks(wanted) if mixture is None else mixture.remarks(shared)
-    say = notice or (lambda line: None)
-    for line in said:
-        say(line)
-    price = None
+    if widths is not None and not decoder.mixtures():
+        raise UnsupportedError("--expert-bits is for mixtures of experts", path=model.paths[0])
+    say, price = notice or (lambda line: None), None
     try:
         with ExitStack() as stack:
+            reader = stack.enter_context(TensorReader())
+            rounder = Rounder(reader, n_threads, room)
+            wanted = recipes(
+                model, decoder, format, ends, chosen if format != KEEP else "rtn", reader, rate,
+                progress,
+            )  # fmt: skip
             inputs = None
             if calibrate is not None:
                 found = LayerInputs(
@@ -287,13 +296,41 @@ def compress(
                     watched=to_moe,
                 )  # fmt: skip
                 inputs = stack.enter_context(found)
-            reader = stack.enter_context(TensorReader())
-            rounder = Rounder(reader, n_threads, room)
+            said = list[str]()
+            if widths is not None and inputs is not None and calibrate is not None:
+                needs = priced + _needs(wanted, rounder, inputs)
+                check_memory(allowed, process, needs, n_threads)
+                windows = last_windows(model, decoder, calibrate)
+                check_room(path, windows.context, limit)
+                experts_as, line = expert_recipes(
+                    path, target, place(model, decoder, "q8"), decoder.mixtures(), *widths,
+                    method=chosen, inputs=inputs, rounder=rounder, reader=reader, windows=windows,
+                    key=_key(model, options), stack=stack, threads=n_threads, memory=memory,
+                    progress=progress, notice=say,
+                )  # fmt: skip
+                wanted = [experts_as.get(one.placed.matrix.name, one) for one in wanted]
+                said.append(line)
+            vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
+            sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
+            entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
+            mixture = None
+            if to_moe:
+                mixture = Mixture(
+                    model, decoder, cut_of(model, decoder, *cutting), entries, sources
+                )
+                entries = mixture.entries
+            more = {} if mixture is None else mixture.metadata
+            tag = {} if evaluate is None else price_keys(None)
+            header, places, size = build_header(model, entries, {**more, **tag})
+            key = f"{_key(model, options)} {layout_key(model, entries, size)}"
+            said += remarks(wanted) if mixture is None else mixture.remarks(shared)
+            for line in said:
+                say(line)
             if mixture is not None and inputs is not None:
                 check_memory(allowed, process, priced + mixture.needs(inputs), 1)
             else:
                 check_memory(allowed, process, priced + _needs(wanted, rounder, inputs), n_threads)
-            for other in beside(target):
+            for other in (*beside(target), *([] if widths else [waiting_of(target)])):
                 drop(other, say)
             file = stack.enter_context(PartialFile(target, key, size))
             check_disk(target, {target: size})
@@ -312,6 +349,9 @@ def compress(
                     write = partial(_write_at, file, places[i])
                     _write_tensor(sources[i], reader, rounder, inputs, write)
                     wrote(i)
+            if inputs is not None and inputs.few:
+                said.append(_few(inputs.few, decoder))
+                say(said[-1])
             file.complete()
             for line in rounder.remarks():
                 say(line)
@@ -334,6 +374,35 @@ def compress(
         name = one.placed.format.name
         sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
+
+
+def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
+    n, of = len(experts), sum(len(one.each) for one in decoder.mixtures().values())
+    return (
+        f"{n} of {of} experts {'was' if n == 1 else 'were'} chosen by fewer tokens of the text "
+        "than their matrices have inputs, and rounded as without it: calibrate with a longer text"
+    )
+
+
+def _widths(
+    bits: Sequence[int] | None, loss: float | None, calibrate: str | None, to_moe: bool
+) -> tuple[tuple[int, ...], float] | None:
+    """The widths that experts may get, and what that may cost; None: nobody asked."""
+    if bits is None:
+        if loss is not None:
+            raise UnsupportedError("--expert-loss is for --expert-bits")
+        return None
+    known = ", ".join(map(str, FORMATS_OF))
+    if not bits or not set(bits) <= set(FORMATS_OF):
+        raise UnsupportedError(f"--expert-bits takes some of {known}, such as 2,4,8")
+    if calibrate is None or to_moe:
+        raise UnsupportedError(
+            "--expert-bits needs a text to --calibrate with, and a model that is a mixture already"
+        )
+    loss = LOSS if loss is None else float(loss)
+    if not 0 <= loss < math.inf:
+        raise UnsupportedError(f"--expert-loss is a share from 0 on, not {loss}")
+    return tuple(sorted(set(bits))), loss
 
 
 def _tokens(what: str, text: str | None, wanted: int | None, default: int) -> int:
@@ -377,8 +446,10 @@ def _write_tensor(
     write: Callable[[int, np.ndarray], None],
 ) -> None:  # fmt: skip
     if isinstance(source, Recipe) and source.method is not None:
-        name = source.placed.matrix.name
-        rounder.round(source, None if inputs is None else inputs.of(name), write)
+        found = None if inputs is None else inputs.of(source.placed.matrix.name)
+        if found is None and source.method == "gptq":
+            source = replace(source, method="search")  # an expert that few tokens have chosen
+        rounder.round(source, found, write)
         return
     at = 0
     copied = source.placed if isinstance(source, Recipe) else source

@@ -18,7 +18,7 @@ from headrace.step import CachePlaces, Places, Step
 
 WEIGHTS_SLOT, OUTPUT_SLOT, TILES_SLOT = 0, 2, 4  # of a product's argument block
 SURE_ENOUGH = 0.6  # predictions are believed that come true so often
-_WEIGHTING = {
+WEIGHTING = {
     "all": experts.OVER_ALL, "chosen": experts.OVER_CHOSEN, "one": experts.ONE_EACH,
 }  # fmt: skip
 
@@ -251,7 +251,7 @@ class MixtureSteps:
         at_once = mode.private and self._places.cache() is None
         slots = [
             self._p.address(mode, "router"), self._p.row_bytes("router"), len(f.each), f.active,
-            _WEIGHTING[f.weighting], self._chosen(number),
+            WEIGHTING[f.weighting], self._chosen(number),
             self._places.buffer("chosen_weights", False),
             self._p.word(ONE if mode.private else COUNT),
             self._places.directory(number) if at_once else 0, 0, self._products[number].count,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from headrace.families.decoder import Vector, tensor_of
+from headrace.families.decoder import Matrix, Vector, tensor_of
 from headrace.kernels.invoke import invoke
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.placing import (
@@ -18,7 +18,7 @@ from headrace.placing import (
     wrong_in,
 )
 from headrace.sparse import gqs
-from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.format import TILE_ROWS, Floats, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
 
 PIECE_BYTES = 1 << 20  # raw bytes read at a time by each thread
@@ -109,6 +109,15 @@ def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.nd
     reader.readinto(info, 0, raw)
     floats = _as_floats(raw[None], info.type)[0]
     return floats + np.float32(vector.plus) if vector.plus else floats
+
+
+def float_matrix(model: ModelFile, reader: TensorReader, matrix: Matrix) -> tuple[Floats, Floats]:
+    """A small matrix of the file and its bias: float32 [rows, columns] and [rows]."""
+    placed = PlacedMatrix(matrix, tensor_of(model, matrix), FORMATS["f32"])
+    weights: Floats = raw_rows(reader, placed, 0, matrix.rows)[: matrix.rows].view(np.float32)
+    if matrix.bias is None:
+        return weights, np.zeros(matrix.rows, np.float32)
+    return weights, read_vector(model, reader, Vector(matrix.bias, matrix.rows))
 
 
 def read_tiled(reader: TensorReader, placed: Placed) -> Iterator[np.ndarray]:

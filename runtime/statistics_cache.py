@@ -1,7 +1,7 @@
 """Statistics of calibrations, kept for the next compression of the same model with the same text.
 
-A folder for each calibration in `$HEADRACE_CACHE/calibration/`, a file for each layer: its matrices
-of sums one behind the other as `.npy`. All together take at most `LIMIT_BYTES`.
+A folder for each calibration in `$HEADRACE_CACHE/calibration/`, a file for each layer or expert:
+its matrices of sums one behind the other as `.npy`. All together take at most `LIMIT_BYTES`.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class StatisticsCache:
             self._own.touch()
             self._make_room(n_bytes)
 
-    def has(self, layer: int) -> bool:
-        """Whether there is a file of a layer."""
-        return self._path(layer).exists()
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return self._path(name).exists()
 
-    def get(self, layer: int, sizes: Sequence[int]) -> list[np.ndarray] | None:
-        """The sums of a layer, float32 [n, n] for each of `sizes`; None: they are not there."""
+    def get(self, name: str, sizes: Sequence[int]) -> list[np.ndarray] | None:
+        """The sums of that name, float32 [n, n] for each of `sizes`; None: they are not there."""
         found = []
         try:
-            with self._path(layer).open("rb") as file:
+            with self._path(name).open("rb") as file:
                 for n in sizes:
                     h = np.lib.format.read_array(file, allow_pickle=False)
                     if h.shape != (n, n) or h.dtype != np.float32 or not np.isfinite(h).all():
@@ -65,16 +65,16 @@ class StatisticsCache:
             return None
         return found
 
-    def put(self, layer: int, sums: Sequence[np.ndarray]) -> None:
-        """Keep the sums of a layer, if there is room."""
+    def put(self, name: str, sums: Sequence[np.ndarray]) -> None:
+        """Keep sums, if there is room."""
         if not self.kept:
             return
-        with contextlib.suppress(OSError), whole_file(self._path(layer), durable=False) as file:
+        with contextlib.suppress(OSError), whole_file(self._path(name), durable=False) as file:
             for h in sums:
                 np.lib.format.write_array(file, h, allow_pickle=False)
 
-    def _path(self, layer: int) -> Path:
-        return self._own / f"layer-{layer}.npy"
+    def _path(self, name: str) -> Path:
+        return self._own / f"{name}.npy"
 
     def _make_room(self, n_bytes: int) -> None:
         others = [path for path in self.folder.iterdir() if path.is_dir() and path != self._own]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -223,13 +223,14 @@ class Weights:
 
     def load(
         self, reader: TensorReader, addresses: dict[str, int], n_threads: int,
-        progress: Progress | None = None,
+        progress: Progress | None = None, only: Collection[str] | None = None,
     ) -> None:  # fmt: skip
         """Read and tile what is kept; each thread holds one piece of the file at a time.
 
         Args:
             reader: of the model's files.
             addresses: kernels by name; `tile_<format>` for each format in use.
+            only: these matrices; others stay zeros that take no memory. None: all.
 
         Raises:
             ModelFileError: the file cannot be read to the end.
@@ -237,7 +238,8 @@ class Weights:
         for vector in self._vectors:
             floats = read_vector(self._model, reader, vector)
             self.vectors.view(vector.name, "f4")[: vector.size] = floats
-        self._fill(reader, self._wanted, addresses, n_threads, progress)
+        places = [p for p in self._wanted if only is None or p.matrix in only]
+        self._fill(reader, places, addresses, n_threads, progress)
         self._wanted = []
 
     def fill_with_nothing(self, blocks: int = 0) -> None:

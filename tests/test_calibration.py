@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from reference_llama import ReferenceLlama
 import headrace
 from headrace import statistics_cache
 from headrace.calibration import LayerInputs, calibration_windows
+from headrace.calibration_pass import Unit, units_of
+from headrace.compress import compress
 from headrace.errors import BudgetError
 from headrace.families import describe
-from headrace.loaders.gguf import TensorReader
+from headrace.families.decoder import FeedForward, Matrix
+from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.tiled import open_model
-from headrace.placing import place
+from headrace.placing import dense, place
 from headrace.rows import raw_rows, read_vector
 from headrace.sparse.registry import FORMATS
 
@@ -33,8 +37,10 @@ def collect(text: str = TEXT, **options: Any) -> dict[str, np.ndarray]:
     arguments = {"tokens": TOKENS, "n_threads": 2, "room": None} | options
     with LayerInputs(model, decoder, text, **arguments) as inputs:
         found = {}
-        for i in range(len(decoder.layers)):
-            found |= {name: one.h for name, one in inputs.layer(i).items()}
+        for matrix in (m for unit in units_of(decoder) for ms in unit.readers for m in ms):
+            one = inputs.of(matrix.name)
+            assert one is not None
+            found[matrix.name] = one.h
         return found
 
 
@@ -87,15 +93,19 @@ def test_statistics_are_those_of_an_independent_pass() -> None:
         assert (h == h.T).all()
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["qwen2", "gemma2", "gemma3", "mixtral", "olmoe", "qwen2moe", "qwen3moe"]
+)
 def test_layers_in_turn_compute_what_the_whole_model_does(name: str, tmp_path: Path) -> None:
     folder = hf.family_directory(tmp_path / "m", name, dtype="F32")
     model = open_model(folder)
     decoder = describe(model)
     with LayerInputs(model, decoder, TEXT, tokens=100, n_threads=2, room=None) as inputs:
-        for i in range(len(decoder.layers)):
-            inputs.layer(i)
-        ids, x = inputs._ids[0], inputs._load(0)
+        for unit in units_of(decoder):
+            inputs.of(unit.readers[0][0].name)
+        ids, hidden = inputs._ids[0], inputs._pass._hidden
+        assert hidden is not None
+        x = hidden.read(0, len(ids))
     with TensorReader() as reader:
         norm = read_vector(model, reader, decoder.norm)
         p = replace(
@@ -160,3 +170,90 @@ def test_the_cache_is_bounded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_too_little_memory() -> None:
     with pytest.raises(BudgetError, match="calibrating a layer takes"):
         collect(room=1_000_000)
+
+
+# --- mixtures of experts --------------------------------------------------------------------------
+
+
+def all_units(inputs: LayerInputs, model: ModelFile) -> Iterator[tuple[Unit, list[np.ndarray]]]:
+    """Each unit and its sums."""
+    for unit in units_of(describe(model)):
+        inputs.of(unit.readers[0][0].name)
+        found = inputs._cache.get(unit.name, unit.sizes)
+        assert found is not None
+        yield unit, found
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen2moe", "qwen3moe"])
+def test_experts_are_calibrated_on_the_tokens_that_chose_them(name: str, tmp_path: Path) -> None:
+    model = open_model(hf.family_directory(tmp_path / "m", name, dtype="F32"))
+    decoder = describe(model)
+    matrices = {p.matrix.name: p for p in place(model, decoder, "f32")}
+
+    def weights(matrix: Matrix) -> np.ndarray:
+        with TensorReader() as reader:
+            rows = raw_rows(reader, dense(matrices[matrix.name]), 0, matrix.rows)
+        return rows[: matrix.rows].view(np.float32).astype(np.float64)
+
+    with LayerInputs(model, decoder, TEXT, tokens=600, n_threads=2, room=None) as inputs:
+        counts: dict[int, float] = {}
+        for unit, found in all_units(inputs, model):
+            f = unit.layer.feed_forward
+            assert isinstance(f, FeedForward)
+            if unit.expert is None:
+                continue
+            # What experts read, by hand, and from there on.
+            p = inputs._pass
+            assert p._read is not None
+            with TensorReader() as reader:
+                norm = read_vector(model, reader, unit.layer.feed_forward_norm)
+            x = p._read.read(0, p._ids.size).astype(np.float64)
+            x = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + decoder.eps) * norm
+            mixture = decoder.mixtures()[unit.index]
+            logits = x @ weights(mixture.router).T
+            mine = np.argsort(-logits, axis=1, kind="stable")[:, : mixture.active] == unit.expert
+            x = x[mine.any(axis=1)]
+            gate, up = (x @ weights(m).T for m in (f.gate, f.up))
+            inner = gate / (1 + np.exp(-gate)) * up
+            counts[unit.index] = counts.get(unit.index, 0) + float(found[-1][0, 0])
+            assert found[-1][0, 0] == len(x)
+            for h, one in zip(found, (x, inner), strict=False):
+                expected = one.T @ one
+                assert np.abs(h - expected).max() <= 1e-4 * np.abs(expected).max(initial=1e-30)
+        assert counts == {i: 600 // 512 * 512 * m.active for i, m in decoder.mixtures().items()}
+
+
+def test_experts_are_collected_again_where_the_cache_lost_them(tmp_path: Path, cache: Path) -> None:
+    path = Path(__file__).parent / "data" / "families" / "qwen2moe.gguf"
+    model = open_model(path)
+
+    def collect() -> list[list[np.ndarray]]:
+        with LayerInputs(model, describe(model), TEXT, 200, n_threads=2, room=None) as inputs:
+            return [found for _, found in all_units(inputs, model)]
+
+    first = collect()
+    lost = [next(cache.rglob("layer-1-expert-2.npy")), next(cache.rglob("layer-1.npy"))]
+    for one in lost:
+        one.unlink()
+    again = collect()
+    for before, after in zip(first, again, strict=True):
+        for a, b in zip(before, after, strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_experts_that_few_tokens_have_chosen(tmp_path: Path) -> None:
+    path = Path(__file__).parent / "data" / "families" / "mixtral.gguf"
+    few = []
+    for tokens in (17, 600):
+        said: list[str] = []
+        done = compress(
+            path, tmp_path / f"{tokens}.gguf", format="i4_g32", calibrate=TEXT,
+            calibrate_tokens=tokens, notice=said.append,
+        )  # fmt: skip
+        lines = [one for one in said if "chosen by fewer tokens of the text than" in one]
+        assert list(done.remarks[-1:]) == lines
+        few += [int(one.split()[0]) for one in lines] or [0]
+        with headrace.load(done.path, context=64) as model:
+            assert np.isfinite(model.logits(list(range(3, 40)))).all()
+    experts = sum(len(one.each) for one in describe(open_model(path)).mixtures().values())
+    assert few[0] == experts > few[1]  # 17 tokens, 64 inputs

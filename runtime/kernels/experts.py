@@ -254,8 +254,8 @@ def combine(args: Any, thread: Any, n_threads: Any) -> None:
 # --- references -----------------------------------------------------------------------------------
 
 
-def _chosen(logits: np.ndarray, active: int, weighting: int) -> tuple[np.ndarray, np.ndarray]:
-    """(experts, weights) of each row of logits, float64."""
+def choose(logits: np.ndarray, active: int, weighting: int) -> tuple[np.ndarray, np.ndarray]:
+    """(experts, weights) of each row of logits: int64 and float64 [tokens, active]."""
     import numpy as np
 
     logits = np.where(logits > LOWEST, logits, LOWEST).astype(np.float64)
@@ -313,7 +313,7 @@ def _route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         logits[-1, : experts // 2] = logits[-1, 0]  # equals
         if tokens > 1:
             logits[0, :experts] = (np.nan, -np.inf, 200.0, *logits[0, 3:experts])[:experts]
-        chosen, weights = _chosen(logits[:, :experts], active, weighting)
+        chosen, weights = choose(logits[:, :experts], active, weighting)
         found = np.full((tokens, active), -1, np.int64)
         said = np.zeros((tokens, active), np.float32)
         directory, products = _directory(rng, experts)

@@ -1,0 +1,46 @@
+"""The command about the routes of mixtures of experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.cli_commands import model_path, text_of
+from headrace.cli_output import progress_bar, say, show
+from headrace.errors import HeadraceError
+
+
+def trace(
+    *, model: str, text: str, output: str | None, learn: bool, json: bool, **options: Any
+) -> int:
+    """Record which experts the tokens of a text choose, and what was predicted, in a file.
+
+    TEXT is a file (`-` is stdin). With --learn, statistics of it are kept beside the model, in a
+    file of its name with .routes behind: `plan` and `bench` then know how often experts are found
+    in memory. The text goes through the model in float32, a layer and an expert at a time.
+    """
+    from pathlib import Path
+
+    from headrace.offload.route_statistics import learn as learn_from
+    from headrace.routing import record, statistics_path
+
+    if output is None and not learn:
+        raise HeadraceError("there is nothing to do: -o names a file to write; or --learn")
+    path, decoded = model_path(model), text_of(text)
+    with progress_bar() as progress:
+        found = record(path, decoded, progress=progress, **options)
+    facts: dict[str, Any] = {
+        "tokens": len(found.chosen),
+        "mixtures": len(found.experts),
+        "experts": int(found.experts.sum()),
+        "active": found.chosen.shape[2],
+    }
+    if output is not None:
+        found.write(Path(output))
+        facts["routes"] = output
+    if learn:
+        learn_from(found).write(statistics_path(path))
+        facts["statistics"] = str(statistics_path(path))
+    show(facts, json)
+    if not json and output is not None:
+        say("compare policies on it with examples/benchmarks/expert_policies.py")
+    return 0

@@ -1,0 +1,166 @@
+"""Which experts a text's tokens choose, and what routers say of it ahead of time.
+
+A text goes through the model as in a calibration (`headrace.calibration_pass`): in float32, a layer
+and then an expert at a time, so that any model can be looked at in little memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from headrace.arguments import whole
+from headrace.calibration import calibration_windows
+from headrace.calibration_pass import CalibrationPass, Read, units_of
+from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
+from headrace.errors import UnsupportedError
+from headrace.families import describe
+from headrace.families.decoder import Decoder
+from headrace.folders import cache_root
+from headrace.least_memory import check_memory
+from headrace.loaders.gguf import ModelFile, TensorReader
+from headrace.loaders.progress import Progress
+from headrace.loaders.tiled import open_model
+from headrace.offload.route_trace import DISTANCES, MOST_TOKENS, NONE, RouteTrace, ranked
+from headrace.planning import limit_of
+from headrace.rows import float_matrix, read_vector
+from headrace.sparse.format import Floats
+from headrace.team import default_threads
+
+TOKENS = 32768  # unless told otherwise
+
+
+def identity(model: ModelFile, decoder: Decoder) -> str:
+    """Says which model's routes these are: SHA-256 of its routers' weights, as float32.
+
+    Routers stay what they are when a model is compressed.
+
+    Raises:
+        ModelFileError: the model cannot be read.
+    """
+    digest = hashlib.sha256()
+    for weights, bias in _routers(model, decoder):
+        digest.update(np.ascontiguousarray(weights).tobytes())
+        digest.update(bias.tobytes())
+    return digest.hexdigest()
+
+
+def statistics_path(model: Path) -> Path:
+    """The file beside a model, or a directory of one, that has statistics of its routes."""
+    return model.with_name(model.name + ".routes")
+
+
+def _routers(model: ModelFile, decoder: Decoder) -> list[tuple[Floats, Floats]]:
+    """The weights of each mixture's router, float32 [experts, width], and its bias."""
+    with TensorReader() as reader:
+        return [float_matrix(model, reader, f.router) for f in decoder.mixtures().values()]
+
+
+class _Recorder:
+    """Writes down what tokens choose; a listener of `CalibrationPass`."""
+
+    def __init__(self, model: ModelFile, decoder: Decoder, tokens: int) -> None:
+        mixtures = decoder.mixtures()
+        self._number = {layer: number for number, layer in enumerate(mixtures)}
+        self._routers = _routers(model, decoder)
+        with TensorReader() as reader:
+            self._norms = [
+                read_vector(model, reader, decoder.layers[i].feed_forward_norm) for i in mixtures
+            ]
+        self._eps = decoder.eps
+        active = {one.active for one in mixtures.values()}
+        if len(active) != 1:
+            raise UnsupportedError("mixtures of which tokens take different numbers of experts")
+        shape = tokens, len(mixtures), active.pop()
+        self.chosen = np.zeros(shape, np.uint16)
+        self.ahead = np.full((DISTANCES, *shape), NONE, np.uint16)
+        self.margins = np.zeros((DISTANCES, *shape), np.float16)
+
+    def __call__(self, layer: int, first: int, hidden: Floats, chosen: np.ndarray | None) -> None:
+        here = slice(first, first + len(hidden))
+        number = -1 if chosen is None else self._number[layer]
+        if chosen is not None:
+            self.chosen[here, number] = chosen
+        scale = 1 / np.sqrt((hidden * hidden).mean(axis=1, keepdims=True) + self._eps)
+        for distance in range(1, DISTANCES + 1):
+            later = number + distance
+            if later < len(self._routers):
+                weights, bias = self._routers[later]
+                logits = (hidden * scale * self._norms[later]) @ weights.T + bias
+                ranks, margins = ranked(logits, self.chosen.shape[2])
+                self.ahead[distance - 1, here, later] = ranks
+                self.margins[distance - 1, here, later] = margins
+
+
+def record(
+    path: Path, text: str, *, tokens: int | None = None, threads: int | None = None,
+    memory: int | None = None, progress: Progress | None = None,
+) -> RouteTrace:  # fmt: skip
+    """The routes of a text.
+
+    Args:
+        path: of a model.
+        tokens: how much of the text; default: 32768.
+        threads: default: the physical cores that this process may use.
+        memory: bytes that the process may take; default: what is free.
+        progress: called with (done, total, what).
+
+    Raises:
+        UnsupportedError: the model has no mixtures of experts.
+        BudgetError: a layer or an expert does not fit.
+        HeadraceError: the text is too short, or hidden states cannot be kept.
+        ModelFileError: the model cannot be read.
+    """
+    model = open_model(path)
+    decoder = describe(model)
+    if not decoder.mixtures():
+        raise UnsupportedError("has no mixtures of experts: there are no routes to trace",
+                               path=path)  # fmt: skip
+    n = min(whole("tokens", TOKENS if tokens is None else tokens, low=1), MOST_TOKENS)
+    n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
+    ids = calibration_windows(model, decoder, text, n)
+    limit = limit_of(memory)
+    process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
+    room = None if limit.n_bytes is None else limit.n_bytes - process
+    recorder, units = _Recorder(model, decoder, ids.size), units_of(decoder)
+    a_pass = CalibrationPass(model, decoder, ids, n_threads, room, cache_root(), recorder)
+    taken = recorder.chosen.nbytes + recorder.ahead.nbytes + recorder.margins.nbytes
+    try:
+        sizes = (
+            a_pass.layers.needed(one.layer, one.matrices, a_pass.held(one) - one.n_bytes)
+            for one in units
+        )
+        check_memory(limit, process, [("a layer on the text", taken + max(sizes))], n_threads)
+        for i, unit in enumerate(units):
+
+            def report(share: float, i: int = i) -> None:
+                if progress is not None:
+                    progress(round((i + share) * 100), 100 * len(units), "tracing")
+
+            a_pass.run(unit, taken, _ignore, report, progress)
+            if (unit.index, unit.expert) == _last_needed(decoder):
+                break
+    finally:
+        a_pass.close()
+    if progress is not None:
+        progress(1, 1, "tracing")
+    experts = np.array([len(one.each) for one in decoder.mixtures().values()])
+    return RouteTrace(
+        identity(model, decoder),
+        ids.shape[1],
+        experts,
+        recorder.chosen,
+        recorder.ahead,
+        recorder.margins,
+    )
+
+
+def _ignore(window: int, reader: int, read: Read) -> None:
+    pass
+
+
+def _last_needed(decoder: Decoder) -> tuple[int, None]:
+    """The last unit that says what tokens choose: experts of the last mixture say nothing more."""
+    return max(decoder.mixtures()), None
