@@ -29,7 +29,7 @@ from headrace.recipe import Method, Recipe, recipe_for
 from headrace.rounding import Rounder
 from headrace.rows import raw_rows
 from headrace.sparse.format import TILE_ROWS, Floats
-from headrace.sparse.gptq import output_error
+from headrace.sparse.gptq import output_errors
 from headrace.sparse.registry import FORMATS
 from headrace.windows import Windows
 
@@ -139,7 +139,7 @@ def _floats(reader: TensorReader, placed: PlacedMatrix) -> Floats:
 
 def _output(h: Floats | None, w: Floats) -> float:
     """The sum of squares of what a matrix gives; without statistics, of inputs that are alike."""
-    return float(np.square(w).sum()) if h is None else output_error(h, w)
+    return float(np.square(w).sum()) if h is None else float(output_errors(h, w).sum())
 
 
 def choose_widths(
