@@ -20,32 +20,27 @@ from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.decompose_stack import Blocks
+from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
-from headrace.expert_bits import FORMATS_OF, LOSS, expert_recipes
+from headrace.expert_bits import FORMATS_OF, LOSS, expert_recipes, waiting_of
 from headrace.expert_trial import check_room, last_windows
 from headrace.families import describe
-from headrace.families.decoder import Decoder, tensor_of
+from headrace.families.decoder import Decoder
 from headrace.least_memory import Need, check_memory
-from headrace.loaders.expert_tensors import whole_name
-from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import (
-    Entry,
     build_header,
-    format_name,
     layout_key,
     open_model,
-    tiled_type,
 )
 from headrace.offload.files import stamp_of
-from headrace.pair import shares
-from headrace.partial_file import PartialFile, check_disk
+from headrace.partial_file import PartialFile, check_disk, drop
 from headrace.placing import place
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import check_text, measure_price, price_keys, price_options, text_digest
+from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.refactor_experts import TOKENS as MOE_TOKENS
@@ -58,7 +53,7 @@ from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
 from headrace.write_moe import Mixture, cut_of
-from headrace.write_stack import STACK, write_stack
+from headrace.write_stack import STACK, beside, write_stack
 
 Notice = Callable[[str], None]
 Sort = Literal["error", "perplexity"]
@@ -235,10 +230,13 @@ def compress(
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
     refuse_stack(model, decoder)
-    if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
-        check_text(model, evaluate, n_evaluate)
-        shares(path, path, memory, price_options(path, threads))
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
+    priced: list[Need] = []
+    if evaluate is not None:  # not after the wait
+        check_text(model, evaluate, n_evaluate)
+        group = GROUP_FORMATS[format].group if format in GROUP_FORMATS else None
+        both = least_bytes(path, threads, group)
+        priced = [("comparing with the source (--evaluate)", both - process)]
     room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None:
@@ -254,7 +252,7 @@ def compress(
                 inputs = stack.enter_context(found)
 
             def ready(blocks: Blocks) -> None:
-                needs = blocks.needs(None if inputs is None else inputs.held)
+                needs = priced + blocks.needs(None if inputs is None else inputs.held)
                 needs += [] if inputs is None else inputs.needs()
                 check_memory(allowed, process, needs, 1)
 
@@ -300,7 +298,8 @@ def compress(
                 inputs = stack.enter_context(found)
             said = list[str]()
             if widths is not None and inputs is not None and calibrate is not None:
-                check_memory(allowed, process, _needs(wanted, rounder, inputs), n_threads)
+                needs = priced + _needs(wanted, rounder, inputs)
+                check_memory(allowed, process, needs, n_threads)
                 windows = last_windows(model, decoder, calibrate)
                 check_room(path, windows.context, limit)
                 experts_as, line = expert_recipes(
@@ -311,7 +310,9 @@ def compress(
                 )  # fmt: skip
                 wanted = [experts_as.get(one.placed.matrix.name, one) for one in wanted]
                 said.append(line)
-            entries, sources = _entries(model, decoder, wanted)
+            vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
+            sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
+            entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
             mixture = None
             if to_moe:
                 mixture = Mixture(
@@ -319,17 +320,18 @@ def compress(
                 )
                 entries = mixture.entries
             more = {} if mixture is None else mixture.metadata
-            mine = [one for one in sources if isinstance(one, Recipe)]
             tag = {} if evaluate is None else price_keys(None)
             header, places, size = build_header(model, entries, {**more, **tag})
             key = f"{_key(model, options)} {layout_key(model, entries, size)}"
-            said += remarks(mine) if mixture is None else mixture.remarks(shared)
+            said += remarks(wanted) if mixture is None else mixture.remarks(shared)
             for line in said:
                 say(line)
             if mixture is not None and inputs is not None:
-                check_memory(allowed, process, mixture.needs(inputs), 1)
+                check_memory(allowed, process, priced + mixture.needs(inputs), 1)
             else:
-                check_memory(allowed, process, _needs(mine, rounder, inputs), n_threads)
+                check_memory(allowed, process, priced + _needs(wanted, rounder, inputs), n_threads)
+            for other in (*beside(target), *([] if widths else [waiting_of(target)])):
+                drop(other, say)
             file = stack.enter_context(PartialFile(target, key, size))
             check_disk(target, {target: size})
             file.tell(say, len(entries), f"tensors that {file.path} has")
@@ -351,6 +353,9 @@ def compress(
                 said.append(_few(inputs.few, decoder))
                 say(said[-1])
             file.complete()
+            for line in rounder.remarks():
+                say(line)
+                said.append(line)
             if evaluate is not None:
                 price = measure_price(
                     path, file.path, evaluate, tokens=n_evaluate, threads=threads,
@@ -365,7 +370,7 @@ def compress(
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     sizes: dict[str, int] = {}
-    for one in mine:
+    for one in wanted:
         name = one.placed.format.name
         sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
@@ -434,41 +439,6 @@ def _key(model: ModelFile, options: _Options) -> str:
     """What decides the bytes but for the header: sources as they are now, and options."""
     stamps = [(str(path.resolve()), *stamp_of(path)) for path in model.paths]
     return hashlib.sha256(json.dumps([stamps, asdict(options)]).encode()).hexdigest()
-
-
-def _entries(
-    model: ModelFile, decoder: Decoder, chosen: list[Recipe]
-) -> tuple[list[Entry], list[Recipe | TensorInfo]]:
-    matrices = {recipe.placed.matrix.name: recipe for recipe in chosen}
-    vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
-    scales = (recipe.placed.info.scales for recipe in chosen)  # which matrices are rounded with
-    known = {*matrices, *vectors, *(one.info.name for one in scales if one is not None)}
-    known |= {whole_name(name) for name in matrices}
-    rest = {n: i for n, i in model.tensors.items() if n not in known}
-    entries: list[Entry] = []
-    sources: list[Recipe | TensorInfo] = [*vectors.values(), *matrices.values(), *rest.values()]
-    for source in sources:
-        if isinstance(source, Recipe):
-            placed = source.placed
-            m, name = placed.matrix, placed.format.name
-            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), placed.packed_bytes, name)
-        else:
-            kept = format_name(source.type)
-            entry = Entry(source.name, source.type, source.shape, source.n_bytes, kept)
-            if kept is None and source.type not in BY_NAME:
-                raise UnsupportedError(
-                    f"GGUF has no type for a {source.type} vector",
-                    path=source.path,
-                    tensor=source.name,
-                )
-            if source.type == "I8" and len(source.shape) == 1:
-                raise UnsupportedError(
-                    "a vector of type I8 would be taken for a tiled matrix; leave it out",
-                    path=source.path,
-                    tensor=source.name,
-                )
-        entries.append(entry)
-    return entries, sources
 
 
 def _write_tensor(

@@ -29,7 +29,7 @@ from headrace.recipe import Method, Recipe, recipe_for
 from headrace.rounding import Rounder
 from headrace.rows import raw_rows
 from headrace.sparse.format import TILE_ROWS, Floats
-from headrace.sparse.gptq import output_error
+from headrace.sparse.gptq import output_errors
 from headrace.sparse.registry import FORMATS
 from headrace.windows import Windows
 
@@ -139,7 +139,7 @@ def _floats(reader: TensorReader, placed: PlacedMatrix) -> Floats:
 
 def _output(h: Floats | None, w: Floats) -> float:
     """The sum of squares of what a matrix gives; without statistics, of inputs that are alike."""
-    return float(np.square(w).sum()) if h is None else output_error(h, w)
+    return float(np.square(w).sum()) if h is None else float(output_errors(h, w).sum())
 
 
 def choose_widths(
@@ -213,6 +213,11 @@ def choose_widths(
     return {one: lower if i < good[0] else upper for i, one in enumerate(order)}, good[1]
 
 
+def waiting_of(target: Path) -> Path:
+    """The file beside a model whose part has its experts in all widths."""
+    return target.with_name(f"{target.name}.experts")
+
+
 def expert_recipes(
     path: Path, target: Path, placed: Sequence[Placed], mixtures: Mapping[int, Experts],
     widths: Sequence[int], loss: float, *, method: Method, inputs: LayerInputs, rounder: Rounder,
@@ -235,7 +240,7 @@ def expert_recipes(
         for e, one in enumerate(mixture.each)
     }
     rounded = RoundedExperts(experts, widths, method)
-    waiting = target.with_name(f"{target.name}.experts")
+    waiting = waiting_of(target)
     check_disk(target, {waiting: rounded.size})
     spill = stack.enter_context(PartialFile(waiting, f"{key} {rounded.widths}", rounded.size))
     spill.tell(notice, len(experts), "experts")
