@@ -9,8 +9,9 @@ import numpy as np
 from headrace.memory import Arena
 from headrace.offload.route_statistics import RouteStatistics
 
-# What asks for experts ahead: routers of later mixtures, tables of two mixtures or of one, nothing.
-Predictor = Literal["gates", "pairs", "affinity", "none"]
+# What asks for experts ahead: routers fitted for that, or else as "gates"; the routers of later
+# mixtures; tables of two mixtures or of one; nothing.
+Predictor = Literal["fitted", "gates", "pairs", "affinity", "none"]
 
 
 def _width(experts: int) -> int:
@@ -22,8 +23,8 @@ def table_bytes(learned: RouteStatistics | None, predictor: Predictor) -> int:
     if learned is None or predictor not in ("pairs", "affinity"):
         return 0
     mixtures, e = learned.frequency.shape
-    rows: int = e ** (2 if predictor == "pairs" else 1)
-    return 2 * int(mixtures) * rows * _width(e)
+    rows: int = mixtures * e ** (2 if predictor == "pairs" else 1)
+    return 2 * rows * _width(e)
 
 
 class Recall:
@@ -39,11 +40,11 @@ class Recall:
         source = learned.pairs if self.both else learned.affinity
         mixtures, self.experts = learned.frequency.shape
         width = _width(self.experts)
-        self._bytes = 2 * width * self.experts ** (2 if self.both else 1)
+        self._bytes: int = 2 * width * self.experts ** (2 if self.both else 1)
         self._arena = Arena({"tables": mixtures * self._bytes}, huge=False)
         tables = self._arena.view("tables").view(np.float16).reshape(*source.shape[:-1], width)
         tables[..., : self.experts] = source
 
     def address(self, mixture: int) -> int:
         """Of the table that says what a mixture chooses."""
-        return int(self._arena.address("tables") + mixture * self._bytes)
+        return self._arena.address("tables") + mixture * self._bytes

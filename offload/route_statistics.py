@@ -22,6 +22,7 @@ _PRIOR = 4.0  # choices that a simpler table's opinion counts for
 _KINDS = {
     "model": ("<U64", 0), "experts": ("<i8", 1), "active": ("<i8", 0), "tokens": ("<i8", 0),
     "frequency": ("<f4", 2), "affinity": ("<f2", 3), "pairs": ("<f2", 4), "rates": ("<f4", 2),
+    "fitted": ("<f2", 4),
 }  # fmt: skip
 _WHAT = "statistics of routes by `headrace trace --learn`"
 
@@ -42,6 +43,7 @@ class RouteStatistics:
             [mixtures, E, E, E]; no mixtures, where that is more than `PAIR_BYTES`.
         rates: of `headrace.offload.routing_replay.rates`: float32 [points, 3]: share of experts
             that have room, of uses that wait for nothing, and experts that are read for each use.
+        fitted: of `headrace.offload.router_fit`: float16 [mixtures, distances, E, width + 1].
     """
 
     model: str
@@ -52,6 +54,7 @@ class RouteStatistics:
     affinity: np.ndarray
     pairs: np.ndarray
     rates: np.ndarray
+    fitted: np.ndarray
 
     def rate(self, share: float) -> tuple[float, float]:
         """(uses that wait for nothing, experts read for each use), where a share has room."""
@@ -80,8 +83,10 @@ class RouteStatistics:
         return found
 
 
-def learn(trace: RouteTrace, rates: np.ndarray) -> RouteStatistics:
-    """The statistics of a text; `rates` are those of `RouteStatistics`."""
+def learn(
+    trace: RouteTrace, rates: np.ndarray, fitted: np.ndarray | None = None
+) -> RouteStatistics:
+    """The statistics of a text; `rates` and `fitted` are those of `RouteStatistics`."""
     chosen = trace.chosen.astype(np.int64)
     tokens, mixtures, active = chosen.shape
     e = int(trace.experts.max())
@@ -112,8 +117,9 @@ def learn(trace: RouteTrace, rates: np.ndarray) -> RouteStatistics:
                     np.add.at(follows2, (two[rows, i], one[rows, j], now[rows, k]), 1)
         pairs[m] = (follows2 + _PRIOR * by_one[None]) / (seen2[..., None] + _PRIOR)
     return RouteStatistics(
-        trace.model, trace.experts, active, tokens, frequency, affinity, pairs, rates
-    )
+        trace.model, trace.experts, active, tokens, frequency, affinity, pairs, rates,
+        np.zeros((0, 0, 0, 0), np.float16) if fitted is None else fitted,
+    )  # fmt: skip
 
 
 def _before(trace: RouteTrace, mixture: int, distance: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,8 +139,8 @@ def read_statistics(path: Path) -> RouteStatistics:
         HeadraceError: it cannot be read.
     """
     found = read_arrays(path, _KINDS, _WHAT)
-    experts, frequency, affinity, pairs = (
-        found[n] for n in ("experts", "frequency", "affinity", "pairs")
+    experts, frequency, affinity, pairs, fitted = (
+        found[n] for n in ("experts", "frequency", "affinity", "pairs", "fitted")
     )
     active, tokens, rates = int(found["active"]), int(found["tokens"]), found["rates"]
     mixtures, e = frequency.shape
@@ -151,10 +157,14 @@ def read_statistics(path: Path) -> RouteStatistics:
         wrong = "its rates are none"
     elif (np.diff(rates[:, 0]) <= 0).any():
         wrong = "its rates are in no order"
+    elif fitted.size and (fitted.shape[0] != mixtures or fitted.shape[2] != e):
+        wrong = "its routers are of another model"
+    elif not np.isfinite(fitted).all():
+        wrong = "its routers have what is no number"
     elif not all(((x >= 0) & (x <= 1)).all() for x in (frequency, affinity, pairs)):
         wrong = "it has shares that are none"
     if wrong is not None:
         raise ModelFileError(f"is no {_WHAT} ({wrong}): record it again", path=path)
     return RouteStatistics(
-        str(found["model"]), experts, active, tokens, frequency, affinity, pairs, rates
+        str(found["model"]), experts, active, tokens, frequency, affinity, pairs, rates, fitted
     )

@@ -25,7 +25,7 @@ POLICIES = (
     "random", "lru", "lfu", "edgemoe printed", "edgemoe corrected", "next use", "belady",
 )  # fmt: skip
 PREDICTORS = ("none", "pre-gating", "pre-gating 2", "pairs", "affinity")
-SURE_ENOUGH = 0.65
+SURE_ENOUGH = 0.6
 CLASSES = 8  # of margins
 _FADES = 20  # tokens after which a choice counts a third in the share of the last ones
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of experts
@@ -254,7 +254,7 @@ def replay(
         cache.advance()
         for distance, ranks, kinds, absent in said.pop(now, []):
             for right, kind in zip(np.isin(ranks, experts)[absent], kinds[absent], strict=True):
-                came_true[m, distance, kind] += (right - came_true[m, distance, kind]) / 32
+                came_true[m, distance, kind] += (right - came_true[m, distance, kind]) / 16
         cache.age(m)
         there = [cache.there(x) for x in experts]
         cache.stays[experts] = now
@@ -276,7 +276,7 @@ def replay(
         for distance, ranks, margins in predictor(token, m):
             later = (m + distance) % mixtures
             at, of = later * e + ranks, usual[later]
-            kinds = np.searchsorted(of[distance] / 4 * np.arange(1, CLASSES), margins)
+            kinds = np.searchsorted(of[distance] / 2 * np.arange(1, CLASSES), margins)
             of[distance] += (margins.astype(float).mean() - of[distance]) / 64
             absent = cache.slot[at] < 0
             for x, kind in zip(at.tolist(), kinds.tolist(), strict=True):

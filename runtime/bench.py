@@ -44,7 +44,7 @@ def bench(
     context_tokens: int = 0,
     runs: int = 3,
     whole_stack: bool = False,
-    predictor: Predictor = "gates",
+    predictor: Predictor = "fitted",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Best of `runs`: prefill of random tokens, then decode one by one from an empty context.

@@ -27,7 +27,7 @@ from headrace.cli_commands import (
     pull,
     run,
 )
-from headrace.cli_options import REQUIRED, Command, Opt, build_app, parse
+from headrace.cli_options import REQUIRED, Command, Opt, bits, build_app, parse
 from headrace.cli_output import say
 from headrace.cli_routing import trace
 from headrace.cli_targets import targets_build, targets_export, targets_list, targets_test
@@ -104,8 +104,8 @@ COMMANDS: dict[str, Command] = {
             Opt(
                 "predictor",
                 str,
-                "gates",
-                "asks for experts ahead: gates, pairs, affinity, none",
+                "fitted",
+                "asks for experts ahead: fitted, gates, pairs, affinity, none",
                 ("--predictor",),
             ),
             *_MACHINE,
@@ -152,6 +152,9 @@ COMMANDS: dict[str, Command] = {
             Opt("experts", int, None, "so many for a layer (16)", ("--experts",)),
             Opt("active", int, None, "so many of them for a token (4)", ("--active",)),
             Opt("shared", float, None, "share that all tokens take (1/3)", ("--shared",)),
+            Opt("fit_shared", bool, False, "fit these to what is missing", ("--fit-shared",)),
+            Opt("expert_bits", bits, None, "widths of experts: 2,4,8", ("--expert-bits",)),
+            Opt("expert_loss", float, None, "what that may cost (0.02)", ("--expert-loss",)),
             Opt("calibrate", str, None, "a text to look at inputs on", ("--calibrate",)),
             Opt("calibrate_tokens", int, None, "so much of it (65536)", ("--calibrate-tokens",)),
             Opt("evaluate", str, None, "another text, for the price tag", ("--evaluate",)),

@@ -38,6 +38,11 @@ class Command(NamedTuple):
 REQUIRED = object()
 
 
+def bits(text: str) -> tuple[int, ...]:
+    """Widths in bits, such as 2,4,8."""
+    return tuple(int(part) for part in text.split(","))
+
+
 def parse(command: Command, arguments: list[str]) -> dict[str, Any] | None:
     """The values of a well-formed command line; None leaves help and errors to typer."""
     by_flag = {flag: option for option in command.options for flag in option.flags}
@@ -124,10 +129,11 @@ def _typer_function(command: Command, run: Callable[..., int]) -> Callable[..., 
     parameters = []
     for option in command.options:
         default = ... if option.default is REQUIRED else option.default
-        kind: Any = str if option.kind is parse_size else option.kind
+        kind: Any = str if option.kind in (parse_size, bits) else option.kind
         extra: dict[str, Any] = {"help": option.help}
-        if option.kind is parse_size:
-            extra |= {"callback": checked(option), "metavar": "SIZE"}
+        if option.kind in (parse_size, bits):
+            metavar = "SIZE" if option.kind is parse_size else "BITS"
+            extra |= {"callback": checked(option), "metavar": metavar}
         if option.many:
             kind, default = list[str], []
         elif default is None:

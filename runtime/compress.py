@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
@@ -19,29 +20,27 @@ from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.decompose_stack import Blocks
+from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
+from headrace.expert_bits import FORMATS_OF, LOSS, expert_recipes, waiting_of
+from headrace.expert_trial import check_room, last_windows
 from headrace.families import describe
-from headrace.families.decoder import Decoder, tensor_of
+from headrace.families.decoder import Decoder
 from headrace.least_memory import Need, check_memory
-from headrace.loaders.expert_tensors import whole_name
-from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import (
-    Entry,
     build_header,
-    format_name,
     layout_key,
     open_model,
-    tiled_type,
 )
 from headrace.offload.files import stamp_of
-from headrace.pair import shares
-from headrace.partial_file import PartialFile, check_disk
+from headrace.partial_file import PartialFile, check_disk, drop
+from headrace.placing import place
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import check_text, measure_price, price_keys, price_options, text_digest
+from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.refactor_experts import TOKENS as MOE_TOKENS
@@ -54,7 +53,7 @@ from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
 from headrace.write_moe import Mixture, cut_of
-from headrace.write_stack import STACK, write_stack
+from headrace.write_stack import STACK, beside, write_stack
 
 Notice = Callable[[str], None]
 Sort = Literal["error", "perplexity"]
@@ -89,7 +88,8 @@ class _Options:
     calibrate: str | None  # SHA-256 of the text
     calibrate_tokens: int | None  # None: there is no text
     sparsity: float | None
-    cutting: tuple[int | None, int | None, float | None] | None  # into experts
+    cutting: tuple[int | None, int | None, float | None, bool] | None  # into experts
+    widths: tuple[tuple[int, ...], float] | None  # of experts, and what they may lose
 
 
 def compress(
@@ -106,6 +106,9 @@ def compress(
     experts: int | None = None,
     active: int | None = None,
     shared: float | None = None,
+    fit_shared: bool = False,
+    expert_bits: Sequence[int] | None = None,
+    expert_loss: float | None = None,
     calibrate: str | None = None,
     calibrate_tokens: int | None = None,
     evaluate: str | None = None,
@@ -148,6 +151,12 @@ def compress(
             are: compress the result once more for another `format`.
         experts, active: how many a layer gets, and a token takes; default: 16, of which 4.
         shared: share of the neurons that all tokens take, about; default: a third.
+        fit_shared: change the shared part so that it makes up for experts that are not chosen; with
+            all of them the output is then no longer the dense model's.
+        expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), each as many bits
+            as the loss on the end of `calibrate` calls for; `format` is that of the other matrices.
+            The whole source has to have room in memory.
+        expert_loss: by which share perplexity may rise then; default: 0.02.
         calibrate: a text like those that the model will read.
         calibrate_tokens: how much of it to use; default: 65536; 16384 where `to_moe`.
         evaluate: another text, on which to compare the result with the source; what comes out
@@ -166,18 +175,20 @@ def compress(
         BudgetError: the work on one tensor does not fit in `memory`.
         HeadraceError: `dst` exists or cannot be written, or a text is too short.
     """
-    cutting = (experts, active, shared)
+    cutting = (experts, active, shared, fit_shared)
     if to_moe and (calibrate is None or (format, ends, method) != (KEEP, None, None)):
         raise UnsupportedError(
             "--to-moe needs a text to --calibrate with, and takes no --format, --method or "
             "--ends: compress what it writes once more"
         )
-    if not to_moe and cutting != (None, None, None):
-        raise UnsupportedError("--experts, --active and --shared are for --to-moe")
-    chosen: Method = method or ("rtn" if calibrate is None or format == KEEP else "gptq")
+    if not to_moe and cutting != (None, None, None, False):
+        raise UnsupportedError("--experts, --active, --shared and --fit-shared are for --to-moe")
+    widths = _widths(expert_bits, expert_loss, calibrate, to_moe)
+    copied = format == KEEP and widths is None  # or some matrices are rounded
+    chosen: Method = method or ("rtn" if calibrate is None or copied else "gptq")
     if chosen == "gptq" and calibrate is None:
         raise UnsupportedError("--method gptq needs a text to --calibrate with")
-    if calibrate is not None and not to_moe and (chosen == "rtn" or format == KEEP):
+    if calibrate is not None and not to_moe and (chosen == "rtn" or copied):
         raise UnsupportedError(
             "--calibrate changes nothing here: it is for --method gptq or search, and a --format"
         )
@@ -207,6 +218,7 @@ def compress(
         None if calibrate is None else n_calibrate,
         rate if format in GROUP_FORMATS else None,
         cutting if to_moe else None,
+        widths,
     )  # fmt: skip
     allowed = limit_of(memory)
     limit = allowed.n_bytes
@@ -218,10 +230,13 @@ def compress(
         raise HeadraceError(f"{target} is the model to be read; write to another file")
     decoder = describe(model)
     refuse_stack(model, decoder)
-    if evaluate is not None:  # not after the wait; what is to be compared is seldom larger
-        check_text(model, evaluate, n_evaluate)
-        shares(path, path, memory, price_options(path, threads))
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
+    priced: list[Need] = []
+    if evaluate is not None:  # not after the wait
+        check_text(model, evaluate, n_evaluate)
+        group = GROUP_FORMATS[format].group if format in GROUP_FORMATS else None
+        both = least_bytes(path, threads, group)
+        priced = [("comparing with the source (--evaluate)", both - process)]
     room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None:
@@ -237,7 +252,7 @@ def compress(
                 inputs = stack.enter_context(found)
 
             def ready(blocks: Blocks) -> None:
-                needs = blocks.needs(None if inputs is None else inputs.held)
+                needs = priced + blocks.needs(None if inputs is None else inputs.held)
                 needs += [] if inputs is None else inputs.needs()
                 check_memory(allowed, process, needs, 1)
 
@@ -263,25 +278,17 @@ def compress(
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
-    with TensorReader() as reader:
-        wanted = recipes(model, decoder, format, ends, chosen, reader, rate, progress)
-    entries, sources = _entries(model, decoder, wanted)
-    mixture = None
-    if to_moe:
-        mixture = Mixture(model, decoder, cut_of(model, decoder, *cutting), entries, sources)
-        entries = mixture.entries
-    more = {} if mixture is None else mixture.metadata
-    mine = [one for one in sources if isinstance(one, Recipe)]
-    tag = {} if evaluate is None else price_keys(None)
-    header, places, size = build_header(model, entries, {**more, **tag})
-    key = f"{_key(model, options)} {layout_key(model, entries, size)}"
-    said = remarks(mine) if mixture is None else mixture.remarks(shared)
-    say = notice or (lambda line: None)
-    for line in said:
-        say(line)
-    price = None
+    if widths is not None and not decoder.mixtures():
+        raise UnsupportedError("--expert-bits is for mixtures of experts", path=model.paths[0])
+    say, price = notice or (lambda line: None), None
     try:
         with ExitStack() as stack:
+            reader = stack.enter_context(TensorReader())
+            rounder = Rounder(reader, n_threads, room)
+            wanted = recipes(
+                model, decoder, format, ends, chosen if format != KEEP else "rtn", reader, rate,
+                progress,
+            )  # fmt: skip
             inputs = None
             if calibrate is not None:
                 found = LayerInputs(
@@ -289,12 +296,42 @@ def compress(
                     watched=to_moe,
                 )  # fmt: skip
                 inputs = stack.enter_context(found)
-            reader = stack.enter_context(TensorReader())
-            rounder = Rounder(reader, n_threads, room)
+            said = list[str]()
+            if widths is not None and inputs is not None and calibrate is not None:
+                needs = priced + _needs(wanted, rounder, inputs)
+                check_memory(allowed, process, needs, n_threads)
+                windows = last_windows(model, decoder, calibrate)
+                check_room(path, windows.context, limit)
+                experts_as, line = expert_recipes(
+                    path, target, place(model, decoder, "q8"), decoder.mixtures(), *widths,
+                    method=chosen, inputs=inputs, rounder=rounder, reader=reader, windows=windows,
+                    key=_key(model, options), stack=stack, threads=n_threads, memory=memory,
+                    progress=progress, notice=say,
+                )  # fmt: skip
+                wanted = [experts_as.get(one.placed.matrix.name, one) for one in wanted]
+                said.append(line)
+            vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
+            sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
+            entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
+            mixture = None
+            if to_moe:
+                mixture = Mixture(
+                    model, decoder, cut_of(model, decoder, *cutting), entries, sources
+                )
+                entries = mixture.entries
+            more = {} if mixture is None else mixture.metadata
+            tag = {} if evaluate is None else price_keys(None)
+            header, places, size = build_header(model, entries, {**more, **tag})
+            key = f"{_key(model, options)} {layout_key(model, entries, size)}"
+            said += remarks(wanted) if mixture is None else mixture.remarks(shared)
+            for line in said:
+                say(line)
             if mixture is not None and inputs is not None:
-                check_memory(allowed, process, mixture.needs(inputs), 1)
+                check_memory(allowed, process, priced + mixture.needs(inputs), 1)
             else:
-                check_memory(allowed, process, _needs(mine, rounder, inputs), n_threads)
+                check_memory(allowed, process, priced + _needs(wanted, rounder, inputs), n_threads)
+            for other in (*beside(target), *([] if widths else [waiting_of(target)])):
+                drop(other, say)
             file = stack.enter_context(PartialFile(target, key, size))
             check_disk(target, {target: size})
             file.tell(say, len(entries), f"tensors that {file.path} has")
@@ -316,6 +353,9 @@ def compress(
                 said.append(_few(inputs.few, decoder))
                 say(said[-1])
             file.complete()
+            for line in rounder.remarks():
+                say(line)
+                said.append(line)
             if evaluate is not None:
                 price = measure_price(
                     path, file.path, evaluate, tokens=n_evaluate, threads=threads,
@@ -330,7 +370,7 @@ def compress(
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     sizes: dict[str, int] = {}
-    for one in mine:
+    for one in wanted:
         name = one.placed.format.name
         sizes[name] = sizes.get(name, 0) + one.placed.packed_bytes
     return Compressed(target, model.size_bytes, size, sizes, tuple(said), price)
@@ -342,6 +382,27 @@ def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
         f"{n} of {of} experts {'was' if n == 1 else 'were'} chosen by fewer tokens of the text "
         "than their matrices have inputs, and rounded as without it: calibrate with a longer text"
     )
+
+
+def _widths(
+    bits: Sequence[int] | None, loss: float | None, calibrate: str | None, to_moe: bool
+) -> tuple[tuple[int, ...], float] | None:
+    """The widths that experts may get, and what that may cost; None: nobody asked."""
+    if bits is None:
+        if loss is not None:
+            raise UnsupportedError("--expert-loss is for --expert-bits")
+        return None
+    known = ", ".join(map(str, FORMATS_OF))
+    if not bits or not set(bits) <= set(FORMATS_OF):
+        raise UnsupportedError(f"--expert-bits takes some of {known}, such as 2,4,8")
+    if calibrate is None or to_moe:
+        raise UnsupportedError(
+            "--expert-bits needs a text to --calibrate with, and a model that is a mixture already"
+        )
+    loss = LOSS if loss is None else float(loss)
+    if not 0 <= loss < math.inf:
+        raise UnsupportedError(f"--expert-loss is a share from 0 on, not {loss}")
+    return tuple(sorted(set(bits))), loss
 
 
 def _tokens(what: str, text: str | None, wanted: int | None, default: int) -> int:
@@ -378,41 +439,6 @@ def _key(model: ModelFile, options: _Options) -> str:
     """What decides the bytes but for the header: sources as they are now, and options."""
     stamps = [(str(path.resolve()), *stamp_of(path)) for path in model.paths]
     return hashlib.sha256(json.dumps([stamps, asdict(options)]).encode()).hexdigest()
-
-
-def _entries(
-    model: ModelFile, decoder: Decoder, chosen: list[Recipe]
-) -> tuple[list[Entry], list[Recipe | TensorInfo]]:
-    matrices = {recipe.placed.matrix.name: recipe for recipe in chosen}
-    vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
-    scales = (recipe.placed.info.scales for recipe in chosen)  # which matrices are rounded with
-    known = {*matrices, *vectors, *(one.info.name for one in scales if one is not None)}
-    known |= {whole_name(name) for name in matrices}
-    rest = {n: i for n, i in model.tensors.items() if n not in known}
-    entries: list[Entry] = []
-    sources: list[Recipe | TensorInfo] = [*vectors.values(), *matrices.values(), *rest.values()]
-    for source in sources:
-        if isinstance(source, Recipe):
-            placed = source.placed
-            m, name = placed.matrix, placed.format.name
-            entry = Entry(m.name, tiled_type(name), (m.rows, m.columns), placed.packed_bytes, name)
-        else:
-            kept = format_name(source.type)
-            entry = Entry(source.name, source.type, source.shape, source.n_bytes, kept)
-            if kept is None and source.type not in BY_NAME:
-                raise UnsupportedError(
-                    f"GGUF has no type for a {source.type} vector",
-                    path=source.path,
-                    tensor=source.name,
-                )
-            if source.type == "I8" and len(source.shape) == 1:
-                raise UnsupportedError(
-                    "a vector of type I8 would be taken for a tiled matrix; leave it out",
-                    path=source.path,
-                    tensor=source.name,
-                )
-        entries.append(entry)
-    return entries, sources
 
 
 def _write_tensor(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from headrace.families.decoder import Decoder
+from headrace.fitted_routers import FittedRouters, fitted_bytes
 from headrace.offload.budget import ExpertRoom
 from headrace.offload.expert_cache import (
     READ_BYTES,
@@ -87,6 +88,13 @@ def expected_bytes(
     return int(visits * (1 - slots / room.count) * one)
 
 
+def predictor_bytes(learned: RouteStatistics | None, predictor: Predictor) -> int:
+    """Bytes that a predictor takes beside the model."""
+    if predictor == "fitted" and learned is not None and learned.fitted.size:
+        return fitted_bytes(learned.fitted)
+    return table_bytes(learned, predictor)
+
+
 def _matrix(placed: Placed, addresses: Mapping[str, int]) -> ExpertMatrix:
     assert isinstance(placed, PlacedMatrix)
     if placed.straight:
@@ -112,7 +120,7 @@ def look_ahead(slots: int, active: int) -> int:
 
 def cache_of(
     decoder: Decoder, placed: Mapping[str, Placed], slots: int, addresses: Mapping[str, int],
-    files: Mapping[Path, StreamedFile], predictor: Predictor = "gates",
+    files: Mapping[Path, StreamedFile], predictor: Predictor = "fitted",
     learned: RouteStatistics | None = None,
 ) -> ExpertCache:  # fmt: skip
     """A cache of so many slots for a decoder's experts, with what predicts them.
@@ -125,6 +133,7 @@ def cache_of(
         for routed in decoder.mixtures().values()
     ]
     active = max(one.active for one in decoder.mixtures().values())
+    fits = predictor == "fitted" and learned is not None and learned.fitted.size
     return ExpertCache(
         layers,
         slots,
@@ -132,6 +141,7 @@ def cache_of(
         files,
         look_ahead(slots, active),
         active,
+        routers=FittedRouters(learned.fitted) if fits and learned is not None else None,
         predictor=predictor,
         recall=Recall(learned, predictor) if learned and table_bytes(learned, predictor) else None,
     )

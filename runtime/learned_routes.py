@@ -58,4 +58,6 @@ def statistics_of(
         return None, f"{error}"
     if learned.model != identity(model, decoder):
         return None, f"{file} is of another model: it is ignored"
+    if learned.fitted.size and learned.fitted.shape[3] != decoder.width + 1:
+        return None, f"{file} has routers of another width: it is ignored"
     return learned, None

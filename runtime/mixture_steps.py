@@ -42,7 +42,7 @@ class MixtureSteps:
     def before_the_first(self, mode: Mode) -> list[Step]:
         """What comes before the first layer: the first experts are asked for by the embedding."""
         cache = self._places.cache()
-        if not mode.private or cache is None or cache.predictor != "gates":
+        if not mode.private or cache is None or cache.recall is not None:
             return []
         return self._ahead(mode, -1, cache)
 
@@ -189,7 +189,7 @@ class MixtureSteps:
         """Ask ahead for what later mixtures are expected to choose."""
         if cache.recall is not None:
             return self._recalled(number, cache, cache.recall)
-        return self._pre_gated(mode, number, cache) if cache.predictor == "gates" else []
+        return [] if cache.predictor == "none" else self._pre_gated(mode, number, cache)
 
     def _recalled(self, number: int, cache: CachePlaces, tables: Recall) -> list[Step]:
         """What mixtures have chosen after what this one and the one before it have.
@@ -198,7 +198,9 @@ class MixtureSteps:
         """
         count = len(self._layers)
         later, earlier = (number + 1) % count, (number - 1) % count
-        one, before = (self._at(i)[1] for i in (number, earlier))
+        one, before, next_one = (
+            self._decoder.mixtures()[self._layers[i]] for i in (number, earlier, later)
+        )
         scores, zero = self._places.buffer("ahead1", False), self._p.word(ZERO)
         slots = [
             scores, round_up(tables.experts, 16), tables.address(later), self._chosen(number),
@@ -207,11 +209,11 @@ class MixtureSteps:
         ]  # fmt: skip
         return [
             Step("experts_recall", slots, False, f"recall experts {later}"),
-            self._predict(later, 1, scores, cache),
+            self._predict(later, 1, scores, next_one, cache),
         ]
 
     def _pre_gated(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
-        """Ask ahead for what the next mixtures will choose, by what this one reads.
+        """What the next mixtures will choose, by what this one reads.
 
         Routers that were fitted to that say it, or else those that will choose.
         """
@@ -237,7 +239,7 @@ class MixtureSteps:
         steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
         for m in sorted(asked):
             scores = self._p.address(mode, f"ahead{m - number}")
-            steps.append(self._predict(m, m - number, scores, cache))
+            steps.append(self._predict(m, m - number, scores, self._at(m)[1], cache))
         return steps
 
     def _at(self, number: int) -> tuple[Layer, Experts]:
@@ -266,12 +268,12 @@ class MixtureSteps:
         ]  # fmt: skip
         return Step("gemv_f16", slots, False, f"fitted router {number}")
 
-    def _predict(self, later: int, distance: int, scores: int, cache: CachePlaces) -> Step:
-        """Ask for a mixture's experts by their scores."""
+    def _predict(
+        self, later: int, distance: int, scores: int, f: Experts, cache: CachePlaces
+    ) -> Step:
         slots = [
-            cache.address, scores, len(self._at(later)[1].each),
-            cache.predictions_address(later, distance), cache.ranks, cache.first[later], later,
-            int(SURE_ENOUGH * ALWAYS), distance - 1,
+            cache.address, scores, len(f.each), cache.predictions_address(later, distance),
+            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), distance - 1,
         ]  # fmt: skip
         return Step("experts_predict", slots, False, f"predict experts {later}")
 

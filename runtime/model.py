@@ -71,7 +71,7 @@ def load(
     kernels: str | Path | None = None,
     logits_rows: int = 0,
     whole_stack: bool = False,
-    predictor: Predictor = "gates",
+    predictor: Predictor = "fitted",
 ) -> Model:
     """Load a language model into memory.
 
@@ -95,8 +95,9 @@ def load(
             not fit from the file for every token; by default only what fits is computed with. Other
             models are refused.
         predictor: what asks for experts of a mixture ahead of time, where not all have room:
-            "gates", the routers of the next layers; "pairs" or "affinity", tables of what followed
-            what in a text (`headrace trace --learn`); "none". It changes speed, and no token.
+            "fitted", routers that `headrace trace --learn` fits to that, or else "gates", the
+            routers of the next layers; "pairs" or "affinity", tables of what followed what in a
+            text (also learned); "none". It changes speed, and no token.
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.

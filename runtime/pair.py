@@ -51,6 +51,11 @@ def _is_stack(path: Path) -> bool:
     return stack_of(file, describe(file)) is not None
 
 
+def least_bytes(first: Path, second: Path, options: dict[str, Any]) -> int:
+    """The fewest bytes of a process that has both; arguments as in `load_pair`."""
+    return sum(bounds(path, **options)[0] for path in (first, second)) - PROCESS_BYTES
+
+
 def shares(
     first: Path, second: Path, memory: int | None, options: dict[str, Any]
 ) -> tuple[int | None, int | None]:

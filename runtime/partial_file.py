@@ -192,6 +192,27 @@ class PartialFile:
         self._saved = time.monotonic()
 
 
+def drop(path: Path, notice: Callable[[str], None]) -> None:
+    """Remove the part of a file that is not wanted any more, and say so; there may be none.
+
+    Raises:
+        HeadraceError: another process is writing it.
+        OSError: it cannot be removed.
+    """
+    part = PartialFile.name_of(path)
+    if not part.is_file() or part.is_symlink():
+        return
+    fd = os.open(part, os.O_RDWR)
+    try:
+        _take(fd, path)
+        size = os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+    part.unlink()
+    part.with_name(part.name + ".json").unlink(missing_ok=True)
+    notice(f"{part} ({format_size(size)}) was of other options: it is removed")
+
+
 def check_disk(target: Path, sizes: Mapping[Path, int], why: str = "") -> None:
     """Make sure that the disk has room for files that will be there at the same time.
 

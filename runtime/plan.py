@@ -229,9 +229,8 @@ def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Ke
     # Rows of the embedding that are looked up in the file are tiled before they are used.
     cached = []
     if decoder.mixtures():
-        fitted = linear.kernels(FORMATS["f16"])["gemv"]  # routers that say it ahead
-        tables = recall.kernel()
-        cached = [expert_store.kernel(), *expert_cache.all_kernels(), fitted, tables]
+        fitted = linear.kernels(FORMATS["f16"])["gemv"]
+        cached = [expert_store.kernel(), *expert_cache.all_kernels(), recall.kernel(), fitted]
     return [
         *cached,
         requests.kernel(),

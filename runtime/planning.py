@@ -15,7 +15,7 @@ from headrace.arguments import whole
 from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.choices import DEFAULT_CONTEXT, PROCESS_BYTES, Sizes, streamed_matrices
 from headrace.errors import BudgetError, ContextOverflowError, KernelError, UnsupportedError
-from headrace.expert_memory import expected_bytes, expected_rate, room_of
+from headrace.expert_memory import expected_bytes, expected_rate, predictor_bytes, room_of
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.learned_routes import statistics_of
@@ -36,7 +36,7 @@ from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.offload.prefix import Ranked
 from headrace.offload.prefix import least_bytes as rest_bytes
-from headrace.offload.recall import Predictor, table_bytes
+from headrace.offload.recall import Predictor
 from headrace.offload.route_statistics import RouteStatistics
 from headrace.placing import Activations, Placed, pieces_of, place
 from headrace.promises import promised
@@ -79,7 +79,7 @@ class Prepared:
     slots: int = 0  # for experts, if they are
     learned: RouteStatistics | None = None  # of the file beside the model
     not_learned: str | None = None  # why that file is of no use
-    predictor: Predictor = "gates"
+    predictor: Predictor = "fitted"
 
     @property
     def used_blocks(self) -> int:
@@ -124,7 +124,7 @@ class Prepared:
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,
     activations: Activations = "q8", kernels: str | Path | None = None, budget: int | None = None,
-    logits_rows: int = 0, whole_stack: bool = False, predictor: Predictor = "gates",
+    logits_rows: int = 0, whole_stack: bool = False, predictor: Predictor = "fitted",
 ) -> Prepared:  # fmt: skip
     """Read a header and decide sizes for this machine; nothing large is read or allocated.
 
@@ -166,7 +166,7 @@ def prepare(
     limit = limit_of(budget)
     sized = partial(
         prepare_for, chosen, file, context, n_threads, activations, logits_rows=logits_rows,
-        whole_stack=whole_stack, tables=table_bytes(learned, predictor),
+        whole_stack=whole_stack, tables=predictor_bytes(learned, predictor),
     )  # fmt: skip
     prepared = None
     with contextlib.suppress(BudgetError):

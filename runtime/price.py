@@ -95,6 +95,31 @@ def price_options(source: Path, threads: int | None) -> dict[str, Any]:
     return {"context": window, "threads": threads, "logits_rows": scored_of(window)}
 
 
+def least_bytes(source: Path, threads: int | None, group: int | None) -> int:
+    """What a process needs that compares a model with what becomes of it, as far as is known.
+
+    Args:
+        group: weights that are left out together; None: none are, and then what is to be compared
+            takes no more than its source.
+    """
+    from headrace.families import describe
+    from headrace.loaders.tiled import open_model
+    from headrace.pair import least_bytes as of_pair
+    from headrace.plan import SHORT_TOKENS
+    from headrace.sparse import gqs_columns, gqs_kernels
+    from headrace.sparse.linear import activation_bytes
+    from headrace.team import default_threads
+
+    options = price_options(source, threads)
+    needed = of_pair(source, source, options)
+    if group is not None:
+        widest = max(m.columns for m in describe(open_model(source)).matrices())
+        tokens = options["context"] + SHORT_TOKENS
+        needed += 2 * gqs_kernels.REACH + tokens * activation_bytes("x16", widest)
+        needed += (threads or default_threads()) * gqs_columns.scratch_bytes(widest, group)
+    return needed
+
+
 def check_text(model: ModelFile, text: str, tokens: int) -> None:
     """Make sure before a model is compressed that `measure_price` can use a text.
 

@@ -50,7 +50,7 @@ def choosing_bytes(matrix: Matrix, group: int) -> int:
 def prune(
     wanted: PrunedMatrix, read: Read, step: int, n_threads: int, write: Write,
     cost: Floats | None = None, hessian: Hessian | None = None,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Write a group-sparse matrix; `write` is called from several threads at once.
 
     Args:
@@ -58,6 +58,9 @@ def prune(
         step: rows that a thread has in memory at a time.
         cost: of inputs or groups; see `headrace.sparse.gqs_pruning.scores`.
         hessian: of the inputs: weights that stay make up for those that go.
+
+    Returns:
+        in how many rows they could not.
 
     Raises:
         ModelFileError: the source cannot be read, or has weights that are no finite numbers.
@@ -90,13 +93,18 @@ def prune(
     row_scales = np.zeros(rows, np.float32)
     first_unit = np.zeros(rows + 1, np.int64)
     np.cumsum(-(-keep.sum(axis=1) // wanted.format.per_unit), out=first_unit[1:])
+    unmoved = np.zeros(rows, bool)
     begin, unit = gqs.units_offset(rows), wanted.format.unit_bytes
 
     def work(first: int) -> None:
         last = min(first + step, rows)
-        groups = gqs_pruning.encode_rows(read(first, last), keep[first:last], group, hessian)
+        weights = read(first, last)
+        groups, unmoved[first:last] = gqs_pruning.encode_rows(
+            weights, keep[first:last], group, hessian
+        )
         row_scales[first:last] = groups.row_scales
         write(begin + int(first_unit[first]) * unit, gqs.pack_units(groups, group)[1])
 
     share(range(0, rows, step), work, n_threads, lambda: None)
     write(0, gqs.pack_head(first_unit, row_scales))
+    return int(unmoved.sum())

@@ -111,7 +111,7 @@ def recipes(
             if progress is not None:
                 progress(i + 1, len(all_placed), "choosing formats")
         how: Method = "search" if at_end and method == "gptq" else method
-        found.append(_recipe(placed, name, how, sparsity))
+        found.append(recipe_for(placed, name, how, sparsity))
     return found
 
 
@@ -122,7 +122,7 @@ def _chosen(reader: TensorReader, placed: Placed, formats: Sequence[Format]) -> 
     return choose_format(some_rows(reader, placed, SAMPLE_ROWS), formats)
 
 
-def _recipe(placed: Placed, name: str, method: Method, sparsity: float) -> Recipe:
+def recipe_for(placed: Placed, name: str, method: Method, sparsity: float = SPARSITY) -> Recipe:
     if name == KEEP:
         return Recipe(placed)
     matrix, groups = placed.matrix, GROUP_FORMATS.get(name)

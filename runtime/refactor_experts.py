@@ -3,7 +3,8 @@
 After Read-ME (2410.19123): a neuron is a row of gate and up and a column of down, so any parts of
 all neurons add up to the dense output. The shared part has the neurons that add most on a text;
 the others form clusters (`headrace.neuron_clusters`). A router is fitted to how much each cluster
-adds, by ridge regression on what gate and up read.
+adds, by ridge regression on what gate and up read; neurons then move to where it brings the tokens
+that want them, and it is fitted again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from headrace.calibration import LayerInputs
 from headrace.calibration_pass import Read, add_products
 from headrace.errors import HeadraceError, UnsupportedError
-from headrace.families.common import MAX_ACTIVE
+from headrace.families.common import MAX_ACTIVE, MAX_EXPERTS
 from headrace.families.decoder import Experts, Layer
 from headrace.least_memory import Need
 from headrace.neuron_clusters import balanced, cluster, cluster_energy, most
@@ -32,12 +33,16 @@ _READ, _WRITTEN = 2, 3  # places in `Unit.readers` of gate and up, and of down
 
 @dataclass(frozen=True)
 class Cut:
-    """How many neurons experts and the shared part of a layer have."""
+    """How many neurons experts and the shared part of a layer have.
+
+    `fit_shared`: the shared part's down makes up, as well as it can, for experts not chosen.
+    """
 
     experts: int
     active: int
     inner: int
     shared: int
+    fit_shared: bool = False
 
     @property
     def neurons(self) -> int:
@@ -50,12 +55,16 @@ class Cut:
         return (self.active * self.inner + self.shared) / self.neurons
 
 
-def nearest_cut(neurons: int, experts: int, active: int, shared: float) -> Cut:
+def nearest_cut(
+    neurons: int, experts: int, active: int, shared: float, fit_shared: bool = False
+) -> Cut:
     """The cut nearest to a share of neurons in the shared part, with experts of whole blocks.
 
     Raises:
         UnsupportedError: there is none.
     """
+    if not 1 <= experts <= MAX_EXPERTS:
+        raise UnsupportedError(f"--experts is from 1 to {MAX_EXPERTS}, not {experts}")
     if not 1 <= active <= min(experts, MAX_ACTIVE):
         raise UnsupportedError(
             f"--active is from 1 to {min(experts, MAX_ACTIVE)} of {experts} experts, not {active}"
@@ -68,7 +77,10 @@ def nearest_cut(neurons: int, experts: int, active: int, shared: float) -> Cut:
             f"{neurons} neurons of a layer are too few for {experts} experts, of {STEP} at least"
         )
     inner = STEP * min(max(1, round(neurons * (1 - shared) / experts / STEP)), most)
-    return Cut(experts, active, inner, neurons - experts * inner)
+    left = neurons - experts * inner
+    if fit_shared and not left:
+        raise UnsupportedError("--fit-shared needs a shared part; give --shared a larger share")
+    return Cut(experts, active, inner, left, fit_shared)
 
 
 @dataclass(frozen=True)
@@ -80,12 +92,14 @@ class Parts:
         experts: those of each expert: int64 [experts, inner].
         router: float32 [experts, width].
         bias: added to the router's logits: float32 [experts].
+        correction: added to the shared part's columns of down: float32 [width, shared].
     """
 
     shared: np.ndarray
     experts: np.ndarray
     router: Floats
     bias: Floats
+    correction: Floats | None = None
 
 
 class Samples:
@@ -117,7 +131,9 @@ def needs(inputs: LayerInputs, layers: tuple[Layer, ...], cut: Cut) -> list[Need
     def fitting(layer: Layer) -> int:
         # Profiles of neurons and their lengths while they are clustered; then the statistics.
         width = layer.attention.query.columns
-        work = 4 * tokens * (2 * cut.neurons + width + 4 * cut.experts) + 24 * width * width
+        clustering = 2 * cut.neurons + width + 4 * cut.experts
+        work = 4 * (tokens * (cut.neurons + clustering) + width * cut.neurons)
+        work += 24 * max(width, cut.shared * cut.fit_shared) ** 2
         return Samples.bytes_of(layer, tokens) + work
 
     return [
@@ -127,12 +143,12 @@ def needs(inputs: LayerInputs, layers: tuple[Layer, ...], cut: Cut) -> list[Need
 
 
 def parts_of(
-    inputs: LayerInputs, index: int, layer: Layer, norms: Floats, cut: Cut, n_threads: int
+    inputs: LayerInputs, index: int, layer: Layer, down: Floats, cut: Cut, n_threads: int
 ) -> Parts:
     """Cut the feed-forward of a layer, which is the next one of `inputs` or a later one.
 
     Args:
-        norms: lengths of the columns of down, float32 [neurons].
+        down: the matrix, float32 [width, neurons].
 
     Raises:
         HeadraceError: the layer computes no finite numbers; and what `LayerInputs.watch` raises.
@@ -142,19 +158,18 @@ def parts_of(
     inputs.watch(index, Samples.bytes_of(layer, inputs.tokens), samples.see)
     if not (np.isfinite(samples.values).all() and np.isfinite(samples.inputs).all()):
         raise HeadraceError(f"layer {index} computes no finite numbers on the calibration text")
-    return choose_parts(samples.inputs, samples.values, norms, cut, n_threads)
+    return choose_parts(samples.inputs, samples.values, down, cut, n_threads)
 
 
-def choose_parts(inputs: Floats, values: Floats, norms: Floats, cut: Cut, n_threads: int) -> Parts:
+def choose_parts(inputs: Floats, values: Floats, down: Floats, cut: Cut, n_threads: int) -> Parts:
     """Choose neurons and fit a router.
 
     Args:
         inputs: what gate and up read: float32 [tokens, width].
-        values: what down reads: float32 [tokens, neurons]. Overwritten.
-        norms: lengths of the columns of down: float32 [neurons].
+        values: what down reads: float32 [tokens, neurons].
+        down: the matrix, float32 [width, neurons].
     """
-    energy = values
-    energy *= norms
+    energy = values * np.sqrt(np.einsum("ij,ij->j", down, down))
     largest = np.abs(energy).max(axis=1, keepdims=True)
     energy /= np.maximum(largest, np.finfo(np.float32).tiny)  # its squares are then in range
     np.square(energy, out=energy)
@@ -174,7 +189,13 @@ def choose_parts(inputs: Floats, values: Floats, norms: Floats, cut: Cut, n_thre
         at, caught = new, more
         router, bias, chosen = found
     experts = np.stack([rest[at == e] for e in range(cut.experts)])
-    return Parts(shared, experts, router, bias)
+    correction = None
+    if cut.fit_shared:
+        missing = np.zeros((len(values), len(down)), np.float32)
+        for e, neurons in enumerate(experts):
+            missing += ((1 - chosen[:, e, None]) * values[:, neurons]) @ down[:, neurons].T
+        correction, _ = _Ridge(values[:, shared], n_threads, centred=False).of(missing)
+    return Parts(shared, experts, router, bias, correction)
 
 
 def _fitted(
@@ -190,8 +211,9 @@ def _fitted(
 class _Ridge:
     """Ridge regression on the same inputs, float32 [tokens, inputs]."""
 
-    def __init__(self, x: Floats, n_threads: int) -> None:
-        self._mean = x.mean(axis=0, dtype=np.float64)
+    def __init__(self, x: Floats, n_threads: int, centred: bool = True) -> None:
+        self._mean = x.mean(axis=0, dtype=np.float64) * centred
+        self._offset = centred
         self._centred = np.ascontiguousarray((x - self._mean.astype(np.float32)).T)
         h = np.zeros((x.shape[1],) * 2, np.float32)
         add_products(h, self._centred, n_threads)
@@ -202,7 +224,7 @@ class _Ridge:
 
     def of(self, y: Floats) -> tuple[Floats, Floats]:
         """(w, b), so that x w^T + b is nearest to y: float32 [outputs, inputs], [outputs]."""
-        wanted = y.mean(axis=0, dtype=np.float64)
+        wanted = y.mean(axis=0, dtype=np.float64) * self._offset
         products = self._centred @ (y - wanted.astype(np.float32))
         found = (self._inverse @ products).T
         return np.ascontiguousarray(found, np.float32), (wanted - found @ self._mean).astype("f4")

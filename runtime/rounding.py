@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats, Format
-from headrace.sparse.gptq import gptq, inverse_factor
+from headrace.sparse.gptq import further, gptq, inverse_factor
 from headrace.sparse.gqs_pruning import Hessian, group_costs
 from headrace.sparse.reach import beyond
 from headrace.sparse.registry import FORMATS
@@ -97,6 +98,24 @@ class Rounder:
         self._threads = n_threads
         self._room = room
         self._factors = Factors(room)
+        self._unmoved: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def remarks(self) -> list[str]:
+        """What could not be done as it was asked for, a line for each kind."""
+        if not self._unmoved:
+            return []
+        rows, most = sum(self._unmoved.values()), max(self._unmoved, key=self._unmoved.__getitem__)
+        return [
+            f"{rows:,} row{'s' * (rows > 1)} rounded to nearest, as what gptq moves there brings "
+            "their outputs further from the source's on the text; matrices with such rows: "
+            f"{len(self._unmoved)}, most of them in {most}"
+        ]
+
+    def _were_unmoved(self, name: str, rows: int) -> None:
+        if rows:
+            with self._lock:
+                self._unmoved[name] = self._unmoved.get(name, 0) + rows
 
     def least_bytes(self, recipe: Recipe, held: int) -> int:
         """What rounding a matrix takes at least, with `held` bytes of statistics."""
@@ -152,7 +171,8 @@ class Rounder:
             return rows
 
         step = self._step(recipe, portion, inputs)
-        prune(wanted, read, step, self._threads, write, cost, hessian)
+        unmoved = prune(wanted, read, step, self._threads, write, cost, hessian)
+        self._were_unmoved(m.name, unmoved)
 
     def _hessian(self, recipe: Recipe, inputs: Inputs | None) -> Hessian | None:
         """Of what a matrix reads, if its method takes that."""
@@ -204,7 +224,7 @@ class Rounder:
         searched = recipe.method != "rtn" and fmt.searched
 
         def nearest(x: Floats) -> np.ndarray:
-            return _searched(fmt, x, None, None) if searched else fmt.encode(x)
+            return _searched(fmt, x, None) if searched else fmt.encode(x)
 
         def encode(x: Floats) -> np.ndarray:
             most = beyond(x, fmt, nearest)
@@ -220,23 +240,40 @@ class Rounder:
                     "them", path=info.path, tensor=info.name,
                 )  # fmt: skip
             with np.errstate(all="ignore"):  # scales that are tried may be beyond float16
-                return _searched(fmt, x, hessian, importance) if searched else fmt.encode(x)
+                if not searched:
+                    return fmt.encode(x)
+                if hessian is None:
+                    return _searched(fmt, x, importance)
+                raw, unmoved = _fitted(fmt, x, hessian, importance)
+            self._were_unmoved(info.name, unmoved)
+            return raw
 
         return encode
 
 
-def _searched(
-    fmt: Format, x: Floats, hessian: Hessian | None, importance: Floats | None
-) -> np.ndarray:
-    """Raw bytes of a format that is `searched`, by GPTQ if there is a Hessian."""
+def _searched(fmt: Format, x: Floats, importance: Floats | None) -> np.ndarray:
+    """Raw bytes of a format that is `searched`, each weight for itself."""
     if fmt.pattern is not None:
-        if hessian is None:
-            return fmt.pattern.encode(x, importance)
-        return fmt.pattern.encode_fitted(x, hessian, importance)
+        return fmt.pattern.encode(x, importance)
     assert fmt.grid is not None
-    if hessian is None:
-        return fmt.grid.round(x, fmt.grid.fit(x, importance))
-    return gptq(x, fmt.grid, hessian.upper, importance)
+    return fmt.grid.round(x, fmt.grid.fit(x, importance))
+
+
+def _fitted(
+    fmt: Format, x: Floats, hessian: Hessian, importance: Floats | None
+) -> tuple[np.ndarray, int]:
+    """Raw bytes of a format that is `searched`, by GPTQ; and in how many rows that is no use."""
+    if fmt.pattern is not None:
+        nearest = fmt.pattern.encode(x, importance)
+        raw = fmt.pattern.encode_fitted(x, hessian, importance)
+    else:
+        assert fmt.grid is not None
+        scales = fmt.grid.fit(x, importance)
+        nearest = fmt.grid.round(x, scales)
+        raw = gptq(x, fmt.grid, hessian.upper, scales)
+    back = further(x, hessian.h, fmt.decode(raw), fmt.decode(nearest))
+    raw[back] = nearest[back]
+    return raw, int(back.sum())
 
 
 def too_little(what: str, needed: int, room: int) -> BudgetError:

@@ -60,6 +60,11 @@ class CachePlaces(Protocol):
     def ranks(self) -> int:
         """Of predictions of a mixture at a distance."""
 
+    def router_ahead(self, mixture: int, distance: int) -> tuple[int, int] | None:
+        """Addresses of weights (tiled float16) and bias that say what a mixture will choose by what
+        the one so many mixtures before it reads; None: its own router must do.
+        """
+
     @property
     def predictor(self) -> Predictor:
         """What asks for experts ahead."""
@@ -67,11 +72,6 @@ class CachePlaces(Protocol):
     @property
     def recall(self) -> Recall | None:
         """Its tables; None: it has none."""
-
-    def router_ahead(self, mixture: int, distance: int) -> tuple[int, int] | None:
-        """Addresses of weights (tiled float16) and bias that say what a mixture will choose by what
-        the one so many mixtures before it reads; None: its own router must do.
-        """
 
     def predictions_address(self, mixture: int, distance: int) -> int:
         """Of what is predicted for a mixture, so many mixtures before it."""

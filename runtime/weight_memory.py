@@ -69,6 +69,7 @@ class WeightMemory:
         self.cancel = 0  # address of the word that cancels a pass
         self._told_reads = 0  # failed reads up to which nothing more is said
         self._passes: Passes
+        self.plan: MemoryPlan
         self._began = self._stalled_s = 0.0  # the time, and `stall_s`, when the pass began
         self._take_up(prepared)
         files = self._files or open_files(prepared)
@@ -177,6 +178,7 @@ class WeightMemory:
         if self._revision.add(window.mode, n_bytes, seconds, stall_s - self._stalled_s):
             self._rates = replace(self._rates, flash=self._revision.rates)
             self._passes = replace(self._passes, rates=self._rates)
+            self.plan = memory_plan(self.prepared, self._rates)
 
     def halt(self) -> None:
         """End the readers until the next pass begins."""
@@ -242,7 +244,7 @@ class WeightMemory:
             prepared.shape.threads,
             prepared.expert_bytes,
         )
-        self.plan: MemoryPlan = memory_plan(prepared, self._rates)
+        self.plan = memory_plan(prepared, self._rates)
 
     def _stop_streaming(self) -> None:
         if self.streaming is not None:

@@ -31,12 +31,11 @@ from headrace.refactor_experts import (
     needs,
     parts_of,
 )
-from headrace.rows import raw_rows, read_as_it_is
-from headrace.sparse.format import TILE_ROWS, Floats, Format
+from headrace.rows import raw_rows, read_as_it_is, row_ranges
+from headrace.sparse.format import Floats, Format
 from headrace.sparse.reach import beyond
 from headrace.sparse.registry import FORMATS
 
-_PIECE = 1 << 22  # weights that are read at a time
 # What cutting takes for each weight of a matrix: float32 twice, and as it is written.
 _BYTES_PER_WEIGHT = 12
 
@@ -64,7 +63,7 @@ _Source: TypeAlias = Recipe | TensorInfo | _Router | _Slice
 
 def cut_of(
     model: ModelFile, decoder: Decoder, experts: int | None, active: int | None,
-    shared: float | None,
+    shared: float | None, fit_shared: bool,
 ) -> Cut:  # fmt: skip
     """How a model is cut into experts; None: as usual.
 
@@ -87,6 +86,7 @@ def cut_of(
         EXPERTS if experts is None else experts,
         ACTIVE if active is None else active,
         SHARED if shared is None else shared,
+        fit_shared,
     )
 
 
@@ -223,40 +223,34 @@ class Mixture:
     ) -> None:  # fmt: skip
         layer = self._decoder.layers[index]
         matrices = dict(_parts(layer))
-        norms = self._lengths(reader, matrices["down"])
-        parts = parts_of(inputs, index, layer, norms, self._cut, n_threads)
+        down = self._whole(reader, matrices["down"])
+        parts = parts_of(inputs, index, layer, down, self._cut, n_threads)
+        del down
         for at in ours:
             source = self._sources[at]
             if isinstance(source, _Router):
                 data = parts.bias if source.bias else _tiles(FORMATS["f32"], parts.router)
                 file.write(places[at], np.ascontiguousarray(data).view(np.uint8).reshape(-1))
         for part, matrix in matrices.items():
-            whole = np.concatenate(list(self._rows(reader, matrix)))
+            whole = self._whole(reader, matrix)
             for at in ours:
                 source = self._sources[at]
                 if isinstance(source, _Slice) and source.part == part:
                     neurons = _neurons(parts, source.expert)
                     some = whole[:, neurons] if part == "down" else whole[neurons]
+                    if part == "down" and source.expert is None and parts.correction is not None:
+                        some = some + parts.correction
                     self._refuse_beyond(some, source.format, matrix)
                     file.write(places[at], _tiles(source.format, some).reshape(-1))
 
-    def _rows(self, reader: TensorReader, matrix: Matrix) -> list[Floats]:
-        """A matrix of the source, some rows at a time: float32 [rows, columns]."""
+    def _whole(self, reader: TensorReader, matrix: Matrix) -> Floats:
+        """A matrix of the source: float32 [rows, columns]."""
         placed = replace(self._placed[matrix.name], format=FORMATS["f32"])
-        step = max(TILE_ROWS, _PIECE // matrix.columns // TILE_ROWS * TILE_ROWS)
-        found = []
-        for first in range(0, matrix.rows, step):
-            last = min(first + step, matrix.rows)
+        found = np.empty((matrix.rows, matrix.columns), np.float32)
+        for first, last in row_ranges(placed, 0, matrix.rows):
             raw = raw_rows(reader, placed, first, last).view(np.float32)
-            found.append(raw[: last - first])
+            found[first:last] = raw[: last - first]
         return found
-
-    def _lengths(self, reader: TensorReader, matrix: Matrix) -> Floats:
-        """Of a matrix's columns."""
-        squares = np.zeros(matrix.columns, np.float64)
-        for rows in self._rows(reader, matrix):
-            squares += np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
-        return np.sqrt(squares).astype(np.float32)
 
     @staticmethod
     def _refuse_beyond(x: Floats, fmt: Format, matrix: Matrix) -> None:

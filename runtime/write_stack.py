@@ -12,32 +12,31 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from headrace.decompose_stack import Blocks, InputsOf, MadeBlock
+from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families import describe
-from headrace.families.decoder import Decoder, Matrix, tensor_of
+from headrace.families.decoder import Decoder, Matrix
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import (
     Entry,
     build_header,
-    format_name,
     layout_key,
     open_model,
     tiled_type,
 )
-from headrace.partial_file import PartialFile, check_disk
+from headrace.partial_file import PartialFile, check_disk, drop
 from headrace.placing import PlacedMatrix, dense, place
 from headrace.price import price_keys
 from headrace.recipe import ENDS, ENOUGH_BITS
-from headrace.rows import read_tiled
+from headrace.rows import read_as_it_is
 from headrace.sparse.bitstack import LEVELS, RANKS, BlockShape, rank_for
 from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name, refuse_stack
 
 STACK = "bitstack"  # what it is called among the formats that a file may get
 PRICED_LEVELS = 2, 4, 8  # whose price stands in the file, beside that of all
-_COPY_BYTES = 8 << 20
 
 _Source: TypeAlias = PlacedMatrix | TensorInfo | MadeBlock
 
@@ -126,9 +125,7 @@ def write_stack(
         laid = f"{key} {layout_key(model, entries, size)}"
         return _Layout(entries, sources, places, laid, size), header
 
-    waiting, tried, trial = (
-        target.with_name(f"{target.name}.{what}") for what in ("blocks", "losses", "trial")
-    )
+    waiting, tried, trial = beside(target)
     count = (levels - 1) * len(stacked)
     try:
         with ExitStack() as stack:
@@ -136,7 +133,10 @@ def write_stack(
             spill = stack.enter_context(PartialFile(waiting, key, blocks.offsets[-1]))
             spill.tell(notice, len(stacked), "matrices")
             kept = None
-            if measure is not None and count:
+            if measure is None:
+                for path in (tried, trial):
+                    drop(path, notice)
+            elif count:
                 kept = stack.enter_context(PartialFile(tried, f"{key} measured", 8 * count))
                 kept.tell(notice, count, "blocks that were tried")
             size = layout(blocks.in_order(None))[0].size
@@ -175,6 +175,14 @@ def write_stack(
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     return found
+
+
+def beside(target: Path) -> tuple[Path, Path, Path]:
+    """Files whose parts lie beside that of a stack: its blocks, what was tried, and a trial."""
+    blocks, losses, trial = (
+        target.with_name(f"{target.name}.{what}") for what in ("blocks", "losses", "trial")
+    )
+    return blocks, losses, trial
 
 
 @dataclass(frozen=True)
@@ -236,42 +244,27 @@ def _entries(
     blocks: list[MadeBlock],
     rank: int,
 ) -> tuple[list[Entry], list[_Source]]:
-    whole = {
-        p.matrix.name: _smaller(p) if p.matrix.name in _ends(decoder) else p
+    vectors, rest = others(model, decoder, placed)
+    whole = [
+        _smaller(p) if p.matrix.name in _ends(decoder) else p
         for p in placed
         if not _stackable(p.matrix, decoder)
-    }
-    vectors = {v.name: tensor_of(model, v) for v in decoder.vectors()}
-    gone = {one.matrix.name for one in blocks}
-    rest = [
-        info
-        for name, info in model.tensors.items()
-        if name not in whole and name not in vectors and name not in gone
     ]
-    sources: list[_Source] = [*vectors.values(), *whole.values(), *rest, *blocks]
+    sources: list[_Source] = [*vectors, *whole, *rest, *blocks]
     return [_entry(source, rank) for source in sources], sources
 
 
 def _entry(source: _Source, rank: int) -> Entry:
-    if isinstance(source, TensorInfo):
-        kept = format_name(source.type)
-        return Entry(source.name, source.type, source.shape, source.n_bytes, kept)
+    if not isinstance(source, MadeBlock):
+        return entry_of(source)
     m = source.matrix
-    if isinstance(source, PlacedMatrix):
-        name = source.format.name
-        return Entry(m.name, tiled_type(name), (m.rows, m.columns), source.n_bytes, name)
     assert source.n_bytes == BlockShape(m.rows, m.columns, rank).n_bytes
     name, kind = block_name(m.name, source.level), block_format(rank)
     return Entry(name, tiled_type(kind), (m.rows, m.columns), source.n_bytes, kind)
 
 
 def _bytes_of(source: _Source, reader: TensorReader, spill: PartialFile) -> Iterator[np.ndarray]:
-    if isinstance(source, PlacedMatrix):
-        yield from read_tiled(reader, source)
-    elif isinstance(source, MadeBlock):
+    if isinstance(source, MadeBlock):
         yield np.frombuffer(spill.read(source.offset, source.n_bytes), np.uint8)
     else:
-        for start in range(0, source.n_bytes, _COPY_BYTES):
-            raw = np.empty(min(_COPY_BYTES, source.n_bytes - start), np.uint8)
-            reader.readinto(source, start, raw)
-            yield raw
+        yield from read_as_it_is(reader, source)

@@ -59,15 +59,14 @@ def _invert_lower(a: Floats) -> None:
 
 
 def gptq(
-    x: Floats, grid: Grid, u: Floats, importance: Floats | None = None,
-    stays: NDArray[np.bool_] | None = None,
-) -> Bytes:  # fmt: skip
+    x: Floats, grid: Grid, u: Floats, raw: Bytes, stays: NDArray[np.bool_] | None = None
+) -> Bytes:
     """Round some rows of a matrix; rows do not depend on each other.
 
     Args:
         x: float32 [rows, n], of finite numbers.
         u: `inverse_factor` of the matrix's H.
-        importance: of each input when scales are fitted, float32 [n]: the diagonal of H.
+        raw: bytes of the format whose scales suit the weights: `Grid.fit`.
         stays: which weights may be other than zero [rows, n], on a grid without offsets that has
             that level; None: all.
 
@@ -75,7 +74,6 @@ def gptq(
         raw bytes of the format, uint8 [rows, row_bytes].
     """
     rows, n = x.shape
-    raw = grid.fit(x, importance)
     scale, offset = grid.scales(raw)
     scale = np.ascontiguousarray(scale.T)  # [groups, rows]
     step = inverse(scale)
@@ -112,6 +110,23 @@ def gptq(
     return grid.put(raw, np.ascontiguousarray(codes.T))
 
 
-def output_error(h: Floats, difference: Floats) -> float:
-    """The sum of squares of X D^T for a difference D of weights, float32 [rows, n]."""
-    return float(np.einsum("ij,ij->", difference @ h, difference, dtype=np.float64))
+def output_errors(h: Floats, difference: Floats) -> NDArray[np.float64]:
+    """The sums of squares of X D^T for a difference D of weights, float32 [rows, n]: [rows]."""
+    found: NDArray[np.float64] = np.einsum("ij,ij->i", difference @ h, difference, dtype=np.float64)
+    return found
+
+
+def further(weights: Floats, h: Floats, moved: Floats, nearest: Floats) -> NDArray[np.bool_]:
+    """The rows whose outputs are further off with weights that were moved: bool [rows].
+
+    Where inputs go together closely, what makes good for others may be beyond what scales that
+    were fitted before can say. Then it is cut, and what is lost is lost for all inputs behind it.
+
+    Args:
+        weights, moved, nearest: those of the source, and as two ways of rounding leave them,
+            float32 [rows, n].
+        h: X^T X of the inputs.
+    """
+    with np.errstate(all="ignore"):  # what is beyond a format may come out as no finite number
+        found = output_errors(h, moved - weights)
+        return ~(found <= output_errors(h, nearest - weights))

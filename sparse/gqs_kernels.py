@@ -65,7 +65,7 @@ MOST = 32767
 # A place of 16 bits cannot lead further than this from the beginning of a token's activations.
 # Whoever has these keeps so many bytes readable, so that no file leads a kernel out of its memory.
 REACH = X16_HEAD_BYTES + 8 * 0xFFFF + 128
-AHEAD = 4096  # bytes: rows end where the CPU does not expect it, and it asks for too little
+AHEAD = 6144  # bytes: rows end where the CPU does not expect it, and it asks for too little
 TOKENS = {64: 4}  # that are multiplied at once, by the bytes of a register; else 2
 CACHED_UNITS = 2048  # of a thread: their 140 to 200 KB stay in its cache while tokens go by
 
@@ -135,16 +135,18 @@ def _gemm(group: int, target: Target) -> KernelFunction:
     bytes_per_unit = CODE_BYTES + 4 * per_unit
     several = TOKENS.get(target.vector_bytes, 2)
 
+    # Places are read before the vectors around them: LLVM would take a place out of a vector that
+    # it has, which costs a CPU more than to load it, and eight of them bind groups of 16.
     def of_column(w: Any, x: Any, p: Any) -> Any:
         return x + get_u16(w + (2 * per_unit + 2 * p)) * 8
 
     def unit_of(tokens: int) -> Any:
         def add16(w: Any, x: Any, stride: Any) -> Any:
-            s, v = load_halves(w, w, 1, 0), load_i32(w + 4 * per_unit, 1, 0)
             x0 = load_halves(of_column(w, x, 0), of_column(w, x, 1), tokens, stride)
             x1 = load_halves(of_column(w, x, 2), of_column(w, x, 3), tokens, stride)
             x2 = load_halves(of_column(w, x, 4), of_column(w, x, 5), tokens, stride)
             x3 = load_halves(of_column(w, x, 6), of_column(w, x, 7), tokens, stride)
+            s, v = load_halves(w, w, 1, 0), load_i32(w + 4 * per_unit, 1, 0)
             zero = repeat(splat_i32(0), tokens)
             a = dot_words(zero, repeat(group_words(v, 0, s, 0, 2), tokens), x0)
             a = dot_words(a, repeat(group_words(v, 1, s, 2, 2), tokens), x1)
@@ -152,11 +154,11 @@ def _gemm(group: int, target: Target) -> KernelFunction:
             return a + dot_words(b, repeat(group_words(v, 3, s, 6, 2), tokens), x3)
 
         def add32(w: Any, x: Any, stride: Any) -> Any:
-            s, v = load_halves(w, w, 1, 0), load_i32(w + 4 * per_unit, 1, 0)
             x0 = load_i32(of_column(w, x, 0), tokens, stride)
             x1 = load_i32(of_column(w, x, 1), tokens, stride)
             x2 = load_i32(of_column(w, x, 2), tokens, stride)
             x3 = load_i32(of_column(w, x, 3), tokens, stride)
+            s, v = load_halves(w, w, 1, 0), load_i32(w + 4 * per_unit, 1, 0)
             zero = repeat(splat_i32(0), tokens)
             a = dot_words(zero, repeat(group_words(v, 0, s, 0, 1), tokens), x0)
             a = dot_words(a, repeat(group_words(v, 1, s, 1, 1), tokens), x1)

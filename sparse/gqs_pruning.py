@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from headrace.sparse import gqs
-from headrace.sparse.format import Bytes, Floats
-from headrace.sparse.gptq import DAMPING, inverse_factor
+from headrace.sparse.format import Floats
+from headrace.sparse.gptq import DAMPING, further
 from headrace.sparse.gqs import Groups, Mask
 
 _TINY = np.float32(1e-30)
@@ -167,37 +167,32 @@ def _round(weights: Floats, keep: Mask, group: int, upper: Floats) -> Groups:
     return Groups(counts, d, column, scales[at], offsets[at], codes[column, :, row])
 
 
-def encode_rows(weights: Floats, keep: Mask, group: int, hessian: Hessian | None = None) -> Groups:
+def encode_rows(
+    weights: Floats, keep: Mask, group: int, hessian: Hessian | None = None
+) -> tuple[Groups, Mask]:
     """Prune and code some rows of a matrix; rows do not depend on each other.
 
     Args:
         weights: float32 [rows, n], of finite numbers.
         keep: groups that stay [rows, n / group].
         hessian: of the inputs; moves the weights that stay. None: they are rounded to nearest.
+
+    Returns:
+        the groups, and the rows [rows] that are rounded to nearest in spite of the Hessian, as
+        their outputs are nearer to those of the source then.
     """
+    nearest = gqs.code(weights, keep, group)
     if hessian is None:
-        return gqs.code(weights, keep, group)
-    best = refit(weights, np.repeat(keep, group, axis=1), hessian.h)
-    return _round(best, keep, group, hessian.upper)
-
-
-def encode(
-    weights: Floats, rate: float, group: int, *,
-    mean_square: Floats | None = None, hessian: Floats | None = None,
-) -> Bytes:  # fmt: skip
-    """Prune and code a matrix; see `headrace.sparse.gqs` for the bytes.
-
-    Args:
-        weights: float32 [rows, n].
-        rate: share of the weights that are left out, at least.
-        group: 16, 32 or 64.
-        mean_square: of the inputs [n]; weights are then scored by it.
-        hessian: X^T X of the inputs [n, n]; scores weights, and moves those that stay.
-    """
-    both, cost = None, mean_square
-    if hessian is not None:
-        h = np.asarray(hessian, np.float32)
-        both = Hessian(h, inverse_factor(h))
-        cost = group_costs(both.upper, group)
-    keep = kept(scores(weights, group, cost), group, rate)
-    return gqs.pack(encode_rows(weights, keep, group, both), group)
+        return nearest, np.zeros(len(weights), bool)
+    with np.errstate(all="ignore"):  # weights that are moved may be beyond what rows can say
+        best = refit(weights, np.repeat(keep, group, axis=1), hessian.h)
+        moved = _round(best, keep, group, hessian.upper)
+        n = weights.shape[1]
+        back = further(weights, hessian.h, gqs.dense(moved, n, group), gqs.dense(nearest, n, group))
+    of_group = back[np.repeat(np.arange(len(weights)), moved.counts)]
+    return Groups(
+        moved.counts, np.where(back, nearest.row_scales, moved.row_scales), moved.columns,
+        np.where(of_group, nearest.scales, moved.scales),
+        np.where(of_group, nearest.offsets, moved.offsets),
+        np.where(of_group[:, None], nearest.codes, moved.codes),
+    ), back  # fmt: skip

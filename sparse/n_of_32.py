@@ -16,8 +16,7 @@ Row block (raw) of 32 weights, N of which are kept:
 Any bytes are weights: inputs that `kept` has beyond N are zero, and where it has fewer the last
 codes are of no account.
 
-Tile block: 16 times d, then `kept` and `qs` of 16 rows in runs of 4 bytes. The plain form, which is
-multiplied, is that of `headrace.sparse.dense_int8`.
+Tile block, and the plain form, which is multiplied: those of `headrace.sparse.dense_int8`.
 """
 
 from __future__ import annotations
@@ -26,28 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from headrace.sparse.dense_int8 import BLOCK, TILE_BLOCK_BYTES, product, row_block
-from headrace.sparse.format import (
-    TILE_ROWS,
-    Bytes,
-    Floats,
-    Format,
-    Unpacked,
-    as_rows,
-    byte_blocks,
-    deinterleave,
-    halves,
-    interleave,
-    weight_blocks,
-)
-from headrace.sparse.interleaving import interleave_halves
-from headrace.sparse.pattern import Mask, pattern_of_int4
+from headrace.sparse.dense_int8 import BLOCK, KEPT, QS, format_of
+from headrace.sparse.format import Bytes, Format
+from headrace.sparse.pattern import Mask
 from headrace.targets.simd import (
     bits_u8,
-    get_u16,
     load_f16,
     load_i32,
-    put_u16,
     shl,
     shl_by,
     shr,
@@ -58,7 +42,6 @@ from headrace.targets.simd import (
 )
 
 COUNTS = (8, 16)  # in one word of 4 bytes, or two
-QS = 6  # where codes begin
 
 
 def _ones(kept: Any) -> Any:
@@ -118,66 +101,22 @@ _UNPACK = {8: _unpack_8, 16: _unpack_16}
 
 def make(n: int) -> Format:
     """The format that keeps `n` of each 32 weights."""
-    block_bytes = QS + n // 2
-    runs = ((2, 2), (4, 4), (n // 2, 4))
-    words = block_bytes // 2 - 1
 
     def put(blocks: Bytes, keep: Mask, codes: Bytes) -> None:
-        blocks[..., 2:QS] = np.packbits(keep, axis=-1, bitorder="little")
+        blocks[..., KEPT:QS] = np.packbits(keep, axis=-1, bitorder="little")
         some = codes[keep].reshape(*blocks.shape[:2], n // 2, 2).view(np.uint8) & 15
         blocks[..., QS:] = some[..., 0] | some[..., 1] << 4
 
-    pattern = pattern_of_int4(n, BLOCK, BLOCK, block_bytes, put)
-
-    def encode(x: Floats) -> Bytes:
-        """Keep the larger weights; quantise them to nearest with searched scales."""
-        weight_blocks(x, BLOCK)  # refuses rows of another length
-        return pattern.encode(x)
-
-    @np.errstate(all="ignore")
-    def decode(raw: Bytes) -> Floats:
-        """Give the float32 weights."""
-        blocks = byte_blocks(raw, block_bytes)
-        keep = np.unpackbits(blocks[..., 2:QS], axis=-1, bitorder="little").astype(bool)
+    def codes_of(blocks: Bytes) -> Bytes:
+        keep = np.unpackbits(blocks[..., KEPT:QS], axis=-1, bitorder="little").astype(bool)
         codes = np.zeros((*blocks.shape[:2], BLOCK + 1), np.uint8)
         codes[..., 0:n:2], codes[..., 1:n:2] = blocks[..., QS:] & 15, blocks[..., QS:] >> 4
         place = np.cumsum(keep, axis=-1) - 1
-        found = np.where(keep, np.take_along_axis(codes, np.maximum(place, 0), axis=-1), 0)
-        signed = (found.astype(np.int8) ^ 8) - 8
-        return as_rows(halves(blocks[..., :2]) * signed.astype(np.float32))
+        found: Bytes = np.where(keep, np.take_along_axis(codes, np.maximum(place, 0), axis=-1), 0)
+        return found
 
-    def tile(raw: Bytes) -> Bytes:
-        """Interleave 16 rows: the tile block above."""
-        return interleave(byte_blocks(raw, block_bytes), runs)
-
-    def untile(tiled: Bytes, rows: int) -> Bytes:
-        """Give back the raw bytes of the first `rows` rows."""
-        return as_rows(deinterleave(tiled, rows, runs))
-
-    def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
-        """One block of 16 raw rows to a tile block."""
-        interleave_halves(src, row_bytes, dst)
-        for row in range(16):
-            for i in range(words):
-                word = get_u16(src + (row * row_bytes + 2 + 2 * i))
-                put_u16(dst + (32 + i // 2 * 64 + row * 4 + i % 2 * 2), word)
-
-    return Format(
-        name=f"s{n}of32_g32",
-        modules=("n_of_32", "dense_int8"),
-        block=BLOCK,
-        block_bytes=block_bytes,
-        tile_block_bytes=TILE_ROWS * block_bytes,
-        activation="q8",
-        encode=encode,
-        decode=decode,
-        tile=tile,
-        untile=untile,
-        product=product,
-        tile_block=tile_block,
-        row_block=row_block,
-        pattern=pattern,
-        unpacked=Unpacked(tile_block_bytes=TILE_BLOCK_BYTES, unpack=_UNPACK[n]),
+    return format_of(
+        f"s{n}of32_g32", "n_of_32", n, BLOCK, put=put, codes=codes_of, unpack=_UNPACK[n]
     )
 
 

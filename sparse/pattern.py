@@ -59,7 +59,8 @@ class Pattern:
             importance: of each input when scales are searched [n].
         """
         keep = stays(loss(x, hessian), self.kept, self.of)
-        return gptq(refit(x, keep, hessian.h), self.grid, hessian.upper, importance, keep)
+        best = refit(x, keep, hessian.h)
+        return gptq(best, self.grid, hessian.upper, self.grid.fit(best, importance), keep)
 
 
 def loss(x: Floats, hessian: Hessian) -> Floats:

@@ -13,8 +13,7 @@ Row block (raw) of 32 weights, 14 bytes:
     qs          8       byte q: their codes, the first low; a weight is d * code, -8..7 as two's
                         complement. Codes of the same place are combined by exclusive or.
 
-Tile block: 16 times d, then `places` and the two halves of `qs` of 16 rows in runs of 4 bytes. The
-plain form, which is multiplied, is that of `headrace.sparse.dense_int8`.
+Tile block, and the plain form, which is multiplied: those of `headrace.sparse.dense_int8`.
 """
 
 from __future__ import annotations
@@ -23,27 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from headrace.sparse.dense_int8 import BLOCK, TILE_BLOCK_BYTES, product, row_block
-from headrace.sparse.format import (
-    Bytes,
-    Floats,
-    Format,
-    Unpacked,
-    as_rows,
-    byte_blocks,
-    deinterleave,
-    halves,
-    interleave,
-    weight_blocks,
-)
-from headrace.sparse.interleaving import interleave_halves
-from headrace.sparse.pattern import Mask, pattern_of_int4
+from headrace.sparse.dense_int8 import KEPT, QS, format_of
+from headrace.sparse.format import Bytes
+from headrace.sparse.pattern import Mask
 from headrace.targets.simd import (
     bits_u8,
-    get_u16,
     load_f16,
     load_i32,
-    put_u16,
     shl,
     shl_by,
     shr,
@@ -52,9 +37,6 @@ from headrace.targets.simd import (
     store_u8,
 )
 
-BLOCK_BYTES = 14
-RUNS = ((2, 2), (4, 4), (8, 4))
-
 
 def _put(blocks: Bytes, keep: Mask, codes: Bytes) -> None:
     shape = blocks.shape[:2]
@@ -62,50 +44,17 @@ def _put(blocks: Bytes, keep: Mask, codes: Bytes) -> None:
     fours = codes.reshape(*shape, 8, 4)
     nibbles = np.take_along_axis(fours, places, axis=-1).view(np.uint8) & 15
     both = (places[..., 0] | places[..., 1] << 2).astype(np.uint8)
-    blocks[..., 2:6] = both[..., 0::2] | both[..., 1::2] << 4
-    blocks[..., 6:] = nibbles[..., 0] | nibbles[..., 1] << 4
+    blocks[..., KEPT:QS] = both[..., 0::2] | both[..., 1::2] << 4
+    blocks[..., QS:] = nibbles[..., 0] | nibbles[..., 1] << 4
 
 
-PATTERN = pattern_of_int4(2, 4, BLOCK, BLOCK_BYTES, _put)
-
-
-def encode(x: Floats) -> Bytes:
-    """Keep the larger weights; quantise them to nearest with searched scales."""
-    weight_blocks(x, BLOCK)  # refuses rows of another length
-    return PATTERN.encode(x)
-
-
-@np.errstate(all="ignore")
-def decode(raw: Bytes) -> Floats:
-    """Give the float32 weights."""
-    blocks = byte_blocks(raw, BLOCK_BYTES)
+def _codes(blocks: Bytes) -> Bytes:
     at = np.arange(4, dtype=np.uint8)
-    both = np.stack([blocks[..., 2:6] & 15, blocks[..., 2:6] >> 4], axis=-1)
+    both = np.stack([blocks[..., KEPT:QS] & 15, blocks[..., KEPT:QS] >> 4], axis=-1)
     both = both.reshape(*blocks.shape[:2], 8, 1)
-    codes = blocks[..., 6:, None]
-    found = np.where(both & 3 == at, codes & 15, 0) ^ np.where(both >> 2 == at, codes >> 4, 0)
-    signed = (found.astype(np.int8) ^ 8) - 8
-    d = halves(blocks[..., :2])
-    return as_rows(d * signed.reshape(*blocks.shape[:2], BLOCK).astype(np.float32))
-
-
-def tile(raw: Bytes) -> Bytes:
-    """Interleave 16 rows: the tile block above."""
-    return interleave(byte_blocks(raw, BLOCK_BYTES), RUNS)
-
-
-def untile(tiled: Bytes, rows: int) -> Bytes:
-    """Give back the raw bytes of the first `rows` rows."""
-    return as_rows(deinterleave(tiled, rows, RUNS))
-
-
-def tile_block(src: Any, row_bytes: Any, dst: Any) -> None:
-    """One block of 16 raw rows to a tile block."""
-    interleave_halves(src, row_bytes, dst)
-    for row in range(16):
-        for i in range(6):
-            word = get_u16(src + (row * row_bytes + 2 + 2 * i))
-            put_u16(dst + (32 + i // 2 * 64 + row * 4 + i % 2 * 2), word)
+    some = blocks[..., QS:, None]
+    found = np.where(both & 3 == at, some & 15, 0) ^ np.where(both >> 2 == at, some >> 4, 0)
+    return found.reshape(*blocks.shape[:2], 32)
 
 
 def _four(q: int) -> Any:
@@ -146,20 +95,4 @@ def unpack(w: Any, table: Any, out: Any) -> None:
     _7(places, codes, out)
 
 
-FORMAT = Format(
-    name="s24_g32",
-    modules=("s24_g32", "dense_int8"),
-    block=BLOCK,
-    block_bytes=BLOCK_BYTES,
-    tile_block_bytes=16 * BLOCK_BYTES,
-    activation="q8",
-    encode=encode,
-    decode=decode,
-    tile=tile,
-    untile=untile,
-    product=product,
-    tile_block=tile_block,
-    row_block=row_block,
-    pattern=PATTERN,
-    unpacked=Unpacked(tile_block_bytes=TILE_BLOCK_BYTES, unpack=unpack),
-)
+FORMAT = format_of("s24_g32", "s24_g32", 2, 4, put=_put, codes=_codes, unpack=unpack)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from test_tiled import VOCABULARY, write_model
 
 import headrace
 from headrace import cli
+from headrace.calibration import LayerInputs
 from headrace.compress import compress
 from headrace.errors import BudgetError, HeadraceError, ModelFileError, UnsupportedError
 from headrace.families import describe
@@ -25,6 +27,7 @@ from headrace.placing import place
 from headrace.price import price_of
 from headrace.recipe import WRITTEN
 from headrace.rows import read_tiled
+from headrace.sparse.gptq import gptq, inverse_factor, output_errors
 from headrace.sparse.registry import FORMATS
 
 STORIES = Path(__file__).parent / "data" / "stories260K.gguf"
@@ -269,6 +272,59 @@ class _Stop:
             self.seen.append(done)
             if done > self.share * total:
                 raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose inputs go together closely, with groups of weights that differ in size."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("tied") / "tied.gguf"
+    path.write_bytes(STORIES.read_bytes())
+    two = rng.standard_normal((512, 2)) @ rng.standard_normal((2, 64))
+    size = np.exp(2 * rng.standard_normal((64, 2))).repeat(32, axis=1)
+    new = {
+        "token_embd": two * np.exp(1.5 * rng.standard_normal(64)) + rng.random((512, 64)) / 100,
+        "blk.0.attn_q": rng.standard_normal((64, 64)) * size,
+    }
+    with path.open("rb+") as file:
+        for name, values in new.items():
+            info = open_model(path).tensors[f"{name}.weight"]
+            assert info.n_bytes == 4 * values.size
+            file.seek(info.offset)
+            file.write(values.astype("<f4").tobytes())
+    return path
+
+
+@pytest.mark.parametrize("name", ["i4a_g32", "s24_g32", "gqs_g16"])
+def test_rows_that_gptq_makes_worse_are_counted(name: str, tied: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    done = compress(
+        tied, tmp_path / "m.gguf", format=name, calibrate=TEXT, calibrate_tokens=512,
+        notice=said.append,
+    )  # fmt: skip
+    told = re.search(r"^(\d+) rows rounded to nearest, as what gptq moves.*", done.remarks[-1])
+    assert told is not None
+    assert int(told[1]) > 5
+    assert told[0] in said
+
+
+def test_no_row_is_further_off_than_rounded_to_nearest(tied: Path, tmp_path: Path) -> None:
+    """GPTQ alone makes some of these worse."""
+    fmt, name = FORMATS["q4_0"], "blk.0.attn_q.weight"
+    grid = fmt.grid
+    assert grid is not None
+    done = compress(tied, tmp_path / "m.gguf", format="q4_0", calibrate=TEXT, calibrate_tokens=512)
+    model = open_model(tied)
+    with LayerInputs(model, describe(model), TEXT, 512, 1, None) as inputs:
+        of_queries = inputs.of(name)
+        assert of_queries is not None
+        h, importance = of_queries.h.copy(), of_queries.importance
+    source = weights_of(compress(tied, tmp_path / "f.gguf").path)[name]
+    scales = grid.fit(source, importance)
+    nearest = output_errors(h, fmt.decode(grid.round(source, scales)) - source)
+    alone = fmt.decode(gptq(source, grid, inverse_factor(h), scales))
+    assert (output_errors(h, alone - source) > 1.01 * nearest).any()
+    assert (output_errors(h, weights_of(done.path)[name] - source) <= 1.0001 * nearest).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"calibrate": TEXT}])
@@ -526,6 +582,8 @@ def test_the_least_memory(source: Path, tmp_path: Path) -> None:
         {"format": "gqs_g32", "calibrate": TEXT},
         {"format": "bitstack"},
         {"format": "bitstack", "calibrate": TEXT},
+        {"format": "q4_0", "evaluate": TEXT, "evaluate_tokens": 512},
+        {"format": "gqs_g32", "calibrate": TEXT, "evaluate": TEXT, "evaluate_tokens": 512},
     ],
 )
 def test_the_least_memory_is_named_before_the_work(tmp_path: Path, options: dict[str, Any]) -> None:

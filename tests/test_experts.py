@@ -19,13 +19,15 @@ from test_bad_models import Quant, Spec, key, outcome, tiny
 import headrace
 from headrace.compress import compress
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.expert_memory import predictor_bytes
 from headrace.learned_routes import statistics_path
 from headrace.loaders.tiled import open_model
 from headrace.memory_plan import plan_model
 from headrace.model import Model
 from headrace.offload import expert_store as store
-from headrace.offload.recall import Predictor, table_bytes
+from headrace.offload.recall import Predictor
 from headrace.offload.route_statistics import learn
+from headrace.offload.router_fit import RouterFit
 from headrace.planning import bounds, prepare
 from headrace.routing import record
 
@@ -279,16 +281,21 @@ def test_predictors_change_nothing(name: str, tmp_path: Path) -> None:
         whole = said(model, ids)
     with pytest.raises(UnsupportedError, match="headrace trace MODEL TEXT --learn"):
         headrace.load(path, context=128, memory=least, predictor="pairs")
-    trace = record(path, "Once upon a time there was a girl. " * 9, tokens=64, threads=1)
-    learned = learn(trace, np.ones((1, 3), np.float32))
+    fitting = RouterFit()
+    text = "Once upon a time there was a girl. " * 9
+    trace = record(path, text, tokens=64, threads=1, fitting=fitting)
+    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
     learned.write(statistics_path(path))
     for predictor in get_args(Predictor):
-        tables = table_bytes(learned, predictor)
-        assert (tables > 0) == (predictor in ("pairs", "affinity"))
+        tables = predictor_bytes(learned, predictor)
+        assert (tables > 0) == (predictor in ("pairs", "affinity", "fitted"))
         with headrace.load(path, context=128, memory=least + tables, predictor=predictor) as model:
             assert same(said(model, ids), whole)
             cache = model._held.experts
-            assert cache is not None and (cache.recall is not None) == (tables > 0)
+            assert cache is not None
+            assert (cache.recall is not None) == (predictor in ("pairs", "affinity"))
+            assert (cache.router_ahead(0, 1) is not None) == (predictor == "fitted")
+            assert cache.router_ahead(0, 2) is None  # nothing is so far before the first
             asked = cache.words[store.ASKED]
             assert predictor != "none" or asked == 0
     replace(learned, pairs=learned.pairs[:0]).write(statistics_path(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace.sparse.gptq import DAMPING, gptq, inverse_factor, output_error
+from headrace.sparse.gptq import DAMPING, further, gptq, inverse_factor, output_errors
 from headrace.sparse.grid import nearest
 from headrace.sparse.registry import FORMATS
 
@@ -48,11 +48,11 @@ def test_outputs_are_nearer_than_by_rounding(name: str) -> None:
     w, h = data(3)
     importance = np.diag(h).copy()
     errors = {
-        how: output_error(h, fmt.decode(raw) - w)
+        how: output_errors(h, fmt.decode(raw) - w).sum()
         for how, raw in {
             "encode": fmt.encode(w),
             "search": fmt.grid.round(w, fmt.grid.fit(w, importance)),
-            "gptq": gptq(w, fmt.grid, inverse_factor(h), importance),
+            "gptq": gptq(w, fmt.grid, inverse_factor(h), fmt.grid.fit(w, importance)),
         }.items()
     }
     assert errors["gptq"] < 0.6 * errors["search"]
@@ -65,7 +65,7 @@ def test_inputs_that_do_not_depend_on_each_other_are_rounded_as_they_are(name: s
     assert grid is not None
     w, h = data(4)
     importance = np.diag(h).copy()
-    found = gptq(w, grid, inverse_factor(np.diag(importance)), importance)
+    found = gptq(w, grid, inverse_factor(np.diag(importance)), grid.fit(w, importance))
     assert found.tobytes() == grid.round(w, grid.fit(w, importance)).tobytes()
 
 
@@ -75,8 +75,9 @@ def test_rows_do_not_depend_on_each_other(name: str) -> None:
     assert fmt.grid is not None
     w, h = data(5, 32)
     u = inverse_factor(h)
-    whole = fmt.decode(gptq(w, fmt.grid, u))
-    parts = [fmt.decode(gptq(w[at : at + 16], fmt.grid, u)) for at in (0, 16)]
+    whole = fmt.decode(gptq(w, fmt.grid, u, fmt.grid.fit(w, None)))
+    some = (w[:16], w[16:])
+    parts = [fmt.decode(gptq(v, fmt.grid, u, fmt.grid.fit(v, None))) for v in some]
     # Sums of products may be taken in another order: a tie here and there goes the other way.
     assert (whole == np.concatenate(parts)).mean() > 0.99
 
@@ -95,10 +96,38 @@ def test_gptq_as_it_is_defined() -> None:
         expected[:, i] = np.clip(np.rint(left[:, i] / s), -8, 7) * s
         error = (left[:, i] - expected[:, i]) / u[i, i]
         left[:, i + 1 :] -= np.outer(error, u[i, i + 1 :])
-    found = fmt.decode(gptq(w, fmt.grid, inverse_factor(h)))
+    found = fmt.decode(gptq(w, fmt.grid, inverse_factor(h), fmt.grid.fit(w, None)))
     assert (np.abs(found - expected) < 1e-6).mean() > 0.98
-    ratio = output_error(h, found - w) / output_error(h, (expected - w).astype(np.float32))
-    assert ratio == pytest.approx(1, abs=0.02)
+    off = output_errors(h, (expected - w).astype(np.float32))
+    assert output_errors(h, found - w).sum() / off.sum() == pytest.approx(1, abs=0.02)
+
+
+def closely_tied(seed: int, rows: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Weights whose groups differ in size, and X^T X of 256 inputs with two sources."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2000, 2)) @ rng.standard_normal((2, 256))
+    x = x * np.exp(1.5 * rng.standard_normal(256)) + rng.standard_normal((2000, 256)) / 100
+    size = np.exp(2 * rng.standard_normal((rows, 8))).repeat(32, axis=1)
+    return (rng.standard_normal((rows, 256)) * size).astype("f4"), (x.T @ x).astype("f4")
+
+
+def test_rows_that_are_further_off_are_known() -> None:
+    """What later inputs should make good is beyond their scales, in a few rows of these."""
+    fmt = FORMATS["q4_0"]
+    assert fmt.grid is not None
+    w, h = closely_tied(7, 512)
+    raw = fmt.grid.fit(w, None)
+    moved = fmt.decode(gptq(w, fmt.grid, inverse_factor(h), raw))
+    nearest = fmt.decode(fmt.grid.round(w, raw))
+    found = further(w, h, moved, nearest)
+    off = [
+        (((one - w).astype("f8") @ h.astype("f8")) * (one - w)).sum(axis=1)
+        for one in (moved, nearest)
+    ]
+    assert np.array_equal(found, off[0] > off[1])
+    assert 0 < found.sum() < 20
+    moved[3, 5], moved[4, 6] = np.inf, np.nan
+    assert further(w, h, moved, nearest)[[3, 4]].all()
 
 
 @pytest.mark.parametrize("name", GRIDS)

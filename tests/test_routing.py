@@ -21,6 +21,7 @@ from headrace.memory_plan import memory_plan
 from headrace.offload import array_file
 from headrace.offload.route_statistics import RouteStatistics, learn, read_statistics
 from headrace.offload.route_trace import NONE, RouteTrace, read_trace
+from headrace.offload.router_fit import DISTANCES, TOKENS, RouterFit
 from headrace.offload.routing_replay import POLICIES, Replay, predictor_of, rates, replay
 from headrace.planning import bounds, prepare
 from headrace.routing import record
@@ -164,6 +165,7 @@ def test_statistics_that_are_none(tmp_path: Path) -> None:
         ("frequency", learned.frequency + 1), ("pairs", learned.pairs[:2]), ("active", 9),
         ("affinity", learned.affinity * np.float16(np.nan)), ("tokens", 0), ("rates", RATES[:0]),
         ("rates", RATES[::-1]), ("rates", RATES * np.float32(np.nan)),
+        ("fitted", np.zeros((4, 1, 9, 5))), ("fitted", np.full((4, 1, 8, 5), np.nan)),
     ):  # fmt: skip
         replace(learned, **{name: value}).write(path)
         with pytest.raises(ModelFileError, match="record it again"):
@@ -171,6 +173,45 @@ def test_statistics_that_are_none(tmp_path: Path) -> None:
 
 
 # --- learning -------------------------------------------------------------------------------------
+
+
+def test_routers_are_fitted_to_what_later_ones_say() -> None:
+    """Each mixture's logits are linear in what is read one and two before it, which is noise."""
+    rng, mixtures, experts, width, tokens = np.random.default_rng(4), 4, 6, 24, 900
+    fitting = RouterFit()
+    assert fitting.begin(mixtures, experts, width, tokens) > 2 * tokens * width
+    read = {m: rng.standard_normal((tokens, width)).astype(np.float32) for m in range(-1, mixtures)}
+    true = rng.standard_normal((mixtures, 3, experts, width)).astype(np.float32)
+    for m in range(-1, mixtures):
+        logits = None
+        if m >= 0:
+            logits = np.full((tokens, experts), 0.5, np.float32)
+            for distance in (1, 2):
+                if m - distance in read:
+                    logits += read[m - distance] @ true[m, distance].T
+        for first in range(0, tokens, 100):
+            rows = slice(first, first + 100)
+            fitting.add(m, first, read[m][rows], None if logits is None else logits[rows])
+    fitting.end()
+    for m in range(mixtures):
+        for distance in (1, 2):
+            if m - distance < -1:
+                assert not fitting.fitted[m, distance - 1].any()
+                continue
+            found = fitting.fitted[m, distance - 1].astype(np.float32)
+            # What the other distance adds is noise: of variance `width`, over so many tokens.
+            error = np.abs(found[:, :-1] - true[m, distance]).max()
+            assert error < 6 * (width / tokens) ** 0.5, (m, distance, error)
+            assert np.abs(found[:, -1] - 0.5).max() < 6 * (width / tokens) ** 0.5
+
+
+def test_fewer_tokens_and_fewer_mixtures_ahead_where_there_is_less_room() -> None:
+    fitting = RouterFit()
+    few = fitting.begin(4, 8, 100, 1 << 20)
+    assert few < 2 * TOKENS * 101 * 6
+    assert fitting.fitted.shape == (4, DISTANCES, 8, 101)
+    fitting.begin(94, 128, 4096, 100)
+    assert fitting.fitted.shape[1] == 1
 
 
 def by_hand(trace: RouteTrace, mixture: int, distance: int) -> Iterator[tuple[Any, Any]]:

@@ -388,6 +388,39 @@ def test_a_price_begins_nothing_anew(tmp_path: Path) -> None:
     assert target.read_bytes() == wanted.read_bytes()
 
 
+def test_blocks_go_when_another_format_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "s.gguf"
+
+    def stop(done: int, total: int | None, what: str) -> None:
+        if (what, done) == ("decomposing", 5):
+            raise _Stop
+
+    def measured() -> Path:
+        with pytest.raises(_Stop), PartialFile(tmp_path / "s.gguf.losses", "key", 8) as losses:
+            losses.finish(1)
+            raise _Stop
+        assert losses.path.exists()
+        return losses.path
+
+    fcntl = pytest.importorskip("fcntl")
+    tried = measured()
+    with pytest.raises(_Stop):
+        compress(STORIES, target, format="bitstack", threads=1, progress=stop)
+    assert not tried.exists()  # nothing is tried without --sort perplexity
+    (left,) = tmp_path.glob(".*.part")
+    assert left.stat().st_size > 10_000
+    assert measured() == tried
+    with left.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(HeadraceError, match="another process is writing"):
+            compress(STORIES, target, format="q4_0")
+    assert left.exists()
+    told: list[str] = []
+    compress(STORIES, target, format="q4_0", notice=told.append)
+    assert [line for line in told if str(left) in line and "was of other options" in line]
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_disk_that_fills_up_leaves_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from test_tiled import EXPANDED, FAMILIES, KINDS, write_model
 import headrace
 from headrace.compress import compress
 from headrace.errors import BudgetError, CancelledError, HeadraceError, ModelFileError
-from headrace.memory_plan import plan_model
+from headrace.memory_plan import memory_plan, plan_model
 from headrace.model import Model
 from headrace.offload import pieces
+from headrace.offload.revision import Revision
 from headrace.planning import prepare, refit
 
 CONTEXT = 64
@@ -221,6 +223,30 @@ def test_a_disk_that_fails_ends_in_an_exception(streaming: Model) -> None:
     assert np.array_equal(logits(streaming), expected)
     os.close(write_only)
     os.close(there)
+
+
+@pytest.mark.parametrize("times", [1e-3, 1e3])
+def test_a_plan_follows_what_the_disk_gives(times: float, streaming: Model) -> None:
+    """The machine may have been busy in the moment when it was measured, or idle for once."""
+    held = streaming._held
+    assert held._rates.flash is not None
+    believed = {
+        mode: replace(rate, bytes_s=rate.bytes_s * times)
+        for mode, rate in held._rates.flash.items()
+    }
+    held._rates = replace(held._rates, flash=believed)
+    held._revision = Revision(believed)
+    held.plan = memory_plan(streaming.prepared, held._rates)
+    at_first = streaming.plan.flash_read_gb_s
+    assert at_first is not None
+    for _ in range(1000):  # several for each way to read
+        streaming.logits([1, 2, 3])
+        found = streaming.plan.flash_read_gb_s
+        assert found is not None
+        if found > 1.5 * at_first if times < 1 else found < at_first / 1.5:
+            break
+    else:
+        pytest.fail(f"still {found} GB/s, as at first")
 
 
 def test_cancelling_and_going_on(streaming: Model) -> None:

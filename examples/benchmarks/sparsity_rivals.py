@@ -72,7 +72,7 @@ def single(w: np.ndarray, inputs: Inputs, rate: float, fitted: bool) -> np.ndarr
     hessian = Hessian(inputs.h, inverse_factor(inputs.h))
     stay = stays(loss(w, hessian), left, n)
     best = refit(w, stay, hessian.h)
-    return fmt.decode(gptq(best, grid, hessian.upper, inputs.importance, stay))
+    return fmt.decode(gptq(best, grid, hessian.upper, grid.fit(best, inputs.importance), stay))
 
 
 def write(rival: str, source: Path, to: Path, inputs: LayerInputs, rate: float) -> float:

@@ -119,7 +119,7 @@ def put_rounded(args: argparse.Namespace, path: Path, bits: int, group: int, met
                     last, factor = found.h, inverse_factor(found.h)
                 if factor is None:
                     raise AssertionError
-                new = gptq(w, grid, factor, found.importance)
+                new = gptq(w, grid, factor, grid.fit(w, found.importance))
             data = np.ascontiguousarray(new, np.float32).view(np.uint8).reshape(-1)
             file[info.offset : info.offset + info.n_bytes] = data
     file.flush()

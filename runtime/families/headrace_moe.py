@@ -68,4 +68,5 @@ def build(model: ModelFile) -> Decoder:
         )
         return replace(layer, feed_forward=replace(found, weighting="one"))
 
-    return replace(decoder, layers=tuple(mixed(i, one) for i, one in enumerate(decoder.layers)))
+    layers = tuple(mixed(i, one) for i, one in enumerate(decoder.layers))
+    return replace(decoder, architecture=ARCHITECTURE, layers=layers)
