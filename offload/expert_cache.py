@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from headrace.offload import requests
 from headrace.offload.files import PAGE, StreamedFile, reader_of
 from headrace.offload.modes import ReadMode
 from headrace.offload.readers import PATIENCE_PAUSES, Readers, Words, system_functions
+from headrace.offload.recall import Predictor, Recall
 from headrace.offload.semaphore import Semaphore
 
 READ_BYTES = 2 << 20  # at most, at once
@@ -149,6 +151,13 @@ def _joined(reads: Sequence[_Read]) -> list[_Read]:
     return found
 
 
+class EarlyRouters(Protocol):
+    """Routers in memory: addresses of weights and of bias, by mixture and distance."""
+
+    @property
+    def addresses(self) -> Mapping[tuple[int, int], tuple[int, int]]: ...
+
+
 class ExpertCache:
     """Slots for `n_slots` of a model's experts.
 
@@ -159,8 +168,8 @@ class ExpertCache:
         reader: address of the kernel `experts_read`.
         files: the model's, open; the caller closes them after `close`.
         look_ahead: for how many mixtures experts are predicted, `ranks` of each.
-        routers: addresses of weights and bias of routers that say ahead what a mixture will choose,
-            by mixture and distance.
+        routers: that say ahead what mixtures will choose.
+        predictor: what predicts; `recall` are its tables, if it has any.
         policy: one of those of `headrace.offload.expert_store`.
 
     Raises:
@@ -170,8 +179,8 @@ class ExpertCache:
     def __init__(
         self, layers: Sequence[Sequence[Sequence[ExpertMatrix]]], n_slots: int, reader: int,
         files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int,
-        routers: Mapping[tuple[int, int], tuple[int, int]] | None = None,
-        policy: int = store.NEXT_USE,
+        routers: EarlyRouters | None = None,
+        policy: int = store.NEXT_USE, predictor: Predictor = "fitted", recall: Recall | None = None,
     ) -> None:  # fmt: skip
         placed = [
             [slot_offsets([m.n_bytes for m in expert]) for expert in experts] for experts in layers
@@ -179,7 +188,8 @@ class ExpertCache:
         self._offsets = [[offsets for offsets, _ in experts] for experts in placed]
         self.slot_bytes = max(n_bytes for experts in placed for _, n_bytes in experts)
         self.look_ahead, self.ranks = look_ahead, ranks
-        self._routers = routers or {}
+        self._routers = routers
+        self.predictor, self.recall = predictor, recall
         self.n_slots = n_slots
         self.mode: ReadMode | None = None
         self._files = files
@@ -235,7 +245,7 @@ class ExpertCache:
 
     def router_ahead(self, mixture: int, distance: int) -> tuple[int, int] | None:
         """Addresses of what says ahead what a mixture will choose; None: there is nothing."""
-        return self._routers.get((mixture, distance))
+        return None if self._routers is None else self._routers.addresses.get((mixture, distance))
 
     def predictions_address(self, mixture: int, distance: int) -> int:
         """Of what is predicted for a mixture, so many mixtures before it; those of distance 1 come

@@ -21,7 +21,8 @@ PAIR_BYTES = 32 << 20  # a larger table of pairs is not kept
 _PRIOR = 4.0  # choices that a simpler table's opinion counts for
 _KINDS = {
     "model": ("<U64", 0), "experts": ("<i8", 1), "active": ("<i8", 0), "tokens": ("<i8", 0),
-    "frequency": ("<f4", 2), "affinity": ("<f2", 3), "pairs": ("<f2", 4),
+    "frequency": ("<f4", 2), "affinity": ("<f2", 3), "pairs": ("<f2", 4), "rates": ("<f4", 2),
+    "fitted": ("<f2", 4),
 }  # fmt: skip
 _WHAT = "statistics of routes by `headrace trace --learn`"
 
@@ -40,6 +41,9 @@ class RouteStatistics:
             [mixtures, E, E].
         pairs: the same where the two mixtures before chose the others: float16
             [mixtures, E, E, E]; no mixtures, where that is more than `PAIR_BYTES`.
+        rates: of `headrace.offload.routing_replay.rates`: float32 [points, 3]: share of experts
+            that have room, of uses that wait for nothing, and experts that are read for each use.
+        fitted: of `headrace.offload.router_fit`: float16 [mixtures, distances, E, width + 1].
     """
 
     model: str
@@ -49,6 +53,13 @@ class RouteStatistics:
     frequency: np.ndarray
     affinity: np.ndarray
     pairs: np.ndarray
+    rates: np.ndarray
+    fitted: np.ndarray
+
+    def rate(self, share: float) -> tuple[float, float]:
+        """(uses that wait for nothing, experts read for each use), where a share has room."""
+        x, hits, reads = self.rates.astype(float).T
+        return float(np.interp(share, x, hits)), float(np.interp(share, x, reads))
 
     def write(self, path: Path) -> None:
         """Write the file.
@@ -72,8 +83,10 @@ class RouteStatistics:
         return found
 
 
-def learn(trace: RouteTrace) -> RouteStatistics:
-    """The statistics of a text."""
+def learn(
+    trace: RouteTrace, rates: np.ndarray, fitted: np.ndarray | None = None
+) -> RouteStatistics:
+    """The statistics of a text; `rates` and `fitted` are those of `RouteStatistics`."""
     chosen = trace.chosen.astype(np.int64)
     tokens, mixtures, active = chosen.shape
     e = int(trace.experts.max())
@@ -103,7 +116,10 @@ def learn(trace: RouteTrace) -> RouteStatistics:
                 for k in range(active):
                     np.add.at(follows2, (two[rows, i], one[rows, j], now[rows, k]), 1)
         pairs[m] = (follows2 + _PRIOR * by_one[None]) / (seen2[..., None] + _PRIOR)
-    return RouteStatistics(trace.model, trace.experts, active, tokens, frequency, affinity, pairs)
+    return RouteStatistics(
+        trace.model, trace.experts, active, tokens, frequency, affinity, pairs, rates,
+        np.zeros((0, 0, 0, 0), np.float16) if fitted is None else fitted,
+    )  # fmt: skip
 
 
 def _before(trace: RouteTrace, mixture: int, distance: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,10 +139,10 @@ def read_statistics(path: Path) -> RouteStatistics:
         HeadraceError: it cannot be read.
     """
     found = read_arrays(path, _KINDS, _WHAT)
-    experts, frequency, affinity, pairs = (
-        found[n] for n in ("experts", "frequency", "affinity", "pairs")
+    experts, frequency, affinity, pairs, fitted = (
+        found[n] for n in ("experts", "frequency", "affinity", "pairs", "fitted")
     )
-    active, tokens = int(found["active"]), int(found["tokens"])
+    active, tokens, rates = int(found["active"]), int(found["tokens"]), found["rates"]
     mixtures, e = frequency.shape
     wrong = None
     if not (mixtures and 0 < tokens <= MOST_TOKENS and experts.shape == (mixtures,)):
@@ -137,8 +153,18 @@ def read_statistics(path: Path) -> RouteStatistics:
         (mixtures, e, e, e), (0, e, e, e),
     ):  # fmt: skip
         wrong = "the sizes of its arrays differ"
+    elif rates.shape[0] < 1 or rates.shape[1] != 3 or not ((rates >= 0) & (rates < 1e6)).all():
+        wrong = "its rates are none"
+    elif (np.diff(rates[:, 0]) <= 0).any():
+        wrong = "its rates are in no order"
+    elif fitted.size and (fitted.shape[0] != mixtures or fitted.shape[2] != e):
+        wrong = "its routers are of another model"
+    elif not np.isfinite(fitted).all():
+        wrong = "its routers have what is no number"
     elif not all(((x >= 0) & (x <= 1)).all() for x in (frequency, affinity, pairs)):
         wrong = "it has shares that are none"
     if wrong is not None:
         raise ModelFileError(f"is no {_WHAT} ({wrong}): record it again", path=path)
-    return RouteStatistics(str(found["model"]), experts, active, tokens, frequency, affinity, pairs)
+    return RouteStatistics(
+        str(found["model"]), experts, active, tokens, frequency, affinity, pairs, rates, fitted
+    )

@@ -25,9 +25,11 @@ POLICIES = (
     "random", "lru", "lfu", "edgemoe printed", "edgemoe corrected", "next use", "belady",
 )  # fmt: skip
 PREDICTORS = ("none", "pre-gating", "pre-gating 2", "pairs", "affinity")
-SURE_ENOUGH = 0.65
+SURE_ENOUGH = 0.6
 CLASSES = 8  # of margins
 _FADES = 20  # tokens after which a choice counts a third in the share of the last ones
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of experts
+RATE_TOKENS = 512
 _FOREVER = 1 << 60
 
 # After the choice of a mixture of a token: (mixtures from here, ranks of experts of that one, by
@@ -241,7 +243,8 @@ def replay(
     cache = _Cache(trace, slots, policy, read_time)
     first = np.unique(flat, return_index=True)
     cache.next_use[first[0]] = first[1] // active
-    came_true = np.ones((mixtures, DISTANCES + 1, CLASSES))
+    # Until some have come true none is believed.
+    came_true = np.full((mixtures, DISTANCES + 1, CLASSES), 0.5)
     usual = np.zeros((mixtures, DISTANCES + 1))
     said: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {}
     hits = late = misses = useful = 0
@@ -251,7 +254,7 @@ def replay(
         cache.advance()
         for distance, ranks, kinds, absent in said.pop(now, []):
             for right, kind in zip(np.isin(ranks, experts)[absent], kinds[absent], strict=True):
-                came_true[m, distance, kind] += (right - came_true[m, distance, kind]) / 32
+                came_true[m, distance, kind] += (right - came_true[m, distance, kind]) / 16
         cache.age(m)
         there = [cache.there(x) for x in experts]
         cache.stays[experts] = now
@@ -273,7 +276,7 @@ def replay(
         for distance, ranks, margins in predictor(token, m):
             later = (m + distance) % mixtures
             at, of = later * e + ranks, usual[later]
-            kinds = np.searchsorted(of[distance] / 4 * np.arange(1, CLASSES), margins)
+            kinds = np.searchsorted(of[distance] / 2 * np.arange(1, CLASSES), margins)
             of[distance] += (margins.astype(float).mean() - of[distance]) / 64
             absent = cache.slot[at] < 0
             for x, kind in zip(at.tolist(), kinds.tolist(), strict=True):
@@ -286,6 +289,28 @@ def replay(
         stall += ready - cache.clock
         cache.clock = ready + 1
     return Replay(hits, late, misses, cache.ahead, useful, cache.clock, stall)
+
+
+def rates(trace: RouteTrace, report: Callable[[int, int], None] | None = None) -> Floats:
+    """What a cache finds where shares of a model's experts have room: see `RouteStatistics.rates`.
+
+    It keeps and predicts as the native one does, and what is predicted is there in time.
+
+    Args:
+        report: called with how many shares are done, and how many there are.
+    """
+    active, count = trace.chosen.shape[2], int(trace.experts.sum())
+    gates, found = predictor_of("pre-gating 2", trace, None), list[tuple[float, float, float]]()
+    for i, share in enumerate(SHARES):
+        slots = max(2 * active, round(share * count))
+        one = replay(trace, slots, "next use", gates, tokens=RATE_TOKENS)
+        uses = one.hits + one.late + one.misses
+        if not found or slots / count > found[-1][0]:
+            # Experts that are read for the first time are few where a text goes on.
+            found.append((slots / count, one.hits / uses, (one.misses + one.ahead) / uses))
+        if report is not None:
+            report(i + 1, len(SHARES))
+    return np.array([*found, (1.0, 1.0, 0.0)])
 
 
 def _following(flat: np.ndarray, n: int) -> np.ndarray:

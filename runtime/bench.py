@@ -22,6 +22,7 @@ from headrace.machine import (
 )
 from headrace.model import Model
 from headrace.offload.expert_cache import ExpertCounts
+from headrace.offload.recall import Predictor
 from headrace.peak import peak_rss_bytes
 from headrace.planning import kernel_store, prepare
 from headrace.prediction import Passes
@@ -43,6 +44,7 @@ def bench(
     context_tokens: int = 0,
     runs: int = 3,
     whole_stack: bool = False,
+    predictor: Predictor = "fitted",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Best of `runs`: prefill of random tokens, then decode one by one from an empty context.
@@ -60,6 +62,7 @@ def bench(
     prepared = prepare(
         resolve(model, progress=progress), context=context or needed, threads=threads,
         target=target, kernels=kernels, budget=memory, whole_stack=whole_stack,
+        predictor=predictor,
     )  # fmt: skip
     # Before loading, as there is no room for it later.
     rates = measure_rates(
@@ -156,6 +159,9 @@ def _of_experts(model: Model, counts: ExpertCounts) -> dict[str, Any]:
     return {
         "experts_in_memory": model.prepared.slots,
         "expert_hit_rate": counts.hit_rate,
+        "expected_hit_rate": model.plan.expected_hit_rate,
+        "expected_stall_s": model.plan.expected_stall_s,
+        "routing": model.plan.routing,
         "expert_hits": counts.hits,
         "expert_late": counts.late,
         "expert_misses": counts.misses,

@@ -101,6 +101,13 @@ COMMANDS: dict[str, Command] = {
             Opt("context_tokens", int, 0, "decode after so many tokens", ("--context-tokens",)),
             _CONTEXT._replace(help="tokens of context; default: as many as are needed"),
             Opt("runs", int, 3, "take the best of so many", ("--runs",)),
+            Opt(
+                "predictor",
+                str,
+                "fitted",
+                "asks for experts ahead: fitted, gates, pairs, affinity, none",
+                ("--predictor",),
+            ),
             *_MACHINE,
             _WHOLE_STACK,
             _JSON,

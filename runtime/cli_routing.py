@@ -16,18 +16,26 @@ def trace(
 
     TEXT is a file (`-` is stdin). With --learn, statistics of it are kept beside the model, in a
     file of its name with .routes behind: `plan` and `bench` then know how often experts are found
-    in memory. The text goes through the model in float32, a layer and an expert at a time.
+    in memory, and routers that are fitted to it say layers ahead which ones will be wanted. The
+    text goes through the model in float32, a layer and an expert at a time.
     """
     from pathlib import Path
 
+    from headrace.learned_routes import statistics_path
     from headrace.offload.route_statistics import learn as learn_from
-    from headrace.routing import record, statistics_path
+    from headrace.offload.router_fit import RouterFit
+    from headrace.offload.routing_replay import rates
+    from headrace.routing import record
 
     if output is None and not learn:
         raise HeadraceError("there is nothing to do: -o names a file to write; or --learn")
     path, decoded = model_path(model), text_of(text)
     with progress_bar() as progress:
-        found = record(path, decoded, progress=progress, **options)
+        fitting = RouterFit() if learn else None
+        found = record(path, decoded, progress=progress, fitting=fitting, **options)
+        if fitting is not None:
+            said = rates(found, lambda done, total: progress(done, total, "replaying"))
+            learn_from(found, said, fitting.fitted).write(statistics_path(path))
     facts: dict[str, Any] = {
         "tokens": len(found.chosen),
         "mixtures": len(found.experts),
@@ -38,7 +46,6 @@ def trace(
         found.write(Path(output))
         facts["routes"] = output
     if learn:
-        learn_from(found).write(statistics_path(path))
         facts["statistics"] = str(statistics_path(path))
     show(facts, json)
     if not json and output is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from headrace.families.decoder import Decoder
+from headrace.fitted_routers import FittedRouters, fitted_bytes
 from headrace.offload.budget import ExpertRoom
 from headrace.offload.expert_cache import (
     READ_BYTES,
@@ -17,6 +20,8 @@ from headrace.offload.expert_cache import (
 )
 from headrace.offload.files import PAGE, StreamedFile
 from headrace.offload.modes import MODES
+from headrace.offload.recall import Predictor, Recall, table_bytes
+from headrace.offload.route_statistics import RouteStatistics
 from headrace.offload.window import Read
 from headrace.placing import Placed, PlacedMatrix, cacheable
 from headrace.plan import LOOK_AHEAD
@@ -24,8 +29,11 @@ from headrace.plan import LOOK_AHEAD
 SAMPLED = 256  # matrices of experts that show how fast flash is
 
 
-def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
-    """What a cache of a decoder's experts takes; None: there are none, or they cannot have one."""
+def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> ExpertRoom | None:
+    """What a cache of a decoder's experts takes, and a predictor's tables of so many bytes.
+
+    None: there are none, or they cannot have one.
+    """
     if not cacheable(placed):
         return None
     by_name = {p.matrix.name: p for p in placed}
@@ -45,18 +53,46 @@ def room_of(decoder: Decoder, placed: Sequence[Placed]) -> ExpertRoom | None:
         # A token's experts, and as many that are on their way.
         least=2 * max(one.active for one in routed),
         count=sum(len(one.each) for one in routed),
-        beside=readers * landing,
+        beside=readers * landing + tables,
         n_bytes=sum(p.n_bytes for p in placed if p.expert),
     )
 
 
-def expected_bytes(decoder: Decoder, room: ExpertRoom, slots: int, n_tokens: int) -> int:
-    """Bytes that a pass over so many tokens reads, were all experts chosen equally often."""
-    uses = sum(
-        len(one.each) * (1 - (1 - one.active / len(one.each)) ** n_tokens)
-        for one in decoder.mixtures().values()
-    )
-    return int(uses * (1 - slots / room.count) * room.n_bytes / room.count)
+def expected_rate(
+    decoder: Decoder, room: ExpertRoom, slots: int, learned: RouteStatistics | None
+) -> tuple[float, float]:
+    """Uses that wait for nothing, and experts that are read for each use, one token at a time.
+
+    Without statistics as if all experts were chosen equally often, and nobody knew which.
+    """
+    share = slots / room.count
+    return (share, 1 - share) if learned is None else learned.rate(share)
+
+
+def expected_bytes(
+    decoder: Decoder, room: ExpertRoom, slots: int, n_tokens: int,
+    learned: RouteStatistics | None = None,
+) -> int:  # fmt: skip
+    """Bytes that a pass over so many tokens reads; see `expected_rate`."""
+    one = room.n_bytes / room.count
+    if n_tokens == 1:
+        uses = sum(mixture.active for mixture in decoder.mixtures().values())
+        return int(uses * expected_rate(decoder, room, slots, learned)[1] * one)
+    visits = 0.0
+    for number, mixture in enumerate(decoder.mixtures().values()):
+        n = len(mixture.each)
+        shares = np.full(n, mixture.active / n)
+        if learned is not None:
+            shares = learned.frequency[number, :n].astype(float)
+        visits += float((1 - (1 - shares) ** n_tokens).sum())
+    return int(visits * (1 - slots / room.count) * one)
+
+
+def predictor_bytes(learned: RouteStatistics | None, predictor: Predictor) -> int:
+    """Bytes that a predictor takes beside the model."""
+    if predictor == "fitted" and learned is not None and learned.fitted.size:
+        return fitted_bytes(learned.fitted)
+    return table_bytes(learned, predictor)
 
 
 def _matrix(placed: Placed, addresses: Mapping[str, int]) -> ExpertMatrix:
@@ -84,9 +120,10 @@ def look_ahead(slots: int, active: int) -> int:
 
 def cache_of(
     decoder: Decoder, placed: Mapping[str, Placed], slots: int, addresses: Mapping[str, int],
-    files: Mapping[Path, StreamedFile],
+    files: Mapping[Path, StreamedFile], predictor: Predictor = "fitted",
+    learned: RouteStatistics | None = None,
 ) -> ExpertCache:  # fmt: skip
-    """A cache of so many slots for a decoder's experts.
+    """A cache of so many slots for a decoder's experts, with what predicts them.
 
     Raises:
         BudgetError: the system gives no memory for it.
@@ -96,8 +133,17 @@ def cache_of(
         for routed in decoder.mixtures().values()
     ]
     active = max(one.active for one in decoder.mixtures().values())
+    fits = predictor == "fitted" and learned is not None and learned.fitted.size
     return ExpertCache(
-        layers, slots, addresses["experts_read"], files, look_ahead(slots, active), active
+        layers,
+        slots,
+        addresses["experts_read"],
+        files,
+        look_ahead(slots, active),
+        active,
+        routers=FittedRouters(learned.fitted) if fits and learned is not None else None,
+        predictor=predictor,
+        recall=Recall(learned, predictor) if learned and table_bytes(learned, predictor) else None,
     )
 
 

@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from headrace.memory import Arena
 from headrace.placing import padded16
 from headrace.sparse import f16
-from headrace.sparse.format import Floats
 
-Fitted = Mapping[tuple[int, int], tuple[Floats, Floats]]
+
+def fitted_bytes(fitted: np.ndarray) -> int:
+    """Bytes that they take: see `FittedRouters`."""
+    mixtures, distances, experts, columns = map(int, fitted.shape)
+    return mixtures * distances * padded16(experts) * (2 * (columns - 1) + 4)
 
 
 class FittedRouters:
-    """Weights [experts, width] and biases [experts] by (mixture, distance), as kernels read them.
+    """Weights and biases as kernels read them: tiled float16, and float32.
+
+    Args:
+        fitted: float16 [mixtures, distances, experts, width + 1], biases behind weights; of what
+            lies further before the first mixture than the embedding there are only zeros.
+
+    Attributes:
+        addresses: of weights and of bias, by mixture and distance.
 
     Raises:
         BudgetError: the system gives no memory for them.
     """
 
-    def __init__(self, fitted: Fitted) -> None:
-        sizes = {}
-        for (mixture, distance), (weights, _) in fitted.items():
-            rows = padded16(len(weights))
-            sizes[f"weights {mixture} {distance}"] = 2 * rows * weights.shape[1]
-            sizes[f"bias {mixture} {distance}"] = 4 * rows
-        self._arena = Arena(sizes, huge=False)
+    def __init__(self, fitted: np.ndarray) -> None:
+        mixtures, distances, experts, columns = fitted.shape
+        rows = padded16(experts)
+        shape = mixtures, distances
+        self._arena = Arena(
+            {"weights": int(np.prod(shape)) * 2 * rows * (columns - 1),
+             "biases": int(np.prod(shape)) * 4 * rows}, huge=False,
+        )  # fmt: skip
+        weights = self._arena.view("weights").reshape(*shape, -1)
+        biases = self._arena.view("biases", "f4").reshape(*shape, rows)
         self.addresses: dict[tuple[int, int], tuple[int, int]] = {}
-        for (mixture, distance), (weights, bias) in fitted.items():
-            names = f"weights {mixture} {distance}", f"bias {mixture} {distance}"
-            padded = np.zeros((padded16(len(weights)), weights.shape[1]), np.float32)
-            padded[: len(weights)] = weights
-            self._arena.view(names[0])[:] = f16.tile(f16.encode(padded)).reshape(-1)
-            self._arena.view(names[1], "f4")[: len(bias)] = bias
-            self.addresses[mixture, distance] = (
-                self._arena.address(names[0]), self._arena.address(names[1]),
+        for mixture, i in np.ndindex(shape):
+            if i > mixture:
+                continue
+            padded = np.zeros((rows, columns - 1), np.float32)
+            padded[:experts] = fitted[mixture, i, :, :-1]
+            weights[mixture, i] = f16.tile(f16.encode(padded)).reshape(-1)
+            biases[mixture, i, :experts] = fitted[mixture, i, :, -1]
+            self.addresses[mixture, i + 1] = (
+                weights[mixture, i].ctypes.data, biases[mixture, i].ctypes.data,
             )  # fmt: skip

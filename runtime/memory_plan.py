@@ -12,11 +12,12 @@ from headrace.errors import NoCompilerError
 from headrace.kernels import kv_cache
 from headrace.loaders.progress import Progress
 from headrace.planning import Prepared, kernel_store, prepare
-from headrace.prediction import Passes, Rates
+from headrace.prediction import Passes, Rates, Speed
 from headrace.price import price_of
 from headrace.rates import PROMPT_TOKENS, measure_rates
 from headrace.sizes import format_rate, format_size
 
+_UNIFORM = "as uniform, the worst case (`headrace trace MODEL TEXT --learn` finds out)"
 NEARLY = 0.99  # of a budget: what is missing is not worth a word
 
 
@@ -38,6 +39,10 @@ class MemoryPlan:
         predicted_tok_s: decode speed at an empty context from `memory_read_gb_s` and
             `flash_read_gb_s`, measured on this machine.
         predicted_first_token_s: from a loaded model to the first token of an answer to 128 tokens.
+        experts: that have room of all the `experts_in_file`, where they are brought when wanted.
+        expected_hit_rate: share of the uses of experts that wait for nothing.
+        expected_stall_s: that a token waits for flash, as predicted.
+        routing: what that is taken from.
         price: how far a compressed model is from its source, as its file says.
         advice: what would change the speed most.
     """
@@ -69,6 +74,11 @@ class MemoryPlan:
     predicted_tok_s: float | None
     predicted_first_token_s: float | None
     advice: str | None
+    experts: int
+    experts_in_file: int
+    expected_hit_rate: float | None
+    expected_stall_s: float | None
+    routing: str | None
     budget: int | None
     limit: int | None
     all_in_memory: bool
@@ -104,6 +114,12 @@ class MemoryPlan:
             found.append(
                 f"{self.blocks} of {self.blocks_in_file} blocks of weights are in memory: the "
                 f"answers are the better, the more; all take {format_size(missing)} more"
+            )
+        if self.expected_hit_rate is not None and self.routing is not None:
+            found.append(
+                f"{self.experts:,} of {self.experts_in_file:,} experts have room: "
+                f"{self.expected_hit_rate:.0%} of the uses wait for nothing, routing taken "
+                f"{self.routing}"
             )
         if self.context < self.wanted_context:
             found.append(
@@ -150,6 +166,11 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         predicted_tok_s=speed.tok_s,
         predicted_first_token_s=speed.first_token_s,
         advice=speed.advice,
+        experts=p.slots or (0 if p.room is None else p.room.count),
+        experts_in_file=0 if p.room is None else p.room.count,
+        expected_hit_rate=p.expert_hit_rate,
+        expected_stall_s=_stall_s(speed) if p.slots else None,
+        routing=_routing_of(p),
         budget=p.budget,
         limit=p.limit,
         all_in_memory=p.residency is None
@@ -170,6 +191,20 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         ),
         price=price_of(p.file),
     )
+
+
+def _stall_s(speed: Speed) -> float | None:
+    if speed.tok_s is None or speed.compute_s is None:
+        return None
+    return max(0.0, 1 / speed.tok_s - speed.compute_s)
+
+
+def _routing_of(p: Prepared) -> str | None:
+    if not p.slots:
+        return None
+    if p.learned is not None:
+        return f"as in {p.learned.tokens:,} tokens of text"
+    return _UNIFORM if p.not_learned is None else f"{_UNIFORM}; {p.not_learned}"
 
 
 def plan_model(

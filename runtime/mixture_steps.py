@@ -9,8 +9,9 @@ from headrace.expert_layout import DOWN, GATE, UP, ExpertProducts, products_of
 from headrace.families.decoder import Decoder, Experts, Layer, Matrix, Vector
 from headrace.kernels import experts
 from headrace.offload.expert_store import ALWAYS
+from headrace.offload.recall import Recall
 from headrace.placing import Placed, PlacedMatrix, padded16
-from headrace.plan import ACTIVE, COUNT, ONE, Mode
+from headrace.plan import ACTIVE, COUNT, ONE, ZERO, Mode, round_up
 from headrace.product_steps import ProductSteps
 from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
@@ -41,7 +42,9 @@ class MixtureSteps:
     def before_the_first(self, mode: Mode) -> list[Step]:
         """What comes before the first layer: the first experts are asked for by the embedding."""
         cache = self._places.cache()
-        return self._ahead(mode, -1, cache) if mode.private and cache is not None else []
+        if not mode.private or cache is None or cache.recall is not None:
+            return []
+        return self._ahead(mode, -1, cache)
 
     def steps(self, mode: Mode, index: int, add: Add) -> list[Step]:
         """The feed-forward of a layer that is a mixture."""
@@ -183,7 +186,34 @@ class MixtureSteps:
         return Step("experts_claim", slots, True, f"claim experts {number}")
 
     def _ahead(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
-        """Ask ahead for what the next mixtures will choose, by what this one reads.
+        """Ask ahead for what later mixtures are expected to choose."""
+        if cache.recall is not None:
+            return self._recalled(number, cache, cache.recall)
+        return [] if cache.predictor == "none" else self._pre_gated(mode, number, cache)
+
+    def _recalled(self, number: int, cache: CachePlaces, tables: Recall) -> list[Step]:
+        """What mixtures have chosen after what this one and the one before it have.
+
+        Behind the last one comes the first one of the next token.
+        """
+        count = len(self._layers)
+        later, earlier = (number + 1) % count, (number - 1) % count
+        one, before, next_one = (
+            self._decoder.mixtures()[self._layers[i]] for i in (number, earlier, later)
+        )
+        scores, zero = self._places.buffer("ahead1", False), self._p.word(ZERO)
+        slots = [
+            scores, round_up(tables.experts, 16), tables.address(later), self._chosen(number),
+            one.active, self._chosen(earlier) if tables.both else zero,
+            before.active if tables.both else 1, tables.experts,
+        ]  # fmt: skip
+        return [
+            Step("experts_recall", slots, False, f"recall experts {later}"),
+            self._predict(later, 1, scores, next_one, cache),
+        ]
+
+    def _pre_gated(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
+        """What the next mixtures will choose, by what this one reads.
 
         Routers that were fitted to that say it, or else those that will choose.
         """
@@ -208,13 +238,8 @@ class MixtureSteps:
             steps[-1] = replace(steps[-1], barrier=False)
         steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
         for m in sorted(asked):
-            distance = m - number
-            slots = [
-                cache.address, self._p.address(mode, f"ahead{distance}"), len(self._at(m)[1].each),
-                cache.predictions_address(m, distance), cache.ranks, cache.first[m], m,
-                int(SURE_ENOUGH * ALWAYS), distance - 1,
-            ]  # fmt: skip
-            steps.append(Step("experts_predict", slots, False, f"predict experts {m}"))
+            scores = self._p.address(mode, f"ahead{m - number}")
+            steps.append(self._predict(m, m - number, scores, self._at(m)[1], cache))
         return steps
 
     def _at(self, number: int) -> tuple[Layer, Experts]:
@@ -242,6 +267,15 @@ class MixtureSteps:
             self._p.private_bytes("f32"), self._p.row_bytes(name), bias, n_bytes,
         ]  # fmt: skip
         return Step("gemv_f16", slots, False, f"fitted router {number}")
+
+    def _predict(
+        self, later: int, distance: int, scores: int, f: Experts, cache: CachePlaces
+    ) -> Step:
+        slots = [
+            cache.address, scores, len(f.each), cache.predictions_address(later, distance),
+            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), distance - 1,
+        ]  # fmt: skip
+        return Step("experts_predict", slots, False, f"predict experts {later}")
 
     def _routed(self, mode: Mode, number: int, f: Experts) -> list[Step]:
         """Which experts tokens take, and what of a shared expert's gate there is."""

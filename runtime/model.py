@@ -34,6 +34,7 @@ from headrace.memory import give_back_heap
 from headrace.memory_plan import MemoryPlan
 from headrace.offload.expert_cache import ExpertCounts
 from headrace.offload.pieces import Residency
+from headrace.offload.recall import Predictor
 from headrace.pace import PassTimes
 from headrace.placing import Activations
 from headrace.planning import Prepared, kernel_store, prepare, refit
@@ -70,6 +71,7 @@ def load(
     kernels: str | Path | None = None,
     logits_rows: int = 0,
     whole_stack: bool = False,
+    predictor: Predictor = "fitted",
 ) -> Model:
     """Load a language model into memory.
 
@@ -92,6 +94,10 @@ def load(
         whole_stack: of a model that is a stack of blocks, compute with all, and read those that do
             not fit from the file for every token; by default only what fits is computed with. Other
             models are refused.
+        predictor: what asks for experts of a mixture ahead of time, where not all have room:
+            "fitted", routers that `headrace trace --learn` fits to that, or else "gates", the
+            routers of the next layers; "pairs" or "affinity", tables of what followed what in a
+            text (also learned); "none". It changes speed, and no token.
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
@@ -105,7 +111,7 @@ def load(
     prepared = prepare(
         path, context=context, threads=threads, target=target, activations=activations,
         kernels=kernels, budget=budget, logits_rows=whole("logits_rows", logits_rows, low=0),
-        whole_stack=switch("whole_stack", whole_stack),
+        whole_stack=switch("whole_stack", whole_stack), predictor=predictor,
     )  # fmt: skip
     return Model(prepared, progress)
 

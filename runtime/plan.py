@@ -25,6 +25,7 @@ from headrace.kernels import (
     experts,
     kv_cache,
     prepare,
+    recall,
 )
 from headrace.offload import expert_store, requests
 from headrace.placing import Placed, PlacedGroups, dense, kernels_for, padded16
@@ -226,15 +227,10 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    cached = (
-        [
-            expert_store.kernel(),
-            *expert_cache.all_kernels(),
-            linear.kernels(FORMATS["f16"])["gemv"],  # routers that were fitted
-        ]
-        if decoder.mixtures()
-        else []
-    )
+    cached = []
+    if decoder.mixtures():
+        fitted = linear.kernels(FORMATS["f16"])["gemv"]
+        cached = [expert_store.kernel(), *expert_cache.all_kernels(), recall.kernel(), fitted]
     return [
         *cached,
         requests.kernel(),

@@ -15,9 +15,10 @@ from headrace.arguments import whole
 from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.choices import DEFAULT_CONTEXT, PROCESS_BYTES, Sizes, streamed_matrices
 from headrace.errors import BudgetError, ContextOverflowError, KernelError, UnsupportedError
-from headrace.expert_memory import expected_bytes, room_of
+from headrace.expert_memory import expected_bytes, expected_rate, predictor_bytes, room_of
 from headrace.families import describe
 from headrace.families.decoder import Decoder
+from headrace.learned_routes import statistics_of
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.tiled import open_model
@@ -35,6 +36,8 @@ from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
 from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
 from headrace.offload.prefix import Ranked
 from headrace.offload.prefix import least_bytes as rest_bytes
+from headrace.offload.recall import Predictor
+from headrace.offload.route_statistics import RouteStatistics
 from headrace.placing import Activations, Placed, pieces_of, place
 from headrace.promises import promised
 from headrace.sizes import format_size
@@ -74,6 +77,9 @@ class Prepared:
     rest: Ranked | None = None  # all of it, if what does not stay is read for every pass
     room: ExpertRoom | None = None  # of experts that may be brought when they are wanted
     slots: int = 0  # for experts, if they are
+    learned: RouteStatistics | None = None  # of the file beside the model
+    not_learned: str | None = None  # why that file is of no use
+    predictor: Predictor = "fitted"
 
     @property
     def used_blocks(self) -> int:
@@ -84,7 +90,14 @@ class Prepared:
         """Bytes of experts that a pass over so many tokens is expected to read."""
         if self.room is None or not self.slots:
             return 0
-        return expected_bytes(self.decoder, self.room, self.slots, n_tokens)
+        return expected_bytes(self.decoder, self.room, self.slots, n_tokens, self.learned)
+
+    @property
+    def expert_hit_rate(self) -> float | None:
+        """Share of the uses of experts that wait for nothing, as expected; None: all are there."""
+        if self.room is None or not self.slots:
+            return None
+        return expected_rate(self.decoder, self.room, self.slots, self.learned)[0]
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
@@ -111,7 +124,7 @@ class Prepared:
 def prepare(
     path: Path, *, context: int | None, threads: int | None, target: str | None,
     activations: Activations = "q8", kernels: str | Path | None = None, budget: int | None = None,
-    logits_rows: int = 0, whole_stack: bool = False,
+    logits_rows: int = 0, whole_stack: bool = False, predictor: Predictor = "fitted",
 ) -> Prepared:  # fmt: skip
     """Read a header and decide sizes for this machine; nothing large is read or allocated.
 
@@ -119,6 +132,7 @@ def prepare(
         budget: bytes that the process may take; None: what is free.
         logits_rows: rows of logits that whoever scores a text holds at a time.
         whole_stack: compute with all blocks of a stack, and stream those that do not fit.
+        predictor: what asks for experts ahead, where they are brought when they are wanted.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
@@ -135,10 +149,24 @@ def prepare(
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
+    if predictor not in get_args(Predictor):
+        raise ValueError(f"predictor must be one of {get_args(Predictor)}, not {predictor!r}")
+    learned, not_learned = statistics_of(path, file, describe(file))
+    if predictor in ("pairs", "affinity") and learned is None:
+        raise UnsupportedError(
+            f"there are no statistics of its routes for predictor {predictor!r}: "
+            f"{not_learned or '`headrace trace MODEL TEXT --learn` makes some'}",
+            path=file.paths[0],
+        )
+    if predictor == "pairs" and learned is not None and not len(learned.pairs):
+        raise UnsupportedError(
+            "the table of pairs of its experts is too large to be kept: use predictor 'affinity'",
+            path=file.paths[0],
+        )
     limit = limit_of(budget)
     sized = partial(
         prepare_for, chosen, file, context, n_threads, activations, logits_rows=logits_rows,
-        whole_stack=whole_stack,
+        whole_stack=whole_stack, tables=predictor_bytes(learned, predictor),
     )  # fmt: skip
     prepared = None
     with contextlib.suppress(BudgetError):
@@ -151,7 +179,10 @@ def prepare(
             "is no stack of blocks, and loads whole: leave out --whole-stack and --draft self",
             path=file.paths[0],
         )
-    return replace(prepared, pack=pack, budget=budget, limit=limit.n_bytes)
+    return replace(
+        prepared, pack=pack, budget=budget, limit=limit.n_bytes, learned=learned,
+        not_learned=not_learned, predictor=predictor,
+    )  # fmt: skip
 
 
 def bounds(
@@ -211,9 +242,9 @@ def _picked(target: str | None, pack: Pack | None) -> Target:
 def prepare_for(
     target: Target, file: ModelFile, context: int | None, threads: int,
     activations: Activations = "q8", limit: Limit = ENOUGH, logits_rows: int = 0,
-    whole_stack: bool = False,
+    whole_stack: bool = False, tables: int = 0,
 ) -> Prepared:  # fmt: skip
-    """The same for any machine.
+    """The same for any machine; `tables` are the bytes of a predictor's.
 
     Raises:
         ModelFileError, UnsupportedError: the file cannot be used.
@@ -235,7 +266,7 @@ def prepare_for(
     # Of a stack as many blocks are kept as fit; else nothing of it has to be streamed.
     pieces = [] if stack else pieces_of(streamed_matrices(decoder, placed))
     n_pieces = len(pieces) if rest is None else len(rest.pieces)
-    room = room_of(decoder, placed)
+    room = room_of(decoder, placed, tables)
     sizes = Sizes(decoder, placed, target, threads, n_pieces, stack, logits_rows, room)
     found = _fit(
         limit,

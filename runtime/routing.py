@@ -6,7 +6,6 @@ and then an expert at a time, so that any model can be looked at in little memor
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -19,52 +18,31 @@ from headrace.errors import UnsupportedError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.folders import cache_root
+from headrace.learned_routes import identity, routers_of
 from headrace.least_memory import check_memory
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.tiled import open_model
 from headrace.offload.route_trace import DISTANCES, MOST_TOKENS, NONE, RouteTrace, ranked
+from headrace.offload.router_fit import RouterFit
 from headrace.planning import limit_of
-from headrace.rows import float_matrix, read_vector
+from headrace.rows import read_vector
 from headrace.sparse.format import Floats
 from headrace.team import default_threads
 
 TOKENS = 32768  # unless told otherwise
 
 
-def identity(model: ModelFile, decoder: Decoder) -> str:
-    """Says which model's routes these are: SHA-256 of its routers' weights, as float32.
-
-    Routers stay what they are when a model is compressed.
-
-    Raises:
-        ModelFileError: the model cannot be read.
-    """
-    digest = hashlib.sha256()
-    for weights, bias in _routers(model, decoder):
-        digest.update(np.ascontiguousarray(weights).tobytes())
-        digest.update(bias.tobytes())
-    return digest.hexdigest()
-
-
-def statistics_path(model: Path) -> Path:
-    """The file beside a model, or a directory of one, that has statistics of its routes."""
-    return model.with_name(model.name + ".routes")
-
-
-def _routers(model: ModelFile, decoder: Decoder) -> list[tuple[Floats, Floats]]:
-    """The weights of each mixture's router, float32 [experts, width], and its bias."""
-    with TensorReader() as reader:
-        return [float_matrix(model, reader, f.router) for f in decoder.mixtures().values()]
-
-
 class _Recorder:
     """Writes down what tokens choose; a listener of `CalibrationPass`."""
 
-    def __init__(self, model: ModelFile, decoder: Decoder, tokens: int) -> None:
+    def __init__(
+        self, model: ModelFile, decoder: Decoder, tokens: int, fitting: RouterFit | None
+    ) -> None:
+        self._fitting = fitting
         mixtures = decoder.mixtures()
         self._number = {layer: number for number, layer in enumerate(mixtures)}
-        self._routers = _routers(model, decoder)
+        self._routers = routers_of(model, decoder)
         with TensorReader() as reader:
             self._norms = [
                 read_vector(model, reader, decoder.layers[i].feed_forward_norm) for i in mixtures
@@ -84,6 +62,11 @@ class _Recorder:
         if chosen is not None:
             self.chosen[here, number] = chosen
         scale = 1 / np.sqrt((hidden * hidden).mean(axis=1, keepdims=True) + self._eps)
+        if self._fitting is not None:
+            inputs = hidden * scale * self._norms[max(0, number)]
+            weights, bias = self._routers[max(0, number)]
+            logits = None if number < 0 else inputs @ weights.T + bias
+            self._fitting.add(number, first, inputs, logits)
         for distance in range(1, DISTANCES + 1):
             later = number + distance
             if later < len(self._routers):
@@ -96,7 +79,7 @@ class _Recorder:
 
 def record(
     path: Path, text: str, *, tokens: int | None = None, threads: int | None = None,
-    memory: int | None = None, progress: Progress | None = None,
+    memory: int | None = None, progress: Progress | None = None, fitting: RouterFit | None = None,
 ) -> RouteTrace:  # fmt: skip
     """The routes of a text.
 
@@ -106,6 +89,7 @@ def record(
         threads: default: the physical cores that this process may use.
         memory: bytes that the process may take; default: what is free.
         progress: called with (done, total, what).
+        fitting: gets what routers are fitted to.
 
     Raises:
         UnsupportedError: the model has no mixtures of experts.
@@ -124,9 +108,12 @@ def record(
     limit = limit_of(memory)
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary
     room = None if limit.n_bytes is None else limit.n_bytes - process
-    recorder, units = _Recorder(model, decoder, ids.size), units_of(decoder)
+    recorder, units = _Recorder(model, decoder, ids.size, fitting), units_of(decoder)
     a_pass = CalibrationPass(model, decoder, ids, n_threads, room, cache_root(), recorder)
     taken = recorder.chosen.nbytes + recorder.ahead.nbytes + recorder.margins.nbytes
+    experts = np.array([len(one.each) for one in decoder.mixtures().values()])
+    if fitting is not None:
+        taken += fitting.begin(len(experts), int(experts.max()), decoder.width, ids.size)
     try:
         sizes = (
             a_pass.layers.needed(one.layer, one.matrices, a_pass.held(one) - one.n_bytes)
@@ -144,9 +131,10 @@ def record(
                 break
     finally:
         a_pass.close()
+    if fitting is not None:
+        fitting.end()
     if progress is not None:
         progress(1, 1, "tracing")
-    experts = np.array([len(one.each) for one in decoder.mixtures().values()])
     return RouteTrace(
         identity(model, decoder),
         ids.shape[1],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from headrace.families.decoder import Matrix
+from headrace.offload.recall import Predictor, Recall
 from headrace.stack import BlockAt
 from headrace.weights import Part
 
@@ -63,6 +64,14 @@ class CachePlaces(Protocol):
         """Addresses of weights (tiled float16) and bias that say what a mixture will choose by what
         the one so many mixtures before it reads; None: its own router must do.
         """
+
+    @property
+    def predictor(self) -> Predictor:
+        """What asks for experts ahead."""
+
+    @property
+    def recall(self) -> Recall | None:
+        """Its tables; None: it has none."""
 
     def predictions_address(self, mixture: int, distance: int) -> int:
         """Of what is predicted for a mixture, so many mixtures before it."""

@@ -227,7 +227,13 @@ class WeightMemory:
             )  # fmt: skip
         if prepared.slots:
             self.experts = cache_of(
-                prepared.decoder, self.weights.placed, prepared.slots, self.addresses, self._files
+                prepared.decoder,
+                self.weights.placed,
+                prepared.slots,
+                self.addresses,
+                self._files,
+                prepared.predictor,
+                prepared.learned,
             )
         self.prepared = prepared
         promise(self, sum(prepared.parts.values()) - prepared.parts["the process"])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import numpy as np
@@ -18,11 +19,17 @@ from test_bad_models import Quant, Spec, key, outcome, tiny
 import headrace
 from headrace.compress import compress
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.expert_memory import predictor_bytes
+from headrace.learned_routes import statistics_path
 from headrace.loaders.tiled import open_model
 from headrace.memory_plan import plan_model
 from headrace.model import Model
 from headrace.offload import expert_store as store
+from headrace.offload.recall import Predictor
+from headrace.offload.route_statistics import learn
+from headrace.offload.router_fit import RouterFit
 from headrace.planning import bounds, prepare
+from headrace.routing import record
 
 EXPERTS, ACTIVE, INNER, WIDTH = 6, 2, 32, 64
 PARTS = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
@@ -263,6 +270,39 @@ def test_policies_change_nothing(policy: int, monkeypatch: pytest.MonkeyPatch) -
         assert model._held.experts is not None
         model._held.experts.words[store.POLICY] = policy
         assert same(said(model, ids), whole)
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_predictors_change_nothing(name: str, tmp_path: Path) -> None:
+    path, ids = tmp_path / "m.gguf", tokens_of(name)
+    path.write_bytes((FAMILIES / f"{name}.gguf").read_bytes())
+    least, _ = bounds(path, context=128)
+    with headrace.load(path, context=128) as model:
+        whole = said(model, ids)
+    with pytest.raises(UnsupportedError, match="headrace trace MODEL TEXT --learn"):
+        headrace.load(path, context=128, memory=least, predictor="pairs")
+    fitting = RouterFit()
+    text = "Once upon a time there was a girl. " * 9
+    trace = record(path, text, tokens=64, threads=1, fitting=fitting)
+    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
+    learned.write(statistics_path(path))
+    for predictor in get_args(Predictor):
+        tables = predictor_bytes(learned, predictor)
+        assert (tables > 0) == (predictor in ("pairs", "affinity", "fitted"))
+        with headrace.load(path, context=128, memory=least + tables, predictor=predictor) as model:
+            assert same(said(model, ids), whole)
+            cache = model._held.experts
+            assert cache is not None
+            assert (cache.recall is not None) == (predictor in ("pairs", "affinity"))
+            assert (cache.router_ahead(0, 1) is not None) == (predictor == "fitted")
+            assert cache.router_ahead(0, 2) is None  # nothing is so far before the first
+            asked = cache.words[store.ASKED]
+            assert predictor != "none" or asked == 0
+    replace(learned, pairs=learned.pairs[:0]).write(statistics_path(path))
+    with pytest.raises(UnsupportedError, match="use predictor 'affinity'"):
+        headrace.load(path, context=128, predictor="pairs")
+    with pytest.raises(ValueError, match="predictor must be one of"):
+        headrace.load(path, context=128, predictor="luck")  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_cut_meanwhile(tmp_path: Path) -> None:

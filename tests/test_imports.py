@@ -30,6 +30,7 @@ LOADS = {
         "headrace.cli_commands",
         "headrace.cli_options",
         "headrace.cli_output",
+        "headrace.cli_routing",
         "headrace.cli_targets",
         "headrace.errors",
         "headrace.peak",
@@ -64,6 +65,7 @@ LAYERS = {
     "interruptible": set(),
     "memory": {"errors", "sizes"},
     "offload": {
+        "atomic_file",
         "errors",
         "sizes",
         "interruptible",

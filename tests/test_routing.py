@@ -14,14 +14,20 @@ from test_experts import FAMILIES, mixture
 
 import headrace
 from headrace.cli import main
+from headrace.compress import compress
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.learned_routes import statistics_path
+from headrace.memory_plan import memory_plan
 from headrace.offload import array_file
 from headrace.offload.route_statistics import RouteStatistics, learn, read_statistics
 from headrace.offload.route_trace import NONE, RouteTrace, read_trace
-from headrace.offload.routing_replay import POLICIES, Replay, predictor_of, replay
-from headrace.routing import record, statistics_path
+from headrace.offload.router_fit import DISTANCES, TOKENS, RouterFit
+from headrace.offload.routing_replay import POLICIES, Replay, predictor_of, rates, replay
+from headrace.planning import bounds, prepare
+from headrace.routing import record
 
 TEXT = "Once upon a time there was a girl called Lily. She liked to play with a big red ball. " * 9
+RATES = np.array([(0.25, 0.4, 0.7), (1.0, 1.0, 0.0)], np.float32)
 ONLINE = [name for name in POLICIES if name != "belady"]
 
 
@@ -94,7 +100,7 @@ def test_files_keep_all(tmp_path: Path) -> None:
     trace = random_trace()
     trace.write(tmp_path / "t.routes")
     again = read_trace(tmp_path / "t.routes")
-    learned = learn(again)
+    learned = learn(again, RATES)
     learned.write(tmp_path / "s.routes")
     for one, two in ((trace, again), (learned, read_statistics(tmp_path / "s.routes"))):
         for name, value in vars(one).items():
@@ -154,10 +160,12 @@ def test_files_that_are_something_else(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_statistics_that_are_none(tmp_path: Path) -> None:
-    learned, path = learn(random_trace()), tmp_path / "s.routes"
+    learned, path = learn(random_trace(), RATES), tmp_path / "s.routes"
     for name, value in (
         ("frequency", learned.frequency + 1), ("pairs", learned.pairs[:2]), ("active", 9),
-        ("affinity", learned.affinity * np.float16(np.nan)), ("tokens", 0),
+        ("affinity", learned.affinity * np.float16(np.nan)), ("tokens", 0), ("rates", RATES[:0]),
+        ("rates", RATES[::-1]), ("rates", RATES * np.float32(np.nan)),
+        ("fitted", np.zeros((4, 1, 9, 5))), ("fitted", np.full((4, 1, 8, 5), np.nan)),
     ):  # fmt: skip
         replace(learned, **{name: value}).write(path)
         with pytest.raises(ModelFileError, match="record it again"):
@@ -165,6 +173,45 @@ def test_statistics_that_are_none(tmp_path: Path) -> None:
 
 
 # --- learning -------------------------------------------------------------------------------------
+
+
+def test_routers_are_fitted_to_what_later_ones_say() -> None:
+    """Each mixture's logits are linear in what is read one and two before it, which is noise."""
+    rng, mixtures, experts, width, tokens = np.random.default_rng(4), 4, 6, 24, 900
+    fitting = RouterFit()
+    assert fitting.begin(mixtures, experts, width, tokens) > 2 * tokens * width
+    read = {m: rng.standard_normal((tokens, width)).astype(np.float32) for m in range(-1, mixtures)}
+    true = rng.standard_normal((mixtures, 3, experts, width)).astype(np.float32)
+    for m in range(-1, mixtures):
+        logits = None
+        if m >= 0:
+            logits = np.full((tokens, experts), 0.5, np.float32)
+            for distance in (1, 2):
+                if m - distance in read:
+                    logits += read[m - distance] @ true[m, distance].T
+        for first in range(0, tokens, 100):
+            rows = slice(first, first + 100)
+            fitting.add(m, first, read[m][rows], None if logits is None else logits[rows])
+    fitting.end()
+    for m in range(mixtures):
+        for distance in (1, 2):
+            if m - distance < -1:
+                assert not fitting.fitted[m, distance - 1].any()
+                continue
+            found = fitting.fitted[m, distance - 1].astype(np.float32)
+            # What the other distance adds is noise: of variance `width`, over so many tokens.
+            error = np.abs(found[:, :-1] - true[m, distance]).max()
+            assert error < 6 * (width / tokens) ** 0.5, (m, distance, error)
+            assert np.abs(found[:, -1] - 0.5).max() < 6 * (width / tokens) ** 0.5
+
+
+def test_fewer_tokens_and_fewer_mixtures_ahead_where_there_is_less_room() -> None:
+    fitting = RouterFit()
+    few = fitting.begin(4, 8, 100, 1 << 20)
+    assert few < 2 * TOKENS * 101 * 6
+    assert fitting.fitted.shape == (4, DISTANCES, 8, 101)
+    fitting.begin(94, 128, 4096, 100)
+    assert fitting.fitted.shape[1] == 1
 
 
 def by_hand(trace: RouteTrace, mixture: int, distance: int) -> Iterator[tuple[Any, Any]]:
@@ -180,7 +227,7 @@ def by_hand(trace: RouteTrace, mixture: int, distance: int) -> Iterator[tuple[An
 
 def test_tables_count_what_follows() -> None:
     trace = random_trace(3, tokens=250)
-    learned = learn(trace)
+    learned = learn(trace, RATES)
     for m in range(4):
         counts = np.bincount(trace.chosen[:, m].ravel(), minlength=8)
         assert np.allclose(learned.frequency[m], counts / 250)
@@ -218,7 +265,7 @@ def test_tables_predict_what_always_follows() -> None:
     trace = RouteTrace(
         "0" * 64, 400, np.array([8, 8, 8]), chosen, ahead, np.ones(ahead.shape, np.float16)
     )
-    learned = learn(trace)
+    learned = learn(trace, RATES)
     right = 0
     for i in range(2, len(flat)):
         scores = learned.by_pairs(i % 3, flat[i - 2 : i - 1], flat[i - 1 : i])
@@ -301,6 +348,70 @@ def test_time_is_computing_and_waiting() -> None:
     found: Replay = replay(trace, 8, "lfu", no_predictor, read_time=0.5)
     assert found.time == pytest.approx(50 * 4 + found.stall)
     assert found.stall == pytest.approx(0.5 * found.misses)
+
+
+def test_rates_grow_with_room() -> None:
+    seen: list[tuple[int, int]] = []
+    found = rates(random_trace(), lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    share, hits, reads = found.T
+    assert (np.diff(share) > 0).all() and (np.diff(hits) > -0.01).all()
+    assert (np.diff(reads) < 0.05).all() and found[-1].tolist() == [1, 1, 0]
+
+
+# --- what plans know ------------------------------------------------------------------------------
+
+
+def test_plans_know_what_was_learned(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes((FAMILIES / "olmoe.gguf").read_bytes())
+    least, _ = bounds(path, context=128)
+
+    def planned() -> Any:
+        prepared = prepare(path, context=128, threads=1, target=None, budget=least)
+        return prepared, memory_plan(prepared)
+
+    prepared, plan = planned()
+    room = prepared.room
+    assert room is not None and plan.experts == prepared.slots
+    share = prepared.slots / room.count
+    assert plan.expected_hit_rate == share
+    assert "uniform" in plan.routing and any("uniform" in one for one in plan.notices())
+    uniform = prepared.expert_bytes(1)
+    uses = sum(one.active for one in prepared.decoder.mixtures().values())
+    assert uniform == int(uses * (1 - share) * room.n_bytes / room.count)
+
+    trace = record(path, TEXT, tokens=64, threads=2)
+    few = np.array([(0.0, 0.9, 0.2), (1.0, 0.9, 0.2)], np.float32)
+    learned = learn(trace, few)
+    learned.write(statistics_path(path))
+    prepared, plan = planned()
+    assert plan.expected_hit_rate == pytest.approx(0.9)
+    assert plan.routing == "as in 64 tokens of text"
+    assert prepared.expert_bytes(1) == pytest.approx(uses * 0.2 * room.n_bytes / room.count, abs=1)
+    shares = [f[: len(m.each)] for f, m in zip(
+        learned.frequency, prepared.decoder.mixtures().values(), strict=True
+    )]  # fmt: skip
+    visits = sum((1 - (1 - s.astype(float)) ** 20).sum() for s in shares)
+    expected = visits * (1 - share) * room.n_bytes / room.count
+    assert prepared.expert_bytes(20) == pytest.approx(expected, abs=1)
+    # A compressed file has the same routers: its statistics are those of its source.
+    small = compress(path, tmp_path / "small.gguf", format="q8_0").path
+    statistics_path(small).write_bytes(statistics_path(path).read_bytes())
+    found = prepare(small, context=128, threads=1, target=None).learned
+    assert found is not None and found.model == learned.model
+
+    for content, why in (
+        (b"something else", "record it again"), (None, "of another model"),
+    ):  # fmt: skip
+        if content is None:
+            replace(learned, model="1" * 64).write(statistics_path(path))
+        else:
+            statistics_path(path).write_bytes(content)
+        prepared, plan = planned()
+        assert plan.expected_hit_rate == share and prepared.learned is None
+        assert sum(why in one for one in plan.notices()) == 1
+        assert prepared.expert_bytes(1) == uniform
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from headrace.kernels import (
     experts,
     prepare,
     probe,
+    recall,
 )
 from headrace.offload import expert_store, requests
 from headrace.sparse import gqs_columns, gqs_kernels, linear
@@ -29,6 +30,7 @@ def kernel_table() -> dict[str, Kernel]:
         *experts.all_kernels(),
         *expert_cache.all_kernels(),
         *probe.all_kernels(),
+        *recall.all_kernels(),
         *requests.all_kernels(),
         *expert_store.all_kernels(),
     ]

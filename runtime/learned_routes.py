@@ -1,0 +1,63 @@
+"""Statistics of a model's routes, kept in a file beside it, and which model they are of."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from headrace.errors import HeadraceError
+from headrace.families.decoder import Decoder
+from headrace.loaders.gguf import ModelFile, TensorReader
+from headrace.offload.route_statistics import RouteStatistics, read_statistics
+from headrace.rows import float_matrix
+from headrace.sparse.format import Floats
+
+
+def identity(model: ModelFile, decoder: Decoder) -> str:
+    """Says which model's routes these are: SHA-256 of its routers' weights, as float32.
+
+    Routers stay what they are when a model is compressed.
+
+    Raises:
+        ModelFileError: the model cannot be read.
+    """
+    digest = hashlib.sha256()
+    for weights, bias in routers_of(model, decoder):
+        digest.update(np.ascontiguousarray(weights).tobytes())
+        digest.update(bias.tobytes())
+    return digest.hexdigest()
+
+
+def statistics_path(model: Path) -> Path:
+    """The file beside a model, or a directory of one, that has statistics of its routes."""
+    return model.with_name(model.name + ".routes")
+
+
+def routers_of(model: ModelFile, decoder: Decoder) -> list[tuple[Floats, Floats]]:
+    """The weights of each mixture's router, float32 [experts, width], and its bias."""
+    with TensorReader() as reader:
+        return [float_matrix(model, reader, f.router) for f in decoder.mixtures().values()]
+
+
+def statistics_of(
+    path: Path, model: ModelFile, decoder: Decoder
+) -> tuple[RouteStatistics | None, str | None]:
+    """What was learned of a model's routes; if there is a file of no use, why it is none.
+
+    Raises:
+        ModelFileError: the model cannot be read.
+    """
+    file = statistics_path(path)
+    if not decoder.mixtures() or not file.is_file():
+        return None, None
+    try:
+        learned = read_statistics(file)
+    except HeadraceError as error:
+        return None, f"{error}"
+    if learned.model != identity(model, decoder):
+        return None, f"{file} is of another model: it is ignored"
+    if learned.fitted.size and learned.fitted.shape[3] != decoder.width + 1:
+        return None, f"{file} has routers of another width: it is ignored"
+    return learned, None
