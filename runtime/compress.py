@@ -305,8 +305,8 @@ def compress(
                 experts_as, line = expert_recipes(
                     path, target, place(model, decoder, "q8"), decoder.mixtures(), *widths,
                     method=chosen, inputs=inputs, rounder=rounder, reader=reader, windows=windows,
-                    key=_key(model, options), stack=stack, threads=n_threads, memory=memory,
-                    progress=progress, notice=say,
+                    key=_key(model, replace(options, widths=None)), stack=stack, threads=n_threads,
+                    memory=memory, progress=progress, notice=say,
                 )  # fmt: skip
                 wanted = [experts_as.get(one.placed.matrix.name, one) for one in wanted]
                 said.append(line)
@@ -447,8 +447,6 @@ def _write_tensor(
 ) -> None:  # fmt: skip
     if isinstance(source, Recipe) and source.method is not None:
         found = None if inputs is None else inputs.of(source.placed.matrix.name)
-        if found is None and source.method == "gptq":
-            source = replace(source, method="search")  # an expert that few tokens have chosen
         rounder.round(source, found, write)
         return
     at = 0

@@ -144,7 +144,7 @@ def _output(h: Floats | None, w: Floats) -> float:
 
 def choose_widths(
     rounded: RoundedExperts, read: Callable[[int, int], bytes], trial: Trial, loss: float,
-    progress: Progress | None = None,
+    progress: Progress | None = None, notice: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[Expert, int], float]:  # fmt: skip
     """The width of each expert, such that perplexity rises by no more than `loss`, and its rise.
 
@@ -153,6 +153,7 @@ def choose_widths(
     Args:
         read: bytes of what `RoundedExperts.make` wrote.
         progress: called with (measured, in all, what).
+        notice: called with what all experts at a width cost.
     """
     experts, widths = list(rounded.experts), rounded.widths
     layers = sorted({layer for layer, _ in experts})
@@ -182,6 +183,7 @@ def choose_widths(
     lower, found = 0, 0.0
     for upper in widths:
         found = rise(dict.fromkeys(experts, upper))
+        notice(f"all experts at {upper} bits: perplexity rises by {found:.2%}")
         if found <= loss:
             break
         lower = upper
@@ -248,7 +250,8 @@ def expert_recipes(
     context = windows.context
     options: dict[str, Any] = {"context": context, "logits_rows": windows.scored}
     with load(path, threads=threads, memory=memory, **options) as model:
-        chosen, rise = choose_widths(rounded, spill.read, Trial(model, windows), loss, progress)
+        trial = Trial(model, windows)
+        chosen, rise = choose_widths(rounded, spill.read, trial, loss, progress, notice)
     found = {
         recipe.placed.matrix.name: recipe
         for one, width in chosen.items()

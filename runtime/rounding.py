@@ -127,11 +127,15 @@ class Rounder:
     def round(self, recipe: Recipe, inputs: Inputs | None, write: Write) -> None:
         """Write a matrix in its new format; `write` is called from several threads at once.
 
+        Without `inputs`, GPTQ becomes a search for scales.
+
         Raises:
             BudgetError: not even the least that this takes fits.
             ModelFileError: it cannot be read, or a weight is no number where scales are searched.
             UnsupportedError: a weight is beyond what the format can hold.
         """
+        if inputs is None and recipe.method == "gptq":  # an expert that few tokens have chosen
+            recipe = replace(recipe, method="search")
         placed = recipe.placed
         if isinstance(placed, PrunedMatrix):
             self._prune(placed, recipe, inputs, write)

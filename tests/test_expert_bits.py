@@ -184,6 +184,13 @@ def test_what_was_interrupted_goes_on(source: Path, tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["m.gguf", "whole.gguf"]
 
 
+def test_experts_that_few_tokens_chose(source: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "method": "gptq", "calibrate_tokens": 120}
+    done = compress(source, tmp_path / "m.gguf", expert_bits=(2, 4), expert_loss=0.1, **options)
+    assert any("chosen by fewer tokens" in line for line in done.remarks)
+    assert set(widths_of(done.path).values()) <= {2, 4}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

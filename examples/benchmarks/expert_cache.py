@@ -20,11 +20,12 @@ from pathlib import Path
 import headrace
 from headrace.model import Model
 from headrace.offload import expert_store as store
+from headrace.offload.expert_cache import ExpertCounts
 from headrace.offload.recall import Predictor
 from headrace.planning import bounds, prepare
 
 CONTEXT = 512
-WARM = 8  # tokens
+WARM = 32  # tokens
 
 
 @dataclass(frozen=True)
@@ -49,31 +50,50 @@ WAYS = (
 
 
 def memory_for(path: Path, slots: int, predictor: Predictor) -> int:
-    """The least budget with room for so many experts."""
+    """The least budget with room for so many experts, and for all that every token reads."""
     low, high = bounds(path, context=CONTEXT)
     while high - low > 4096:
         middle = (low + high) // 2
         found = prepare(
             path, context=CONTEXT, threads=None, target=None, budget=middle, predictor=predictor
         )
-        if 0 < found.slots < slots:
+        if found.residency is not None or 0 < found.slots < slots:
             low = middle
         else:
             high = middle
     return high
 
 
-def answer(model: Model, text: str, tokens: int) -> tuple[float, list[list[tuple[int, int]]]]:
-    """(seconds for a token, experts of each mixture of each token), after some to warm up."""
-    generation = model.generate(text, raw=True, max_tokens=tokens + WARM, seed=1, lookup=False)
-    used, began, first = list[list[tuple[int, int]]](), 0.0, 0
-    for _ in generation:
-        if not began and len(generation.ids) > WARM:
-            began, first = time.perf_counter(), len(generation.ids)
-        elif began:
-            routes = enumerate(model._programs.routes(1))
-            used += [[(m, int(e)) for e in chosen[0]] for m, chosen in routes]
-    return (time.perf_counter() - began) / (len(generation.ids) - first), used
+def answer(
+    model: Model, text: str, tokens: int
+) -> tuple[float, ExpertCounts, list[list[tuple[int, int]]]]:
+    """(seconds for a token, counts, experts of each mixture of each token), after some to warm up.
+
+    Where an answer ends, the same question is asked again.
+    """
+    used, before, began, n = list[list[tuple[int, int]]](), ExpertCounts(), 0.0, 0
+    seed = warm = 0
+    while n < tokens + WARM:
+        seed += 1
+        generation = model.generate(
+            text, raw=True, max_tokens=tokens + WARM - n, seed=seed, lookup=False
+        )
+        done = 0
+        for _ in generation:
+            n, done = n + len(generation.ids) - done, len(generation.ids)
+            if began:
+                routes = enumerate(model._programs.routes(1))
+                used += [[(m, int(e)) for e in chosen[0]] for m, chosen in routes]
+            elif n >= WARM:
+                before, warm, began = _counts(model), n, time.perf_counter()
+    spent = time.perf_counter() - began
+    return spent / (n - warm), _counts(model).since(before), used
+
+
+def _counts(model: Model) -> ExpertCounts:
+    counts = model.expert_counts
+    assert counts is not None
+    return counts
 
 
 def belady(used: list[list[tuple[int, int]]], room: int) -> float:
@@ -123,9 +143,7 @@ def main() -> None:
             ) as model:
                 assert model._held.experts is not None
                 model._held.experts.words[store.POLICY] = way.policy
-                spent, used = answer(model, options.text, options.tokens)
-                counts = model.expert_counts
-                assert counts is not None
+                spent, counts, used = answer(model, options.text, options.tokens)
                 ideal = belady(used, room)
                 said = (
                     f"{model.prepared.slots:6} {100 * counts.hit_rate:6.1f}% "
