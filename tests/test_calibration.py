@@ -251,7 +251,7 @@ def test_experts_that_few_tokens_have_chosen(tmp_path: Path) -> None:
             calibrate_tokens=tokens, notice=said.append,
         )  # fmt: skip
         lines = [one for one in said if "chosen by fewer tokens of the text than" in one]
-        assert list(done.remarks[-1:]) == lines
+        assert [one for one in done.remarks if "chosen by fewer tokens" in one] == lines
         few += [int(one.split()[0]) for one in lines] or [0]
         with headrace.load(done.path, context=64) as model:
             assert np.isfinite(model.logits(list(range(3, 40)))).all()
