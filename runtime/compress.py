@@ -286,8 +286,8 @@ def compress(
             reader = stack.enter_context(TensorReader())
             rounder = Rounder(reader, n_threads, room)
             wanted = recipes(
-                model, decoder, format, ends, chosen if format != KEEP else "rtn", reader, rate,
-                progress,
+                model, decoder, format, ends, "rtn" if format == KEEP and widths else chosen,
+                reader, rate, progress,
             )  # fmt: skip
             inputs = None
             if calibrate is not None:
