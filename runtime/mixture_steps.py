@@ -228,10 +228,9 @@ class MixtureSteps:
             steps.append(self._early(mode, m, m - number, cache))
         asked = list(fitted)
         for m in later:
-            layer, f = self._at(m)
-            # What streams comes once in a pass.
-            if m in fitted or any(p.request is not None for p in self._places.parts(f.router)):
+            if m in fitted:
                 continue
+            layer, f = self._at(m)
             asked.append(m)
             steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
             steps += self._p.products(mode, {f"ahead{m - number}": f.router})

@@ -36,6 +36,7 @@ class PlacedMatrix:
     info: TensorInfo
     format: Format
     expert: bool = False  # of a mixture
+    router: bool = False  # or its shared expert's gate
 
     @property
     def n_bytes(self) -> int:
@@ -83,7 +84,7 @@ class PlacedGroups:
 
     expanded = False
     straight = True
-    expert = False
+    expert = router = False
 
     @property
     def packed_bytes(self) -> int:
@@ -151,10 +152,13 @@ def place(
     whole = (m for m in decoder.matrices() if m.name not in stacked)
     routed = decoder.mixtures().values()
     experts = {m.name for mixture in routed for m in mixture.expert_matrices()}
+    routers = {m.name for mixture in routed for m in mixture.routers()}
     ends = decoder.embedding.name, decoder.head.name
     with TensorReader() as reader:
         placed = [
-            _place_one(model, m, activations, m.name in ends, m.name in experts, reader)
+            _place_one(
+                model, m, activations, m.name in ends, m.name in experts, m.name in routers, reader
+            )
             for m in whole
         ]
     for vector in decoder.vectors():
@@ -197,12 +201,13 @@ def _place_one(
     activations: Activations,
     end: bool,
     expert: bool,
+    router: bool,
     reader: TensorReader,
 ) -> Placed:
     info = tensor_of(model, matrix)
     groups = group_format(info)
     if groups is None:
-        return PlacedMatrix(matrix, info, format_of(info, activations), expert)
+        return PlacedMatrix(matrix, info, format_of(info, activations), expert, router)
     wrong = wrong_in(info)
     if expert:
         raise UnsupportedError(
@@ -263,8 +268,13 @@ def tiled_format(info: TensorInfo) -> Format | None:
 
 
 def streamable(placed: Placed) -> bool:
-    """Whether native code alone can bring it from the file into the form that kernels read."""
-    return not (placed.expanded or placed.expert) and placed.n_bytes > placed.always_bytes
+    """Whether native code alone can bring it from the file into the form that kernels read.
+
+    Experts come in another way, and routers stay: they say ahead which experts will be wanted.
+    """
+    if placed.expert or placed.router:
+        return False
+    return not placed.expanded and placed.n_bytes > placed.always_bytes
 
 
 def cacheable(placed: Iterable[Placed]) -> bool:

@@ -124,11 +124,15 @@ class Experts:
         """Values between gate and down, at most."""
         return max(self.each[0].inner, 0 if self.shared is None else self.shared.inner)
 
-    def readers(self) -> Iterator[Matrix]:
-        """What reads every token's normalised activations."""
+    def routers(self) -> Iterator[Matrix]:
+        """What says which experts a token takes, and how much of the shared one."""
         yield self.router
         if self.shared_gate is not None:
             yield self.shared_gate
+
+    def readers(self) -> Iterator[Matrix]:
+        """What reads every token's normalised activations."""
+        yield from self.routers()
         if self.shared is not None:
             yield from (self.shared.gate, self.shared.up)
 
