@@ -211,12 +211,14 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
             for i in range(left):
                 choices += get_i64(visits + (VISITS + 3 * i + 1) * 8)
             tokens = choices // arg_int(args, 8)
-            for e in range(arg_int(args, 7)):
-                _age(expert_at(store, base + e), 0, 2)
+            for e in range(arg_int(args, 7)):  # as if the tokens had come one by one
+                expert = expert_at(store, base + e)
+                put_i64(expert + SHARE * 8, arg_int(expert, SHARE) * FADES // (FADES + tokens))
             for i in range(left):
                 expert = expert_at(store, base + get_i64(visits + (VISITS + 3 * i) * 8))
-                taken = get_i64(visits + (VISITS + 3 * i + 1) * 8) * ALWAYS // tokens
-                put_i64(expert + SHARE * 8, arg_int(expert, SHARE) + taken // 2)
+                taken = get_i64(visits + (VISITS + 3 * i + 1) * 8) * ALWAYS
+                share = arg_int(expert, SHARE) + taken // (FADES + tokens)
+                put_i64(expert + SHARE * 8, share)
                 _use(store, expert, now)
                 if atomic_get(expert) != ABSENT:
                     put_i64(slot_of(store, expert) + STAYS * 8, now)
