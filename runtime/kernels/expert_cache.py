@@ -66,7 +66,7 @@ from headrace.targets.simd import (
 )
 from headrace.targets.table import Kernel, no_cases, same_for_all
 
-FADES = 20  # tokens after which a choice counts a third in the share of the last ones
+FADES = 50  # tokens after which a choice counts a third in the share of the last ones
 HUGE = 1.0e30  # above all logits that count
 
 
