@@ -52,6 +52,8 @@ def read_arrays(
                     size = kind.itemsize
                     for n in shape:
                         size *= n
+                    if min(shape, default=0) < 0:
+                        raise ValueError(f"{name} has {list(shape)} values")
                     if kind != np.dtype(dtype) or len(shape) != dimensions or fortran:
                         raise ValueError(f"{name} is {kind} {list(shape)}")
                     room -= size

@@ -303,8 +303,7 @@ class ExpertCache:
         if self._readers.error is not None or mode != self.mode:
             self.halt()
         self.words[store.CANCEL] = cancel
-        for file in self._files.values():
-            file.check()
+        self._check()
         if not self._readers.going:
             self.mode = mode
             self._readers.start(0, partial(self._prepare, mode))
@@ -321,11 +320,24 @@ class ExpertCache:
         self.words[store.STALL] = self._span[requests.SPAN] = 0
         error = self._readers.error
         if error is not None:
-            self.halt()
+            self._forget()
             raise error
         if finished:
+            self._check()
+
+    def _check(self) -> None:
+        try:
             for file in self._files.values():
                 file.check()
+        except BaseException:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        """What is there may be of either file, where one was changed."""
+        self.halt()
+        self._experts.reshape(-1, store.EXPERT_WORDS)[:, store.STATE] = store.ABSENT
+        self._places[:, store.EXPERT] = -1
 
     def _prepare(self, mode: ReadMode, semaphore: Semaphore) -> list[np.ndarray]:
         words, system = self.words, system_functions()

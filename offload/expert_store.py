@@ -165,13 +165,18 @@ def _push(store: Any, ring: int, begin: int, number: Any) -> None:
 
 
 def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
-    """Ask for an expert that is not there: 1, or 0 if no slot is free for it.
+    """Ask for an expert that is not there: 1, or 0 if no slot is free, or no place in a ring.
 
-    One that was asked for ahead is asked for again, in front of all others that were.
+    One that was asked for ahead is asked for again, once, in front of all others that were.
     """
     expert = expert_at(store, number)
     given = 1
-    if atomic_get(expert) == ABSENT:
+    waiting = arg_int(store, A_END) - arg_int(store, A_BEGIN)
+    if ahead == 0:
+        waiting = arg_int(store, D_END) - arg_int(store, D_BEGIN)
+    if waiting >= RING:
+        given = 0
+    elif atomic_get(expert) == ABSENT:
         i = _free_slot(store, layer)
         if i < 0:
             given = 0
@@ -199,6 +204,7 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
         lock(store)
         if arg_int(expert, NEXT_READ) < arg_int(expert, N_READS):
             _push(store, DEMANDS, D_BEGIN, number)
+        put_i64(expert + EARLY * 8, 0)
         unlock(store)
     return given
 

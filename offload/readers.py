@@ -130,9 +130,9 @@ class Readers:
         posted: list[bool] = []
 
         def stop() -> None:
-            if not posted:
-                posted.append(True)
-                semaphore.post(len(self._threads))
+            # Once more where an interrupt came: too many permits do no harm.
+            semaphore.post(len(self._threads))
+            posted.append(True)
             for thread in self._threads:
                 thread.join()
 

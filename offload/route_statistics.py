@@ -8,7 +8,7 @@ of experts are sums over the pairs of what was chosen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,11 @@ class RouteStatistics:
         """(uses that wait for nothing, experts read for each use), where a share has room."""
         x, hits, reads = self.rates.astype(float).T
         return float(np.interp(share, x, hits)), float(np.interp(share, x, reads))
+
+    def only(self, predictor: str) -> RouteStatistics:
+        """Without what other predictors need."""
+        named = [name for name in ("affinity", "pairs", "fitted") if name != predictor]
+        return replace(self, **{name: getattr(self, name)[:0].copy() for name in named})
 
     def write(self, path: Path) -> None:
         """Write the file.

@@ -88,6 +88,8 @@ def read_trace(path: Path) -> RouteTrace:
         wrong = "a token has chosen an expert that there is not"
     elif not ((ahead < experts[:, None]) | (ahead == NONE)).all():
         wrong = "an expert is predicted that there is not"
+    elif ((ahead == NONE).any(axis=3) != (ahead == NONE).all(axis=3)).any():
+        wrong = "a prediction is cut short"
     elif margins.shape != ahead.shape or not (margins >= 0).all():
         wrong = "its margins are none"
     elif (np.diff(np.sort(chosen, axis=2).astype(np.int64), axis=2) == 0).any():

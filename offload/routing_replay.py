@@ -303,6 +303,8 @@ def rates(trace: RouteTrace, report: Callable[[int, int], None] | None = None) -
     gates, found = predictor_of("pre-gating 2", trace, None), list[tuple[float, float, float]]()
     for i, share in enumerate(SHARES):
         slots = max(2 * active, round(share * count))
+        if slots >= count:
+            break
         one = replay(trace, slots, "next use", gates, tokens=RATE_TOKENS)
         uses = one.hits + one.late + one.misses
         if not found or slots / count > found[-1][0]:

@@ -301,7 +301,7 @@ def compress(
                 needs = priced + _needs(wanted, rounder, inputs)
                 check_memory(allowed, process, needs, n_threads)
                 windows = last_windows(model, decoder, calibrate)
-                check_room(path, windows.context, limit)
+                check_room(path, windows.context, windows.scored, limit)
                 experts_as, line = expert_recipes(
                     path, target, place(model, decoder, "q8"), decoder.mixtures(), *widths,
                     method=chosen, inputs=inputs, rounder=rounder, reader=reader, windows=windows,

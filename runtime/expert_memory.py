@@ -89,10 +89,13 @@ def expected_bytes(
 
 
 def predictor_bytes(learned: RouteStatistics | None, predictor: Predictor) -> int:
-    """Bytes that a predictor takes beside the model."""
-    if predictor == "fitted" and learned is not None and learned.fitted.size:
-        return fitted_bytes(learned.fitted)
-    return table_bytes(learned, predictor)
+    """Bytes that a predictor takes beside the model, with what was read of it."""
+    if learned is None:
+        return 0
+    if predictor == "fitted" and learned.fitted.size:
+        return fitted_bytes(learned.fitted) + learned.fitted.nbytes
+    read = {"pairs": learned.pairs, "affinity": learned.affinity}.get(predictor)
+    return 0 if read is None else table_bytes(learned, predictor) + read.nbytes
 
 
 def _matrix(placed: Placed, addresses: Mapping[str, int]) -> ExpertMatrix:

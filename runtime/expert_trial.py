@@ -26,13 +26,13 @@ FEW_WINDOWS = 2  # the same, of a layer
 _CHARACTERS = 16  # more than a token has on average
 
 
-def check_room(path: Path, context: int, memory: int | None) -> None:
+def check_room(path: Path, context: int, logits_rows: int, memory: int | None) -> None:
     """Make sure before long work that a model can be tried: all of it has to be in memory.
 
     Raises:
         BudgetError: there is too little.
     """
-    _, most = bounds(path, context=context)
+    _, most = bounds(path, context=context, logits_rows=logits_rows)
     if memory is not None and memory < most:
         raise BudgetError(
             "to measure what experts lose, all of the source has to be in memory, which takes "

@@ -58,6 +58,11 @@ def statistics_of(
         return None, f"{error}"
     if learned.model != identity(model, decoder):
         return None, f"{file} is of another model: it is ignored"
+    mixtures = list(decoder.mixtures().values())
+    if learned.experts.tolist() != [len(one.each) for one in mixtures] or any(
+        one.active != learned.active for one in mixtures
+    ):
+        return None, f"{file} is of a model with other experts: it is ignored"
     if learned.fitted.size and learned.fitted.shape[3] != decoder.width + 1:
         return None, f"{file} has routers of another width: it is ignored"
     return learned, None

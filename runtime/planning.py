@@ -90,14 +90,19 @@ class Prepared:
         """Bytes of experts that a pass over so many tokens is expected to read."""
         if self.room is None or not self.slots:
             return 0
-        return expected_bytes(self.decoder, self.room, self.slots, n_tokens, self.learned)
+        return expected_bytes(self.decoder, self.room, self.slots, n_tokens, self.replayed)
 
     @property
     def expert_hit_rate(self) -> float | None:
         """Share of the uses of experts that wait for nothing, as expected; None: all are there."""
         if self.room is None or not self.slots:
             return None
-        return expected_rate(self.decoder, self.room, self.slots, self.learned)[0]
+        return expected_rate(self.decoder, self.room, self.slots, self.replayed)[0]
+
+    @property
+    def replayed(self) -> RouteStatistics | None:
+        """What was learned with such a predictor: rates of other ones are not known."""
+        return self.learned if self.predictor in ("fitted", "gates") else None
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
@@ -164,16 +169,23 @@ def prepare(
             path=file.paths[0],
         )
     limit = limit_of(budget)
+    if learned is not None:
+        learned = learned.only(predictor)
     sized = partial(
         prepare_for, chosen, file, context, n_threads, activations, logits_rows=logits_rows,
-        whole_stack=whole_stack, tables=predictor_bytes(learned, predictor),
+        whole_stack=whole_stack,
     )  # fmt: skip
+    tables = predictor_bytes(learned, predictor)
     prepared = None
     with contextlib.suppress(BudgetError):
-        prepared = sized(limit=limit)
+        prepared = sized(limit=limit, tables=tables)
+    if prepared is None and predictor == "fitted" and learned is not None and tables:
+        predictor, learned, tables = "gates", learned.only("gates"), 0  # which take nothing
+        with contextlib.suppress(BudgetError):
+            prepared = sized(limit=limit)
     if prepared is None:
         limit = limit_of(budget, share=1.0)  # better without a margin than not at all
-        prepared = sized(limit=limit)
+        prepared = sized(limit=limit, tables=tables)
     if whole_stack and prepared.stack is None:
         raise UnsupportedError(
             "is no stack of blocks, and loads whole: leave out --whole-stack and --draft self",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from headrace.errors import ModelFileError
 from headrace.expert_memory import look_ahead
 from headrace.kernels import expert_cache as steps
 from headrace.kernels import experts as plain
@@ -111,6 +116,11 @@ class Harness:
         ])  # fmt: skip
         return written
 
+    def ask(self, layer: int, expert: int) -> int:
+        """Claim an expert and another one; the number of the first."""
+        self.claim(layer, np.array([expert, (expert + 1) % EXPERTS], np.int64))
+        return int(self.cache.first[layer] + expert)
+
     def predict(self, layer: int, distance: int, logits: list[float]) -> None:
         row = np.array(logits, np.float32)
         at = self.cache.predictions_address(layer, distance)
@@ -171,24 +181,7 @@ def test_chunks_visit_every_expert_once(harness: Harness) -> None:
     for turn in range(6):
         for layer in range(LAYERS):
             some = np.flatnonzero(harness.rng.random(EXPERTS) < 0.7).tolist() or [turn]
-            visits = np.zeros(plain.visit_words(EXPERTS), np.int64)
-            visits[plain.LEFT] = len(some)
-            for i, e in enumerate(some):
-                at = plain.VISITS + 3 * i
-                visits[at : at + 3] = (e, 10 + e, 100 + e)
-            written = np.zeros(2 * N_PRODUCTS, np.int64)
-            table = written.ctypes.data + 8 * np.arange(written.size)
-            seen = []
-            while visits[plain.LEFT]:
-                harness.call("experts_visit", [
-                    visits, harness.cache.words, table, N_PRODUCTS, harness.cache.first[layer],
-                    layer, harness.directories[layer], EXPERTS, ACTIVE,
-                ])  # fmt: skip
-                e = int(visits[plain.TOKENS]) - 10
-                assert visits[plain.FIRST] == 100 + e
-                seen.append(e)
-                harness.check(harness.cache.first[layer] + e, written)
-            assert sorted(seen) == some
+            assert sorted(visited(harness, layer, some)) == some
 
 
 @pytest.mark.parametrize("policy", [store.LRU, store.LFU, store.EDGE, store.EDGE_PRINTED])
@@ -205,6 +198,75 @@ def test_policies_and_places(tmp_path: Path, policy: int, aligned: bool) -> None
         harness.cache.halt()  # what is there stays
         harness.begin()
         harness.token(0, [3, 4])
+    finally:
+        harness.close()
+
+
+def slowed(harness: Harness, seconds: float) -> None:
+    """Let Python make all reads, each after a while."""
+    plainly = harness.cache._plainly
+
+    def read(*args: Any) -> None:
+        time.sleep(seconds)
+        plainly(*args)
+
+    harness.cache.words[store.READ] = 0
+    harness.cache._plainly = read
+
+
+def visited(harness: Harness, layer: int, some: list[int]) -> list[int]:
+    """A chunk that has chosen some experts: those visited, in turn."""
+    visits = np.zeros(plain.visit_words(EXPERTS), np.int64)
+    visits[plain.LEFT] = len(some)
+    for i, e in enumerate(some):
+        visits[plain.VISITS + 3 * i : plain.VISITS + 3 * i + 3] = (e, 10 + e, 100 + e)
+    written = np.zeros(2 * N_PRODUCTS, np.int64)
+    table = written.ctypes.data + 8 * np.arange(written.size)
+    seen = []
+    while visits[plain.LEFT]:
+        harness.call("experts_visit", [
+            visits, harness.cache.words, table, N_PRODUCTS, harness.cache.first[layer],
+            layer, harness.directories[layer], EXPERTS, ACTIVE,
+        ])  # fmt: skip
+        e = int(visits[plain.TOKENS]) - 10
+        assert visits[plain.FIRST] == 100 + e
+        seen.append(e)
+        harness.check(harness.cache.first[layer] + e, written)
+    return seen
+
+
+def test_a_chunk_waits_for_what_was_asked_ahead_of_a_slow_disk(tmp_path: Path) -> None:
+    """It asks once, not at every look, for what has not begun to be read."""
+    one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
+    harness = Harness(tmp_path / "experts", 40, store.LFU, one, False)
+    harness.begin()
+    try:
+        slowed(harness, 0.02)
+        for distance in range(1, 5):
+            harness.predict(distance, distance, list(range(EXPERTS)))
+        harness.predict(0, 1, list(range(EXPERTS)))
+        assert sorted(visited(harness, 0, [1, 5, 6, 7])) == [1, 5, 6, 7]
+        assert harness.cache.words[store.LATE] == ACTIVE
+        assert harness.cache.words[store.D_END] <= 4
+    finally:
+        harness.close()
+
+
+def test_what_was_read_of_another_file_is_forgotten(tmp_path: Path) -> None:
+    plainly = next(mode for mode in MODES if not mode.direct)
+    path = tmp_path / "experts"
+    harness = Harness(path, 12, store.LFU, plainly, True)
+    before, content = path.stat(), path.read_bytes()
+    harness.begin()
+    path.write_bytes(bytes(len(content)))
+    harness.call("experts_await", [harness.cache.words, harness.ask(0, 3)])
+    with pytest.raises(ModelFileError, match="changed while it is in use"):
+        harness.cache.end(True, 1.0)
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    try:
+        harness.begin()
+        harness.token(0, [3, 4])  # looks at the bytes
     finally:
         harness.close()
 

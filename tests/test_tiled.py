@@ -354,7 +354,7 @@ def rewrite(source: Path, to: Path, change: Callable[[dict[str, Any]], None]) ->
         if key.startswith("headrace.") or key == "general.alignment"
     }
     change(listed)
-    keys = tiled._copied_keys(reader)
+    keys = tiled._copied_keys(reader, {})
     for key, value in listed.items():
         if value is None:
             continue
