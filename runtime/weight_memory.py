@@ -140,6 +140,8 @@ class WeightMemory:
         Raises:
             ModelFileError: a file has changed, or could not be read.
         """
+        if self.streaming is None and self.experts is None:
+            return 0
         mode = self._passes.mode(1 if n_tokens <= plans.SHORT_TOKENS else n_tokens)
         self._began = time.perf_counter()
         if self.experts is not None:
@@ -160,25 +162,29 @@ class WeightMemory:
         if self.experts is not None:
             ticks = 0 if self.streaming is None else self.streaming.window.span
             self.experts.end(finished, seconds, ticks)
-        if self.streaming is None:
+        if self.streaming is not None:
+            self.streaming.window.end(finished)
+        self._tell_of_mended_reads()
+        if self.streaming is None or not finished or self._revision is None:
             return
         window = self.streaming.window
-        window.end(finished)
-        if window.flow.mended_reads > self._told_reads:
-            warnings.warn(
-                f"{window.flow.mended_reads} reads of {self.prepared.file.paths[0]} failed and "
-                "were made again, which is slow: look after the disk or its driver",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            self._told_reads = 2 * window.flow.mended_reads
-        if not finished or self._revision is None:
-            return
         n_bytes, stall_s = self.streaming.residency.streamed_bytes, window.flow.stall_s
         if self._revision.add(window.mode, n_bytes, seconds, stall_s - self._stalled_s):
             self._rates = replace(self._rates, flash=self._revision.rates)
             self._passes = replace(self._passes, rates=self._rates)
             self.plan = memory_plan(self.prepared, self._rates)
+
+    def _tell_of_mended_reads(self) -> None:
+        mended = 0 if self.experts is None else self.experts.mended_reads
+        mended += 0 if self.streaming is None else self.streaming.window.flow.mended_reads
+        if mended > self._told_reads:
+            warnings.warn(
+                f"{mended} reads of {self.prepared.file.paths[0]} failed and were made again, "
+                "which is slow: look after the disk or its driver",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            self._told_reads = 2 * mended
 
     def halt(self) -> None:
         """End the readers until the next pass begins."""

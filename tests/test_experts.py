@@ -305,6 +305,20 @@ def test_predictors_change_nothing(name: str, tmp_path: Path) -> None:
         headrace.load(path, context=128, predictor="luck")  # type: ignore[arg-type]
 
 
+def test_reads_of_experts_that_fail_are_made_again() -> None:
+    path, ids = FAMILIES / "olmoe.gguf", tokens_of("olmoe")
+    least, _ = bounds(path, context=128)
+    with headrace.load(path, context=128, memory=least) as model:
+        expected = model.logits(ids)
+        cache = model._held.experts
+        assert cache is not None
+        table = cache._table.reshape(-1, store.READ_WORDS)
+        table[::3, store.FILE] = 987654  # no descriptor: the system says EBADF
+        with pytest.warns(RuntimeWarning, match=r"reads of .* failed and were made again"):
+            assert np.array_equal(model.logits(ids), expected)
+        assert cache.mended_reads > 0
+
+
 def test_a_file_that_is_cut_meanwhile(tmp_path: Path) -> None:
     path, ids = tmp_path / "m.gguf", tokens_of("qwen3moe")
     path.write_bytes((FAMILIES / "qwen3moe.gguf").read_bytes())
