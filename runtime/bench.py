@@ -15,6 +15,7 @@ from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.machine import (
     BENCH_BYTES,
+    QUICK_BYTES,
     buffer_bytes,
     known_read_bandwidth,
     read_bandwidth,
@@ -64,10 +65,12 @@ def bench(
         target=target, kernels=kernels, budget=memory, whole_stack=whole_stack,
         predictor=predictor,
     )  # fmt: skip
-    # Before loading, as there is no room for it later.
+    # Before loading, as there is no room for it later; nor is there now in a small budget.
+    room = None if memory is None else memory - prepared.parts["the process"]
     rates = measure_rates(
-        prepared, kernel_store(prepared), prompt_tokens=prompt_tokens, progress=progress
-    )
+        prepared, kernel_store(prepared), prompt_tokens=prompt_tokens,
+        probe=room is None or room >= QUICK_BYTES, progress=progress,
+    )  # fmt: skip
     began = time.perf_counter()
     with Model(prepared, progress, rates) as loaded:
         load_s = time.perf_counter() - began
