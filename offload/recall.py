@@ -33,16 +33,17 @@ class Recall:
     Attributes:
         both: whether rows are for pairs.
         experts: rows of one kind; a pair's is the earlier one times this, plus the later one.
+        width: values of a row, with zeros behind those of the experts.
     """
 
     def __init__(self, learned: RouteStatistics, predictor: Predictor) -> None:
         self.both = predictor == "pairs"
         source = learned.pairs if self.both else learned.affinity
         mixtures, self.experts = learned.frequency.shape
-        width = _width(self.experts)
-        self._bytes: int = 2 * width * self.experts ** (2 if self.both else 1)
+        self.width = _width(self.experts)
+        self._bytes: int = 2 * self.width * self.experts ** (2 if self.both else 1)
         self._arena = Arena({"tables": mixtures * self._bytes}, huge=False)
-        tables = self._arena.view("tables").view(np.float16).reshape(*source.shape[:-1], width)
+        tables = self._arena.view("tables").view(np.float16).reshape(*source.shape[:-1], self.width)
         tables[..., : self.experts] = source
 
     def address(self, mixture: int) -> int:

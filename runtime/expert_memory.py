@@ -136,7 +136,6 @@ def cache_of(
         for routed in decoder.mixtures().values()
     ]
     active = max(one.active for one in decoder.mixtures().values())
-    fits = predictor == "fitted" and learned is not None and learned.fitted.size
     return ExpertCache(
         layers,
         slots,
@@ -144,7 +143,7 @@ def cache_of(
         files,
         look_ahead(slots, active),
         active,
-        routers=FittedRouters(learned.fitted) if fits and learned is not None else None,
+        routers=FittedRouters(learned.fitted) if learned and learned.fitted.size else None,
         predictor=predictor,
         recall=Recall(learned, predictor) if learned and table_bytes(learned, predictor) else None,
     )

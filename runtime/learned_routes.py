@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from headrace.errors import HeadraceError
+from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.offload.route_statistics import RouteStatistics, read_statistics
@@ -41,16 +42,17 @@ def routers_of(model: ModelFile, decoder: Decoder) -> list[tuple[Floats, Floats]
         return [float_matrix(model, reader, f.router) for f in decoder.mixtures().values()]
 
 
-def statistics_of(
-    path: Path, model: ModelFile, decoder: Decoder
-) -> tuple[RouteStatistics | None, str | None]:
+def statistics_of(path: Path, model: ModelFile) -> tuple[RouteStatistics | None, str | None]:
     """What was learned of a model's routes; if there is a file of no use, why it is none.
 
     Raises:
-        ModelFileError: the model cannot be read.
+        ModelFileError, UnsupportedError: the model cannot be used.
     """
     file = statistics_path(path)
-    if not decoder.mixtures() or not file.is_file():
+    if not file.is_file():
+        return None, None
+    decoder = describe(model)
+    if not decoder.mixtures():
         return None, None
     try:
         learned = read_statistics(file)

@@ -11,7 +11,7 @@ from headrace.kernels import experts
 from headrace.offload.expert_store import ALWAYS
 from headrace.offload.recall import Recall
 from headrace.placing import Placed, PlacedMatrix, padded16
-from headrace.plan import ACTIVE, COUNT, ONE, ZERO, Mode, round_up
+from headrace.plan import ACTIVE, COUNT, ONE, ZERO, Mode
 from headrace.product_steps import ProductSteps
 from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
@@ -203,7 +203,7 @@ class MixtureSteps:
         )
         scores, zero = self._places.buffer("ahead1", False), self._p.word(ZERO)
         slots = [
-            scores, round_up(tables.experts, 16), tables.address(later), self._chosen(number),
+            scores, tables.width, tables.address(later), self._chosen(number),
             one.active, self._chosen(earlier) if tables.both else zero,
             before.active if tables.both else 1, tables.experts,
         ]  # fmt: skip
@@ -218,25 +218,24 @@ class MixtureSteps:
         Routers that were fitted to that say it, or else those that will choose.
         """
         later = range(number + 1, min(number + cache.look_ahead + 1, len(self._layers)))
-        fitted = [m for m in later if self._fitted(mode, m, m - number, cache) is not None]
+        found = ((m, self._fitted(mode, m, m - number, cache)) for m in later)
+        fitted = {m: addresses for m, addresses in found if addresses is not None}
         steps: list[Step] = []
         if fitted:
             norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
             width, weight = self._decoder.width, self._p.vector(norm)
             steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
-        for m in fitted:
-            steps.append(self._early(mode, m, m - number, cache))
-        asked = list(fitted)
+        for m, addresses in fitted.items():
+            steps.append(self._early(mode, m, m - number, *addresses))
         for m in later:
             if m in fitted:
                 continue
             layer, f = self._at(m)
-            asked.append(m)
             steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
             steps += self._p.products(mode, {f"ahead{m - number}": f.router})
             steps[-1] = replace(steps[-1], barrier=False)
         steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
-        for m in sorted(asked):
+        for m in later:
             scores = self._p.address(mode, f"ahead{m - number}")
             steps.append(self._predict(m, m - number, scores, self._at(m)[1], cache))
         return steps
@@ -253,11 +252,8 @@ class MixtureSteps:
             return None  # nothing makes such inputs
         return cache.router_ahead(number, distance)
 
-    def _early(self, mode: Mode, number: int, distance: int, cache: CachePlaces) -> Step:
+    def _early(self, mode: Mode, number: int, distance: int, weights: int, bias: int) -> Step:
         """What a fitted router says of a mixture; its input lies ready."""
-        found = self._fitted(mode, number, distance, cache)
-        assert found is not None
-        weights, bias = found
         _, f = self._at(number)
         name, n_bytes = f"ahead{distance}", activation_bytes("f32", f.router.columns)
         slots = [

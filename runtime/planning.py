@@ -156,7 +156,7 @@ def prepare(
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")
     if predictor not in get_args(Predictor):
         raise ValueError(f"predictor must be one of {get_args(Predictor)}, not {predictor!r}")
-    learned, not_learned = statistics_of(path, file, describe(file))
+    learned, not_learned = statistics_of(path, file)
     if predictor in ("pairs", "affinity") and learned is None:
         raise UnsupportedError(
             f"there are no statistics of its routes for predictor {predictor!r}: "
