@@ -120,9 +120,9 @@ class Prepared:
             p.n_bytes for p in self.placed if (tied or p.matrix.name != ends[0]) and not p.expert
         )
         placed = {p.matrix.name: p for p in self.placed}
-        for routed in self.decoder.mixtures().values():  # as many as a token takes, all being alike
-            one = sum(placed[m.name].n_bytes for m in routed.each[0].matrices())
-            whole += routed.active * one
+        for routed in self.decoder.mixtures().values():  # as many as a token takes, on average
+            every = sum(placed[m.name].n_bytes for m in routed.expert_matrices())
+            whole += routed.active * every // len(routed.each)
         return whole + (self.stack.n_bytes(self.used_blocks) if self.stack else 0)
 
 
