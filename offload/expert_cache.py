@@ -162,7 +162,7 @@ class ExpertCache:
     """Slots for `n_slots` of a model's experts.
 
     Args:
-        layers: of each mixture its experts, each as the matrices gate, up and down. Slots have
+        layers: of each mixture its experts, each as its matrices. Slots have
             room for the largest of all.
         n_slots: how many there is room for.
         reader: address of the kernel `experts_read`.
@@ -254,7 +254,7 @@ class ExpertCache:
         return int(self.predictions[mixture, distance - 1].ctypes.data)
 
     def offsets(self, mixture: int, expert: int) -> list[int]:
-        """Where gate, up and down of an expert lie in its slot."""
+        """Where the matrices of an expert lie in its slot, in the order of a pass."""
         return self._offsets[mixture][expert]
 
     def _fill_table(self, mode: ReadMode) -> None:

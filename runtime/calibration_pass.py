@@ -92,7 +92,7 @@ def units_of(decoder: Decoder) -> list[Unit]:
 
 
 def _readers(f: FeedForward) -> tuple[tuple[Matrix, ...], ...]:
-    return (f.gate, f.up), (f.down,)
+    return f.readers(), (f.down,)
 
 
 def add_products(h: Floats, x: Floats, n_threads: int) -> None:

@@ -12,7 +12,7 @@ from headrace.offload.expert_store import ALWAYS
 from headrace.offload.recall import Recall
 from headrace.placing import Placed, PlacedMatrix, padded16
 from headrace.plan import ACTIVE, COUNT, ONE, ZERO, Mode
-from headrace.product_steps import ProductSteps
+from headrace.product_steps import ProductSteps, gated_rows
 from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
 from headrace.step import CachePlaces, Places, Step
@@ -72,7 +72,7 @@ class MixtureSteps:
             steps += self._ahead(mode, number, cache)
         if f.shared is not None:
             if cache is not None:
-                steps += self._p.norm(mode, norm, None, [f.shared.gate, f.shared.up])
+                steps += self._p.norm(mode, norm, None, [*f.shared.readers()])
             steps += self._p.gated(mode, f.shared, "shared")
         if again:
             steps += self._p.norm(mode, norm, None, readers)
@@ -83,7 +83,7 @@ class MixtureSteps:
                 waits.append(len(steps))
                 label = f"wait for an expert {number}"
                 steps.append(Step("experts_await", [cache.address, 0], False, label))
-            for role, name in ((GATE, "gate"), (UP, "up")):
+            for role, name in self._read_roles(products):
                 first[role].append(len(steps))
                 width = self._p.row_bytes(name)
                 y = self._p.address(mode, name) + k * width
@@ -98,7 +98,7 @@ class MixtureSteps:
         steps[-1] = replace(steps[-1], barrier=True)
         writes: list[tuple[int, int]] = []
         for k in range(f.active):
-            writes += self._pointed(products, [at[k] - route for at in first])
+            writes += self._pointed(products, [at[k] - route if at else 0 for at in first])
             if cache is not None:
                 writes += [(first[DOWN][k] - route + i, OUTPUT_SLOT) for i in range(len(downs))]
                 writes.append((waits[k] - route, 1))
@@ -142,14 +142,14 @@ class MixtureSteps:
             )
             for kind in self._p.kinds(mode, [*gates, *ups])
         ]
-        first = []
-        for role, name in ((GATE, "gate"), (UP, "up")):
-            first.append(len(steps) - begin)
+        first = [0, 0, 0]
+        for role, name in self._read_roles(products):
+            first[role] = len(steps) - begin
             y = self._p.address(mode, name)
             steps += self._visit(mode, products, role, tokens, y, self._p.row_bytes(name))
         steps[-1] = replace(steps[-1], barrier=True)
         steps += self._activated(mode, f, downs, tokens)
-        first.append(len(steps) - begin)
+        first[DOWN] = len(steps) - begin
         block, width = self._p.address(mode, "block"), self._p.row_bytes("block")
         steps += self._visit(mode, products, DOWN, tokens, block, width)
         steps[-1] = replace(steps[-1], barrier=True)
@@ -164,6 +164,12 @@ class MixtureSteps:
     def _chosen(self, number: int) -> int:
         """Address of what tokens have chosen of a mixture."""
         return self._places.buffer(f"chosen{number}", False)
+
+    @staticmethod
+    def _read_roles(products: ExpertProducts) -> list[tuple[int, str]]:
+        """What reads an expert's input, and the buffer of what comes out."""
+        both = ((GATE, "gate"), (UP, "up"))
+        return [(role, name) for role, name in both if products.matrices[role]]
 
     def _pointed(self, products: ExpertProducts, first: list[int]) -> list[tuple[int, int]]:
         """The slots that `headrace.kernels.experts.point` writes, of products from steps on."""
@@ -296,7 +302,7 @@ class MixtureSteps:
         """What downs read, of as many rows as the word `tokens` has."""
         n = downs[0].columns
         return [
-            self._p.prepare(mode, f.activation, kind, "gate", "up", n, tokens=tokens)
+            self._p.prepare(mode, f.producer, kind, *gated_rows(f.each[0]), n, tokens=tokens)
             for kind in self._p.kinds(mode, list(downs))
         ]
 

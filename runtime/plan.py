@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from headrace.families.decoder import Decoder, Layer, Rope
+from headrace.families.decoder import Decoder, Experts, FeedForward, Layer, Rope
 from headrace.kernels import (
     attention,
     attention_decode,
@@ -148,7 +148,7 @@ def kernels_of(
     all_kinds = {mode.kind(a) for mode in modes(target).values() for a in inputs}
     kinds = {input_kind(kind) for kind in all_kinds}
     rows = any(layer.attention.norm_together for layer in decoder.layers)
-    producers = {"norm", "copy"} | {layer.feed_forward.activation for layer in decoder.layers}
+    producers = {"norm", "copy"} | {layer.feed_forward.producer for layer in decoder.layers}
     heads = {layer.attention.head for layer in decoder.layers}
     operations: dict[str, list[str]] = {
         a: ["tile", *(mode.operation(a) for mode in modes(target).values())] for a in activations
@@ -283,6 +283,10 @@ def scratch_bytes(decoder: Decoder) -> int:
     )
 
 
+def _gated(f: FeedForward | Experts) -> bool:
+    return any(one.gate is not None for one in (f.each if isinstance(f, Experts) else (f,)))
+
+
 def row_widths(decoder: Decoder) -> dict[str, int]:
     """Floats in a row of each float buffer, padded to vectors."""
     q = max(layer.attention.heads * layer.attention.head for layer in decoder.layers)
@@ -347,7 +351,8 @@ def buffer_sizes(
         "counters": heads * 8,
     }
     sizes |= expert_sizes(decoder, max(room.values()))
-    by_token = ["x", "q", "k", "v", "attended", "block", "gate", "up"]
+    by_token = ["x", "q", "k", "v", "attended", "block", "up"]
+    by_token += ["gate"] if any(_gated(layer.feed_forward) for layer in decoder.layers) else []
     if routed := decoder.mixtures().values():
         by_token += ["router", "picked", "shared", "shared_gate"]
         # Kernels of one token may write as many as they are made for.

@@ -243,6 +243,7 @@ def experts(
     inner: int | None = None,
     shared: int = 0,
     activation: Activation = "silu",
+    gated: bool = True,
 ) -> Experts:
     """The mixture of experts of one layer by GGUF's tensor names.
 
@@ -250,6 +251,8 @@ def experts(
         normalised: whether the weights of the chosen experts sum to one, where the file is silent.
         inner: values between gate and down of an expert, where the file is silent.
         shared: the same of a shared expert; 0: there is none.
+        gated: whether experts have a gate; without one there are two matrices, and the activation
+            is ReLU, the only one for which there is a kernel.
 
     Raises:
         ModelFileError: a number is missing or out of bounds, or the router's shape is another.
@@ -274,6 +277,11 @@ def experts(
     block = f"blk.{index}"
     router = _matrix(model, f"{block}.ffn_gate_inp", count, sizes.width)
     tensor_of(model, router)  # a header may claim more experts than it has; each one takes memory
+    if not gated and activation != "relu":
+        raise UnsupportedError(
+            f"experts without a gate whose activation is {activation!r}; only 'relu' is supported",
+            path=model.paths[0],
+        )
     for part in ("gate", "up", "down"):
         whole = model.tensors.get(whole_name(expert_name(index, part, 0)))
         if whole is not None and (len(whole.shape) != 3 or whole.shape[0] != count):
@@ -287,7 +295,7 @@ def experts(
     def one(expert: int) -> FeedForward:
         gate, up, down = (expert_name(index, part, expert) for part in ("gate", "up", "down"))
         return FeedForward(
-            Matrix(gate, inner, sizes.width),
+            Matrix(gate, inner, sizes.width) if gated else None,
             Matrix(up, inner, sizes.width),
             Matrix(down, sizes.width, inner),
             activation,

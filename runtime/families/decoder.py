@@ -76,21 +76,30 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """down(activation(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)); without a gate down(activation(up(x)))."""
 
-    gate: Matrix
+    gate: Matrix | None
     up: Matrix
     down: Matrix
     activation: Activation
 
     @property
     def inner(self) -> int:
-        """Values between gate and down."""
-        return self.gate.rows
+        """Values between up and down."""
+        return self.up.rows
+
+    @property
+    def producer(self) -> str:
+        """The kernels that make what down reads (`headrace.kernels.prepare`)."""
+        return self.activation if self.gate is not None else f"{self.activation}_alone"
+
+    def readers(self) -> tuple[Matrix, ...]:
+        """What reads the same as the whole: gate, if there is one, and up."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
 
     def matrices(self) -> Iterator[Matrix]:
         """In the order in which a pass reads them."""
-        yield from (self.gate, self.up, self.down)
+        yield from (*self.readers(), self.down)
 
 
 @dataclass(frozen=True)
@@ -115,9 +124,9 @@ class Experts:
     shared_gate: Matrix | None = None
 
     @property
-    def activation(self) -> Activation:
+    def producer(self) -> str:
         """Of all of them."""
-        return self.each[0].activation
+        return self.each[0].producer
 
     @property
     def inner(self) -> int:
@@ -134,7 +143,7 @@ class Experts:
         """What reads every token's normalised activations."""
         yield from self.routers()
         if self.shared is not None:
-            yield from (self.shared.gate, self.shared.up)
+            yield from self.shared.readers()
 
     def expert_matrices(self) -> Iterator[Matrix]:
         """Those of the experts, one after the other."""

@@ -8,8 +8,8 @@ experts lie in a row for each choice (`scatter`) until `combine` adds a token's 
 choice, so that sums depend neither on the order of visits nor on what else is in the chunk.
 
 Directory of a layer's experts (int64 [experts][8]): where gate, up and down lie, the numbers of
-their products among those that a visit runs through (`headrace.expert_layout`), tiles of gate and
-up, tiles of down.
+their products among those that a visit runs through (`headrace.expert_layout`; -1: the expert has
+no such matrix), tiles of gate and up, tiles of down.
 Visits (int64): 0 visits left, 1 tokens of this visit, 2 its first row, 3 next visit, then, from 8
 on, (expert, tokens, first row) of each visit, then a count for each expert.
 """
@@ -68,12 +68,14 @@ def point(entry: Any, base: Any, table: Any, products: Any) -> None:
     for p in range(products):
         put_i64(int_to_ptr(get_i64(table + (2 * p + 1) * 8)), 0)
     for m in range(MATRICES):
-        to = table + get_i64(entry + (PRODUCTS + m) * 8) * 16
-        tiles = get_i64(entry + TILE_COUNTS * 8)
-        if m == MATRICES - 1:
-            tiles = get_i64(entry + (TILE_COUNTS + 1) * 8)
-        put_i64(int_to_ptr(get_i64(to)), base + get_i64(entry + m * 8))
-        put_i64(int_to_ptr(get_i64(to + 8)), tiles)
+        product = get_i64(entry + (PRODUCTS + m) * 8)
+        if product >= 0:
+            to = table + product * 16
+            tiles = get_i64(entry + TILE_COUNTS * 8)
+            if m == MATRICES - 1:
+                tiles = get_i64(entry + (TILE_COUNTS + 1) * 8)
+            put_i64(int_to_ptr(get_i64(to)), base + get_i64(entry + m * 8))
+            put_i64(int_to_ptr(get_i64(to + 8)), tiles)
 
 
 def route(args: Any, thread: Any, n_threads: Any) -> None:
@@ -276,6 +278,7 @@ def _directory(rng: np.random.Generator, experts: int) -> tuple[np.ndarray, int]
     first, kinds = (0, 2, 3), (2, 1, 3)
     for m in range(MATRICES):
         entries[:, PRODUCTS + m] = first[m] + rng.integers(0, kinds[m], experts)
+    entries[::2, PRODUCTS] = -1  # without a gate
     entries[:, TILE_COUNTS] = 5
     entries[:, TILE_COUNTS + 1] = 7
     return np.ascontiguousarray(entries), sum(kinds)
@@ -286,6 +289,8 @@ def _pointed(entry: np.ndarray, before: np.ndarray) -> np.ndarray:
     after = before.copy()
     after[:, 1] = 0
     for m, tiles in enumerate((5, 5, 7)):
+        if entry[PRODUCTS + m] < 0:
+            continue
         after[entry[PRODUCTS + m]] = entry[m], tiles
     return after
 
