@@ -207,6 +207,7 @@ class ExpertCache:
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
                 row[store.LAYER] = layer
+                row[store.STATE] = store.ABSENT if some else store.NOTHING
                 row[store.SHARE] = store.ALWAYS * ranks // len(experts)
                 self._reads += some
         self._table = aligned_slots(len(self._reads) * store.READ_WORDS)
@@ -336,7 +337,8 @@ class ExpertCache:
     def _forget(self) -> None:
         """What is there may be of either file, where one was changed."""
         self.halt()
-        self._experts.reshape(-1, store.EXPERT_WORDS)[:, store.STATE] = store.ABSENT
+        states = self._experts.reshape(-1, store.EXPERT_WORDS)[:, store.STATE]
+        states[states != store.NOTHING] = store.ABSENT
         self._places[:, store.EXPERT] = -1
 
     def _prepare(self, mode: ReadMode, semaphore: Semaphore) -> list[np.ndarray]:

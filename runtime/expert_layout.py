@@ -2,7 +2,8 @@
 
 Experts of a layer may have formats of their own: a visit to an expert runs through the products of
 all formats that gates, ups and downs of the layer have, and those that are not the expert's
-multiply no tile. Experts without a gate have no products of gates: the directory says -1.
+multiply no tile. Experts without a gate have no products of gates: the directory says -1. Experts
+without a feed-forward have no products at all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headrace.families.decoder import Experts, FeedForward, Matrix
+from headrace.families.decoder import Experts, FeedForward, Matrix, ZeroComputation
 from headrace.kernels.experts import DIRECTORY_SLOTS, MATRICES, PRODUCTS, TILE_COUNTS
 from headrace.placing import Placed, padded16
 from headrace.sparse.format import TILE_ROWS
@@ -38,7 +39,7 @@ class ExpertProducts:
         return sum(map(len, self.matrices))
 
 
-def roles_of(one: FeedForward) -> Iterator[tuple[int, Matrix]]:
+def roles_of(one: FeedForward | ZeroComputation) -> Iterator[tuple[int, Matrix]]:
     """The matrices of an expert by their role, in the order in which a pass reads them."""
     return zip(
         (GATE, UP, DOWN)[MATRICES - len(list(one.matrices())) :], one.matrices(), strict=True
@@ -79,6 +80,7 @@ def directory_of(
         for (role, _), place in zip(roles_of(one), places(i), strict=True):
             entry[role] = place
         entry[PRODUCTS : PRODUCTS + MATRICES] = own[i]
-        entry[TILE_COUNTS] = padded16(one.up.rows) // TILE_ROWS
-        entry[TILE_COUNTS + 1] = padded16(one.down.rows) // TILE_ROWS
+        if isinstance(one, FeedForward):
+            entry[TILE_COUNTS] = padded16(one.up.rows) // TILE_ROWS
+            entry[TILE_COUNTS + 1] = padded16(one.down.rows) // TILE_ROWS
     return entries

@@ -80,7 +80,7 @@ class ProductSteps:
 
     def vector(self, vector: Vector | None) -> int:
         """Its address; 0: there is none."""
-        return 0 if vector is None else self._places.vector(vector.name)
+        return 0 if vector is None else self._places.vector(vector.key)
 
     def row_bytes(self, name: str) -> int:
         """Bytes between rows of a buffer of floats."""
