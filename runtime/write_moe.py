@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -192,8 +192,8 @@ class Mixture:
         ]
 
     def write(
-        self, file: PartialFile, places: list[int], inputs: LayerInputs, reader: TensorReader,
-        n_threads: int, wrote: Callable[[int], None],
+        self, file: PartialFile, places: Mapping[int, int], inputs: LayerInputs,
+        reader: TensorReader, n_threads: int, wrote: Callable[[int], None],
     ) -> None:  # fmt: skip
         """Write all tensors that `file` has not yet; a layer's experts are done together.
 
@@ -223,7 +223,7 @@ class Mixture:
             i += 1
 
     def _write_layer(
-        self, file: PartialFile, places: list[int], ours: list[int], index: int,
+        self, file: PartialFile, places: Mapping[int, int], ours: list[int], index: int,
         inputs: LayerInputs, reader: TensorReader, n_threads: int,
     ) -> None:  # fmt: skip
         layer = self._decoder.layers[index]
