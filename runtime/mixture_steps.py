@@ -209,7 +209,7 @@ class MixtureSteps:
         ]  # fmt: skip
         return [
             Step("experts_recall", slots, False, f"recall experts {later}"),
-            self._predict(later, 1, scores, next_one, cache),
+            self._predict(later, 1, 0, scores, next_one, cache),
         ]
 
     def _pre_gated(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
@@ -217,28 +217,42 @@ class MixtureSteps:
 
         Routers that were fitted to that say it, or else those that will choose.
         """
-        later = range(number + 1, min(number + cache.look_ahead + 1, len(self._layers)))
-        found = ((m, self._fitted(mode, m, m - number, cache)) for m in later)
-        fitted = {m: addresses for m, addresses in found if addresses is not None}
+        later = self._later(number, cache.look_ahead)
+        found = ((m, d, self._fitted(mode, m, d, cache)) for m, d in later.items())
+        fitted = {m: (d, *addresses) for m, d, addresses in found if addresses is not None}
         steps: list[Step] = []
         if fitted:
             norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
             width, weight = self._decoder.width, self._p.vector(norm)
             steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
-        for m, addresses in fitted.items():
-            steps.append(self._early(mode, m, m - number, *addresses))
-        for m in later:
-            if m in fitted:
+        for m, of_fitted in fitted.items():
+            steps.append(self._early(mode, m, *of_fitted))
+        for m, distance in later.items():
+            if m in fitted or m <= number:  # routers themselves say nothing of the next token
                 continue
             layer, f = self._at(m)
             steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
-            steps += self._p.products(mode, {f"ahead{m - number}": f.router})
+            steps += self._p.products(mode, {f"ahead{distance}": f.router})
             steps[-1] = replace(steps[-1], barrier=False)
         steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
-        for m in later:
-            scores = self._p.address(mode, f"ahead{m - number}")
-            steps.append(self._predict(m, m - number, scores, self._at(m)[1], cache))
+        for m, distance in later.items():
+            if m in fitted or m > number:
+                scores = self._p.address(mode, f"ahead{distance}")
+                claims = distance - 1 if m > number else distance - 2
+                steps.append(self._predict(m, distance, claims, scores, self._at(m)[1], cache))
         return steps
+
+    def _later(self, number: int, look_ahead: int) -> dict[int, int]:
+        """The next mixtures and how far they are, those of the next token behind its embedding."""
+        count = len(self._layers)
+        found = {}
+        for distance in range(1, look_ahead + 1):
+            place = number + distance
+            if place < count:
+                found[place] = distance
+            elif count < place <= count + number:
+                found[place - count - 1] = distance
+        return found
 
     def _at(self, number: int) -> tuple[Layer, Experts]:
         layer = self._decoder.layers[self._layers[number]]
@@ -264,11 +278,12 @@ class MixtureSteps:
         return Step("gemv_f16", slots, False, f"fitted router {number}")
 
     def _predict(
-        self, later: int, distance: int, scores: int, f: Experts, cache: CachePlaces
+        self, later: int, distance: int, claims: int, scores: int, f: Experts, cache: CachePlaces
     ) -> Step:
+        """Ask for what scores are highest of; so many mixtures claim theirs before."""
         slots = [
             cache.address, scores, len(f.each), cache.predictions_address(later, distance),
-            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), distance - 1,
+            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), claims,
         ]  # fmt: skip
         return Step("experts_predict", slots, False, f"predict experts {later}")
 

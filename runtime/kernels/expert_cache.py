@@ -32,6 +32,7 @@ from headrace.offload.expert_store import (
     HITS,
     LAST,
     LATE,
+    LAYERS,
     MARGIN,
     MISSES,
     RANK_WORDS,
@@ -282,6 +283,9 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
         base = arg_int(args, 5)
         layer = arg_int(args, 6)
         stays = arg_int(store, CLOCK) + arg_int(args, 8)
+        running = layer - 1 - arg_int(args, 8)
+        if running < 0:  # a mixture of the token before
+            running += arg_int(store, LAYERS)
         usual = get_f32(predictions + MARGIN * 8)
         above = usual - usual
         for rank in range(ranks):
@@ -305,7 +309,7 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
             put_i64(entry + CLASS * 8, at)
             put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
             if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(args, 7):
-                absent = want(store, number, layer - 1 - arg_int(args, 8), 1) == 0
+                absent = want(store, number, running, 1) == 0
             if not absent:
                 slot = slot_of(store, expert)
                 put_i64(slot + STAYS * 8, larger(arg_int(slot, STAYS), stays))
