@@ -227,7 +227,7 @@ class MixtureSteps:
         ]  # fmt: skip
         return [
             Step("experts_recall", slots, False, f"recall experts {later}"),
-            self._predict(later, 1, scores, next_one, cache),
+            self._predict(later, 1, 0, scores, next_one, cache),
         ]
 
     def _pre_gated(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
@@ -235,36 +235,54 @@ class MixtureSteps:
 
         Routers that were fitted to that say it, or else those that will choose.
         """
-        within = range(number + 1, min(number + cache.look_ahead + 1, len(self._layers)))
-        found = ((m, self._fitted(mode, m, m - number, cache)) for m in within)
-        fitted = {m: addresses for m, addresses in found if addresses is not None}
-        # What the logits in between add to those of a later router nobody knows yet.
-        later = [
-            m for m in within
-            if m in fitted or m == number + 1 or self._at(m)[1].router_map is None
-        ]  # fmt: skip
+        later = self._later(number, cache.look_ahead)
+        found = ((m, d, self._fitted(mode, m, d, cache)) for m, d in later.items())
+        fitted = {m: (d, *addresses) for m, d, addresses in found if addresses is not None}
         steps: list[Step] = []
         if fitted:
             norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
             width, weight = self._decoder.width, self._p.vector(norm)
             steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
-        for m, addresses in fitted.items():
-            steps.append(self._early(mode, m, m - number, *addresses))
-        for m in later:
+        for m, of_fitted in fitted.items():
+            steps.append(self._early(mode, m, *of_fitted))
+        asked = {
+            m: d for m, d in later.items() if m in fitted or self._says(number, m)
+        }  # fmt: skip
+        for m, distance in asked.items():
             if m in fitted:
                 continue
             layer, f = self._at(m)
             steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
-            steps += self._logits(mode, f, f"ahead{m - number}", number >= 0)
+            steps += self._logits(mode, f, f"ahead{distance}", number >= 0)
             # The next router writes where the second layer of this one may be reading.
             steps[-1] = replace(steps[-1], barrier=f.router_out is not None)
         steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
-        for m in later:
-            scores, f = self._p.address(mode, f"ahead{m - number}"), self._at(m)[1]
+        for m, distance in asked.items():
+            scores, f = self._p.address(mode, f"ahead{distance}"), self._at(m)[1]
+            claims = distance - 1 if m > number else distance - 2
             mapped = f.router_map is not None and number >= 0 and m not in fitted
             more = self._p.address(mode, "router_map") if mapped else 0
-            steps.append(self._predict(m, m - number, scores, f, cache, more))
+            steps.append(self._predict(m, distance, claims, scores, f, cache, more))
         return steps
+
+    def _says(self, number: int, later: int) -> bool:
+        """Whether a router itself says something of what an earlier mixture reads.
+
+        Not of the next token; nor does anybody know what the logits in between will add to it.
+        """
+        return later == number + 1 or (later > number and self._at(later)[1].router_map is None)
+
+    def _later(self, number: int, look_ahead: int) -> dict[int, int]:
+        """The next mixtures and how far they are, those of the next token behind its embedding."""
+        count = len(self._layers)
+        found = {}
+        for distance in range(1, look_ahead + 1):
+            place = number + distance
+            if place < count:
+                found[place] = distance
+            elif count < place <= count + number:
+                found[place - count - 1] = distance
+        return found
 
     def _at(self, number: int) -> tuple[Layer, Experts]:
         layer = self._decoder.layers[self._layers[number]]
@@ -290,11 +308,13 @@ class MixtureSteps:
         return Step("gemv_f16", slots, False, f"fitted router {number}")
 
     def _predict(
-        self, later: int, distance: int, scores: int, f: Experts, cache: CachePlaces, more: int = 0
-    ) -> Step:
+        self, later: int, distance: int, claims: int, scores: int, f: Experts, cache: CachePlaces,
+        more: int = 0,
+    ) -> Step:  # fmt: skip
+        """Ask for what scores are highest of; so many mixtures claim theirs before."""
         slots = [
             cache.address, scores, len(f.each), cache.predictions_address(later, distance),
-            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), distance - 1, more,
+            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), claims, more,
         ]  # fmt: skip
         return Step("experts_predict", slots, False, f"predict experts {later}")
 

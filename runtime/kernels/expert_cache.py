@@ -32,6 +32,7 @@ from headrace.offload.expert_store import (
     HITS,
     LAST,
     LATE,
+    LAYERS,
     MARGIN,
     MISSES,
     NOTHING,
@@ -299,6 +300,9 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
         if arg_int(args, 9) != 0:
             for e in range(arg_int(args, 2)):
                 put_f32(row + e * 4, get_f32(row + e * 4) + get_f32(arg_ptr(args, 9) + e * 4))
+        running = layer - 1 - arg_int(args, 8)
+        if running < 0:  # a mixture of the token before
+            running += arg_int(store, LAYERS)
         usual = get_f32(predictions + MARGIN * 8)
         above = usual - usual
         for rank in range(ranks):
@@ -322,7 +326,7 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
             put_i64(entry + CLASS * 8, at)
             put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
             if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(args, 7):
-                absent = want(store, number, layer - 1 - arg_int(args, 8), 1) == 0
+                absent = want(store, number, running, 1) == 0
             if not absent and atomic_get(expert) != NOTHING:
                 slot = slot_of(store, expert)
                 put_i64(slot + STAYS * 8, larger(arg_int(slot, STAYS), stays))
