@@ -392,7 +392,7 @@ def compress(
 
 
 def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
-    n, of = len(experts), sum(len(one.each) for one in decoder.mixtures().values())
+    n, of = len(experts), sum(len(one.computed) for one in decoder.mixtures().values())
     return (
         f"{n} of {of} experts {'was' if n == 1 else 'were'} chosen by fewer tokens of the text "
         "than their matrices have inputs, and rounded as without it: calibrate with a longer text"

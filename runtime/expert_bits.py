@@ -239,7 +239,7 @@ def expert_recipes(
     experts = {
         (layer, e): [by_name[m.name] for m in one.matrices()]
         for layer, mixture in mixtures.items()
-        for e, one in enumerate(mixture.each)
+        for e, one in enumerate(mixture.computed)
     }
     rounded = RoundedExperts(experts, widths, method)
     waiting = waiting_of(target)

@@ -52,7 +52,7 @@ def random_trace(
     ahead = np.full((2, *chosen.shape), NONE, np.uint16)
     ahead[0] = chosen
     margins = np.ones(ahead.shape, np.float16)
-    return RouteTrace("0" * 64, 100, experts, chosen, ahead, margins)
+    return RouteTrace("0" * 64, 100, experts, experts, chosen, ahead, margins)
 
 
 # --- recording ------------------------------------------------------------------------------------
@@ -286,7 +286,13 @@ def test_tables_predict_what_always_follows() -> None:
         flat[i] = rule[int(flat[i - 2]) * 8 + int(flat[i - 1])] if i % 7 else rng.integers(8)
     ahead = np.full((2, *chosen.shape), NONE, np.uint16)
     trace = RouteTrace(
-        "0" * 64, 400, np.array([8, 8, 8]), chosen, ahead, np.ones(ahead.shape, np.float16)
+        "0" * 64,
+        400,
+        np.array([8, 8, 8]),
+        np.array([8, 8, 8]),
+        chosen,
+        ahead,
+        np.ones(ahead.shape, np.float16),
     )
     learned = learn(trace, RATES)
     right = 0
