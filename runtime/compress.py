@@ -40,7 +40,14 @@ from headrace.partial_file import PartialFile, check_disk, drop
 from headrace.placing import place
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
+from headrace.price import (
+    check_text,
+    least_bytes,
+    least_bytes_of_stack,
+    measure_price,
+    price_keys,
+    text_digest,
+)
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.refactor_experts import TOKENS as MOE_TOKENS
@@ -58,6 +65,7 @@ from headrace.write_stack import STACK, beside, write_stack
 Notice = Callable[[str], None]
 Sort = Literal["error", "perplexity"]
 SORTS: tuple[str, ...] = get_args(Sort)
+_COMPARING = "comparing with the source (--evaluate)"
 
 
 @dataclass(frozen=True)
@@ -236,7 +244,7 @@ def compress(
         check_text(model, evaluate, n_evaluate)
         group = GROUP_FORMATS[format].group if format in GROUP_FORMATS else None
         both = least_bytes(path, threads, group)
-        priced = [("comparing with the source (--evaluate)", both - process)]
+        priced = [(_COMPARING, both - process)]
     room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None:
@@ -251,8 +259,12 @@ def compress(
                 )
                 inputs = stack.enter_context(found)
 
-            def ready(blocks: Blocks) -> None:
-                needs = priced + blocks.needs(None if inputs is None else inputs.held)
+            def ready(blocks: Blocks, planned: ModelFile, levels: Sequence[int]) -> None:
+                needs = list[Need]()
+                if evaluate is not None:
+                    both = least_bytes_of_stack(path, planned, levels, threads)
+                    needs = [(_COMPARING, both - process)]
+                needs += blocks.needs(None if inputs is None else inputs.held)
                 needs += [] if inputs is None else inputs.needs()
                 check_memory(allowed, process, needs, 1)
 
