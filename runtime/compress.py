@@ -57,6 +57,7 @@ from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.stack import refuse_stack
 from headrace.stack_order import check_text as check_sort_text
+from headrace.stack_order import least_bytes as least_to_sort
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
 from headrace.write_moe import Mixture, cut_of
@@ -264,6 +265,9 @@ def compress(
                 if evaluate is not None:
                     both = least_bytes_of_stack(path, planned, levels, threads)
                     needs = [(_COMPARING, both - process)]
+                if sort == "perplexity":
+                    alone = least_to_sort(planned, threads)
+                    needs.append(("trying blocks (--sort perplexity)", alone - process))
                 needs += blocks.needs(None if inputs is None else inputs.held)
                 needs += [] if inputs is None else inputs.needs()
                 check_memory(allowed, process, needs, 1)
