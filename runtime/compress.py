@@ -139,9 +139,10 @@ def compress(
         dst: the file to write.
         format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
             "i4_auto" and "i4a_auto": the group size that suits each matrix; "llm_fp4": the split of
-            4-bit floats that does; "bitstack": a stack of
-            blocks, of which a model loads what memory has room for. It takes `calibrate`, but no
-            other option of rounding; its price is that of all blocks, and of some levels.
+            4-bit floats that does; "s_auto": how many of
+            the weights stay, for models that have many zeros; "bitstack": a stack of blocks, of
+            which a model loads what memory has room for. It takes `calibrate`, but no other option
+            of rounding; its price is that of all blocks, and of some levels.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
             a weight or `format` is "keep", else "q8_0".
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
