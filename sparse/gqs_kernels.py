@@ -134,7 +134,7 @@ def _gemm(group: int, target: Target) -> KernelFunction:
     per_unit = UNIT // group
     bytes_per_unit = CODE_BYTES + 4 * per_unit
     several = TOKENS.get(target.vector_bytes, 2)
-    # Units of many places gain where a register holds one: 3 to 5% in the cache, nothing from memory.
+    # In pairs, units of many places gain 3 to 5% in the cache where a register holds half of one.
     by_pairs = group == 16 and target.vector_bytes == 64
 
     # Places are read before the vectors around them: LLVM would take a place out of a vector that
