@@ -6,8 +6,9 @@ Random weights whose rows differ in size, so that rows keep different numbers of
 groups are left out (`--rate`). Every pass goes through copies of the matrix that fill 256 MB on
 huge pages, and all sides take turns. Dense are our INT4 formats with groups of 32 weights and 8-bit
 activations (`gemv`), and q4_0 with 16-bit ones, as decode runs it on CPUs with VNNI (`gemv2`).
-Ratios are to the fastest of them in the same round, as what else the machine does moves both: the
-median of the rounds, and the largest. Times and rates are of the fastest tenth of all matrices.
+Ratios are to the one of them that is fastest, in the same round, as what else the machine does
+moves both: the median of the rounds, and the largest. Times and rates are of the fastest tenth of
+all matrices.
 Imbalance is the longest share of a matrix over the mean share, each timed alone on one core.
 """
 
@@ -72,7 +73,7 @@ def measure(
         for side in (memory, *sides):
             side.run(team)
     bandwidth = memory.n_bytes / memory.best
-    baseline = np.min([side.passes for side in sides[: len(DENSE)]], axis=0)  # of each round
+    baseline = min((side.passes for side in sides[: len(DENSE)]), key=np.median)
     print(f"\n{rows} x {n}, {team.n_threads} threads, memory reads {bandwidth / 1e9:.1f} GB/s")
     print(
         "| side | bits | us | GB/s | share of memory | times dense | at most | asked | imbalance "
