@@ -235,9 +235,15 @@ class MixtureSteps:
 
         Routers that were fitted to that say it, or else those that will choose.
         """
-        later = self._later(number, cache.look_ahead)
-        found = ((m, d, self._fitted(mode, m, d, cache)) for m, d in later.items())
+        within = self._later(number, cache.look_ahead)
+        found = ((m, d, self._fitted(mode, m, d, cache)) for m, d in within.items())
         fitted = {m: (d, *addresses) for m, d, addresses in found if addresses is not None}
+        # Routers themselves say nothing of the next token, and what the logits in between add to
+        # those of a later one nobody knows yet.
+        later = {
+            m: d for m, d in within.items()
+            if m in fitted or (m > number and (d == 1 or self._at(m)[1].router_map is None))
+        }  # fmt: skip
         steps: list[Step] = []
         if fitted:
             norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
@@ -245,10 +251,7 @@ class MixtureSteps:
             steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
         for m, of_fitted in fitted.items():
             steps.append(self._early(mode, m, *of_fitted))
-        asked = {
-            m: d for m, d in later.items() if m in fitted or self._says(number, m)
-        }  # fmt: skip
-        for m, distance in asked.items():
+        for m, distance in later.items():
             if m in fitted:
                 continue
             layer, f = self._at(m)
@@ -257,20 +260,13 @@ class MixtureSteps:
             # The next router writes where the second layer of this one may be reading.
             steps[-1] = replace(steps[-1], barrier=f.router_out is not None)
         steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
-        for m, distance in asked.items():
+        for m, distance in later.items():
             scores, f = self._p.address(mode, f"ahead{distance}"), self._at(m)[1]
             claims = distance - 1 if m > number else distance - 2
             mapped = f.router_map is not None and number >= 0 and m not in fitted
             more = self._p.address(mode, "router_map") if mapped else 0
             steps.append(self._predict(m, distance, claims, scores, f, cache, more))
         return steps
-
-    def _says(self, number: int, later: int) -> bool:
-        """Whether a router itself says something of what an earlier mixture reads.
-
-        Not of the next token; nor does anybody know what the logits in between will add to it.
-        """
-        return later == number + 1 or (later > number and self._at(later)[1].router_map is None)
 
     def _later(self, number: int, look_ahead: int) -> dict[int, int]:
         """The next mixtures and how far they are, those of the next token behind its embedding."""

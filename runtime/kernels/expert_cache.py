@@ -297,12 +297,12 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
         base = arg_int(args, 5)
         layer = arg_int(args, 6)
         stays = arg_int(store, CLOCK) + arg_int(args, 8)
-        if arg_int(args, 9) != 0:
-            for e in range(arg_int(args, 2)):
-                put_f32(row + e * 4, get_f32(row + e * 4) + get_f32(arg_ptr(args, 9) + e * 4))
         running = layer - 1 - arg_int(args, 8)
         if running < 0:  # a mixture of the token before
             running += arg_int(store, LAYERS)
+        if arg_int(args, 9) != 0:
+            for e in range(arg_int(args, 2)):
+                put_f32(row + e * 4, get_f32(row + e * 4) + get_f32(arg_ptr(args, 9) + e * 4))
         usual = get_f32(predictions + MARGIN * 8)
         above = usual - usual
         for rank in range(ranks):
