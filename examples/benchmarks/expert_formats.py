@@ -63,7 +63,8 @@ def main() -> None:
     model = open_model(options.model)
     decoder = describe(model)
     mixtures, units = decoder.mixtures(), units_of(decoder)
-    lost: dict[tuple[str, str, str], list[float]] = {}
+    lost: dict[tuple[str, str, str], float] = {}
+    total = 0.0
     inputs = LayerInputs(
         model, decoder, options.text.read_text(), options.tokens, options.threads, None,
         watched=True,
@@ -89,6 +90,7 @@ def main() -> None:
                 seen, kept = x[taken[taken < fitted]], x[taken[taken >= fitted]]
                 z, z_kept = inner(gate, up, seen), inner(gate, up, kept)
                 h, h_z, whole = seen.T @ seen, z.T @ z, z_kept @ down.T
+                total += float(np.square(whole).sum())
                 for name in options.formats:
                     for method in ("search", "gptq"):
                         gate_, up_ = (rounded(name, w, h, method) for w in (gate, up))
@@ -97,13 +99,13 @@ def main() -> None:
                             ("gate and up", inner(gate_, up_, kept) @ down.T),
                             ("down", z_kept @ down_.T),
                         ):
-                            share = np.square(out - whole).sum() / np.square(whole).sum()
-                            lost.setdefault((name, part, method), []).append(float(share))
+                            key, off = (name, part, method), np.square(out - whole).sum()
+                            lost[key] = lost.get(key, 0.0) + float(off)
     print("| format | bits | gate and up: `search` | `gptq` | down: `search` | `gptq` |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name in options.formats:
         shares = [
-            f"{np.mean(lost[name, part, method]):.2%}"
+            f"{lost[name, part, method] / total:.2%}"
             for part in ("gate and up", "down")
             for method in ("search", "gptq")
         ]
