@@ -64,7 +64,8 @@ class ExpertCounts:
         late: uses that waited for an expert that had been asked for ahead.
         misses: uses that asked for an expert themselves.
         ahead: experts that were asked for ahead; `useful` of them were used.
-        taken_back: of those that were not, before they were read.
+        taken_back: of those that were not, before all of them was read.
+        in_vain_bytes: that were read of these.
         slot_bytes: of an expert.
     """
 
@@ -74,6 +75,7 @@ class ExpertCounts:
     ahead: int = 0
     useful: int = 0
     taken_back: int = 0
+    in_vain_bytes: int = 0
     slot_bytes: int = 0
 
     def since(self, before: ExpertCounts) -> ExpertCounts:
@@ -81,7 +83,8 @@ class ExpertCounts:
         return ExpertCounts(
             self.hits - before.hits, self.late - before.late, self.misses - before.misses,
             self.ahead - before.ahead, self.useful - before.useful,
-            self.taken_back - before.taken_back, self.slot_bytes,
+            self.taken_back - before.taken_back, self.in_vain_bytes - before.in_vain_bytes,
+            self.slot_bytes,
         )  # fmt: skip
 
     @property
@@ -92,7 +95,8 @@ class ExpertCounts:
     @property
     def wasted_bytes(self) -> int:
         """That were read ahead for nothing, or have not been used yet."""
-        return (self.ahead - self.useful - self.taken_back) * self.slot_bytes
+        whole = (self.ahead - self.useful - self.taken_back) * self.slot_bytes
+        return whole + self.in_vain_bytes
 
 
 def pages(n_bytes: int) -> int:
@@ -162,7 +166,7 @@ class ExpertCache:
     """Slots for `n_slots` of a model's experts.
 
     Args:
-        layers: of each mixture its experts, each as the matrices gate, up and down. Slots have
+        layers: of each mixture its experts, each as its matrices. Slots have
             room for the largest of all.
         n_slots: how many there is room for.
         reader: address of the kernel `experts_read`.
@@ -207,6 +211,7 @@ class ExpertCache:
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
                 row[store.LAYER] = layer
+                row[store.STATE] = store.ABSENT if some else store.NOTHING
                 row[store.SHARE] = store.ALWAYS * ranks // len(experts)
                 self._reads += some
         self._table = aligned_slots(len(self._reads) * store.READ_WORDS)
@@ -254,7 +259,7 @@ class ExpertCache:
         return int(self.predictions[mixture, distance - 1].ctypes.data)
 
     def offsets(self, mixture: int, expert: int) -> list[int]:
-        """Where gate, up and down of an expert lie in its slot."""
+        """Where the matrices of an expert lie in its slot, in the order of a pass."""
         return self._offsets[mixture][expert]
 
     def _fill_table(self, mode: ReadMode) -> None:
@@ -279,9 +284,15 @@ class ExpertCache:
     def counts(self) -> ExpertCounts:
         """What it has been asked for."""
         words: list[int] = self.words.tolist()
+        table = self._experts.reshape(-1, store.EXPERT_WORDS)
+        paused = (table[:, store.STATE] == store.COMING) & (table[:, store.PAUSED] != 0)
+        reads = words[store.IN_VAIN] + int(table[paused, store.NEXT_READ].sum())
+        read = np.count_nonzero(table[:, store.N_READS])
+        each = self.slot_bytes * read / max(1, len(self._reads))
         return ExpertCounts(
             words[store.HITS], words[store.LATE], words[store.MISSES], words[store.ASKED],
-            words[store.USED], words[store.DROPPED], self.slot_bytes,
+            words[store.USED], words[store.DROPPED] + int(paused.sum()), int(reads * each),
+            self.slot_bytes,
         )  # fmt: skip
 
     @property
@@ -336,7 +347,8 @@ class ExpertCache:
     def _forget(self) -> None:
         """What is there may be of either file, where one was changed."""
         self.halt()
-        self._experts.reshape(-1, store.EXPERT_WORDS)[:, store.STATE] = store.ABSENT
+        states = self._experts.reshape(-1, store.EXPERT_WORDS)[:, store.STATE]
+        states[states != store.NOTHING] = store.ABSENT
         self._places[:, store.EXPERT] = -1
 
     def _prepare(self, mode: ReadMode, semaphore: Semaphore) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,10 +23,12 @@ from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
 from headrace.decompose_stack import Blocks
 from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
-from headrace.expert_bits import FORMATS_OF, LOSS, expert_recipes, waiting_of
+from headrace.expert_bits import FORMATS_OF, LOSS, waiting_experts, waiting_of
+from headrace.expert_order import laid_out
 from headrace.expert_trial import check_room, last_windows
 from headrace.families import describe
 from headrace.families.decoder import Decoder
+from headrace.learned_routes import statistics_of, statistics_path
 from headrace.least_memory import Need, check_memory
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
@@ -98,7 +101,8 @@ class _Options:
     calibrate_tokens: int | None  # None: there is no text
     sparsity: float | None
     cutting: tuple[int | None, int | None, float | None, bool] | None  # into experts
-    widths: tuple[tuple[int, ...], float] | None  # of experts, and what they may lose
+    # Of experts, what they may lose, and over which of the widths.
+    widths: tuple[tuple[int, ...], float, int | None] | None
 
 
 def compress(
@@ -118,6 +122,7 @@ def compress(
     fit_shared: bool = False,
     expert_bits: Sequence[int] | None = None,
     expert_loss: float | None = None,
+    expert_over: int | None = None,
     calibrate: str | None = None,
     calibrate_tokens: int | None = None,
     evaluate: str | None = None,
@@ -130,9 +135,11 @@ def compress(
 ) -> Compressed:
     """Write a model file that loads without being repacked, its weights in another format.
 
-    Little of a model is in memory at a time. `dst` appears when it is complete, or not at all. What
-    is complete when something goes wrong lies in a hidden file beside `dst`, and the same call goes
-    on there; see `headrace.partial_file`.
+    Little of a model is in memory at a time. Where statistics of a mixture's routes lie beside the
+    source (`headrace trace --learn`), experts that follow one another lie side by side
+    (`headrace.expert_order`), and the result gets them, too. `dst` appears when it is complete, or
+    not at all. What is complete when something goes wrong lies in a hidden file beside `dst`, and
+    the same call goes on there; see `headrace.partial_file`.
 
     Args:
         src: whatever `headrace.load` takes.
@@ -163,10 +170,12 @@ def compress(
         shared: share of the neurons that all tokens take, about; default: a third.
         fit_shared: change the shared part so that it makes up for experts that are not chosen; with
             all of them the output is then no longer the dense model's.
-        expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), each as many bits
-            as the loss on the end of `calibrate` calls for; `format` is that of the other matrices.
-            The whole source has to have room in memory.
+        expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), gate and up one
+            and down its own, each as many bits as the loss on the end of `calibrate` calls for;
+            `format` is that of the other matrices. The whole source has to have room in memory.
         expert_loss: by which share perplexity may rise then; default: 0.02.
+        expert_over: one of these widths: perplexity may rise over that of all experts at this one;
+            default: over the source's.
         calibrate: a text like those that the model will read.
         calibrate_tokens: how much of it to use; default: 65536; 16384 where `to_moe`.
         evaluate: another text, on which to compare the result with the source; what comes out
@@ -193,7 +202,7 @@ def compress(
         )
     if not to_moe and cutting != (None, None, None, False):
         raise UnsupportedError("--experts, --active, --shared and --fit-shared are for --to-moe")
-    widths = _widths(expert_bits, expert_loss, calibrate, to_moe)
+    widths = _widths(expert_bits, expert_loss, expert_over, calibrate, to_moe)
     copied = format == KEEP and widths is None  # or some matrices are rounded
     chosen: Method = method or ("rtn" if calibrate is None or copied else "gptq")
     if chosen == "gptq" and calibrate is None:
@@ -303,6 +312,9 @@ def compress(
     if widths is not None and not decoder.mixtures():
         raise UnsupportedError("--expert-bits is for mixtures of experts", path=model.paths[0])
     say, price = notice or (lambda line: None), None
+    learned, useless = statistics_of(path, model)
+    if useless is not None:
+        say(useless)
     try:
         with ExitStack() as stack:
             reader = stack.enter_context(TensorReader())
@@ -318,20 +330,20 @@ def compress(
                     watched=to_moe,
                 )  # fmt: skip
                 inputs = stack.enter_context(found)
-            said = list[str]()
+            said, waiting = list[str](), None
             if widths is not None and inputs is not None and calibrate is not None:
                 needs = priced + _needs(wanted, rounder, inputs)
                 check_memory(allowed, process, needs, n_threads)
                 windows = last_windows(model, decoder, calibrate)
                 check_room(path, windows.context, windows.scored, limit)
-                experts_as, line = expert_recipes(
+                waiting = waiting_experts(
                     path, target, place(model, decoder, "q8"), decoder.mixtures(), *widths,
                     method=chosen, inputs=inputs, rounder=rounder, reader=reader, windows=windows,
                     key=_key(model, replace(options, widths=None)), stack=stack, threads=n_threads,
                     memory=memory, progress=progress, notice=say,
                 )  # fmt: skip
-                wanted = [experts_as.get(one.placed.matrix.name, one) for one in wanted]
-                said.append(line)
+                wanted = [waiting.recipes.get(one.placed.matrix.name, one) for one in wanted]
+                said.append(waiting.said)
             vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
             sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
             entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
@@ -343,8 +355,12 @@ def compress(
                 entries = mixture.entries
             more = {} if mixture is None else mixture.metadata
             tag = {} if evaluate is None else price_keys(None)
-            header, places, size = build_header(model, entries, {**more, **tag})
-            key = f"{_key(model, options)} {layout_key(model, entries, size)}"
+            order = laid_out([one.name for one in entries], decoder, learned)
+            laid = [entries[i] for i in order]
+            header, offsets, size = build_header(model, laid, {**more, **tag})
+            places = dict(zip(order, offsets, strict=True))
+            written = list(accumulate(one.n_bytes for one in entries))
+            key = f"{_key(model, options)} {layout_key(model, laid, size)}"
             said += remarks(wanted) if mixture is None else mixture.remarks(shared)
             for line in said:
                 say(line)
@@ -362,17 +378,23 @@ def compress(
             def wrote(i: int) -> None:
                 file.finish(i + 1)
                 if progress is not None:
-                    progress(places[i] + entries[i].n_bytes, size, "writing")
+                    progress(written[i], size, "writing")
 
             if mixture is not None and inputs is not None:
                 mixture.write(file, places, inputs, reader, n_threads, wrote)
             else:
                 for i in range(file.done, len(entries)):
                     write = partial(_write_at, file, places[i])
-                    _write_tensor(sources[i], reader, rounder, inputs, write)
+                    data = None if waiting is None else waiting.tiles(entries[i].name)
+                    if data is not None:
+                        write(0, data)
+                    else:
+                        _write_tensor(sources[i], reader, rounder, inputs, write)
                     wrote(i)
-            if inputs is not None and inputs.few:
-                said.append(_few(inputs.few, decoder))
+            few = set() if inputs is None else inputs.few
+            few |= set() if waiting is None else waiting.few
+            if few:
+                said.append(_few(few, decoder))
                 say(said[-1])
             file.complete()
             for line in rounder.remarks():
@@ -383,12 +405,15 @@ def compress(
                     path, file.path, evaluate, tokens=n_evaluate, threads=threads,
                     memory=memory, progress=progress,
                 )  # fmt: skip
-                header, _, whole_size = build_header(model, entries, {**more, **price_keys(price)})
+                header, _, whole_size = build_header(model, laid, {**more, **price_keys(price)})
                 if whole_size != size:
                     raise AssertionError("the price tag has another size than announced")
                 file.write(0, header)
             # Another file of that name may have come in the meantime.
             file.publish(partial(_check_target, target, force))
+            if learned is not None and not to_moe:  # routers stay, so routes do
+                learned.write(statistics_path(target))
+                say(f"what is known of the source's routes is in {statistics_path(target)}, too")
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     sizes: dict[str, int] = {}
@@ -399,7 +424,7 @@ def compress(
 
 
 def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
-    n, of = len(experts), sum(len(one.each) for one in decoder.mixtures().values())
+    n, of = len(experts), sum(len(one.computed) for one in decoder.mixtures().values())
     return (
         f"{n} of {of} experts {'was' if n == 1 else 'were'} chosen by fewer tokens of the text "
         "than their matrices have inputs, and rounded as without it: calibrate with a longer text"
@@ -407,12 +432,13 @@ def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
 
 
 def _widths(
-    bits: Sequence[int] | None, loss: float | None, calibrate: str | None, to_moe: bool
-) -> tuple[tuple[int, ...], float] | None:
+    bits: Sequence[int] | None, loss: float | None, over: int | None, calibrate: str | None,
+    to_moe: bool,
+) -> tuple[tuple[int, ...], float, int | None] | None:  # fmt: skip
     """The widths that experts may get, and what that may cost; None: nobody asked."""
     if bits is None:
-        if loss is not None:
-            raise UnsupportedError("--expert-loss is for --expert-bits")
+        if loss is not None or over is not None:
+            raise UnsupportedError("--expert-loss and --expert-over are for --expert-bits")
         return None
     known = ", ".join(map(str, FORMATS_OF))
     if not bits or not set(bits) <= set(FORMATS_OF):
@@ -424,7 +450,9 @@ def _widths(
     loss = LOSS if loss is None else float(loss)
     if not 0 <= loss < math.inf:
         raise UnsupportedError(f"--expert-loss is a share from 0 on, not {loss}")
-    return tuple(sorted(set(bits))), loss
+    if over is not None and over not in bits:
+        raise UnsupportedError(f"--expert-over is one of --expert-bits, not {over}")
+    return tuple(sorted(set(bits))), loss, over
 
 
 def _tokens(what: str, text: str | None, wanted: int | None, default: int) -> int:
