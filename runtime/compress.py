@@ -253,6 +253,11 @@ def compress(
     priced: list[Need] = []
     if evaluate is not None:  # not after the wait
         check_text(model, evaluate, n_evaluate)
+        if evaluate == calibrate and notice is not None:
+            notice(
+                "--evaluate has the text of --calibrate, on which the result is nearer to its "
+                "source than elsewhere: take another one"
+            )
         group = GROUP_FORMATS[format].group if format in GROUP_FORMATS else None
         both = least_bytes(path, threads, group)
         priced = [(_COMPARING, both - process)]
