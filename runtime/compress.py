@@ -43,7 +43,14 @@ from headrace.partial_file import PartialFile, check_disk, drop
 from headrace.placing import place
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
+from headrace.price import (
+    check_text,
+    least_bytes,
+    least_bytes_of_stack,
+    measure_price,
+    price_keys,
+    text_digest,
+)
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.refactor_experts import TOKENS as MOE_TOKENS
@@ -53,6 +60,7 @@ from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.stack import refuse_stack
 from headrace.stack_order import check_text as check_sort_text
+from headrace.stack_order import least_bytes as least_to_sort
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
 from headrace.write_moe import Mixture, cut_of
@@ -61,6 +69,7 @@ from headrace.write_stack import STACK, beside, write_stack
 Notice = Callable[[str], None]
 Sort = Literal["error", "perplexity"]
 SORTS: tuple[str, ...] = get_args(Sort)
+_COMPARING = "comparing with the source (--evaluate)"
 
 
 @dataclass(frozen=True)
@@ -137,9 +146,10 @@ def compress(
         dst: the file to write.
         format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
             "i4_auto" and "i4a_auto": the group size that suits each matrix; "llm_fp4": the split of
-            4-bit floats that does; "bitstack": a stack of
-            blocks, of which a model loads what memory has room for. It takes `calibrate`, but no
-            other option of rounding; its price is that of all blocks, and of some levels.
+            4-bit floats that does; "s_auto": how many of
+            the weights stay, for models that have many zeros; "bitstack": a stack of blocks, of
+            which a model loads what memory has room for. It takes `calibrate`, but no other option
+            of rounding; its price is that of all blocks, and of some levels.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
             a weight or `format` is "keep", else "q8_0".
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
@@ -243,9 +253,14 @@ def compress(
     priced: list[Need] = []
     if evaluate is not None:  # not after the wait
         check_text(model, evaluate, n_evaluate)
+        if evaluate == calibrate and notice is not None:
+            notice(
+                "--evaluate has the text of --calibrate, on which the result is nearer to its "
+                "source than elsewhere: take another one"
+            )
         group = GROUP_FORMATS[format].group if format in GROUP_FORMATS else None
         both = least_bytes(path, threads, group)
-        priced = [("comparing with the source (--evaluate)", both - process)]
+        priced = [(_COMPARING, both - process)]
     room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None:
@@ -260,8 +275,15 @@ def compress(
                 )
                 inputs = stack.enter_context(found)
 
-            def ready(blocks: Blocks) -> None:
-                needs = priced + blocks.needs(None if inputs is None else inputs.held)
+            def ready(blocks: Blocks, planned: ModelFile, levels: Sequence[int]) -> None:
+                needs = list[Need]()
+                if evaluate is not None:
+                    both = least_bytes_of_stack(path, planned, levels, threads)
+                    needs = [(_COMPARING, both - process)]
+                if sort == "perplexity":
+                    alone = least_to_sort(planned, threads)
+                    needs.append(("trying blocks (--sort perplexity)", alone - process))
+                needs += blocks.needs(None if inputs is None else inputs.held)
                 needs += [] if inputs is None else inputs.needs()
                 check_memory(allowed, process, needs, 1)
 
@@ -402,7 +424,7 @@ def compress(
 
 
 def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
-    n, of = len(experts), sum(len(one.each) for one in decoder.mixtures().values())
+    n, of = len(experts), sum(len(one.computed) for one in decoder.mixtures().values())
     return (
         f"{n} of {of} experts {'was' if n == 1 else 'were'} chosen by fewer tokens of the text "
         "than their matrices have inputs, and rounded as without it: calibrate with a longer text"

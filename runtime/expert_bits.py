@@ -62,12 +62,12 @@ class RoundedExperts:
         """Lay out the file.
 
         Args:
-            experts: gate, up and down of each.
+            experts: gate (if there is one), up and down of each.
         """
         self.experts, self.widths = experts, tuple(sorted(widths))
         self.parts: dict[Part, Sequence[PlacedMatrix]] = {}
-        for one, (gate, up, down) in experts.items():
-            self.parts |= {(*one, "gate and up"): (gate, up), (*one, "down"): (down,)}
+        for one, (*before, down) in experts.items():
+            self.parts |= {(*one, "gate and up"): before, (*one, "down"): (down,)}
         self.recipes = {
             (one, width): [recipe_for(p, _format(p, width), method) for p in matrices]
             for one, matrices in self.parts.items()
@@ -370,9 +370,9 @@ def waiting_experts(
     """
     by_name = {p.matrix.name: dense(p) for p in placed}
     experts = {
-        (layer, e): [by_name[m.name] for m in (one.gate, one.up, one.down)]
+        (layer, e): [by_name[m.name] for m in one.matrices()]
         for layer, mixture in mixtures.items()
-        for e, one in enumerate(mixture.each)
+        for e, one in enumerate(mixture.computed)
     }
     rounded = RoundedExperts(experts, widths, method)
     waiting = waiting_of(target)

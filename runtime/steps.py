@@ -78,7 +78,7 @@ class Forward:
             if isinstance(f, Experts):
                 steps += self._experts.steps(mode, i, add)
             else:
-                steps += self._p.norm(mode, layer.feed_forward_norm, add, [f.gate, f.up])
+                steps += self._p.norm(mode, layer.feed_forward_norm, add, [*f.readers()])
                 steps += self._p.gated(mode, f, "block")
             add = ("block", layer.feed_forward_post_norm)
         steps += self._p.norm(mode, d.norm, add, [d.head], last=True)

@@ -68,7 +68,8 @@ def cut_of(
     """How a model is cut into experts; None: as usual.
 
     Raises:
-        UnsupportedError: it cannot be: it is a mixture already, or its feed-forwards have biases.
+        UnsupportedError: it cannot be: it is a mixture already, or its feed-forwards have biases,
+            or no gate.
     """
     if decoder.mixtures():
         raise UnsupportedError("is a mixture of experts already", path=model.paths[0])
@@ -81,6 +82,10 @@ def cut_of(
                 )  # fmt: skip
     feed_forward = decoder.layers[0].feed_forward
     assert isinstance(feed_forward, FeedForward)
+    if feed_forward.gate is None:
+        raise UnsupportedError(
+            "feed-forwards without a gate cannot be cut into experts", path=model.paths[0]
+        )
     return nearest_cut(
         feed_forward.inner,
         EXPERTS if experts is None else experts,
@@ -264,7 +269,7 @@ class Mixture:
 
 def _parts(layer: Layer) -> list[tuple[str, Matrix]]:
     f = layer.feed_forward
-    assert isinstance(f, FeedForward)
+    assert isinstance(f, FeedForward) and f.gate is not None
     return [("gate", f.gate), ("up", f.up), ("down", f.down)]
 
 

@@ -371,6 +371,17 @@ def test_a_price_begins_nothing_anew(tmp_path: Path, before: dict[str, Any]) -> 
     assert (done.price is None) == (not after)
 
 
+def test_a_price_on_the_text_of_the_calibration_is_warned_of(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"calibrate_tokens": 128, "evaluate_tokens": 512, "force": True}
+    for other, lines in ((TEXT, 1), (TEXT + "The end.", 0)):
+        said: list[str] = []
+        compress(
+            STORIES, tmp_path / "m.gguf", format="q4_0", calibrate=TEXT, evaluate=other,
+            notice=said.append, **options,
+        )  # fmt: skip
+        assert sum("take another one" in line for line in said) == lines
+
+
 @pytest.mark.parametrize(
     ("options", "option"),
     [
@@ -582,6 +593,8 @@ def test_the_least_memory(source: Path, tmp_path: Path) -> None:
         {"format": "gqs_g32", "calibrate": TEXT},
         {"format": "bitstack"},
         {"format": "bitstack", "calibrate": TEXT},
+        {"format": "bitstack", "evaluate": TEXT, "evaluate_tokens": 512},
+        {"format": "bitstack", "calibrate": TEXT, "sort": "perplexity"},
         {"format": "q4_0", "evaluate": TEXT, "evaluate_tokens": 512},
         {"format": "gqs_g32", "calibrate": TEXT, "evaluate": TEXT, "evaluate_tokens": 512},
     ],
