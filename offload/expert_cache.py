@@ -171,6 +171,7 @@ class ExpertCache:
         routers: that say ahead what mixtures will choose.
         predictor: what predicts; `recall` are its tables, if it has any.
         policy: one of those of `headrace.offload.expert_store`.
+        shares: of the tokens that take each expert of each layer, if that is known.
 
     Raises:
         BudgetError: the system gives no memory for the slots.
@@ -181,6 +182,7 @@ class ExpertCache:
         files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int,
         routers: EarlyRouters | None = None,
         policy: int = store.NEXT_USE, predictor: Predictor = "fitted", recall: Recall | None = None,
+        shares: Sequence[np.ndarray] = (),
     ) -> None:  # fmt: skip
         placed = [
             [slot_offsets([m.n_bytes for m in expert]) for expert in experts] for experts in layers
@@ -207,7 +209,8 @@ class ExpertCache:
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
                 row[store.LAYER] = layer
-                row[store.SHARE] = store.ALWAYS * ranks // len(experts)
+                usual = ranks / len(experts) if not len(shares) else shares[layer][i]
+                row[store.SHARE] = int(store.ALWAYS * usual)
                 self._reads += some
         self._table = aligned_slots(len(self._reads) * store.READ_WORDS)
         self._places = aligned_slots(n_slots * store.SLOT_WORDS).reshape(-1, store.SLOT_WORDS)

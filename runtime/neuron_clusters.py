@@ -27,7 +27,7 @@ def cluster(energy: Floats, count: int, active: int, seed: int = 0) -> np.ndarra
     Returns:
         int64 [neurons] of 0 .. count - 1, all equally often.
     """
-    at = _kmeans(np.sqrt(energy), count, seed)
+    at = kmeans(np.sqrt(energy), count, seed)
     best, found = -1.0, at
     for _ in range(_ROUNDS):
         sums = cluster_energy(energy, at, count)
@@ -53,14 +53,22 @@ def most(values: Floats, n: int) -> Floats:
     return chosen
 
 
-def _kmeans(profiles: Floats, count: int, seed: int) -> np.ndarray:
-    """Balanced k-means of columns by the cosine of their angle."""
+def kmeans(profiles: Floats, count: int, seed: int = 0, exchange: bool = True) -> np.ndarray:
+    """Balanced k-means of columns by the cosine of their angle.
+
+    Args:
+        profiles: float32 [tokens, neurons], neurons a multiple of `count`.
+        exchange: as in `balanced`.
+
+    Returns:
+        int64 [neurons] of 0 .. count - 1, all equally often.
+    """
     length = np.sqrt(np.einsum("ij,ij->j", profiles, profiles))
     unit = profiles / np.maximum(length, np.finfo(np.float32).tiny)
     first = np.random.default_rng(seed).permutation(unit.shape[1])[:count]
     centres, at = unit[:, first], np.empty(0, np.int64)
     for _ in range(_KMEANS_ROUNDS):
-        last, at = at, balanced(unit.T @ centres)
+        last, at = at, balanced(unit.T @ centres, exchange)
         if np.array_equal(last, at):
             break
         centres = np.stack([unit[:, at == e].sum(axis=1) for e in range(count)], axis=1)
@@ -69,7 +77,7 @@ def _kmeans(profiles: Floats, count: int, seed: int) -> np.ndarray:
     return at
 
 
-def balanced(gain: Floats) -> np.ndarray:
+def balanced(gain: Floats, exchange: bool = True) -> np.ndarray:
     """A place for each row, every place equally often, so that the sum of gains is large.
 
     Those choose first for whom most depends on it; then rows are exchanged in pairs while that
@@ -77,6 +85,7 @@ def balanced(gain: Floats) -> np.ndarray:
 
     Args:
         gain: float [rows, places], rows a multiple of places.
+        exchange: whether rows are exchanged, which takes a time quadratic in places.
 
     Returns:
         int64 [rows].
@@ -90,7 +99,7 @@ def balanced(gain: Floats) -> np.ndarray:
         at[row] = np.where(room > 0, gain[row], -np.inf).argmax()
         room[at[row]] -= 1
     least = 1e-6 * float(np.abs(gain).max(initial=0))
-    for _ in range(_SWEEPS):
+    for _ in range(_SWEEPS if exchange else 0):
         if not any([_exchange(gain, at, a, b, least) for a in range(places) for b in range(a)]):
             break
     return at

@@ -20,6 +20,7 @@ from headrace.kernels import (
     attention_decode,
     attention_prefill,
     bitstack,
+    clusters,
     execute,
     expert_cache,
     experts,
@@ -160,6 +161,7 @@ def kernels_of(
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
         *(experts.all_kernels() if decoder.mixtures() else ()),
+        *(clusters.all_kernels() if decoder.clustered() else ()),
         *_stack_kernels(stack),
     ]
     return list({k.name: k for k in found}.values())
@@ -228,7 +230,7 @@ def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Ke
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
     cached = []
-    if decoder.mixtures():
+    if decoder.in_parts():
         fitted = linear.kernels(FORMATS["f16"])["gemv"]
         cached = [expert_store.kernel(), *expert_cache.all_kernels(), recall.kernel(), fitted]
     return [
@@ -299,7 +301,16 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
             "shared": decoder.width, "shared_gate": 1,
         }  # fmt: skip
         widths |= {f"ahead{i + 1}": widths["router"] for i in range(LOOK_AHEAD)}
+    if decoder.clustered():
+        widths["cluster"] = decoder.width
     return {name: round_up(n, 32) for name, n in widths.items()}
+
+
+def cluster_sizes(decoder: Decoder, threads: int) -> dict[str, int]:
+    """Bytes of the buffers that clusters of neurons have once."""
+    most = max((len(one.each) for one in decoder.clustered().values()), default=0)
+    sizes = {"fired": most * 8, "listed": (1 + most) * 8, "calls": threads * clusters.CALL_BYTES}
+    return sizes if most else {}
 
 
 def expert_sizes(decoder: Decoder, tokens: int) -> dict[str, int]:
@@ -327,7 +338,7 @@ def buffer_sizes(
     rows = row_widths(decoder)
     heads = max(layer.attention.heads for layer in decoder.layers)
     head = max(kv_cache.padded(layer.attention.head) for layer in decoder.layers)
-    widest = round_up(max(m.columns for m in decoder.matrices()), 32)
+    widest = round_up(decoder.widest_input, 32)
     placed = list(placed)
     # Kernels write whole groups of tokens, and attention reads whole blocks of queries.
     room = {
@@ -347,7 +358,9 @@ def buffer_sizes(
         "counters": heads * 8,
     }
     sizes |= expert_sizes(decoder, max(room.values()))
+    sizes |= cluster_sizes(decoder, shape.threads)
     by_token = ["x", "q", "k", "v", "attended", "block", "gate", "up"]
+    by_token += ["cluster"] if decoder.clustered() else []
     if routed := decoder.mixtures().values():
         by_token += ["router", "picked", "shared", "shared_gate"]
         # Kernels of one token may write as many as they are made for.

@@ -28,7 +28,7 @@ STEP = 32  # experts have a multiple of so many neurons: blocks of most formats
 _ROUNDS = 6  # of fitting the router and moving neurons in turn
 _ENOUGH = 1e-4  # of the energy that a round has to win
 _RIDGE = 1e-2  # of the mean square of the router's inputs
-_READ, _WRITTEN = 2, 3  # places in `Unit.readers` of gate and up, and of down
+READ, WRITTEN = 2, 3  # places in `Unit.readers` of gate and up, and of down
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Samples:
 
     def see(self, window: int, reader: int, read: Read) -> None:
         """Keep what matrices read, as `LayerInputs.watch` gives it."""
-        kept = {_READ: self.inputs, _WRITTEN: self.values}.get(reader)
+        kept = {READ: self.inputs, WRITTEN: self.values}.get(reader)
         if kept is not None:
             found = read()
             kept[window * found.shape[1] : (window + 1) * found.shape[1]] = found.T
