@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from headrace.exact_layers import ExactLayers, OpenLayer
-from headrace.families.decoder import Decoder, Experts, FeedForward, Layer, Matrix
+from headrace.families.decoder import (
+    Decoder,
+    Experts,
+    FeedForward,
+    Layer,
+    Matrix,
+    NeuronClusters,
+)
 from headrace.kernels.experts import choose
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
@@ -80,6 +87,7 @@ def units_of(decoder: Decoder) -> list[Unit]:
     for i, layer in enumerate(decoder.layers):
         a, f = layer.attention, layer.feed_forward
         attention = ((a.query, a.key, a.value), (a.output,))
+        assert not isinstance(f, NeuronClusters)  # `compress` refuses them
         if not isinstance(f, Experts):
             found.append(Unit(i, None, layer, (*attention, *_readers(f))))
             continue

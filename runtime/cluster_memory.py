@@ -49,7 +49,7 @@ def fired_of(model: ModelFile, decoder: Decoder) -> Fired | None:
     found = decoder.clustered()
     if not found:
         return None
-    clusters, neurons = [], []
+    clusters, neurons = list[Floats](), list[Floats]()
     with TensorReader() as reader:
         for index, one in found.items():
             for name, n, to in (

@@ -17,7 +17,7 @@ from headrace.calibration import LayerInputs
 from headrace.calibration_pass import Read, add_products
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families.common import MAX_ACTIVE, MAX_EXPERTS
-from headrace.families.decoder import Experts, Layer
+from headrace.families.decoder import FeedForward, Layer
 from headrace.least_memory import Need
 from headrace.neuron_clusters import balanced, cluster, cluster_energy, most
 from headrace.sparse.format import Floats
@@ -113,7 +113,7 @@ class Samples:
     def bytes_of(layer: Layer, tokens: int) -> int:
         """What collecting takes."""
         f = layer.feed_forward
-        assert not isinstance(f, Experts)
+        assert isinstance(f, FeedForward)
         return 4 * tokens * (f.gate.columns + f.down.columns)
 
     def see(self, window: int, reader: int, read: Read) -> None:
@@ -153,7 +153,7 @@ def parts_of(
     Raises:
         HeadraceError: the layer computes no finite numbers; and what `LayerInputs.watch` raises.
     """
-    assert not isinstance(layer.feed_forward, Experts)
+    assert isinstance(layer.feed_forward, FeedForward)
     samples = Samples(inputs.tokens, layer.attention.query.columns, cut.neurons)
     inputs.watch(index, Samples.bytes_of(layer, inputs.tokens), samples.see)
     if not (np.isfinite(samples.values).all() and np.isfinite(samples.inputs).all()):
