@@ -90,6 +90,11 @@ class ExpertCounts:
         return self.hits / max(1, self.hits + self.late + self.misses)
 
     @property
+    def read_bytes(self) -> int:
+        """That were read, ahead of time or not."""
+        return (self.misses + self.ahead - self.taken_back) * self.slot_bytes
+
+    @property
     def wasted_bytes(self) -> int:
         """That were read ahead for nothing, or have not been used yet."""
         return (self.ahead - self.useful - self.taken_back) * self.slot_bytes

@@ -18,13 +18,13 @@ from headrace.families.common import MAX_EXPERTS
 from headrace.families.decoder import Layer
 from headrace.families.headrace_clusters import STEP
 from headrace.least_memory import Need
-from headrace.neuron_clusters import balanced, cluster_energy, kmeans
+from headrace.neuron_clusters import balanced
 from headrace.refactor_experts import WRITTEN
 from headrace.sparse.format import Floats
 
 TOKENS = 8192  # of calibration, unless told otherwise
 _ROUNDS = 6  # of moving neurons to where others fire
-_EXCHANGED = 128  # clusters, up to which pairs of neurons are exchanged: that is quadratic in them
+_BANDS = (8, 1)  # of neurons that fire about as often; and as many as clusters
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def needs(inputs: LayerInputs, layers: tuple[Layer, ...]) -> list[Need]:
     def held(layer: Layer) -> int:
         return inputs.tokens * layer.feed_forward.inner  # a byte each
 
-    # What fires as float32, its directions, and a candidate's product with them.
-    work = max(held(layer) * (1 + 4 + 4 + 4) for layer in layers)
+    # What fires, as bytes, as float32, and of a band.
+    work = max(held(layer) * (1 + 4 + 4) for layer in layers)
     return [*inputs.needs_watched(held), ("clustering the neurons of a layer", work)]
 
 
@@ -95,9 +95,10 @@ def clusters_of(inputs: LayerInputs, index: int, layer: Layer, count: int) -> Cl
 def choose_clusters(fires: np.ndarray, count: int) -> Clustered:
     """Choose clusters of which few fire for a token.
 
-    Two ways to begin: neurons by how often they fire, so that the hot ones lie together, and
-    balanced k-means by when they do; then, in turn, neurons go where others fire for their tokens.
-    What makes the fewest clusters fire is kept.
+    Neurons are put in bands by how often they fire, so that the hot ones lie together, and within a
+    band in clusters by when they do; then, in turn, neurons go where others fire for their tokens.
+    Of several numbers of bands (as many as clusters: how often is all that counts; one: when is)
+    that one is taken with which fewest clusters fire.
 
     Args:
         fires: bool [tokens, neurons], neurons a multiple of `count`.
@@ -105,26 +106,48 @@ def choose_clusters(fires: np.ndarray, count: int) -> Clustered:
     ones = fires.astype(np.float32)
     often = ones.mean(axis=0)
     order = np.argsort(-often, kind="stable")
-    by_heat = np.empty(len(order), np.int64)
-    by_heat[order] = np.arange(len(order)) // (len(order) // count)
-    exchange = count <= _EXCHANGED
-    best, found = _of(ones, by_heat, count), by_heat
-    for at in (by_heat, kmeans(ones, count, exchange=exchange)):
+    best, found = np.inf, order
+    for bands in dict.fromkeys((count, *(n for n in _BANDS if n < count))):
+        at = _in_bands(ones, order, count, bands)
         last = np.inf
         for _ in range(_ROUNDS):
-            now = _of(ones, at, count)
+            some = _sums(ones, at, count) > 0
+            now = float(some.sum(axis=1).mean())
             if now < best:
                 best, found = now, at
             if now >= last:
                 break
             last = now
-            at = balanced(ones.T @ (cluster_energy(ones, at, count) > 0), exchange)
-    shares = (cluster_energy(ones, found, count) > 0).mean(axis=0).astype(np.float32)
+            at = balanced(ones.T @ some.astype(np.float32), exchange=False)
+    shares = (_sums(ones, found, count) > 0).mean(axis=0).astype(np.float32)
     hottest = np.argsort(-shares, kind="stable")
     neurons = np.stack([np.flatnonzero(found == c) for c in hottest])
     return Clustered(neurons, shares[hottest], often[neurons].reshape(-1).astype(np.float32))
 
 
-def _of(ones: Floats, at: np.ndarray, count: int) -> float:
-    """Clusters that fire for a token, on average."""
-    return float((cluster_energy(ones, at, count) > 0).sum(axis=1).mean())
+def _sums(ones: Floats, at: np.ndarray, count: int) -> Floats:
+    """Neurons of each cluster that fire: float32 [tokens, count]."""
+    member = (at[:, None] == np.arange(count)).astype(np.float32)
+    sums: Floats = ones @ member
+    return sums
+
+
+def _in_bands(ones: Floats, order: np.ndarray, count: int, bands: int) -> np.ndarray:
+    """The cluster of each neuron, where clusters are made band by band of an order of neurons."""
+    at, size = np.empty(len(order), np.int64), len(order) // count
+    for some in np.array_split(np.arange(count), bands):
+        neurons = order[some[0] * size : (some[-1] + 1) * size]
+        at[neurons] = some[0] + _together(ones[:, neurons], len(some))
+    return at
+
+
+def _together(ones: Floats, count: int) -> np.ndarray:
+    """Balanced k-means of neurons by when they fire."""
+    at = np.arange(ones.shape[1]) * count // ones.shape[1]
+    for _ in range(_ROUNDS if count > 1 else 0):
+        centres = _sums(ones, at, count)
+        centres /= np.maximum(np.sqrt(np.square(centres).sum(axis=0)), 1)
+        last, at = at, balanced(ones.T @ centres, exchange=False)
+        if np.array_equal(last, at):
+            break
+    return at

@@ -27,7 +27,7 @@ def cluster(energy: Floats, count: int, active: int, seed: int = 0) -> np.ndarra
     Returns:
         int64 [neurons] of 0 .. count - 1, all equally often.
     """
-    at = kmeans(np.sqrt(energy), count, seed)
+    at = _kmeans(np.sqrt(energy), count, seed)
     best, found = -1.0, at
     for _ in range(_ROUNDS):
         sums = cluster_energy(energy, at, count)
@@ -53,22 +53,14 @@ def most(values: Floats, n: int) -> Floats:
     return chosen
 
 
-def kmeans(profiles: Floats, count: int, seed: int = 0, exchange: bool = True) -> np.ndarray:
-    """Balanced k-means of columns by the cosine of their angle.
-
-    Args:
-        profiles: float32 [tokens, neurons], neurons a multiple of `count`.
-        exchange: as in `balanced`.
-
-    Returns:
-        int64 [neurons] of 0 .. count - 1, all equally often.
-    """
+def _kmeans(profiles: Floats, count: int, seed: int) -> np.ndarray:
+    """Balanced k-means of columns by the cosine of their angle."""
     length = np.sqrt(np.einsum("ij,ij->j", profiles, profiles))
     unit = profiles / np.maximum(length, np.finfo(np.float32).tiny)
     first = np.random.default_rng(seed).permutation(unit.shape[1])[:count]
     centres, at = unit[:, first], np.empty(0, np.int64)
     for _ in range(_KMEANS_ROUNDS):
-        last, at = at, balanced(unit.T @ centres, exchange)
+        last, at = at, balanced(unit.T @ centres)
         if np.array_equal(last, at):
             break
         centres = np.stack([unit[:, at == e].sum(axis=1) for e in range(count)], axis=1)
