@@ -64,7 +64,8 @@ class ExpertCounts:
         late: uses that waited for an expert that had been asked for ahead.
         misses: uses that asked for an expert themselves.
         ahead: experts that were asked for ahead; `useful` of them were used.
-        taken_back: of those that were not, before they were read.
+        taken_back: of those that were not, before all of them was read.
+        in_vain_bytes: that were read of these.
         slot_bytes: of an expert.
     """
 
@@ -74,6 +75,7 @@ class ExpertCounts:
     ahead: int = 0
     useful: int = 0
     taken_back: int = 0
+    in_vain_bytes: int = 0
     slot_bytes: int = 0
 
     def since(self, before: ExpertCounts) -> ExpertCounts:
@@ -81,7 +83,8 @@ class ExpertCounts:
         return ExpertCounts(
             self.hits - before.hits, self.late - before.late, self.misses - before.misses,
             self.ahead - before.ahead, self.useful - before.useful,
-            self.taken_back - before.taken_back, self.slot_bytes,
+            self.taken_back - before.taken_back, self.in_vain_bytes - before.in_vain_bytes,
+            self.slot_bytes,
         )  # fmt: skip
 
     @property
@@ -92,12 +95,14 @@ class ExpertCounts:
     @property
     def read_bytes(self) -> int:
         """That were read, ahead of time or not."""
-        return (self.misses + self.ahead - self.taken_back) * self.slot_bytes
+        whole = (self.misses + self.ahead - self.taken_back) * self.slot_bytes
+        return whole + self.in_vain_bytes
 
     @property
     def wasted_bytes(self) -> int:
         """That were read ahead for nothing, or have not been used yet."""
-        return (self.ahead - self.useful - self.taken_back) * self.slot_bytes
+        whole = (self.ahead - self.useful - self.taken_back) * self.slot_bytes
+        return whole + self.in_vain_bytes
 
 
 def pages(n_bytes: int) -> int:
@@ -287,9 +292,14 @@ class ExpertCache:
     def counts(self) -> ExpertCounts:
         """What it has been asked for."""
         words: list[int] = self.words.tolist()
+        table = self._experts.reshape(-1, store.EXPERT_WORDS)
+        paused = (table[:, store.STATE] == store.COMING) & (table[:, store.PAUSED] != 0)
+        reads = words[store.IN_VAIN] + int(table[paused, store.NEXT_READ].sum())
+        each = self.slot_bytes * len(table) / max(1, len(self._reads))
         return ExpertCounts(
             words[store.HITS], words[store.LATE], words[store.MISSES], words[store.ASKED],
-            words[store.USED], words[store.DROPPED], self.slot_bytes,
+            words[store.USED], words[store.DROPPED] + int(paused.sum()), int(reads * each),
+            self.slot_bytes,
         )  # fmt: skip
 
     @property

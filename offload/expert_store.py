@@ -12,9 +12,10 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     waiting thread naps; under the lock: 41 and 42 begin and end of the ring of demands, 43 and 44
     of reads ahead; counted by thread 0: 48 clock of uses, 49 uses that waited for nothing, 50 uses
     that waited for a read ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of
-    those used, 54 dropped before they were read, 55 ticks that thread 0 has waited; 56 address of
-    the word that cancels a job
-Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there), 1 reads that are done, 7 share of
+    those used, 54 dropped before all was read, 55 ticks that thread 0 has waited; 56 address of
+    the word that cancels a job; 57 reads that were made of what was dropped
+Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there), 1 reads that are done, 2 whether no
+    further ones are to begin, as it is not wanted any more (written under the lock), 7 share of
     the last tokens that took it, of `ALWAYS`, 8 slot, 9 first read, 10 reads, 11 next read (under
     the lock), 12 uses, 13 clock of the last use, 14 layer, 15 whether it was asked for ahead and
     not used since
@@ -48,8 +49,8 @@ EXPERTS, SLOTS, N_SLOTS, READS, POLICY, LAYERS, DEMANDS, AHEAD = range(8)
 LOCK, STOP, FAILED = 8, 16, 24
 READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
 D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
-CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL = range(48, 57)
-STATE, DONE, SHARE = 0, 1, 7
+CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL, IN_VAIN = range(48, 58)
+STATE, DONE, PAUSED, SHARE = 0, 1, 2, 7
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
 ABSENT, COMING, THERE = range(3)
 ADDRESS, EXPERT, STAYS = range(3)
@@ -133,6 +134,17 @@ def _score(store: Any, expert: Any, layer: Any) -> Any:
     return value
 
 
+def given_up(expert: Any) -> Any:
+    """Whether an expert is not wanted any more, and no read of it on its way. For thread 0."""
+    paused = arg_int(expert, PAUSED) != 0
+    return paused and atomic_get(expert + DONE * 8) == arg_int(expert, NEXT_READ)
+
+
+def coming(expert: Any) -> Any:
+    """Whether an expert is there, or will be."""
+    return atomic_get(expert) != ABSENT and arg_int(expert, PAUSED) == 0
+
+
 def _free_slot(store: Any, layer: Any) -> Any:
     """A slot that is free or may be: of the expert that is worth least; -1: there is none."""
     now = arg_int(store, CLOCK)
@@ -148,7 +160,12 @@ def _free_slot(store: Any, layer: Any) -> Any:
             i = n
         else:
             expert = expert_at(store, number)
-            if arg_int(slot, STAYS) < now and atomic_get(expert) == THERE:
+            state = atomic_get(expert)
+            stays = arg_int(slot, STAYS) >= now
+            if not stays and state == COMING and given_up(expert):
+                best = i
+                i = n
+            elif not stays and state == THERE:
                 score = _score(store, expert, layer)
                 if best < 0 or score < least:
                     best = i
@@ -162,6 +179,14 @@ def _push(store: Any, ring: int, begin: int, number: Any) -> None:
     end = arg_int(store, begin + 1)
     put_i64(arg_ptr(store, ring) + end % RING * 8, number)
     put_i64(store + (begin + 1) * 8, end + 1)
+
+
+def _push_one(store: Any, number: Any, ahead: Any) -> None:
+    """Put an expert behind the ring that is its own; under the lock."""
+    if ahead != 0:
+        _push(store, AHEAD, A_BEGIN, number)
+    else:
+        _push(store, DEMANDS, D_BEGIN, number)
 
 
 def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
@@ -184,7 +209,12 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
             slot = slot_at(store, i)
             before = arg_int(slot, EXPERT)
             if before >= 0:
-                atomic_put(expert_at(store, before), ABSENT)
+                old = expert_at(store, before)
+                if atomic_get(old) == COMING:
+                    count(store, DROPPED)
+                    reads = arg_int(store, IN_VAIN) + arg_int(old, NEXT_READ)
+                    put_i64(store + IN_VAIN * 8, reads)
+                atomic_put(old, ABSENT)
             put_i64(slot + EXPERT * 8, number)
             put_i64(expert + SLOT * 8, i)
             put_i64(expert + EARLY * 8, ahead)
@@ -192,14 +222,19 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
             atomic_put(expert, COMING)
             lock(store)
             put_i64(expert + NEXT_READ * 8, 0)
-            if ahead != 0:
-                _push(store, AHEAD, A_BEGIN, number)
-            else:
-                _push(store, DEMANDS, D_BEGIN, number)
+            put_i64(expert + PAUSED * 8, 0)
+            _push_one(store, number, ahead)
             unlock(store)
             if ahead != 0:
                 count(store, ASKED)
             _wake(store, arg_int(expert, N_READS))
+    elif arg_int(expert, PAUSED) != 0:  # it goes on where it stopped
+        lock(store)
+        put_i64(expert + PAUSED * 8, 0)
+        put_i64(expert + EARLY * 8, ahead)
+        _push_one(store, number, ahead)
+        unlock(store)
+        _wake(store, arg_int(expert, N_READS) - arg_int(expert, NEXT_READ))
     elif ahead == 0 and atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0:
         lock(store)
         if arg_int(expert, NEXT_READ) < arg_int(expert, N_READS):
@@ -215,7 +250,10 @@ def _wake(store: Any, reads: Any) -> None:
 
 
 def drop_stale(store: Any, layer: Any) -> None:
-    """Take back what was asked for ahead for `layer`, is not wanted, and not begun to be read."""
+    """Take back what was asked for ahead for `layer` and is not wanted.
+
+    What has begun to be read keeps its slot, so that it can go on, until somebody needs it.
+    """
     now = arg_int(store, CLOCK)
     lock(store)
     for i in range(arg_int(store, A_BEGIN), arg_int(store, A_END)):
@@ -226,13 +264,10 @@ def drop_stale(store: Any, layer: Any) -> None:
             arg_int(expert, LAYER) == layer
             and atomic_get(expert) == COMING
             and arg_int(expert, EARLY) != 0
-            and arg_int(expert, NEXT_READ) == 0
+            and arg_int(expert, NEXT_READ) < arg_int(expert, N_READS)
             and arg_int(slot, STAYS) < now
         ):
-            put_i64(expert + NEXT_READ * 8, arg_int(expert, N_READS))
-            atomic_put(expert, ABSENT)
-            put_i64(slot + EXPERT * 8, -1)
-            count(store, DROPPED)
+            put_i64(expert + PAUSED * 8, 1)
     unlock(store)
 
 
@@ -247,7 +282,7 @@ def _next(store: Any, begin: int, ring: int) -> Any:
             number = arg_int(arg_ptr(store, ring) + at % RING * 8, 0)
             expert = expert_at(store, number)
             n = arg_int(expert, NEXT_READ)
-            if n < arg_int(expert, N_READS):
+            if n < arg_int(expert, N_READS) and arg_int(expert, PAUSED) == 0:
                 put_i64(expert + NEXT_READ * 8, n + 1)
                 found = number * MOST_READS + n
                 going = False

@@ -110,7 +110,8 @@ class Readers:
         try:
             while True:
                 self._kernel(own.ctypes.data, 0, 1)
-                if int(own[self._words.late]) < 0:
+                # Once all are to end, what this one could not read is not wanted any more.
+                if int(own[self._words.late]) < 0 or self._words.shared[self._words.stop]:
                     return
                 self._read_again(own)
         except BaseException as error:

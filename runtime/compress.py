@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,10 +25,12 @@ from headrace.decompose_stack import Blocks
 from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.expert_bits import FORMATS_OF, LOSS, expert_recipes, waiting_of
+from headrace.expert_order import laid_out
 from headrace.expert_trial import check_room, last_windows
 from headrace.families import describe
 from headrace.families.decoder import Decoder
 from headrace.fired_clusters import TOKENS as CLUSTER_TOKENS
+from headrace.learned_routes import statistics_of, statistics_path
 from headrace.least_memory import Need, check_memory
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
@@ -126,9 +129,11 @@ def compress(
 ) -> Compressed:
     """Write a model file that loads without being repacked, its weights in another format.
 
-    Little of a model is in memory at a time. `dst` appears when it is complete, or not at all. What
-    is complete when something goes wrong lies in a hidden file beside `dst`, and the same call goes
-    on there; see `headrace.partial_file`.
+    Little of a model is in memory at a time. Where statistics of a mixture's routes lie beside the
+    source (`headrace trace --learn`), experts that follow one another lie side by side
+    (`headrace.expert_order`), and the result gets them, too. `dst` appears when it is complete, or
+    not at all. What is complete when something goes wrong lies in a hidden file beside `dst`, and
+    the same call goes on there; see `headrace.partial_file`.
 
     Args:
         src: whatever `headrace.load` takes.
@@ -299,6 +304,9 @@ def compress(
     if widths is not None and not decoder.mixtures():
         raise UnsupportedError("--expert-bits is for mixtures of experts", path=model.paths[0])
     say, price = notice or (lambda line: None), None
+    learned, useless = statistics_of(path, model)
+    if useless is not None:
+        say(useless)
     try:
         with ExitStack() as stack:
             reader = stack.enter_context(TensorReader())
@@ -340,8 +348,12 @@ def compress(
             entries = entries if cut is None else cut.entries
             more = {} if cut is None else cut.metadata
             tag = {} if evaluate is None else price_keys(None)
-            header, places, size = build_header(model, entries, {**more, **tag})
-            key = f"{_key(model, options)} {layout_key(model, entries, size)}"
+            order = laid_out([one.name for one in entries], decoder, learned)
+            laid = [entries[i] for i in order]
+            header, offsets, size = build_header(model, laid, {**more, **tag})
+            places = dict(zip(order, offsets, strict=True))
+            written = list(accumulate(one.n_bytes for one in entries))
+            key = f"{_key(model, options)} {layout_key(model, laid, size)}"
             said += remarks(wanted) if cut is None else cut.remarks()
             for line in said:
                 say(line)
@@ -359,7 +371,7 @@ def compress(
             def wrote(i: int) -> None:
                 file.finish(i + 1)
                 if progress is not None:
-                    progress(places[i] + entries[i].n_bytes, size, "writing")
+                    progress(written[i], size, "writing")
 
             if cut is not None and inputs is not None:
                 cut.write(file, places, inputs, reader, n_threads, wrote)
@@ -380,12 +392,15 @@ def compress(
                     path, file.path, evaluate, tokens=n_evaluate, threads=threads,
                     memory=memory, progress=progress,
                 )  # fmt: skip
-                header, _, whole_size = build_header(model, entries, {**more, **price_keys(price)})
+                header, _, whole_size = build_header(model, laid, {**more, **price_keys(price)})
                 if whole_size != size:
                     raise AssertionError("the price tag has another size than announced")
                 file.write(0, header)
             # Another file of that name may have come in the meantime.
             file.publish(partial(_check_target, target, force))
+            if learned is not None and not to_moe:  # routers stay, so routes do
+                learned.write(statistics_path(target))
+                say(f"what is known of the source's routes is in {statistics_path(target)}, too")
     except OSError as error:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from error
     sizes: dict[str, int] = {}

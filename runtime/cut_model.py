@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -92,14 +92,14 @@ class CutModel(ABC):
 
     @abstractmethod
     def _write_layer(
-        self, file: PartialFile, places: list[int], ours: list[int], index: int,
+        self, file: PartialFile, places: Mapping[int, int], ours: list[int], index: int,
         inputs: LayerInputs, reader: TensorReader, n_threads: int,
     ) -> None:  # fmt: skip
         """Write the tensors `ours` of a layer, which are all that are made for it."""
 
     def write(
-        self, file: PartialFile, places: list[int], inputs: LayerInputs, reader: TensorReader,
-        n_threads: int, wrote: Callable[[int], None],
+        self, file: PartialFile, places: Mapping[int, int], inputs: LayerInputs,
+        reader: TensorReader, n_threads: int, wrote: Callable[[int], None],
     ) -> None:  # fmt: skip
         """Write all tensors that `file` has not yet; what is made for a layer is done together.
 

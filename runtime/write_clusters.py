@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +102,7 @@ class ClusteredModel(CutModel):
         ]
 
     def _write_layer(
-        self, file: PartialFile, places: list[int], ours: list[int], index: int,
+        self, file: PartialFile, places: Mapping[int, int], ours: list[int], index: int,
         inputs: LayerInputs, reader: TensorReader, n_threads: int,
     ) -> None:  # fmt: skip
         layer = self._decoder.layers[index]

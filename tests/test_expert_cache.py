@@ -18,6 +18,8 @@ from headrace.kernels import expert_cache as steps
 from headrace.kernels import experts as plain
 from headrace.kernels.invoke import argument_block
 from headrace.loaders.model_file import TensorInfo
+from headrace.loaders.reader import TensorReader
+from headrace.offload import expert_cache, readers
 from headrace.offload import expert_store as store
 from headrace.offload.expert_cache import ExpertCache, ExpertMatrix, pages
 from headrace.offload.files import close_all, open_streamed, stamp_of
@@ -202,16 +204,20 @@ def test_policies_and_places(tmp_path: Path, policy: int, aligned: bool) -> None
         harness.close()
 
 
-def slowed(harness: Harness, seconds: float) -> None:
+class SlowReader(TensorReader):
+    """Reads after a while."""
+
+    def readinto(self, *args: Any) -> None:
+        time.sleep(0.02)
+        super().readinto(*args)
+
+
+def slowed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Python make all reads, each after a while."""
-    plainly = harness.cache._plainly
-
-    def read(*args: Any) -> None:
-        time.sleep(seconds)
-        plainly(*args)
-
-    harness.cache.words[store.READ] = 0
-    harness.cache._plainly = read
+    functions = replace(readers.system_functions(), read=0)
+    monkeypatch.setattr(expert_cache, "system_functions", lambda: functions)
+    plain_files = {path: file.plain for path, file in harness.files.items()}
+    harness.cache._plainly = SlowReader(plain_files)
 
 
 def visited(harness: Harness, layer: int, some: list[int]) -> list[int]:
@@ -235,19 +241,57 @@ def visited(harness: Harness, layer: int, some: list[int]) -> list[int]:
     return seen
 
 
-def test_a_chunk_waits_for_what_was_asked_ahead_of_a_slow_disk(tmp_path: Path) -> None:
+def test_a_chunk_waits_for_what_was_asked_ahead_of_a_slow_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It asks once, not at every look, for what has not begun to be read."""
     one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
     harness = Harness(tmp_path / "experts", 40, store.LFU, one, False)
+    slowed(harness, monkeypatch)
     harness.begin()
     try:
-        slowed(harness, 0.02)
         for distance in range(1, 5):
             harness.predict(distance, distance, list(range(EXPERTS)))
         harness.predict(0, 1, list(range(EXPERTS)))
         assert sorted(visited(harness, 0, [1, 5, 6, 7])) == [1, 5, 6, 7]
         assert harness.cache.words[store.LATE] == ACTIVE
         assert harness.cache.words[store.D_END] <= 4
+    finally:
+        harness.close()
+
+
+def test_what_is_not_wanted_any_more_stops_and_goes_on_when_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads ahead of a layer end where it has chosen others; what was read of them is kept."""
+    one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
+    harness = Harness(tmp_path / "experts", 6, store.LFU, one, False)
+    slowed(harness, monkeypatch)
+    harness.begin()
+    words = harness.cache.words
+    table = harness.cache._experts.reshape(-1, store.EXPERT_WORDS)
+    try:
+        harness.predict(1, 1, list(range(EXPERTS)))  # 7, then 6
+        while not table[EXPERTS + 7, store.DONE]:
+            time.sleep(0.001)
+        harness.token(1, [2, 3])
+        begun = int(table[EXPERTS + 7, store.NEXT_READ])
+        assert table[EXPERTS + 7, store.PAUSED] and 1 <= begun < len(SIZES)
+        time.sleep(0.05)
+        assert table[EXPERTS + 7, store.DONE] == table[EXPERTS + 7, store.NEXT_READ] == begun
+        counts = harness.cache.counts
+        assert (counts.ahead, counts.useful, counts.taken_back) == (2, 0, 2)
+        assert 0 < counts.in_vain_bytes == counts.wasted_bytes < harness.cache.slot_bytes
+        before = int(words[store.MISSES])
+        harness.token(1, [7, 2])  # looks at the bytes
+        assert words[store.MISSES] == before + 1 and table[EXPERTS + 7, store.DONE] == len(SIZES)
+        assert harness.cache.counts.useful == 1
+        harness.token(2, [0, 1])
+        harness.token(3, [0, 1])  # all slots are taken: also that of 6, of which nothing was read
+        assert table[EXPERTS + 6, store.STATE] == store.ABSENT
+        counts = harness.cache.counts
+        assert (counts.ahead, counts.useful, counts.taken_back) == (2, 1, 1)
+        assert counts.wasted_bytes == 0
     finally:
         harness.close()
 

@@ -44,6 +44,7 @@ from headrace.offload.expert_store import (
     USED,
     USES,
     WAS_ABSENT,
+    coming,
     count,
     drop_stale,
     expert_at,
@@ -72,14 +73,13 @@ HUGE = 1.0e30  # above all logits that count
 
 def use(store: Any, expert: Any, now: Any) -> None:
     """Count a use, and what it found."""
-    state = atomic_get(expert)
-    if state == THERE:
+    if atomic_get(expert) == THERE:
         count(store, HITS)
-    elif state == ABSENT:
-        count(store, MISSES)
-    else:
+    elif coming(expert):
         count(store, LATE)
-    if state != ABSENT and arg_int(expert, EARLY) != 0:
+    else:
+        count(store, MISSES)
+    if atomic_get(expert) != ABSENT and arg_int(expert, EARLY) != 0:
         count(store, USED)
     put_i64(expert + USES * 8, arg_int(expert, USES) + 1)
     put_i64(expert + LAST * 8, now)
@@ -301,7 +301,7 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
                 at += 1
             number = base + get_i64(entry)
             expert = expert_at(store, number)
-            absent = atomic_get(expert) == ABSENT
+            absent = not coming(expert)
             put_i64(entry + CLASS * 8, at)
             put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
             if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(args, 7):
