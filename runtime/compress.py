@@ -20,7 +20,7 @@ from headrace.arguments import whole
 from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
-from headrace.cut_model import CutModel
+from headrace.cut_model import CutModel, dense_parts
 from headrace.decompose_stack import Blocks
 from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
@@ -295,7 +295,9 @@ def compress(
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
-    if calibrate is not None and not cuts and decoder.clustered():
+    if cuts:
+        dense_parts(model, decoder)
+    elif calibrate is not None and decoder.clustered():
         raise UnsupportedError(
             "clusters of neurons are rounded without --calibrate: use --method rtn or search, or "
             "give the weights the exact values before they are cut into clusters",
