@@ -143,7 +143,7 @@ def _in_bands(ones: Floats, order: np.ndarray, count: int, bands: int) -> np.nda
 
 def _together(ones: Floats, count: int) -> np.ndarray:
     """Balanced k-means of neurons by when they fire."""
-    at = np.arange(ones.shape[1]) * count // ones.shape[1]
+    at: np.ndarray = np.arange(ones.shape[1]) * count // ones.shape[1]
     for _ in range(_ROUNDS if count > 1 else 0):
         centres = _sums(ones, at, count)
         centres /= np.maximum(np.sqrt(np.square(centres).sum(axis=0)), 1)
