@@ -447,6 +447,7 @@ def test_interrupts_leave_memory_and_readers_whole(copy: Path) -> None:
             change = partial(setattr, model, "memory", budget)
             interrupted(float(random.uniform(1e-4, 0.03)), change)
             assert np.array_equal(logits(model), expected)
+        model.memory = middle  # whatever the last interrupt left
         for _ in range(24):
             model._held.streaming.window.halt()  # the next pass starts readers
             interrupted(float(random.uniform(1e-5, 0.004)), partial(logits, model))
