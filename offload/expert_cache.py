@@ -172,7 +172,7 @@ class ExpertCache:
     """Slots for `n_slots` of a model's experts.
 
     Args:
-        layers: of each mixture its experts, each as the matrices gate, up and down. Slots have
+        layers: of each mixture its experts, each as its matrices. Slots have
             room for the largest of all.
         n_slots: how many there is room for.
         reader: address of the kernel `experts_read`.
@@ -219,6 +219,7 @@ class ExpertCache:
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
                 row[store.LAYER] = layer
+                row[store.STATE] = store.ABSENT if some else store.NOTHING
                 usual = ranks / len(experts) if not len(shares) else shares[layer][i]
                 row[store.SHARE] = int(store.ALWAYS * usual)
                 self._reads += some
@@ -267,7 +268,7 @@ class ExpertCache:
         return int(self.predictions[mixture, distance - 1].ctypes.data)
 
     def offsets(self, mixture: int, expert: int) -> list[int]:
-        """Where gate, up and down of an expert lie in its slot."""
+        """Where the matrices of an expert lie in its slot, in the order of a pass."""
         return self._offsets[mixture][expert]
 
     def _fill_table(self, mode: ReadMode) -> None:
@@ -295,7 +296,8 @@ class ExpertCache:
         table = self._experts.reshape(-1, store.EXPERT_WORDS)
         paused = (table[:, store.STATE] == store.COMING) & (table[:, store.PAUSED] != 0)
         reads = words[store.IN_VAIN] + int(table[paused, store.NEXT_READ].sum())
-        each = self.slot_bytes * len(table) / max(1, len(self._reads))
+        read = np.count_nonzero(table[:, store.N_READS])
+        each = self.slot_bytes * read / max(1, len(self._reads))
         return ExpertCounts(
             words[store.HITS], words[store.LATE], words[store.MISSES], words[store.ASKED],
             words[store.USED], words[store.DROPPED] + int(paused.sum()), int(reads * each),
@@ -354,7 +356,8 @@ class ExpertCache:
     def _forget(self) -> None:
         """What is there may be of either file, where one was changed."""
         self.halt()
-        self._experts.reshape(-1, store.EXPERT_WORDS)[:, store.STATE] = store.ABSENT
+        states = self._experts.reshape(-1, store.EXPERT_WORDS)[:, store.STATE]
+        states[states != store.NOTHING] = store.ABSENT
         self._places[:, store.EXPERT] = -1
 
     def _prepare(self, mode: ReadMode, semaphore: Semaphore) -> list[np.ndarray]:

@@ -14,7 +14,8 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     that waited for a read ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of
     those used, 54 dropped before all was read, 55 ticks that thread 0 has waited; 56 address of
     the word that cancels a job; 57 reads that were made of what was dropped
-Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there), 1 reads that are done, 2 whether no
+Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there, 3 there is nothing to read: such an
+    expert is never asked for, and neither hit nor miss), 1 reads that are done, 2 whether no
     further ones are to begin, as it is not wanted any more (written under the lock), 7 share of
     the last tokens that took it, of `ALWAYS`, 8 slot, 9 first read, 10 reads, 11 next read (under
     the lock), 12 uses, 13 clock of the last use, 14 layer, 15 whether it was asked for ahead and
@@ -52,7 +53,7 @@ D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
 CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL, IN_VAIN = range(48, 58)
 STATE, DONE, PAUSED, SHARE = 0, 1, 2, 7
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
-ABSENT, COMING, THERE = range(3)
+ABSENT, COMING, THERE, NOTHING = range(4)
 ADDRESS, EXPERT, STAYS = range(3)
 FILE, OFFSET, ASK, NEED, TO, TILE, ROW_BYTES, BLOCKS, TILES, BEGIN = range(10)
 # A reader's own words.

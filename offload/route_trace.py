@@ -14,8 +14,8 @@ NONE = 65535  # in place of an expert: nothing was predicted
 MOST_TOKENS = 1 << 20
 DISTANCES = 2
 _KINDS = {
-    "model": ("<U64", 0), "window": ("<i8", 0), "experts": ("<i8", 1), "chosen": ("<u2", 3),
-    "ahead": ("<u2", 4), "margins": ("<f2", 4),
+    "model": ("<U64", 0), "window": ("<i8", 0), "experts": ("<i8", 1), "computed": ("<i8", 1),
+    "chosen": ("<u2", 3), "ahead": ("<u2", 4), "margins": ("<f2", 4),
 }  # fmt: skip
 _WHAT = "record of routes by `headrace trace`"
 
@@ -27,7 +27,7 @@ class RouteTrace:
     Attributes:
         model: says which model it is (`headrace.routing.identity`).
         window: tokens; so many at a time were read from an empty context.
-        experts: of each mixture.
+        experts: of each mixture; of these the first `computed` have weights, the others none.
         chosen: uint16 [tokens, mixtures, active], the best first.
         ahead: uint16 [distances, tokens, mixtures, active]: what a mixture's router says of the
             hidden states that were there 1, 2 ... mixtures before, the best first; in front of the
@@ -38,6 +38,7 @@ class RouteTrace:
     model: str
     window: int
     experts: np.ndarray
+    computed: np.ndarray
     chosen: np.ndarray
     ahead: np.ndarray
     margins: np.ndarray
@@ -50,8 +51,8 @@ class RouteTrace:
         """
         arrays = {
             "model": np.array(self.model, "<U64"), "window": np.array(self.window, "<i8"),
-            "experts": self.experts, "chosen": self.chosen, "ahead": self.ahead,
-            "margins": self.margins,
+            "experts": self.experts, "computed": self.computed, "chosen": self.chosen,
+            "ahead": self.ahead, "margins": self.margins,
         }  # fmt: skip
         write_arrays(path, {n: np.asarray(a, _KINDS[n][0]) for n, a in arrays.items()})
 
@@ -75,7 +76,7 @@ def read_trace(path: Path) -> RouteTrace:
     """
     found = read_arrays(path, _KINDS, _WHAT)
     chosen, ahead, experts = found["chosen"], found["ahead"], found["experts"]
-    window, margins = int(found["window"]), found["margins"]
+    window, margins, computed = int(found["window"]), found["margins"], found["computed"]
     tokens, mixtures, active = chosen.shape
     wrong = None
     if not (0 < tokens <= MOST_TOKENS and mixtures and active and 0 < window <= MOST_TOKENS):
@@ -84,6 +85,8 @@ def read_trace(path: Path) -> RouteTrace:
         wrong = "the sizes of its arrays differ"
     elif not ((experts >= active) & (experts < NONE)).all():
         wrong = f"it has mixtures of {experts.tolist()} experts"
+    elif computed.shape != experts.shape or not ((computed > 0) & (computed <= experts)).all():
+        wrong = f"of its experts {computed.tolist()} have weights"
     elif not (chosen < experts[:, None]).all():
         wrong = "a token has chosen an expert that there is not"
     elif not ((ahead < experts[:, None]) | (ahead == NONE)).all():
@@ -96,4 +99,4 @@ def read_trace(path: Path) -> RouteTrace:
         wrong = "a token has chosen an expert twice"
     if wrong is not None:
         raise ModelFileError(f"is no {_WHAT} ({wrong}): record it again", path=path)
-    return RouteTrace(str(found["model"]), window, experts, chosen, ahead, margins)
+    return RouteTrace(str(found["model"]), window, experts, computed, chosen, ahead, margins)

@@ -3,7 +3,8 @@
 The router of a later layer, run on what an earlier one reads (pre-gating without training), does
 not know what lies between. Ridge regression of its logits from what the earlier layer reads does,
 as far as that is linear. After Pre-gated MoE (2308.12066), which trains such routers with the
-model.
+model. What the last layers read says which token comes next, and so what its first layers choose:
+the embedding counts as a place between the last mixture and the next token's first one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class RouterFit:
         self._inputs: dict[int, np.ndarray] = {}  # float16 [tokens, width + 1] of the last mixtures
         self._squares: dict[int, Floats] = {}
         self._crossed: dict[int, Floats] = {}  # of the current mixture, by distance
+        self._first_logits: dict[int, np.ndarray] = {}  # float16 [tokens, experts]
         self.fitted = np.zeros((0, 0, 0, 0), np.float16)
 
     def begin(self, mixtures: int, experts: int, width: int, tokens: int) -> int:
@@ -43,7 +45,7 @@ class RouterFit:
         self._tokens = min(tokens, TOKENS)
         self.fitted = np.zeros((mixtures, self._distances, experts, width + 1), np.float16)
         self._current = -1
-        held = 2 * self._tokens * (width + 1) + 4 * (width + 1) ** 2
+        held = 2 * self._tokens * (width + 1 + experts) + 4 * (width + 1) ** 2
         return self.fitted.nbytes + (self._distances + 1) * held + 16 * (width + 1) ** 2
 
     def add(self, number: int, first: int, inputs: Floats, logits: Floats | None) -> None:
@@ -70,6 +72,10 @@ class RouterFit:
         self._squares[number] += here.T @ here
         if logits is None:
             return
+        if number < self._distances - 1:
+            shape = self._tokens, logits.shape[1]
+            kept = self._first_logits.setdefault(number, np.zeros(shape, np.float16))
+            kept[rows] = np.clip(logits[:n], -65504, 65504)
         for distance in range(1, self._distances + 1):
             if number - distance in self._inputs:
                 earlier = self._inputs[number - distance][rows].astype(np.float32)
@@ -78,12 +84,29 @@ class RouterFit:
 
     def end(self) -> None:
         """All rows of the current mixture have come."""
+        self._fit_next_token()
         for distance, cross in self._crossed.items():
-            square = self._squares[self._current - distance].astype(np.float64)
-            square[np.diag_indices_from(square)] += _RIDGE * np.trace(square) / len(square)
-            solved = np.linalg.solve(square, cross.astype(np.float64))
-            to = self.fitted[self._current, distance - 1, : cross.shape[1]]
-            to[:] = np.clip(solved.T, -65504, 65504)
+            self._solve(self._current - distance, self._current, distance, cross)
         self._crossed = {}
         for old in [m for m in self._inputs if m <= self._current - self._distances]:
             del self._inputs[old], self._squares[old]
+
+    def _solve(self, number: int, later: int, distance: int, cross: Floats) -> None:
+        """Fit what says, of what one mixture reads, what a later one will choose."""
+        square = self._squares[number].astype(np.float64)
+        square[np.diag_indices_from(square)] += _RIDGE * np.trace(square) / len(square)
+        solved = np.linalg.solve(square, cross.astype(np.float64))
+        to = self.fitted[later, distance - 1, : cross.shape[1]]
+        to[:] = np.clip(solved.T, -65504, 65504)
+
+    def _fit_next_token(self) -> None:
+        """Fit routers of the next token's first mixtures to what the current one reads."""
+        mixtures, distances = self.fitted.shape[:2]
+        for later, logits in self._first_logits.items():
+            distance = mixtures + 1 + later - self._current
+            if not later + 1 < distance <= distances or self._current < 0:
+                continue
+            # A text has many tokens for each window whose last one is followed by another text.
+            earlier = self._inputs[self._current][: len(logits) - 1].astype(np.float32)
+            cross = earlier.T @ logits[1:].astype(np.float32)
+            self._solve(self._current, later, distance, cross)

@@ -5,7 +5,7 @@ what is waited for goes first, and a read that has begun is finished. With a `re
 is predicted is there when it is wanted: the predictor alone decides. As in the native cache
 (`headrace.kernels.expert_cache`), experts of the mixture at work, and those that were asked for
 ahead until their turn, do not leave; what turns out not to be wanted is taken back if it has not
-begun to be read.
+begun to be read. Experts without weights are no uses, and need no room.
 """
 
 from __future__ import annotations
@@ -239,6 +239,7 @@ def replay(
         raise ValueError(f"{slots} slots are less than twice the {active} experts of a token")
     e = int(trace.experts.max())
     flat = (chosen + np.arange(mixtures)[None, :, None] * e).reshape(-1, active)
+    weighs = (chosen < trace.computed[None, :, None]).reshape(-1, active)
     following = _following(flat, mixtures * e)
     cache = _Cache(trace, slots, policy, read_time)
     first = np.unique(flat, return_index=True)
@@ -249,8 +250,9 @@ def replay(
     said: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {}
     hits = late = misses = useful = 0
     stall = 0.0
-    for now, experts in enumerate(flat):
+    for now, every in enumerate(flat):
         token, m = divmod(now, mixtures)
+        experts = every[weighs[now]]
         cache.advance()
         for distance, ranks, kinds, absent in said.pop(now, []):
             for right, kind in zip(np.isin(ranks, experts)[absent], kinds[absent], strict=True):
@@ -271,13 +273,16 @@ def replay(
                 misses += 1
             if not coming or cache.arrival[x] >= _FOREVER:
                 cache.demand(x, m, now)
-        for x, next_use in zip(experts.tolist(), following[now].tolist(), strict=True):
+        after = following[now][weighs[now]]
+        for x, next_use in zip(experts.tolist(), after.tolist(), strict=True):
             cache.use(x, now, next_use)
-        for distance, ranks, margins in predictor(token, m):
+        for distance, said_ranks, said_margins in predictor(token, m):
             later = (m + distance) % mixtures
+            read = said_ranks < trace.computed[later]
+            ranks, margins = said_ranks[read], said_margins[read]
             at, of = later * e + ranks, usual[later]
             kinds = np.searchsorted(of[distance] / 2 * np.arange(1, CLASSES), margins)
-            of[distance] += (margins.astype(float).mean() - of[distance]) / 64
+            of[distance] += (said_margins.astype(float).mean() - of[distance]) / 64
             absent = cache.slot[at] < 0
             for x, kind in zip(at.tolist(), kinds.tolist(), strict=True):
                 if cache.slot[x] < 0 and came_true[later, distance, kind] >= sure:
@@ -285,7 +290,7 @@ def replay(
                 if cache.slot[x] >= 0:
                     cache.stays[x] = max(cache.stays[x], now + distance - 1)
             said.setdefault(now + distance, []).append((distance, at, kinds, absent))
-        ready = max(cache.clock, float(cache.arrival[experts].max()))
+        ready = max(cache.clock, float(cache.arrival[experts].max(initial=0.0)))
         stall += ready - cache.clock
         cache.clock = ready + 1
     return Replay(hits, late, misses, cache.ahead, useful, cache.clock, stall)
@@ -299,14 +304,14 @@ def rates(trace: RouteTrace, report: Callable[[int, int], None] | None = None) -
     Args:
         report: called with how many shares are done, and how many there are.
     """
-    active, count = trace.chosen.shape[2], int(trace.experts.sum())
+    active, count = trace.chosen.shape[2], int(trace.computed.sum())
     gates, found = predictor_of("pre-gating 2", trace, None), list[tuple[float, float, float]]()
     for i, share in enumerate(SHARES):
         slots = max(2 * active, round(share * count))
         if slots >= count:
             break
         one = replay(trace, slots, "next use", gates, tokens=RATE_TOKENS)
-        uses = one.hits + one.late + one.misses
+        uses = max(1, one.hits + one.late + one.misses)
         if not found or slots / count > found[-1][0]:
             # Experts that are read for the first time are few where a text goes on.
             found.append((slots / count, one.hits / uses, (one.misses + one.ahead) / uses))

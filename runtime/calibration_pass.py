@@ -21,13 +21,15 @@ from headrace.families.decoder import (
     Layer,
     Matrix,
     NeuronClusters,
+    ZeroComputation,
 )
 from headrace.kernels.experts import choose
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.mixture_steps import WEIGHTING
+from headrace.router_weights import read_router
 from headrace.row_file import RowFile
-from headrace.rows import float_matrix, raw_row
+from headrace.rows import float_matrix, raw_row, read_vector
 from headrace.share import share
 from headrace.sparse.format import Floats
 
@@ -92,15 +94,16 @@ def units_of(decoder: Decoder) -> list[Unit]:
             found.append(Unit(i, None, layer, (*attention, *_readers(f))))
             continue
         of_all = () if f.shared is None else _readers(f.shared)
-        common = replace(layer, feed_forward=f.shared or f.each[0])
+        common = replace(layer, feed_forward=f.shared or f.computed[0])
         found.append(Unit(i, None, common, (*attention, *of_all)))
-        for e, one in enumerate(f.each):
-            found.append(Unit(i, e, replace(layer, feed_forward=one), _readers(one)))
+        read = replace(layer, feed_forward_norm=layer.expert_norm)
+        for e, one in enumerate(f.computed):
+            found.append(Unit(i, e, replace(read, feed_forward=one), _readers(one)))
     return found
 
 
 def _readers(f: FeedForward) -> tuple[tuple[Matrix, ...], ...]:
-    return (f.gate, f.up), (f.down,)
+    return f.readers(), (f.down,)
 
 
 def add_products(h: Floats, x: Floats, n_threads: int) -> None:
@@ -118,6 +121,21 @@ def mirror(h: Floats) -> None:
     """Fill in what `add_products` leaves out."""
     for at in range(0, len(h), _SQUARE):
         h[at:, at : at + _SQUARE] = h[at : at + _SQUARE, at:].T
+
+
+def _said(
+    one: ZeroComputation, mix: Floats | None = None, constant: Floats | None = None
+) -> Callable[[Floats], Floats]:
+    """See `headrace.kernels.zero_computation`."""
+
+    def said(x: Floats) -> Floats:
+        if mix is None or constant is None:
+            return x if one.kind == "copy" else np.zeros_like(x)
+        above: Floats = x @ (mix[: x.shape[1]] - mix[x.shape[1] :])
+        share = (1 / (1 + np.exp(-above)))[:, None]
+        return share * x + (1 - share) * constant
+
+    return said
 
 
 class CalibrationPass:
@@ -143,6 +161,11 @@ class CalibrationPass:
         self._read: RowFile | None = None
         self._chosen = np.empty((0, 0), np.int16)
         self._weights = np.empty((0, 0), np.float32)
+        # Logits of the last mixture, where those of the next one are made of them, too.
+        routed = decoder.mixtures().values()
+        mapped = any(one.router_map is not None for one in routed)
+        most = max((len(one.each) for one in routed), default=0)
+        self._logits = np.zeros((ids.size if mapped else 0, most), np.float32)
 
     def close(self) -> None:
         """End the threads; the files are gone."""
@@ -155,7 +178,8 @@ class CalibrationPass:
         """Bytes of what is in memory while the statistics of a unit are."""
         f = self._decoder.layers[unit.index].feed_forward
         choices = self._ids.size * f.active if isinstance(f, Experts) else 0
-        return unit.n_bytes + choices * (self._chosen.itemsize + self._weights.itemsize)
+        kept = choices * (self._chosen.itemsize + self._weights.itemsize)
+        return unit.n_bytes + kept + self._logits.nbytes
 
     def run(
         self, unit: Unit, taken: int, see: See, report: Callable[[float], None],
@@ -206,7 +230,8 @@ class CalibrationPass:
     ) -> None:  # fmt: skip
         """A layer up to its experts, and the shared one."""
         (n, window), width = self._ids.shape, self._decoder.width
-        (router, bias), (gate, _) = map(self._weights_of, (mixture.router, mixture.shared_gate))
+        router, (gate, _) = read_router(self._model, mixture), self._weights_of(mixture.shared_gate)
+        idle = self._idle_of(mixture)
         if self._read is None:
             self._read = RowFile(self._folder, width)
         self._chosen = np.empty((n * window, mixture.active), np.int16)
@@ -221,8 +246,11 @@ class CalibrationPass:
                     see(i, stop, partial(layer.inputs, unit.sizes[stop]))
             normal, here = layer.inputs(width).T, slice(i * window, (i + 1) * window)
             self._read.write(here.start, x)
+            logits = router.logits(normal, self._logits[here] if len(self._logits) else None)
+            if len(self._logits):
+                self._logits[here] = logits
             self._chosen[here], self._weights[here] = choose(
-                normal @ router.T + bias, mixture.active, WEIGHTING[mixture.weighting]
+                logits, mixture.active, WEIGHTING[mixture.weighting]
             )
             if self._listener is not None:
                 self._listener(unit.index, here.start, x, self._chosen[here])
@@ -233,6 +261,10 @@ class CalibrationPass:
                 layer.run(layer.END)
                 weight = 1.0 if not len(gate) else 1 / (1 + np.exp(-(normal @ gate.T)))
                 out += weight * layer.block[:window, :width]
+            for e, said in idle.items():
+                tokens, place = np.nonzero(self._chosen[here] == e)
+                weights = self._weights[here][tokens, place, None]
+                out[tokens] += weights * said(normal[tokens] * np.float32(mixture.input_scale))
             hidden.write(here.start, out)
             report((i + 1) / n)
 
@@ -256,6 +288,14 @@ class CalibrationPass:
             weights = self._weights[some, place[first : first + window], None]
             hidden.add(some, weights * layer.block[:n, :width])
             report((first + n) / len(tokens))
+
+    def _idle_of(self, mixture: Experts) -> dict[int, Callable[[Floats], Floats]]:
+        """What experts without a feed-forward make of rows of inputs, by their numbers."""
+        with TensorReader() as reader:
+            return {
+                e: _said(one, *(read_vector(self._model, reader, v) for v in one.vectors()))
+                for e, one in enumerate(mixture.idle, len(mixture.computed))
+            }
 
     def _weights_of(self, matrix: Matrix | None) -> tuple[Floats, Floats]:
         if matrix is None:

@@ -87,7 +87,7 @@ class Sizes:
         d = self.decoder
         shape = plans.Shape(context, chunk, self.threads)
         sizes = plans.buffer_sizes(d, self.placed, self.target, shape, self.stack)
-        vectors = {v.name: v for v in d.vectors()}.values()
+        vectors = {v.key: v for v in d.vectors()}.values()
         fixed = {
             "vectors": sum(padded16(v.size) * 4 for v in vectors),
             "KV cache": plans.kv_bytes(d, context),

@@ -24,7 +24,7 @@ from headrace.cut_model import CutModel, dense_parts
 from headrace.decompose_stack import Blocks
 from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
-from headrace.expert_bits import FORMATS_OF, LOSS, expert_recipes, waiting_of
+from headrace.expert_bits import FORMATS_OF, LOSS, waiting_experts, waiting_of
 from headrace.expert_order import laid_out
 from headrace.expert_trial import check_room, last_windows
 from headrace.families import describe
@@ -45,7 +45,14 @@ from headrace.partial_file import PartialFile, check_disk, drop
 from headrace.placing import place
 from headrace.planning import limit_of
 from headrace.price import TOKENS as EVALUATE_TOKENS
-from headrace.price import check_text, least_bytes, measure_price, price_keys, text_digest
+from headrace.price import (
+    check_text,
+    least_bytes,
+    least_bytes_of_stack,
+    measure_price,
+    price_keys,
+    text_digest,
+)
 from headrace.pruning import PrunedMatrix
 from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.refactor_experts import TOKENS as MOE_TOKENS
@@ -55,6 +62,7 @@ from headrace.sparse.bitstack import RANKS
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.stack import refuse_stack
 from headrace.stack_order import check_text as check_sort_text
+from headrace.stack_order import least_bytes as least_to_sort
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
 from headrace.write_clusters import ClusteredModel
@@ -64,6 +72,7 @@ from headrace.write_stack import STACK, beside, write_stack
 Notice = Callable[[str], None]
 Sort = Literal["error", "perplexity"]
 SORTS: tuple[str, ...] = get_args(Sort)
+_COMPARING = "comparing with the source (--evaluate)"
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,8 @@ class _Options:
     sparsity: float | None
     cutting: tuple[int | None, int | None, float | None, bool] | None  # into experts
     clusters: int | None  # of neurons, to be cut into
-    widths: tuple[tuple[int, ...], float] | None  # of experts, and what they may lose
+    # Of experts, what they may lose, and over which of the widths.
+    widths: tuple[tuple[int, ...], float, int | None] | None
 
 
 def compress(
@@ -117,6 +127,7 @@ def compress(
     neuron_clusters: int | None = None,
     expert_bits: Sequence[int] | None = None,
     expert_loss: float | None = None,
+    expert_over: int | None = None,
     calibrate: str | None = None,
     calibrate_tokens: int | None = None,
     evaluate: str | None = None,
@@ -140,9 +151,10 @@ def compress(
         dst: the file to write.
         format: of the matrices of layers, such as "q4_0"; "keep": the one in which each loads;
             "i4_auto" and "i4a_auto": the group size that suits each matrix; "llm_fp4": the split of
-            4-bit floats that does; "bitstack": a stack of
-            blocks, of which a model loads what memory has room for. It takes `calibrate`, but no
-            other option of rounding; its price is that of all blocks, and of some levels.
+            4-bit floats that does; "s_auto": how many of
+            the weights stay, for models that have many zeros; "bitstack": a stack of blocks, of
+            which a model loads what memory has room for. It takes `calibrate`, but no other option
+            of rounding; its price is that of all blocks, and of some levels.
         ends: of the embedding and the head; default: "keep" where that takes no more than 8.5 bits
             a weight or `format` is "keep", else "q8_0".
         method: "rtn" rounds as the format's own encoder does, "search" looks for the scales with
@@ -166,10 +178,12 @@ def compress(
         neuron_clusters: cut the neurons of a dense model gated by ReLU into so many clusters for a
             layer, of those that fire together on `calibrate`; see `headrace.fired_clusters`. What
             it computes stays the same. Weights are written as with `to_moe`.
-        expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), each as many bits
-            as the loss on the end of `calibrate` calls for; `format` is that of the other matrices.
-            The whole source has to have room in memory.
+        expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), gate and up one
+            and down its own, each as many bits as the loss on the end of `calibrate` calls for;
+            `format` is that of the other matrices. The whole source has to have room in memory.
         expert_loss: by which share perplexity may rise then; default: 0.02.
+        expert_over: one of these widths: perplexity may rise over that of all experts at this one;
+            default: over the source's.
         calibrate: a text like those that the model will read.
         calibrate_tokens: how much of it to use; default: 65536; 16384 where `to_moe`, 8192
             for `neuron_clusters`.
@@ -200,7 +214,7 @@ def compress(
         )
     if not to_moe and cutting != (None, None, None, False):
         raise UnsupportedError("--experts, --active, --shared and --fit-shared are for --to-moe")
-    widths = _widths(expert_bits, expert_loss, calibrate, cuts)
+    widths = _widths(expert_bits, expert_loss, expert_over, calibrate, cuts)
     copied = format == KEEP and widths is None  # or some matrices are rounded
     chosen: Method = method or ("rtn" if calibrate is None or copied else "gptq")
     if chosen == "gptq" and calibrate is None:
@@ -253,7 +267,7 @@ def compress(
         check_text(model, evaluate, n_evaluate)
         group = GROUP_FORMATS[format].group if format in GROUP_FORMATS else None
         both = least_bytes(path, threads, group)
-        priced = [("comparing with the source (--evaluate)", both - process)]
+        priced = [(_COMPARING, both - process)]
     room = None if limit is None else limit - process
     if format == STACK:
         if method is not None or ends is not None:
@@ -268,8 +282,15 @@ def compress(
                 )
                 inputs = stack.enter_context(found)
 
-            def ready(blocks: Blocks) -> None:
-                needs = priced + blocks.needs(None if inputs is None else inputs.held)
+            def ready(blocks: Blocks, planned: ModelFile, levels: Sequence[int]) -> None:
+                needs = list[Need]()
+                if evaluate is not None:
+                    both = least_bytes_of_stack(path, planned, levels, threads)
+                    needs = [(_COMPARING, both - process)]
+                if sort == "perplexity":
+                    alone = least_to_sort(planned, threads)
+                    needs.append(("trying blocks (--sort perplexity)", alone - process))
+                needs += blocks.needs(None if inputs is None else inputs.held)
                 needs += [] if inputs is None else inputs.needs()
                 check_memory(allowed, process, needs, 1)
 
@@ -324,20 +345,20 @@ def compress(
                     watched=cuts,
                 )  # fmt: skip
                 inputs = stack.enter_context(found)
-            said = list[str]()
+            said, waiting = list[str](), None
             if widths is not None and inputs is not None and calibrate is not None:
                 needs = priced + _needs(wanted, rounder, inputs)
                 check_memory(allowed, process, needs, n_threads)
                 windows = last_windows(model, decoder, calibrate)
                 check_room(path, windows.context, windows.scored, limit)
-                experts_as, line = expert_recipes(
+                waiting = waiting_experts(
                     path, target, place(model, decoder, "q8"), decoder.mixtures(), *widths,
                     method=chosen, inputs=inputs, rounder=rounder, reader=reader, windows=windows,
                     key=_key(model, replace(options, widths=None)), stack=stack, threads=n_threads,
                     memory=memory, progress=progress, notice=say,
                 )  # fmt: skip
-                wanted = [experts_as.get(one.placed.matrix.name, one) for one in wanted]
-                said.append(line)
+                wanted = [waiting.recipes.get(one.placed.matrix.name, one) for one in wanted]
+                said.append(waiting.said)
             vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
             sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
             entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
@@ -380,10 +401,16 @@ def compress(
             else:
                 for i in range(file.done, len(entries)):
                     write = partial(_write_at, file, places[i])
-                    _write_tensor(sources[i], reader, rounder, inputs, write)
+                    data = None if waiting is None else waiting.tiles(entries[i].name)
+                    if data is not None:
+                        write(0, data)
+                    else:
+                        _write_tensor(sources[i], reader, rounder, inputs, write)
                     wrote(i)
-            if inputs is not None and inputs.few:
-                said.append(_few(inputs.few, decoder))
+            few = set() if inputs is None else inputs.few
+            few |= set() if waiting is None else waiting.few
+            if few:
+                said.append(_few(few, decoder))
                 say(said[-1])
             file.complete()
             for line in rounder.remarks():
@@ -413,7 +440,7 @@ def compress(
 
 
 def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
-    n, of = len(experts), sum(len(one.each) for one in decoder.mixtures().values())
+    n, of = len(experts), sum(len(one.computed) for one in decoder.mixtures().values())
     return (
         f"{n} of {of} experts {'was' if n == 1 else 'were'} chosen by fewer tokens of the text "
         "than their matrices have inputs, and rounded as without it: calibrate with a longer text"
@@ -421,12 +448,13 @@ def _few(experts: Collection[tuple[int, int]], decoder: Decoder) -> str:
 
 
 def _widths(
-    bits: Sequence[int] | None, loss: float | None, calibrate: str | None, to_moe: bool
-) -> tuple[tuple[int, ...], float] | None:
+    bits: Sequence[int] | None, loss: float | None, over: int | None, calibrate: str | None,
+    to_moe: bool,
+) -> tuple[tuple[int, ...], float, int | None] | None:  # fmt: skip
     """The widths that experts may get, and what that may cost; None: nobody asked."""
     if bits is None:
-        if loss is not None:
-            raise UnsupportedError("--expert-loss is for --expert-bits")
+        if loss is not None or over is not None:
+            raise UnsupportedError("--expert-loss and --expert-over are for --expert-bits")
         return None
     known = ", ".join(map(str, FORMATS_OF))
     if not bits or not set(bits) <= set(FORMATS_OF):
@@ -438,7 +466,9 @@ def _widths(
     loss = LOSS if loss is None else float(loss)
     if not 0 <= loss < math.inf:
         raise UnsupportedError(f"--expert-loss is a share from 0 on, not {loss}")
-    return tuple(sorted(set(bits))), loss
+    if over is not None and over not in bits:
+        raise UnsupportedError(f"--expert-over is one of --expert-bits, not {over}")
+    return tuple(sorted(set(bits))), loss, over
 
 
 def _tokens(what: str, text: str | None, wanted: int | None, default: int) -> int:

@@ -159,7 +159,7 @@ def dense_parts(model: ModelFile, decoder: Decoder) -> FeedForward:
     if decoder.clustered():
         raise UnsupportedError("is cut into clusters of neurons already", path=model.paths[0])
     for layer in decoder.layers:
-        for _, matrix in parts_of(layer):
+        for matrix in layer.feed_forward.matrices():
             if matrix.bias is not None:
                 raise UnsupportedError(
                     "feed-forwards with biases cannot be cut",
@@ -167,13 +167,17 @@ def dense_parts(model: ModelFile, decoder: Decoder) -> FeedForward:
                 )  # fmt: skip
     feed_forward = decoder.layers[0].feed_forward
     assert isinstance(feed_forward, FeedForward)
+    if feed_forward.gate is None:
+        raise UnsupportedError(
+            "feed-forwards without a gate cannot be cut into experts", path=model.paths[0]
+        )
     return feed_forward
 
 
 def parts_of(layer: Layer) -> list[tuple[str, Matrix]]:
     """The matrices of a dense layer's feed-forward by part."""
     f = layer.feed_forward
-    assert isinstance(f, FeedForward)
+    assert isinstance(f, FeedForward) and f.gate is not None
     return [("gate", f.gate), ("up", f.up), ("down", f.down)]
 
 

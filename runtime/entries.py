@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from headrace.errors import UnsupportedError
 from headrace.families.decoder import Decoder, tensor_of
-from headrace.loaders.expert_tensors import whole_name
+from headrace.loaders.expert_tensors import holders
 from headrace.loaders.ggml_types import BY_NAME
 from headrace.loaders.gguf import ModelFile, TensorInfo
 from headrace.loaders.tiled import Entry, format_name, tiled_type
@@ -25,7 +25,7 @@ def others(
     scales = (one.info.scales for one in matrices)  # which matrices are rounded with
     known = {*vectors, *(one.info.name for one in scales if one is not None)}
     for one in matrices:
-        known |= {one.matrix.name, whole_name(one.matrix.name)}
+        known |= {one.matrix.name, *holders(one.matrix.name)}
     return list(vectors.values()), [i for n, i in model.tensors.items() if n not in known]
 
 

@@ -123,7 +123,7 @@ class OpenLayer:
         self, programs: Programs, feed_forward: FeedForward, target: Target, team: Team
     ) -> None:
         self._programs, self._target, self._team = programs, target, team
-        self._runs = list(_runs(programs, feed_forward.activation))
+        self._runs = list(_runs(programs, feed_forward.producer))
         self._tokens = 0
         self.x, self.block = programs.floats("x"), programs.floats("block")
         self.x[:] = 0
@@ -153,12 +153,12 @@ class OpenLayer:
         return np.ascontiguousarray(by_column[:, : self._tokens])
 
 
-def _runs(programs: Programs, activation: str) -> Iterator[np.ndarray]:
+def _runs(programs: Programs, producer: str) -> Iterator[np.ndarray]:
     """The steps of a layer, cut behind those that make an input of matrices.
 
     The last run ends with the norm in front of the head, which adds what the layer made to x.
     """
-    producers = {f"{name}_f32" for name in ("norm", "copy", activation)}
+    producers = {f"{name}_f32" for name in ("norm", "copy", producer)}
     program, begin = programs.prefill, 1  # behind the embedding
     made = programs.buffer("input_f32", True)
     for i, kernel in enumerate(program.kernels):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from headrace.placing import Placed, PlacedMatrix, dense
 from headrace.recipe import Method, Recipe, recipe_for
 from headrace.rounding import Rounder
 from headrace.rows import raw_rows
+from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats
 from headrace.sparse.gptq import output_errors
 from headrace.sparse.registry import FORMATS
@@ -36,27 +37,51 @@ from headrace.windows import Windows
 FORMATS_OF = {2: "i2_g64", 3: "i3_g64", 4: "i4_g32", 8: "q8_0"}  # of widths in bits
 LOSS = 0.02  # by how much perplexity may rise, as a share
 
+PARTS = "gate and up", "down"  # of an expert, which have widths of their own
+_REMARK_BYTES = 3 * 8
+
 Expert = tuple[int, int]  # layer, number
+Part = tuple[int, int, str]  # the same, and one of PARTS
+Read = Callable[[int, int], bytes]  # of the file: offset, bytes
 
 
 class RoundedExperts:
-    """All experts at all widths: their bytes in a file, tile by tile, and how far they are off."""
+    """All experts at all widths: their bytes in a file, tile by tile, and how far they are off.
+
+    Gate and up of an expert have one width, down has its own.
+
+    Attributes:
+        parts: the matrices that share a width, in the order of a pass.
+        recipes: what becomes of them at each width.
+    """
 
     def __init__(
         self, experts: Mapping[Expert, Sequence[PlacedMatrix]], widths: Sequence[int],
         method: Method,
     ) -> None:  # fmt: skip
+        """Lay out the file.
+
+        Args:
+            experts: gate, up and down of each.
+        """
         self.experts, self.widths = experts, tuple(sorted(widths))
+        self.parts: dict[Part, Sequence[PlacedMatrix]] = {}
+        for one, (gate, up, down) in experts.items():
+            self.parts |= {(*one, "gate and up"): (gate, up), (*one, "down"): (down,)}
         self.recipes = {
             (one, width): [recipe_for(p, _format(p, width), method) for p in matrices]
-            for one, matrices in experts.items()
+            for one, matrices in self.parts.items()
             for width in self.widths
         }
-        self._at, at = dict[tuple[Expert, int], int](), 0
-        for key, recipes in self.recipes.items():
-            self._at[key] = at
-            at += sum(r.placed.packed_bytes for r in recipes) + 8
+        self._at, at = dict[tuple[Part, int], int](), 0
+        for part, width in self.recipes:
+            self._at[part, width] = at
+            at += self.n_bytes(part, width) + _REMARK_BYTES
         self.size = at
+
+    def n_bytes(self, one: Part, width: int) -> int:
+        """Of the matrices of a part, at a width."""
+        return sum(recipe.placed.packed_bytes for recipe in self.recipes[one, width])
 
     def make(
         self, rounder: Rounder, reader: TensorReader, inputs: LayerInputs,
@@ -71,47 +96,72 @@ class RoundedExperts:
         for i, (one, matrices) in enumerate(self.experts.items()):
             if i < done:
                 continue
-            errors = dict.fromkeys(self.widths, 0.0)
-            at = {width: self._at[one, width] for width in self.widths}
-            for m, placed in enumerate(matrices):
-                name = placed.matrix.name
-                read = inputs.of(name)
-                exact = _floats(reader, placed)
-                h = None if read is None else read.h
-                whole = _output(h, exact)
-                for width in self.widths:
-                    recipe = self.recipes[one, width][m]
-                    data = np.zeros(recipe.placed.packed_bytes, np.uint8)
-
-                    def put(start: int, some: np.ndarray, data: np.ndarray = data) -> None:
-                        data[start : start + some.size] = some.reshape(-1)
-
-                    rounder.round(recipe, read, put)
-                    write(at[width], data)
-                    at[width] += data.size
-                    lost = _output(h, exact - decoded(recipe, data))
-                    errors[width] += lost / max(whole, 1e-30)
-            for width in self.widths:  # of all outputs: `whole` is down's
-                write(at[width], np.array([errors[width] * whole]).view(np.uint8))
+            down = matrices[-1]
+            found = [self._part((*one, kind), rounder, reader, inputs, write) for kind in PARTS]
+            read = inputs.of(down.matrix.name)
+            # What a matrix's output is off by is a share of the expert's, which is down's.
+            whole = _output(None if read is None else read.h, _floats(reader, down))
+            for kind, lost in zip(PARTS, found, strict=True):
+                for width, (share, unmoved) in lost.items():
+                    said = np.array([share * whole, unmoved, read is None], np.float64)
+                    part = *one, kind
+                    write(self._at[part, width] + self.n_bytes(part, width), said.view(np.uint8))
             made(i + 1)
 
-    def error(self, one: Expert, width: int, read: Callable[[int, int], bytes]) -> float:
-        """How far the outputs of an expert are off on the text, in squares, about."""
-        n_bytes = sum(r.placed.packed_bytes for r in self.recipes[one, width])
-        (found,) = np.frombuffer(read(self._at[one, width] + n_bytes, 8))
-        return float(found)
+    def _part(
+        self, one: Part, rounder: Rounder, reader: TensorReader, inputs: LayerInputs,
+        write: Callable[[int, np.ndarray], None],
+    ) -> dict[int, tuple[float, int]]:  # fmt: skip
+        """Round a part; by width: the shares that its outputs are off by, and rows not moved."""
+        lost = dict.fromkeys(self.widths, (0.0, 0))
+        at = {width: self._at[one, width] for width in self.widths}
+        for m, placed in enumerate(self.parts[one]):
+            name = placed.matrix.name
+            read = inputs.of(name)
+            exact = _floats(reader, placed)
+            h = None if read is None else read.h
+            whole = max(_output(h, exact), 1e-30)
+            for width in self.widths:
+                recipe = self.recipes[one, width][m]
+                data = np.zeros(recipe.placed.packed_bytes, np.uint8)
 
-    def matrices(
-        self, one: Expert, width: int, read: Callable[[int, int], bytes]
-    ) -> list[tuple[str, Floats]]:
-        """An expert's matrices as they are at a width: float32."""
+                def put(start: int, some: np.ndarray, data: np.ndarray = data) -> None:
+                    data[start : start + some.size] = some.reshape(-1)
+
+                rounder.round(recipe, read, put)
+                write(at[width], data)
+                at[width] += data.size
+                share, unmoved = lost[width]
+                share += _output(h, exact - decoded(recipe, data)) / whole
+                lost[width] = share, unmoved + rounder.forget(name)
+        return lost
+
+    def remark(self, one: Part, width: int, read: Read) -> tuple[float, int, bool]:
+        """What is known of a part at a width.
+
+        Returns:
+            how far the outputs of its expert are off on the text, in squares, about; the rows that
+            GPTQ did not move; whether too few tokens have chosen the expert.
+        """
+        at = self._at[one, width] + self.n_bytes(one, width)
+        error, unmoved, few = np.frombuffer(read(at, _REMARK_BYTES))
+        return float(error), int(unmoved), bool(few)
+
+    def tiles(self, one: Part, width: int, read: Read) -> list[tuple[Recipe, np.ndarray]]:
+        """The matrices of a part as they are written at a width, uint8."""
         at, found = self._at[one, width], []
         for recipe in self.recipes[one, width]:
             n = recipe.placed.packed_bytes
-            data = np.frombuffer(read(at, n), np.uint8)
-            found.append((recipe.placed.matrix.name, decoded(recipe, data)))
+            found.append((recipe, np.frombuffer(read(at, n), np.uint8)))
             at += n
         return found
+
+    def matrices(self, one: Part, width: int, read: Read) -> list[tuple[str, Floats]]:
+        """The matrices of a part as they are at a width: float32."""
+        return [
+            (recipe.placed.matrix.name, decoded(recipe, data))
+            for recipe, data in self.tiles(one, width, read)
+        ]
 
 
 def _format(placed: PlacedMatrix, width: int) -> str:
@@ -142,26 +192,42 @@ def _output(h: Floats | None, w: Floats) -> float:
     return float(np.square(w).sum()) if h is None else float(output_errors(h, w).sum())
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The width of each part of an expert, and what that costs.
+
+    Attributes:
+        rise: of perplexity, as a share of the source's.
+        bound: what it was to stay within, over the source, too.
+    """
+
+    widths: dict[Part, int]
+    rise: float
+    bound: float
+
+
 def choose_widths(
-    rounded: RoundedExperts, read: Callable[[int, int], bytes], trial: Trial, loss: float,
+    rounded: RoundedExperts, read: Read, trial: Trial, loss: float, over: int | None = None,
     progress: Progress | None = None, notice: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[Expert, int], float]:  # fmt: skip
-    """The width of each expert, such that perplexity rises by no more than `loss`, and its rise.
+) -> Choice:  # fmt: skip
+    """The width of each part, such that perplexity rises by no more than `loss`.
 
     Where not even the highest width of all meets the bound, that is what all get.
 
     Args:
         read: bytes of what `RoundedExperts.make` wrote.
+        over: the width of `rounded` at which all experts have the perplexity that may rise; None:
+            the source's may.
         progress: called with (measured, in all, what).
         notice: called with what all experts at a width cost.
     """
-    experts, widths = list(rounded.experts), rounded.widths
-    layers = sorted({layer for layer, _ in experts})
-    total = len(widths) + len(layers) + len(experts).bit_length()
+    parts, widths = list(rounded.parts), rounded.widths
+    layers = sorted({layer for layer, *_ in parts})
+    total = len(widths) + len(layers) + len(parts).bit_length()
     measured = 0
-    now = dict[Expert, int]()
+    now, alike = dict[Part, int](), dict[int, float]()
 
-    def put(wanted: Mapping[Expert, int]) -> None:
+    def put(wanted: Mapping[Part, int]) -> None:
         for one, width in wanted.items():
             if now.get(one) != width:
                 for name, weights in rounded.matrices(one, width, read):
@@ -174,45 +240,57 @@ def choose_widths(
         if progress is not None:
             progress(min(measured, total), total, "measuring experts")
 
-    def rise(wanted: Mapping[Expert, int]) -> float:
+    def rise(wanted: Mapping[Part, int]) -> float:
         put(wanted)
         found = trial.rise()
         tell()
         return found
 
-    lower, found = 0, 0.0
+    def rise_at(width: int) -> float:
+        if width not in alike:
+            alike[width] = rise(dict.fromkeys(parts, width))
+            notice(f"all experts at {width} bits: perplexity rises by {alike[width]:.2%}")
+        return alike[width]
+
+    bound = loss if over is None else (1 + rise_at(over)) * (1 + loss) - 1
+    lower = 0
     for upper in widths:
-        found = rise(dict.fromkeys(experts, upper))
-        notice(f"all experts at {upper} bits: perplexity rises by {found:.2%}")
-        if found <= loss:
+        if rise_at(upper) <= bound:
             break
         lower = upper
     if lower in (0, widths[-1]):
-        return dict.fromkeys(experts, upper), found
+        return Choice(dict.fromkeys(parts, upper), alike[upper], bound)
+    put(dict.fromkeys(parts, upper))
     base = trial.divergence()
-    matter = dict[Expert, float]()
+    matter = dict[Part, float]()  # for each byte that the lower width saves
     for layer in layers:
-        ours = [one for one in experts if one[0] == layer]
+        ours = [one for one in parts if one[0] == layer]
         put(dict.fromkeys(ours, lower))
         lost = max(trial.divergence() - base, 0.0)
         tell()
         put(dict.fromkeys(ours, upper))
         shares = [
-            max(rounded.error(one, lower, read) - rounded.error(one, upper, read), 0.0)
+            max(rounded.remark(one, lower, read)[0] - rounded.remark(one, upper, read)[0], 0.0)
             for one in ours
         ]
         whole = sum(shares) or 1.0
-        matter |= {one: lost * part / whole for one, part in zip(ours, shares, strict=True)}
-    order = sorted(experts, key=lambda one: (matter[one], one))
-    good, bad = (0, found), len(experts)
+        for one, share in zip(ours, shares, strict=True):
+            saved = rounded.n_bytes(one, upper) - rounded.n_bytes(one, lower)
+            matter[one] = lost * share / whole / max(saved, 1)
+    order = sorted(parts, key=lambda one: (matter[one], one))
+
+    def first(n: int) -> dict[Part, int]:
+        return {one: lower if i < n else upper for i, one in enumerate(order)}
+
+    good, bad = (0, alike[upper]), len(parts)
     while bad - good[0] > 1:
         n = (good[0] + bad) // 2
-        lost = rise({one: lower if i < n else upper for i, one in enumerate(order)})
-        if lost <= loss:
-            good = n, lost
+        found = rise(first(n))
+        if found <= bound:
+            good = n, found
         else:
             bad = n
-    return {one: lower if i < good[0] else upper for i, one in enumerate(order)}, good[1]
+    return Choice(first(good[0]), good[1], bound)
 
 
 def waiting_of(target: Path) -> Path:
@@ -220,44 +298,97 @@ def waiting_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.experts")
 
 
-def expert_recipes(
-    path: Path, target: Path, placed: Sequence[Placed], mixtures: Mapping[int, Experts],
-    widths: Sequence[int], loss: float, *, method: Method, inputs: LayerInputs, rounder: Rounder,
-    reader: TensorReader, windows: Windows, key: str, stack: ExitStack, threads: int,
-    memory: int | None, progress: Progress | None, notice: Callable[[str], None],
-) -> tuple[dict[str, Recipe], str]:  # fmt: skip
-    """What becomes of the matrices of experts, and what is to be said about it.
+class WaitingExperts:
+    """Experts in the widths that were chosen; their bytes wait in a file.
 
-    Rounded experts wait in a file beside `target`, which goes when `stack` ends without an error.
+    Attributes:
+        recipes: what becomes of each matrix, by name.
+        said: what is to be said about them.
+        few: experts that too few tokens have chosen to round them by GPTQ: (layer, expert).
+    """
+
+    def __init__(self, rounded: RoundedExperts, choice: Choice, read: Read, over: str) -> None:
+        """Say what was chosen; `over`: over what perplexity rises, if not over the source alone."""
+        self._rounded, self._choice, self._read = rounded, choice, read
+        chosen = choice.widths.items()
+        self._part_of = {
+            recipe.placed.matrix.name: one
+            for one, width in chosen
+            for recipe in rounded.recipes[one, width]
+        }
+        self.recipes = {
+            recipe.placed.matrix.name: recipe
+            for one, width in chosen
+            for recipe in rounded.recipes[one, width]
+        }
+        self.few = {one[:2] for one, width in chosen if rounded.remark(one, width, read)[2]}
+        counts = []
+        for kind in PARTS:
+            widths = [width for one, width in chosen if one[2] == kind]
+            some = ((widths.count(width), width) for width in rounded.widths)
+            counts.append(kind + " of " + ", ".join(f"{n:,} at {w} bits" for n, w in some if n))
+        n_bytes = sum(rounded.n_bytes(one, width) for one, width in chosen)
+        self.said = (
+            f"experts: {'; '.join(counts)}; {format_size(n_bytes)}; on the text perplexity rises "
+            f"by {choice.rise:.2%}{over}"
+        )
+        if choice.rise > choice.bound:
+            self.said += f", above the bound of {choice.bound:.2%}: use larger --expert-bits"
+
+    def tiles(self, name: str) -> np.ndarray | None:
+        """The bytes of a matrix as they are written; None: it is none of these."""
+        one = self._part_of.get(name)
+        if one is None:
+            return None
+        for recipe, data in self._rounded.tiles(one, self._choice.widths[one], self._read):
+            if recipe.placed.matrix.name == name:
+                return data
+        raise AssertionError(f"{name} is not of its part")
+
+    def remember(self, rounder: Rounder) -> None:
+        """Let a rounder know what is remarkable about those that were chosen."""
+        for one, width in self._choice.widths.items():
+            _, unmoved, _ = self._rounded.remark(one, width, self._read)
+            rounder.remember(self._rounded.parts[one][0].matrix.name, unmoved)
+
+
+def waiting_experts(
+    path: Path, target: Path, placed: Sequence[Placed], mixtures: Mapping[int, Experts],
+    widths: Sequence[int], loss: float, over: int | None, *, method: Method, inputs: LayerInputs,
+    rounder: Rounder, reader: TensorReader, windows: Windows, key: str, stack: ExitStack,
+    threads: int, memory: int | None, progress: Progress | None, notice: Callable[[str], None],
+) -> WaitingExperts:  # fmt: skip
+    """Round the experts of a model and choose their widths.
+
+    They wait in a file beside `target`, which goes when `stack` ends without an error.
 
     Args:
         path: the model, of which `placed` are the matrices.
+        over: see `choose_widths`.
         windows: of the text that losses are measured on.
         key: what decides the experts' bytes but for widths.
     """
     by_name = {p.matrix.name: dense(p) for p in placed}
     experts = {
-        (layer, e): [by_name[m.name] for m in one.matrices()]
+        (layer, e): [by_name[m.name] for m in (one.gate, one.up, one.down)]
         for layer, mixture in mixtures.items()
-        for e, one in enumerate(mixture.each)
+        for e, one in enumerate(mixture.computed)
     }
     rounded = RoundedExperts(experts, widths, method)
     waiting = waiting_of(target)
     check_disk(target, {waiting: rounded.size})
-    spill = stack.enter_context(PartialFile(waiting, f"{key} {rounded.widths}", rounded.size))
+    spill = stack.enter_context(PartialFile(waiting, f"{key} {rounded.widths} parts", rounded.size))
     spill.tell(notice, len(experts), "experts")
     rounded.make(rounder, reader, inputs, spill.write, spill.done, spill.finish)
     context = windows.context
     options: dict[str, Any] = {"context": context, "logits_rows": windows.scored}
     with load(path, threads=threads, memory=memory, **options) as model:
         trial = Trial(model, windows)
-        chosen, rise = choose_widths(rounded, spill.read, trial, loss, progress, notice)
-    found = {
-        recipe.placed.matrix.name: recipe
-        for one, width in chosen.items()
-        for recipe in rounded.recipes[one, width]
-    }
-    counts = {width: list(chosen.values()).count(width) for width in rounded.widths}
-    said = ", ".join(f"{n:,} at {width} bits" for width, n in counts.items() if n)
-    over = "" if rise <= loss else f", above the bound of {loss:.2%}: use larger --expert-bits"
-    return found, f"experts: {said}; on the text perplexity rises by {rise:.2%}{over}"
+        choice = choose_widths(rounded, spill.read, trial, loss, over, progress, notice)
+    beside = ""
+    if over is not None:
+        beyond = (1 + choice.rise) / (1 + choice.bound) * (1 + loss) - 1
+        beside = f" over the source, {beyond:.2%} over all experts at {over} bits"
+    found = WaitingExperts(rounded, choice, spill.read, beside)
+    found.remember(rounder)
+    return found

@@ -45,7 +45,7 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
     slots = [
         slot_offsets([by_name[m.name].n_bytes for m in expert.matrices()])[1]
         for one in routed
-        for expert in one.each
+        for expert in one.computed
     ]
     readers = max(mode.readers for mode in MODES)
     raw = [p for p in placed if p.expert and not p.straight]
@@ -56,7 +56,7 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
         slot_bytes=max(slots),
         # A token's experts, and as many that are on their way; or all clusters of a layer.
         least=max(2 * one.active if isinstance(one, Experts) else len(one.each) for one in routed),
-        count=sum(len(one.each) for one in routed),
+        count=sum(len(one.computed) for one in routed),
         beside=readers * landing + tables,
         n_bytes=sum(p.n_bytes for p in placed if p.expert),
     )
@@ -85,16 +85,17 @@ def expected_bytes(
     one = room.n_bytes / room.count
     if fired is not None:
         return int(fired.read_clusters(slots, n_tokens) * one)
-    if n_tokens == 1:
-        uses = sum(mixture.active for mixture in decoder.mixtures().values())
-        return int(uses * expected_rate(room, slots, learned)[1] * one)
-    visits = 0.0
+    visits = uses = 0.0
     for number, mixture in enumerate(decoder.mixtures().values()):
         n = len(mixture.each)
         shares = np.full(n, mixture.active / n)
         if learned is not None:
             shares = learned.frequency[number, :n].astype(float)
-        visits += float((1 - (1 - shares) ** n_tokens).sum())
+        computed, idle = np.split(shares, [len(mixture.computed)])
+        uses += mixture.active - float(idle.sum())
+        visits += float((1 - (1 - computed) ** n_tokens).sum())
+    if n_tokens == 1:
+        return int(uses * expected_rate(room, slots, learned)[1] * one)
     return int(visits * (1 - slots / room.count) * one)
 
 

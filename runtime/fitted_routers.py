@@ -20,7 +20,8 @@ class FittedRouters:
 
     Args:
         fitted: float16 [mixtures, distances, experts, width + 1], biases behind weights; of what
-            lies further before the first mixture than the embedding there are only zeros.
+            lies further before a mixture than the embedding, in the token before; only zeros: there
+            is none.
 
     Attributes:
         addresses: of weights and of bias, by mixture and distance.
@@ -41,7 +42,7 @@ class FittedRouters:
         biases = self._arena.view("biases", "f4").reshape(*shape, rows)
         self.addresses: dict[tuple[int, int], tuple[int, int]] = {}
         for mixture, i in np.ndindex(shape):
-            if i > mixture:
+            if not fitted[mixture, i].any():
                 continue
             padded = np.zeros((rows, columns - 1), np.float32)
             padded[:experts] = fitted[mixture, i, :, :-1]

@@ -10,10 +10,9 @@ import numpy as np
 from headrace.errors import HeadraceError
 from headrace.families import describe
 from headrace.families.decoder import Decoder
-from headrace.loaders.gguf import ModelFile, TensorReader
+from headrace.loaders.gguf import ModelFile
 from headrace.offload.route_statistics import RouteStatistics, read_statistics
-from headrace.rows import float_matrix
-from headrace.sparse.format import Floats
+from headrace.router_weights import RouterWeights, read_router
 
 
 def identity(model: ModelFile, decoder: Decoder) -> str:
@@ -25,9 +24,9 @@ def identity(model: ModelFile, decoder: Decoder) -> str:
         ModelFileError: the model cannot be read.
     """
     digest = hashlib.sha256()
-    for weights, bias in routers_of(model, decoder):
-        digest.update(np.ascontiguousarray(weights).tobytes())
-        digest.update(bias.tobytes())
+    for router in routers_of(model, decoder):
+        for array in router.arrays():
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -36,10 +35,9 @@ def statistics_path(model: Path) -> Path:
     return model.with_name(model.name + ".routes")
 
 
-def routers_of(model: ModelFile, decoder: Decoder) -> list[tuple[Floats, Floats]]:
-    """The weights of each mixture's router, float32 [experts, width], and its bias."""
-    with TensorReader() as reader:
-        return [float_matrix(model, reader, f.router) for f in decoder.mixtures().values()]
+def routers_of(model: ModelFile, decoder: Decoder) -> list[RouterWeights]:
+    """Each mixture's router."""
+    return [read_router(model, f) for f in decoder.mixtures().values()]
 
 
 def statistics_of(path: Path, model: ModelFile) -> tuple[RouteStatistics | None, str | None]:

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from headrace.expert_layout import DOWN, GATE, UP, ExpertProducts, products_of
 from headrace.families.decoder import Decoder, Experts, Layer, Matrix, Vector
-from headrace.kernels import experts
+from headrace.kernels import experts, zero_computation
 from headrace.offload.expert_store import ALWAYS
 from headrace.offload.recall import Recall
 from headrace.placing import Placed, PlacedMatrix, padded16
 from headrace.plan import ACTIVE, COUNT, ONE, ZERO, Mode
-from headrace.product_steps import ProductSteps
+from headrace.product_steps import ProductSteps, gated_rows
 from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
 from headrace.step import CachePlaces, Places, Step
@@ -21,6 +21,11 @@ WEIGHTS_SLOT, OUTPUT_SLOT, TILES_SLOT = 0, 2, 4  # of a product's argument block
 SURE_ENOUGH = 0.6  # predictions are believed that come true so often
 WEIGHTING = {
     "all": experts.OVER_ALL, "chosen": experts.OVER_CHOSEN, "one": experts.ONE_EACH,
+    "counted": experts.OVER_COUNTED,
+}  # fmt: skip
+_IDLE = {
+    "zero": zero_computation.ZERO, "copy": zero_computation.COPY,
+    "constant": zero_computation.CONSTANT,
 }  # fmt: skip
 
 Add = tuple[str, Vector | None]  # what a norm adds to x first
@@ -37,6 +42,8 @@ class MixtureSteps:
         self._places = places
         self._p = products
         self._layers = list(decoder.mixtures())  # of the mixtures, which are numbered like this
+        # Where some choices have no products, how many have is said anew for each token.
+        self._counted = any(one.idle for one in decoder.mixtures().values())
         self._products = [products_of(one, placed) for one in decoder.mixtures().values()]
 
     def before_the_first(self, mode: Mode) -> list[Step]:
@@ -60,22 +67,25 @@ class MixtureSteps:
         products, cache = self._products[number], self._places.cache()
         gates, ups, downs = products.matrices
         readers = [*gates, *ups]
-        # What predictions and a shared expert read lies where the norm's activations were.
-        again = cache is not None or f.shared is not None
+        # What predictions and a shared expert read lies where the norm's activations were, and so
+        # does what a router's second layer reads.
         norm = layer.feed_forward_norm
+        again = cache is not None or f.shared is not None or norm != layer.expert_norm
+        again = again or f.router_out is not None or f.router_map is not None
         steps = self._p.norm(mode, norm, add, [*f.readers(), *(() if again else readers)])
         steps += self._routed(mode, number, f)
         if cache is not None:
             steps.append(self._claim(number, f, cache))
         route = len(steps) - 1
+        steps += self._zero_computation(mode, number, layer, f)
         if cache is not None:
             steps += self._ahead(mode, number, cache)
         if f.shared is not None:
             if cache is not None:
-                steps += self._p.norm(mode, norm, None, [f.shared.gate, f.shared.up])
+                steps += self._p.norm(mode, norm, None, [*f.shared.readers()])
             steps += self._p.gated(mode, f.shared, "shared")
         if again:
-            steps += self._p.norm(mode, norm, None, readers)
+            steps += self._p.norm(mode, layer.expert_norm, None, readers)
         first: list[list[int]] = [[], [], []]  # step of the first product of gates, ups, downs
         waits = []
         for k in range(f.active):
@@ -83,7 +93,7 @@ class MixtureSteps:
                 waits.append(len(steps))
                 label = f"wait for an expert {number}"
                 steps.append(Step("experts_await", [cache.address, 0], False, label))
-            for role, name in ((GATE, "gate"), (UP, "up")):
+            for role, name in self._read_roles(products):
                 first[role].append(len(steps))
                 width = self._p.row_bytes(name)
                 y = self._p.address(mode, name) + k * width
@@ -98,7 +108,7 @@ class MixtureSteps:
         steps[-1] = replace(steps[-1], barrier=True)
         writes: list[tuple[int, int]] = []
         for k in range(f.active):
-            writes += self._pointed(products, [at[k] - route for at in first])
+            writes += self._pointed(products, [at[k] - route if at else 0 for at in first])
             if cache is not None:
                 writes += [(first[DOWN][k] - route + i, OUTPUT_SLOT) for i in range(len(downs))]
                 writes.append((waits[k] - route, 1))
@@ -115,11 +125,13 @@ class MixtureSteps:
         norm = layer.feed_forward_norm
         steps = self._p.norm(mode, norm, add, list(f.readers()))
         steps += self._routed(mode, number, f)
+        steps += self._zero_computation(mode, number, layer, f)
         if f.shared is not None:
             steps += self._p.gated(mode, f.shared, "shared")
         order = self._places.buffer("order", False)
         slots = [
             self._chosen(number), len(f.each), f.active, self._p.word(COUNT), order, visits,
+            len(f.computed),
         ]  # fmt: skip
         steps.append(Step("experts_group", slots, True, f"group tokens {number}"))
         begin = len(steps)
@@ -128,28 +140,28 @@ class MixtureSteps:
         else:
             slots = [
                 visits, cache.address, 0, products.count, cache.first[number], number,
-                self._places.directory(number), len(f.each), f.active,
+                self._places.directory(number), len(f.each), self._p.word(COUNT),
             ]  # fmt: skip
         kernel = "experts_pick" if cache is None else "experts_visit"
         steps.append(Step(kernel, slots, True, f"pick expert {number}"))
         x, picked = self._p.address(mode, "x"), self._p.address(mode, "picked")
         slots = [visits, order, x, self._p.row_bytes("x"), picked, f.active]
         steps.append(Step("experts_gather", slots, True, f"gather tokens {number}"))
-        weight = self._p.vector(norm)
+        weight = self._p.vector(layer.expert_norm)
         steps += [
             self._p.prepare(
                 mode, "norm", kind, "picked", "", self._decoder.width, weight, tokens=tokens
             )
             for kind in self._p.kinds(mode, [*gates, *ups])
         ]
-        first = []
-        for role, name in ((GATE, "gate"), (UP, "up")):
-            first.append(len(steps) - begin)
+        first = [0, 0, 0]
+        for role, name in self._read_roles(products):
+            first[role] = len(steps) - begin
             y = self._p.address(mode, name)
             steps += self._visit(mode, products, role, tokens, y, self._p.row_bytes(name))
         steps[-1] = replace(steps[-1], barrier=True)
         steps += self._activated(mode, f, downs, tokens)
-        first.append(len(steps) - begin)
+        first[DOWN] = len(steps) - begin
         block, width = self._p.address(mode, "block"), self._p.row_bytes("block")
         steps += self._visit(mode, products, DOWN, tokens, block, width)
         steps[-1] = replace(steps[-1], barrier=True)
@@ -164,6 +176,12 @@ class MixtureSteps:
     def _chosen(self, number: int) -> int:
         """Address of what tokens have chosen of a mixture."""
         return self._places.buffer(f"chosen{number}", False)
+
+    @staticmethod
+    def _read_roles(products: ExpertProducts) -> list[tuple[int, str]]:
+        """What reads an expert's input, and the buffer of what comes out."""
+        both = ((GATE, "gate"), (UP, "up"))
+        return [(role, name) for role, name in both if products.matrices[role]]
 
     def _pointed(self, products: ExpertProducts, first: list[int]) -> list[tuple[int, int]]:
         """The slots that `headrace.kernels.experts.point` writes, of products from steps on."""
@@ -181,7 +199,7 @@ class MixtureSteps:
             number, 0, self._places.directory(number), self._places.buffer("outputs", False),
             self._p.row_bytes("block"), cache.predictions_address(number, 1),
             cache.look_ahead, products.count, len(products.matrices[DOWN]), len(f.each),
-            cache.ranks,
+            cache.ranks, self._p.word(ACTIVE) if self._counted else 0,
         ]  # fmt: skip
         return Step("experts_claim", slots, True, f"claim experts {number}")
 
@@ -209,7 +227,7 @@ class MixtureSteps:
         ]  # fmt: skip
         return [
             Step("experts_recall", slots, False, f"recall experts {later}"),
-            self._predict(later, 1, scores, next_one, cache),
+            self._predict(later, 1, 0, scores, next_one, cache),
         ]
 
     def _pre_gated(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
@@ -217,28 +235,50 @@ class MixtureSteps:
 
         Routers that were fitted to that say it, or else those that will choose.
         """
-        later = range(number + 1, min(number + cache.look_ahead + 1, len(self._layers)))
-        found = ((m, self._fitted(mode, m, m - number, cache)) for m in later)
-        fitted = {m: addresses for m, addresses in found if addresses is not None}
+        within = self._later(number, cache.look_ahead)
+        found = ((m, d, self._fitted(mode, m, d, cache)) for m, d in within.items())
+        fitted = {m: (d, *addresses) for m, d, addresses in found if addresses is not None}
+        # Routers themselves say nothing of the next token, and what the logits in between add to
+        # those of a later one nobody knows yet.
+        later = {
+            m: d for m, d in within.items()
+            if m in fitted or (m > number and (d == 1 or self._at(m)[1].router_map is None))
+        }  # fmt: skip
         steps: list[Step] = []
         if fitted:
             norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
             width, weight = self._decoder.width, self._p.vector(norm)
             steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
-        for m, addresses in fitted.items():
-            steps.append(self._early(mode, m, m - number, *addresses))
-        for m in later:
+        for m, of_fitted in fitted.items():
+            steps.append(self._early(mode, m, *of_fitted))
+        for m, distance in later.items():
             if m in fitted:
                 continue
             layer, f = self._at(m)
             steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
-            steps += self._p.products(mode, {f"ahead{m - number}": f.router})
-            steps[-1] = replace(steps[-1], barrier=False)
+            steps += self._logits(mode, f, f"ahead{distance}", number >= 0)
+            # The next router writes where the second layer of this one may be reading.
+            steps[-1] = replace(steps[-1], barrier=f.router_out is not None)
         steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
-        for m in later:
-            scores = self._p.address(mode, f"ahead{m - number}")
-            steps.append(self._predict(m, m - number, scores, self._at(m)[1], cache))
+        for m, distance in later.items():
+            scores, f = self._p.address(mode, f"ahead{distance}"), self._at(m)[1]
+            claims = distance - 1 if m > number else distance - 2
+            mapped = f.router_map is not None and number >= 0 and m not in fitted
+            more = self._p.address(mode, "router_map") if mapped else 0
+            steps.append(self._predict(m, distance, claims, scores, f, cache, more))
         return steps
+
+    def _later(self, number: int, look_ahead: int) -> dict[int, int]:
+        """The next mixtures and how far they are, those of the next token behind its embedding."""
+        count = len(self._layers)
+        found = {}
+        for distance in range(1, look_ahead + 1):
+            place = number + distance
+            if place < count:
+                found[place] = distance
+            elif count < place <= count + number:
+                found[place - count - 1] = distance
+        return found
 
     def _at(self, number: int) -> tuple[Layer, Experts]:
         layer = self._decoder.layers[self._layers[number]]
@@ -258,25 +298,26 @@ class MixtureSteps:
         name, n_bytes = f"ahead{distance}", activation_bytes("f32", f.router.columns)
         slots = [
             weights, self._p.address(mode, "input_f32"), self._p.address(mode, name),
-            f.router.columns, padded16(f.router.rows) // TILE_ROWS, self._p.word(ONE),
+            f.router.columns, padded16(len(f.each)) // TILE_ROWS, self._p.word(ONE),
             self._p.private_bytes("f32"), self._p.row_bytes(name), bias, n_bytes,
         ]  # fmt: skip
         return Step("gemv_f16", slots, False, f"fitted router {number}")
 
     def _predict(
-        self, later: int, distance: int, scores: int, f: Experts, cache: CachePlaces
-    ) -> Step:
+        self, later: int, distance: int, claims: int, scores: int, f: Experts, cache: CachePlaces,
+        more: int = 0,
+    ) -> Step:  # fmt: skip
+        """Ask for what scores are highest of; so many mixtures claim theirs before."""
         slots = [
             cache.address, scores, len(f.each), cache.predictions_address(later, distance),
-            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), distance - 1,
+            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), claims, more,
         ]  # fmt: skip
         return Step("experts_predict", slots, False, f"predict experts {later}")
 
     def _routed(self, mode: Mode, number: int, f: Experts) -> list[Step]:
         """Which experts tokens take, and what of a shared expert's gate there is."""
-        logits = {"router": f.router}
-        if f.shared_gate is not None:
-            logits["shared_gate"] = f.shared_gate
+        gate = {} if f.shared_gate is None else {"shared_gate": f.shared_gate}
+        kept = self._p.address(mode, "router_logits") if self._keeps(number) else 0
         at_once = mode.private and self._places.cache() is None
         slots = [
             self._p.address(mode, "router"), self._p.row_bytes("router"), len(f.each), f.active,
@@ -284,11 +325,53 @@ class MixtureSteps:
             self._places.buffer("chosen_weights", False),
             self._p.word(ONE if mode.private else COUNT),
             self._places.directory(number) if at_once else 0, 0, self._products[number].count,
+            self._p.address(mode, "router_map") if f.router_map is not None else 0, kept,
+            self._p.word(ACTIVE) if at_once and self._counted else 0,
         ]  # fmt: skip
         return [
-            *self._p.products(mode, logits),
+            *(replace(s, barrier=False) for s in (self._p.products(mode, gate) if gate else ())),
+            *self._logits(mode, f, "router", True),
             Step("experts_route", slots, True, f"choose experts {number}"),
         ]
+
+    def _keeps(self, number: int) -> bool:
+        """Whether the next mixture wants to know this one's logits."""
+        later = number + 1
+        return later < len(self._layers) and self._at(later)[1].router_map is not None
+
+    def _logits(self, mode: Mode, f: Experts, name: str, mapped: bool) -> list[Step]:
+        """A router's logits; the input lies ready. With `mapped`, in the buffer "router_map" what
+        the last mixture's logits add to them."""
+        if f.router_out is None:
+            steps = self._p.products(mode, {name: f.router})
+        else:
+            steps = [
+                *self._p.products(mode, {"router_hidden": f.router}),
+                *self._p.input(mode, "tanh", "router_hidden", "", f.router_out),
+                *self._p.products(mode, {name: f.router_out}),
+            ]
+        if f.router_map is not None and mapped:
+            steps += [
+                *self._p.input(mode, "copy", "router_logits", "", f.router_map),
+                *self._p.products(mode, {"router_map": f.router_map}),
+            ]
+        return steps
+
+    def _zero_computation(self, mode: Mode, number: int, layer: Layer, f: Experts) -> list[Step]:
+        """The outputs of choices that have no products."""
+        if not f.idle:
+            return []
+        slots: list[int | float] = [
+            self._chosen(number), f.active, len(f.computed),
+            self._p.word(ONE if mode.private else COUNT), self._p.address(mode, "x"),
+            self._p.row_bytes("x"), self._p.vector(layer.expert_norm), self._decoder.width,
+            float(self._decoder.eps), self._p.address(mode, "outputs"),
+            self._p.row_bytes("block"), 0,
+        ]  # fmt: skip
+        for one in f.idle:
+            slots += [_IDLE[one.kind], self._p.vector(one.mix), self._p.vector(one.constant)]
+        label = f"experts without products {number}"
+        return [Step("experts_zero_computation", slots, False, label)]
 
     def _activated(
         self, mode: Mode, f: Experts, downs: tuple[Matrix, ...], tokens: int
@@ -296,7 +379,7 @@ class MixtureSteps:
         """What downs read, of as many rows as the word `tokens` has."""
         n = downs[0].columns
         return [
-            self._p.prepare(mode, f.activation, kind, "gate", "up", n, tokens=tokens)
+            self._p.prepare(mode, f.producer, kind, *gated_rows(f.computed[0]), n, tokens=tokens)
             for kind in self._p.kinds(mode, list(downs))
         ]
 

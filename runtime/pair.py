@@ -22,20 +22,23 @@ from headrace.stack import stack_of
 @contextmanager
 def load_pair(
     first: Path, second: Path, *, memory: int | None, progress: Progress | None,
-    whole_stack: bool = False, **options: Any,
+    whole_stack: bool = False, floor: int = 0, **options: Any,
 ) -> Iterator[tuple[Model, Model]]:  # fmt: skip
     """Load two models, each with what it needs and its share of what is left.
 
     Args:
         memory: bytes that the process may take; None: what is free.
         whole_stack: as `headrace.load` takes it, of those that are stacks.
+        floor: bytes that the second one gets at least, counted as if it were alone.
         progress, options: as `headrace.load` takes them.
 
     Raises:
         BudgetError: the two do not fit together.
         what `headrace.load` raises.
     """
-    of_first, of_second = shares(first, second, memory, {**options, "whole_stack": whole_stack})
+    of_first, of_second = shares(
+        first, second, memory, {**options, "whole_stack": whole_stack}, floor
+    )
     options["progress"] = progress
     with (
         load(first, memory=of_first, whole_stack=whole_stack and _is_stack(first), **options) as a,
@@ -57,13 +60,14 @@ def least_bytes(first: Path, second: Path, options: dict[str, Any]) -> int:
 
 
 def shares(
-    first: Path, second: Path, memory: int | None, options: dict[str, Any]
+    first: Path, second: Path, memory: int | None, options: dict[str, Any], floor: int = 0
 ) -> tuple[int | None, int | None]:
     """The budgets of two models, each as if it were alone; arguments as in `load_pair`."""
     limit = limit_of(memory)
     if limit.n_bytes is None:
         return None, None
     least, most = zip(*(bounds(path, **options) for path in (first, second)), strict=True)
+    least = least[0], max(least[1], floor)
     # Both count the process, which is there once.
     spare = limit.n_bytes + PROCESS_BYTES - sum(least)
     if spare < 0:

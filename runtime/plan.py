@@ -14,7 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from headrace.families.decoder import Decoder, Layer, Rope
+from headrace.families.decoder import (
+    Decoder,
+    Experts,
+    FeedForward,
+    Layer,
+    NeuronClusters,
+    Rope,
+)
 from headrace.kernels import (
     attention,
     attention_decode,
@@ -27,6 +34,7 @@ from headrace.kernels import (
     kv_cache,
     prepare,
     recall,
+    zero_computation,
 )
 from headrace.offload import expert_store, requests
 from headrace.placing import Placed, PlacedGroups, dense, kernels_for, padded16
@@ -149,7 +157,10 @@ def kernels_of(
     all_kinds = {mode.kind(a) for mode in modes(target).values() for a in inputs}
     kinds = {input_kind(kind) for kind in all_kinds}
     rows = any(layer.attention.norm_together for layer in decoder.layers)
-    producers = {"norm", "copy"} | {layer.feed_forward.activation for layer in decoder.layers}
+    producers = {"norm", "copy"} | {layer.feed_forward.producer for layer in decoder.layers}
+    routed = decoder.mixtures().values()
+    if any(one.router_out is not None for one in routed):
+        producers.add("tanh")
     heads = {layer.attention.head for layer in decoder.layers}
     operations: dict[str, list[str]] = {
         a: ["tile", *(mode.operation(a) for mode in modes(target).values())] for a in activations
@@ -160,8 +171,9 @@ def kernels_of(
         *([prepare.kernel("norm", "f32")] if rows else ()),
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
-        *(experts.all_kernels() if decoder.mixtures() else ()),
+        *(experts.all_kernels() if routed else ()),
         *(clusters.all_kernels() if decoder.clustered() else ()),
+        *([zero_computation.kernel()] if any(one.idle for one in routed) else ()),
         *_stack_kernels(stack),
     ]
     return list({k.name: k for k in found}.values())
@@ -285,6 +297,12 @@ def scratch_bytes(decoder: Decoder) -> int:
     )
 
 
+def _gated(f: FeedForward | Experts | NeuronClusters) -> bool:
+    if isinstance(f, NeuronClusters):
+        return True
+    return any(one.gate is not None for one in (f.computed if isinstance(f, Experts) else (f,)))
+
+
 def row_widths(decoder: Decoder) -> dict[str, int]:
     """Floats in a row of each float buffer, padded to vectors."""
     q = max(layer.attention.heads * layer.attention.head for layer in decoder.layers)
@@ -300,6 +318,10 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
             "router": max(len(one.each) for one in routed), "picked": decoder.width,
             "shared": decoder.width, "shared_gate": 1,
         }  # fmt: skip
+        if any(one.router_out is not None for one in routed):
+            widths["router_hidden"] = max(one.router.rows for one in routed)
+        if any(one.router_map is not None for one in routed):
+            widths |= dict.fromkeys(("router_map", "router_logits"), widths["router"])
         widths |= {f"ahead{i + 1}": widths["router"] for i in range(LOOK_AHEAD)}
     if decoder.clustered():
         widths["cluster"] = decoder.width
@@ -359,10 +381,12 @@ def buffer_sizes(
     }
     sizes |= expert_sizes(decoder, max(room.values()))
     sizes |= cluster_sizes(decoder, shape.threads)
-    by_token = ["x", "q", "k", "v", "attended", "block", "gate", "up"]
+    by_token = ["x", "q", "k", "v", "attended", "block", "up"]
+    by_token += ["gate"] if any(_gated(layer.feed_forward) for layer in decoder.layers) else []
     by_token += ["cluster"] if decoder.clustered() else []
     if routed := decoder.mixtures().values():
         by_token += ["router", "picked", "shared", "shared_gate"]
+        by_token += [n for n in ("router_hidden", "router_map", "router_logits") if n in rows]
         # Kernels of one token may write as many as they are made for.
         sizes |= {
             f"ahead{i + 1}": target.most_tokens * rows["router"] * 4 for i in range(LOOK_AHEAD)

@@ -214,8 +214,20 @@ def bounds(
 
     Arguments and what is raised are as in `prepare`.
     """
+    return bounds_of(
+        open_model(path), context=context, threads=threads, target=target, kernels=kernels,
+        logits_rows=logits_rows, whole_stack=whole_stack,
+    )  # fmt: skip
+
+
+def bounds_of(
+    file: ModelFile, *, context: int | None = None, threads: int | None = None,
+    target: str | None = None, kernels: str | Path | None = None, logits_rows: int = 0,
+    whole_stack: bool = False,
+) -> tuple[int, int]:  # fmt: skip
+    """`bounds` of a header that is known already, such as that of a file not written yet."""
     chosen = _picked(target, None if kernels is None else Pack(kernels))
-    file, n_threads = open_model(path), threads or default_threads()
+    n_threads = threads or default_threads()
     options: dict[str, Any] = {"logits_rows": logits_rows, "whole_stack": whole_stack}
     whole = prepare_for(chosen, file, context, n_threads, **options)
     most = sum(whole.parts.values())

@@ -120,6 +120,37 @@ def least_bytes(source: Path, threads: int | None, group: int | None) -> int:
     return needed
 
 
+def least_bytes_of_stack(
+    source: Path, stack: ModelFile, levels: Sequence[int], threads: int | None
+) -> int:
+    """What a process needs that compares a model with a stack of it, written or not yet.
+
+    Args:
+        stack: its header, as the file will have it.
+        levels: those that are to be priced, too.
+    """
+    from headrace.choices import PROCESS_BYTES
+    from headrace.planning import bounds, bounds_of
+
+    options = price_options(source, threads)
+    whole, _ = bounds_of(stack, whole_stack=True, **options)
+    beside = max(whole, levels_bytes(stack, levels, options))
+    return bounds(source, **options)[0] + beside - PROCESS_BYTES
+
+
+def levels_bytes(file: ModelFile, levels: Sequence[int], options: dict[str, Any]) -> int:
+    """What a process takes with the most of these levels of a stack in memory; 0: of none."""
+    from headrace.families import describe
+    from headrace.planning import bounds_of
+    from headrace.stack import stack_of
+
+    stack = stack_of(file, describe(file))
+    if stack is None or not levels:
+        return 0
+    most = bounds_of(file, **options)[1]
+    return most - stack.n_bytes(len(stack)) + stack.n_bytes(max(levels) * stack.least)
+
+
 def check_text(model: ModelFile, text: str, tokens: int) -> None:
     """Make sure before a model is compressed that `measure_price` can use a text.
 
@@ -151,6 +182,7 @@ def measure_price(
         what `headrace.load` and `headrace.compare.compare` raise.
     """
     from headrace.compare import compare
+    from headrace.loaders.tiled import open_model
     from headrace.pair import load_pair
 
     options = price_options(source, threads)
@@ -161,16 +193,18 @@ def measure_price(
     def price(pair: tuple[Model, Model]) -> dict[str, Any]:
         return compare(*pair, part, context=window, chunks=chunks, progress=progress)
 
-    def loaded(whole_stack: bool) -> AbstractContextManager[tuple[Model, Model]]:
+    def loaded(whole_stack: bool, floor: int = 0) -> AbstractContextManager[tuple[Model, Model]]:
         return load_pair(
-            source, compressed, memory=memory, progress=progress, whole_stack=whole_stack, **options
-        )
+            source, compressed, memory=memory, progress=progress, whole_stack=whole_stack,
+            floor=floor, **options,
+        )  # fmt: skip
 
     with loaded(whole_stack=True) as pair:
         found = price(pair)
     parts: list[dict[str, Any]] = []
     if levels:
-        with loaded(whole_stack=False) as pair:
+        floor = levels_bytes(open_model(compressed), levels, options)
+        with loaded(whole_stack=False, floor=floor) as pair:
             for n in sorted(levels, reverse=True):
                 pair[1].memory = _memory_of(pair[1], n)
                 parts.insert(0, {"level": n, **_rates(price(pair))})
@@ -195,9 +229,9 @@ def _memory_of(model: Model, levels: int) -> int:
     needed = sum(p.parts.values()) + more
     if more > 0:
         raise BudgetError(
-            f"to price {levels} levels of a stack takes {format_size(2 * needed)} of memory, with "
-            "the source beside it: allow that, or leave out --evaluate",
-            needed_bytes=2 * needed,
+            f"to price {levels} levels of a stack takes {format_size(needed)} of memory beside the "
+            "source: less is free than was when this began. Free some, or leave out --evaluate",
+            needed_bytes=needed,
         )
     return needed
 

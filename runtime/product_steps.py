@@ -38,6 +38,11 @@ from headrace.targets.target import Target
 from headrace.weights import Part
 
 
+def gated_rows(f: FeedForward) -> tuple[str, str]:
+    """The buffers of rows that what down reads is made of; "": there is no second one."""
+    return ("up", "") if f.gate is None else ("gate", "up")
+
+
 class ProductSteps:
     """Products of a decoder's matrices for a target.
 
@@ -75,7 +80,7 @@ class ProductSteps:
 
     def vector(self, vector: Vector | None) -> int:
         """Its address; 0: there is none."""
-        return 0 if vector is None else self._places.vector(vector.name)
+        return 0 if vector is None else self._places.vector(vector.key)
 
     def row_bytes(self, name: str) -> int:
         """Bytes between rows of a buffer of floats."""
@@ -324,7 +329,7 @@ class ProductSteps:
     def gated(self, mode: Mode, f: FeedForward, output: str) -> list[Step]:
         """A feed-forward whose input lies ready."""
         return [
-            *self.products(mode, {"gate": f.gate, "up": f.up}),
-            *self.input(mode, f.activation, "gate", "up", f.down),
+            *self.products(mode, ({"gate": f.gate} if f.gate is not None else {}) | {"up": f.up}),
+            *self.input(mode, f.producer, *gated_rows(f), f.down),
             *self.products(mode, {output: f.down}),
         ]

@@ -96,7 +96,7 @@ def recipes(
         )
     outer = {decoder.embedding.name, decoder.head.name}
     # Small, and what they say decides which experts a token takes.
-    routers = {m.name for one in routed for m in (one.router, one.shared_gate) if m is not None}
+    routers = {m.name for one in routed for m in one.routers()}
     found = []
     all_placed = place(model, decoder, "q8")
     for i, placed in enumerate(all_placed):

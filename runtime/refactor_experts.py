@@ -114,7 +114,7 @@ class Samples:
         """What collecting takes."""
         f = layer.feed_forward
         assert isinstance(f, FeedForward)
-        return 4 * tokens * (f.gate.columns + f.down.columns)
+        return 4 * tokens * (f.up.columns + f.down.columns)
 
     def see(self, window: int, reader: int, read: Read) -> None:
         """Keep what matrices read, as `LayerInputs.watch` gives it."""

@@ -112,7 +112,12 @@ class Rounder:
             f"{len(self._unmoved)}, most of them in {most}"
         ]
 
-    def _were_unmoved(self, name: str, rows: int) -> None:
+    def forget(self, name: str) -> int:
+        """The rows of a matrix that GPTQ did not move so far, which no remark counts any more."""
+        return self._unmoved.pop(name, 0)
+
+    def remember(self, name: str, rows: int) -> None:
+        """Count rows that GPTQ did not move in `remarks`."""
         if rows:
             with self._lock:
                 self._unmoved[name] = self._unmoved.get(name, 0) + rows
@@ -176,7 +181,7 @@ class Rounder:
 
         step = self._step(recipe, portion, inputs)
         unmoved = prune(wanted, read, step, self._threads, write, cost, hessian)
-        self._were_unmoved(m.name, unmoved)
+        self.remember(m.name, unmoved)
 
     def _hessian(self, recipe: Recipe, inputs: Inputs | None) -> Hessian | None:
         """Of what a matrix reads, if its method takes that."""
@@ -249,7 +254,7 @@ class Rounder:
                 if hessian is None:
                     return _searched(fmt, x, importance)
                 raw, unmoved = _fitted(fmt, x, hessian, importance)
-            self._were_unmoved(info.name, unmoved)
+            self.remember(info.name, unmoved)
             return raw
 
         return encode

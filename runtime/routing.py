@@ -55,6 +55,16 @@ class _Recorder:
         self.chosen = np.zeros(shape, np.uint16)
         self.ahead = np.full((DISTANCES, *shape), NONE, np.uint16)
         self.margins = np.zeros((DISTANCES, *shape), np.float16)
+        # Of the last mixture, where the next one's are made of them, too.
+        mapped = any(router.mapped is not None for router in self._routers)
+        most = max(len(one.each) for one in mixtures.values())
+        self._logits = np.zeros((tokens if mapped else 0, most), np.float32)
+
+    @property
+    def n_bytes(self) -> int:
+        """What it keeps."""
+        arrays = (self.chosen, self.ahead, self.margins, self._logits)
+        return sum(array.nbytes for array in arrays)
 
     def __call__(self, layer: int, first: int, hidden: Floats, chosen: np.ndarray | None) -> None:
         here = slice(first, first + len(hidden))
@@ -64,17 +74,25 @@ class _Recorder:
         scale = 1 / np.sqrt((hidden * hidden).mean(axis=1, keepdims=True) + self._eps)
         if self._fitting is not None:
             inputs = hidden * scale * self._norms[max(0, number)]
-            weights, bias = self._routers[max(0, number)]
-            logits = None if number < 0 else inputs @ weights.T + bias
+            logits = None if number < 0 else self._logits_of(number, inputs, self._logits[here])
             self._fitting.add(number, first, inputs, logits)
+        before = None
+        if len(self._logits) and number >= 0:
+            inputs = hidden * scale * self._norms[number]
+            before = self._logits_of(number, inputs, self._logits[here])
+            self._logits[here] = before
         for distance in range(1, DISTANCES + 1):
             later = number + distance
             if later < len(self._routers):
-                weights, bias = self._routers[later]
-                logits = (hidden * scale * self._norms[later]) @ weights.T + bias
+                logits = self._logits_of(later, hidden * scale * self._norms[later], before)
+                before = logits if len(self._logits) else None
                 ranks, margins = ranked(logits, self.chosen.shape[2])
                 self.ahead[distance - 1, here, later] = ranks
                 self.margins[distance - 1, here, later] = margins
+
+    def _logits_of(self, number: int, inputs: Floats, before: Floats | None) -> Floats:
+        known = before if before is not None and len(before) else None
+        return self._routers[number].logits(inputs, known)
 
 
 def record(
@@ -110,8 +128,8 @@ def record(
     room = None if limit.n_bytes is None else limit.n_bytes - process
     recorder, units = _Recorder(model, decoder, ids.size, fitting), units_of(decoder)
     a_pass = CalibrationPass(model, decoder, ids, n_threads, room, cache_root(), recorder)
-    taken = recorder.chosen.nbytes + recorder.ahead.nbytes + recorder.margins.nbytes
-    experts = np.array([len(one.each) for one in decoder.mixtures().values()])
+    taken, routed = recorder.n_bytes, decoder.mixtures().values()
+    experts = np.array([len(one.each) for one in routed])
     if fitting is not None:
         taken += fitting.begin(len(experts), int(experts.max()), decoder.width, ids.size)
     try:
@@ -139,6 +157,7 @@ def record(
         identity(model, decoder),
         ids.shape[1],
         experts,
+        np.array([len(one.computed) for one in routed]),
         recorder.chosen,
         recorder.ahead,
         recorder.margins,

@@ -108,7 +108,9 @@ def read_vector(model: ModelFile, reader: TensorReader, vector: Vector) -> np.nd
     raw = np.empty(info.n_bytes, np.uint8)
     reader.readinto(info, 0, raw)
     floats = _as_floats(raw[None], info.type)[0]
-    return floats + np.float32(vector.plus) if vector.plus else floats
+    if vector.plus:
+        floats = floats + np.float32(vector.plus)
+    return floats if vector.times == 1.0 else floats * np.float32(vector.times)
 
 
 def float_matrix(model: ModelFile, reader: TensorReader, matrix: Matrix) -> tuple[Floats, Floats]:

@@ -22,6 +22,7 @@ from headrace.loaders.tiled import open_model
 from headrace.model import Model, load
 from headrace.partial_file import PartialFile
 from headrace.perplexity import log_softmax, losses_of
+from headrace.planning import bounds_of
 from headrace.tokenizer import Tokenizer
 from headrace.windows import Windows, check_length, cut_text
 
@@ -40,6 +41,12 @@ def check_text(model: ModelFile, text: str) -> None:
     tokenizer = Tokenizer.from_metadata(model.metadata, model.paths[0])
     part = text[: window * WINDOWS * CHARACTERS]
     check_length(tokenizer, part, window, "--calibrate, which --sort perplexity reads,")
+
+
+def least_bytes(stack: ModelFile, threads: int | None) -> int:
+    """What a process needs in which `measure_blocks` runs, by the header of a stack."""
+    window = min(WINDOW, describe(stack).context)
+    return bounds_of(stack, context=window, logits_rows=window, threads=threads)[0]
 
 
 def measure_blocks(

@@ -82,7 +82,7 @@ class Forward:
             elif isinstance(f, NeuronClusters):
                 steps += self._clusters.steps(mode, i, add)
             else:
-                steps += self._p.norm(mode, layer.feed_forward_norm, add, [f.gate, f.up])
+                steps += self._p.norm(mode, layer.feed_forward_norm, add, [*f.readers()])
                 steps += self._p.gated(mode, f, "block")
             add = ("block", layer.feed_forward_post_norm)
         steps += self._p.norm(mode, d.norm, add, [d.head], last=True)

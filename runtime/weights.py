@@ -96,9 +96,9 @@ class Weights:
         self._spare: dict[_Run, _Place] = {}  # given back; may be filled again
         self._heads = _heads_of(self.placed.values())
         self._wanted = self._take(self._runs(kept))
-        vectors = {v.name: v for v in decoder.vectors()}
+        vectors = {v.key: v for v in decoder.vectors()}
         self._vectors = list(vectors.values())
-        self.vectors = Arena({v.name: padded16(v.size) * 4 for v in self._vectors}, huge=False)
+        self.vectors = Arena({v.key: padded16(v.size) * 4 for v in self._vectors}, huge=False)
 
     def _runs(self, kept: Sequence[Piece] | None) -> list[_Run]:
         """What is to be in memory: matrices that are not cut, whole, then pieces."""
@@ -237,7 +237,7 @@ class Weights:
         """
         for vector in self._vectors:
             floats = read_vector(self._model, reader, vector)
-            self.vectors.view(vector.name, "f4")[: vector.size] = floats
+            self.vectors.view(vector.key, "f4")[: vector.size] = floats
         places = [p for p in self._wanted if only is None or p.matrix in only]
         self._fill(reader, places, addresses, n_threads, progress)
         self._wanted = []
@@ -252,7 +252,7 @@ class Weights:
         for place in self._wanted:
             place.view[:] = 0
         for vector in self._vectors:
-            self.vectors.view(vector.name, "f4")[:] = 1
+            self.vectors.view(vector.key, "f4")[:] = 1
 
     def _fill(
         self, reader: TensorReader, places: Sequence[_Place], addresses: dict[str, int],

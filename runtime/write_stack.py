@@ -20,6 +20,7 @@ from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.progress import Progress
 from headrace.loaders.sources import resolve
 from headrace.loaders.tiled import (
+    ALIGNMENT,
     Entry,
     build_header,
     layout_key,
@@ -53,7 +54,7 @@ def write_stack(
     key: str = "",
     measure: Callable[[Path, PartialFile], None] | None = None,
     price: Callable[[Path, Sequence[int]], dict[str, Any]] | None = None,
-    ready: Callable[[Blocks], object] = lambda blocks: None,
+    ready: Callable[[Blocks, ModelFile, Sequence[int]], object] = lambda blocks, file, levels: None,
     check: Callable[[], object] = lambda: None,
     progress: Progress | None = None,
     notice: Callable[[str], None] = lambda line: None,
@@ -81,7 +82,8 @@ def write_stack(
             `headrace.stack_order.measure_blocks` has it.
         price: called with the complete file and numbers of levels; what it gives stands in the
             file, see `headrace.price`.
-        ready: called with what is to be made before the work; there is none if it raises something.
+        ready: called before the work with what is to be made, the file that will come of it, and
+            the numbers of levels that get a price; there is no work if it raises something.
         check: called before the file gets its name; it does not if this raises something.
         progress: called with (done, total, what).
         notice: called with a line that the user should know before the wait.
@@ -114,7 +116,6 @@ def write_stack(
     placed = [dense(p) for p in place(model, decoder, "q8")]
     stacked = tuple(p for p in placed if _stackable(p.matrix, decoder))
     blocks = Blocks(stacked, rank or rank_for(decoder.width), levels)
-    ready(blocks)
     key = f"{key} {blocks.rank} {levels}"
     priced = [level for level in PRICED_LEVELS if level < levels] if price is not None else []
     reserved = {} if price is None else price_keys(None, priced)
@@ -126,6 +127,9 @@ def write_stack(
         laid = f"{key} {layout_key(model, entries, size)}"
         return _Layout(entries, sources, places, laid, size), header
 
+    # The order of the blocks is not known yet, but changes no size.
+    entries, _ = _entries(model, decoder, placed, blocks.in_order(None), blocks.rank)
+    ready(blocks, _planned(model, entries), priced)
     waiting, tried, trial = beside(target)
     count = (levels - 1) * len(stacked)
     try:
@@ -219,6 +223,15 @@ class _Layout:
             if progress is not None:
                 progress(at, total, "writing")
         file.complete()
+
+
+def _planned(model: ModelFile, entries: Sequence[Entry]) -> ModelFile:
+    """The file that is to be written, as if its first tensor began the source's file."""
+    tensors, at = {}, 0
+    for e in entries:
+        tensors[e.name] = TensorInfo(e.name, e.type, e.shape, model.paths[0], at, e.n_bytes)
+        at += -(-e.n_bytes // ALIGNMENT) * ALIGNMENT
+    return replace(model, tensors=tensors)
 
 
 def _stackable(matrix: Matrix, decoder: Decoder) -> bool:

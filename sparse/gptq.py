@@ -78,7 +78,7 @@ def gptq(
     scale = np.ascontiguousarray(scale.T)  # [groups, rows]
     step = inverse(scale)
     shift = None if offset is None else np.ascontiguousarray(offset.T)
-    w = np.ascontiguousarray(x.T)  # [n, rows]: the weights of an input lie side by side
+    w = x.T.copy()  # [n, rows]: the weights of an input lie side by side
     codes = np.empty((n, rows), np.uint8)
     goes = None if stays is None else np.ascontiguousarray(~stays.T)
     zero = grid.nearest(np.zeros(1, np.float32))[0]

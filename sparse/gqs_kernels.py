@@ -134,6 +134,8 @@ def _gemm(group: int, target: Target) -> KernelFunction:
     per_unit = UNIT // group
     bytes_per_unit = CODE_BYTES + 4 * per_unit
     several = TOKENS.get(target.vector_bytes, 2)
+    # In pairs, units of many places gain 3 to 5% in the cache where a register holds half of one.
+    by_pairs = group == 16 and target.vector_bytes == 64
 
     # Places are read before the vectors around them: LLVM would take a place out of a vector that
     # it has, which costs a CPU more than to load it, and eight of them bind groups of 16.
@@ -181,8 +183,7 @@ def _gemm(group: int, target: Target) -> KernelFunction:
     def sums(tokens: int) -> Any:
         unit = unit_of(tokens)
 
-        def sums_of(w: Any, x: Any, stride: Any, n: Any) -> Any:
-            acc = zeros_f32(tokens)
+        def one_by_one(acc: Any, w: Any, x: Any, stride: Any, n: Any) -> Any:
             for _ in range(n):
                 prefetch(w + AHEAD)
                 if bytes_per_unit > 80:  # every line of 64 bytes: one a unit would pass over some
@@ -191,7 +192,21 @@ def _gemm(group: int, target: Target) -> KernelFunction:
                 w = w + bytes_per_unit
             return acc
 
-        return sums_of
+        def sums_of(w: Any, x: Any, stride: Any, n: Any) -> Any:
+            return one_by_one(zeros_f32(tokens), w, x, stride, n)
+
+        def sums_of_pairs(w: Any, x: Any, stride: Any, n: Any) -> Any:
+            acc = zeros_f32(tokens)
+            for _ in range(n // 2):
+                prefetch(w + AHEAD)
+                prefetch(w + (AHEAD + 64))
+                prefetch(w + (AHEAD + 128))
+                acc = acc + to_f32(unit(w, x, stride))
+                acc = acc + to_f32(unit(w + bytes_per_unit, x, stride))
+                w = w + 2 * bytes_per_unit
+            return one_by_one(acc, w, x, stride, n % 2)
+
+        return sums_of_pairs if by_pairs and tokens == 1 else sums_of
 
     one, many = sums(1), sums(several)
     put_one, put_many = _put(1), _put(several)

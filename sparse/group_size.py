@@ -1,4 +1,5 @@
-"""Formats chosen by the matrix: how many weights share a scale, or how 4-bit floats are split.
+"""Formats chosen by the matrix: how many weights share a scale, how 4-bit floats are split, or how
+many weights of each run are stored.
 
 Group sizes are chosen after FineQuant (arXiv 2308.09723).
 
@@ -11,6 +12,9 @@ Of exponent and mantissa LLM-FP4 (arXiv 2310.16836) tries every split for each m
 biases that are no integers. A scale of 2^-bias is the same: so `llm_fp4` takes the split with the
 least noise, each having the best scales that are found for 128 weights of a row (there, for a row).
 Activations are 8-bit integers with scales of 32 (there, 4-bit floats: `headrace.sparse.llm_fp4`).
+
+Weights that are zeros already, any of them, are left out by `s_auto`: 2:4, 16 or 8 of 32, or none.
+What a run has beyond that goes, its smallest weights, and counts as noise like what rounding loses.
 """
 
 from __future__ import annotations
@@ -28,7 +32,11 @@ from headrace.sparse.registry import FORMATS
 ADAPTIVE = {
     f"{kind}_auto": tuple(FORMATS[f"{kind}_g{group}"] for group in (16, 32, 64, 128))
     for kind in ("i4", "i4a")
-} | {"llm_fp4": tuple(FORMATS[f"{split}_g128"] for split in MAGNITUDES)}
+}
+ADAPTIVE["llm_fp4"] = tuple(FORMATS[f"{split}_g128"] for split in MAGNITUDES)
+ADAPTIVE["s_auto"] = tuple(
+    FORMATS[name] for name in ("i4_g32", "s24_g32", "s16of32_g32", "s8of32_g32")
+)
 SAMPLE_ROWS = 256
 BIT_WORTH_DB = 6.02
 

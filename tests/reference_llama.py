@@ -23,11 +23,13 @@ import numpy as np
 class ReferenceLlama:
     """A llama model in memory, all weights expanded to `dtype`."""
 
+    architecture = "llama"  # of models that differ in their feed-forward, another one
+
     def __init__(self, path: str | Path, dtype: type = np.float64) -> None:
         reader = gguf.GGUFReader(path)
         self.fields = {name: f.contents() for name, f in reader.fields.items()}
-        if self.fields["general.architecture"] != "llama":
-            raise ValueError(f"{path}: {self.fields['general.architecture']}, not llama")
+        if self.fields["general.architecture"] != self.architecture:
+            raise ValueError(f"{path}: {self.fields['general.architecture']}")
         self.weights = {
             t.name: gguf.dequantize(t.data, t.tensor_type).astype(dtype) for t in reader.tensors
         }
@@ -38,8 +40,8 @@ class ReferenceLlama:
         self.d_head = self.weights["blk.0.attn_q.weight"].shape[0] // self.n_head
 
     def key(self, name: str, default=None):
-        """The value of the metadata key `llama.<name>`."""
-        return self.fields.get(f"llama.{name}", default)
+        """The value of the metadata key `<architecture>.<name>`."""
+        return self.fields.get(f"{self.architecture}.{name}", default)
 
     def rope(self, x: np.ndarray) -> np.ndarray:
         """Rotate adjacent pairs by their position. x: (n_tok, heads, d_head)."""
@@ -80,6 +82,15 @@ class ReferenceLlama:
         out = (p @ v).transpose(1, 0, 2).reshape(n_tok, -1)  # (n_tok, n_head * d_head)
         return out @ w[layer + "attn_output.weight"].T
 
+    def feed_forward(self, h: np.ndarray, layer: str) -> np.ndarray:
+        """What a layer's feed-forward adds. h: (n_tok, width), normalised."""
+        w = self.weights
+        gate = h @ w[layer + "ffn_gate.weight"].T
+        up = h @ w[layer + "ffn_up.weight"].T
+        relu = self.key("feed_forward_activation") == "relu"
+        gate = np.maximum(gate, 0) if relu else gate / (1 + np.exp(-gate))
+        return (gate * up) @ w[layer + "ffn_down.weight"].T
+
     def logits(self, ids: list[int]) -> np.ndarray:
         """Logits of every position: (n_tok, n_vocab)."""
         w = self.weights
@@ -88,11 +99,7 @@ class ReferenceLlama:
             layer = f"blk.{i}."
             x = x + self.attention(self.norm(x, layer + "attn_norm.weight"), layer)
             h = self.norm(x, layer + "ffn_norm.weight")
-            gate = h @ w[layer + "ffn_gate.weight"].T
-            up = h @ w[layer + "ffn_up.weight"].T
-            relu = self.key("feed_forward_activation") == "relu"
-            gate = np.maximum(gate, 0) if relu else gate / (1 + np.exp(-gate))
-            x = x + (gate * up) @ w[layer + "ffn_down.weight"].T
+            x = x + self.feed_forward(h, layer)
         head = w.get("output.weight", w["token_embd.weight"])
         return self.norm(x, "output_norm.weight") @ head.T
 

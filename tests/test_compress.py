@@ -582,6 +582,8 @@ def test_the_least_memory(source: Path, tmp_path: Path) -> None:
         {"format": "gqs_g32", "calibrate": TEXT},
         {"format": "bitstack"},
         {"format": "bitstack", "calibrate": TEXT},
+        {"format": "bitstack", "evaluate": TEXT, "evaluate_tokens": 512},
+        {"format": "bitstack", "calibrate": TEXT, "sort": "perplexity"},
         {"format": "q4_0", "evaluate": TEXT, "evaluate_tokens": 512},
         {"format": "gqs_g32", "calibrate": TEXT, "evaluate": TEXT, "evaluate_tokens": 512},
     ],

@@ -15,7 +15,7 @@ import headrace
 from headrace import cli
 from headrace.compress import compress
 from headrace.errors import BudgetError, UnsupportedError
-from headrace.expert_bits import RoundedExperts, choose_widths
+from headrace.expert_bits import PARTS, Part, RoundedExperts, choose_widths
 from headrace.expert_trial import Trial, last_windows
 from headrace.families import describe
 from headrace.loaders.gguf import TensorReader
@@ -76,15 +76,15 @@ def test_the_bound_holds_and_fewer_bits_come_with_larger_ones(source: Path, tmp_
 
 
 class Measured:
-    """A model that loses what its experts' widths say: `cost` of each expert at 2 bits."""
+    """A model that loses what its parts' widths say: `cost` of each one at 2 bits."""
 
-    def __init__(self, cost: dict[tuple[int, int], float], upper: float) -> None:
+    def __init__(self, cost: dict[Part, float], upper: float) -> None:
         self.cost, self.upper = cost, upper
-        self.now: dict[tuple[int, int], int] = {}
+        self.now: dict[Part, int] = {}
 
     def put(self, name: str, weights: np.ndarray) -> None:
-        layer, e = map(int, name.split("."))
-        self.now[layer, e] = int(weights)
+        layer, e, kind = name.split(".")
+        self.now[int(layer), int(e), kind] = int(weights)
 
     def rise(self) -> float:
         assert set(self.now) == set(self.cost)
@@ -95,38 +95,55 @@ class Measured:
 
 
 class Known:
-    """Rounded experts whose errors are as they are said."""
+    """Rounded experts whose errors are as they are said; gate and up have twice down's bytes."""
 
-    def __init__(self, errors: dict[tuple[int, int], float], widths: tuple[int, ...]) -> None:
-        self.experts, self.widths, self.errors = dict.fromkeys(errors, ()), widths, errors
+    def __init__(self, errors: dict[Part, float], widths: tuple[int, ...]) -> None:
+        self.parts, self.widths, self.errors = dict.fromkeys(errors, ()), widths, errors
 
-    def error(self, one: tuple[int, int], width: int, read: Callable[..., bytes]) -> float:
-        return self.errors[one] if width == 2 else 0.0
+    def n_bytes(self, one: Part, width: int) -> int:
+        return width * (2 if one[2] == PARTS[0] else 1)
 
-    def matrices(self, one: tuple[int, int], width: int, read: Callable[..., bytes]) -> list:
-        return [(f"{one[0]}.{one[1]}", np.array(width))]
+    def remark(self, one: Part, width: int, read: Callable[..., bytes]) -> tuple[float, int, bool]:
+        return self.errors[one] if width == 2 else 0.0, 0, False
+
+    def matrices(self, one: Part, width: int, read: Callable[..., bytes]) -> list:
+        return [(".".join(map(str, one)), np.array(width))]
 
 
-def chosen(loss: float, upper: float = 0.0, widths: tuple[int, ...] = (2, 4, 8)) -> dict:
-    """The choice among 6 x 8 experts that cost 1, 2, 3 ... thousandths, in another order."""
+def chosen(
+    loss: float, upper: float = 0.0, widths: tuple[int, ...] = (2, 4, 8), over: int | None = None
+) -> dict[Part, tuple[float, int]]:
+    """The choice among 6 x 4 x 2 parts that cost 1, 2, 3 ... thousandths, in another order."""
     rng = np.random.default_rng(7)
     costs = rng.permutation(np.arange(1, 49)) / 1000
-    cost = {(i // 8, i % 8): float(c) for i, c in enumerate(costs)}
-    # Errors compare experts of one layer only; between layers the measurement does.
+    cost = {(i // 8, i // 2 % 4, PARTS[i % 2]): float(c) for i, c in enumerate(costs)}
+    # Errors compare parts of one layer only; between layers the measurement does.
     scale = rng.lognormal(sigma=3, size=6)
     known = Known({one: c * scale[one[0]] for one, c in cost.items()}, widths)
-    found, rise = choose_widths(known, lambda at, n: b"", Measured(cost, upper), loss)  # type: ignore[arg-type]
+    measured = Measured(cost, upper)
+    found = choose_widths(known, lambda at, n: b"", measured, loss, over)  # type: ignore[arg-type]
     trial = Measured(cost, upper)
-    trial.now = found
-    assert trial.rise() == pytest.approx(rise)
-    return {one: (cost[one], width) for one, width in found.items()}
+    trial.now = found.widths
+    assert trial.rise() == pytest.approx(found.rise)
+    return {one: (cost[one], width) for one, width in found.widths.items()}
 
 
-def test_what_matters_least_gets_fewer_bits() -> None:
+def test_what_matters_least_for_its_bytes_gets_fewer_bits() -> None:
     found = chosen(0.3)
-    low = sorted(cost for cost, width in found.values() if width == 2)
-    assert low == [i / 1000 for i in range(1, 24)]  # 1 + 2 + .. + 23 = 276, with 24 it were 300
+    worth = {one: cost / (2 if one[2] == PARTS[0] else 1) for one, (cost, _) in found.items()}
+    low = {one for one, (_, width) in found.items() if width == 2}
+    assert max(worth[one] for one in low) <= min(worth[one] for one in set(found) - low)
+    spent = sorted(found[one][0] for one in low)
+    assert 0.25 < sum(spent) <= 0.3
     assert {width for _, width in found.values()} == {2, 4}
+
+
+def test_a_bound_over_all_experts_at_a_width() -> None:
+    # All at 4 bits lose half; a bound over the source of that has room for none below.
+    assert {width for _, width in chosen(0.5, 0.5, (2, 4)).values()} == {4}
+    low = [cost for cost, width in chosen(0.1, 0.5, (2, 4), over=4).values() if width == 2]
+    assert 0.1 < sum(low) <= 0.15  # 1.5 x 1.1 = 1.65
+    assert {width for _, width in chosen(0.0, 0.0, (2, 4), over=2).values()} == {2}
 
 
 def test_bounds_beyond_which_all_are_alike() -> None:
@@ -157,13 +174,19 @@ def test_rounded_experts_are_those_of_the_file(source: Path, tmp_path: Path) -> 
                 return None
 
         rounded.make(Rounder(reader, 1, None), reader, Inputs(), write, 0, lambda n: None)  # type: ignore[arg-type]
-        found = rounded.matrices((1, 2), 4, lambda at, n: data[at : at + n].tobytes())
+
+        def read(at: int, n: int) -> bytes:
+            return data[at : at + n].tobytes()
+
+        found = [one for kind in PARTS for one in rounded.matrices((1, 2, kind), 4, read)]
         for (name, weights), p in zip(found, matrices, strict=True):
             assert name == p.matrix.name
             written = replace(file[name], format=FORMATS["f32"])
             raw = raw_rows(reader, written, 0, p.matrix.rows).view(np.float32)
             assert np.array_equal(weights, raw[: p.matrix.rows])
-        assert rounded.error((1, 2), 4, lambda at, n: data[at : at + n].tobytes()) > 0
+        for kind in PARTS:
+            error, unmoved, few = rounded.remark((1, 2, kind), 4, read)
+            assert error > 0 and unmoved == 0 and few  # nothing was seen of its inputs
 
 
 def test_what_was_interrupted_goes_on(source: Path, tmp_path: Path) -> None:
@@ -200,6 +223,8 @@ def test_experts_that_few_tokens_chose(source: Path, tmp_path: Path) -> None:
         ({"expert_bits": (2, 4), "expert_loss": -0.1}, "--expert-loss"),
         ({"expert_bits": (2, 4), "expert_loss": float("nan")}, "--expert-loss"),
         ({"expert_loss": 0.1, "format": "q4_0"}, "for --expert-bits"),
+        ({"expert_over": 4, "format": "q4_0"}, "for --expert-bits"),
+        ({"expert_bits": (2, 4), "expert_over": 8}, "one of --expert-bits"),
         ({"expert_bits": (2, 4), "to_moe": True, "method": None}, "mixture already"),
     ],
 )

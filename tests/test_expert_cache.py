@@ -114,7 +114,7 @@ class Harness:
         self.call("experts_claim", [
             self.cache.words, wanted, ACTIVE, self.cache.first[layer], layer, table,
             self.directories[layer], 1000, 64, self.cache.predictions_address(layer, 1),
-            self.ahead, N_PRODUCTS, 2, EXPERTS, ACTIVE,
+            self.ahead, N_PRODUCTS, 2, EXPERTS, ACTIVE, 0,
         ])  # fmt: skip
         return written
 
@@ -128,7 +128,7 @@ class Harness:
         at = self.cache.predictions_address(layer, distance)
         self.call("experts_predict", [
             self.cache.words, row, EXPERTS, at, ACTIVE, self.cache.first[layer], layer, 0,
-            distance - 1,
+            distance - 1, 0,
         ])  # fmt: skip
 
     def check(self, number: int, products: np.ndarray) -> None:
@@ -228,11 +228,11 @@ def visited(harness: Harness, layer: int, some: list[int]) -> list[int]:
         visits[plain.VISITS + 3 * i : plain.VISITS + 3 * i + 3] = (e, 10 + e, 100 + e)
     written = np.zeros(2 * N_PRODUCTS, np.int64)
     table = written.ctypes.data + 8 * np.arange(written.size)
-    seen = []
+    seen, count = [], np.array([sum(10 + e for e in some) // ACTIVE], np.int64)
     while visits[plain.LEFT]:
         harness.call("experts_visit", [
             visits, harness.cache.words, table, N_PRODUCTS, harness.cache.first[layer],
-            layer, harness.directories[layer], EXPERTS, ACTIVE,
+            layer, harness.directories[layer], EXPERTS, count,
         ])  # fmt: skip
         e = int(visits[plain.TOKENS]) - 10
         assert visits[plain.FIRST] == 100 + e

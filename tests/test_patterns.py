@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from headrace.sparse import linear
 from headrace.sparse.format import Floats, Format
 from headrace.sparse.gptq import inverse_factor, output_errors
 from headrace.sparse.gqs_pruning import Hessian, refit
+from headrace.sparse.group_size import ADAPTIVE, choose_format, relative_noise
 from headrace.sparse.pattern import loss, stays
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.unpacking import unpacking_slots
@@ -133,6 +135,55 @@ def test_extreme_weights(fmt: Format) -> None:
     assert found[3, 5] == pytest.approx(-3, rel=1e-3)
     assert np.count_nonzero(found[3]) == 1
     assert fmt.decode(np.zeros((0, fmt.row_bytes(64)), np.uint8)).shape == (0, 64)
+
+
+@pytest.mark.parametrize(
+    ("zeros", "chosen"),
+    [(0, "i4_g32"), (0.3, "i4_g32"), (0.7, "s16of32_g32"), (0.9, "s8of32_g32"), (2 / 4, "s24_g32")],
+)
+def test_zeros_that_are_there_are_left_out(zeros: float, chosen: str) -> None:
+    """Any weights, so that runs keep different numbers; and two of each four."""
+    rng = np.random.default_rng(4)
+    w = rng.standard_normal((64, 1024)).astype(np.float32)
+    keep = stays(np.abs(w), 2, 4) if chosen == "s24_g32" else rng.random(w.shape) >= zeros
+    w = np.where(keep, w, np.float32(0))
+    counts = keep.reshape(-1, 32).sum(axis=1)
+    fmt = choose_format(w, ADAPTIVE["s_auto"])
+    assert fmt.name == chosen
+    found = fmt.decode(fmt.encode(w))
+    assert not found[~keep].any()
+    dense = relative_noise(FORMATS["i4_g32"], w)
+    assert relative_noise(fmt, w) < 2 * dense
+    if fmt.pattern is not None and chosen != "s24_g32":  # some runs have more, and lose little
+        assert counts.max() > fmt.pattern.kept > counts.mean()
+
+
+def test_a_model_of_zeros_is_smaller(tmp_path: Path) -> None:
+    """stories260K with 75% of all weights left out, and one matrix whole."""
+    source, whole = tmp_path / "zeros.gguf", "blk.2.ffn_gate.weight"
+    shutil.copy(STORIES, source)
+    rng = np.random.default_rng(5)
+    with source.open("r+b") as file:
+        for name, info in open_model(STORIES).tensors.items():
+            if name.startswith("blk.") and len(info.shape) == 2 and name != whole:
+                w = open_model(STORIES).read(info).view(np.float32).copy()
+                w[rng.random(w.size) < 0.75] = 0
+                file.seek(info.offset)
+                file.write(w.tobytes())
+    ids, sizes, logits = [1, 403, 407, 261, 378] * 6, {}, {}
+    with headrace.load(source, context=64) as model:
+        true = model.logits(ids).ravel()
+    for name in ("i4_g32", "s_auto"):
+        done = compress(source, tmp_path / f"{name}.gguf", format=name)
+        sizes[name] = done.formats
+        with headrace.load(done.path, context=64) as model:
+            logits[name] = np.corrcoef(model.logits(ids).ravel(), true)[0, 1]
+    sparse = sizes["s_auto"]
+    assert set(sparse) >= {"s16of32_g32", "i4_g32"}
+    assert sum(sparse.values()) < 0.9 * sum(sizes["i4_g32"].values())
+    types = {name: info.type for name, info in open_model(tmp_path / "s_auto.gguf").tensors.items()}
+    assert types[whole] == "tiled i4_g32"
+    assert logits["s_auto"] > logits["i4_g32"] - 0.01
 
 
 @every_pattern

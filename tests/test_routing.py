@@ -52,7 +52,7 @@ def random_trace(
     ahead = np.full((2, *chosen.shape), NONE, np.uint16)
     ahead[0] = chosen
     margins = np.ones(ahead.shape, np.float16)
-    return RouteTrace("0" * 64, 100, experts, chosen, ahead, margins)
+    return RouteTrace("0" * 64, 100, experts, experts, chosen, ahead, margins)
 
 
 # --- recording ------------------------------------------------------------------------------------
@@ -196,13 +196,36 @@ def test_routers_are_fitted_to_what_later_ones_say() -> None:
     for m in range(mixtures):
         for distance in (1, 2):
             if m - distance < -1:
-                assert not fitting.fitted[m, distance - 1].any()
                 continue
             found = fitting.fitted[m, distance - 1].astype(np.float32)
             # What the other distance adds is noise: of variance `width`, over so many tokens.
             error = np.abs(found[:, :-1] - true[m, distance]).max()
             assert error < 6 * (width / tokens) ** 0.5, (m, distance, error)
             assert np.abs(found[:, -1] - 0.5).max() < 6 * (width / tokens) ** 0.5
+
+
+def test_routers_are_fitted_to_what_the_next_token_chooses() -> None:
+    """The first mixtures' logits are linear in what the last ones read a token before."""
+    rng, mixtures, experts, width, tokens = np.random.default_rng(5), 6, 5, 16, 800
+    fitting = RouterFit()
+    fitting.begin(mixtures, experts, width, tokens)
+    read = rng.standard_normal((mixtures + 1, tokens, width)).astype(np.float32)  # 0: embedding
+    # Each of the first ones by one of those that say something of it.
+    sources = {0: 5, 1: 5, 2: 5}
+    true = {m: rng.standard_normal((experts, width)).astype(np.float32) for m in sources}
+    for number in range(-1, mixtures):
+        logits = rng.standard_normal((tokens, experts)).astype(np.float32)
+        if number in sources:
+            logits[1:] = read[sources[number] + 1, :-1] @ true[number].T
+        for first in range(0, tokens, 64):
+            rows = slice(first, first + 64)
+            fitting.add(number, first, read[number + 1, rows], None if number < 0 else logits[rows])
+    fitting.end()
+    for later, source in sources.items():
+        distance = mixtures + 1 + later - source
+        assert later + 1 < distance <= DISTANCES
+        found = fitting.fitted[later, distance - 1].astype(np.float32)
+        assert np.abs(found[:, :-1] - true[later]).max() < 0.05
 
 
 def test_fewer_tokens_and_fewer_mixtures_ahead_where_there_is_less_room() -> None:
@@ -263,7 +286,13 @@ def test_tables_predict_what_always_follows() -> None:
         flat[i] = rule[int(flat[i - 2]) * 8 + int(flat[i - 1])] if i % 7 else rng.integers(8)
     ahead = np.full((2, *chosen.shape), NONE, np.uint16)
     trace = RouteTrace(
-        "0" * 64, 400, np.array([8, 8, 8]), chosen, ahead, np.ones(ahead.shape, np.float16)
+        "0" * 64,
+        400,
+        np.array([8, 8, 8]),
+        np.array([8, 8, 8]),
+        chosen,
+        ahead,
+        np.ones(ahead.shape, np.float16),
     )
     learned = learn(trace, RATES)
     right = 0

@@ -27,6 +27,7 @@ from headrace.loaders.safetensors import read_parts
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 4 << 20
 _PARTS = ("common", "config", "float4", "float8", "tokenizer", "tokenizer_config", "pretokenizers")
+_FILES = {"MoE++": "moepp"}  # of model types that no file can be called as
 _GIVEN = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
 
 
@@ -94,9 +95,10 @@ def read_directory(path: str | Path) -> ModelFile:
 def _describe(config: Config) -> Description:
     kind = config.get("model_type", str)
     # The name comes from the file: it is looked up in a list, never imported as it is.
-    if not re.fullmatch(r"[a-z0-9_]{1,32}", kind) or kind not in names():
+    file = _FILES.get(kind, kind)
+    if not re.fullmatch(r"[a-z0-9_]{1,32}", file) or file not in names():
         raise config.unsupported(
             "model_type", f"is {kind[:64]!r}; these are supported: {', '.join(names())}"
         )
-    description: Description = importlib.import_module(f"{__name__}.{kind}").describe(config)
+    description: Description = importlib.import_module(f"{__name__}.{file}").describe(config)
     return description

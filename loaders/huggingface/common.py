@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ OTHER_NAMES = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-_NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})\.")
+_NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})(?=\.|$)")
 # What follows from the config, and what only other programs read.
 _NEVER_READ = re.compile(
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
@@ -53,6 +54,7 @@ class Description:
         tied: whether the head is the embedding.
         unread: names of tensors that are not needed, besides those that no model type needs.
         prefixes: beginnings of names to be replaced: (in the file, as in `OTHER_NAMES`).
+        kinds: last parts of names besides "weight" and "bias", and which of the two they stand for.
     """
 
     metadata: dict[str, Any]
@@ -61,6 +63,7 @@ class Description:
     tied: bool
     unread: re.Pattern[str] = field(default=re.compile(r"(?!)"))
     prefixes: tuple[tuple[str, str], ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def gguf_name(self, name: str) -> str | None:
         """GGUF's name of a tensor; "" if it is not needed; None if it is not known."""
@@ -73,14 +76,17 @@ class Description:
         if _NEVER_READ.fullmatch(name) or (self.tied and name.startswith("lm_head.")):
             return ""
         stem, _, kind = name.rpartition(".")
+        kind = self.kinds.get(kind, kind)
         if kind not in ("weight", "bias"):
             return None
         found = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,5})\.(.+)", stem)
         if found is None:
             other = OTHER_NAMES.get(stem)
             return None if other is None else f"{other}.{kind}"
-        number = _NUMBER.search(found[2])
-        inside = self.layer_names.get(_NUMBER.sub(".{}.", found[2], count=1))
+        number, inside = None, self.layer_names.get(found[2])  # where a number is no expert's
+        if inside is None:
+            number = _NUMBER.search(found[2])
+            inside = self.layer_names.get(_NUMBER.sub(".{}", found[2], count=1))
         if inside is None or int(found[1]) >= self.layers:
             return None
         return f"blk.{found[1]}.{inside.format(number[1] if number else '')}.{kind}"

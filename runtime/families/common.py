@@ -243,6 +243,9 @@ def experts(
     inner: int | None = None,
     shared: int = 0,
     activation: Activation = "silu",
+    gated: bool = True,
+    idle: int = 0,
+    hidden: int = 0,
 ) -> Experts:
     """The mixture of experts of one layer by GGUF's tensor names.
 
@@ -250,6 +253,10 @@ def experts(
         normalised: whether the weights of the chosen experts sum to one, where the file is silent.
         inner: values between gate and down of an expert, where the file is silent.
         shared: the same of a shared expert; 0: there is none.
+        gated: whether experts have a gate; without one there are two matrices, and the activation
+            is ReLU, the only one for which there is a kernel.
+        idle: how many of the last experts have no feed-forward: the caller says what they are.
+        hidden: values between the router's layers; 0: it has one.
 
     Raises:
         ModelFileError: a number is missing or out of bounds, or the router's shape is another.
@@ -272,13 +279,23 @@ def experts(
         f"{key}_feed_forward_length", int, inner or sizes.feed_forward, low=1, high=MAX_WIDTH
     )
     block = f"blk.{index}"
-    router = _matrix(model, f"{block}.ffn_gate_inp", count, sizes.width)
+    if count <= idle:
+        raise ModelFileError(
+            f"inconsistent metadata: {key}_count is {count}, of which {idle} compute nothing",
+            path=model.paths[0],
+        )
+    router = _matrix(model, f"{block}.ffn_gate_inp", count, hidden or sizes.width)
     tensor_of(model, router)  # a header may claim more experts than it has; each one takes memory
+    if not gated and activation != "relu":
+        raise UnsupportedError(
+            f"experts without a gate whose activation is {activation!r}; only 'relu' is supported",
+            path=model.paths[0],
+        )
     for part in ("gate", "up", "down"):
         whole = model.tensors.get(whole_name(expert_name(index, part, 0)))
-        if whole is not None and (len(whole.shape) != 3 or whole.shape[0] != count):
+        if whole is not None and (len(whole.shape) != 3 or whole.shape[0] != count - idle):
             raise ModelFileError(
-                f"has shape {list(whole.shape)}, but {key}_count calls for {count} matrices",
+                f"has shape {list(whole.shape)}, but {key}_count calls for {count - idle} matrices",
                 path=whole.path,
                 tensor=whole.name,
                 offset=whole.offset,
@@ -287,7 +304,7 @@ def experts(
     def one(expert: int) -> FeedForward:
         gate, up, down = (expert_name(index, part, expert) for part in ("gate", "up", "down"))
         return FeedForward(
-            Matrix(gate, inner, sizes.width),
+            Matrix(gate, inner, sizes.width) if gated else None,
             Matrix(up, inner, sizes.width),
             Matrix(down, sizes.width, inner),
             activation,
@@ -295,8 +312,11 @@ def experts(
 
     gate = f"{block}.ffn_gate_inp_shexp.weight"
     return Experts(
-        router=router,
-        each=tuple(one(expert) for expert in range(count)),
+        router=_matrix(model, f"{block}.ffn_gate_inp_hidden", hidden, sizes.width)
+        if hidden
+        else router,
+        router_out=router if hidden else None,
+        each=tuple(one(expert) for expert in range(count - idle)),
         active=active,
         weighting="chosen" if model.get(f"{key}_weights_norm", bool, normalised) else "all",
         shared=_feed_forward(model, sizes, f"{block}.ffn_{{}}_shexp", shared, activation)

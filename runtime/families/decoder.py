@@ -7,7 +7,7 @@ Names are GGUF's; shapes follow from the sizes and are checked when tensors are 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,11 +31,26 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Vector:
-    """A vector of `size` floats: a norm weight or a bias; `plus` is to be added to each."""
+    """A vector of `size` floats: a norm weight or a bias; each (v + `plus`) * `times` is used.
+
+    A tensor of several `rows` is read row after row.
+    """
 
     name: str
     size: int
     plus: float = 0.0
+    times: float = 1.0
+    rows: int = 1
+
+    @property
+    def key(self) -> str:
+        """What it is called in memory, where a tensor may be more than one vector."""
+        return self.name if self.times == 1.0 else f"{self.name} x {self.times}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its tensor."""
+        return (self.size,) if self.rows == 1 else (self.rows, self.size // self.rows)
 
 
 @dataclass(frozen=True)
@@ -76,21 +91,50 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """down(activation(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)); without a gate down(activation(up(x)))."""
 
-    gate: Matrix
+    gate: Matrix | None
     up: Matrix
     down: Matrix
     activation: Activation
 
     @property
     def inner(self) -> int:
-        """Values between gate and down."""
-        return self.gate.rows
+        """Values between up and down."""
+        return self.up.rows
+
+    @property
+    def producer(self) -> str:
+        """The kernels that make what down reads (`headrace.kernels.prepare`)."""
+        return self.activation if self.gate is not None else f"{self.activation}_alone"
+
+    def readers(self) -> tuple[Matrix, ...]:
+        """What reads the same as the whole: gate, if there is one, and up."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
 
     def matrices(self) -> Iterator[Matrix]:
         """In the order in which a pass reads them."""
-        yield from (self.gate, self.up, self.down)
+        yield from (*self.readers(), self.down)
+
+
+@dataclass(frozen=True)
+class ZeroComputation:
+    """An expert without a feed-forward (MoE++, 2410.07348): 0; x; or a[0] x + a[1] `constant`.
+
+    The two numbers a are the softmax of `mix` times x; `mix` [2, width] is there row after row.
+    """
+
+    kind: Literal["zero", "copy", "constant"]
+    mix: Vector | None = None
+    constant: Vector | None = None
+
+    def matrices(self) -> Iterator[Matrix]:
+        """None: nothing of it is multiplied or streamed."""
+        yield from ()
+
+    def vectors(self) -> Iterator[Vector]:
+        """What it reads; small, so that it stays in memory."""
+        yield from (one for one in (self.mix, self.constant) if one is not None)
 
 
 @dataclass(frozen=True)
@@ -98,43 +142,64 @@ class Experts:
     """Feed-forwards of which a router chooses a few for each token: a mixture of experts.
 
     The sum of the chosen ones (and `shared`, which all tokens take), each times its weight: the
-    softmax of the router's logits over all, or over the chosen ones, or just one.
+    softmax of the router's logits over all, or over the chosen ones, or over those of them that are
+    not the last expert, which is zero and has no weight ("counted"), or just one.
 
     Attributes:
-        router: logits of experts [experts, width].
-        each: the experts; they differ in their weights only.
+        router: logits of experts [experts, width]; with `router_out` [hidden, width].
+        each: the experts, first those with feed-forwards, which differ in their weights only.
         active: how many are chosen: those of the largest logits, of equal ones the first.
         shared_gate: of whose one row the sigmoid is the weight of `shared` (without: 1).
+        router_out: the router's second layer [experts, hidden], behind a tanh.
+        router_map: what it is multiplied by [experts, experts] is the logits of the mixture before;
+            that is added to the router's.
+        input_scale: what experts read is the norm's output times this; routers read that itself.
     """
 
     router: Matrix
-    each: tuple[FeedForward, ...]
+    each: tuple[FeedForward | ZeroComputation, ...]
     active: int
-    weighting: Literal["all", "chosen", "one"]
+    weighting: Literal["all", "chosen", "counted", "one"]
     shared: FeedForward | None = None
     shared_gate: Matrix | None = None
+    router_out: Matrix | None = None
+    router_map: Matrix | None = None
+    input_scale: float = 1.0
 
     @property
-    def activation(self) -> Activation:
-        """Of all of them."""
-        return self.each[0].activation
+    def computed(self) -> tuple[FeedForward, ...]:
+        """The experts with feed-forwards, which come first."""
+        return tuple(one for one in self.each if isinstance(one, FeedForward))
+
+    @property
+    def idle(self) -> tuple[ZeroComputation, ...]:
+        """The others."""
+        return tuple(one for one in self.each if isinstance(one, ZeroComputation))
+
+    @property
+    def producer(self) -> str:
+        """Of all feed-forwards."""
+        return self.computed[0].producer
 
     @property
     def inner(self) -> int:
         """Values between gate and down, at most."""
-        return max(self.each[0].inner, 0 if self.shared is None else self.shared.inner)
+        return max(self.computed[0].inner, 0 if self.shared is None else self.shared.inner)
 
     def routers(self) -> Iterator[Matrix]:
         """What says which experts a token takes, and how much of the shared one."""
         yield self.router
-        if self.shared_gate is not None:
-            yield self.shared_gate
+        for one in (self.shared_gate, self.router_out, self.router_map):
+            if one is not None:
+                yield one
 
     def readers(self) -> Iterator[Matrix]:
         """What reads every token's normalised activations."""
-        yield from self.routers()
+        yield self.router
+        if self.shared_gate is not None:
+            yield self.shared_gate
         if self.shared is not None:
-            yield from (self.shared.gate, self.shared.up)
+            yield from self.shared.readers()
 
     def expert_matrices(self) -> Iterator[Matrix]:
         """Those of the experts, one after the other."""
@@ -144,6 +209,7 @@ class Experts:
     def matrices(self) -> Iterator[Matrix]:
         """In the order in which a pass reads them, expert by expert."""
         yield from self.readers()
+        yield from (one for one in (self.router_out, self.router_map) if one is not None)
         if self.shared is not None:
             yield self.shared.down
         yield from self.expert_matrices()
@@ -180,6 +246,16 @@ class NeuronClusters:
         return self.gate.rows
 
     @property
+    def producer(self) -> str:
+        """The kernel that makes what down reads."""
+        return self.activation
+
+    @property
+    def computed(self) -> tuple[Cluster, ...]:
+        """Those that have weights: all."""
+        return self.each
+
+    @property
     def size(self) -> int:
         """Neurons of a cluster."""
         return self.inner // len(self.each)
@@ -205,6 +281,13 @@ class Layer:
     feed_forward_norm: Vector
     feed_forward: FeedForward | Experts | NeuronClusters
     feed_forward_post_norm: Vector | None
+
+    @property
+    def expert_norm(self) -> Vector:
+        """The norm's weights that make what experts of a mixture read."""
+        f = self.feed_forward
+        scale = f.input_scale if isinstance(f, Experts) else 1.0
+        return replace(self.feed_forward_norm, times=self.feed_forward_norm.times * scale)
 
 
 @dataclass(frozen=True)
@@ -260,7 +343,11 @@ class Decoder:
         for layer in self.layers:
             yield layer.attention_norm
             yield layer.feed_forward_norm
-            a = layer.attention
+            a, f = layer.attention, layer.feed_forward
+            if isinstance(f, Experts):
+                yield layer.expert_norm
+                for one in f.idle:
+                    yield from one.vectors()
             for extra in (
                 layer.attention_post_norm,
                 layer.feed_forward_post_norm,
@@ -293,7 +380,7 @@ def tensor_of(model: ModelFile, wanted: Matrix | Vector) -> TensorInfo:
             tensor=wanted.name,
         )
     info = as_matrix(info)
-    shape = (wanted.rows, wanted.columns) if isinstance(wanted, Matrix) else (wanted.size,)
+    shape = (wanted.rows, wanted.columns) if isinstance(wanted, Matrix) else wanted.shape
     if info.shape != shape:
         raise ModelFileError(
             f"has shape {list(info.shape)}, but the metadata call for {list(shape)}",

@@ -58,7 +58,7 @@ def build(model: ModelFile) -> Decoder:
 
     def cut(index: int, layer: Layer) -> Layer:
         f = layer.feed_forward
-        if not isinstance(f, FeedForward) or f.activation != "relu":
+        if not isinstance(f, FeedForward) or f.gate is None or f.activation != "relu":
             raise UnsupportedError(
                 f"layer {index} of a {base!r} with clusters of neurons is not gated by ReLU",
                 path=model.paths[0],

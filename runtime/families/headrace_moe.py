@@ -62,7 +62,10 @@ def build(model: ModelFile) -> Decoder:
 
     def mixed(index: int, layer: Layer) -> Layer:
         dense = layer.feed_forward
-        assert not isinstance(dense, Experts)
+        if isinstance(dense, Experts) or dense.gate is None:
+            raise UnsupportedError(
+                f"{BASE_KEY} is {base!r}, whose feed-forwards have no gate", path=model.paths[0]
+            )
         found = common.experts(
             model, sizes, index, normalised=False, shared=shared, activation=dense.activation
         )

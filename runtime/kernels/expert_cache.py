@@ -32,8 +32,10 @@ from headrace.offload.expert_store import (
     HITS,
     LAST,
     LATE,
+    LAYERS,
     MARGIN,
     MISSES,
+    NOTHING,
     RANK_WORDS,
     RANKED,
     SHARE,
@@ -72,17 +74,22 @@ HUGE = 1.0e30  # above all logits that count
 
 
 def use(store: Any, expert: Any, now: Any) -> None:
-    """Count a use, and what it found."""
+    """Count a use, and what it found; where there is nothing to find it is none."""
     if atomic_get(expert) == THERE:
         count(store, HITS)
-    elif coming(expert):
-        count(store, LATE)
-    else:
+    elif not coming(expert):
         count(store, MISSES)
+    elif atomic_get(expert) != NOTHING:
+        count(store, LATE)
     if atomic_get(expert) != ABSENT and arg_int(expert, EARLY) != 0:
         count(store, USED)
     put_i64(expert + USES * 8, arg_int(expert, USES) + 1)
     put_i64(expert + LAST * 8, now)
+
+
+def _has_slot(expert: Any) -> Any:
+    state = atomic_get(expert)
+    return state == THERE or (state != ABSENT and state != NOTHING)
 
 
 def _age(expert: Any, taken: Any, slowly: Any) -> None:
@@ -116,7 +123,8 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
     those that get the row of outputs, one for each product of downs, and one that gets the number
     of the expert to wait for; 6 directory, with places in a slot, 7 outputs, 8 bytes of a row,
     9 predictions of the layer, of all distances (0: none), 10 how many, 11 products, 12 products
-    of downs, 13 the layer's experts, 14 ranks of predictions.
+    of downs, 13 the layer's experts, 14 ranks of predictions, 15 address of a word (0: none) for
+    the number of choices that have products, which are the first places.
     """
     if thread == 0:
         store = arg_ptr(args, 0)
@@ -133,7 +141,7 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
             expert = expert_at(store, base + get_i64(chosen + k * 8))
             _age(expert, ALWAYS, FADES)
             use(store, expert, now)
-            if atomic_get(expert) != ABSENT:
+            if _has_slot(expert):
                 put_i64(slot_of(store, expert) + STAYS * 8, now)
         ranks = arg_int(args, 14)
         for i in range(arg_int(args, 10)):
@@ -142,20 +150,25 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
         products = arg_int(args, 11)
         downs = arg_int(args, 12)
         visit = 0
-        for turn in range(2):  # those that are there, then the others
+        places = 0
+        for turn in range(3):  # those that are there, then the others, then those without weights
             for k in range(active):
                 number = base + get_i64(chosen + k * 8)
                 expert = expert_at(store, number)
-                there = atomic_get(expert) == THERE
-                mine = arg_int(expert, LAST) == now
-                if mine and (there or turn == 1):
-                    if not there:
-                        demand(store, number, layer)
-                    slot = slot_of(store, expert)
-                    put_i64(slot + STAYS * 8, now)
-                    put_i64(expert + EARLY * 8, 0)
+                state = atomic_get(expert)
+                nothing = state == NOTHING
+                turned = (turn == 0 and state == THERE) or (turn == 1 and not nothing) or turn == 2
+                if arg_int(expert, LAST) == now and turned:
+                    address = 0
+                    if not nothing:
+                        if state != THERE:
+                            demand(store, number, layer)
+                        slot = slot_of(store, expert)
+                        put_i64(slot + STAYS * 8, now)
+                        put_i64(expert + EARLY * 8, 0)
+                        address = arg_int(slot, ADDRESS)
+                        places += 1
                     put_i64(expert + LAST * 8, -now)  # it has its visit
-                    address = arg_int(slot, ADDRESS)
                     entry = arg_ptr(args, 6) + (number - base) * (DIRECTORY_SLOTS * 8)
                     to = table + visit * (2 * products + downs + 1) * 8
                     point(entry, address, to, products)
@@ -167,6 +180,8 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
         for k in range(active):
             expert = expert_at(store, base + get_i64(chosen + k * 8))
             put_i64(expert + LAST * 8, now)
+        if arg_int(args, 15) != 0:
+            put_i64(arg_ptr(args, 15), places)
         drop_stale(store, layer)
 
 
@@ -177,14 +192,14 @@ def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
     """
     store = arg_ptr(args, 0)
     expert = expert_at(store, arg_int(args, 1))
-    if atomic_get(expert) != THERE:
+    if atomic_get(expert) < THERE:
         began = clock()
         spins = 0
         waiting = True
         while waiting:
             nap(store, spins)
             spins += 1
-            waiting = atomic_get(expert) != THERE and not cancelled(store)
+            waiting = atomic_get(expert) < THERE and not cancelled(store)
         if thread == 0:
             put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
 
@@ -194,7 +209,7 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
 
     Slots: 0 visits, 1 store, 2 table of pairs of addresses for `point`, 3 products, 4 number of
     the layer's first expert, 5 layer, 6 directory, with places in a slot, 7 the layer's experts,
-    8 active.
+    8 address of the token count.
     """
     if thread == 0:
         visits = arg_ptr(args, 0)
@@ -207,10 +222,7 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
         if done == 0:
             now += 1
             put_i64(store + CLOCK * 8, now)
-            choices = 0
-            for i in range(left):
-                choices += get_i64(visits + (VISITS + 3 * i + 1) * 8)
-            tokens = choices // arg_int(args, 8)
+            tokens = get_i64(arg_ptr(args, 8))
             for e in range(arg_int(args, 7)):  # as if the tokens had come one by one
                 expert = expert_at(store, base + e)
                 put_i64(expert + SHARE * 8, arg_int(expert, SHARE) * FADES // (FADES + tokens))
@@ -220,7 +232,7 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
                 share = arg_int(expert, SHARE) + taken // (FADES + tokens)
                 put_i64(expert + SHARE * 8, share)
                 use(store, expert, now)
-                if atomic_get(expert) != ABSENT:
+                if _has_slot(expert):
                     put_i64(slot_of(store, expert) + STAYS * 8, now)
             drop_stale(store, layer)
         else:
@@ -234,7 +246,7 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
             for i in range(done, done + left):
                 number = base + get_i64(visits + (VISITS + 3 * i) * 8)
                 expert = expert_at(store, number)
-                if atomic_get(expert) == THERE:
+                if atomic_get(expert) >= THERE:
                     if found < 0:
                         found = i
                 elif room:
@@ -255,8 +267,10 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
             put_i64(here + w * 8, get_i64(there + w * 8))
             put_i64(there + w * 8, value)
         expert = expert_at(store, base + get_i64(there))
-        put_i64(expert + EARLY * 8, 0)
-        address = arg_int(slot_of(store, expert), ADDRESS)
+        address = 0
+        if atomic_get(expert) != NOTHING:
+            put_i64(expert + EARLY * 8, 0)
+            address = arg_int(slot_of(store, expert), ADDRESS)
         entry = arg_ptr(args, 6) + get_i64(there) * (DIRECTORY_SLOTS * 8)
         point(entry, address, arg_ptr(args, 2), arg_int(args, 3))
         put_i64(visits + TOKENS * 8, get_i64(there + 8))
@@ -272,7 +286,8 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
     not predicted that such predictions came true often enough.
     Slots: 0 store, 1 logits (float32 [experts]; overwritten), 2 experts, 3 predictions
     (`headrace.offload.expert_store`), 4 ranks, 5 number of the layer's first expert, 6 layer,
-    7 how often is enough, of `ALWAYS`, 8 mixtures that come before it.
+    7 how often is enough, of `ALWAYS`, 8 mixtures that come before it, 9 more logits to be added
+    to those (0: none).
     """
     if thread == 0:
         store = arg_ptr(args, 0)
@@ -282,6 +297,12 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
         base = arg_int(args, 5)
         layer = arg_int(args, 6)
         stays = arg_int(store, CLOCK) + arg_int(args, 8)
+        running = layer - 1 - arg_int(args, 8)
+        if running < 0:  # a mixture of the token before
+            running += arg_int(store, LAYERS)
+        if arg_int(args, 9) != 0:
+            for e in range(arg_int(args, 2)):
+                put_f32(row + e * 4, get_f32(row + e * 4) + get_f32(arg_ptr(args, 9) + e * 4))
         usual = get_f32(predictions + MARGIN * 8)
         above = usual - usual
         for rank in range(ranks):
@@ -305,8 +326,8 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
             put_i64(entry + CLASS * 8, at)
             put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
             if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(args, 7):
-                absent = want(store, number, layer - 1 - arg_int(args, 8), 1) == 0
-            if not absent:
+                absent = want(store, number, running, 1) == 0
+            if not absent and atomic_get(expert) != NOTHING:
                 slot = slot_of(store, expert)
                 put_i64(slot + STAYS * 8, larger(arg_int(slot, STAYS), stays))
         put_f32(predictions + MARGIN * 8, usual + (above / ranks - usual) / 64)

@@ -8,8 +8,8 @@ experts lie in a row for each choice (`scatter`) until `combine` adds a token's 
 choice, so that sums depend neither on the order of visits nor on what else is in the chunk.
 
 Directory of a layer's experts (int64 [experts][8]): where gate, up and down lie, the numbers of
-their products among those that a visit runs through (`headrace.expert_layout`), tiles of gate and
-up, tiles of down.
+their products among those that a visit runs through (`headrace.expert_layout`; -1: the expert has
+no such matrix), tiles of gate and up, tiles of down.
 Visits (int64): 0 visits left, 1 tokens of this visit, 2 its first row, 3 next visit, then, from 8
 on, (expert, tokens, first row) of each visit, then a count for each expert.
 """
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 LEFT, TOKENS, FIRST, NEXT, VISITS = 0, 1, 2, 3, 8  # words of visits
 MATRICES = 3  # of an expert: gate, up, down
 DIRECTORY_SLOTS, PRODUCTS, TILE_COUNTS = 8, 3, 6
-OVER_ALL, OVER_CHOSEN, ONE_EACH = range(3)  # how weights of chosen experts come of their logits
+# How weights of chosen experts come of their logits. COUNTED: the last expert has none.
+OVER_ALL, OVER_CHOSEN, ONE_EACH, OVER_COUNTED = range(4)
 LOWEST = -3.0e38  # below every logit that counts; what is no number counts as that
 
 
@@ -68,12 +69,14 @@ def point(entry: Any, base: Any, table: Any, products: Any) -> None:
     for p in range(products):
         put_i64(int_to_ptr(get_i64(table + (2 * p + 1) * 8)), 0)
     for m in range(MATRICES):
-        to = table + get_i64(entry + (PRODUCTS + m) * 8) * 16
-        tiles = get_i64(entry + TILE_COUNTS * 8)
-        if m == MATRICES - 1:
-            tiles = get_i64(entry + (TILE_COUNTS + 1) * 8)
-        put_i64(int_to_ptr(get_i64(to)), base + get_i64(entry + m * 8))
-        put_i64(int_to_ptr(get_i64(to + 8)), tiles)
+        product = get_i64(entry + (PRODUCTS + m) * 8)
+        if product >= 0:
+            to = table + product * 16
+            tiles = get_i64(entry + TILE_COUNTS * 8)
+            if m == MATRICES - 1:
+                tiles = get_i64(entry + (TILE_COUNTS + 1) * 8)
+            put_i64(int_to_ptr(get_i64(to)), base + get_i64(entry + m * 8))
+            put_i64(int_to_ptr(get_i64(to + 8)), tiles)
 
 
 def route(args: Any, thread: Any, n_threads: Any) -> None:
@@ -83,7 +86,9 @@ def route(args: Any, thread: Any, n_threads: Any) -> None:
     4 how weights come of logits (`OVER_ALL`, ...), 5 chosen experts (int64 [tokens][active]),
     6 weights (float32, the same), 7 address of the token count, 8 directory (0: none), 9 table of
     pairs of addresses for `point`, of the products of each choice of the only token, 10 their
-    number.
+    number, 11 rows that are added to the logits first (0: none), 12 rows that keep the sums (0:
+    none), both as far apart as those, 13 address of a word (0: none) for the number of choices of
+    the only token up to the last that has products.
     Of equal logits the first one counts.
     """
     experts = arg_int(args, 2)
@@ -91,6 +96,13 @@ def route(args: Any, thread: Any, n_threads: Any) -> None:
     count = get_i64(arg_ptr(args, 7))
     for token in range(count * thread // n_threads, count * (thread + 1) // n_threads):
         row = arg_ptr(args, 0) + token * arg_int(args, 1)
+        for at in range(0, experts * 4, 64):
+            if arg_int(args, 11) != 0:
+                more = arg_ptr(args, 11) + token * arg_int(args, 1)
+                store_f32(row + at, load_f32(row + at, 1, 0) + load_f32(more + at, 1, 0), 0)
+            if arg_int(args, 12) != 0:
+                kept = arg_ptr(args, 12) + token * arg_int(args, 1)
+                store_f32(kept + at, load_f32(row + at, 1, 0), 0)
         chosen = arg_ptr(args, 5) + token * active * 8
         weights = arg_ptr(args, 6) + token * active * 4
         for e in range((experts + 15) // 16 * 16):
@@ -106,6 +118,8 @@ def route(args: Any, thread: Any, n_threads: Any) -> None:
             whole = whole + exp(load_f32(row + e * 4, 1, 0) - peak)
         total = sum_f32(whole)
         part = total - total
+        counted = arg_int(args, 4) == OVER_COUNTED
+        first = False  # of those that count, where the best one does not
         for k in range(active):
             best = 0
             high = LOWEST * 1.1
@@ -114,12 +128,17 @@ def route(args: Any, thread: Any, n_threads: Any) -> None:
                 if logit > high:
                     high = logit
                     best = e
+            if first:
+                peak = splat_f32(high)
+            first = counted and k == 0 and best == experts - 1
             weight = lane0(exp(splat_f32(high) - peak))
+            if counted and best == experts - 1:
+                weight = lane0(zeros_f32(1))
             put_f32(row + best * 4, LOWEST * 1.1)
             put_i64(chosen + k * 8, best)
             put_f32(weights + k * 4, weight)
             part = part + weight
-        if arg_int(args, 4) == OVER_CHOSEN:
+        if counted or arg_int(args, 4) == OVER_CHOSEN:
             total = part
         for k in range(active):
             weight = get_f32(weights + k * 4) / total
@@ -128,16 +147,23 @@ def route(args: Any, thread: Any, n_threads: Any) -> None:
             put_f32(weights + k * 4, weight)
         if arg_int(args, 8) != 0:
             products = arg_int(args, 10)
+            places = 0
             for k in range(active):
                 expert = arg_ptr(args, 8) + get_i64(chosen + k * 8) * (DIRECTORY_SLOTS * 8)
                 point(expert, 0, arg_ptr(args, 9) + k * products * 16, products)
+                if get_i64(expert + (PRODUCTS + MATRICES - 1) * 8) >= 0:
+                    places = k + 1
+            if arg_int(args, 13) != 0:
+                put_i64(arg_ptr(args, 13), places)
 
 
 def group(args: Any, thread: Any, n_threads: Any) -> None:
     """Group the tokens of a chunk by expert; thread 0 does it.
 
     Slots: 0 chosen experts (int64 [tokens][active]), 1 experts, 2 active, 3 address of the token
-    count, 4 order (int64): choices (token x active + its place), expert by expert, 5 visits.
+    count, 4 order (int64): choices (token x active + its place), expert by expert, 5 visits,
+    6 experts that have visits, the first ones. If no token has chosen one of these there is a visit
+    of no tokens to the one behind them.
     """
     if thread == 0:
         chosen = arg_ptr(args, 0)
@@ -156,7 +182,7 @@ def group(args: Any, thread: Any, n_threads: Any) -> None:
         for e in range(experts):
             tokens = get_i64(counts + e * 8)
             put_i64(counts + e * 8, first)
-            if tokens > 0:
+            if tokens > 0 and e < arg_int(args, 6):
                 visit = visits + (VISITS + 3 * n) * 8
                 put_i64(visit, e)
                 put_i64(visit + 8, tokens)
@@ -168,6 +194,11 @@ def group(args: Any, thread: Any, n_threads: Any) -> None:
             row = get_i64(at)
             put_i64(at, row + 1)
             put_i64(arg_ptr(args, 4) + row * 8, i)
+        if n == 0:
+            put_i64(visits + VISITS * 8, arg_int(args, 6))
+            put_i64(visits + (VISITS + 1) * 8, 0)
+            put_i64(visits + (VISITS + 2) * 8, 0)
+            n = 1
         put_i64(visits + LEFT * 8, n)
         put_i64(visits + NEXT * 8, 0)
 
@@ -264,7 +295,11 @@ def choose(logits: np.ndarray, active: int, weighting: int) -> tuple[np.ndarray,
     weights = np.take_along_axis(e, order, axis=1)
     if weighting == ONE_EACH:
         return order, np.ones_like(weights)
-    whole = weights if weighting == OVER_CHOSEN else e
+    if weighting == OVER_COUNTED:
+        counts = order < logits.shape[1] - 1
+        best = np.where(counts, np.take_along_axis(logits, order, axis=1), -np.inf)
+        weights = np.exp(best - best.max(axis=1, keepdims=True))
+    whole = e if weighting == OVER_ALL else weights
     return order, weights / whole.sum(axis=1, keepdims=True)
 
 
@@ -276,8 +311,10 @@ def _directory(rng: np.random.Generator, experts: int) -> tuple[np.ndarray, int]
     first, kinds = (0, 2, 3), (2, 1, 3)
     for m in range(MATRICES):
         entries[:, PRODUCTS + m] = first[m] + rng.integers(0, kinds[m], experts)
+    entries[::2, PRODUCTS] = -1  # without a gate
     entries[:, TILE_COUNTS] = 5
     entries[:, TILE_COUNTS + 1] = 7
+    entries[-1, PRODUCTS : PRODUCTS + MATRICES] = -1  # without any
     return np.ascontiguousarray(entries), sum(kinds)
 
 
@@ -286,6 +323,8 @@ def _pointed(entry: np.ndarray, before: np.ndarray) -> np.ndarray:
     after = before.copy()
     after[:, 1] = 0
     for m, tiles in enumerate((5, 5, 7)):
+        if entry[PRODUCTS + m] < 0:
+            continue
         after[entry[PRODUCTS + m]] = entry[m], tiles
     return after
 
@@ -306,29 +345,41 @@ def _route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for tokens, experts, active, weighting in (
         (1, 8, 2, OVER_CHOSEN), (5, 64, 8, OVER_ALL), (3, 17, 16, OVER_CHOSEN),
         (4, 3, 3, OVER_ALL), (2, 16, 1, OVER_ALL), (1, 16, 4, ONE_EACH),
+        (1, 20, 2, OVER_COUNTED), (6, 20, 2, OVER_COUNTED),
     ):  # fmt: skip
         width = -(-experts // 16) * 16
         logits = np.full((tokens, width), 9.0, np.float32)  # beyond the experts: not to be seen
         logits[:, :experts] = rng.standard_normal((tokens, experts)) * 3
         logits[-1, : experts // 2] = logits[-1, 0]  # equals
-        if tokens > 1:
+        if tokens > 1 and weighting != OVER_COUNTED:
             logits[0, :experts] = (np.nan, -np.inf, 200.0, *logits[0, 3:experts])[:experts]
-        chosen, weights = choose(logits[:, :experts], active, weighting)
+        more, kept = np.zeros_like(logits), np.full_like(logits, 9.0)
+        joined = weighting == OVER_COUNTED
+        if joined:
+            logits[tokens // 2 :, experts - 1] = 150.0  # of the zero expert, beside which all are 0
+            more[:, :experts] = rng.standard_normal((tokens, experts))
+        sums = logits + more
+        chosen, weights = choose(sums[:, :experts], active, weighting)
         found = np.full((tokens, active), -1, np.int64)
         said = np.zeros((tokens, active), np.float32)
         directory, products = _directory(rng, experts)
         slots_of = rng.integers(1, 9, (active, products, 2))
         table = slots_of.ctypes.data + 8 * np.arange(slots_of.size)
         once = tokens == 1
+        places = np.array([9], np.int64)
         slots = [
             logits, width * 4, experts, active, weighting, found, said,
             np.array([tokens], np.int64), directory if once else 0, table if once else 0, products,
+            more if joined else 0, kept if joined else 0, places if once else 0,
         ]  # fmt: skip
         expected: list[tuple[np.ndarray, np.ndarray]] = [
             (found, chosen),
             (said, weights.astype(np.float32)),
+            (kept, sums if joined else kept.copy()),
         ]
         if once:
+            last = max(k for k in range(active) if directory[chosen[0, k], PRODUCTS + 2] >= 0)
+            expected.append((places, np.array([last + 1])))
             pairs = zip(chosen[0], slots_of, strict=True)
             expected.append((slots_of, np.array([_pointed(directory[e], to) for e, to in pairs])))
         yield Case(slots, expected, 3e-6, f"{tokens}: {active} of {experts}")
@@ -344,9 +395,12 @@ def _tokens(rng: np.random.Generator, tokens: int, experts: int, active: int) ->
 def _group_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for tokens, experts, active in ((1, 8, 2), (33, 16, 4), (7, 64, 8), (5, 4, 1)):
+    for tokens, experts, active, computed in (
+        (1, 8, 2, 8), (33, 16, 4, 12), (7, 64, 8, 64), (5, 4, 1, 4), (3, 8, 1, 0),
+    ):  # fmt: skip
         chosen = _tokens(rng, tokens, experts, active)
         order, visits = _grouped(chosen, experts)
+        visits = [one for one in visits if one[0] < computed] or [[computed, 0, 0]]
         words = np.zeros(visit_words(experts), np.int64)
         expected = words.copy()
         expected[LEFT] = len(visits)
@@ -354,7 +408,7 @@ def _group_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         ends = np.cumsum(np.bincount(chosen.ravel(), minlength=experts))
         expected[VISITS + 3 * experts :] = ends
         found = np.full_like(order, -1)
-        slots = [chosen, experts, active, np.array([tokens], np.int64), found, words]
+        slots = [chosen, experts, active, np.array([tokens], np.int64), found, words, computed]
         yield Case(
             slots, [(found, order), (words, expected)], 0, f"{tokens}: {active} of {experts}"
         )

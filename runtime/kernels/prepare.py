@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.math import gelu_tanh, silu
+from headrace.kernels.math import gelu_tanh, silu, tanh
 from headrace.sparse.gqs_columns import COLUMNS, code_columns, entries_of, to_columns
 from headrace.sparse.gqs_kernels import code_x16, to_x16
 from headrace.sparse.linear import (
@@ -117,6 +117,16 @@ def _gate_relu(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mo
         at = i * 4
         gate = maximum(load_f32(a + at, 1, 0), zeros_f32(1))
         store_f32(out + at, gate * load_f32(b + at, 1, 0), 0)
+
+
+def _relu_alone(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
+    for i in range(0, n, 16):
+        store_f32(out + i * 4, maximum(load_f32(a + i * 4, 1, 0), zeros_f32(1)), 0)
+
+
+def _tanh(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
+    for i in range(0, n, 16):
+        store_f32(out + i * 4, tanh(load_f32(a + i * 4, 1, 0)), 0)
 
 
 def _copy(a: Any, b: Any, w: Any, post: Any, n: Any, eps: Any, out: Any, mode: Any) -> None:
@@ -277,6 +287,8 @@ _PRODUCERS = {
     "silu": _gate_silu,
     "gelu": _gate_gelu,
     "relu": _gate_relu,
+    "relu_alone": _relu_alone,
+    "tanh": _tanh,
     "copy": _copy,
 }
 
@@ -342,6 +354,10 @@ def _reference(name: str, a: Any, b: Any, w: Any, post: Any, eps: float, mode: i
         return a, 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))) * b
     if name == "relu":
         return a, np.maximum(a, 0) * b
+    if name == "relu_alone":
+        return a, np.maximum(a, 0)
+    if name == "tanh":
+        return a, np.tanh(a)
     if mode == 1:
         a = a + b
     if mode == 2:
@@ -505,7 +521,9 @@ _PACK = {
 
 
 def kernel(producer: str, activation: str) -> Kernel:
-    """The row of a producer ("norm", "silu", "gelu", "relu", "copy") and an activation kind."""
+    """The row of a producer ("norm", "silu", "gelu", "relu", "copy", "tanh", and "relu_alone"
+    where there is no gate) and an activation kind.
+    """
     kinds: tuple[str, ...] = ("headrace.sparse.interleaving", "headrace.sparse.plane_tables")
     if activation == "x16":
         kinds = (*kinds, "headrace.sparse.gqs_kernels")

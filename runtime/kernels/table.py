@@ -12,6 +12,7 @@ from headrace.kernels import (
     prepare,
     probe,
     recall,
+    zero_computation,
 )
 from headrace.offload import expert_store, requests
 from headrace.sparse import gqs_columns, gqs_kernels, linear
@@ -33,6 +34,7 @@ def kernel_table() -> dict[str, Kernel]:
         *expert_cache.all_kernels(),
         *probe.all_kernels(),
         *recall.all_kernels(),
+        *zero_computation.all_kernels(),
         *requests.all_kernels(),
         *expert_store.all_kernels(),
     ]

@@ -41,7 +41,7 @@ def vocabulary_pieces(tokenizer: Tokenizer, n_tokens: int) -> dict[str, np.ndarr
 def constant_sizes(prepared: Prepared, vocabulary: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Bytes of each piece, in the order of the file."""
     decoder = prepared.decoder
-    vectors = {v.name: padded16(v.size) * 4 for v in decoder.vectors()}
+    vectors = {v.key: padded16(v.size) * 4 for v in decoder.vectors()}
     sizes = table_sizes(decoder, prepared.shape, prepared.placed)
     return {
         **{name: array.nbytes for name, array in vocabulary.items()},
@@ -80,7 +80,7 @@ def write_constants(
 
         for name, array in vocabulary.items():
             put(name, array)
-        vectors = {v.name: read_vector(prepared.file, reader, v) for v in decoder.vectors()}
+        vectors = {v.key: read_vector(prepared.file, reader, v) for v in decoder.vectors()}
         for name, vector in vectors.items():
             put(f"vector {name}", vector)
         for rope, name in ropes_of(decoder).items():

@@ -1,0 +1,69 @@
+"""A mixture's router in numpy: what calibrations and traces compute logits with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from headrace.families.decoder import Experts
+from headrace.loaders.gguf import ModelFile, TensorReader
+from headrace.rows import float_matrix
+from headrace.sparse.format import Floats
+
+
+@dataclass(frozen=True)
+class RouterWeights:
+    """Weights of a router, float32; see `headrace.families.decoder.Experts`.
+
+    Attributes:
+        first: matrix and bias of what reads the layer's normalised activations.
+        out: the same of the second layer, if there is one.
+        mapped: the same of what the logits of the mixture before are multiplied by, if they are.
+    """
+
+    first: tuple[Floats, Floats]
+    out: tuple[Floats, Floats] | None = None
+    mapped: tuple[Floats, Floats] | None = None
+
+    def logits(self, inputs: Floats, before: Floats | None) -> Floats:
+        """Logits of experts [rows, experts].
+
+        Args:
+            inputs: float32 [rows, width], normalised as the router reads them.
+            before: logits of the mixture before, if they are known: [rows, experts].
+        """
+        found = _through(self.first, inputs)
+        if self.out is not None:
+            found = _through(self.out, np.tanh(found))
+        if self.mapped is not None and before is not None:
+            found = found + _through(self.mapped, before)
+        return found
+
+    def arrays(self) -> Iterator[Floats]:
+        """All weights and biases."""
+        for layer in (self.first, self.out, self.mapped):
+            if layer is not None:
+                yield from layer
+
+
+def _through(layer: tuple[Floats, Floats], x: Floats) -> Floats:
+    weights, bias = layer
+    found: Floats = x @ weights.T + bias
+    return found
+
+
+def read_router(model: ModelFile, mixture: Experts) -> RouterWeights:
+    """Read the router of a mixture.
+
+    Raises:
+        ModelFileError: the model cannot be read.
+    """
+    with TensorReader() as reader:
+        first, out, mapped = (
+            None if matrix is None else float_matrix(model, reader, matrix)
+            for matrix in (mixture.router, mixture.router_out, mixture.router_map)
+        )
+    assert first is not None
+    return RouterWeights(first, out, mapped)
