@@ -93,6 +93,12 @@ class ExpertCounts:
         return self.hits / max(1, self.hits + self.late + self.misses)
 
     @property
+    def read_bytes(self) -> int:
+        """That were read, ahead of time or not."""
+        whole = (self.misses + self.ahead - self.taken_back) * self.slot_bytes
+        return whole + self.in_vain_bytes
+
+    @property
     def wasted_bytes(self) -> int:
         """That were read ahead for nothing, or have not been used yet."""
         whole = (self.ahead - self.useful - self.taken_back) * self.slot_bytes
@@ -175,6 +181,7 @@ class ExpertCache:
         routers: that say ahead what mixtures will choose.
         predictor: what predicts; `recall` are its tables, if it has any.
         policy: one of those of `headrace.offload.expert_store`.
+        shares: of the tokens that take each expert of each layer, if that is known.
 
     Raises:
         BudgetError: the system gives no memory for the slots.
@@ -185,6 +192,7 @@ class ExpertCache:
         files: Mapping[Path, StreamedFile], look_ahead: int, ranks: int,
         routers: EarlyRouters | None = None,
         policy: int = store.NEXT_USE, predictor: Predictor = "fitted", recall: Recall | None = None,
+        shares: Sequence[np.ndarray] = (),
     ) -> None:  # fmt: skip
         placed = [
             [slot_offsets([m.n_bytes for m in expert]) for expert in experts] for experts in layers
@@ -212,7 +220,8 @@ class ExpertCache:
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
                 row[store.LAYER] = layer
                 row[store.STATE] = store.ABSENT if some else store.NOTHING
-                row[store.SHARE] = store.ALWAYS * ranks // len(experts)
+                usual = ranks / len(experts) if not len(shares) else shares[layer][i]
+                row[store.SHARE] = int(store.ALWAYS * usual)
                 self._reads += some
         self._table = aligned_slots(len(self._reads) * store.READ_WORDS)
         self._places = aligned_slots(n_slots * store.SLOT_WORDS).reshape(-1, store.SLOT_WORDS)

@@ -145,7 +145,7 @@ def bench(
             ),
             "stall_s": stalls[best],
             "stall_share": stalls[best] / decode[best],
-            **_of_experts(loaded, counts[best]),
+            **_of_experts(loaded, counts[best], new_tokens),
             "expanded_bytes": sum(e["bytes"] - e["file_bytes"] for e in plan.expanded),
             "weights_bytes": plan.weights,
             "kv_cache_bytes": plan.kv_cache,
@@ -156,7 +156,7 @@ def bench(
         }
 
 
-def _of_experts(model: Model, counts: ExpertCounts) -> dict[str, Any]:
+def _of_experts(model: Model, counts: ExpertCounts, tokens: int) -> dict[str, Any]:
     if model.expert_counts is None:
         return {}
     return {
@@ -165,6 +165,8 @@ def _of_experts(model: Model, counts: ExpertCounts) -> dict[str, Any]:
         "expected_hit_rate": model.plan.expected_hit_rate,
         "expected_stall_s": model.plan.expected_stall_s,
         "routing": model.plan.routing,
+        "neurons_fire": model.plan.neurons_fire,
+        "expert_bytes_read_per_token": counts.read_bytes / tokens,
         "expert_hits": counts.hits,
         "expert_late": counts.late,
         "expert_misses": counts.misses,

@@ -20,6 +20,7 @@ from headrace.families.decoder import (
     FeedForward,
     Layer,
     Matrix,
+    NeuronClusters,
     ZeroComputation,
 )
 from headrace.kernels.experts import choose
@@ -88,6 +89,7 @@ def units_of(decoder: Decoder) -> list[Unit]:
     for i, layer in enumerate(decoder.layers):
         a, f = layer.attention, layer.feed_forward
         attention = ((a.query, a.key, a.value), (a.output,))
+        assert not isinstance(f, NeuronClusters)  # `compress` refuses them
         if not isinstance(f, Experts):
             found.append(Unit(i, None, layer, (*attention, *_readers(f))))
             continue

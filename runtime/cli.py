@@ -153,6 +153,7 @@ COMMANDS: dict[str, Command] = {
             Opt("active", int, None, "so many of them for a token (4)", ("--active",)),
             Opt("shared", float, None, "share that all tokens take (1/3)", ("--shared",)),
             Opt("fit_shared", bool, False, "fit these to what is missing", ("--fit-shared",)),
+            Opt("neuron_clusters", int, None, "cut ReLU neurons so", ("--neuron-clusters",)),
             Opt("expert_bits", bits, None, "widths of experts: 2,4,8", ("--expert-bits",)),
             Opt("expert_loss", float, None, "what that may cost (0.02)", ("--expert-loss",)),
             Opt("expert_over", int, None, "over all at so many bits", ("--expert-over",)),

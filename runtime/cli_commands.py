@@ -248,9 +248,9 @@ def compress(
     Embedding and head stay what they are up to 8.5 bits a weight, else they become q8_0, unless
     --ends names a format. With --calibrate TEXT rounding follows what the model computes (gptq);
     with --evaluate TEXT, a different one, the file says how far it is from its source. --to-moe
-    cuts the feed-forwards of a dense model into experts. When it is interrupted, the same command
-    goes on. Other programs can list what is in the file, but not run it: keep the source if you
-    need it elsewhere.
+    cuts the feed-forwards of a dense model into experts, --neuron-clusters N those of a ReLU model
+    into clusters that fire together. When it is interrupted, the same command goes on. Other
+    programs can list what is in the file, but not run it: keep the source if you need it elsewhere.
     """
     import shlex
 

@@ -20,6 +20,7 @@ from headrace.arguments import whole
 from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.calibration import LayerInputs
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
+from headrace.cut_model import CutModel, dense_parts
 from headrace.decompose_stack import Blocks
 from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
@@ -28,6 +29,7 @@ from headrace.expert_order import laid_out
 from headrace.expert_trial import check_room, last_windows
 from headrace.families import describe
 from headrace.families.decoder import Decoder
+from headrace.fired_clusters import TOKENS as CLUSTER_TOKENS
 from headrace.learned_routes import statistics_of, statistics_path
 from headrace.least_memory import Need, check_memory
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
@@ -63,6 +65,7 @@ from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import least_bytes as least_to_sort
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
+from headrace.write_clusters import ClusteredModel
 from headrace.write_moe import Mixture, cut_of
 from headrace.write_stack import STACK, beside, write_stack
 
@@ -101,6 +104,7 @@ class _Options:
     calibrate_tokens: int | None  # None: there is no text
     sparsity: float | None
     cutting: tuple[int | None, int | None, float | None, bool] | None  # into experts
+    clusters: int | None  # of neurons, to be cut into
     # Of experts, what they may lose, and over which of the widths.
     widths: tuple[tuple[int, ...], float, int | None] | None
 
@@ -120,6 +124,7 @@ def compress(
     active: int | None = None,
     shared: float | None = None,
     fit_shared: bool = False,
+    neuron_clusters: int | None = None,
     expert_bits: Sequence[int] | None = None,
     expert_loss: float | None = None,
     expert_over: int | None = None,
@@ -170,6 +175,9 @@ def compress(
         shared: share of the neurons that all tokens take, about; default: a third.
         fit_shared: change the shared part so that it makes up for experts that are not chosen; with
             all of them the output is then no longer the dense model's.
+        neuron_clusters: cut the neurons of a dense model gated by ReLU into so many clusters for a
+            layer, of those that fire together on `calibrate`; see `headrace.fired_clusters`. What
+            it computes stays the same. Weights are written as with `to_moe`.
         expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), gate and up one
             and down its own, each as many bits as the loss on the end of `calibrate` calls for;
             `format` is that of the other matrices. The whole source has to have room in memory.
@@ -177,7 +185,8 @@ def compress(
         expert_over: one of these widths: perplexity may rise over that of all experts at this one;
             default: over the source's.
         calibrate: a text like those that the model will read.
-        calibrate_tokens: how much of it to use; default: 65536; 16384 where `to_moe`.
+        calibrate_tokens: how much of it to use; default: 65536; 16384 where `to_moe`, 8192
+            for `neuron_clusters`.
         evaluate: another text, on which to compare the result with the source; what comes out
             stands in the file.
         evaluate_tokens: how much of it to use; default: 32768.
@@ -195,25 +204,27 @@ def compress(
         HeadraceError: `dst` exists or cannot be written, or a text is too short.
     """
     cutting = (experts, active, shared, fit_shared)
-    if to_moe and (calibrate is None or (format, ends, method) != (KEEP, None, None)):
+    cuts = to_moe or neuron_clusters is not None
+    if to_moe and neuron_clusters is not None:
+        raise UnsupportedError("--to-moe and --neuron-clusters exclude each other")
+    if cuts and (calibrate is None or (format, ends, method) != (KEEP, None, None)):
         raise UnsupportedError(
-            "--to-moe needs a text to --calibrate with, and takes no --format, --method or "
-            "--ends: compress what it writes once more"
+            f"{'--to-moe' if to_moe else '--neuron-clusters'} needs a text to --calibrate with, "
+            "and takes no --format, --method or --ends: compress what it writes once more"
         )
     if not to_moe and cutting != (None, None, None, False):
         raise UnsupportedError("--experts, --active, --shared and --fit-shared are for --to-moe")
-    widths = _widths(expert_bits, expert_loss, expert_over, calibrate, to_moe)
+    widths = _widths(expert_bits, expert_loss, expert_over, calibrate, cuts)
     copied = format == KEEP and widths is None  # or some matrices are rounded
     chosen: Method = method or ("rtn" if calibrate is None or copied else "gptq")
     if chosen == "gptq" and calibrate is None:
         raise UnsupportedError("--method gptq needs a text to --calibrate with")
-    if calibrate is not None and not to_moe and (chosen == "rtn" or copied):
+    if calibrate is not None and not cuts and (chosen == "rtn" or copied):
         raise UnsupportedError(
             "--calibrate changes nothing here: it is for --method gptq or search, and a --format"
         )
-    n_calibrate = _tokens(
-        "calibrate", calibrate, calibrate_tokens, MOE_TOKENS if to_moe else CALIBRATE_TOKENS
-    )  # fmt: skip
+    usual = MOE_TOKENS if to_moe else CLUSTER_TOKENS if cuts else CALIBRATE_TOKENS
+    n_calibrate = _tokens("calibrate", calibrate, calibrate_tokens, usual)
     n_evaluate = _tokens("evaluate", evaluate, evaluate_tokens, EVALUATE_TOKENS)
     if sparsity is not None and format not in GROUP_FORMATS:
         raise UnsupportedError(f"--sparsity is for --format {', '.join(GROUP_FORMATS)}")
@@ -237,6 +248,7 @@ def compress(
         None if calibrate is None else n_calibrate,
         rate if format in GROUP_FORMATS else None,
         cutting if to_moe else None,
+        neuron_clusters,
         widths,
     )  # fmt: skip
     allowed = limit_of(memory)
@@ -309,6 +321,14 @@ def compress(
                 check=partial(_check_target, target, force), notice=notice or (lambda line: None),
             )  # fmt: skip
         return Compressed(target, model.size_bytes, target.stat().st_size, price=price)
+    if cuts:
+        dense_parts(model, decoder)
+    elif calibrate is not None and decoder.clustered():
+        raise UnsupportedError(
+            "clusters of neurons are rounded without --calibrate: use --method rtn or search, or "
+            "give the weights the exact values before they are cut into clusters",
+            path=model.paths[0],
+        )
     if widths is not None and not decoder.mixtures():
         raise UnsupportedError("--expert-bits is for mixtures of experts", path=model.paths[0])
     say, price = notice or (lambda line: None), None
@@ -327,7 +347,7 @@ def compress(
             if calibrate is not None:
                 found = LayerInputs(
                     model, decoder, calibrate, n_calibrate, n_threads, room, progress, notice,
-                    watched=to_moe,
+                    watched=cuts,
                 )  # fmt: skip
                 inputs = stack.enter_context(found)
             said, waiting = list[str](), None
@@ -347,13 +367,14 @@ def compress(
             vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
             sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
             entries = [entry_of(one.placed if isinstance(one, Recipe) else one) for one in sources]
-            mixture = None
+            cut: CutModel | None = None
             if to_moe:
-                mixture = Mixture(
-                    model, decoder, cut_of(model, decoder, *cutting), entries, sources
-                )
-                entries = mixture.entries
-            more = {} if mixture is None else mixture.metadata
+                how = cut_of(model, decoder, *cutting)
+                cut = Mixture(model, decoder, how, shared, entries, sources)
+            elif neuron_clusters is not None:
+                cut = ClusteredModel(model, decoder, neuron_clusters, entries, sources)
+            entries = entries if cut is None else cut.entries
+            more = {} if cut is None else cut.metadata
             tag = {} if evaluate is None else price_keys(None)
             order = laid_out([one.name for one in entries], decoder, learned)
             laid = [entries[i] for i in order]
@@ -361,11 +382,11 @@ def compress(
             places = dict(zip(order, offsets, strict=True))
             written = list(accumulate(one.n_bytes for one in entries))
             key = f"{_key(model, options)} {layout_key(model, laid, size)}"
-            said += remarks(wanted) if mixture is None else mixture.remarks(shared)
+            said += remarks(wanted) if cut is None else cut.remarks()
             for line in said:
                 say(line)
-            if mixture is not None and inputs is not None:
-                check_memory(allowed, process, priced + mixture.needs(inputs), 1)
+            if cut is not None and inputs is not None:
+                check_memory(allowed, process, priced + cut.needs(inputs), 1)
             else:
                 check_memory(allowed, process, priced + _needs(wanted, rounder, inputs), n_threads)
             for other in (*beside(target), *([] if widths else [waiting_of(target)])):
@@ -380,8 +401,8 @@ def compress(
                 if progress is not None:
                     progress(written[i], size, "writing")
 
-            if mixture is not None and inputs is not None:
-                mixture.write(file, places, inputs, reader, n_threads, wrote)
+            if cut is not None and inputs is not None:
+                cut.write(file, places, inputs, reader, n_threads, wrote)
             else:
                 for i in range(file.done, len(entries)):
                     write = partial(_write_at, file, places[i])

@@ -1,4 +1,7 @@
-"""Experts of a mixture that are brought from flash: what they take, and what passes will read."""
+"""Experts of a mixture that are brought from flash: what they take, and what passes will read.
+
+Clusters of neurons are brought like experts.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.families.decoder import Decoder
+from headrace.cluster_memory import Fired
+from headrace.families.decoder import Decoder, Experts
 from headrace.fitted_routers import FittedRouters, fitted_bytes
 from headrace.offload.budget import ExpertRoom
 from headrace.offload.expert_cache import (
@@ -37,7 +41,7 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
     if not cacheable(placed):
         return None
     by_name = {p.matrix.name: p for p in placed}
-    routed = decoder.mixtures().values()
+    routed = decoder.in_parts()
     slots = [
         slot_offsets([by_name[m.name].n_bytes for m in expert.matrices()])[1]
         for one in routed
@@ -50,8 +54,8 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
     landing = pages(largest) + 2 * PAGE if raw else 0
     return ExpertRoom(
         slot_bytes=max(slots),
-        # A token's experts, and as many that are on their way.
-        least=2 * max(one.active for one in routed),
+        # A token's experts, and as many that are on their way; or all clusters of a layer.
+        least=max(2 * one.active if isinstance(one, Experts) else len(one.each) for one in routed),
         count=sum(len(one.computed) for one in routed),
         beside=readers * landing + tables,
         n_bytes=sum(p.n_bytes for p in placed if p.expert),
@@ -59,22 +63,28 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
 
 
 def expected_rate(
-    decoder: Decoder, room: ExpertRoom, slots: int, learned: RouteStatistics | None
+    room: ExpertRoom, slots: int, learned: RouteStatistics | None, fired: Fired | None = None
 ) -> tuple[float, float]:
     """Uses that wait for nothing, and experts that are read for each use, one token at a time.
 
-    Without statistics as if all experts were chosen equally often, and nobody knew which.
+    Without statistics as if all experts were chosen equally often, and nobody knew which; of
+    clusters of neurons, those that fire most are in memory.
     """
+    if fired is not None:
+        rate = fired.rate(slots)
+        return rate, 1 - rate
     share = slots / room.count
     return (share, 1 - share) if learned is None else learned.rate(share)
 
 
 def expected_bytes(
     decoder: Decoder, room: ExpertRoom, slots: int, n_tokens: int,
-    learned: RouteStatistics | None = None,
+    learned: RouteStatistics | None = None, fired: Fired | None = None,
 ) -> int:  # fmt: skip
     """Bytes that a pass over so many tokens reads; see `expected_rate`."""
     one = room.n_bytes / room.count
+    if fired is not None:
+        return int(fired.read_clusters(slots, n_tokens) * one)
     visits = uses = 0.0
     for number, mixture in enumerate(decoder.mixtures().values()):
         n = len(mixture.each)
@@ -85,7 +95,7 @@ def expected_bytes(
         uses += mixture.active - float(idle.sum())
         visits += float((1 - (1 - computed) ** n_tokens).sum())
     if n_tokens == 1:
-        return int(uses * expected_rate(decoder, room, slots, learned)[1] * one)
+        return int(uses * expected_rate(room, slots, learned)[1] * one)
     return int(visits * (1 - slots / room.count) * one)
 
 
@@ -125,17 +135,24 @@ def look_ahead(slots: int, active: int) -> int:
 def cache_of(
     decoder: Decoder, placed: Mapping[str, Placed], slots: int, addresses: Mapping[str, int],
     files: Mapping[Path, StreamedFile], predictor: Predictor = "fitted",
-    learned: RouteStatistics | None = None,
+    learned: RouteStatistics | None = None, fired: Fired | None = None,
 ) -> ExpertCache:  # fmt: skip
     """A cache of so many slots for a decoder's experts, with what predicts them.
+
+    Of clusters of neurons the cache knows from the start which fire most.
 
     Raises:
         BudgetError: the system gives no memory for it.
     """
     layers = [
         [[_matrix(placed[m.name], addresses) for m in one.matrices()] for one in routed.each]
-        for routed in decoder.mixtures().values()
+        for routed in decoder.in_parts()
     ]
+    if fired is not None:
+        return ExpertCache(
+            layers, slots, addresses["experts_read"], files, 0, 1, predictor="none",
+            shares=fired.clusters,
+        )  # fmt: skip
     active = max(one.active for one in decoder.mixtures().values())
     return ExpertCache(
         layers,

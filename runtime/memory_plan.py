@@ -39,7 +39,9 @@ class MemoryPlan:
         predicted_tok_s: decode speed at an empty context from `memory_read_gb_s` and
             `flash_read_gb_s`, measured on this machine.
         predicted_first_token_s: from a loaded model to the first token of an answer to 128 tokens.
-        experts: that have room of all the `experts_in_file`, where they are brought when wanted.
+        experts: that have room of all the `experts_in_file`, where they are brought when wanted;
+            or clusters of neurons.
+        neurons_fire: of models with such clusters, the share of the neurons that fires for a token.
         expected_hit_rate: share of the uses of experts that wait for nothing.
         expected_stall_s: that a token waits for flash, as predicted.
         routing: what that is taken from.
@@ -76,6 +78,7 @@ class MemoryPlan:
     advice: str | None
     experts: int
     experts_in_file: int
+    neurons_fire: float | None
     expected_hit_rate: float | None
     expected_stall_s: float | None
     routing: str | None
@@ -116,10 +119,12 @@ class MemoryPlan:
                 f"answers are the better, the more; all take {format_size(missing)} more"
             )
         if self.expected_hit_rate is not None and self.routing is not None:
+            what, how = "experts", "routing taken"
+            if self.neurons_fire is not None:
+                what, how = "clusters of neurons", f"{self.neurons_fire:.0%} of the neurons firing"
             found.append(
-                f"{self.experts:,} of {self.experts_in_file:,} experts have room: "
-                f"{self.expected_hit_rate:.0%} of the uses wait for nothing, routing taken "
-                f"{self.routing}"
+                f"{self.experts:,} of {self.experts_in_file:,} {what} have room: "
+                f"{self.expected_hit_rate:.0%} of the uses wait for nothing, {how} {self.routing}"
             )
         if self.context < self.wanted_context:
             found.append(
@@ -168,6 +173,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         advice=speed.advice,
         experts=p.slots or (0 if p.room is None else p.room.count),
         experts_in_file=0 if p.room is None else p.room.count,
+        neurons_fire=None if p.fired is None else p.fired.neurons,
         expected_hit_rate=p.expert_hit_rate,
         expected_stall_s=_stall_s(speed) if p.slots else None,
         routing=_routing_of(p),
@@ -202,6 +208,8 @@ def _stall_s(speed: Speed) -> float | None:
 def _routing_of(p: Prepared) -> str | None:
     if not p.slots:
         return None
+    if p.fired is not None:
+        return "as on the text that the clusters were made with"
     if p.learned is not None:
         return f"as in {p.learned.tokens:,} tokens of text"
     return _UNIFORM if p.not_learned is None else f"{_UNIFORM}; {p.not_learned}"

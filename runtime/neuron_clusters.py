@@ -69,7 +69,7 @@ def _kmeans(profiles: Floats, count: int, seed: int) -> np.ndarray:
     return at
 
 
-def balanced(gain: Floats) -> np.ndarray:
+def balanced(gain: Floats, exchange: bool = True) -> np.ndarray:
     """A place for each row, every place equally often, so that the sum of gains is large.
 
     Those choose first for whom most depends on it; then rows are exchanged in pairs while that
@@ -77,6 +77,7 @@ def balanced(gain: Floats) -> np.ndarray:
 
     Args:
         gain: float [rows, places], rows a multiple of places.
+        exchange: whether rows are exchanged, which takes a time quadratic in places.
 
     Returns:
         int64 [rows].
@@ -90,7 +91,7 @@ def balanced(gain: Floats) -> np.ndarray:
         at[row] = np.where(room > 0, gain[row], -np.inf).argmax()
         room[at[row]] -= 1
     least = 1e-6 * float(np.abs(gain).max(initial=0))
-    for _ in range(_SWEEPS):
+    for _ in range(_SWEEPS if exchange else 0):
         if not any([_exchange(gain, at, a, b, least) for a in range(places) for b in range(a)]):
             break
     return at

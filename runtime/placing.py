@@ -151,7 +151,7 @@ def place(
     stacked = {} if stack is None else stack.shapes
     whole = (m for m in decoder.matrices() if m.name not in stacked)
     routed = decoder.mixtures().values()
-    experts = {m.name for mixture in routed for m in mixture.expert_matrices()}
+    experts = {m.name for one in decoder.in_parts() for m in one.expert_matrices()}
     routers = {m.name for mixture in routed for m in mixture.routers()}
     ends = decoder.embedding.name, decoder.head.name
     with TensorReader() as reader:
@@ -163,7 +163,26 @@ def place(
         ]
     for vector in decoder.vectors():
         _readable(tensor_of(model, vector))
+    _check_clusters(decoder, placed)
     return placed
+
+
+def _check_clusters(decoder: Decoder, placed: Iterable[Placed]) -> None:
+    """Refuse clusters of neurons that one product cannot run through."""
+    by_name = {p.matrix.name: p for p in placed}
+    for clusters in decoder.clustered().values():
+        first = clusters.each[0]
+        for one in clusters.each:
+            for matrix, model_of in zip(one.matrices(), first.matrices(), strict=True):
+                p, wanted = dense(by_name[matrix.name]), dense(by_name[model_of.name]).format
+                if p.format is not wanted or wanted.activation == "tables":
+                    other = "" if p.format is wanted else f", the first one {wanted.name}"
+                    raise UnsupportedError(
+                        f"a cluster of neurons has the format {p.format.name}{other}; all clusters "
+                        "of a layer need the same, which is none of bit planes: compress the "
+                        "source to another format",
+                        path=p.info.path, tensor=p.info.name, offset=p.info.offset,
+                    )  # fmt: skip
 
 
 def format_of(info: TensorInfo, activations: Activations = "q8") -> Format:

@@ -14,12 +14,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from headrace.families.decoder import Decoder, Experts, FeedForward, Layer, Rope
+from headrace.families.decoder import (
+    Decoder,
+    Experts,
+    FeedForward,
+    Layer,
+    NeuronClusters,
+    Rope,
+)
 from headrace.kernels import (
     attention,
     attention_decode,
     attention_prefill,
     bitstack,
+    clusters,
     execute,
     expert_cache,
     experts,
@@ -164,6 +172,7 @@ def kernels_of(
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
         *(experts.all_kernels() if routed else ()),
+        *(clusters.all_kernels() if decoder.clustered() else ()),
         *([zero_computation.kernel()] if any(one.idle for one in routed) else ()),
         *_stack_kernels(stack),
     ]
@@ -233,7 +242,7 @@ def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Ke
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
     cached = []
-    if decoder.mixtures():
+    if decoder.in_parts():
         fitted = linear.kernels(FORMATS["f16"])["gemv"]
         cached = [expert_store.kernel(), *expert_cache.all_kernels(), recall.kernel(), fitted]
     return [
@@ -288,7 +297,9 @@ def scratch_bytes(decoder: Decoder) -> int:
     )
 
 
-def _gated(f: FeedForward | Experts) -> bool:
+def _gated(f: FeedForward | Experts | NeuronClusters) -> bool:
+    if isinstance(f, NeuronClusters):
+        return True
     return any(one.gate is not None for one in (f.computed if isinstance(f, Experts) else (f,)))
 
 
@@ -312,7 +323,16 @@ def row_widths(decoder: Decoder) -> dict[str, int]:
         if any(one.router_map is not None for one in routed):
             widths |= dict.fromkeys(("router_map", "router_logits"), widths["router"])
         widths |= {f"ahead{i + 1}": widths["router"] for i in range(LOOK_AHEAD)}
+    if decoder.clustered():
+        widths["cluster"] = decoder.width
     return {name: round_up(n, 32) for name, n in widths.items()}
+
+
+def cluster_sizes(decoder: Decoder, threads: int) -> dict[str, int]:
+    """Bytes of the buffers that clusters of neurons have once."""
+    most = max((len(one.each) for one in decoder.clustered().values()), default=0)
+    sizes = {"fired": most * 8, "listed": (1 + most) * 8, "calls": threads * clusters.CALL_BYTES}
+    return sizes if most else {}
 
 
 def expert_sizes(decoder: Decoder, tokens: int) -> dict[str, int]:
@@ -340,7 +360,7 @@ def buffer_sizes(
     rows = row_widths(decoder)
     heads = max(layer.attention.heads for layer in decoder.layers)
     head = max(kv_cache.padded(layer.attention.head) for layer in decoder.layers)
-    widest = round_up(max(m.columns for m in decoder.matrices()), 32)
+    widest = round_up(decoder.widest_input, 32)
     placed = list(placed)
     # Kernels write whole groups of tokens, and attention reads whole blocks of queries.
     room = {
@@ -360,8 +380,10 @@ def buffer_sizes(
         "counters": heads * 8,
     }
     sizes |= expert_sizes(decoder, max(room.values()))
+    sizes |= cluster_sizes(decoder, shape.threads)
     by_token = ["x", "q", "k", "v", "attended", "block", "up"]
     by_token += ["gate"] if any(_gated(layer.feed_forward) for layer in decoder.layers) else []
+    by_token += ["cluster"] if decoder.clustered() else []
     if routed := decoder.mixtures().values():
         by_token += ["router", "picked", "shared", "shared_gate"]
         by_token += [n for n in ("router_hidden", "router_map", "router_logits") if n in rows]

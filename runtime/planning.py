@@ -14,6 +14,7 @@ from headrace import plan as plans
 from headrace.arguments import whole
 from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.choices import DEFAULT_CONTEXT, PROCESS_BYTES, Sizes, streamed_matrices
+from headrace.cluster_memory import Fired, fired_of
 from headrace.errors import BudgetError, ContextOverflowError, KernelError, UnsupportedError
 from headrace.expert_memory import expected_bytes, expected_rate, predictor_bytes, room_of
 from headrace.families import describe
@@ -79,6 +80,7 @@ class Prepared:
     slots: int = 0  # for experts, if they are
     learned: RouteStatistics | None = None  # of the file beside the model
     not_learned: str | None = None  # why that file is of no use
+    fired: Fired | None = None  # how often clusters of neurons do
     predictor: Predictor = "fitted"
 
     @property
@@ -90,14 +92,16 @@ class Prepared:
         """Bytes of experts that a pass over so many tokens is expected to read."""
         if self.room is None or not self.slots:
             return 0
-        return expected_bytes(self.decoder, self.room, self.slots, n_tokens, self.replayed)
+        return expected_bytes(
+            self.decoder, self.room, self.slots, n_tokens, self.replayed, self.fired
+        )
 
     @property
     def expert_hit_rate(self) -> float | None:
         """Share of the uses of experts that wait for nothing, as expected; None: all are there."""
         if self.room is None or not self.slots:
             return None
-        return expected_rate(self.decoder, self.room, self.slots, self.replayed)[0]
+        return expected_rate(self.room, self.slots, self.replayed, self.fired)[0]
 
     @property
     def replayed(self) -> RouteStatistics | None:
@@ -123,6 +127,10 @@ class Prepared:
         for routed in self.decoder.mixtures().values():  # as many as a token takes, on average
             every = sum(placed[m.name].n_bytes for m in routed.expert_matrices())
             whole += routed.active * every // len(routed.each)
+        if self.fired is not None:  # as many as fire
+            for shares, one in zip(self.fired.clusters, self.decoder.in_parts(), strict=True):
+                every = sum(placed[m.name].n_bytes for m in one.expert_matrices())
+                whole += int(every * float(shares.mean()))
         return whole + (self.stack.n_bytes(self.used_blocks) if self.stack else 0)
 
 
@@ -307,7 +315,7 @@ def prepare_for(
         file, stamps, decoder, placed, target, shape,
         context or min(decoder.context, DEFAULT_CONTEXT), pieces, found.parts, found.residency,
         stack=stack, blocks=found.blocks, logits_rows=logits_rows, rest=rest, room=room,
-        slots=found.slots,
+        slots=found.slots, fired=fired_of(file, decoder),
     )  # fmt: skip
 
 

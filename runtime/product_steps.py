@@ -62,7 +62,7 @@ class ProductSteps:
         self._places = places
         # Asked for at every step: worked out once.
         self._row_widths = row_widths(decoder)
-        self._widest = max(m.columns for m in decoder.matrices())
+        self._widest = decoder.widest_input
         self._unpacked_bytes = unpacked_bytes(placed.values(), target)
         self._records_bytes = records_bytes(placed.values())
         self.resident = False

@@ -11,7 +11,7 @@ import numpy as np
 
 from headrace.embedding import EmbeddingRows
 from headrace.expert_layout import directory_of
-from headrace.families.decoder import Decoder, Experts, Matrix, rope_table
+from headrace.families.decoder import Decoder, Experts, Matrix, NeuronClusters, rope_table
 from headrace.kernels import execute
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
@@ -124,8 +124,8 @@ class Programs:
             self._decoder, self._weights.placed, self.shape, self, self._target,
             None if stack is None else stack.shapes,
         )  # fmt: skip
-        routed = enumerate(self._decoder.mixtures().values())
-        self._directories = [self._directory(i, one) for i, one in routed]
+        in_parts = enumerate(self._decoder.in_parts())
+        self._directories = [self._directory(i, one) for i, one in in_parts]
         by_name = modes(self._target)
         made = {name: self._program(forward.steps(mode)) for name, mode in by_name.items()}
         self.decode, self.short, self.prefill = (
@@ -178,7 +178,7 @@ class Programs:
         """Where experts are brought when they are wanted."""
         return self._cache
 
-    def _directory(self, number: int, mixture: Experts) -> np.ndarray:
+    def _directory(self, number: int, mixture: Experts | NeuronClusters) -> np.ndarray:
         cache = self._cache
 
         def places(expert: int) -> list[int]:
@@ -187,6 +187,9 @@ class Programs:
             names = [matrix.name for matrix in mixture.each[expert].matrices()]
             return [self._weights.parts(name)[0].address for name in names]
 
+        if isinstance(mixture, NeuronClusters):
+            found = np.array([places(c) for c in range(len(mixture.each))], np.int64)
+            return np.ascontiguousarray(found.T)
         return directory_of(mixture, self._weights.placed, places)
 
     def routes(self, n_tokens: int) -> list[np.ndarray]:
@@ -280,8 +283,9 @@ class Programs:
 
     def _program(self, steps: list[Step]) -> Program:
         starts = list(itertools.accumulate((len(step.slots) for step in steps), initial=0))
-        tables = starts[-1]  # of addresses of slots, behind the argument blocks
-        blocks = np.zeros(tables + sum(len(step.writes) for step in steps), np.int64)
+        tables = starts[-1]  # of addresses of slots, and what is called, behind the argument blocks
+        called = sum(len(step.calls.slots) for step in steps if step.calls is not None)
+        blocks = np.zeros(tables + called + sum(len(step.writes) for step in steps), np.int64)
         table = np.zeros((len(steps), execute.STEP_SLOTS), np.int64)
         ahead = (0, 0)
         for i in range(len(steps) - 1, -1, -1):
@@ -305,6 +309,12 @@ class Programs:
                 for further, slot in step.writes:
                     blocks[tables] = blocks.ctypes.data + 8 * (starts[i + further] + slot)
                     tables += 1
+            if step.calls is not None:
+                blocks[starts[i]] = self._addresses[step.calls.kernel]
+                blocks[starts[i] + 1] = blocks.ctypes.data + 8 * tables
+                end = tables + len(step.calls.slots)
+                blocks[tables:end] = argument_block(step.calls.slots)
+                tables = end
             if step.request is not None and self._streaming is not None:
                 table[i, 5] = self._streaming.window.request(step.request)
         table[:, 1] = blocks.ctypes.data + 8 * np.array(starts[:-1])

@@ -88,9 +88,10 @@ def recipes(
             f"--method {method} rounds to {those}, not to {format!r}; use one of these or rtn"
         )
     routed = decoder.mixtures().values()
-    if routed and format in GROUP_FORMATS:
+    if decoder.in_parts() and format in GROUP_FORMATS:
         raise UnsupportedError(
-            f"--format {format}: experts of a mixture cannot be group-sparse; use another format",
+            f"--format {format}: experts of a mixture, or clusters of neurons, cannot be "
+            "group-sparse; use another format",
             path=model.paths[0],
         )
     outer = {decoder.embedding.name, decoder.head.name}

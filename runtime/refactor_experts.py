@@ -17,7 +17,7 @@ from headrace.calibration import LayerInputs
 from headrace.calibration_pass import Read, add_products
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.families.common import MAX_ACTIVE, MAX_EXPERTS
-from headrace.families.decoder import Experts, Layer
+from headrace.families.decoder import FeedForward, Layer
 from headrace.least_memory import Need
 from headrace.neuron_clusters import balanced, cluster, cluster_energy, most
 from headrace.sparse.format import Floats
@@ -28,7 +28,7 @@ STEP = 32  # experts have a multiple of so many neurons: blocks of most formats
 _ROUNDS = 6  # of fitting the router and moving neurons in turn
 _ENOUGH = 1e-4  # of the energy that a round has to win
 _RIDGE = 1e-2  # of the mean square of the router's inputs
-_READ, _WRITTEN = 2, 3  # places in `Unit.readers` of gate and up, and of down
+READ, WRITTEN = 2, 3  # places in `Unit.readers` of gate and up, and of down
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ class Samples:
     def bytes_of(layer: Layer, tokens: int) -> int:
         """What collecting takes."""
         f = layer.feed_forward
-        assert not isinstance(f, Experts)
+        assert isinstance(f, FeedForward)
         return 4 * tokens * (f.up.columns + f.down.columns)
 
     def see(self, window: int, reader: int, read: Read) -> None:
         """Keep what matrices read, as `LayerInputs.watch` gives it."""
-        kept = {_READ: self.inputs, _WRITTEN: self.values}.get(reader)
+        kept = {READ: self.inputs, WRITTEN: self.values}.get(reader)
         if kept is not None:
             found = read()
             kept[window * found.shape[1] : (window + 1) * found.shape[1]] = found.T
@@ -153,7 +153,7 @@ def parts_of(
     Raises:
         HeadraceError: the layer computes no finite numbers; and what `LayerInputs.watch` raises.
     """
-    assert not isinstance(layer.feed_forward, Experts)
+    assert isinstance(layer.feed_forward, FeedForward)
     samples = Samples(inputs.tokens, layer.attention.query.columns, cut.neurons)
     inputs.watch(index, Samples.bytes_of(layer, inputs.tokens), samples.see)
     if not (np.isfinite(samples.values).all() and np.isfinite(samples.inputs).all()):

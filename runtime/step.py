@@ -13,6 +13,14 @@ from headrace.weights import Part
 
 
 @dataclass(frozen=True)
+class Call:
+    """A kernel that another one calls."""
+
+    kernel: str
+    slots: list[Any]
+
+
+@dataclass(frozen=True)
 class Step:
     """One kernel call.
 
@@ -23,6 +31,7 @@ class Step:
         logits_at: byte of each row of logits that it writes from; None: it writes none.
         writes: slots of later steps that it writes while it runs: (steps further on, slot).
         table: its own slot that gets the address of a table of those slots' addresses.
+        calls: what it calls: its slot 0 gets that kernel's address, slot 1 its argument block's.
         loop: (address of a word, steps): it goes back so many steps while the word is not 0.
     """
 
@@ -39,6 +48,7 @@ class Step:
     writes: tuple[tuple[int, int], ...] = ()
     table: int = 0
     loop: tuple[int, int] | None = None
+    calls: Call | None = None
 
 
 class CachePlaces(Protocol):
@@ -93,7 +103,11 @@ class Places(Protocol):
         """Address of the head of a group-sparse matrix."""
 
     def directory(self, mixture: int) -> int:
-        """Address of the directory of a mixture's experts (`headrace.kernels.experts`)."""
+        """Address of the directory of a mixture's experts (`headrace.kernels.experts`).
+
+        Or, of feed-forwards in clusters, of the places of all ups, and behind them of all downs
+        (`headrace.kernels.clusters`).
+        """
 
     def cache(self) -> CachePlaces | None:
         """Where experts are brought when they are wanted; directories say where in its slot an

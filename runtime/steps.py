@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from headrace.families.decoder import Decoder, Experts, Layer, Vector
+from headrace.cluster_steps import ClusterSteps
+from headrace.families.decoder import Decoder, Experts, Layer, NeuronClusters, Vector
 from headrace.kernels import kv_cache
 from headrace.mixture_steps import MixtureSteps
 from headrace.placing import Placed, dense
@@ -47,6 +48,7 @@ class Forward:
         self._places = places
         self._p = ProductSteps(decoder, placed, shape, places, target, stacked or {})
         self._experts = MixtureSteps(decoder, placed, places, self._p)
+        self._clusters = ClusterSteps(decoder, placed, places, self._p)
         # Asked for at every step: worked out once.
         self._rope_names = ropes_of(decoder)
         self._scratch_bytes = scratch_bytes(decoder)
@@ -77,6 +79,8 @@ class Forward:
             add = ("block", layer.attention_post_norm)
             if isinstance(f, Experts):
                 steps += self._experts.steps(mode, i, add)
+            elif isinstance(f, NeuronClusters):
+                steps += self._clusters.steps(mode, i, add)
             else:
                 steps += self._p.norm(mode, layer.feed_forward_norm, add, [*f.readers()])
                 steps += self._p.gated(mode, f, "block")

@@ -240,6 +240,7 @@ class WeightMemory:
                 self._files,
                 prepared.predictor,
                 prepared.learned,
+                prepared.fired,
             )
         self.prepared = prepared
         promise(self, sum(prepared.parts.values()) - prepared.parts["the process"])

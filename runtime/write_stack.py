@@ -107,9 +107,10 @@ def write_stack(
     model = open_model(resolve(src, progress=progress))
     decoder = describe(model)
     refuse_stack(model, decoder)
-    if decoder.mixtures():
+    if decoder.in_parts():
         raise UnsupportedError(
-            "a mixture of experts cannot be a stack of blocks; use another --format",
+            "a mixture of experts, or clusters of neurons, cannot be a stack of blocks; use "
+            "another --format",
             path=model.paths[0],
         )
     placed = [dense(p) for p in place(model, decoder, "q8")]

@@ -216,6 +216,62 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """Neurons that are brought together: rows of up, columns of down."""
+
+    up: Matrix
+    down: Matrix
+
+    def matrices(self) -> Iterator[Matrix]:
+        """In the order in which a pass reads them."""
+        yield from (self.up, self.down)
+
+
+@dataclass(frozen=True)
+class NeuronClusters:
+    """down(relu(gate(x)) * up(x)), up and down cut into clusters of equal size.
+
+    A neuron fires where its gate is above 0; a cluster of which none does adds nothing, and is
+    left out. Row i of `gate` is row i % n of up of cluster i // n, where clusters have n neurons.
+    """
+
+    gate: Matrix
+    each: tuple[Cluster, ...]
+
+    activation: Activation = "relu"
+
+    @property
+    def inner(self) -> int:
+        """Values between gate and down."""
+        return self.gate.rows
+
+    @property
+    def producer(self) -> str:
+        """The kernel that makes what down reads."""
+        return self.activation
+
+    @property
+    def computed(self) -> tuple[Cluster, ...]:
+        """Those that have weights: all."""
+        return self.each
+
+    @property
+    def size(self) -> int:
+        """Neurons of a cluster."""
+        return self.inner // len(self.each)
+
+    def expert_matrices(self) -> Iterator[Matrix]:
+        """Those of the clusters, one after the other: what is brought as experts are."""
+        for one in self.each:
+            yield from one.matrices()
+
+    def matrices(self) -> Iterator[Matrix]:
+        """In the order in which a pass reads them."""
+        yield self.gate
+        yield from self.expert_matrices()
+
+
+@dataclass(frozen=True)
 class Layer:
     """One block: norm, attention, (norm,) add; norm, feed-forward, (norm,) add."""
 
@@ -223,7 +279,7 @@ class Layer:
     attention: Attention
     attention_post_norm: Vector | None
     feed_forward_norm: Vector
-    feed_forward: FeedForward | Experts
+    feed_forward: FeedForward | Experts | NeuronClusters
     feed_forward_post_norm: Vector | None
 
     @property
@@ -254,6 +310,22 @@ class Decoder:
         """The mixtures of experts, by layer."""
         found = ((i, layer.feed_forward) for i, layer in enumerate(self.layers))
         return {i: one for i, one in found if isinstance(one, Experts)}
+
+    def clustered(self) -> dict[int, NeuronClusters]:
+        """The feed-forwards cut into clusters of neurons, by layer."""
+        found = ((i, layer.feed_forward) for i, layer in enumerate(self.layers))
+        return {i: one for i, one in found if isinstance(one, NeuronClusters)}
+
+    def in_parts(self) -> list[Experts | NeuronClusters]:
+        """The feed-forwards of which tokens take some parts, which may be brought when wanted."""
+        found = (layer.feed_forward for layer in self.layers)
+        return [one for one in found if not isinstance(one, FeedForward)]
+
+    @property
+    def widest_input(self) -> int:
+        """The most values that a matrix, or clusters together, read of a token."""
+        inner = [one.inner for one in self.clustered().values()]
+        return max([*inner, *(m.columns for m in self.matrices())])
 
     def matrices(self) -> Iterator[Matrix]:
         """Every matrix once, in the order in which a pass reads them; the head last."""

@@ -73,7 +73,7 @@ FADES = 50  # tokens after which a choice counts a third in the share of the las
 HUGE = 1.0e30  # above all logits that count
 
 
-def _use(store: Any, expert: Any, now: Any) -> None:
+def use(store: Any, expert: Any, now: Any) -> None:
     """Count a use, and what it found; where there is nothing to find it is none."""
     if atomic_get(expert) == THERE:
         count(store, HITS)
@@ -98,21 +98,21 @@ def _age(expert: Any, taken: Any, slowly: Any) -> None:
     put_i64(expert + SHARE * 8, share + (taken - share) // slowly)
 
 
-def _cancelled(store: Any) -> Any:
+def cancelled(store: Any) -> Any:
     """Whether the job is cancelled; it is where a read has failed for good."""
     if atomic_get(store + FAILED * 8) != 0:
         atomic_put(arg_ptr(store, CANCEL), 1)
     return atomic_get(arg_ptr(store, CANCEL)) != 0
 
 
-def _demand(store: Any, number: Any, layer: Any) -> None:
+def demand(store: Any, number: Any, layer: Any) -> None:
     """Ask until a slot is free; what is on its way frees one sooner or later."""
     spins = 0
     waiting = want(store, number, layer, 0) == 0
     while waiting:
         nap(store, spins)
         spins += 1
-        waiting = not _cancelled(store) and want(store, number, layer, 0) == 0
+        waiting = not cancelled(store) and want(store, number, layer, 0) == 0
 
 
 def claim(args: Any, thread: Any, n_threads: Any) -> None:
@@ -140,7 +140,7 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
         for k in range(active):
             expert = expert_at(store, base + get_i64(chosen + k * 8))
             _age(expert, ALWAYS, FADES)
-            _use(store, expert, now)
+            use(store, expert, now)
             if _has_slot(expert):
                 put_i64(slot_of(store, expert) + STAYS * 8, now)
         ranks = arg_int(args, 14)
@@ -162,7 +162,7 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
                     address = 0
                     if not nothing:
                         if state != THERE:
-                            _demand(store, number, layer)
+                            demand(store, number, layer)
                         slot = slot_of(store, expert)
                         put_i64(slot + STAYS * 8, now)
                         put_i64(expert + EARLY * 8, 0)
@@ -199,7 +199,7 @@ def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
         while waiting:
             nap(store, spins)
             spins += 1
-            waiting = atomic_get(expert) < THERE and not _cancelled(store)
+            waiting = atomic_get(expert) < THERE and not cancelled(store)
         if thread == 0:
             put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
 
@@ -231,7 +231,7 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
                 taken = get_i64(visits + (VISITS + 3 * i + 1) * 8) * ALWAYS
                 share = arg_int(expert, SHARE) + taken // (FADES + tokens)
                 put_i64(expert + SHARE * 8, share)
-                _use(store, expert, now)
+                use(store, expert, now)
                 if _has_slot(expert):
                     put_i64(slot_of(store, expert) + STAYS * 8, now)
             drop_stale(store, layer)
@@ -256,7 +256,7 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
             if found < 0:
                 nap(store, spins)
                 spins += 1
-                if _cancelled(store):
+                if cancelled(store):
                     found = done
         if spins > 0:
             put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from headrace.kernels import (
     attention,
     bitstack,
+    clusters,
     execute,
     expert_cache,
     experts,
@@ -28,6 +29,7 @@ def kernel_table() -> dict[str, Kernel]:
         *bitstack.all_kernels(),
         *attention.all_kernels(),
         *execute.all_kernels(),
+        *clusters.all_kernels(),
         *experts.all_kernels(),
         *expert_cache.all_kernels(),
         *probe.all_kernels(),

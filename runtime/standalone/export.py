@@ -86,8 +86,10 @@ def export(
             path=path,
         )
     decoder, shape = prepared.decoder, prepared.shape
-    if decoder.mixtures():
-        raise UnsupportedError("executables cannot run mixtures of experts", path=path)
+    if decoder.in_parts():
+        raise UnsupportedError(
+            "executables cannot run mixtures of experts or clusters of neurons", path=path
+        )
     tokenizer = Tokenizer.from_metadata(file.metadata, path)
     vocabulary = vocabulary_pieces(tokenizer, decoder.vocabulary)
     buffers = buffer_sizes(decoder, prepared.placed, target, shape)
