@@ -266,7 +266,7 @@ def _list_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         yield Case(slots, [(found, np.array([len(expected), *expected, *rest]))], 0, str(counts))
 
 
-# tests/test_clusters.py runs those that have no cases.
+# What calls other kernels or needs a store has no cases: tests/test_cluster_kernels.py runs it.
 _ROWS: dict[str, tuple[KernelFunction, Callable[..., Iterator[Case]]]] = {
     "fired": (fired, _fired_cases),
     "list": (listed, _list_cases),

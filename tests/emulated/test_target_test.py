@@ -138,7 +138,11 @@ def test_the_report(capsys: pytest.CaptureFixture[str]) -> None:
 PLANES = ("gemv_i1_g64", "gemv_i2_g64", "gemv_i3_g64")
 COPIES = ("copy_f32", "copy_x16", "copy_tables")
 MOVED = ("experts_group", "experts_pick", "experts_gather", "experts_scatter")
-EXACT = ("experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED)
+LISTED = ("clusters_fired", "clusters_list")
+EXACT = (
+    "experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED,
+    *LISTED,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TABLE)
