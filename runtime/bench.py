@@ -108,6 +108,7 @@ def bench(
         )  # fmt: skip
         speed = passes.prediction(prompt_tokens)
         flash = speed.flash
+        read, needed = _read_of_flash(loaded, counts[best], new_tokens)
         return {
             "model": str(plan.model),
             "format": loaded.format,
@@ -131,21 +132,19 @@ def bench(
             "budget_bytes": plan.budget,
             "resident_weights_bytes": plan.resident_weights,
             "window_bytes": plan.window,
-            "bytes_read_per_token": plan.flash_bytes_per_token,
+            "bytes_read_per_token": read,
             "flash_read_gb_s": None if flash is None else flash / 1e9,
             "read_mode": None if speed.mode is None else str(speed.mode),
-            "decode_share_of_flash": (
-                None if flash is None else decode_tok_s * plan.flash_bytes_per_token / flash
-            ),
+            "decode_share_of_flash": (None if flash is None else decode_tok_s * needed / flash),
             # What a token took, over the longer of reading and computing: 1 is perfect overlap.
             "overlap": (
                 None
-                if not speed.flash_s or not speed.compute_s
-                else min(decode[1:]) / new_tokens / max(speed.flash_s, speed.compute_s)
+                if not flash or not needed or not speed.compute_s
+                else min(decode[1:]) / new_tokens / max(needed / flash, speed.compute_s)
             ),
-            "stall_s": stalls[best],
+            "stall_per_token_s": stalls[best] / new_tokens,
             "stall_share": stalls[best] / decode[best],
-            **_of_experts(loaded, counts[best], new_tokens),
+            **_of_experts(loaded, counts[best]),
             "expanded_bytes": sum(e["bytes"] - e["file_bytes"] for e in plan.expanded),
             "weights_bytes": plan.weights,
             "kv_cache_bytes": plan.kv_cache,
@@ -156,17 +155,30 @@ def bench(
         }
 
 
-def _of_experts(model: Model, counts: ExpertCounts, tokens: int) -> dict[str, Any]:
+def _read_of_flash(model: Model, counts: ExpertCounts, tokens: int) -> tuple[int, int]:
+    """Bytes read for a token, and of those the ones that were of use.
+
+    What streams is the same for all tokens; what experts are read is counted.
+    """
+    streamed = model.plan.flash_bytes_per_token
+    if model.expert_counts is None:
+        return streamed, streamed
+    streamed -= model.prepared.expert_bytes(1)
+    useful = counts.read_bytes - counts.wasted_bytes
+    return streamed + counts.read_bytes // tokens, streamed + useful // tokens
+
+
+def _of_experts(model: Model, counts: ExpertCounts) -> dict[str, Any]:
     if model.expert_counts is None:
         return {}
     return {
         "experts_in_memory": model.prepared.slots,
         "expert_hit_rate": counts.hit_rate,
         "expected_hit_rate": model.plan.expected_hit_rate,
-        "expected_stall_s": model.plan.expected_stall_s,
+        "expected_stall_per_token_s": model.plan.expected_stall_s,
+        "expected_bytes_read_per_token": model.plan.flash_bytes_per_token,
         "routing": model.plan.routing,
         "neurons_fire": model.plan.neurons_fire,
-        "expert_bytes_read_per_token": counts.read_bytes / tokens,
         "expert_hits": counts.hits,
         "expert_late": counts.late,
         "expert_misses": counts.misses,

@@ -6,7 +6,8 @@ Each measurement runs in a process of its own, in a control group with that limi
 first (see memory_limit.py); sides alternate, the best of the runs counts. PYTHON has
 llama-cpp-python; its weights are mapped (repacking, its default, is killed where they do not fit).
 The bound is the rate of flash, measured in the same run, over the bytes that a token needs and
-memory does not have. Prints a table; with --plot also draws it.
+memory does not have (of experts those that were read and of use). Prints a table; with --plot also
+draws it.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ def peer(python: str, model: str, limit: int, n: int) -> float | None:
 
 def bound(row: Row) -> float | None:
     """Tokens per second if flash never stood still; None where nothing is streamed."""
-    if not row["bytes_read_per_token"]:
+    if not row["decode_share_of_flash"]:
         return None
-    return float(row["flash_read_gb_s"]) * 1e9 / float(row["bytes_read_per_token"])
+    return float(row["decode_tok_s"]) / float(row["decode_share_of_flash"])
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
