@@ -357,13 +357,16 @@ class ExpertCache:
         """What is there may be of either file, where one was changed."""
         self.halt()
         states = self._experts.reshape(-1, store.EXPERT_WORDS)[:, store.STATE]
-        states[states != store.NOTHING] = store.ABSENT
-        self._places[:, store.EXPERT] = -1
+        states[states == store.THERE] = store.ABSENT
+        self._places[:, store.EXPERT] = -1  # what is on its way is taken back when readers start
 
     def _prepare(self, mode: ReadMode, semaphore: Semaphore) -> list[np.ndarray]:
         words, system = self.words, system_functions()
         table = self._experts.reshape(-1, store.EXPERT_WORDS)
         coming = np.flatnonzero(table[:, store.STATE] == store.COMING)
+        early = coming[table[coming, store.EARLY] != 0]
+        words[store.DROPPED] += len(early)
+        words[store.IN_VAIN] += table[early, store.DONE].sum()
         self._places[table[coming, store.SLOT], store.EXPERT] = -1
         table[coming, store.STATE] = store.ABSENT
         words[store.D_BEGIN : store.A_END + 1] = 0

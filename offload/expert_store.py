@@ -62,6 +62,7 @@ MOST_READS = 65536  # of an expert
 DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
 LRU, LFU, EDGE, EDGE_PRINTED, NEXT_USE = range(5)
 ALWAYS = 65536  # a share of one
+SURE_ENOUGH = 0.6  # predictions are believed that come true so often
 # What is predicted for a layer from one of those before it: how far the logits of what is predicted
 # are above the first that is not, on average (float32); by how far they are, in classes, the share
 # of predictions that came true; then for each rank: expert, class, whether it was not there.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.offload.expert_store import CLASSES, SURE_ENOUGH
 from headrace.offload.route_statistics import RouteStatistics
 from headrace.offload.route_trace import DISTANCES, NONE, RouteTrace, ranked
 
@@ -25,8 +26,6 @@ POLICIES = (
     "random", "lru", "lfu", "edgemoe printed", "edgemoe corrected", "next use", "belady",
 )  # fmt: skip
 PREDICTORS = ("none", "pre-gating", "pre-gating 2", "pairs", "affinity")
-SURE_ENOUGH = 0.6
-CLASSES = 8  # of margins
 _FADES = 50  # tokens after which a choice counts a third in the share of the last ones
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of experts
 RATE_TOKENS = 512

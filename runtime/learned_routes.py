@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ def identity(model: ModelFile, decoder: Decoder) -> str:
 
 def statistics_path(model: Path) -> Path:
     """The file beside a model, or a directory of one, that has statistics of its routes."""
+    if model.name in ("", ".."):  # of a directory that has its name elsewhere
+        model = Path(os.path.abspath(model))
     return model.with_name(model.name + ".routes")
 
 

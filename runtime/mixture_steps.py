@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from headrace.ahead_steps import AheadSteps
 from headrace.expert_layout import DOWN, GATE, UP, ExpertProducts, products_of
 from headrace.families.decoder import Decoder, Experts, Layer, Matrix, Vector
 from headrace.kernels import experts, zero_computation
-from headrace.offload.expert_store import ALWAYS
-from headrace.offload.recall import Recall
 from headrace.placing import Placed, PlacedMatrix, padded16
-from headrace.plan import ACTIVE, COUNT, ONE, ZERO, Mode
+from headrace.plan import ACTIVE, COUNT, ONE, Mode
 from headrace.product_steps import ProductSteps, gated_rows
+from headrace.router_steps import RouterSteps
 from headrace.sparse.format import TILE_ROWS
 from headrace.sparse.linear import activation_bytes
 from headrace.step import CachePlaces, Places, Step
 
 WEIGHTS_SLOT, OUTPUT_SLOT, TILES_SLOT = 0, 2, 4  # of a product's argument block
-SURE_ENOUGH = 0.6  # predictions are believed that come true so often
 WEIGHTING = {
     "all": experts.OVER_ALL, "chosen": experts.OVER_CHOSEN, "one": experts.ONE_EACH,
     "counted": experts.OVER_COUNTED,
@@ -41,6 +40,8 @@ class MixtureSteps:
         self._placed = placed
         self._places = places
         self._p = products
+        self._router = RouterSteps(decoder, places, products)
+        self._before = AheadSteps(decoder, places, products, self._router)
         self._layers = list(decoder.mixtures())  # of the mixtures, which are numbered like this
         # Where some choices have no products, how many have is said anew for each token.
         self._counted = any(one.idle for one in decoder.mixtures().values())
@@ -51,12 +52,12 @@ class MixtureSteps:
         cache = self._places.cache()
         if not mode.private or cache is None or cache.recall is not None:
             return []
-        return self._ahead(mode, -1, cache)
+        return self._before.steps(mode, -1, cache)
 
     def steps(self, mode: Mode, index: int, add: Add) -> list[Step]:
         """The feed-forward of a layer that is a mixture."""
         number = self._layers.index(index)
-        layer, f = self._at(number)
+        layer, f = self._router.at(number)
         make = self._of_one if mode.private else self._of_chunk
         return [*make(mode, number, layer, f, add), self._combine(mode, index, f)]
 
@@ -79,7 +80,7 @@ class MixtureSteps:
         route = len(steps) - 1
         steps += self._zero_computation(mode, number, layer, f)
         if cache is not None:
-            steps += self._ahead(mode, number, cache)
+            steps += self._before.steps(mode, number, cache)
         if f.shared is not None:
             if cache is not None:
                 steps += self._p.norm(mode, norm, None, [*f.shared.readers()])
@@ -130,7 +131,7 @@ class MixtureSteps:
             steps += self._p.gated(mode, f.shared, "shared")
         order = self._places.buffer("order", False)
         slots = [
-            self._chosen(number), len(f.each), f.active, self._p.word(COUNT), order, visits,
+            self._router.chosen(number), len(f.each), f.active, self._p.word(COUNT), order, visits,
             len(f.computed),
         ]  # fmt: skip
         steps.append(Step("experts_group", slots, True, f"group tokens {number}"))
@@ -173,10 +174,6 @@ class MixtureSteps:
         steps[begin] = replace(steps[begin], writes=writes, table=2)
         return steps
 
-    def _chosen(self, number: int) -> int:
-        """Address of what tokens have chosen of a mixture."""
-        return self._places.buffer(f"chosen{number}", False)
-
     @staticmethod
     def _read_roles(products: ExpertProducts) -> list[tuple[int, str]]:
         """What reads an expert's input, and the buffer of what comes out."""
@@ -195,124 +192,13 @@ class MixtureSteps:
     def _claim(self, number: int, f: Experts, cache: CachePlaces) -> Step:
         products = self._products[number]
         slots = [
-            cache.address, self._chosen(number), f.active, cache.first[number],
+            cache.address, self._router.chosen(number), f.active, cache.first[number],
             number, 0, self._places.directory(number), self._places.buffer("outputs", False),
             self._p.row_bytes("block"), cache.predictions_address(number, 1),
             cache.look_ahead, products.count, len(products.matrices[DOWN]), len(f.each),
             cache.ranks, self._p.word(ACTIVE) if self._counted else 0,
         ]  # fmt: skip
         return Step("experts_claim", slots, True, f"claim experts {number}")
-
-    def _ahead(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
-        """Ask ahead for what later mixtures are expected to choose."""
-        if cache.recall is not None:
-            return self._recalled(number, cache, cache.recall)
-        return [] if cache.predictor == "none" else self._pre_gated(mode, number, cache)
-
-    def _recalled(self, number: int, cache: CachePlaces, tables: Recall) -> list[Step]:
-        """What mixtures have chosen after what this one and the one before it have.
-
-        Behind the last one comes the first one of the next token.
-        """
-        count = len(self._layers)
-        later, earlier = (number + 1) % count, (number - 1) % count
-        one, before, next_one = (
-            self._decoder.mixtures()[self._layers[i]] for i in (number, earlier, later)
-        )
-        scores, zero = self._places.buffer("ahead1", False), self._p.word(ZERO)
-        slots = [
-            scores, tables.width, tables.address(later), self._chosen(number),
-            one.active, self._chosen(earlier) if tables.both else zero,
-            before.active if tables.both else 1, tables.experts,
-        ]  # fmt: skip
-        return [
-            Step("experts_recall", slots, False, f"recall experts {later}"),
-            self._predict(later, 1, 0, scores, next_one, cache),
-        ]
-
-    def _pre_gated(self, mode: Mode, number: int, cache: CachePlaces) -> list[Step]:
-        """What the next mixtures will choose, by what this one reads.
-
-        Routers that were fitted to that say it, or else those that will choose.
-        """
-        within = self._later(number, cache.look_ahead)
-        found = ((m, d, self._fitted(mode, m, d, cache)) for m, d in within.items())
-        fitted = {m: (d, *addresses) for m, d, addresses in found if addresses is not None}
-        # Routers themselves say nothing of the next token, and what the logits in between add to
-        # those of a later one nobody knows yet.
-        later = {
-            m: d for m, d in within.items()
-            if m in fitted or (m > number and (d == 1 or self._at(m)[1].router_map is None))
-        }  # fmt: skip
-        steps: list[Step] = []
-        if fitted:
-            norm = self._decoder.layers[self._layers[max(0, number)]].feed_forward_norm
-            width, weight = self._decoder.width, self._p.vector(norm)
-            steps.append(self._p.prepare(mode, "norm", "f32", "x", "", width, weight))
-        for m, of_fitted in fitted.items():
-            steps.append(self._early(mode, m, *of_fitted))
-        for m, distance in later.items():
-            if m in fitted:
-                continue
-            layer, f = self._at(m)
-            steps += self._p.norm(mode, layer.feed_forward_norm, None, [f.router])
-            steps += self._logits(mode, f, f"ahead{distance}", number >= 0)
-            # The next router writes where the second layer of this one may be reading.
-            steps[-1] = replace(steps[-1], barrier=f.router_out is not None)
-        steps[-1:] = [replace(step, barrier=True) for step in steps[-1:]]
-        for m, distance in later.items():
-            scores, f = self._p.address(mode, f"ahead{distance}"), self._at(m)[1]
-            claims = distance - 1 if m > number else distance - 2
-            mapped = f.router_map is not None and number >= 0 and m not in fitted
-            more = self._p.address(mode, "router_map") if mapped else 0
-            steps.append(self._predict(m, distance, claims, scores, f, cache, more))
-        return steps
-
-    def _later(self, number: int, look_ahead: int) -> dict[int, int]:
-        """The next mixtures and how far they are, those of the next token behind its embedding."""
-        count = len(self._layers)
-        found = {}
-        for distance in range(1, look_ahead + 1):
-            place = number + distance
-            if place < count:
-                found[place] = distance
-            elif count < place <= count + number:
-                found[place - count - 1] = distance
-        return found
-
-    def _at(self, number: int) -> tuple[Layer, Experts]:
-        layer = self._decoder.layers[self._layers[number]]
-        assert isinstance(layer.feed_forward, Experts)
-        return layer, layer.feed_forward
-
-    def _fitted(
-        self, mode: Mode, number: int, distance: int, cache: CachePlaces
-    ) -> tuple[int, int] | None:
-        if self._p.kinds(mode, [self._at(number)[1].router]) != ["f32"]:
-            return None  # nothing makes such inputs
-        return cache.router_ahead(number, distance)
-
-    def _early(self, mode: Mode, number: int, distance: int, weights: int, bias: int) -> Step:
-        """What a fitted router says of a mixture; its input lies ready."""
-        _, f = self._at(number)
-        name, n_bytes = f"ahead{distance}", activation_bytes("f32", f.router.columns)
-        slots = [
-            weights, self._p.address(mode, "input_f32"), self._p.address(mode, name),
-            f.router.columns, padded16(len(f.each)) // TILE_ROWS, self._p.word(ONE),
-            self._p.private_bytes("f32"), self._p.row_bytes(name), bias, n_bytes,
-        ]  # fmt: skip
-        return Step("gemv_f16", slots, False, f"fitted router {number}")
-
-    def _predict(
-        self, later: int, distance: int, claims: int, scores: int, f: Experts, cache: CachePlaces,
-        more: int = 0,
-    ) -> Step:  # fmt: skip
-        """Ask for what scores are highest of; so many mixtures claim theirs before."""
-        slots = [
-            cache.address, scores, len(f.each), cache.predictions_address(later, distance),
-            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), claims, more,
-        ]  # fmt: skip
-        return Step("experts_predict", slots, False, f"predict experts {later}")
 
     def _routed(self, mode: Mode, number: int, f: Experts) -> list[Step]:
         """Which experts tokens take, and what of a shared expert's gate there is."""
@@ -321,7 +207,7 @@ class MixtureSteps:
         at_once = mode.private and self._places.cache() is None
         slots = [
             self._p.address(mode, "router"), self._p.row_bytes("router"), len(f.each), f.active,
-            WEIGHTING[f.weighting], self._chosen(number),
+            WEIGHTING[f.weighting], self._router.chosen(number),
             self._places.buffer("chosen_weights", False),
             self._p.word(ONE if mode.private else COUNT),
             self._places.directory(number) if at_once else 0, 0, self._products[number].count,
@@ -330,39 +216,21 @@ class MixtureSteps:
         ]  # fmt: skip
         return [
             *(replace(s, barrier=False) for s in (self._p.products(mode, gate) if gate else ())),
-            *self._logits(mode, f, "router", True),
+            *self._router.logits(mode, f, "router", True),
             Step("experts_route", slots, True, f"choose experts {number}"),
         ]
 
     def _keeps(self, number: int) -> bool:
         """Whether the next mixture wants to know this one's logits."""
         later = number + 1
-        return later < len(self._layers) and self._at(later)[1].router_map is not None
-
-    def _logits(self, mode: Mode, f: Experts, name: str, mapped: bool) -> list[Step]:
-        """A router's logits; the input lies ready. With `mapped`, in the buffer "router_map" what
-        the last mixture's logits add to them."""
-        if f.router_out is None:
-            steps = self._p.products(mode, {name: f.router})
-        else:
-            steps = [
-                *self._p.products(mode, {"router_hidden": f.router}),
-                *self._p.input(mode, "tanh", "router_hidden", "", f.router_out),
-                *self._p.products(mode, {name: f.router_out}),
-            ]
-        if f.router_map is not None and mapped:
-            steps += [
-                *self._p.input(mode, "copy", "router_logits", "", f.router_map),
-                *self._p.products(mode, {"router_map": f.router_map}),
-            ]
-        return steps
+        return later < len(self._layers) and self._router.at(later)[1].router_map is not None
 
     def _zero_computation(self, mode: Mode, number: int, layer: Layer, f: Experts) -> list[Step]:
         """The outputs of choices that have no products."""
         if not f.idle:
             return []
         slots: list[int | float] = [
-            self._chosen(number), f.active, len(f.computed),
+            self._router.chosen(number), f.active, len(f.computed),
             self._p.word(ONE if mode.private else COUNT), self._p.address(mode, "x"),
             self._p.row_bytes("x"), self._p.vector(layer.expert_norm), self._decoder.width,
             float(self._decoder.eps), self._p.address(mode, "outputs"),

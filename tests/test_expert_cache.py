@@ -284,14 +284,57 @@ def test_what_is_not_wanted_any_more_stops_and_goes_on_when_it_is(
         assert 0 < counts.in_vain_bytes == counts.wasted_bytes < harness.cache.slot_bytes
         before = int(words[store.MISSES])
         harness.token(1, [7, 2])  # looks at the bytes
-        assert words[store.MISSES] == before + 1 and table[EXPERTS + 7, store.DONE] == len(SIZES)
+        assert table[EXPERTS + 7, store.DONE] == len(SIZES)
         assert harness.cache.counts.useful == 1
+        # It has been read once, and counts once.
+        assert words[store.MISSES] == before and words[store.LATE] == 1
         harness.token(2, [0, 1])
         harness.token(3, [0, 1])  # all slots are taken: also that of 6, of which nothing was read
         assert table[EXPERTS + 6, store.STATE] == store.ABSENT
         counts = harness.cache.counts
         assert (counts.ahead, counts.useful, counts.taken_back) == (2, 1, 1)
         assert counts.wasted_bytes == 0
+    finally:
+        harness.close()
+
+
+def test_what_is_wanted_takes_the_place_of_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no slot left, what was asked for ahead in error is not read first."""
+    one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
+    harness = Harness(tmp_path / "experts", 2 * ACTIVE, store.LFU, one, False)
+    slowed(harness, monkeypatch)
+    harness.begin()
+    try:
+        harness.predict(1, 1, list(range(EXPERTS)))  # 7, then 6
+        harness.predict(1, 1, list(range(EXPERTS, 0, -1)))  # 0, then 1: no slot is left
+        harness.token(1, [2, 3])
+        table = harness.cache._experts.reshape(-1, store.EXPERT_WORDS)
+        assert table[[EXPERTS, EXPERTS + 1], store.NEXT_READ].sum() == 0
+        counts = harness.cache.counts
+        assert (counts.ahead, counts.useful, counts.misses) == (4, 0, ACTIVE)
+        assert harness.cache.words[store.STALL] > 0
+    finally:
+        harness.close()
+
+
+def test_what_a_halt_interrupts_was_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
+    harness = Harness(tmp_path / "experts", 6, store.LFU, one, False)
+    slowed(harness, monkeypatch)
+    harness.begin()
+    try:
+        harness.predict(1, 1, list(range(EXPERTS)))
+        harness.cache.halt()
+        harness.begin()
+        counts = harness.cache.counts
+        assert (counts.ahead, counts.useful, counts.taken_back) == (2, 0, 2)
+        assert counts.wasted_bytes == counts.in_vain_bytes < harness.cache.slot_bytes
+        harness.token(1, [7, 2])
+        assert harness.cache.counts.misses == 2 and harness.cache.counts.wasted_bytes < 5000
     finally:
         harness.close()
 

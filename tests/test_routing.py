@@ -455,3 +455,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert read_trace(out).chosen.shape[0] == 64
     learned: RouteStatistics = read_statistics(statistics_path(model))
     assert learned.tokens == 64 and learned.model == read_trace(out).model
+
+
+def test_a_directory_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mixtral"
+    (folder / "below").mkdir(parents=True)
+    beside = tmp_path / "mixtral.routes"
+    assert statistics_path(folder) == beside
+    monkeypatch.chdir(folder)
+    (folder / "m.gguf").write_bytes((FAMILIES / "mixtral.gguf").read_bytes())
+    assert main(["plan", "."]) == 0
+    assert statistics_path(Path()) == beside
+    monkeypatch.chdir(folder / "below")
+    assert statistics_path(Path("..")) == beside

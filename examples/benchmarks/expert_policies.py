@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from headrace.offload.expert_store import SURE_ENOUGH
 from headrace.offload.route_statistics import learn
 from headrace.offload.route_trace import read_trace
 from headrace.offload.routing_replay import (
     POLICIES,
     PREDICTORS,
-    SURE_ENOUGH,
     Replay,
     predictor_of,
     replay,

@@ -77,9 +77,9 @@ def use(store: Any, expert: Any, now: Any) -> None:
     """Count a use, and what it found; where there is nothing to find it is none."""
     if atomic_get(expert) == THERE:
         count(store, HITS)
-    elif not coming(expert):
+    elif atomic_get(expert) == ABSENT:
         count(store, MISSES)
-    elif atomic_get(expert) != NOTHING:
+    elif atomic_get(expert) != NOTHING:  # also if its reads have stopped: it is read once
         count(store, LATE)
     if atomic_get(expert) != ABSENT and arg_int(expert, EARLY) != 0:
         count(store, USED)
@@ -107,12 +107,17 @@ def cancelled(store: Any) -> Any:
 
 def demand(store: Any, number: Any, layer: Any) -> None:
     """Ask until a slot is free; what is on its way frees one sooner or later."""
+    began = clock()
     spins = 0
     waiting = want(store, number, layer, 0) == 0
+    if waiting:  # not for what nobody wants any more
+        drop_stale(store, layer)
     while waiting:
         nap(store, spins)
         spins += 1
         waiting = not cancelled(store) and want(store, number, layer, 0) == 0
+    if spins > 0:
+        put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
 
 
 def claim(args: Any, thread: Any, n_threads: Any) -> None:
