@@ -241,10 +241,10 @@ def stack_room(shapes: Iterable[BlockShape], target: Target, threads: int) -> St
 def streaming_kernels(decoder: Decoder, placed: Mapping[str, Placed]) -> list[Kernel]:
     """The kernels that are needed on top of these where weights stream."""
     # Rows of the embedding that are looked up in the file are tiled before they are used.
-    cached = []
-    if decoder.in_parts():
+    cached = [expert_store.kernel()] if decoder.in_parts() else []
+    if decoder.mixtures():
         fitted = linear.kernels(FORMATS["f16"])["gemv"]
-        cached = [expert_store.kernel(), *expert_cache.all_kernels(), recall.kernel(), fitted]
+        cached += [*expert_cache.all_kernels(), recall.kernel(), fitted]
     return [
         *cached,
         requests.kernel(),
