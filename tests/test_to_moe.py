@@ -311,6 +311,12 @@ CASES: dict[str, tuple[Callable[[Spec], None], type[HeadraceError], str]] = {
     "a base of another type": (setting(BASE_KEY, 7), ModelFileError, BASE_KEY),
     "itself as base": (setting(BASE_KEY, ARCHITECTURE, Type.STRING), UnsupportedError, BASE_KEY),
     "an unknown base": (setting(BASE_KEY, "../common", Type.STRING), UnsupportedError, BASE_KEY),
+    "a base that has this one as its base": (
+        lambda spec: spec.keys.update({
+            BASE_KEY: ("headrace_clusters", Type.STRING),
+            "headrace_clusters.base_architecture": (ARCHITECTURE, Type.STRING),
+        }), UnsupportedError, BASE_KEY,
+    ),
     "a base without its sizes": (setting(BASE_KEY, "qwen2", Type.STRING), ModelFileError, "qwen2."),
     "a base with experts": (setting("llama.expert_count", 2), HeadraceError, "llama.expert"),
     "no count": (without(COUNT_KEY), ModelFileError, COUNT_KEY),

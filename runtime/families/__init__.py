@@ -48,3 +48,22 @@ def family(architecture: str) -> Callable[[ModelFile], Decoder] | None:
     build: Callable[[ModelFile], Decoder]
     build = importlib.import_module(f"{__name__}.{architecture}").build
     return build
+
+
+def dense_base(model: ModelFile, key: str) -> tuple[str, Decoder]:
+    """The dense model that a file was cut out of: the architecture that `key` names, and what it is.
+
+    Raises:
+        UnsupportedError: it is none; our own architectures are none, which may name each other.
+        ModelFileError: the metadata are wrong or incomplete.
+    """
+    from headrace.errors import UnsupportedError
+
+    base = model.get(key, str)
+    build = None if base.startswith("headrace_") else family(base)
+    if build is None:
+        raise UnsupportedError(
+            f"{key} is {base[:64]!r}, which is no architecture of a dense model",
+            path=model.paths[0],
+        )
+    return base, build(model)

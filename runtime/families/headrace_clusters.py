@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headrace.errors import ModelFileError, UnsupportedError
-from headrace.families import common, family
+from headrace.families import common, dense_base
 from headrace.families.decoder import (
     Cluster,
     Decoder,
@@ -46,14 +46,7 @@ def build(model: ModelFile) -> Decoder:
         ModelFileError: the neurons are no such clusters.
         UnsupportedError: there is no such dense family, or its feed-forwards are not gated by ReLU.
     """
-    base = model.get(BASE_KEY, str)
-    build_dense = None if base == ARCHITECTURE else family(base)
-    if build_dense is None:
-        raise UnsupportedError(
-            f"{BASE_KEY} is {base[:64]!r}, which is no architecture of a dense model",
-            path=model.paths[0],
-        )
-    decoder = build_dense(model)
+    base, decoder = dense_base(model, BASE_KEY)
     count = model.get(COUNT_KEY, int, low=1, high=common.MAX_EXPERTS)
 
     def cut(index: int, layer: Layer) -> Layer:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headrace.errors import ModelFileError, UnsupportedError
-from headrace.families import common, family
+from headrace.families import common, dense_base
 from headrace.families.decoder import Decoder, Experts, Layer
 from headrace.loaders.gguf import ModelFile
 
@@ -37,14 +37,7 @@ def build(model: ModelFile) -> Decoder:
         ModelFileError: experts and shared part do not have as many values as the dense model.
         UnsupportedError: there is no such dense family.
     """
-    base = model.get(BASE_KEY, str)
-    build_dense = None if base == ARCHITECTURE else family(base)
-    if build_dense is None:
-        raise UnsupportedError(
-            f"{BASE_KEY} is {base[:64]!r}, which is no architecture of a dense model",
-            path=model.paths[0],
-        )
-    decoder = build_dense(model)
+    base, decoder = dense_base(model, BASE_KEY)
     if decoder.mixtures():
         raise UnsupportedError(
             f"{BASE_KEY} is {base!r}, of which this is a mixture already", path=model.paths[0]
