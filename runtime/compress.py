@@ -412,7 +412,7 @@ def compress(
                     else:
                         _write_tensor(sources[i], reader, rounder, inputs, write)
                     wrote(i)
-            few = set() if inputs is None else inputs.few
+            few = set() if inputs is None else {*inputs.few}
             few |= set() if waiting is None else waiting.few
             if few:
                 said.append(_few(few, decoder))
@@ -432,7 +432,7 @@ def compress(
                 file.write(0, header)
             # Another file of that name may have come in the meantime.
             file.publish(partial(_check_target, target, force))
-            if learned is not None and not to_moe:  # routers stay, so routes do
+            if learned is not None:  # routers stay, so routes do
                 learned.write(statistics_path(target))
                 say(f"what is known of the source's routes is in {statistics_path(target)}, too")
     except OSError as error:
