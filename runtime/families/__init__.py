@@ -51,7 +51,7 @@ def family(architecture: str) -> Callable[[ModelFile], Decoder] | None:
 
 
 def dense_base(model: ModelFile, key: str) -> tuple[str, Decoder]:
-    """The dense model that a file was cut out of: the architecture that `key` names, and what it is.
+    """The dense model that a file was cut out of: its architecture, which `key` names, and itself.
 
     Raises:
         UnsupportedError: it is none; our own architectures are none, which may name each other.
