@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.expert_cache import FADES, cancelled, demand, use
+from headrace.kernels.expert_cache import FADES, demand, use, wait_for
 from headrace.offload import expert_store
 from headrace.offload.expert_store import (
     ABSENT,
@@ -24,11 +24,9 @@ from headrace.offload.expert_store import (
     CLOCK,
     EARLY,
     SHARE,
-    STALL,
     STAYS,
     THERE,
     expert_at,
-    nap,
     slot_of,
 )
 from headrace.targets.simd import (
@@ -36,7 +34,6 @@ from headrace.targets.simd import (
     arg_ptr,
     atomic_get,
     call_kernel,
-    clock,
     get_i64,
     load_f32,
     max_f32,
@@ -136,17 +133,8 @@ def _weights_of(args: Any, cluster: Any, thread: Any) -> Any:
     if arg_int(args, 5) != 0:
         store = arg_ptr(args, 5)
         expert = expert_at(store, arg_int(args, 6) + cluster)
-        there = atomic_get(expert) == THERE
-        if not there:
-            began = clock()
-            spins = 0
-            while not there and not cancelled(store):
-                nap(store, spins)
-                spins += 1
-                there = atomic_get(expert) == THERE
-            if thread == 0:
-                put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
-        if there:
+        wait_for(store, expert, thread)
+        if atomic_get(expert) == THERE:
             address += arg_int(slot_of(store, expert), ADDRESS)
         else:
             address = 0

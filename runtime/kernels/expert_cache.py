@@ -89,7 +89,7 @@ def use(store: Any, expert: Any, now: Any) -> None:
 
 def _has_slot(expert: Any) -> Any:
     state = atomic_get(expert)
-    return state == THERE or (state != ABSENT and state != NOTHING)
+    return state != ABSENT and state != NOTHING
 
 
 def _age(expert: Any, taken: Any, slowly: Any) -> None:
@@ -118,6 +118,20 @@ def demand(store: Any, number: Any, layer: Any) -> None:
         waiting = not cancelled(store) and want(store, number, layer, 0) == 0
     if spins > 0:
         put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
+
+
+def wait_for(store: Any, expert: Any, thread: Any) -> None:
+    """Wait until an expert is there, or the job is cancelled; thread 0 counts how long."""
+    if atomic_get(expert) < THERE:
+        began = clock()
+        spins = 0
+        waiting = True
+        while waiting:
+            nap(store, spins)
+            spins += 1
+            waiting = atomic_get(expert) < THERE and not cancelled(store)
+        if thread == 0:
+            put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
 
 
 def claim(args: Any, thread: Any, n_threads: Any) -> None:
@@ -196,17 +210,7 @@ def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
     Slots: 0 store, 1 number of the expert.
     """
     store = arg_ptr(args, 0)
-    expert = expert_at(store, arg_int(args, 1))
-    if atomic_get(expert) < THERE:
-        began = clock()
-        spins = 0
-        waiting = True
-        while waiting:
-            nap(store, spins)
-            spins += 1
-            waiting = atomic_get(expert) < THERE and not cancelled(store)
-        if thread == 0:
-            put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
+    wait_for(store, expert_at(store, arg_int(args, 1)), thread)
 
 
 def visit(args: Any, thread: Any, n_threads: Any) -> None:
