@@ -22,6 +22,9 @@ from headrace.offload.semaphore import Semaphore
 
 READ_BYTES = 2 << 20  # at most, at once
 ROWS_BYTES = 512 << 10  # the same of rows that are tiled, for which every reader has a buffer
+# Where passes only wait, predictions are believed that come true so often: what is read in vain
+# then costs little. But not more than this is to be read in vain for each byte that was of use.
+SURE_WAITING, MOST_WASTE = 0.2, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,7 @@ class ExpertCache:
         self.words[store.READS] = self._table.ctypes.data
         self.words[store.POLICY] = policy
         self.words[store.LAYERS] = len(layers)
+        self.words[store.SURE] = int(store.SURE_ENOUGH * store.ALWAYS)
         self.words[store.DEMANDS] = self._rings[0].ctypes.data
         self.words[store.AHEAD] = self._rings[1].ctypes.data
         words = Words(self.words, store.STOP, store.FAILED, store.OWN_READ)
@@ -336,7 +340,9 @@ class ExpertCache:
         """
         ticks = ticks or int(self._span[requests.SPAN])
         if ticks > 0:
-            self.stall_s += seconds * int(self.words[store.STALL]) / ticks
+            waited = int(self.words[store.STALL]) / ticks
+            self.stall_s += seconds * waited
+            self.words[store.SURE] = int(self._sure_enough(waited) * store.ALWAYS)
         self.words[store.STALL] = self._span[requests.SPAN] = 0
         error = self._readers.error
         if error is not None:
@@ -344,6 +350,13 @@ class ExpertCache:
             raise error
         if finished:
             self._check()
+
+    def _sure_enough(self, waited: float) -> float:
+        """How often what is believed must come true, after a pass that waited such a share."""
+        counts = self.counts
+        if counts.wasted_bytes > MOST_WASTE * counts.useful * counts.slot_bytes:
+            return store.SURE_ENOUGH
+        return store.SURE_ENOUGH + (SURE_WAITING - store.SURE_ENOUGH) * min(1.0, waited)
 
     def _check(self) -> None:
         try:

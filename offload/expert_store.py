@@ -13,7 +13,8 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     of reads ahead; counted by thread 0: 48 clock of uses, 49 uses that waited for nothing, 50 uses
     that waited for a read ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of
     those used, 54 dropped before all was read, 55 ticks that thread 0 has waited; 56 address of
-    the word that cancels a job; 57 reads that were made of what was dropped
+    the word that cancels a job; 57 reads that were made of what was dropped; 58 how often, of
+    `ALWAYS`, predictions must have come true that are believed
 Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there, 3 there is nothing to read: such an
     expert is never asked for, and neither hit nor miss), 1 reads that are done, 2 whether no
     further ones are to begin, as it is not wanted any more (written under the lock), 7 share of
@@ -50,7 +51,7 @@ EXPERTS, SLOTS, N_SLOTS, READS, POLICY, LAYERS, DEMANDS, AHEAD = range(8)
 LOCK, STOP, FAILED = 8, 16, 24
 READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
 D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
-CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL, IN_VAIN = range(48, 58)
+CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL, IN_VAIN, SURE = range(48, 59)
 STATE, DONE, PAUSED, SHARE = 0, 1, 2, 7
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
 ABSENT, COMING, THERE, NOTHING = range(4)
@@ -62,7 +63,7 @@ MOST_READS = 65536  # of an expert
 DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
 LRU, LFU, EDGE, EDGE_PRINTED, NEXT_USE = range(5)
 ALWAYS = 65536  # a share of one
-SURE_ENOUGH = 0.6  # predictions are believed that come true so often
+SURE_ENOUGH = 0.6  # predictions are believed that come true so often where nothing is waited for
 # What is predicted for a layer from one of those before it: how far the logits of what is predicted
 # are above the first that is not, on average (float32); by how far they are, in classes, the share
 # of predictions that came true; then for each rank: expert, class, whether it was not there.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headrace.families.decoder import Decoder, Experts
-from headrace.offload.expert_store import ALWAYS, SURE_ENOUGH
 from headrace.offload.recall import Recall
 from headrace.placing import padded16
 from headrace.plan import ONE, ZERO, Mode
@@ -130,6 +129,6 @@ class AheadSteps:
         """Ask for what scores are highest of; so many mixtures claim theirs before."""
         slots = [
             cache.address, scores, len(f.each), cache.predictions_address(later, distance),
-            cache.ranks, cache.first[later], later, int(SURE_ENOUGH * ALWAYS), claims, more,
+            cache.ranks, cache.first[later], later, claims, more,
         ]  # fmt: skip
         return Step("experts_predict", slots, False, f"predict experts {later}")

@@ -124,10 +124,11 @@ class Harness:
         return int(self.cache.first[layer] + expert)
 
     def predict(self, layer: int, distance: int, logits: list[float]) -> None:
+        self.cache.words[store.SURE] = 0  # all are believed
         row = np.array(logits, np.float32)
         at = self.cache.predictions_address(layer, distance)
         self.call("experts_predict", [
-            self.cache.words, row, EXPERTS, at, ACTIVE, self.cache.first[layer], layer, 0,
+            self.cache.words, row, EXPERTS, at, ACTIVE, self.cache.first[layer], layer,
             distance - 1, 0,
         ])  # fmt: skip
 

@@ -41,6 +41,7 @@ from headrace.offload.expert_store import (
     SHARE,
     STALL,
     STAYS,
+    SURE,
     THERE,
     TRUE,
     USED,
@@ -295,8 +296,7 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
     not predicted that such predictions came true often enough.
     Slots: 0 store, 1 logits (float32 [experts]; overwritten), 2 experts, 3 predictions
     (`headrace.offload.expert_store`), 4 ranks, 5 number of the layer's first expert, 6 layer,
-    7 how often is enough, of `ALWAYS`, 8 mixtures that come before it, 9 more logits to be added
-    to those (0: none).
+    7 mixtures that come before it, 8 more logits to be added to those (0: none).
     """
     if thread == 0:
         store = arg_ptr(args, 0)
@@ -305,13 +305,13 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
         ranks = arg_int(args, 4)
         base = arg_int(args, 5)
         layer = arg_int(args, 6)
-        stays = arg_int(store, CLOCK) + arg_int(args, 8)
-        running = layer - 1 - arg_int(args, 8)
+        stays = arg_int(store, CLOCK) + arg_int(args, 7)
+        running = layer - 1 - arg_int(args, 7)
         if running < 0:  # a mixture of the token before
             running += arg_int(store, LAYERS)
-        if arg_int(args, 9) != 0:
+        if arg_int(args, 8) != 0:
             for e in range(arg_int(args, 2)):
-                put_f32(row + e * 4, get_f32(row + e * 4) + get_f32(arg_ptr(args, 9) + e * 4))
+                put_f32(row + e * 4, get_f32(row + e * 4) + get_f32(arg_ptr(args, 8) + e * 4))
         usual = get_f32(predictions + MARGIN * 8)
         above = usual - usual
         for rank in range(ranks):
@@ -334,7 +334,7 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
             absent = not coming(expert)
             put_i64(entry + CLASS * 8, at)
             put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
-            if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(args, 7):
+            if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(store, SURE):
                 absent = want(store, number, running, 1) == 0
             if not absent and atomic_get(expert) != NOTHING:
                 slot = slot_of(store, expert)
