@@ -167,10 +167,28 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxMod
             inline[tensor.name] = tensor
         else:
             weights[tensor.name] = place
-    del proto.graph.initializer[:]
-    model = OnnxModel(path, proto, weights, inline)
+    model = OnnxModel(path, _without_initializers(proto), weights, inline)
     _check_graph(path, proto.graph, {*weights, *inline}, set())
     return model
+
+
+def _without_initializers(proto: Any) -> Any:
+    """A copy that shares nothing; the given one stays as it is."""
+    found = onnx.ModelProto()
+    _copy_but(proto, found, "graph")
+    _copy_but(proto.graph, found.graph, "initializer")
+    return found
+
+
+def _copy_but(source: Any, to: Any, left_out: str) -> None:
+    for field_, value in source.ListFields():
+        if field_.name == left_out:
+            continue
+        of = getattr(to, field_.name)
+        if hasattr(of, "MergeFrom"):
+            of.MergeFrom(value)
+        else:
+            setattr(to, field_.name, value)
 
 
 def _check_opsets(path: Path | None, proto: Any) -> None:

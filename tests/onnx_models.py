@@ -50,3 +50,41 @@ def save(model: Any, path: Path, external: bool = False) -> Path:
         }
     onnx.save(model, path, **more)
     return path
+
+
+def random_network(rng: np.random.Generator, *, images: int = 2) -> Any:
+    """A residual network of convolutions of all kinds with what stands between them."""
+    constants: dict[str, np.ndarray] = {}
+    nodes: list[Any] = []
+
+    def weights(name: str, *shape: int) -> str:
+        scale = float(np.prod(shape[1:])) ** -0.5
+        constants[name] = (rng.standard_normal(shape) * scale).astype(np.float32)
+        return name
+
+    def conv(x: str, y: str, *shape: int, bias: bool = True, **attributes: Any) -> str:
+        inputs = [x, weights(f"{y}_w", *shape)]
+        if bias:
+            constants[f"{y}_b"] = rng.standard_normal(shape[0]).astype(np.float32)
+            inputs.append(f"{y}_b")
+        nodes.append(helper.make_node("Conv", inputs, [y], **attributes))
+        return y
+
+    constants["six"], constants["zero"] = np.float32(6), np.float32(0)
+    conv("x", "stem", 20, 3, 3, 3, strides=[2, 2], pads=[1, 1, 0, 0])
+    nodes.append(helper.make_node("Clip", ["stem", "zero", "six"], ["stem6"]))
+    conv("stem6", "wide", 40, 20, 1, 1)
+    nodes.append(helper.make_node("Relu", ["wide"], ["wide_r"]))
+    conv("wide_r", "deep", 40, 1, 5, 5, group=40, auto_pad="SAME_UPPER")
+    nodes.append(helper.make_node("Clip", ["deep", "zero", "six"], ["deep6"]))
+    conv("deep6", "back", 20, 40, 1, 1, bias=False)
+    nodes.append(helper.make_node("Add", ["stem6", "back"], ["sum"]))
+    conv("sum", "apart", 33, 20, 3, 3, dilations=[2, 2], auto_pad="VALID")
+    nodes.append(helper.make_node("Add", ["apart", "apart"], ["twice"]))
+    nodes.append(helper.make_node("Relu", ["twice"], ["twice_r"]))
+    nodes.append(helper.make_node("GlobalAveragePool", ["twice_r"], ["mean"]))
+    nodes.append(helper.make_node("Flatten", ["mean"], ["flat"]))
+    weights("fc_w", 10, 33)
+    constants["fc_b"] = rng.standard_normal(10).astype(np.float32)
+    nodes.append(helper.make_node("Gemm", ["flat", "fc_w", "fc_b"], ["y"], transB=1))
+    return model_of(nodes, {"x": (FLOAT, [images, 3, 29, 34])}, ["y", "sum"], constants)

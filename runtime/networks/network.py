@@ -15,6 +15,7 @@ import numpy as np
 from headrace.errors import HeadraceError
 from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
 from headrace.loaders.reader import TensorReader
+from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
 from headrace.team import default_threads
@@ -88,6 +89,7 @@ class Network:
         self.outputs = tuple(_port(one) for one in model.proto.graph.output)
         # Initialisers that are inputs as well (before IR version 4 all were) may be given.
         self._defaults = {name: port for name, port in ports.items() if port not in self.inputs}
+        self._engine = Engine(self.threads)
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -124,7 +126,7 @@ class Network:
             plan = self._plans.get(key)
             if plan is None:
                 known = {name: of for name, of in types.items() if of is not None}
-                plan = NetworkPlan(self._with_given(inputs), known, self.threads)
+                plan = NetworkPlan(self._with_given(inputs), known, self._engine)
                 self._plans[key] = plan
                 while len(self._plans) > MOST_PLANS:
                     self._plans.popitem(last=False)
@@ -178,6 +180,7 @@ class Network:
         with self._lock:
             self._plans.clear()
             self._graph = None
+            self._engine.close()
             self._reader.close()
 
     def __enter__(self) -> Network:

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion
+from headrace.networks.native import NativeRegion
+from headrace.networks.operators import operation_for
 from headrace.networks.regions import Region, regions_of
 from headrace.networks.specialise import specialise
 
@@ -19,34 +22,37 @@ class NetworkPlan:
     Args:
         graph: of the network.
         inputs: types of those inputs that are tensors.
-        threads: that compute.
+        engine: threads and kernels.
 
     Attributes:
         graph: what is left of it for these inputs.
         regions: in the order in which they run.
+        runs: what computes each of them.
 
     Raises:
         UnsupportedError: nothing here runs an operator.
     """
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, TensorType], threads: int) -> None:
+    def __init__(self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine) -> None:
         self.graph = specialise(graph, inputs)
-        self.regions = regions_of(self.graph, lambda node: False)
-        self._runs: list[HostRegion] = []
+        ours = {id(n) for n in self.graph.nodes if operation_for(self.graph, n) is not None}
+        self.regions = regions_of(self.graph, lambda node: id(node) in ours)
+        self.runs: list[HostRegion | NativeRegion] = []
         for region in self.regions:
-            run = HostRegion(self.graph, region.nodes, region.outputs, threads)
+            run: HostRegion | NativeRegion
+            if region.ours:
+                run = NativeRegion(self.graph, region.nodes, region.outputs, engine)
+            else:
+                run = HostRegion(self.graph, region.nodes, region.outputs, engine.threads)
             self.graph.types.update(
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
             )
-            self._runs.append(run)
+            self.runs.append(run)
         self._last_use = _last_uses(self.regions, self.graph.outputs)
 
     def where(self) -> list[tuple[str, list[Node]]]:
         """What the nodes run on, in the order in which they run."""
-        return [
-            ("onnxruntime" if run.by_reference is None else "reference", run.nodes)
-            for run in self._runs
-        ]
+        return [(_runner(run), run.nodes) for run in self.runs]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs by name.
@@ -55,7 +61,7 @@ class NetworkPlan:
             HeadraceError: an operator refuses its inputs.
         """
         values: dict[str, Any] = {name: inputs.get(name) for name in self.graph.inputs}
-        for i, run in enumerate(self._runs):
+        for i, run in enumerate(self.runs):
             values.update(run.run(values))
             for name in self._last_use.get(i, ()):
                 values.pop(name, None)
@@ -67,6 +73,12 @@ class NetworkPlan:
             given = name in self.graph.inputs and isinstance(value, np.ndarray)
             return value.copy() if given else value  # the caller's own array stays the caller's
         return self.graph.constants.array(name)
+
+
+def _runner(run: HostRegion | NativeRegion) -> str:
+    if isinstance(run, NativeRegion):
+        return "headrace"
+    return "onnxruntime" if run.by_reference is None else "reference"
 
 
 def _last_uses(regions: list[Region], outputs: list[str]) -> dict[int, list[str]]:

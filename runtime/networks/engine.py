@@ -1,0 +1,61 @@
+"""The threads and compiled kernels that the plans of a network share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from headrace.kernels import convolution, execute, images
+from headrace.targets.cache import KernelStore
+from headrace.targets.host import pick_target
+from headrace.targets.table import Kernel
+from headrace.team import Team
+
+
+class Engine:
+    """Kernels for this CPU, and a team of threads; both come when they are first wanted.
+
+    Args:
+        threads: of the team.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._team: Team | None = None
+
+    @cached_property
+    def _store(self) -> KernelStore:
+        return KernelStore(pick_target(None), self.threads)
+
+    def addresses(self, names: Iterable[str]) -> dict[str, int]:
+        """Of kernels by name.
+
+        Raises:
+            KernelError: one does not compile, or there is no compiler.
+        """
+        rows: dict[str, Kernel] = {
+            row.name: row for row in (*convolution.all_kernels(), *images.all_kernels())
+        }
+        return self._store.load([rows[name] for name in names])
+
+    @property
+    def team(self) -> Team:
+        """The threads.
+
+        Raises:
+            KernelError: there is no compiler.
+        """
+        if self._team is None:
+            self._team = Team(self._store.load(execute.kernels().values()), self.threads)
+        return self._team
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._team is not None:
+            self._team.close()
+            self._team = None
+
+    def __del__(self) -> None:
+        # Threads run the kernels: they must have ended before those go.
+        if getattr(self, "_team", None) is not None:
+            self.close()

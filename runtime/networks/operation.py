@@ -1,0 +1,97 @@
+"""What a kernel of ours computes of a network, before it has addresses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from headrace.kernels.convolution import INFINITE
+from headrace.networks.graph import Graph
+
+PADDED = 16  # channels of a pixel are a multiple
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """How a value of ours lies: pixel by pixel, float32, channels innermost and padded.
+
+    A matrix [rows, columns] has rows of one pixel.
+    """
+
+    images: int
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def padded(self) -> int:
+        """Channels with their pad."""
+        return -(-self.channels // PADDED) * PADDED
+
+    @property
+    def pixels(self) -> int:
+        """Of one image."""
+        return self.height * self.width
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Between pixels."""
+        return self.padded * 4
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all."""
+        return self.images * self.pixels * self.pixel_bytes
+
+
+def image_of(graph: Graph, name: str) -> Image | None:
+    """How a value would lie; None: it is no float32 of 2 or 4 known dimensions, or empty."""
+    of = graph.types.get(name)
+    if of is None or of.shape is None or of.elem_type != onnx.TensorProto.FLOAT:
+        return None
+    if len(of.shape) not in (2, 4) or math.prod(of.shape) == 0:
+        return None
+    images, channels, height, width = (*of.shape, 1, 1)[:4]
+    return Image(images, height, width, channels)
+
+
+@dataclass
+class Operation:
+    """One kernel call.
+
+    Attributes:
+        kernel: its row in the kernel table.
+        reads, makes: values.
+        weights: arrays that it has for itself, by name.
+        slots: gives the argument block out of the address of each value and weight.
+        nodes: what it computes of the file's graph.
+        least, most: between which its results are clamped.
+        adds: what is added to the result first; None: nothing.
+        macs: multiply-adds.
+    """
+
+    kernel: str
+    reads: list[str]
+    makes: str
+    slots: Callable[[Operation, Mapping[str, int]], list[Any]]
+    nodes: list[Any]
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    least: float = -INFINITE
+    most: float = INFINITE
+    adds: str | None = None
+    macs: int = 0
+
+    @property
+    def inputs(self) -> list[str]:
+        """All values that it needs."""
+        return [*self.reads, *([self.adds] if self.adds is not None else ())]
+
+    @property
+    def clamps(self) -> bool:
+        """Whether it bounds its results."""
+        return self.least > -INFINITE or self.most < INFINITE

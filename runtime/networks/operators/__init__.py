@@ -1,0 +1,30 @@
+"""Operators of ONNX that have kernels of ours: a file for each kind, and the table of them all.
+
+An entry gives the operation for a node, or None where its kernel does not do this one: then the
+host computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Operation
+from headrace.networks.operators import bounds, convolution, matrix, mean, names, sums
+
+Maker = Callable[[Graph, Node], Operation | None]
+
+OPERATORS: dict[str, Maker] = {
+    **convolution.OPERATORS,
+    **matrix.OPERATORS,
+    **mean.OPERATORS,
+    **sums.OPERATORS,
+    **bounds.OPERATORS,
+    **names.OPERATORS,
+}
+
+
+def operation_for(graph: Graph, node: Node) -> Operation | None:
+    """Our operation for a node; None: there is none."""
+    maker = OPERATORS.get(node.op) if not node.domain else None
+    return None if maker is None else maker(graph, node)

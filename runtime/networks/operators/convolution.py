@@ -1,0 +1,87 @@
+"""Conv: dense and depthwise, of images with constant float32 weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.kernels.convolution import Geometry, tiled_weights
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import PADDED, Image, Operation, image_of
+
+
+def _conv(graph: Graph, node: Node) -> Operation | None:
+    x, name = node.inputs[0], node.inputs[1]
+    read, written = image_of(graph, x), image_of(graph, node.outputs[0])
+    bias_name = node.inputs[2] if len(node.inputs) > 2 else ""
+    constant = name in graph.constants and (not bias_name or bias_name in graph.constants)
+    shape = graph.constants.type(name).shape if constant else None
+    if read is None or written is None or shape is None or len(shape) != 4:
+        return None
+    groups = node.attribute("group", 1)
+    depthwise = groups == read.channels == written.channels and groups > 1
+    if groups != 1 and not depthwise:
+        return None
+    strides = tuple(node.attribute("strides", [1, 1]))
+    dilations = tuple(node.attribute("dilations", [1, 1]))
+    pads = _pads(node, read, written, shape[2:], strides, dilations)
+    geometry = Geometry(
+        read.images, (read.height, read.width), (written.height, written.width),
+        (shape[2], shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
+    )  # fmt: skip
+    w = graph.constants.array(name).transpose(2, 3, 1, 0)  # [down, across, read, written]
+    bias = np.zeros(written.padded, np.float32)
+    if bias_name:
+        bias[: written.channels] = graph.constants.array(bias_name)
+    return convolution(node, geometry, read, written, w, bias, depthwise=depthwise)
+
+
+def convolution(
+    node: Node, geometry: Geometry, read: Image, written: Image, w: np.ndarray, bias: np.ndarray,
+    *, depthwise: bool = False,
+) -> Operation:  # fmt: skip
+    """The operation of weights [down, across, channels read, channels written]."""
+    macs = written.images * written.pixels * math.prod(w.shape)
+    if depthwise:
+        tiled = np.zeros((*w.shape[:2], written.padded), np.float32)
+        tiled[..., : written.channels] = w[:, :, 0]
+    else:
+        tiled = tiled_weights(w)
+        geometry = geometry.flat()
+    channels = written.padded if depthwise else read.channels
+    tail = geometry.slots(read.pixel_bytes, written.pixel_bytes)
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
+            0 if one.adds is None else at[one.adds], channels, written.padded // PADDED, one.least,
+            *tail, one.most,
+        ]  # fmt: skip
+
+    kernel = "depthwise_f32" if depthwise else "convolution_f32"
+    weights = {"weights": tiled, "bias": bias}
+    return Operation(kernel, [node.inputs[0]], node.outputs[0], slots, [node], weights, macs=macs)
+
+
+def _pads(
+    node: Node, read: Image, written: Image, taps: tuple[int, ...], strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> tuple[int, int]:  # fmt: skip
+    """Pads above and to the left."""
+    auto = node.attribute("auto_pad", b"NOTSET").decode()
+    if auto in ("NOTSET", "VALID"):
+        pads = node.attribute("pads", [0, 0, 0, 0]) if auto == "NOTSET" else [0, 0]
+        return pads[0], pads[1]
+    found = []
+    sizes = ((read.height, written.height), (read.width, written.width))
+    for i, (size, out) in enumerate(sizes):
+        reach = (taps[i] - 1) * dilations[i] + 1
+        whole = max(0, (out - 1) * strides[i] + reach - size)
+        found.append(whole // 2 if auto == "SAME_UPPER" else whole - whole // 2)
+    return found[0], found[1]
+
+
+OPERATORS = {"Conv": _conv}

@@ -1,0 +1,50 @@
+"""Gemm and MatMul of a matrix with constant float32 weights: convolutions of single pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from headrace.kernels.convolution import Geometry
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Image, Operation, image_of
+from headrace.networks.operators.convolution import convolution
+
+
+def _gemm(graph: Graph, node: Node) -> Operation | None:
+    if node.attribute("transA", 0) or node.attribute("alpha", 1.0) != 1.0:
+        return None
+    name = node.inputs[2] if len(node.inputs) > 2 else ""
+    if name and (name not in graph.constants or node.attribute("beta", 1.0) != 1.0):
+        return None
+    return _product(graph, node, bool(node.attribute("transB", 0)), name)
+
+
+def _matmul(graph: Graph, node: Node) -> Operation | None:
+    return _product(graph, node, False, "")
+
+
+def _product(graph: Graph, node: Node, transposed: bool, bias_name: str) -> Operation | None:
+    x, weights = node.inputs[:2]
+    read, written = image_of(graph, x), image_of(graph, node.outputs[0])
+    if read is None or written is None or weights not in graph.constants:
+        return None
+    of = graph.constants.type(weights)
+    if len(of.shape or ()) != 2 or of.elem_type != onnx.TensorProto.FLOAT:
+        return None
+    if len(graph.shape(x) or ()) != 2 or read.images != written.images:
+        return None
+    w = graph.constants.array(weights)
+    bias = np.zeros(written.padded, np.float32)
+    if bias_name:
+        given = graph.constants.array(bias_name)
+        if given.size not in (1, written.channels) or given.shape[:-1].count(1) != given.ndim - 1:
+            return None  # another bias for each row
+        bias[: written.channels] = given.reshape(-1)
+    geometry = Geometry(1, (1, read.images), (1, read.images), (1, 1))
+    row = Image(1, 1, read.images, read.channels), Image(1, 1, read.images, written.channels)
+    matrix = (w.T if transposed else w)[None, None]
+    return convolution(node, geometry, *row, matrix, bias)
+
+
+OPERATORS = {"Gemm": _gemm, "MatMul": _matmul}

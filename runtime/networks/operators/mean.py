@@ -1,0 +1,36 @@
+"""GlobalAveragePool, and ReduceMean of all pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Operation, image_of
+
+
+def _global_average(graph: Graph, node: Node) -> Operation | None:
+    x = node.inputs[0]
+    read, written = image_of(graph, x), image_of(graph, node.outputs[0])
+    if read is None or written is None or len(graph.shape(x) or ()) != 4:
+        return None
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [at[x], at[one.makes], read.images, read.pixels, read.padded]
+
+    return Operation("images_mean", [x], node.outputs[0], slots, [node])
+
+
+def _reduce_mean(graph: Graph, node: Node) -> Operation | None:
+    axes = node.attribute("axes")
+    if len(node.inputs) > 1 and node.inputs[1]:
+        if node.inputs[1] not in graph.constants:
+            return None
+        axes = graph.constants.array(node.inputs[1]).tolist()
+    rank = len(graph.shape(node.inputs[0]) or ())
+    if axes is None or sorted(axis % max(1, rank) for axis in axes) != [2, 3]:
+        return None
+    return _global_average(graph, node)
+
+
+OPERATORS = {"GlobalAveragePool": _global_average, "ReduceMean": _reduce_mean}

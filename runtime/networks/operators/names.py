@@ -1,0 +1,27 @@
+"""Operators that only give a value another name or shape, where it lies in memory as before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.kernels.convolution import INFINITE
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Operation, image_of
+
+
+def _same(graph: Graph, node: Node) -> Operation | None:
+    x = node.inputs[0]
+    of, made = image_of(graph, x), image_of(graph, node.outputs[0])
+    if of is None or of != made or x in graph.constants or len(node.outputs) > 1:
+        return None
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [at[x], 0, at[one.makes], of.n_bytes // 64, -INFINITE, INFINITE]
+
+    return Operation("images_add", [x], node.outputs[0], slots, [node])
+
+
+OPERATORS = dict.fromkeys(
+    ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), _same
+)
