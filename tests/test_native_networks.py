@@ -141,6 +141,19 @@ def test_ours_and_the_hosts_take_turns() -> None:
             assert kinds == ["headrace", "onnxruntime", "headrace"]
 
 
+def test_where_borders_are_many_the_host_does_all() -> None:
+    w = np.random.default_rng(2).standard_normal((4, 4, 1, 1)).astype(np.float32)
+    nodes, last = [], "x"
+    for i in range(3):
+        nodes.append(helper.make_node("Conv", [last, "w"], [f"a{i}"]))
+        nodes.append(helper.make_node("Sin", [f"a{i}"], [f"b{i}"]))
+        last = f"b{i}"
+    model = model_of(nodes, {"x": (FLOAT, [1, 4, 3, 3])}, [last], {"w": w})
+    x = np.ones((1, 4, 3, 3), np.float32)
+    with network_of(model, threads=2) as network:
+        assert [kind for kind, _ in network.plan({"x": x}).where()] == ["onnxruntime"]
+
+
 def test_opsets_before_11_have_bounds_as_attributes() -> None:
     node = helper.make_node("Clip", ["x"], ["y"], min=-1.0, max=2.0)
     model = model_of([node], {"x": (FLOAT, [1, 4])}, ["y"], opset=9)

@@ -28,6 +28,8 @@ class HostRegion:
         nodes: in order.
         outputs: values that somebody else wants.
         threads: of the session.
+        spins: whether they look for work for a while before they sleep; not where kernels of ours
+            want the cores.
 
     Attributes:
         inputs, outputs: names.
@@ -38,8 +40,9 @@ class HostRegion:
     """
 
     def __init__(
-        self, graph: Graph, nodes: Sequence[Node], outputs: Sequence[str], threads: int
-    ) -> None:
+        self, graph: Graph, nodes: Sequence[Node], outputs: Sequence[str], threads: int,
+        spins: bool = True,
+    ) -> None:  # fmt: skip
         self.nodes = list(nodes)
         self.outputs = list(outputs)
         made = {name for node in nodes for name in node.outputs}
@@ -55,7 +58,7 @@ class HostRegion:
         self._held: list[Any] = []
         proto = self._model(graph, here)
         try:
-            self._session = self._open(graph, proto, here, threads)
+            self._session = self._open(graph, proto, here, threads, spins)
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
@@ -89,13 +92,17 @@ class HostRegion:
             tensor.external_data.add(key="location", value="memory")
         return proto
 
-    def _open(self, graph: Graph, proto: Any, constants: Sequence[str], threads: int) -> Any:
+    def _open(
+        self, graph: Graph, proto: Any, constants: Sequence[str], threads: int, spins: bool
+    ) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
+        if not spins:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         large = [name for name in constants if not graph.constants.is_small(name)]
         if large:
             values = [self._value(graph, name) for name in large]

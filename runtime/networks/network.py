@@ -56,7 +56,7 @@ def _port(info: Any) -> Port:
     shape: tuple[int | str | None, ...] | None = None
     if tensor.HasField("shape"):
         shape = tuple(
-            d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
             for d in tensor.shape.dim
         )
     return Port(info.name, type_name(tensor.elem_type), shape)

@@ -12,7 +12,7 @@ from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion
 from headrace.networks.native import NativeRegion
 from headrace.networks.operators import operation_for
-from headrace.networks.regions import Region, regions_of
+from headrace.networks.regions import Region, regions_that_pay
 from headrace.networks.specialise import specialise
 
 
@@ -36,14 +36,17 @@ class NetworkPlan:
     def __init__(self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine) -> None:
         self.graph = specialise(graph, inputs)
         ours = {id(n) for n in self.graph.nodes if operation_for(self.graph, n) is not None}
-        self.regions = regions_of(self.graph, lambda node: id(node) in ours)
+        self.regions = regions_that_pay(self.graph, lambda node: id(node) in ours)
         self.runs: list[HostRegion | NativeRegion] = []
+        mixed = any(region.ours for region in self.regions)
         for region in self.regions:
             run: HostRegion | NativeRegion
             if region.ours:
                 run = NativeRegion(self.graph, region.nodes, region.outputs, engine)
             else:
-                run = HostRegion(self.graph, region.nodes, region.outputs, engine.threads)
+                run = HostRegion(
+                    self.graph, region.nodes, region.outputs, engine.threads, spins=not mixed
+                )
             self.graph.types.update(
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
             )

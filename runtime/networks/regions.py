@@ -22,6 +22,22 @@ class Region:
     outputs: tuple[str, ...]
 
 
+MOST_OURS = 2  # regions of ours that pay, if half of all nodes are in them: `regions_that_pay`
+
+
+def regions_that_pay(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Region]:
+    """All nodes in runs; on the host alone where changing between both costs too much.
+
+    At each border values change how they lie in memory, and the threads of one side are woken
+    while those of the other look for work: more than our kernels gain between two of them.
+    """
+    found = regions_of(graph, is_ours)
+    ours = [region for region in found if region.ours]
+    if len(ours) <= MOST_OURS and 2 * sum(len(r.nodes) for r in ours) >= len(graph.nodes):
+        return found
+    return regions_of(graph, lambda node: False)
+
+
 def regions_of(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Region]:
     """All nodes in as few runs as a greedy order gives: of what is ready, all of one kind first."""
     waiting = {i: _waits(graph, node) for i, node in enumerate(graph.nodes)}
