@@ -24,6 +24,7 @@ from headrace.planning import Prepared, least, open_files, refit
 from headrace.prediction import Passes, Rates
 from headrace.promises import promise
 from headrace.rates import measure_flash
+from headrace.router_weights import check_routers
 from headrace.streaming import Streaming
 from headrace.targets.pack import Kernels
 from headrace.team import default_threads
@@ -50,9 +51,10 @@ class WeightMemory:
         Raises:
             KernelError: a kernel cannot be had.
             BudgetError: the system does not give the memory.
-            ModelFileError: the file cannot be read.
+            ModelFileError: the file cannot be read, or has routers of what is no finite number.
         """
         self._store = store
+        check_routers(prepared.file, prepared.decoder)
         stack = prepared.stack
         needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, stack)
         self.addresses = store.load(needed, progress)

@@ -114,6 +114,10 @@ def shaped(name: str, *shape: int) -> Callable[[Spec], None]:
     return lambda spec: spec.tensors.__setitem__(name, np.zeros(shape, np.float32))
 
 
+def no_number(name: str) -> Callable[[Spec], None]:
+    return lambda spec: spec.tensors[name].__setitem__((3, 7), np.nan)
+
+
 def without(name: str) -> Callable[[Spec], None]:
     return lambda spec: spec.tensors.__delitem__(name)
 
@@ -135,6 +139,9 @@ CASES: dict[str, tuple[Callable[[Spec], None], type[HeadraceError], str]] = {
     ),
     "no router": (without(ROUTER), ModelFileError, ROUTER),
     "a router of another width": (shaped(ROUTER, EXPERTS, 32), ModelFileError, ROUTER),
+    "a router of what is no number": (
+        no_number(ROUTER), ModelFileError, f"tensor '{ROUTER}': row 3, column 7 is nan",
+    ),
     "no gates": (without(GATES), ModelFileError, "blk.1.ffn_gate.0.weight"),
     "an expert too few": (shaped(GATES, EXPERTS - 1, INNER, WIDTH), ModelFileError, GATES),
     "an expert too many": (shaped(GATES, EXPERTS + 1, INNER, WIDTH), ModelFileError, GATES),
