@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +157,7 @@ def test_files_that_are_something_else(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(array_file, "MOST_BYTES", 1000)
     with pytest.raises(ModelFileError, match="more than 1,000 bytes"):
         read_trace(path)
-    with pytest.raises(HeadraceError, match="No such file"):
+    with pytest.raises(HeadraceError, match="no such file"):
         read_trace(tmp_path / "none.routes")
 
 
@@ -440,6 +442,18 @@ def test_plans_know_what_was_learned(tmp_path: Path) -> None:
         assert plan.expected_hit_rate == share and prepared.learned is None
         assert sum(why in one for one in plan.notices()) == 1
         assert prepared.expert_bytes(1) == uniform
+
+    beside = statistics_path(path)
+    for make, why in (
+        (beside.mkdir, "a directory, not a file with statistics of routes"),
+        (partial(os.mkfifo, beside), "a FIFO, not a regular file"),
+        (partial(beside.symlink_to, beside), "Too many levels of symbolic links"),
+    ):
+        beside.rmdir() if beside.is_dir() else beside.unlink()
+        make()
+        prepared, plan = planned()
+        assert plan.expected_hit_rate == share and prepared.learned is None
+        assert sum(why in one for one in plan.notices()) == 1
 
 
 # --- the command ----------------------------------------------------------------------------------
