@@ -14,10 +14,10 @@ import numpy as np
 from headrace.calibration import LayerInputs
 from headrace.calibration_pass import Read
 from headrace.errors import UnsupportedError
-from headrace.families.common import MAX_EXPERTS
 from headrace.families.decoder import Layer
 from headrace.families.headrace_clusters import STEP
 from headrace.least_memory import Need
+from headrace.loaders.expert_tensors import MAX_EXPERTS
 from headrace.neuron_clusters import balanced
 from headrace.refactor_experts import WRITTEN
 from headrace.sparse.format import Floats

@@ -16,9 +16,10 @@ import numpy as np
 from headrace.calibration import LayerInputs
 from headrace.calibration_pass import Read, add_products
 from headrace.errors import UnsupportedError
-from headrace.families.common import MAX_ACTIVE, MAX_EXPERTS
+from headrace.families.common import MAX_ACTIVE
 from headrace.families.decoder import FeedForward, Layer
 from headrace.least_memory import Need
+from headrace.loaders.expert_tensors import MAX_EXPERTS
 from headrace.neuron_clusters import balanced, cluster, cluster_energy, most
 from headrace.sparse.format import Floats
 

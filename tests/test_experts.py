@@ -125,6 +125,9 @@ def without(name: str) -> Callable[[Spec], None]:
 ROUTER, GATES = "blk.1.ffn_gate_inp.weight", "blk.1.ffn_gate_exps.weight"
 CASES: dict[str, tuple[Callable[[Spec], None], type[HeadraceError], str]] = {
     "no experts": (key("expert_count", 0), ModelFileError, "blk.0.ffn_gate.weight"),
+    "fewer than none": (
+        key("expert_count", -1, gguf.GGUFValueType.INT32), ModelFileError, "llama.expert_count",
+    ),
     "one expert more": (key("expert_count", EXPERTS + 1), ModelFileError, "ffn_gate_inp.weight"),
     "thousands of experts": (key("expert_count", 4096), ModelFileError, "ffn_gate_inp.weight"),
     "millions of experts": (key("expert_count", 1 << 30), ModelFileError, "llama.expert_count"),

@@ -209,6 +209,18 @@ def test_one_thing_wrong(tmp_path: Path) -> None:
     spec.set("expert_used_count", 2)
     with pytest.raises(UnsupportedError, match="takes 1"):
         headrace.load(spec.write(tmp_path / "two.gguf"))
+    kinds = gguf.GGUFValueType
+    for name, value, kind, wrong in (
+        ("expert_count", -1, kinds.INT32, "is -1, expected at least 1"),
+        ("expert_count", 1 << 20, kinds.UINT32, "is 1048576, expected at most 4096"),
+        ("expert_count", "8", kinds.STRING, "is str, expected int"),
+        ("expert_used_count", 0, kinds.UINT32, "is 0, expected at least 1"),
+        ("expert_used_count", -1, kinds.INT32, "is -1, expected at least 1"),
+    ):
+        spec = switch()
+        spec.set(name, value, kind)
+        with pytest.raises(ModelFileError, match=rf"headrace_switch\.{name}' {wrong}"):
+            headrace.load(spec.write(tmp_path / "number.gguf"))
     spec = switch()
     spec.set("feed_forward_activation", "silu", gguf.GGUFValueType.STRING)
     with pytest.raises(UnsupportedError, match="without a gate whose activation is 'silu'"):
