@@ -18,7 +18,7 @@ from test_bad_models import Quant, Spec, key, outcome, tiny
 
 import headrace
 from headrace.compress import compress
-from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.errors import BudgetError, HeadraceError, ModelFileError, UnsupportedError
 from headrace.expert_memory import predictor_bytes
 from headrace.learned_routes import statistics_path
 from headrace.loaders.tiled import open_model
@@ -280,6 +280,46 @@ def test_policies_change_nothing(policy: int, monkeypatch: pytest.MonkeyPatch) -
         assert model._held.experts is not None
         model._held.experts.words[store.POLICY] = policy
         assert same(said(model, ids), whole)
+
+
+def test_fitted_routers_go_where_memory_is_short_and_come_back(tmp_path: Path) -> None:
+    path, ids = mixture(parts=LARGE).write(tmp_path / "m.gguf"), IDS
+    fitting = RouterFit()
+    text = "Once upon a time there was a girl. " * 9
+    trace = record(path, text, tokens=64, threads=1, fitting=fitting)
+    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
+    learned.write(statistics_path(path))
+    (least, most), tables = bounds(path, context=128), predictor_bytes(learned, "fitted")
+    with headrace.load(path, context=128) as model:
+        whole = said(model, ids)
+        assert model.expert_counts is None
+    with headrace.load(path, context=128, memory=least + tables) as model:
+        hits = stalls = 0.0
+        for memory, predictor in (
+            (least + tables, "fitted"), (least + tables - 1, "gates"), (least, "gates"),
+            (most + tables, None), (least + tables, "fitted"), (least, "gates"),
+        ):  # fmt: skip
+            model.memory = memory
+            with headrace.load(path, context=128, memory=memory) as other:
+                assert other.prepared.predictor == (predictor or "fitted")
+            assert model.plan.peak_bytes <= memory
+            assert model.streams == (predictor is not None)
+            if predictor is not None:
+                assert model._held.experts is not None and model.prepared.predictor == predictor
+                fitted = model._held.experts.router_ahead(0, 1) is not None
+                assert fitted == (predictor == "fitted")
+            assert same(said(model, ids), whole)
+            counts = model.expert_counts
+            assert counts is not None and model.stall_s >= stalls
+            assert (counts.hits > hits) == (predictor is not None)
+            hits, stalls = counts.hits, model.stall_s
+        statistics_path(path).unlink()
+        model.memory = least + tables
+        assert model.prepared.predictor == "gates"
+        assert model.plan.peak_bytes <= least + tables
+        assert same(said(model, ids), whole)
+    with pytest.raises(BudgetError), headrace.load(path, context=128, memory=least) as model:
+        model.memory = least - 1
 
 
 @pytest.mark.parametrize("name", GOLDENS)
