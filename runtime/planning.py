@@ -98,11 +98,11 @@ class Prepared:
         )
 
     @property
-    def expert_hit_rate(self) -> float | None:
-        """Share of the uses of experts that wait for nothing, as expected; None: all are there."""
+    def expert_rate(self) -> tuple[float, float] | None:
+        """See `headrace.expert_memory.expected_rate`; None: all experts are there."""
         if self.room is None or not self.slots:
             return None
-        return expected_rate(self.room, self.slots, self.replayed, self.fired)[0]
+        return expected_rate(self.room, self.slots, self.replayed, self.fired)
 
     @property
     def replayed(self) -> RouteStatistics | None:
