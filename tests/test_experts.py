@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import gguf
 import numpy as np
 import pytest
+from mixtures import learn_beside, said, same
 from test_bad_models import Quant, Spec, key, outcome, tiny
 
 import headrace
@@ -23,13 +24,9 @@ from headrace.expert_memory import predictor_bytes
 from headrace.learned_routes import statistics_path
 from headrace.loaders.tiled import open_model
 from headrace.memory_plan import plan_model
-from headrace.model import Model
 from headrace.offload import expert_store as store
 from headrace.offload.recall import Predictor
-from headrace.offload.route_statistics import learn
-from headrace.offload.router_fit import RouterFit
 from headrace.planning import bounds, prepare
-from headrace.routing import record
 
 EXPERTS, ACTIVE, INNER, WIDTH = 6, 2, 32, 64
 PARTS = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
@@ -186,20 +183,6 @@ def tokens_of(name: str) -> list[int]:
         return arrays["ids"].tolist()
 
 
-def said(model: Model, ids: list[int]) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-    """What a model says of a long text, of short ones, and what it answers."""
-    long = model.logits(ids)
-    short = [model.logits(ids[:n]) for n in (1, 2, 7)]
-    generation = model.generate(ids[:20], max_tokens=24)
-    generation.text()
-    return long, short, generation.ids
-
-
-def same(a: tuple[np.ndarray, list[np.ndarray], list[int]], b: Any) -> bool:
-    pairs = zip([a[0], *a[1]], [b[0], *b[1]], strict=True)
-    return all(np.array_equal(x, y) for x, y in pairs) and a[2] == b[2]
-
-
 @pytest.mark.parametrize("tiled", [False, True], ids=["gguf", "tiled"])
 @pytest.mark.parametrize("name", GOLDENS)
 def test_a_cache_of_any_size_gives_the_same(name: str, tiled: bool, tmp_path: Path) -> None:
@@ -284,11 +267,7 @@ def test_policies_change_nothing(policy: int, monkeypatch: pytest.MonkeyPatch) -
 
 def test_fitted_routers_go_where_memory_is_short_and_come_back(tmp_path: Path) -> None:
     path, ids = mixture(parts=LARGE).write(tmp_path / "m.gguf"), IDS
-    fitting = RouterFit()
-    text = "Once upon a time there was a girl. " * 9
-    trace = record(path, text, tokens=64, threads=1, fitting=fitting)
-    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
-    learned.write(statistics_path(path))
+    learned = learn_beside(path)
     (least, most), tables = bounds(path, context=128), predictor_bytes(learned, "fitted")
     with headrace.load(path, context=128) as model:
         whole = said(model, ids)
@@ -331,11 +310,7 @@ def test_predictors_change_nothing(name: str, tmp_path: Path) -> None:
         whole = said(model, ids)
     with pytest.raises(UnsupportedError, match="headrace trace MODEL TEXT --learn"):
         headrace.load(path, context=128, memory=least, predictor="pairs")
-    fitting = RouterFit()
-    text = "Once upon a time there was a girl. " * 9
-    trace = record(path, text, tokens=64, threads=1, fitting=fitting)
-    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
-    learned.write(statistics_path(path))
+    learned = learn_beside(path)
     for predictor in get_args(Predictor):
         tables = predictor_bytes(learned, predictor)
         assert (tables > 0) == (predictor in ("pairs", "affinity", "fitted"))
