@@ -435,6 +435,12 @@ class ExpertCache:
         if self.words[store.READ]:
             self.mended_reads += 1
 
+    def close(self) -> None:
+        """End the readers and give the memory back: steps may refer to it for some time yet."""
+        self.halt()
+        for arena in (self._slots, *(rows for _, rows in self._landing)):
+            arena.empty()
+
     def halt(self) -> None:
         """End the readers; what they have not finished is forgotten when a pass begins again."""
         self._readers.halt()

@@ -214,7 +214,7 @@ class WeightMemory:
         if self.experts is not None:
             self.experts.halt()
         if self.streaming is not None:
-            self.streaming.close()
+            self.streaming.window.halt()
 
     def close(self) -> None:
         """End the readers, close the files."""
@@ -280,7 +280,7 @@ class WeightMemory:
         if self.streaming is not None:
             self.streaming.close()
         if self.experts is not None:
-            self.experts.halt()
+            self.experts.close()
         counted = self.expert_counts, self._mended_reads, self.stall_s
         self.streaming = self.experts = None
         self._counted, self._mended, self._waited_s = counted

@@ -247,8 +247,16 @@ def test_memory_may_change_meanwhile(tmp_path: Path) -> None:
         whole = said(model, IDS)
         assert not model.streams
     with headrace.load(path, context=128, memory=least) as model:
+        assert same(said(model, IDS), whole)
         for memory in (most, least + 500_000, most, least):
+            held, taken = model._held, list[np.ndarray]()
+            if held.streaming is not None:
+                taken.append(held.streaming.window._slots.view("slots"))
+            if held.experts is not None:
+                taken.append(held.experts._slots.view("slots"))
+            assert len(taken) >= model.streams and all(one.any() for one in taken)
             model.memory = memory
+            assert not any(one.any() for one in taken)  # given back: there is no room beside it
             assert model.streams == (memory < most)
             assert same(said(model, IDS), whole)
 
