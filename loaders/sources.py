@@ -55,6 +55,11 @@ def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path
     raise ModelNotFoundError(_not_found(text, path))
 
 
+def is_network(name: str | Path) -> bool:
+    """Whether a model's name means an ONNX file."""
+    return os.fspath(name).lower().endswith(".onnx")
+
+
 def _in_directory(path: Path) -> Path:
     there = {p.name for p in path.iterdir()}
     names = [name for name in there if name.lower().endswith(".gguf")]

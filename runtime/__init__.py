@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headrace.model import Model, load
+    from headrace.loading import load
+    from headrace.model import Model
+    from headrace.networks.network import Network
 
-__all__ = ["Model", "__version__", "load"]
+__all__ = ["Model", "Network", "__version__", "load"]
 __version__ = "0.1.0"
 
-_LAZY = {"Model": "headrace.model", "load": "headrace.model"}
+_LAZY = {
+    "Model": "headrace.model",
+    "Network": "headrace.networks.network",
+    "load": "headrace.loading",
+}
 
 
 def __getattr__(name: str) -> Any:

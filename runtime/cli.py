@@ -82,16 +82,33 @@ _SAMPLING = (
     ),
 )
 _PROMPT = Opt("prompt", str, None, "the question; - reads stdin")
+_INPUTS = Opt(
+    "inputs", str, (), "of an ONNX file: NAME=FILE.npy (again for others)", ("--input",), many=True
+)
+_SHAPED = _INPUTS._replace(help="of an ONNX file: NAME=FILE.npy, or DIMENSION=SIZE")
+_OUTPUT = Opt("output", str, None, "folder for an ONNX file's outputs", ("-o", "--output"))
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
 _RAW = Opt("raw", bool, False, "continue the prompt as it is, without chat template", ("--raw",))
 _DEFAULTED = _MODEL._replace(default=DEFAULT_MODEL)
 
 COMMANDS: dict[str, Command] = {
     "run": Command(
-        run, (_DEFAULTED, _PROMPT, *_SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT, _RAW, _JSON)
+        run,
+        (
+            _DEFAULTED,
+            _PROMPT,
+            *_SAMPLING,
+            *_MACHINE,
+            _WHOLE_STACK,
+            _CONTEXT,
+            _RAW,
+            _INPUTS,
+            _OUTPUT,
+            _JSON,
+        ),
     ),
     "chat": Command(chat, (_DEFAULTED, _SYSTEM, *_SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT)),
-    "plan": Command(plan, (_MODEL, *_MACHINE, _WHOLE_STACK, _CONTEXT, _JSON)),
+    "plan": Command(plan, (_MODEL, *_MACHINE, _WHOLE_STACK, _CONTEXT, _SHAPED, _JSON)),
     "bench": Command(
         bench,
         (
@@ -110,6 +127,7 @@ COMMANDS: dict[str, Command] = {
             ),
             *_MACHINE,
             _WHOLE_STACK,
+            _SHAPED,
             _JSON,
         ),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,22 @@ DEFAULT_MODEL = "smollm2-135m"
 
 
 def run(
-    *, model: str, prompt: str | None, max_tokens: int, raw: bool, json: bool, **options: Any
-) -> int:
-    """Answer a prompt, printing the text as it is generated.
+    *, model: str, prompt: str | None, max_tokens: int, raw: bool, json: bool,
+    inputs: Sequence[str] = (), output: str | None = None, **options: Any,
+) -> int:  # fmt: skip
+    """Answer a prompt, printing the text as it is generated; or run an ONNX file.
 
     PROMPT may be `-` or come through a pipe. With one argument that has spaces in it, that is the
-    prompt, and the model is smollm2-135m.
+    prompt, and the model is smollm2-135m. An ONNX file takes --input, and has no prompt.
     """
+    if _is_network(model):
+        from headrace import cli_networks
+
+        _refuse_for_networks(options | {"prompt": prompt})
+        return cli_networks.run(
+            model=model, inputs=inputs, output=output, threads=options["threads"], json=json
+        )
+    _refuse_for_language_models(inputs, output)
     if prompt is None and " " in model and not os.path.exists(model):
         model, prompt = DEFAULT_MODEL, model
     if prompt == "-" or (prompt is None and sys.stdin is not None and not sys.stdin.isatty()):
@@ -142,10 +151,16 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
                     say(f"headrace: {error} (/reset begins a new conversation)")
 
 
-def plan(*, model: str, json: bool, **options: Any) -> int:
+def plan(*, model: str, json: bool, inputs: Sequence[str] = (), **options: Any) -> int:
     """Say from the file's header alone what a model takes here, and how fast it will be."""
     from headrace.memory_plan import plan_model
 
+    if _is_network(model):
+        from headrace import cli_networks
+
+        _refuse_for_networks(options)
+        return cli_networks.plan(model=model, inputs=inputs, threads=options["threads"], json=json)
+    _refuse_for_language_models(inputs)
     path = model_path(model)
     with progress_bar() as progress:
         found = plan_model(path, progress=progress, **options)
@@ -153,8 +168,19 @@ def plan(*, model: str, json: bool, **options: Any) -> int:
     return 0
 
 
-def bench(*, model: str, json: bool, **options: Any) -> int:
-    """Measure prefill and decode, and the memory's read bandwidth in the same run."""
+def bench(*, model: str, json: bool, inputs: Sequence[str] = (), **options: Any) -> int:
+    """Measure prefill and decode, and the memory's read bandwidth in the same run.
+
+    Of an ONNX file: calls, with random inputs where --input gives none.
+    """
+    if _is_network(model):
+        from headrace import cli_networks
+
+        _refuse_for_networks(options)
+        return cli_networks.bench(
+            model=model, inputs=inputs, threads=options["threads"], runs=options["runs"], json=json
+        )
+    _refuse_for_language_models(inputs)
     from headrace.bench import bench as measure
 
     show(measure(model_path(model), **options), json)
@@ -212,6 +238,10 @@ def compare(
 
 def inspect(*, model: str, json: bool) -> int:
     """Show what is in a model file and how it would load."""
+    if _is_network(model):
+        from headrace import cli_networks
+
+        return cli_networks.inspect(model=model, json=json)
     from headrace.description import describe_model
 
     facts = describe_model(model_path(model))
@@ -297,6 +327,24 @@ def _show_with_price(values: dict[str, Any], as_json: bool) -> None:
     if price is not None:
         print("\nprice")
         show(price, False)
+
+
+def _is_network(model: str) -> bool:
+    from headrace.loaders.sources import is_network
+
+    return is_network(model)
+
+
+def _refuse_for_networks(options: Mapping[str, Any]) -> None:
+    """Options that say nothing to an ONNX file are not ignored."""
+    for name in ("prompt", "memory", "target", "kernels", "context", "draft"):
+        if options.get(name) is not None:
+            raise HeadraceError(f"an ONNX file takes no {name} (yet); leave it out")
+
+
+def _refuse_for_language_models(inputs: Sequence[str], output: str | None = None) -> None:
+    if inputs or output is not None:
+        raise HeadraceError("--input and --output are for ONNX files; this model takes a prompt")
 
 
 def model_path(model: str) -> Path:

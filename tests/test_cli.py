@@ -281,8 +281,8 @@ def test_the_quick_parser_and_typer_agree(
         assert quick is not None, line
         assert cli._typer_main(line) == 0
         slow = seen.pop()
-        if "stop" in slow:
-            slow["stop"] = tuple(slow["stop"] or ())
+        for name in {"stop", "inputs"} & set(slow):
+            slow[name] = tuple(slow[name] or ())
         assert slow == quick, line
 
 

@@ -1,0 +1,297 @@
+"""ONNX files (onnx.ai, `onnx.proto`) as validated data: a graph, and where its weights are.
+
+Nothing here runs the model, and no weight is read before `OnnxModel.constant` is called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from headrace.errors import ModelFileError, UnsupportedError
+from headrace.loaders.model_file import TensorInfo
+from headrace.loaders.onnx_external import external_place
+from headrace.loaders.onnx_wire import Place, without_weights
+from headrace.loaders.reader import TensorReader
+
+MOST_ELEMENTS = 1 << 48
+MOST_DIMENSIONS = 64
+_RAW, _FLOATS, _DOUBLES = 9, 4, 10
+_OF_FIELD = {_FLOATS: onnx.TensorProto.FLOAT, _DOUBLES: onnx.TensorProto.DOUBLE}
+_BITS: dict[int, int] = {
+    onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4, onnx.TensorProto.FLOAT4E2M1: 4,
+    onnx.TensorProto.INT2: 2, onnx.TensorProto.UINT2: 2,
+}  # fmt: skip
+CONTRIBUTED = ("com.microsoft", "com.microsoft.nchwc")  # what onnxruntime adds
+
+
+def type_name(elem_type: int) -> str:
+    """What ONNX calls a type of elements."""
+    try:
+        return str(onnx.TensorProto.DataType.Name(elem_type))
+    except ValueError:
+        return f"type {elem_type}"
+
+
+def tensor_bytes(elem_type: int, shape: Iterable[int]) -> int:
+    """Bytes of a tensor in a file; types below a byte are packed."""
+    count = math.prod(shape)
+    if elem_type in _BITS:
+        return -(-count * _BITS[elem_type] // 8)
+    return count * onnx.helper.tensor_dtype_to_np_dtype(elem_type).itemsize
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A model, validated.
+
+    Attributes:
+        path: of the file; None: it came as bytes.
+        proto: ModelProto whose large initialisers are not in it.
+        weights: where these are, by name, with the ONNX type of their elements.
+        inline: initialisers that are in the proto.
+    """
+
+    path: Path | None
+    proto: Any
+    weights: dict[str, tuple[TensorInfo, int]] = field(default_factory=dict)
+    inline: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def opsets(self) -> dict[str, int]:
+        """Versions of operator sets by domain; "" is ai.onnx."""
+        return {
+            "" if one.domain == "ai.onnx" else one.domain: one.version
+            for one in self.proto.opset_import
+        }
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all initialisers."""
+        of_inline = (tensor_bytes(t.data_type, t.dims) for t in self.inline.values()
+                     if t.data_type != onnx.TensorProto.STRING)  # fmt: skip
+        return sum(info.n_bytes for info, _ in self.weights.values()) + sum(of_inline)
+
+    def shape_and_type(self, name: str) -> tuple[tuple[int, ...], int]:
+        """Of an initialiser; KeyError: there is none of this name."""
+        if name in self.weights:
+            info, elem_type = self.weights[name]
+            return info.shape, elem_type
+        tensor = self.inline[name]
+        return tuple(tensor.dims), tensor.data_type
+
+    def constant(self, name: str, reader: TensorReader) -> Any:
+        """An initialiser as a TensorProto with its data, read from its file where it is not here.
+
+        Raises:
+            ModelFileError: the file shrank, or the disk failed.
+        """
+        if name in self.inline:
+            return self.inline[name]
+        info, elem_type = self.weights[name]
+        raw = bytearray(info.n_bytes)
+        reader.readinto(info, 0, raw)
+        tensor = onnx.TensorProto(name=name, data_type=elem_type, dims=info.shape)
+        tensor.raw_data = bytes(raw)
+        return tensor
+
+    def array(self, name: str, reader: TensorReader) -> np.ndarray:
+        """An initialiser as an array.
+
+        Raises:
+            ModelFileError: the file shrank, or the disk failed.
+        """
+        if name in self.weights:
+            info, elem_type = self.weights[name]
+            if elem_type not in _BITS:
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+                found = np.empty(info.shape, dtype)
+                reader.readinto(info, 0, found.reshape(-1).view(np.uint8))
+                return found
+        array: np.ndarray = onnx.numpy_helper.to_array(self.constant(name, reader))
+        return array
+
+
+def open_onnx(path: Path) -> OnnxModel:
+    """Read and check the header of an ONNX file.
+
+    Raises:
+        ModelNotFoundError: there is no such file.
+        ModelFileError: it is no ONNX file, damaged, or leads out of its directory.
+        UnsupportedError: its operator sets are too old or unknown.
+    """
+    stripped, places = without_weights(path)
+    return _checked(path, _parsed(path, stripped), places)
+
+
+def from_proto(proto: Any) -> OnnxModel:
+    """Check a ModelProto that is in memory; external data it may not have.
+
+    Raises:
+        ModelFileError, UnsupportedError: as `open_onnx`.
+    """
+    return _checked(None, proto, {})
+
+
+def _parsed(path: Path, stripped: bytes) -> Any:
+    try:
+        return onnx.ModelProto.FromString(stripped)
+    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        raise ModelFileError(
+            f"no ONNX model: {error}; export or fetch it again", path=path
+        ) from None
+
+
+def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxModel:
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelFileError(
+            "no ONNX model: it has no graph or says no operator set; export or fetch it again",
+            path=path,
+        )
+    _check_opsets(path, proto)
+    weights: dict[str, tuple[TensorInfo, int]] = {}
+    inline: dict[str, Any] = {}
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights or tensor.name in inline:
+            raise ModelFileError("there are two initialisers of this name", path=path,
+                                 tensor=tensor.name)  # fmt: skip
+        place = _place(path, tensor, places.get(tensor.name))
+        if place is None:
+            inline[tensor.name] = tensor
+        else:
+            weights[tensor.name] = place
+    del proto.graph.initializer[:]
+    model = OnnxModel(path, proto, weights, inline)
+    _check_graph(path, proto.graph, {*weights, *inline}, set())
+    return model
+
+
+def _check_opsets(path: Path | None, proto: Any) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for one in proto.opset_import:
+        if one.domain in ("", "ai.onnx") and not 1 <= one.version <= newest:
+            raise UnsupportedError(
+                f"its operator set is {one.version}, and 1 to {newest} are read: update the "
+                "package onnx, or export the model for an older one",
+                path=path,
+            )
+    known = {schema.domain for schema in onnx.defs.get_all_schemas()}
+    known |= {"", "ai.onnx", *CONTRIBUTED, *(f.domain for f in proto.functions)}
+    foreign = sorted({node.domain for node in _nodes(proto.graph)} - known)
+    if foreign:
+        raise UnsupportedError(
+            f"it has operators of {foreign[0][:80]!r}, which nothing here runs; known are "
+            f"{', '.join(sorted(known - {''}))}",
+            path=path,
+        )
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    """The graphs that a node's attributes have."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from _nodes(inner)
+
+
+def _place(path: Path | None, tensor: Any, place: Place | None) -> tuple[TensorInfo, int] | None:
+    """Where the data of an initialiser is; None: in the tensor itself."""
+
+    def bad(message: str, offset: int | None = None) -> ModelFileError:
+        return ModelFileError(message, path=path, tensor=tensor.name, offset=offset)
+
+    shape = tuple(tensor.dims)
+    if len(shape) > MOST_DIMENSIONS or any(d < 0 for d in shape):
+        raise bad(f"its shape {list(shape[:8])} is not possible")
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise bad(f"its shape {list(shape[:8])} has more elements than any memory")
+    if tensor.data_type == onnx.TensorProto.STRING:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise bad("strings in another file, which the format does not have")
+        return None
+    try:
+        expected = tensor_bytes(tensor.data_type, shape)
+    except (KeyError, TypeError):
+        raise bad(f"its elements are of {type_name(tensor.data_type)}, which is unknown") from None
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if path is None:
+            raise bad("its data is in another file, and the model is not: give the model's path")
+        file, offset = external_place(path, tensor, expected)
+        name = type_name(tensor.data_type)
+        return TensorInfo(tensor.name, name, shape, file, offset, expected), tensor.data_type
+    if place is None:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != expected:
+            raise bad(f"it has {len(tensor.raw_data)} bytes, and its shape and type ask for "
+                      f"{expected}")  # fmt: skip
+        _check_values(tensor, math.prod(shape), bad)
+        return None
+    of_field = place.field == _RAW or _OF_FIELD.get(place.field) == tensor.data_type
+    if place.n_bytes != expected or not of_field:
+        raise bad(
+            f"it has {place.n_bytes} bytes, and its shape {list(shape)} and type "
+            f"{type_name(tensor.data_type)} ask for {expected}; export or fetch it again",
+            place.offset,
+        )
+    assert path is not None
+    name = type_name(tensor.data_type)
+    return TensorInfo(tensor.name, name, shape, path, place.offset, expected), tensor.data_type
+
+
+def _check_values(tensor: Any, count: int, bad: Any) -> None:
+    """Data in typed fields has an element for each of the shape (halves for complex ones)."""
+    if tensor.HasField("raw_data"):
+        return
+    try:
+        found = onnx.numpy_helper.to_array(tensor).size
+    except Exception as error:  # whatever the library says of what does not fit
+        raise bad(f"its data does not fit its shape and type: {error}") from None
+    if found != count:
+        raise bad(f"it has {found} elements, and its shape asks for {count}")
+
+
+def _check_graph(path: Path | None, graph: Any, constants: set[str], outer: set[str]) -> None:
+    """Each name is written once and before it is read: nothing goes in a circle."""
+
+    def bad(message: str) -> ModelFileError:
+        return ModelFileError(message, path=path)
+
+    own = {*constants, *(one.name for one in graph.input)}
+    own |= {one.name for one in graph.initializer}
+    own |= {one.values.name for one in graph.sparse_initializer}
+    made_later = {name for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        label = f"node {node.name or node.output[:1]} ({node.op_type})"
+        for name in filter(None, node.input):
+            if name not in own and name not in outer:
+                if name in made_later:
+                    raise bad(
+                        f"{label} reads {name!r}, which a later node makes: the graph goes in a "
+                        "circle, or is not in order"
+                    )
+                raise bad(
+                    f"{label} reads {name!r}, which nothing makes: an initialiser or an input is "
+                    "missing"
+                )
+        for inner in subgraphs(node):
+            _check_graph(path, inner, set(), own | outer)
+        for name in filter(None, node.output):
+            if name in own:
+                raise bad(f"{label} makes {name!r}, which is there already")
+            own.add(name)
+    for one in graph.output:
+        if one.name not in own and one.name not in outer:
+            raise bad(f"the output {one.name!r} is made by nothing")

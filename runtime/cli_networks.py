@@ -1,0 +1,181 @@
+"""What the commands do with networks of ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli_output import print_json, say, show
+from headrace.errors import HeadraceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from headrace.networks.network import Network
+
+_SHOWN = 8  # elements of an output
+
+
+def run(
+    *, model: str, inputs: Sequence[str], output: str | None, threads: int | None, json: bool
+) -> int:
+    """Run a network once, and print its outputs or write them as .npy files."""
+    import numpy as np
+
+    with _open(model, threads) as network:
+        found = network(_files(inputs, network))
+        rows = []
+        for name, value in found.items():
+            array = np.asarray(value) if isinstance(value, np.ndarray) else None
+            row: dict[str, Any] = {"output": name}
+            if array is None:
+                row |= {"type": type(value).__name__, "values": _text(value)}
+            else:
+                row |= {"type": str(array.dtype), "shape": list(array.shape)}
+                row |= {"values": array if json else _first(array)}
+            rows.append(row)
+        if output is not None:
+            for path in _write(Path(output), found):
+                say(f"{path} written")
+            rows = [{k: v for k, v in row.items() if k != "values"} for row in rows]
+        if json:
+            print_json({"model": str(network.path), "outputs": rows})
+        else:
+            for row in rows:
+                show(row, False)
+    return 0
+
+
+def inspect(*, model: str, json: bool) -> int:
+    """Show what is in an ONNX file, and what its operators run on."""
+    from headrace.networks.measure import assumed_types, describe
+
+    with _open(model, None) as network:
+        show(describe(network, assumed_types(network, {})), json)
+    return 0
+
+
+def plan(*, model: str, inputs: Sequence[str], threads: int | None, json: bool) -> int:
+    """Say what a network takes."""
+    from headrace.networks.measure import requirements
+    from headrace.networks.network import type_of
+
+    with _open(model, threads) as network:
+        given = _inputs(inputs, network)
+        types = {name: of for name, a in given.items() if (of := type_of(a)) is not None}
+        show(requirements(network, types), json)
+    return 0
+
+
+def bench(*, model: str, inputs: Sequence[str], threads: int | None, runs: int, json: bool) -> int:
+    """Measure a network; inputs that are not given are random."""
+    from headrace.networks.measure import bench as measure
+
+    with _open(model, threads) as network:
+        show(measure(network, _inputs(inputs, network), runs=runs), json)
+    return 0
+
+
+def _open(model: str, threads: int | None) -> Network:
+    from headrace.arguments import whole
+    from headrace.loaders.sources import resolve
+    from headrace.networks.network import load_network
+
+    chosen = None if threads is None else whole("threads", threads, low=1)
+    return load_network(resolve(model), threads=chosen)
+
+
+def _named(texts: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals or not name or not value:
+            raise HeadraceError(f"--input {text!r}: write NAME=FILE.npy, or NAME=SIZE")
+        found[name] = value
+    return found
+
+
+def _files(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
+    """Inputs out of files."""
+    found = {name: _load(Path(value)) for name, value in _named(texts).items()}
+    missing = [port for port in network.inputs if port.name not in found]
+    if missing:
+        wanted = " ".join(f"--input {port.name}=FILE.npy" for port in missing)
+        kinds = ", ".join(f"{port.name}: {port.text}" for port in missing)
+        raise HeadraceError(f"the network also takes {kinds}; give {wanted}")
+    return found
+
+
+def _inputs(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
+    """Inputs out of files, and random ones; open dimensions have the sizes that are given."""
+    import numpy as np
+
+    from headrace.networks.measure import assumed_types, random_input
+
+    ports = {port.name for port in network.inputs}
+    named = _named(texts)
+    files = {name: _load(Path(v)) for name, v in named.items() if name in ports}
+    sizes = {name: _size(name, v) for name, v in named.items() if name not in ports}
+    if len(files) == len(ports):
+        return files
+    random = np.random.default_rng(0)
+    types = assumed_types(network, sizes)
+    return {
+        name: files[name] if name in files else random_input(of, random)
+        for name, of in types.items()
+    }
+
+
+def _size(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
+        raise HeadraceError(
+            f"--input {name}={text}: there is no such input, and {text!r} is no size of a dimension"
+        )
+    return int(text)
+
+
+def _load(path: Path) -> np.ndarray:
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise HeadraceError(f"no file {path}; write inputs with numpy.save") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise HeadraceError(f"{path} is no .npy file of numbers: {error}") from None
+    if not isinstance(found, np.ndarray):
+        raise HeadraceError(f"{path} is an archive of arrays: write each with numpy.save")
+    return found
+
+
+def _write(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
+    import io
+
+    import numpy as np
+
+    from headrace.atomic_file import write_whole
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for i, (name, value) in enumerate(outputs.items()):
+        plain = all(c.isalnum() or c in "_-." for c in name) and name.strip(".")
+        path = folder / (f"{name}.npy" if plain else f"output{i}.npy")
+        content = io.BytesIO()
+        np.save(content, np.asarray(value), allow_pickle=False)
+        write_whole(path, content.getvalue())
+        written.append(path)
+    return written
+
+
+def _first(array: np.ndarray) -> str:
+    flat = array.reshape(-1)
+    return _text(flat[:_SHOWN].tolist()) + (f" ... ({flat.size})" if flat.size > _SHOWN else "")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(_text(one) for one in value)
+    return str(value)

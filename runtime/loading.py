@@ -1,0 +1,45 @@
+"""`headrace.load`: a language model or a network, by what the file is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from headrace import model as language_model
+from headrace.arguments import whole
+from headrace.loaders.sources import is_network, resolve
+
+P = ParamSpec("P")
+
+
+def _or_network(load_model: Callable[P, language_model.Model]) -> Callable[P, Any]:
+    @wraps(load_model)
+    def load(*args: P.args, **options: P.kwargs) -> Any:
+        name: Any = args[0] if args else options.get("model")
+        if isinstance(name, str | Path) and is_network(name):
+            others: dict[str, Any] = {k: v for k, v in options.items() if k != "model"}
+            return _network(name, **others)
+        return load_model(*args, **options)
+
+    load.__doc__ = f"""{load_model.__doc__}
+    An ONNX file (`.onnx`) gives a `headrace.networks.network.Network` instead, which is called with
+    arrays; of all these arguments it takes `threads` and `progress`.
+    """
+    return load
+
+
+def _network(
+    name: str | Path, *, threads: int | None = None, progress: Any = None, **others: Any
+) -> Any:
+    from headrace.networks.network import load_network
+
+    given = [key for key, value in others.items() if value is not None]
+    if given:
+        raise TypeError(f"{name}: an ONNX file takes no {given[0]!r} (yet); leave it out")
+    chosen = None if threads is None else whole("threads", threads, low=1)
+    return load_network(resolve(name, progress=progress), threads=chosen)
+
+
+load = _or_network(language_model.load)

@@ -1,0 +1,228 @@
+"""A network's graph as data: what ONNX says, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from headrace.loaders.onnx_model import OnnxModel, subgraphs
+from headrace.loaders.reader import TensorReader
+
+SMALL_BYTES = 1 << 16  # constants up to here may be computed ahead, and are kept
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """Type of a value that is a tensor.
+
+    Attributes:
+        elem_type: of TensorProto.
+        shape: None where it is known only at run time.
+    """
+
+    elem_type: int
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator's use; `captured` are the outer values that graphs in its attributes read."""
+
+    proto: Any
+    captured: tuple[str, ...] = ()
+
+    @property
+    def op(self) -> str:
+        """Name of the operator."""
+        return str(self.proto.op_type)
+
+    @property
+    def domain(self) -> str:
+        """Of the operator; "" is ai.onnx."""
+        return "" if self.proto.domain == "ai.onnx" else str(self.proto.domain)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names, in order; "": one that is left out."""
+        return list(self.proto.input)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names, in order; "": one that nobody wants."""
+        return list(self.proto.output)
+
+    @property
+    def reads(self) -> list[str]:
+        """Every value that it needs."""
+        return [name for name in (*self.proto.input, *self.captured) if name]
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.op} {self.proto.name or ', '.join(filter(None, self.outputs))}"
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """The value of an attribute."""
+        import onnx
+
+        for one in self.proto.attribute:
+            if one.name == name:
+                return onnx.helper.get_attribute_value(one)
+        return default
+
+
+class Constants:
+    """Initialisers of a model, read when asked for, and what was computed from them.
+
+    Attributes:
+        computed: arrays that are no initialisers.
+    """
+
+    def __init__(
+        self, model: OnnxModel, reader: TensorReader, hidden: Set[str] = frozenset()
+    ) -> None:
+        self._model = model
+        self._reader = reader
+        self._hidden = hidden
+        self.computed: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}
+
+    def __contains__(self, name: object) -> bool:
+        if name in self.computed:
+            return True
+        there = name in self._model.weights or name in self._model.inline
+        return there and name not in self._hidden
+
+    def type(self, name: str) -> TensorType:
+        """Of a constant; KeyError: it is none."""
+        if name in self.computed:
+            tensor = self.computed[name]
+            return TensorType(tensor.data_type, tuple(tensor.dims))
+        shape, elem_type = self._model.shape_and_type(name)
+        return TensorType(elem_type, shape)
+
+    def is_small(self, name: str) -> bool:
+        """Whether it may be read to compute something ahead."""
+        if name in self.computed:
+            return True
+        if name in self._model.weights:
+            return self._model.weights[name][0].n_bytes <= SMALL_BYTES
+        return name in self._model.inline
+
+    def tensor(self, name: str) -> Any:
+        """As TensorProto.
+
+        Raises:
+            ModelFileError: it cannot be read.
+        """
+        if name in self.computed:
+            return self.computed[name]
+        if name not in self._kept:
+            tensor = self._model.constant(name, self._reader)
+            if not self.is_small(name):
+                return tensor
+            self._kept[name] = tensor
+        return self._kept[name]
+
+    def array(self, name: str) -> np.ndarray:
+        """As an array.
+
+        Raises:
+            ModelFileError: it cannot be read.
+        """
+        import onnx
+
+        if name in self.computed:
+            found: np.ndarray = onnx.numpy_helper.to_array(self.computed[name])
+            return found
+        return self._model.array(name, self._reader)
+
+    def without(self) -> Constants:
+        """The same initialisers, and nothing computed."""
+        other = Constants(self._model, self._reader, self._hidden)
+        other._kept = self._kept
+        return other
+
+    def hiding(self, names: Iterable[str]) -> Constants:
+        """The same initialisers but these, which are inputs."""
+        return Constants(self._model, self._reader, self._hidden | set(names))
+
+
+@dataclass
+class Graph:
+    """What is left to compute for inputs of certain types.
+
+    Attributes:
+        nodes: in an order in which they can be computed.
+        types: of values, as far as known.
+        constants: values that are there before anything is computed.
+        inputs, outputs: names.
+        opsets: versions by domain.
+    """
+
+    nodes: list[Node]
+    constants: Constants
+    inputs: list[str]
+    outputs: list[str]
+    opsets: dict[str, int]
+    ir_version: int
+    types: dict[str, TensorType] = field(default_factory=dict)
+    sparse: dict[str, Any] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of a value; None: not known."""
+        found = self.types.get(name)
+        return None if found is None else found.shape
+
+    def users(self) -> dict[str, list[Node]]:
+        """Nodes that read a value."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.reads):
+                found.setdefault(name, []).append(node)
+        return found
+
+
+def _free(graph: Any, outer: frozenset[str]) -> Iterator[str]:
+    """Values that a graph reads of those around it."""
+    own = {one.name for one in (*graph.input, *graph.initializer)}
+    own |= {one.values.name for one in graph.sparse_initializer}
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in own:
+                yield name
+        for inner in subgraphs(node):
+            yield from (name for name in _free(inner, outer) if name not in own)
+        own.update(node.output)
+    for one in graph.output:
+        if one.name not in own:
+            yield one.name
+
+
+def node_of(proto: Any) -> Node:
+    """A node with what its inner graphs read."""
+    read = [name for inner in subgraphs(proto) for name in _free(inner, frozenset())]
+    return Node(proto, tuple(dict.fromkeys(read)))
+
+
+def graph_of(model: OnnxModel, reader: TensorReader) -> Graph:
+    """The main graph of a model, of which inputs have no types yet; its functions are inlined."""
+    proto = model.proto
+    if proto.functions:
+        from onnx.inliner import inline_local_functions
+
+        proto = inline_local_functions(proto)
+    sparse = {one.values.name: one for one in proto.graph.sparse_initializer}
+    constants = Constants(model, reader)
+    return Graph(
+        [node_of(node) for node in proto.graph.node],
+        constants,
+        [one.name for one in proto.graph.input if one.name not in constants],
+        [one.name for one in proto.graph.output],
+        model.opsets,
+        proto.ir_version,
+        sparse=sparse,
+    )

@@ -1,0 +1,243 @@
+"""Operators that have no kernel of ours: onnxruntime computes them, or else onnx's reference."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import HeadraceError, UnsupportedError
+from headrace.networks.graph import Graph, Node, TensorType
+
+INLINE_BYTES = 1 << 10  # constants above are handed over as they lie in memory
+NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
+_QUIET = 4  # of onnxruntime's severities: only what is fatal
+
+
+class HostRegion:
+    """A run of nodes as one session of onnxruntime.
+
+    Where onnxruntime refuses them (an operator set that it has not caught up with), the reference
+    implementation of the package onnx computes them, slowly.
+
+    Args:
+        graph: that has the nodes.
+        nodes: in order.
+        outputs: values that somebody else wants.
+        threads: of the session.
+
+    Attributes:
+        inputs, outputs: names.
+        by_reference: why onnxruntime does not compute them; None: it does.
+
+    Raises:
+        UnsupportedError: nothing here computes them.
+    """
+
+    def __init__(
+        self, graph: Graph, nodes: Sequence[Node], outputs: Sequence[str], threads: int
+    ) -> None:
+        self.nodes = list(nodes)
+        self.outputs = list(outputs)
+        made = {name for node in nodes for name in node.outputs}
+        read = dict.fromkeys(name for node in nodes for name in node.reads if name not in made)
+        here = [name for name in read if name in graph.constants]
+        self.inputs = [
+            name for name in read if name not in graph.constants and name not in graph.sparse
+        ]
+        self.by_reference: str | None = None
+        self._session: Any = None
+        self._plain = True
+        self._reference: Any = None
+        self._held: list[Any] = []
+        proto = self._model(graph, here)
+        try:
+            self._session = self._open(graph, proto, here, threads)
+            self._plain = self._is_plain()
+        except Exception as error:  # of any kind: it is a native library's
+            self.by_reference = _first_line(error)
+            self._reference = self._evaluator(graph, proto, here)
+
+    def _model(self, graph: Graph, constants: Sequence[str]) -> Any:
+        import onnx
+
+        proto = onnx.ModelProto(ir_version=graph.ir_version)
+        for domain, version in graph.opsets.items():
+            proto.opset_import.add(domain=domain, version=version)
+        proto.graph.name = "region"
+        proto.graph.node.extend(node.proto for node in self.nodes)
+        for name in self.inputs:
+            proto.graph.input.append(value_info(name, graph.types.get(name)))
+        for name in self.outputs:
+            proto.graph.output.append(value_info(name, None))
+        read = {name for node in self.nodes for name in node.reads}
+        proto.graph.sparse_initializer.extend(
+            one for name, one in graph.sparse.items() if name in read
+        )
+        for name in constants:
+            of = graph.constants.type(name)
+            if graph.constants.is_small(name):
+                proto.graph.initializer.append(graph.constants.tensor(name))
+                continue
+            tensor = proto.graph.initializer.add(
+                name=name, data_type=of.elem_type, dims=of.shape or ()
+            )
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="memory")
+        return proto
+
+    def _open(self, graph: Graph, proto: Any, constants: Sequence[str], threads: int) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _QUIET
+        large = [name for name in constants if not graph.constants.is_small(name)]
+        if large:
+            values = [self._value(graph, name) for name in large]
+            self._held = values
+            options.add_external_initializers(large, values)
+        return onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    @staticmethod
+    def _value(graph: Graph, name: str) -> Any:
+        import onnxruntime
+
+        array = graph.constants.array(name)
+        elem_type = graph.constants.type(name).elem_type
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, elem_type)
+
+    def _evaluator(self, graph: Graph, proto: Any, constants: Sequence[str]) -> Any:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(graph.constants.tensor(name) for name in constants)
+        for one in (*proto.graph.input, *proto.graph.output):
+            if not one.HasField("type"):
+                one.type.CopyFrom(onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor()))
+        try:
+            return ReferenceEvaluator(proto)
+        except Exception as error:
+            labels = ", ".join(node.label for node in self.nodes[:3])
+            raise UnsupportedError(
+                f"nothing here runs {labels}: onnxruntime says {self.by_reference}, and onnx "
+                f"itself {_first_line(error)}"
+            ) from error
+
+    def _is_plain(self) -> bool:
+        """Whether all that goes in and out are types that numpy has.
+
+        Raises:
+            UnsupportedError: elements of less than a byte, which onnxruntime does not hand over.
+        """
+        import onnx
+
+        plain = True
+        for one in (*self._session.get_inputs(), *self._session.get_outputs()):
+            elem_type = _element(one.type)
+            if elem_type in NARROW:
+                self._session = None
+                raise UnsupportedError(f"{one.type} goes in or out")
+            if elem_type is not None and elem_type != onnx.TensorProto.STRING:
+                plain &= not _is_added(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+        return plain
+
+    def types(self) -> dict[str, TensorType]:
+        """What is known of the outputs; of those that are no tensors nothing."""
+        if self._session is None:
+            return {}
+        found = {}
+        for one in self._session.get_outputs():
+            elem_type = _element(one.type)
+            if elem_type is not None:
+                known = all(isinstance(d, int) for d in one.shape)
+                found[one.name] = TensorType(elem_type, tuple(one.shape) if known else None)
+        return found
+
+    def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs for inputs: arrays, or lists of them where the values are sequences.
+
+        Raises:
+            HeadraceError: an operator refuses its inputs.
+        """
+        feeds = {name: values[name] for name in self.inputs}
+        try:
+            if self._session is not None:
+                found = self._run_session(feeds)
+            else:
+                found = self._reference.run(self.outputs, feeds)
+        except Exception as error:
+            labels = ", ".join(node.label for node in self.nodes[:3])
+            more = f" and {len(self.nodes) - 3} more" if len(self.nodes) > 3 else ""
+            raise HeadraceError(f"{labels}{more}: {_first_line(error)}") from error
+        return dict(zip(self.outputs, found, strict=True))
+
+    def _run_session(self, feeds: dict[str, Any]) -> Sequence[Any]:
+        if self._plain and all(_is_plain(value) for value in feeds.values()):
+            found: Sequence[Any] = self._session.run(self.outputs, feeds)
+            return found
+        import onnxruntime
+
+        elements = {one.name: _element(one.type) for one in self._session.get_inputs()}
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(value, elements[name])
+            for name, value in feeds.items()
+        }
+        return [_array(v) for v in self._session.run_with_ort_values(self.outputs, values)]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether onnxruntime takes it as numpy has it."""
+    return not isinstance(value, np.ndarray) or not _is_added(value.dtype)
+
+
+def _is_added(dtype: np.dtype[Any]) -> bool:
+    """Whether ml_dtypes has added a type to numpy: onnxruntime does not take it for what it is."""
+    return dtype.isbuiltin == 2
+
+
+def _element(text: str) -> int | None:
+    """Type of the elements of what onnxruntime calls so."""
+    return _ELEMENTS.get(text.removeprefix("tensor(").removesuffix(")"))
+
+
+def _array(value: Any) -> Any:
+    """A value of onnxruntime as an array of our own."""
+    import onnx
+
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.element_type())
+    if not _is_added(dtype):
+        return value.numpy()
+    shape = tuple(value.shape())
+    n_bytes = math.prod(shape) * dtype.itemsize
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), n_bytes), dtype).reshape(shape)
+
+
+_ELEMENTS = {
+    "float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
+    "string": 8, "bool": 9, "float16": 10, "double": 11, "uint32": 12, "uint64": 13,
+    "complex64": 14, "complex128": 15, "bfloat16": 16, "float8e4m3fn": 17, "float8e4m3fnuz": 18,
+    "float8e5m2": 19, "float8e5m2fnuz": 20, "uint4": 21, "int4": 22, "float4e2m1": 23,
+    "float8e8m0": 24, "uint2": 25, "int2": 26,
+}  # fmt: skip
+
+
+def value_info(name: str, of: TensorType | None) -> Any:
+    """An input or output of a graph; without a type where none is known."""
+    import onnx
+
+    if of is None:
+        return onnx.ValueInfoProto(name=name)
+    return onnx.helper.make_tensor_value_info(name, of.elem_type, of.shape)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

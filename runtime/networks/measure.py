@@ -1,0 +1,175 @@
+"""What a network is, takes and costs: `headrace inspect`, `plan` and `bench` of ONNX files."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from headrace.errors import HeadraceError
+from headrace.networks.graph import Graph, TensorType
+from headrace.networks.network import Network, Port
+from headrace.networks.network_plan import NetworkPlan
+from headrace.peak import peak_rss_bytes
+
+_KINDS = {name: value for name, value in onnx.TensorProto.DataType.items()}
+
+
+def describe(network: Network, inputs: Mapping[str, TensorType]) -> dict[str, Any]:
+    """What is in the file, and which of its operators run on what, for inputs of these types."""
+    plan = network.plan(inputs)
+    model = network.model
+    counts = Counter(f"{n.domain}::{n.op}" if n.domain else n.op for n in plan.graph.nodes)
+    return {
+        "file": None if network.path is None else str(network.path),
+        "producer": model.proto.producer_name or None,
+        "operator_sets": {domain or "ai.onnx": v for domain, v in model.opsets.items()},
+        "weights_bytes": model.weight_bytes,
+        "inputs": [f"{one.name}: {one.text}" for one in network.inputs],
+        "outputs": [f"{one.name}: {one.text}" for one in network.outputs],
+        "assumed": _assumed(network, inputs),
+        "nodes": len(model.proto.graph.node),
+        "nodes_left": len(plan.graph.nodes),
+        "operators": [{"operator": op, "nodes": n} for op, n in counts.most_common()],
+        "regions": regions(plan),
+    }
+
+
+def regions(plan: NetworkPlan) -> list[dict[str, Any]]:
+    """What runs on what, in order."""
+    return [
+        {"runs_on": on, "nodes": len(nodes), "from": nodes[0].label, "to": nodes[-1].label}
+        for on, nodes in plan.where()
+    ]
+
+
+def requirements(network: Network, inputs: Mapping[str, TensorType]) -> dict[str, Any]:
+    """What the network takes for inputs of these types, before anything is computed."""
+    plan = network.plan(inputs)
+    return {
+        "file": None if network.path is None else str(network.path),
+        "assumed": _assumed(network, inputs),
+        "weights_bytes": network.model.weight_bytes,
+        "activations_bytes": live_bytes(plan.graph),
+        "values_of_unknown_shape": sum(
+            plan.graph.shape(name) is None for node in plan.graph.nodes for name in node.outputs
+        ),
+        "regions": regions(plan),
+    }
+
+
+def live_bytes(graph: Graph) -> int:
+    """The most bytes that values of known shapes have at any moment."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        last.update(dict.fromkeys(node.reads, i))
+    last.update(dict.fromkeys(graph.outputs, len(graph.nodes)))
+    live = {name: _bytes(graph, name) for name in graph.inputs}
+    most = sum(live.values())
+    for i, node in enumerate(graph.nodes):
+        live.update({name: _bytes(graph, name) for name in node.outputs})
+        most = max(most, sum(live.values()))
+        for name in (*node.reads, *node.outputs):
+            if last.get(name, i) <= i:
+                live.pop(name, None)
+    return most
+
+
+def _bytes(graph: Graph, name: str) -> int:
+    of = graph.types.get(name)
+    if of is None or of.shape is None or of.elem_type == onnx.TensorProto.STRING:
+        return 0
+    return math.prod(of.shape) * onnx.helper.tensor_dtype_to_np_dtype(of.elem_type).itemsize
+
+
+def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> dict[str, Any]:
+    """Best and median seconds of calls, after one that is not counted.
+
+    Raises:
+        ValueError: `runs` is below 1.
+        HeadraceError: an operator refuses the inputs.
+    """
+    if runs < 1:
+        raise ValueError("runs must be at least 1")
+    began = time.perf_counter()
+    network(inputs)
+    first_s = time.perf_counter() - began
+    taken = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        network(inputs)
+        taken.append(time.perf_counter() - began)
+    types = {name: TensorType(_KINDS[_kind(network, name)], a.shape) for name, a in inputs.items()}
+    return {
+        "model": None if network.path is None else str(network.path),
+        "threads": network.threads,
+        "inputs": {name: list(array.shape) for name, array in inputs.items()},
+        "best_s": min(taken),
+        "median_s": float(np.median(taken)),
+        "first_s": first_s,
+        "runs": runs,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "regions": regions(network.plan(inputs)),
+        "assumed": _assumed(network, types),
+    }
+
+
+def _kind(network: Network, name: str) -> str:
+    return next(port.kind for port in network.inputs if port.name == name)
+
+
+def assumed_types(network: Network, sizes: Mapping[str, int]) -> dict[str, TensorType]:
+    """Types of inputs where open dimensions have the `sizes` that are given by name, or are 1.
+
+    Raises:
+        HeadraceError: an input is no tensor, or has no shape; a size is of no dimension.
+    """
+    names = {d for port in network.inputs for d in port.shape or () if isinstance(d, str)}
+    unknown = sorted(set(sizes) - names)
+    if unknown:
+        there = ", ".join(sorted(names)) or "none"
+        raise HeadraceError(f"no input has a dimension {unknown[0]!r}; there are {there}")
+    return {port.name: _assumed_type(port, sizes) for port in network.inputs}
+
+
+def _assumed_type(port: Port, sizes: Mapping[str, int]) -> TensorType:
+    if port.kind not in _KINDS or port.shape is None:
+        raise HeadraceError(
+            f"input {port.name} ({port.text}) has no shape to assume: give it as a file, "
+            f"`--input {port.name}=FILE.npy`"
+        )
+    shape = (d if isinstance(d, int) else sizes.get(d or "", 1) for d in port.shape)
+    return TensorType(_KINDS[port.kind], tuple(shape))
+
+
+def _assumed(network: Network, inputs: Mapping[str, TensorType]) -> list[str]:
+    """The open dimensions, as they were taken."""
+    found = {}
+    for port in network.inputs:
+        of = inputs.get(port.name)
+        if port.shape is None or of is None or of.shape is None:
+            continue
+        for wanted, taken in zip(port.shape, of.shape, strict=True):
+            if not isinstance(wanted, int):
+                found[wanted or f"an open dimension of {port.name}"] = taken
+    return [f"{name} = {taken}" for name, taken in found.items()]
+
+
+def random_input(of: TensorType, random: np.random.Generator) -> np.ndarray:
+    """Values for measuring: normal ones, or zeros and ones where only whole numbers fit.
+
+    Raises:
+        HeadraceError: strings.
+    """
+    if of.elem_type == onnx.TensorProto.STRING:
+        raise HeadraceError("an input has strings: give it as a file, `--input NAME=FILE.npy`")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(of.elem_type)
+    shape = of.shape or ()
+    if dtype.kind in "iub":
+        return random.integers(0, 2, shape).astype(dtype)
+    return random.normal(size=shape).astype(dtype)

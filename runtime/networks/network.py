@@ -1,0 +1,228 @@
+"""`Network`: an ONNX model that can be called."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import HeadraceError
+from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
+from headrace.loaders.reader import TensorReader
+from headrace.networks.graph import Graph, TensorType, graph_of
+from headrace.networks.network_plan import NetworkPlan
+from headrace.team import default_threads
+
+MOST_PLANS = 8  # of shapes that were used last
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a network.
+
+    Attributes:
+        name: of the value.
+        kind: ONNX's name of its type: "FLOAT", "INT64", ...; "SEQUENCE", "OPTIONAL" or "MAP" where
+            it is no tensor.
+        shape: numbers, and names of those that may change (None: any number, without a name); None
+            as a whole where even their count is open.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def text(self) -> str:
+        """For people: `FLOAT [batch, 3, 224, 224]`."""
+        if self.shape is None:
+            return self.kind
+        return f"{self.kind} [{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+def _port(info: Any) -> Port:
+    kind = info.type.WhichOneof("value")
+    if kind != "tensor_type":
+        name = (kind or "unknown").removesuffix("_type").replace("sparse_", "sparse ").upper()
+        return Port(info.name, name, None)
+    tensor = info.type.tensor_type
+    shape: tuple[int | str | None, ...] | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
+            for d in tensor.shape.dim
+        )
+    return Port(info.name, type_name(tensor.elem_type), shape)
+
+
+class Network:
+    """A network of an ONNX file.
+
+    For inputs of each combination of shapes a plan is made, when they first come, and kept. Calls
+    from several threads take turns.
+
+    Args:
+        model: a validated model.
+        threads: that compute; default: the physical cores that this process may use.
+
+    Attributes:
+        path: of the file; None: it came as bytes.
+        model: what the file says.
+        inputs, outputs: what it takes and gives.
+    """
+
+    def __init__(self, model: OnnxModel, *, threads: int | None = None) -> None:
+        self.path = model.path
+        self.threads = default_threads() if threads is None else threads
+        self.model = model
+        self._reader = TensorReader()
+        self._graph: Graph | None = graph_of(model, self._reader)
+        ports = {one.name: _port(one) for one in model.proto.graph.input}
+        self.inputs = tuple(ports[name] for name in self._graph.inputs)
+        self.outputs = tuple(_port(one) for one in model.proto.graph.output)
+        # Initialisers that are inputs as well (before IR version 4 all were) may be given.
+        self._defaults = {name: port for name, port in ports.items() if port not in self.inputs}
+        self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs by name.
+
+        Args:
+            inputs: arrays by name, of the types and shapes that `self.inputs` says.
+
+        Raises:
+            ValueError, TypeError: an input is missing, or of the wrong shape or type.
+            HeadraceError: an operator refuses its inputs, or the network is closed.
+        """
+        given = {name: self._checked(name, value) for name, value in inputs.items()}
+        missing = [port.name for port in self.inputs if port.name not in given]
+        missing = [name for name in missing if not self._optional(name)]
+        if missing:
+            wanted = ", ".join(f"{port.name}: {port.text}" for port in self.inputs)
+            raise ValueError(f"no input {', '.join(missing)}; the network takes {wanted}")
+        with self._lock:
+            return self.plan(given).run(given)
+
+    def plan(self, inputs: Mapping[str, Any]) -> NetworkPlan:
+        """What runs for inputs of such types and shapes (arrays, or `TensorType`s).
+
+        Raises:
+            HeadraceError: nothing here runs an operator, or the network is closed.
+        """
+        types = {name: type_of(value) for name, value in inputs.items()}
+        key = tuple(sorted((name, of) for name, of in types.items()))
+        with self._lock:
+            if self._graph is None:
+                raise HeadraceError("this network is closed")
+            plan = self._plans.get(key)
+            if plan is None:
+                known = {name: of for name, of in types.items() if of is not None}
+                plan = NetworkPlan(self._with_given(inputs), known, self.threads)
+                self._plans[key] = plan
+                while len(self._plans) > MOST_PLANS:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
+            return plan
+
+    def _with_given(self, inputs: Mapping[str, Any]) -> Graph:
+        """The graph whose defaults are inputs where they are given."""
+        graph = self._graph
+        assert graph is not None
+        given = [name for name in inputs if name in self._defaults]
+        if not given:
+            return graph
+        constants = graph.constants.hiding(given)
+        return Graph(
+            graph.nodes, constants, [*graph.inputs, *given], graph.outputs, graph.opsets,
+            graph.ir_version, {}, graph.sparse,
+        )  # fmt: skip
+
+    def _optional(self, name: str) -> bool:
+        return any(port.name == name and port.kind == "OPTIONAL" for port in self.inputs)
+
+    def _checked(self, name: str, value: Any) -> Any:
+        port = next((p for p in self.inputs if p.name == name), None) or self._defaults.get(name)
+        if port is None:
+            names = ", ".join(p.name for p in self.inputs)
+            raise ValueError(f"there is no input {name!r}; the network takes {names}")
+        if port.shape is None and port.kind in ("SEQUENCE", "OPTIONAL", "MAP"):
+            return value
+        array = np.asarray(value)
+        found = _elem_type(array)
+        if type_name(found) != port.kind:
+            raise TypeError(
+                f"input {name!r} is {type_name(found)} (numpy {array.dtype}), and the network takes"
+                f" {port.text}; convert it with .astype(...)"
+            )
+        if port.shape is not None:
+            fits = len(array.shape) == len(port.shape) and all(
+                not isinstance(d, int) or d == n
+                for d, n in zip(port.shape, array.shape, strict=False)
+            )
+            if not fits:
+                raise ValueError(
+                    f"input {name!r} has the shape {list(array.shape)}, and the network takes "
+                    f"{port.text}"
+                )
+        return np.ascontiguousarray(array).reshape(array.shape)
+
+    def close(self) -> None:
+        """Give its memory back; the network cannot be used again."""
+        with self._lock:
+            self._plans.clear()
+            self._graph = None
+            self._reader.close()
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+
+def _elem_type(array: np.ndarray) -> int:
+    import onnx
+
+    if array.dtype.kind in "OUS":
+        return int(onnx.TensorProto.STRING)
+    try:
+        return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+    except (KeyError, ValueError):
+        raise TypeError(f"numpy's {array.dtype} is no type of ONNX") from None
+
+
+def type_of(value: Any) -> TensorType | None:
+    """The type of an input; None: it is no tensor."""
+    if isinstance(value, TensorType):
+        return value
+    if not isinstance(value, np.ndarray):
+        return None
+    return TensorType(_elem_type(value), value.shape)
+
+
+def load_network(path: Path, *, threads: int | None = None) -> Network:
+    """A network from an ONNX file.
+
+    Raises:
+        ModelNotFoundError, ModelFileError, UnsupportedError: no usable model.
+    """
+    return Network(open_onnx(path), threads=threads)
+
+
+def network_of(proto: Any, *, threads: int | None = None) -> Network:
+    """A network from a ModelProto in memory.
+
+    Raises:
+        ModelFileError, UnsupportedError: no usable model.
+    """
+    return Network(from_proto(proto), threads=threads)

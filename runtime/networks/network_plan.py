@@ -1,0 +1,83 @@
+"""What runs for inputs of certain shapes, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.networks.graph import Graph, Node, TensorType
+from headrace.networks.host import HostRegion
+from headrace.networks.regions import Region, regions_of
+from headrace.networks.specialise import specialise
+
+
+class NetworkPlan:
+    """A network for inputs of certain types.
+
+    Args:
+        graph: of the network.
+        inputs: types of those inputs that are tensors.
+        threads: that compute.
+
+    Attributes:
+        graph: what is left of it for these inputs.
+        regions: in the order in which they run.
+
+    Raises:
+        UnsupportedError: nothing here runs an operator.
+    """
+
+    def __init__(self, graph: Graph, inputs: Mapping[str, TensorType], threads: int) -> None:
+        self.graph = specialise(graph, inputs)
+        self.regions = regions_of(self.graph, lambda node: False)
+        self._runs: list[HostRegion] = []
+        for region in self.regions:
+            run = HostRegion(self.graph, region.nodes, region.outputs, threads)
+            self.graph.types.update(
+                {n: of for n, of in run.types().items() if n not in self.graph.types}
+            )
+            self._runs.append(run)
+        self._last_use = _last_uses(self.regions, self.graph.outputs)
+
+    def where(self) -> list[tuple[str, list[Node]]]:
+        """What the nodes run on, in the order in which they run."""
+        return [
+            ("onnxruntime" if run.by_reference is None else "reference", run.nodes)
+            for run in self._runs
+        ]
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs by name.
+
+        Raises:
+            HeadraceError: an operator refuses its inputs.
+        """
+        values: dict[str, Any] = {name: inputs.get(name) for name in self.graph.inputs}
+        for i, run in enumerate(self._runs):
+            values.update(run.run(values))
+            for name in self._last_use.get(i, ()):
+                values.pop(name, None)
+        return {name: self._output(name, values) for name in self.graph.outputs}
+
+    def _output(self, name: str, values: Mapping[str, Any]) -> Any:
+        if name in values:
+            value = values[name]
+            given = name in self.graph.inputs and isinstance(value, np.ndarray)
+            return value.copy() if given else value  # the caller's own array stays the caller's
+        return self.graph.constants.array(name)
+
+
+def _last_uses(regions: list[Region], outputs: list[str]) -> dict[int, list[str]]:
+    """Values that nobody needs after each region."""
+    last: dict[str, int] = {}
+    for i, region in enumerate(regions):
+        for node in region.nodes:
+            for name in (*node.reads, *node.outputs):
+                last[name] = i
+    found: dict[int, list[str]] = {}
+    for name, i in last.items():
+        if name not in outputs:
+            found.setdefault(i, []).append(name)
+    return found

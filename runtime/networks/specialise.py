@@ -1,0 +1,144 @@
+"""Shapes and constants of a graph for inputs of certain shapes.
+
+Exported models compute shapes with operators: where inputs have known shapes, these have known
+values, and go. Weights are not folded: what a file keeps small stays small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.loaders.onnx_model import subgraphs
+from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
+
+# What gives something else each time, or is asked for its effect.
+_NOT_CONSTANT = {
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
+    "Multinomial", "Dropout",
+}  # fmt: skip
+
+
+def specialise(graph: Graph, inputs: Mapping[str, TensorType]) -> Graph:
+    """The graph that is left for inputs of these types: shapes known as far as they can be."""
+    found = Graph(
+        [], graph.constants.without(), graph.inputs, graph.outputs, graph.opsets,
+        graph.ir_version, dict(inputs), graph.sparse,
+    )  # fmt: skip
+    for node in graph.nodes:
+        if _is_constant(found, node):
+            values = _computed(found, node)
+            if values is not None:
+                found.constants.computed.update(values)
+                found.types.update({name: found.constants.type(name) for name in values})
+                continue
+        found.types.update(_types(found, node))
+        found.nodes.append(node)
+    return _without_unused(found)
+
+
+def _is_constant(graph: Graph, node: Node) -> bool:
+    if node.op in _NOT_CONSTANT or any(True for _ in subgraphs(node.proto)):
+        return False
+    if any(name in graph.sparse for name in node.reads):
+        return False
+    if node.op in ("Shape", "Size") and not node.domain:
+        return graph.shape(node.inputs[0]) is not None or node.inputs[0] in graph.constants
+    return all(name in graph.constants and graph.constants.is_small(name) for name in node.reads)
+
+
+def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
+    """Outputs of a node whose inputs are known; None: they are large, or no tensors."""
+    import onnx
+
+    if node.op in ("Shape", "Size") and not node.domain:
+        source = node.inputs[0]
+        shape = graph.shape(source)
+        if shape is None:
+            shape = graph.constants.type(source).shape or ()
+        value = np.array(_of_shape(node, shape), np.int64)
+        return {node.outputs[0]: onnx.numpy_helper.from_array(value, node.outputs[0])}
+    if any(not _is_little(of) for of in _types(graph, node).values()):
+        return None
+    from headrace.networks.host import HostRegion
+
+    outputs = [name for name in node.outputs if name]
+    try:
+        values = HostRegion(graph, [node], outputs, 1).run({})
+        tensors = {
+            name: onnx.numpy_helper.from_array(np.asarray(value), name)
+            for name, value in values.items()
+            if isinstance(value, np.ndarray)
+        }
+    except Exception:  # it will be said when the node runs, if it ever does
+        return None
+    little = all(t.ByteSize() <= 2 * SMALL_BYTES for t in tensors.values())
+    return tensors if little and len(tensors) == len(outputs) else None
+
+
+def _of_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | int:
+    if node.op == "Size":
+        return math.prod(shape)
+    start, end = node.attribute("start", 0), node.attribute("end")
+    return shape[slice(start, end)]
+
+
+def _is_little(of: TensorType) -> bool:
+    return of.shape is None or math.prod(of.shape) * 8 <= SMALL_BYTES
+
+
+def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
+    """Types of a node's outputs, as far as they can be told from those of its inputs."""
+    import onnx
+
+    version = graph.opsets.get(node.domain)
+    if version is None:
+        return {}
+    input_types, input_data = {}, {}
+    for name in node.reads:
+        of = graph.types.get(name)
+        if of is None and name in graph.constants:
+            of = graph.constants.type(name)
+        if of is None:
+            if name in node.inputs:
+                return {}
+            continue
+        input_types[name] = onnx.helper.make_tensor_type_proto(of.elem_type, of.shape)
+        if name in graph.constants and graph.constants.is_small(name):
+            input_data[name] = graph.constants.tensor(name)
+    try:
+        schema = onnx.defs.get_schema(node.op, version, node.domain)
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, node.proto, input_types, input_data,
+            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in graph.opsets.items()],
+            ir_version=graph.ir_version,
+        )  # fmt: skip
+    except Exception:  # an operator that the library does not know, or that it cannot tell of
+        return {}
+    known = {}
+    for name, proto in found.items():
+        if name and proto.HasField("tensor_type") and proto.tensor_type.elem_type:
+            known[name] = TensorType(proto.tensor_type.elem_type, _shape(proto.tensor_type))
+    return known
+
+
+def _shape(tensor: Any) -> tuple[int, ...] | None:
+    if not tensor.HasField("shape"):
+        return None
+    shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+    return None if any(d < 0 for d in shape) else shape
+
+
+def _without_unused(graph: Graph) -> Graph:
+    """Nodes go that nobody needs any more."""
+    wanted = set(graph.outputs)
+    kept = []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.outputs):
+            kept.append(node)
+            wanted.update(node.reads)
+    graph.nodes = kept[::-1]
+    return graph

@@ -1,0 +1,341 @@
+"""Networks of ONNX files: what they give, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from onnx_models import FLOAT, INT64, linear, model_of, save
+
+import headrace
+from headrace.cli import main
+from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.loaders.onnx_model import open_onnx
+from headrace.loaders.reader import TensorReader
+from headrace.networks.network import network_of
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_file_gives_what_numpy_gives(tmp_path: Path, external: bool) -> None:
+    model, w = linear()
+    path = save(model, tmp_path / "linear.onnx", external)
+    with headrace.load(path, threads=1) as network:
+        assert isinstance(network, headrace.Network)
+        assert network.inputs[0].text == "FLOAT [batch, 64]"
+        for batch in (1, 3, 1):
+            x = np.random.default_rng(batch).normal(size=(batch, 64)).astype(np.float32)
+            y = network({"x": x})["y"]
+            exact = x.astype(np.float64) @ w + x
+            # Each product and sum of 64 is off by at most half a unit in the last place.
+            bound = 66 * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(w) + np.abs(x))
+            assert (np.abs(y - exact) <= bound).all()
+
+
+def test_large_weights_are_not_parsed(tmp_path: Path) -> None:
+    model, w = linear()
+    path = save(model, tmp_path / "linear.onnx")
+    found = open_onnx(path)
+    assert found.proto.ByteSize() < 1000 and list(found.weights) == ["w"]
+    with TensorReader() as reader:
+        np.testing.assert_array_equal(found.array("w", reader), w)
+
+
+def test_typed_fields_are_read_in_place_too(tmp_path: Path) -> None:
+    model, w = linear()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.float_data.extend(w.reshape(-1).tolist())
+    found = open_onnx(save(model, tmp_path / "linear.onnx"))
+    with TensorReader() as reader:
+        np.testing.assert_array_equal(found.array("w", reader), w)
+
+
+def test_shapes_are_computed_ahead() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["first"]),
+        helper.make_node("Concat", ["first", "rest"], ["new"], axis=0),
+        helper.make_node("Reshape", ["x", "new"], ["y"]),
+    ]
+    constants = {"zero": np.array([0]), "rest": np.array([2, -1])}
+    model = model_of(nodes, {"x": (FLOAT, ["n", 6])}, ["y"], constants)
+    network = network_of(model)
+    x = np.arange(18, dtype=np.float32).reshape(3, 6)
+    np.testing.assert_array_equal(network({"x": x})["y"], x.reshape(3, 2, 3))
+    plan = network.plan({"x": x})
+    assert [node.op for node in plan.graph.nodes] == ["Reshape"]
+    assert plan.graph.shape("y") == (3, 2, 3)
+
+
+def test_random_numbers_are_not_constants() -> None:
+    node = helper.make_node("RandomNormal", [], ["y"], shape=[4])
+    network = network_of(model_of([node], {}, ["y"]))
+    assert not np.array_equal(network({})["y"], network({})["y"])
+
+
+def test_a_graph_inside_reads_values_outside() -> None:
+    then = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["t"])], "then", [], [onnx.ValueInfoProto(name="t")]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["e"])], "else", [], [onnx.ValueInfoProto(name="e")]
+    )
+    node = helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)
+    w = np.arange(512, dtype=np.float32)  # large enough to lie outside of the message
+    inputs = {"x": (FLOAT, [512]), "c": (onnx.TensorProto.BOOL, [])}
+    network = network_of(model_of([node], inputs, ["y"], {"w": w}))
+    x = np.ones(512, np.float32)
+    np.testing.assert_array_equal(network({"x": x, "c": np.array(True)})["y"], x + w)
+    np.testing.assert_array_equal(network({"x": x, "c": np.array(False)})["y"], -x)
+
+
+def test_outputs_may_be_inputs_and_weights() -> None:
+    w = np.arange(3, dtype=np.float32)
+    network = network_of(model_of([], {"x": (FLOAT, [2])}, ["x", "w"], {"w": w}))
+    x = np.ones(2, np.float32)
+    found = network({"x": x})
+    np.testing.assert_array_equal(found["w"], w)
+    found["x"][0] = 7
+    assert x[0] == 1
+
+
+def test_defaults_may_be_given() -> None:
+    w = np.ones((2, 2), np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = model_of([node], {"x": (FLOAT, [1, 2]), "w": (FLOAT, [2, 2])}, ["y"], {"w": w})
+    network = network_of(model)
+    x = np.array([[1, 2]], np.float32)
+    np.testing.assert_array_equal(network({"x": x})["y"], [[3, 3]])
+    np.testing.assert_array_equal(network({"x": x, "w": 2 * w})["y"], [[6, 6]])
+    np.testing.assert_array_equal(network({"x": x})["y"], [[3, 3]])
+
+
+def test_what_onnxruntime_refuses_the_reference_computes() -> None:
+    network = network_of(
+        model_of([helper.make_node("Identity", ["x"], ["y"])], {"x": (onnx.TensorProto.INT4, [3])},
+                 ["y"])
+    )  # fmt: skip
+    dtype = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
+    x = np.array([-8, 0, 7]).astype(dtype)
+    np.testing.assert_array_equal(network({"x": x})["y"], x)
+    assert [on for on, _ in network.plan({"x": x}).where()] == ["reference"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "match"),
+    [
+        ({}, r"no input x; the network takes x: FLOAT \[batch, 64\]"),
+        ({"z": 1}, "no input 'z'"),
+        ({"x": np.zeros((1, 64))}, "input 'x' is DOUBLE"),
+        ({"x": np.zeros((1, 63), np.float32)}, r"shape \[1, 63\]"),
+        ({"x": np.zeros(64, np.float32)}, r"shape \[64\]"),
+    ],
+)
+def test_wrong_inputs_are_refused(inputs: Any, match: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=match):
+        network_of(linear()[0])(inputs)
+
+
+def test_a_closed_network_says_so() -> None:
+    network = network_of(linear()[0])
+    network.close()
+    with pytest.raises(HeadraceError, match="closed"):
+        network({"x": np.zeros((1, 64), np.float32)})
+
+
+def test_operators_that_refuse_their_inputs_are_named() -> None:
+    node = helper.make_node("Gather", ["w", "i"], ["y"], name="lookup")
+    model = model_of([node], {"i": (INT64, [1])}, ["y"], {"w": np.zeros(3, np.float32)})
+    with pytest.raises(HeadraceError, match="Gather lookup"):
+        network_of(model)({"i": np.array([99])})
+
+
+# ---- hostile files ------------------------------------------------------------------------------
+
+
+def _broken(change: Any) -> Any:
+    model, _ = linear()
+    change(model)
+    return model
+
+
+def _unknown_domain(model: Any) -> None:
+    model.graph.node[0].domain = "evil"
+    model.opset_import.add(domain="evil", version=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: m.graph.node[0].input.__setitem__(0, "y"), "circle"),
+        (lambda m: m.graph.node.reverse(), "circle, or is not in order"),
+        (lambda m: m.graph.initializer.pop(), "'w', which nothing makes"),
+        (lambda m: m.graph.output.add(name="nowhere"), "'nowhere' is made by nothing"),
+        (lambda m: m.graph.node[1].output.__setitem__(0, "x"), "'x', which is there already"),
+        (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "two initialisers"),
+        (lambda m: m.graph.initializer[0].dims.__setitem__(0, 1 << 40), "ask for"),
+        (lambda m: m.graph.initializer[0].dims.__setitem__(0, -64), "not possible"),
+        (lambda m: m.graph.initializer[0].dims.extend([1 << 62] * 4), "more elements"),
+        (lambda m: m.graph.initializer[0].dims.extend([1] * 99), "not possible"),
+        (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "unknown"),
+        (lambda m: setattr(m.graph.initializer[0], "raw_data", b"12"), "2 bytes"),
+        (lambda m: setattr(m.opset_import[0], "version", 999), "operator set is 999"),
+        (lambda m: m.ClearField("opset_import"), "no operator set"),
+        (lambda m: m.ClearField("graph"), "no graph"),
+        (_unknown_domain, "operators of 'evil'"),
+    ],
+)
+def test_broken_models_get_one_error(tmp_path: Path, change: Any, match: str) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(_broken(change).SerializeToString())
+    with pytest.raises((ModelFileError, UnsupportedError), match=match) as caught:
+        headrace.load(path)
+    assert "broken.onnx" in str(caught.value)
+
+
+def test_shape_conflicts_are_refused() -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    w = np.zeros((5, 5), np.float32)
+    network = network_of(model_of([node], {"x": (FLOAT, [1, 4])}, ["y"], {"w": w}))
+    with pytest.raises(HeadraceError, match="MatMul"):
+        network({"x": np.zeros((1, 4), np.float32)})
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 100, 5000])
+def test_truncated_files_are_refused(tmp_path: Path, n: int) -> None:
+    whole = linear()[0].SerializeToString()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(whole[:n])
+    with pytest.raises(ModelFileError, match=r"cut\.onnx"):
+        headrace.load(path)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_changed_bytes_give_an_error_or_a_network(data: st.DataObject) -> None:
+    import tempfile
+
+    whole = bytearray(linear(8)[0].SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "changed.onnx"
+        path.write_bytes(whole)
+        try:
+            with headrace.load(path, threads=1) as network:
+                network({"x": np.zeros((1, 8), np.float32)})
+        except (HeadraceError, ValueError, TypeError):
+            pass
+
+
+def _place(path: Path, **entries: str) -> None:
+    model = onnx.load(path, load_external_data=False)
+    (tensor,) = model.graph.initializer
+    found = {entry.key: entry.value for entry in tensor.external_data} | entries
+    del tensor.external_data[:]
+    for key, value in found.items():
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ({"location": "/etc/passwd"}, "not below the model's own directory"),
+        ({"location": "../weights.bin"}, "not below the model's own directory"),
+        ({"location": "a/../../weights.bin"}, "not below the model's own directory"),
+        ({"location": "C:\\weights.bin"}, "not below the model's own directory"),
+        ({"location": ""}, "not below the model's own directory"),
+        ({"location": "gone.bin"}, "put that file beside"),
+        ({"location": "."}, "not below the model's own directory"),
+        ({"location": "link.bin"}, "behind the link"),
+        ({"location": "hard.bin"}, "2 names"),
+        ({"location": "fifo"}, "not a regular file"),
+        ({"offset": "8"}, "should be at 8"),
+        ({"offset": "-1"}, "not a whole number"),
+        ({"offset": "9" * 30}, "not a whole number"),
+        ({"length": "12"}, "12 bytes"),
+    ],
+)
+def test_external_data_stays_in_its_folder(
+    tmp_path: Path, entries: dict[str, str], match: str
+) -> None:
+    path = save(linear()[0], tmp_path / "linear.onnx", external=True)
+    os.symlink(tmp_path / "weights.bin", tmp_path / "link.bin")
+    (tmp_path / "hard.bin").write_bytes((tmp_path / "weights.bin").read_bytes())
+    os.link(tmp_path / "hard.bin", tmp_path / "other-name.bin")
+    os.mkfifo(tmp_path / "fifo")
+    _place(path, **entries)
+    with pytest.raises(ModelFileError, match=match) as caught:
+        headrace.load(path)
+    assert "tensor 'w'" in str(caught.value)
+
+
+def test_a_network_in_memory_has_no_files_beside_it() -> None:
+    model, w = linear()
+    tensor = numpy_helper.from_array(w, "w")
+    onnx.external_data_helper.set_external_data(tensor, "weights.bin")
+    tensor.ClearField("raw_data")
+    model.graph.initializer[0].CopyFrom(tensor)
+    with pytest.raises(ModelFileError, match="in another file"):
+        network_of(model)
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def test_the_command_runs_a_network(tmp_path: Path, capsys: Any) -> None:
+    path = str(save(linear()[0], tmp_path / "linear.onnx"))
+    x = np.ones((2, 64), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    given = f"x={tmp_path / 'x.npy'}"
+    assert main(["run", path, "--input", given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["outputs"][0]
+    expected = headrace.load(path)({"x": x})["y"]
+    np.testing.assert_allclose(found["values"], expected, rtol=1e-6)
+    assert main(["run", path, "--input", given, "-o", str(tmp_path / "out")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "y.npy"), expected)
+
+
+def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: Any) -> None:
+    path = str(save(linear()[0], tmp_path / "linear.onnx"))
+    assert main(["inspect", path, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["weights_bytes"] == 64 * 64 * 4
+    assert facts["operators"][0] == {"operator": "MatMul", "nodes": 1}
+    assert main(["plan", path, "--input", "batch=3", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["assumed"] == ["batch = 3"]
+    assert facts["activations_bytes"] == 3 * (3 * 64 * 4)  # x, the product and the sum
+    assert main(["bench", path, "--input", "batch=2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["best_s"] <= facts["median_s"]
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["run", "M", "hello"], "takes no prompt"),
+        (["run", "M"], "give --input x=FILE.npy"),
+        (["run", "M", "--input", "x"], "write NAME=FILE.npy"),
+        (["run", "M", "--input", "x=gone.npy"], "no file gone.npy"),
+        (["run", "M", "--input", "x=M"], "no .npy file"),
+        (["plan", "M", "--input", "b=3"], "no input has a dimension 'b'; there are batch"),
+        (["bench", "M", "--input", "batch=many"], "no size"),
+        (["plan", "M", "--memory", "1GB"], "takes no memory"),
+    ],
+)
+def test_wrong_commands_say_what_to_do(
+    tmp_path: Path, capsys: Any, more: list[str], match: str
+) -> None:
+    path = str(save(linear()[0], tmp_path / "linear.onnx"))
+    assert main([word.replace("M", path) if word != "--memory" else word for word in more]) == 2
+    assert match in capsys.readouterr().err
