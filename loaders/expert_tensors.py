@@ -18,6 +18,7 @@ from typing import Any
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.model_file import ModelFile, TensorInfo
 
+MAX_EXPERTS = 1 << 12  # of a layer
 _EXPERT = re.compile(r"(blk\.\d{1,6}\.ffn_(?:gate|up|down))\.(\d{1,6})\.weight")
 _ROW = re.compile(r"blk\.\d{1,6}\.ffn_gate_inp_shexp\.weight")
 

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def open_regular(path: Path) -> FileIO:
+def open_regular(path: Path, what: str = "model") -> FileIO:
     """Open a regular file for reading; anything else is refused before it can block.
+
+    Args:
+        what: the file should have, for errors.
 
     Raises:
         ModelNotFoundError: there is no such file.
@@ -33,7 +36,7 @@ def open_regular(path: Path) -> FileIO:
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            raise ModelFileError(_not_a_file(path, mode), path=path)
+            raise ModelFileError(_not_a_file(path, mode, what), path=path)
         # A FIFO put there since the stat would block without O_NONBLOCK.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         file = FileIO(path, "r", opener=lambda p, _: os.open(p, flags))
@@ -54,13 +57,15 @@ def open_regular(path: Path) -> FileIO:
     return file
 
 
-def _not_a_file(path: Path, mode: int) -> str:
+def _not_a_file(path: Path, mode: int, what: str) -> str:
+    if stat.S_ISDIR(mode) and what != "model":
+        return f"a directory, not a file with {what}: move it away"
     if stat.S_ISDIR(mode):
         names = sorted(p.name for p in path.glob("*.gguf"))[:3]
         hint = f"give a file in it, such as {names[0]}" if names else "there is no .gguf file in it"
         return f"a directory, not a model file: {hint}"
     kind = "a FIFO" if stat.S_ISFIFO(mode) else "a device or socket"
-    return f"{kind}, not a regular file: copy the model to a file first"
+    return f"{kind}, not a regular file: copy the {what} to a file first"
 
 
 def check_range(info: TensorInfo, start: int, n_bytes: int) -> None:

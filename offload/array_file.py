@@ -10,6 +10,7 @@ import numpy as np
 
 from headrace.atomic_file import whole_file
 from headrace.errors import HeadraceError, ModelFileError
+from headrace.loaders.reader import open_regular
 
 MOST_BYTES = 1 << 30  # of the arrays of a file
 
@@ -37,12 +38,13 @@ def read_arrays(
         what: it is, for errors.
 
     Raises:
-        ModelFileError: it is something else, or larger than `MOST_BYTES`.
+        ModelFileError: it is something else (a FIFO is not waited for), or larger than
+            `MOST_BYTES`.
         HeadraceError: it cannot be read.
     """
     found, room = dict[str, np.ndarray](), MOST_BYTES
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path, what) as file, zipfile.ZipFile(file) as archive:
             for name, (dtype, dimensions) in kinds.items():
                 with archive.open(f"{name}.npy") as member:
                     version = np.lib.format.read_magic(member)
@@ -63,6 +65,8 @@ def read_arrays(
                     if len(data) != size:
                         raise ValueError(f"{name} is cut short")
                     found[name] = np.frombuffer(data, kind).reshape(shape)
+    except HeadraceError:
+        raise
     except OSError as error:
         raise HeadraceError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:

@@ -60,7 +60,7 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class ExpertCounts:
-    """What a cache has been asked for since it was made.
+    """What a cache has been asked for.
 
     Attributes:
         hits: uses of experts that were there.
@@ -80,6 +80,17 @@ class ExpertCounts:
     taken_back: int = 0
     in_vain_bytes: int = 0
     slot_bytes: int = 0
+
+    def and_before(self, before: ExpertCounts | None) -> ExpertCounts:
+        """With what a cache of the same experts before this one has been asked for."""
+        if before is None:
+            return self
+        return ExpertCounts(
+            self.hits + before.hits, self.late + before.late, self.misses + before.misses,
+            self.ahead + before.ahead, self.useful + before.useful,
+            self.taken_back + before.taken_back, self.in_vain_bytes + before.in_vain_bytes,
+            self.slot_bytes,
+        )  # fmt: skip
 
     def since(self, before: ExpertCounts) -> ExpertCounts:
         """What has come since then."""
@@ -423,6 +434,12 @@ class ExpertCache:
         self._plainly.readinto(info, 0, to)
         if self.words[store.READ]:
             self.mended_reads += 1
+
+    def close(self) -> None:
+        """End the readers and give the memory back: steps may refer to it for some time yet."""
+        self.halt()
+        for arena in (self._slots, *(rows for _, rows in self._landing)):
+            arena.empty()
 
     def halt(self) -> None:
         """End the readers; what they have not finished is forgotten when a pass begins again."""

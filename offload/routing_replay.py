@@ -130,14 +130,14 @@ class _Cache:
 
     def use(self, expert: int, now: int, following: int) -> None:
         self._uses[expert] += 1
-        self._share[expert] += 1 / _FADES
+        self._share[expert] += 1 / (_FADES + 1)
         self._last[expert] = now
         self.next_use[expert] = following
 
     def age(self, layer: int) -> None:
         """A token comes to a mixture."""
         e = len(self._share) // self._mixtures
-        self._share[layer * e : (layer + 1) * e] *= 1 - 1 / _FADES
+        self._share[layer * e : (layer + 1) * e] *= _FADES / (_FADES + 1)
 
     def there(self, expert: int) -> bool:
         return bool(self.slot[expert] >= 0 and self.arrival[expert] <= self.clock)

@@ -233,6 +233,11 @@ class Window:
 
     # --- ending -----------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """End the readers and give the memory back."""
+        self.halt()
+        self._slots.empty()
+
     def halt(self) -> None:
         """End the readers and forget what they have read; the next pass starts them anew."""
         self._readers.halt()

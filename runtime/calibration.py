@@ -16,6 +16,7 @@ from headrace import plan as plans
 from headrace.calibration_pass import CalibrationPass, Read, See, add_products, mirror, units_of
 from headrace.errors import HeadraceError
 from headrace.families.decoder import Decoder, Layer
+from headrace.finite import check_weights
 from headrace.least_memory import Need
 from headrace.loaders.gguf import ModelFile
 from headrace.loaders.progress import Progress
@@ -92,7 +93,7 @@ class LayerInputs:
         Raises:
             HeadraceError: the text is too short, or the file has no usable tokenizer.
         """
-        self._model, self._progress = model, progress
+        self._model, self._decoder, self._progress = model, decoder, progress
         self._ids = calibration_windows(model, decoder, text, tokens)
         self._threads = n_threads
         self._units = units_of(decoder)
@@ -121,7 +122,8 @@ class LayerInputs:
             BudgetError: one layer does not fit.
             KernelError: a kernel cannot be had.
             ModelFileError: the model cannot be read.
-            HeadraceError: hidden states are no finite numbers, or cannot be kept.
+            HeadraceError: hidden states are no finite numbers (if weights are none, that is a
+                ModelFileError), or cannot be kept.
         """
         index = self._index.get(matrix)
         if index is None:
@@ -177,6 +179,18 @@ class LayerInputs:
             self._run(0, _ignore)
         self._run(taken, see)
 
+    def no_numbers(self, layer: int) -> HeadraceError:
+        """The error of a layer that computes what is no finite number.
+
+        Raises:
+            ModelFileError: that comes of a weight of the model, which is named.
+        """
+        check_weights(self._model, self._decoder.matrices())
+        return HeadraceError(
+            f"{self._model.paths[0]}: layer {layer} computes no finite numbers on the calibration "
+            "text: use another text, or do without --calibrate"
+        )
+
     def needs_watched(self, taken: Callable[[Layer], int]) -> list[Need]:
         """What `watch` takes, with as many bytes in use for a layer as `taken` says."""
         needed = self._pass.layers.needed
@@ -203,10 +217,7 @@ class LayerInputs:
         for h in sums:
             mirror(h)
         if not all(np.isfinite(h).all() for h in sums):
-            raise HeadraceError(
-                f"{self._model.paths[0]}: layer {unit.index} computes no finite numbers on the "
-                "calibration text; use --method rtn"
-            )
+            raise self.no_numbers(unit.index)
         return sums
 
     def _run(self, taken: int, see: See) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from headrace.cli_output import (
     is_terminal,
@@ -19,6 +19,7 @@ from headrace.cli_output import (
     table,
     value_text,
 )
+from headrace.cli_text import stdin, text_of
 from headrace.errors import BudgetError, HeadraceError
 from headrace.peak import peak_rss_bytes
 from headrace.sizes import format_rate, format_size
@@ -50,7 +51,7 @@ def run(
     if prompt is None and " " in model and not os.path.exists(model):
         model, prompt = DEFAULT_MODEL, model
     if prompt == "-" or (prompt is None and sys.stdin is not None and not sys.stdin.isatty()):
-        prompt = _stdin().buffer.read().decode("utf-8", errors="replace")
+        prompt = stdin().buffer.read().decode("utf-8", errors="replace")
     if not prompt:
         if model.endswith(".gguf") and ":" not in model:
             model_path(model)  # that there is no such file is the more useful complaint
@@ -122,7 +123,7 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives input() line editing and a history
-    lines = _stdin()
+    lines = stdin()
     typed = is_terminal(lines)
     if hasattr(lines, "reconfigure"):
         lines.reconfigure(errors="replace")
@@ -235,19 +236,6 @@ def compare(
     return 0
 
 
-def text_of(path: str) -> str:
-    """A text file, or what comes through a pipe (`-`)."""
-    try:
-        if path == "-":
-            data = _stdin().buffer.read()
-        else:
-            with open(path, "rb") as file:
-                data = file.read()
-    except OSError as error:
-        raise HeadraceError(f"cannot read the text {path}: {error.strerror}") from error
-    return data.decode("utf-8", errors="replace")
-
-
 def inspect(*, model: str, json: bool) -> int:
     """Show what is in a model file and how it would load."""
     if _is_network(model):
@@ -357,12 +345,6 @@ def _refuse_for_networks(options: Mapping[str, Any]) -> None:
 def _refuse_for_language_models(inputs: Sequence[str], output: str | None = None) -> None:
     if inputs or output is not None:
         raise HeadraceError("--input and --output are for ONNX files; this model takes a prompt")
-
-
-def _stdin() -> TextIO:
-    if sys.stdin is None:
-        raise HeadraceError("stdin is closed, and the command is to read from it")
-    return sys.stdin
 
 
 def model_path(model: str) -> Path:

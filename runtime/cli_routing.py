@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.cli_commands import model_path, text_of
+from headrace.cli_commands import model_path
 from headrace.cli_output import progress_bar, say, show
+from headrace.cli_text import text_of
 from headrace.errors import HeadraceError
 
 

@@ -35,6 +35,21 @@ class Made:
     layer: int
 
 
+@dataclass(frozen=True)
+class Slice(Made):
+    """Some neurons of one matrix of a dense layer.
+
+    Attributes:
+        part: "gate", "up" or "down".
+        number: of the expert or cluster that they are; None: they are of none.
+        format: in which they are written.
+    """
+
+    part: str
+    number: int | None
+    format: Format
+
+
 Source: TypeAlias = Recipe | TensorInfo | Made
 
 
@@ -96,6 +111,28 @@ class CutModel(ABC):
         inputs: LayerInputs, reader: TensorReader, n_threads: int,
     ) -> None:  # fmt: skip
         """Write the tensors `ours` of a layer, which are all that are made for it."""
+
+    def _write_slices(
+        self, file: PartialFile, places: Mapping[int, int], ours: list[int], index: int,
+        reader: TensorReader, neurons: Callable[[int | None], np.ndarray],
+        correction: Floats | None = None,
+    ) -> None:  # fmt: skip
+        """Write the slices among the tensors of a layer, of one matrix after the other.
+
+        Args:
+            neurons: gives those of a slice by its number.
+            correction: to be added to down of the slice that has no number.
+        """
+        for part, matrix in parts_of(self._decoder.layers[index]):
+            whole = self._whole(reader, matrix)
+            for at in ours:
+                source = self._sources[at]
+                if isinstance(source, Slice) and source.part == part:
+                    those = neurons(source.number)
+                    some = whole[:, those] if part == "down" else whole[those]
+                    if part == "down" and source.number is None and correction is not None:
+                        some = some + correction
+                    file.write(places[at], tiles(some, source.format, matrix))
 
     def write(
         self, file: PartialFile, places: Mapping[int, int], inputs: LayerInputs,

@@ -13,8 +13,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from headrace.errors import ModelFileError, UnsupportedError
+from headrace.errors import UnsupportedError
 from headrace.families.decoder import Matrix
+from headrace.finite import check_matrix
 from headrace.least_memory import Need
 from headrace.loaders.gguf import TensorReader
 from headrace.loaders.progress import Progress
@@ -25,13 +26,12 @@ from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sparse.bitstack import BlockShape, decompose, pack
 from headrace.sparse.bitstack_fit import decompose_for, error
-from headrace.sparse.format import TILE_ROWS, Floats
+from headrace.sparse.format import Floats
 
 InputsOf = Callable[[str], Inputs | None]
 
 # What decomposing takes for each weight at a time: the matrix, what is left, temporaries.
 _BYTES_PER_WEIGHT = 56
-_CHECKED = 1 << 19  # weights that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,6 @@ class Blocks:
             UnsupportedError: a weight is beyond what blocks can hold.
             OSError: the disk cannot take it.
         """
-        if inputs is not None:  # or statistics of what comes behind are of no use, and are blamed
-            for i in range(file.done, len(self.stacked)):
-                self._check(i, reader)
         offsets, lock, done = self.offsets, threading.Lock(), set(range(file.done))
         complete = file.done
 
@@ -196,7 +193,7 @@ class Blocks:
 
         Raises what `_weights` and `_beyond` do.
         """
-        w = self._weights(index, reader, 0, self.stacked[index].matrix.rows)
+        w = self._weights(index, reader)
         if found is None or factor is None:
             h, blocks = None, decompose(w, self.rank, self.levels)
         else:
@@ -212,26 +209,17 @@ class Blocks:
         except np.linalg.LinAlgError as failed:
             raise self._beyond(index, w) from failed
 
-    def _weights(self, index: int, reader: TensorReader, first: int, last: int) -> Floats:
-        """Rows of a matrix: float32 [last - first, n], all of them finite.
+    def _weights(self, index: int, reader: TensorReader) -> Floats:
+        """A matrix: float32 [rows, n], all of them finite.
 
         Raises:
             ModelFileError: they are not, or cannot be read.
         """
         p = self.stacked[index]
-        w = p.format.decode(raw_rows(reader, p, first, last))[: last - first]
+        w = p.format.decode(raw_rows(reader, p, 0, p.matrix.rows))[: p.matrix.rows]
         if not np.isfinite(w).all():
-            raise ModelFileError(
-                "has weights that are no finite numbers: they cannot be decomposed; mend the file, "
-                "or take a --format that keeps all", path=p.info.path, tensor=p.info.name,
-            )  # fmt: skip
+            check_matrix(reader, p.matrix, p.info)
         return w
-
-    def _check(self, index: int, reader: TensorReader) -> None:
-        rows, columns = self.stacked[index].matrix.rows, self.stacked[index].matrix.columns
-        step = -(-max(1, _CHECKED // columns) // TILE_ROWS) * TILE_ROWS
-        for first in range(0, rows, step):
-            self._weights(index, reader, first, min(first + step, rows))
 
     def _beyond(self, index: int, w: Floats) -> UnsupportedError:
         info = self.stacked[index].info

@@ -5,7 +5,7 @@ Clusters of neurons are brought like experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from headrace.offload.window import Read
 from headrace.placing import Placed, PlacedMatrix, cacheable
 from headrace.plan import LOOK_AHEAD
 
+USEFUL = 0.88  # of what is asked for ahead is used (replays of `headrace.offload.routing_replay`)
 SAMPLED = 256  # matrices of experts that show how fast flash is
 
 
@@ -67,6 +68,7 @@ def expected_rate(
 ) -> tuple[float, float]:
     """Uses that wait for nothing, and experts that are read for each use, one token at a time.
 
+    That is so where what is asked for ahead comes in time; `hits_in_time` says what is left else.
     Without statistics as if all experts were chosen equally often, and nobody knew which; of
     clusters of neurons, those that fire most are in memory.
     """
@@ -75,6 +77,19 @@ def expected_rate(
         return rate, 1 - rate
     share = slots / room.count
     return (share, 1 - share) if learned is None else learned.rate(share)
+
+
+def hits_in_time(rate: tuple[float, float], in_time: Callable[[float], float]) -> float:
+    """Uses that wait for nothing, of what `expected_rate` gives.
+
+    Args:
+        in_time: gives the share of the experts that are asked for ahead that come in time, where a
+            share of what is read is not asked for ahead (`headrace.prediction.Passes.in_time`).
+    """
+    hits, reads = rate
+    missed = 1 - hits
+    wanted = min(hits, USEFUL * max(0.0, reads - missed))
+    return hits - wanted * (1 - in_time(missed / reads)) if reads else hits
 
 
 def expected_bytes(

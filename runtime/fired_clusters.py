@@ -13,11 +13,11 @@ import numpy as np
 
 from headrace.calibration import LayerInputs
 from headrace.calibration_pass import Read
-from headrace.errors import HeadraceError, UnsupportedError
-from headrace.families.common import MAX_EXPERTS
+from headrace.errors import UnsupportedError
 from headrace.families.decoder import Layer
 from headrace.families.headrace_clusters import STEP
 from headrace.least_memory import Need
+from headrace.loaders.expert_tensors import MAX_EXPERTS
 from headrace.neuron_clusters import balanced
 from headrace.refactor_experts import WRITTEN
 from headrace.sparse.format import Floats
@@ -74,7 +74,7 @@ def clusters_of(inputs: LayerInputs, index: int, layer: Layer, count: int) -> Cl
     """Cluster the neurons of a layer, which is the next one of `inputs` or a later one.
 
     Raises:
-        HeadraceError: the layer computes no finite numbers; and what `LayerInputs.watch` raises.
+        what `LayerInputs.watch` raises, and `LayerInputs.no_numbers` where that is so.
     """
     fires = np.empty((inputs.tokens, layer.feed_forward.inner), np.bool_)
     finite = True
@@ -88,7 +88,7 @@ def clusters_of(inputs: LayerInputs, index: int, layer: Layer, count: int) -> Cl
 
     inputs.watch(index, fires.nbytes, see)
     if not finite:
-        raise HeadraceError(f"layer {index} computes no finite numbers on the calibration text")
+        raise inputs.no_numbers(index)
     return choose_clusters(fires, count)
 
 

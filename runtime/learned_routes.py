@@ -50,7 +50,7 @@ def statistics_of(path: Path, model: ModelFile) -> tuple[RouteStatistics | None,
         ModelFileError, UnsupportedError: the model cannot be used.
     """
     file = statistics_path(path)
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None, None
     decoder = describe(model)
     if not decoder.mixtures():

@@ -122,6 +122,11 @@ class Arena:
                     self._map.madvise(mmap.MADV_FREE, first, last - first)
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
+    def empty(self) -> None:
+        """Give all its pages back to the system: what is not referenced any more only by and by."""
+        for name, size in self._sizes.items():
+            self.release(name, 0, size)
+
     def view(self, name: str, dtype: str = "u1") -> np.ndarray:
         """A piece as an array, which keeps the whole mapping."""
         start = self._offsets[name]

@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace import plan as plans
 from headrace.errors import NoCompilerError
+from headrace.expert_memory import hits_in_time
 from headrace.kernels import kv_cache
 from headrace.loaders.progress import Progress
 from headrace.planning import Prepared, kernel_store, prepare
@@ -174,7 +175,7 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         experts=p.slots or (0 if p.room is None else p.room.count),
         experts_in_file=0 if p.room is None else p.room.count,
         neurons_fire=None if p.fired is None else p.fired.neurons,
-        expected_hit_rate=p.expert_hit_rate,
+        expected_hit_rate=p.expert_rate and hits_in_time(p.expert_rate, passes.in_time),
         expected_stall_s=_stall_s(speed) if p.slots else None,
         routing=_routing_of(p),
         budget=p.budget,

@@ -234,7 +234,7 @@ class MixtureSteps:
             self._p.word(ONE if mode.private else COUNT), self._p.address(mode, "x"),
             self._p.row_bytes("x"), self._p.vector(layer.expert_norm), self._decoder.width,
             float(self._decoder.eps), self._p.address(mode, "outputs"),
-            self._p.row_bytes("block"), 0,
+            self._p.row_bytes("block"),
         ]  # fmt: skip
         for one in f.idle:
             slots += [_IDLE[one.kind], self._p.vector(one.mix), self._p.vector(one.constant)]

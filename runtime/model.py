@@ -37,10 +37,11 @@ from headrace.offload.pieces import Residency
 from headrace.offload.recall import Predictor
 from headrace.pace import PassTimes
 from headrace.placing import Activations
-from headrace.planning import Prepared, kernel_store, prepare, refit
+from headrace.planning import Prepared, kernel_store, prepare
 from headrace.prediction import Rates
 from headrace.programs import Program, Programs
 from headrace.rates import measure_rates
+from headrace.refit import refit
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
 from headrace.stack import StackBlock, block_format
@@ -242,14 +243,12 @@ class Model:
     @property
     def stall_s(self) -> float:
         """Seconds that passes have waited for flash."""
-        streaming, experts = self._held.streaming, self._held.experts
-        found = 0.0 if streaming is None else streaming.window.flow.stall_s
-        return found if experts is None else found + experts.stall_s
+        return self._held.stall_s
 
     @property
     def expert_counts(self) -> ExpertCounts | None:
-        """What experts were found in memory; None: all are there, or there are none."""
-        return None if self._held.experts is None else self._held.experts.counts
+        """What experts were found in memory, whatever it was set to; None: none were brought."""
+        return self._held.expert_counts
 
     @property
     def kernel_store(self) -> Kernels:

@@ -34,9 +34,8 @@ from headrace.offload.budget import (
     fit_rest,
 )
 from headrace.offload.files import Stamp, StreamedFile, open_streamed, stamp_of
-from headrace.offload.pieces import LEAST_SLOTS, Piece, Residency, least_bytes
+from headrace.offload.pieces import Piece, Residency
 from headrace.offload.prefix import Ranked
-from headrace.offload.prefix import least_bytes as rest_bytes
 from headrace.offload.recall import Predictor
 from headrace.offload.route_statistics import RouteStatistics
 from headrace.placing import Activations, Placed, pieces_of, place
@@ -82,6 +81,8 @@ class Prepared:
     not_learned: str | None = None  # why that file is of no use
     fired: Fired | None = None  # how often clusters of neurons do
     predictor: Predictor = "fitted"
+    wanted_predictor: Predictor = "fitted"  # were there memory enough
+    tables: int = 0  # bytes of what that has in memory, of which there may be none
 
     @property
     def used_blocks(self) -> int:
@@ -97,11 +98,11 @@ class Prepared:
         )
 
     @property
-    def expert_hit_rate(self) -> float | None:
-        """Share of the uses of experts that wait for nothing, as expected; None: all are there."""
+    def expert_rate(self) -> tuple[float, float] | None:
+        """See `headrace.expert_memory.expected_rate`; None: all experts are there."""
         if self.room is None or not self.slots:
             return None
-        return expected_rate(self.room, self.slots, self.replayed, self.fired)[0]
+        return expected_rate(self.room, self.slots, self.replayed, self.fired)
 
     @property
     def replayed(self) -> RouteStatistics | None:
@@ -183,17 +184,17 @@ def prepare(
         prepare_for, chosen, file, context, n_threads, activations, logits_rows=logits_rows,
         whole_stack=whole_stack,
     )  # fmt: skip
-    tables = predictor_bytes(learned, predictor)
+    wanted, tables = predictor, predictor_bytes(learned, predictor)
     prepared = None
     with contextlib.suppress(BudgetError):
         prepared = sized(limit=limit, tables=tables)
     if prepared is None and predictor == "fitted" and learned is not None and tables:
-        predictor, learned, tables = "gates", learned.only("gates"), 0  # which take nothing
+        predictor, learned = "gates", learned.only("gates")  # which take nothing
         with contextlib.suppress(BudgetError):
             prepared = sized(limit=limit)
     if prepared is None:
         limit = limit_of(budget, share=1.0)  # better without a margin than not at all
-        prepared = sized(limit=limit, tables=tables)
+        prepared = sized(limit=limit, tables=tables if predictor == wanted else 0)
     if whole_stack and prepared.stack is None:
         raise UnsupportedError(
             "is no stack of blocks, and loads whole: leave out --whole-stack and --draft self",
@@ -201,7 +202,7 @@ def prepare(
         )
     return replace(
         prepared, pack=pack, budget=budget, limit=limit.n_bytes, learned=learned,
-        not_learned=not_learned, predictor=predictor,
+        not_learned=not_learned, predictor=predictor, wanted_predictor=wanted, tables=tables,
     )  # fmt: skip
 
 
@@ -300,7 +301,7 @@ def prepare_for(
     n_pieces = len(pieces) if rest is None else len(rest.pieces)
     room = room_of(decoder, placed, tables)
     sizes = Sizes(decoder, placed, target, threads, n_pieces, stack, logits_rows, room)
-    found = _fit(
+    found = fit_in(
         limit,
         sizes.whole(context),
         sizes.streaming(context, limit.n_bytes),
@@ -319,10 +320,15 @@ def prepare_for(
     )  # fmt: skip
 
 
-def _fit(
+def fit_in(
     limit: Limit, whole: Iterable[Choice], small: Iterable[Choice], pieces: Sequence[Piece],
     stack: Stack | None, rest: Ranked | None, room: ExpertRoom | None, file: ModelFile,
 ) -> Fit:  # fmt: skip
+    """What of a model stays in memory, in whichever way it can be cut.
+
+    Raises:
+        BudgetError: not even the least fits.
+    """
     name = str(file.paths[0])
     if room is not None:
         return fit_experts(limit, whole, small, pieces, room, name)
@@ -331,56 +337,6 @@ def _fit(
     if stack is not None:
         return fit_blocks(limit, whole, small, stack, name)
     return fit(limit, whole, small, pieces, name)
-
-
-def refit(prepared: Prepared, budget: int | None, owner: object = None) -> Prepared:
-    """The same model, which `owner` has loaded, with the same context in another budget.
-
-    Raises:
-        BudgetError: it does not fit.
-    """
-    p, choice = prepared, _same_choice(prepared)
-    limit = limit_of(budget, owner)
-    found = _fit(limit, [choice], [choice], p.pieces, p.stack, p.rest, p.room, p.file)
-    return replace(
-        p, parts=found.parts, residency=found.residency, blocks=found.blocks, slots=found.slots,
-        budget=budget, limit=limit.n_bytes,
-    )  # fmt: skip
-
-
-def least(prepared: Prepared) -> Prepared:
-    """The same model with the same context in as little memory as it can have."""
-    choice = _same_choice(prepared)
-    n_bytes = sum(choice.whole.values())
-    if len(prepared.pieces) >= LEAST_SLOTS:
-        n_bytes = min(n_bytes, sum(choice.streaming.values()) + least_bytes(prepared.pieces))
-    if prepared.rest is not None:
-        n_bytes = sum(choice.streaming.values()) + (rest_bytes(prepared.rest) or 0)
-    elif prepared.stack is not None:
-        n_bytes += prepared.stack.n_bytes(prepared.stack.least)
-    elif prepared.room is not None:
-        least_experts = prepared.room.cache_bytes(prepared.room.least)
-        n_bytes = sum(choice.streaming.values()) + least_experts
-        dense = sum(piece.kept_bytes for piece in prepared.pieces)
-        few = len(prepared.pieces) < LEAST_SLOTS
-        n_bytes += dense if few else min(dense, least_bytes(prepared.pieces))
-    found = _fit(
-        Limit(n_bytes), [choice], [choice], prepared.pieces, prepared.stack, prepared.rest,
-        prepared.room, prepared.file,
-    )  # fmt: skip
-    return replace(
-        prepared, parts=found.parts, residency=found.residency, blocks=found.blocks,
-        slots=found.slots, limit=n_bytes,
-    )  # fmt: skip
-
-
-def _same_choice(p: Prepared) -> Choice:
-    """What the sizes take that were chosen before."""
-    n_pieces = len(p.pieces) if p.rest is None else len(p.rest.pieces)
-    sizes = Sizes(
-        p.decoder, p.placed, p.target, p.shape.threads, n_pieces, p.stack, p.logits_rows, p.room
-    )
-    return sizes.choice(p.shape.context, p.shape.chunk)
 
 
 def open_files(prepared: Prepared) -> dict[Path, StreamedFile]:

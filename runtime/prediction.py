@@ -117,6 +117,23 @@ class Passes:
         """How to read for a pass over so many tokens; None where flash was not measured."""
         return None if self.rates.flash is None else choose(self.rates.flash, self.work(n_tokens))
 
+    def in_time(self, missed: float) -> float:
+        """Share of the experts asked for ahead that are there when a token wants them.
+
+        Flash brings all that a token reads in the time that it takes anyway: what it computes, or
+        what streams, and the waiting for experts that were not asked for ahead, a share `missed`
+        of the bytes of experts. What flash does not bring in that time is late. Where rates are not
+        known nothing is.
+        """
+        mode, compute_s, experts = self.mode(1), self.compute_s(1), self.expert_bytes(1)
+        if compute_s is None and self.residency is not None:
+            compute_s = 0.0  # what streams takes longer
+        if self.rates.flash is None or mode is None or compute_s is None or not experts:
+            return 1.0
+        flash_s = self.work(1).flash_s(self.rates.flash[mode])
+        experts_s = flash_s * experts / self.flash_bytes(1)
+        return min(1.0, (max(compute_s, flash_s - experts_s) + missed * experts_s) / flash_s)
+
     def seconds(self, n_tokens: int) -> float | None:
         """What a pass takes; None: unknown."""
         compute_s = self.compute_s(n_tokens)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from headrace.errors import ModelFileError, UnsupportedError
+from headrace.errors import UnsupportedError
 from headrace.families.decoder import Matrix
 from headrace.loaders.gguf import TensorInfo
 from headrace.share import share
@@ -54,7 +53,7 @@ def prune(
     """Write a group-sparse matrix; `write` is called from several threads at once.
 
     Args:
-        read: gives rows of the source.
+        read: gives rows of the source, all of them finite numbers.
         step: rows that a thread has in memory at a time.
         cost: of inputs or groups; see `headrace.sparse.gqs_pruning.scores`.
         hessian: of the inputs: weights that stay make up for those that go.
@@ -63,7 +62,7 @@ def prune(
         in how many rows they could not.
 
     Raises:
-        ModelFileError: the source cannot be read, or has weights that are no finite numbers.
+        what `read` does.
         UnsupportedError: a weight is beyond what the format can hold.
     """
     rows, columns, group = wanted.matrix.rows, wanted.matrix.columns, wanted.format.group
@@ -75,16 +74,10 @@ def prune(
         with np.errstate(all="ignore"):
             found = gqs_pruning.scores(weights, group, cost)
             most = np.abs(weights).max(initial=0)
-        where: dict[str, Any] = {"path": wanted.info.path, "tensor": wanted.info.name}
-        if not np.isfinite(most):
-            raise ModelFileError(
-                "has weights that are no finite numbers: they cannot be pruned; take a --format "
-                "that keeps all", **where,
-            )  # fmt: skip
         if not np.isfinite(found).all():
             raise UnsupportedError(
                 f"a weight of {most:.6g} is beyond what {wanted.format.name} holds; use bf16 or "
-                "f32", **where,
+                "f32", path=wanted.info.path, tensor=wanted.info.name,
             )  # fmt: skip
         score[first:last] = found
 

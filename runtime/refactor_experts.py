@@ -15,10 +15,11 @@ import numpy as np
 
 from headrace.calibration import LayerInputs
 from headrace.calibration_pass import Read, add_products
-from headrace.errors import HeadraceError, UnsupportedError
-from headrace.families.common import MAX_ACTIVE, MAX_EXPERTS
+from headrace.errors import UnsupportedError
+from headrace.families.common import MAX_ACTIVE
 from headrace.families.decoder import FeedForward, Layer
 from headrace.least_memory import Need
+from headrace.loaders.expert_tensors import MAX_EXPERTS
 from headrace.neuron_clusters import balanced, cluster, cluster_energy, most
 from headrace.sparse.format import Floats
 
@@ -151,13 +152,13 @@ def parts_of(
         down: the matrix, float32 [width, neurons].
 
     Raises:
-        HeadraceError: the layer computes no finite numbers; and what `LayerInputs.watch` raises.
+        what `LayerInputs.watch` raises, and `LayerInputs.no_numbers` where that is so.
     """
     assert isinstance(layer.feed_forward, FeedForward)
     samples = Samples(inputs.tokens, layer.attention.query.columns, cut.neurons)
     inputs.watch(index, Samples.bytes_of(layer, inputs.tokens), samples.see)
     if not (np.isfinite(samples.values).all() and np.isfinite(samples.inputs).all()):
-        raise HeadraceError(f"layer {index} computes no finite numbers on the calibration text")
+        raise inputs.no_numbers(index)
     return choose_parts(samples.inputs, samples.values, down, cut, n_threads)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from headrace.errors import BudgetError, ModelFileError, UnsupportedError
+from headrace.finite import check_matrix
 from headrace.loaders.gguf import TensorReader
 from headrace.placing import PlacedMatrix
 from headrace.pruning import PrunedMatrix, choosing_bytes, prune
@@ -136,7 +137,7 @@ class Rounder:
 
         Raises:
             BudgetError: not even the least that this takes fits.
-            ModelFileError: it cannot be read, or a weight is no number where scales are searched.
+            ModelFileError: it cannot be read, or a weight is no finite number.
             UnsupportedError: a weight is beyond what the format can hold.
         """
         if inputs is None and recipe.method == "gptq":  # an expert that few tokens have chosen
@@ -177,6 +178,8 @@ class Rounder:
         def read(first: int, last: int) -> Floats:
             found = raw_rows(self._reader, as_floats, first, last).view(np.float32)
             rows: Floats = found[: last - first]
+            if not np.isfinite(rows).all():
+                check_matrix(self._reader, m, wanted.info)
             return rows
 
         step = self._step(recipe, portion, inputs)
@@ -236,6 +239,8 @@ class Rounder:
             return _searched(fmt, x, None) if searched else fmt.encode(x)
 
         def encode(x: Floats) -> np.ndarray:
+            if not np.isfinite(x).all():
+                check_matrix(self._reader, placed.matrix, info)
             most = beyond(x, fmt, nearest)
             if most is not None:
                 raise UnsupportedError(
@@ -243,11 +248,6 @@ class Rounder:
                     path=info.path,
                     tensor=info.name,
                 )
-            if searched and not np.isfinite(x).all():
-                raise ModelFileError(
-                    "has weights that are no finite numbers; --method rtn keeps what it can of "
-                    "them", path=info.path, tensor=info.name,
-                )  # fmt: skip
             with np.errstate(all="ignore"):  # scales that are tried may be beyond float16
                 if not searched:
                     return fmt.encode(x)

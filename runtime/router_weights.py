@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headrace.families.decoder import Experts
+from headrace.families.decoder import Decoder, Experts, Matrix, tensor_of
+from headrace.finite import check_matrix, not_finite
 from headrace.loaders.gguf import ModelFile, TensorReader
 from headrace.rows import float_matrix
 from headrace.sparse.format import Floats
@@ -58,12 +59,31 @@ def read_router(model: ModelFile, mixture: Experts) -> RouterWeights:
     """Read the router of a mixture.
 
     Raises:
-        ModelFileError: the model cannot be read.
+        ModelFileError: the model cannot be read, or a weight or a bias is no finite number: any
+            expert would come out of that, and nobody notice.
     """
     with TensorReader() as reader:
-        first, out, mapped = (
-            None if matrix is None else float_matrix(model, reader, matrix)
-            for matrix in (mixture.router, mixture.router_out, mixture.router_map)
+
+        def read(matrix: Matrix) -> tuple[Floats, Floats]:
+            weights, bias = float_matrix(model, reader, matrix)
+            if not np.isfinite(weights).all():
+                check_matrix(reader, matrix, tensor_of(model, matrix))
+            if not np.isfinite(bias).all():
+                raise not_finite(model.tensors[matrix.bias or ""], bias)
+            return weights, bias
+
+        return RouterWeights(
+            read(mixture.router),
+            None if mixture.router_out is None else read(mixture.router_out),
+            None if mixture.router_map is None else read(mixture.router_map),
         )
-    assert first is not None
-    return RouterWeights(first, out, mapped)
+
+
+def check_routers(model: ModelFile, decoder: Decoder) -> None:
+    """Look at the routers of all mixtures.
+
+    Raises:
+        what `read_router` does.
+    """
+    for mixture in decoder.mixtures().values():
+        read_router(model, mixture)

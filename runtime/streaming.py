@@ -74,5 +74,6 @@ class Streaming:
         return self._staging.address(str(turn % 2))
 
     def close(self) -> None:
-        """End the readers."""
-        self.window.halt()
+        """End the readers and give the memory back: steps may refer to it for some time yet."""
+        self.window.close()
+        self._staging.empty()

@@ -15,15 +15,17 @@ from headrace.limits import LimitWatch
 from headrace.loaders.progress import Progress
 from headrace.machine import known_read_bandwidth
 from headrace.memory_plan import MemoryPlan, memory_plan
-from headrace.offload.expert_cache import ExpertCache
+from headrace.offload.expert_cache import ExpertCache, ExpertCounts
 from headrace.offload.files import StreamedFile, close_all, reader_of
 from headrace.offload.modes import MODES
 from headrace.offload.revision import Revision
 from headrace.placing import dense
-from headrace.planning import Prepared, least, open_files, refit
+from headrace.planning import Prepared, open_files
 from headrace.prediction import Passes, Rates
 from headrace.promises import promise
 from headrace.rates import measure_flash
+from headrace.refit import least, refit
+from headrace.router_weights import check_routers
 from headrace.streaming import Streaming
 from headrace.targets.pack import Kernels
 from headrace.team import default_threads
@@ -50,9 +52,10 @@ class WeightMemory:
         Raises:
             KernelError: a kernel cannot be had.
             BudgetError: the system does not give the memory.
-            ModelFileError: the file cannot be read.
+            ModelFileError: the file cannot be read, or has routers of what is no finite number.
         """
         self._store = store
+        check_routers(prepared.file, prepared.decoder)
         stack = prepared.stack
         needed = plans.kernels_of(prepared.decoder, prepared.placed, prepared.target, stack)
         self.addresses = store.load(needed, progress)
@@ -70,6 +73,9 @@ class WeightMemory:
         self._told_reads = 0  # failed reads up to which nothing more is said
         self._passes: Passes
         self.plan: MemoryPlan
+        # Of caches and windows that have been given up: the next ones begin anew.
+        self._counted: ExpertCounts | None = None
+        self._mended, self._waited_s = 0, 0.0
         self._began = self._stalled_s = 0.0  # the time, and `stall_s`, when the pass began
         self._take_up(prepared)
         files = self._files or open_files(prepared)
@@ -109,6 +115,24 @@ class WeightMemory:
             self._keep(before)
             self._take_up(before)
             raise
+
+    @property
+    def expert_counts(self) -> ExpertCounts | None:
+        """What caches of experts have been asked for so far; None: there was none."""
+        if self.experts is None:
+            return self._counted
+        return self.experts.counts.and_before(self._counted)
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds that passes have waited for flash."""
+        found = self._waited_s + (0.0 if self.experts is None else self.experts.stall_s)
+        return found if self.streaming is None else found + self.streaming.window.flow.stall_s
+
+    @property
+    def _mended_reads(self) -> int:
+        found = self._mended + (0 if self.experts is None else self.experts.mended_reads)
+        return found if self.streaming is None else found + self.streaming.window.flow.mended_reads
 
     def asked_from_outside(self) -> Prepared | None:
         """What to change to, as limits were changed since the last look; None: nothing."""
@@ -175,8 +199,7 @@ class WeightMemory:
             self.plan = memory_plan(self.prepared, self._rates)
 
     def _tell_of_mended_reads(self) -> None:
-        mended = 0 if self.experts is None else self.experts.mended_reads
-        mended += 0 if self.streaming is None else self.streaming.window.flow.mended_reads
+        mended = self._mended_reads
         if mended > self._told_reads:
             warnings.warn(
                 f"{mended} reads of {self.prepared.file.paths[0]} failed and were made again, "
@@ -191,7 +214,7 @@ class WeightMemory:
         if self.experts is not None:
             self.experts.halt()
         if self.streaming is not None:
-            self.streaming.close()
+            self.streaming.window.halt()
 
     def close(self) -> None:
         """End the readers, close the files."""
@@ -256,7 +279,8 @@ class WeightMemory:
     def _stop_streaming(self) -> None:
         if self.streaming is not None:
             self.streaming.close()
-            self.streaming = None
         if self.experts is not None:
-            self.experts.halt()
-            self.experts = None
+            self.experts.close()
+        counted = self.expert_counts, self._mended_reads, self.stall_s
+        self.streaming = self.experts = None
+        self._counted, self._mended, self._waited_s = counted

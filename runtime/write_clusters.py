@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.calibration import LayerInputs
-from headrace.cut_model import CutModel, Made, dense_parts, parts_of, tiled, tiles
+from headrace.cut_model import CutModel, Made, Slice, dense_parts, parts_of, tiled
 from headrace.errors import UnsupportedError
 from headrace.families import headrace_clusters as keys
 from headrace.families.decoder import Decoder
@@ -19,7 +19,6 @@ from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
 from headrace.loaders.tiled import Entry
 from headrace.partial_file import PartialFile
 from headrace.recipe import Recipe
-from headrace.sparse.format import Format
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,6 @@ class _Fired(Made):
     """How often clusters, or neurons, of a layer fired."""
 
     neurons: bool
-
-
-@dataclass(frozen=True)
-class _Slice(Made):
-    """The neurons of a cluster of one matrix of a dense layer; `cluster` None: all, in order."""
-
-    part: str
-    cluster: int | None
-    format: Format
 
 
 class ClusteredModel(CutModel):
@@ -69,7 +59,7 @@ class ClusteredModel(CutModel):
         matrices = dict(parts_of(self._decoder.layers[index]))
         kinds = {part: self._kept(matrix) for part, matrix in matrices.items()}
         gate = matrices["gate"]
-        source = _Slice(index, "gate", None, kinds["gate"])
+        source = Slice(index, "gate", None, kinds["gate"])
         made = [
             (Entry(name, "F32", (n,), 4 * n), _Fired(index, neurons))
             for name, n, neurons in (
@@ -83,7 +73,7 @@ class ClusteredModel(CutModel):
                 rows, columns = self._size, gate.columns
                 if part == "down":
                     rows, columns = columns, rows
-                source = _Slice(index, part, cluster, kinds[part])
+                source = Slice(index, part, cluster, kinds[part])
                 name = expert_name(index, part, cluster)
                 found.append(tiled(name, rows, columns, kinds[part].name, source))
         return found
@@ -112,12 +102,8 @@ class ClusteredModel(CutModel):
             if isinstance(source, _Fired):
                 shares = found.neurons_fired if source.neurons else found.clusters_fired
                 file.write(places[at], shares.view(np.uint8))
-        for part, matrix in parts_of(layer):
-            whole = self._whole(reader, matrix)
-            for at in ours:
-                source = self._sources[at]
-                if isinstance(source, _Slice) and source.part == part:
-                    of = found.neurons
-                    neurons = of.reshape(-1) if source.cluster is None else of[source.cluster]
-                    some = whole[:, neurons] if part == "down" else whole[neurons]
-                    file.write(places[at], tiles(some, source.format, matrix))
+
+        def neurons(cluster: int | None) -> np.ndarray:  # of the gate: all, in order
+            return found.neurons.reshape(-1) if cluster is None else found.neurons[cluster]
+
+        self._write_slices(file, places, ours, index, reader, neurons)

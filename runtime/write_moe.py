@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.calibration import LayerInputs
-from headrace.cut_model import CutModel, Made, dense_parts, tiled, tiles
+from headrace.cut_model import CutModel, Made, Slice, dense_parts, tiled
 from headrace.cut_model import parts_of as matrices_of
 from headrace.families import headrace_moe as keys
 from headrace.families.decoder import Decoder
@@ -24,12 +24,10 @@ from headrace.refactor_experts import (
     SHARED,
     STEP,
     Cut,
-    Parts,
     nearest_cut,
     needs,
     parts_of,
 )
-from headrace.sparse.format import Format
 from headrace.sparse.registry import FORMATS
 
 
@@ -38,15 +36,6 @@ class _Router(Made):
     """The router of a layer (or its bias)."""
 
     bias: bool = False
-
-
-@dataclass(frozen=True)
-class _Slice(Made):
-    """Some neurons of one matrix of a dense layer; `expert` None: those of the shared part."""
-
-    part: str
-    expert: int | None
-    format: Format
 
 
 def cut_of(
@@ -102,7 +91,7 @@ class Mixture(CutModel):
 
         def add(name: str, part: str, expert: int | None, inner: int) -> None:
             rows, columns = (d.width, inner) if part == "down" else (inner, d.width)
-            source = _Slice(index, part, expert, kinds[part])
+            source = Slice(index, part, expert, kinds[part])
             made.append(tiled(name, rows, columns, kinds[part].name, source))
 
         for part in kinds:
@@ -133,8 +122,7 @@ class Mixture(CutModel):
         inputs: LayerInputs, reader: TensorReader, n_threads: int,
     ) -> None:  # fmt: skip
         layer = self._decoder.layers[index]
-        matrices = dict(matrices_of(layer))
-        down = self._whole(reader, matrices["down"])
+        down = self._whole(reader, dict(matrices_of(layer))["down"])
         parts = parts_of(inputs, index, layer, down, self._cut, n_threads)
         del down
         router = FORMATS["f32"]
@@ -143,18 +131,9 @@ class Mixture(CutModel):
             if isinstance(source, _Router):
                 data = parts.bias if source.bias else router.tile(router.encode(parts.router))
                 file.write(places[at], np.ascontiguousarray(data).view(np.uint8).reshape(-1))
-        for part, matrix in matrices.items():
-            whole = self._whole(reader, matrix)
-            for at in ours:
-                source = self._sources[at]
-                if isinstance(source, _Slice) and source.part == part:
-                    neurons = _neurons(parts, source.expert)
-                    some = whole[:, neurons] if part == "down" else whole[neurons]
-                    if part == "down" and source.expert is None and parts.correction is not None:
-                        some = some + parts.correction
-                    file.write(places[at], tiles(some, source.format, matrix))
 
+        def neurons(expert: int | None) -> np.ndarray:
+            found: np.ndarray = parts.shared if expert is None else parts.experts[expert]
+            return found
 
-def _neurons(parts: Parts, expert: int | None) -> np.ndarray:
-    found: np.ndarray = parts.shared if expert is None else parts.experts[expert]
-    return found
+        self._write_slices(file, places, ours, index, reader, neurons, parts.correction)

@@ -60,6 +60,32 @@ def test_options_of_a_stack_are_refused_for_what_is_none(
     assert f"headrace: {STORIES}: is no stack of blocks" in said.err
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"Once upon a time\n" * 9 + b"there\0was", "it has a zero byte, at offset 158"),
+        ("Größe".encode("latin1"), "it has the byte 0xf6, no UTF-8, at offset 2"),
+        (b"\xff\xfeO\0n\0", "it has the byte 0xff, no UTF-8, at offset 0"),
+        ("Größe".encode()[:-1] + b"\xc3", "it has the byte 0xc3, no UTF-8, at offset 6"),
+    ],
+)
+def test_what_is_no_text_is_refused(
+    data: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, written = tmp_path / "text.txt", tmp_path / "m.gguf"
+    text.write_bytes(data)
+    for words in (
+        ["perplexity", STORIES, text],
+        ["compare", STORIES, STORIES, text],
+        ["trace", STORIES, text, "-o", written],
+        ["compress", STORIES, written, "--format", "q4_0", "--calibrate", text],
+        ["compress", STORIES, written, "--format", "q4_0", "--evaluate", text],
+    ):
+        assert cli.main([*map(str, words)]) == 2
+        assert f"headrace: {text} is no text: {said}; name a text file" in capsys.readouterr().err
+    assert not written.exists()
+
+
 def test_no_model_that_loads_whole_guesses_for_itself() -> None:
     with (
         headrace.load(STORIES, context=64) as model,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mixtures import weights
 from reference_llama import ReferenceLlama
 from test_bad_models import Quant, Spec, Type, outcome, tiny
 
@@ -64,17 +65,9 @@ class ReferenceRelu(ReferenceLlama):
         super().__init__(path)
         self.firing: list[float] = []  # share of the neurons, by layer
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        w = self.weights
-        x = w["token_embd.weight"][np.asarray(ids)]
-        for i in range(self.n_layer):
-            b = f"blk.{i}."
-            x = x + self.attention(self.norm(x, b + "attn_norm.weight"), b)
-            h = self.norm(x, b + "ffn_norm.weight")
-            gate = np.maximum(h @ w[b + "ffn_gate.weight"].T, 0)
-            self.firing.append(float((gate > 0).mean()))
-            x = x + (gate * (h @ w[b + "ffn_up.weight"].T)) @ w[b + "ffn_down.weight"].T
-        return self.norm(x, "output_norm.weight") @ w["output.weight"].T
+    def feed_forward(self, h: np.ndarray, layer: str) -> np.ndarray:
+        self.firing.append(float((h @ self.weights[layer + "ffn_gate.weight"].T > 0).mean()))
+        return super().feed_forward(h, layer)
 
 
 def logits(path: Path, ids: list[int] = IDS, **options: Any) -> np.ndarray:
@@ -121,23 +114,16 @@ def test_it_is_the_dense_model(source: Path, path: Path) -> None:
 
 
 def test_neurons_are_the_source_s(source: Path, path: Path) -> None:
-    dense, cut = open_model(source), open_model(path)
-    decoder = describe(cut)
-
-    def weights(model: Any, name: str) -> np.ndarray:
-        placed = {p.matrix.name: p for p in place(model, describe(model), "f32")}[name]
-        with TensorReader() as reader:
-            return raw_rows(reader, placed, 0, placed.matrix.rows).view("f4")[: placed.matrix.rows]
-
-    for i, clusters in decoder.clustered().items():
+    dense, cut = weights(source), weights(path)
+    for i, clusters in describe(open_model(path)).clustered().items():
         name = "blk.{}.ffn_{}.weight"
-        gate = weights(dense, name.format(i, "gate"))
-        found = weights(cut, name.format(i, "gate"))
+        gate = dense[name.format(i, "gate")]
+        found = cut[name.format(i, "gate")]
         order = [int(np.flatnonzero((gate == row).all(axis=1))[0]) for row in found]
         assert sorted(order) == list(range(INNER))
         for part, axis in (("up", 0), ("down", 1)):
-            parts = [weights(cut, getattr(one, part).name) for one in clusters.each]
-            whole = weights(dense, name.format(i, part))
+            parts = [cut[getattr(one, part).name] for one in clusters.each]
+            whole = dense[name.format(i, part)]
             assert np.array_equal(np.concatenate(parts, axis=axis), whole.take(order, axis=axis))
 
 

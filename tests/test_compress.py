@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -521,9 +522,11 @@ def odd(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_weights_that_cannot_be_rounded(odd: Any, tmp_path: Path) -> None:
-    for value in (np.nan, np.inf, -np.inf):
-        with pytest.raises(ModelFileError, match=r"attn_k.*no finite numbers"):
-            compress(odd(value), tmp_path / "m.gguf", format="q4_0", method="search")
+    for value, method in ((np.nan, "rtn"), (np.inf, "search"), (-np.inf, "rtn")):
+        for format in ("q4_0", "gqs_g32", "i4_auto"):
+            said = f"'blk.0.attn_k.weight': row 0, column 0 is {value}, no finite number"
+            with pytest.raises(ModelFileError, match=rf"odd\.gguf, tensor {said}"):
+                compress(odd(value), tmp_path / "m.gguf", format=format, method=method)
     for method in ("rtn", "search"):
         with pytest.raises(UnsupportedError, match=r"attn_k.*beyond what q4_0 holds"):
             compress(odd(3e38), tmp_path / "m.gguf", format="q4_0", method=method)
@@ -560,21 +563,31 @@ def test_a_weight_beyond_a_format(
 def test_large_weights_that_a_format_holds(odd: Any, tmp_path: Path) -> None:
     for name in ("e3m0_g128", "q8_0", "gqs_g32", "bitstack"):
         compress(odd(1e6), tmp_path / "m.gguf", format=name, force=True)
-    for value in (np.nan, np.inf):
-        compress(odd(value), tmp_path / "m.gguf", format="i4_auto", force=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"calibrate": TEXT}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "bitstack"},
+        {"format": "bitstack", "calibrate": TEXT},
+        {"format": "q4_0", "calibrate": TEXT},
+        {"format": "gqs_g32", "calibrate": TEXT},
+        {"to_moe": True, "calibrate": TEXT, "experts": 2, "active": 1, "shared": 0.2},
+    ],
+)
 @pytest.mark.filterwarnings("error")
-def test_a_stack_of_what_is_no_number(options: dict[str, Any], tmp_path: Path) -> None:
-    path = compress(STORIES, tmp_path / "odd.gguf", format="f32").path
-    info = open_model(path).tensors["blk.0.attn_k.weight"]
+def test_what_is_no_number_is_named(options: dict[str, Any], tmp_path: Path) -> None:
+    """Also where what layers compute is looked at first."""
+    path = tmp_path / "odd.gguf"
+    shutil.copy(STORIES, path)
+    info = open_model(path).tensors["blk.1.attn_k.weight"]
     for value in (np.nan, -np.inf):
         with path.open("rb+") as file:
-            file.seek(info.offset)
+            file.seek(info.offset + 4 * (2 * info.shape[1] + 5))
             file.write(np.float32(value).tobytes())
-        with pytest.raises(ModelFileError, match=r"odd\.gguf.*attn_k.*no finite numbers"):
-            compress(path, tmp_path / "m.gguf", format="bitstack", **options)
+        said = f"'blk.1.attn_k.weight': row 2, column 5 is {value}, no finite number"
+        with pytest.raises(ModelFileError, match=rf"odd\.gguf, tensor {said}"):
+            compress(path, tmp_path / "m.gguf", **options)
 
 
 def test_the_least_memory(source: Path, tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ class Harness:
             assert (int(pairs[p, 0]) - at) % 64 == 0
 
 
+PLAINLY = next(mode for mode in MODES if not mode.direct)
 MODES_HERE = [pytest.param(mode, id=f"{mode.readers}-{'direct' if mode.direct else 'plain'}")
               for mode in MODES]  # fmt: skip
 
@@ -187,11 +188,28 @@ def test_chunks_visit_every_expert_once(harness: Harness) -> None:
             assert sorted(visited(harness, layer, some)) == some
 
 
+def test_the_share_of_tokens_that_take_an_expert(harness: Harness) -> None:
+    """That of the last ones, whether they come one by one or in a chunk."""
+    table = harness.cache._experts.reshape(LAYERS, EXPERTS, store.EXPERT_WORDS)
+    expected = table[..., store.SHARE].copy()
+    for turn in range(4):
+        chosen = harness.rng.permutation(EXPERTS)[:ACTIVE].tolist()
+        harness.token(1, chosen)
+        taken = np.isin(np.arange(EXPERTS), chosen)
+        expected[1] = (expected[1] * steps.FADES + taken * store.ALWAYS) // (steps.FADES + 1)
+        some = [turn, turn + 3]
+        visited(harness, 2, some)
+        taken = np.where(np.isin(np.arange(EXPERTS), some), 10 + np.arange(EXPERTS), 0)
+        tokens = int(taken.sum()) // ACTIVE
+        faded = expected[2] * steps.FADES + taken * store.ALWAYS
+        expected[2] = faded // (steps.FADES + tokens)
+        assert np.array_equal(table[..., store.SHARE], expected)
+
+
 @pytest.mark.parametrize("policy", [store.LRU, store.LFU, store.EDGE, store.EDGE_PRINTED])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_policies_and_places(tmp_path: Path, policy: int, aligned: bool) -> None:
-    plainly = next(mode for mode in MODES if not mode.direct)
-    harness = Harness(tmp_path / "experts", 9, policy, plainly, aligned)
+    harness = Harness(tmp_path / "experts", 9, policy, PLAINLY, aligned)
     harness.begin()
     try:
         for _ in range(20):
@@ -213,12 +231,20 @@ class SlowReader(TensorReader):
         super().readinto(*args)
 
 
-def slowed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Python make all reads, each after a while."""
+@pytest.fixture(params=[6])
+def slow(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Harness]:
+    """So many slots, and one reader, all of whose reads Python makes, each after a while."""
+    one = replace(PLAINLY, readers=1)
+    harness = Harness(tmp_path / "experts", request.param, store.LFU, one, False)
     functions = replace(readers.system_functions(), read=0)
     monkeypatch.setattr(expert_cache, "system_functions", lambda: functions)
     plain_files = {path: file.plain for path, file in harness.files.items()}
     harness.cache._plainly = SlowReader(plain_files)
+    harness.begin()
+    yield harness
+    harness.close()
 
 
 def visited(harness: Harness, layer: int, some: list[int]) -> list[int]:
@@ -242,108 +268,73 @@ def visited(harness: Harness, layer: int, some: list[int]) -> list[int]:
     return seen
 
 
-def test_a_chunk_waits_for_what_was_asked_ahead_of_a_slow_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("slow", [40], indirect=True)
+def test_a_chunk_waits_for_what_was_asked_ahead_of_a_slow_disk(slow: Harness) -> None:
     """It asks once, not at every look, for what has not begun to be read."""
-    one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
-    harness = Harness(tmp_path / "experts", 40, store.LFU, one, False)
-    slowed(harness, monkeypatch)
-    harness.begin()
-    try:
-        for distance in range(1, 5):
-            harness.predict(distance, distance, list(range(EXPERTS)))
-        harness.predict(0, 1, list(range(EXPERTS)))
-        assert sorted(visited(harness, 0, [1, 5, 6, 7])) == [1, 5, 6, 7]
-        assert harness.cache.words[store.LATE] == ACTIVE
-        assert harness.cache.words[store.D_END] <= 4
-    finally:
-        harness.close()
+    for distance in range(1, 5):
+        slow.predict(distance, distance, list(range(EXPERTS)))
+    slow.predict(0, 1, list(range(EXPERTS)))
+    assert sorted(visited(slow, 0, [1, 5, 6, 7])) == [1, 5, 6, 7]
+    assert slow.cache.words[store.LATE] == ACTIVE
+    assert slow.cache.words[store.D_END] <= 4
 
 
-def test_what_is_not_wanted_any_more_stops_and_goes_on_when_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_wanted_any_more_stops_and_goes_on_when_it_is(slow: Harness) -> None:
     """Reads ahead of a layer end where it has chosen others; what was read of them is kept."""
-    one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
-    harness = Harness(tmp_path / "experts", 6, store.LFU, one, False)
-    slowed(harness, monkeypatch)
-    harness.begin()
-    words = harness.cache.words
-    table = harness.cache._experts.reshape(-1, store.EXPERT_WORDS)
-    try:
-        harness.predict(1, 1, list(range(EXPERTS)))  # 7, then 6
-        while not table[EXPERTS + 7, store.DONE]:
-            time.sleep(0.001)
-        harness.token(1, [2, 3])
-        begun = int(table[EXPERTS + 7, store.NEXT_READ])
-        assert table[EXPERTS + 7, store.PAUSED] and 1 <= begun < len(SIZES)
-        time.sleep(0.05)
-        assert table[EXPERTS + 7, store.DONE] == table[EXPERTS + 7, store.NEXT_READ] == begun
-        counts = harness.cache.counts
-        assert (counts.ahead, counts.useful, counts.taken_back) == (2, 0, 2)
-        assert 0 < counts.in_vain_bytes == counts.wasted_bytes < harness.cache.slot_bytes
-        before = int(words[store.MISSES])
-        harness.token(1, [7, 2])  # looks at the bytes
-        assert table[EXPERTS + 7, store.DONE] == len(SIZES)
-        assert harness.cache.counts.useful == 1
-        # It has been read once, and counts once.
-        assert words[store.MISSES] == before and words[store.LATE] == 1
-        harness.token(2, [0, 1])
-        harness.token(3, [0, 1])  # all slots are taken: also that of 6, of which nothing was read
-        assert table[EXPERTS + 6, store.STATE] == store.ABSENT
-        counts = harness.cache.counts
-        assert (counts.ahead, counts.useful, counts.taken_back) == (2, 1, 1)
-        assert counts.wasted_bytes == 0
-    finally:
-        harness.close()
+    words = slow.cache.words
+    table = slow.cache._experts.reshape(-1, store.EXPERT_WORDS)
+    slow.predict(1, 1, list(range(EXPERTS)))  # 7, then 6
+    while not table[EXPERTS + 7, store.DONE]:
+        time.sleep(0.001)
+    slow.token(1, [2, 3])
+    begun = int(table[EXPERTS + 7, store.NEXT_READ])
+    assert table[EXPERTS + 7, store.PAUSED] and 1 <= begun < len(SIZES)
+    time.sleep(0.05)
+    assert table[EXPERTS + 7, store.DONE] == table[EXPERTS + 7, store.NEXT_READ] == begun
+    counts = slow.cache.counts
+    assert (counts.ahead, counts.useful, counts.taken_back) == (2, 0, 2)
+    assert 0 < counts.in_vain_bytes == counts.wasted_bytes < slow.cache.slot_bytes
+    before = int(words[store.MISSES])
+    slow.token(1, [7, 2])  # looks at the bytes
+    assert table[EXPERTS + 7, store.DONE] == len(SIZES)
+    assert slow.cache.counts.useful == 1
+    # It has been read once, and counts once.
+    assert words[store.MISSES] == before and words[store.LATE] == 1
+    slow.token(2, [0, 1])
+    slow.token(3, [0, 1])  # all slots are taken: also that of 6, of which nothing was read
+    assert table[EXPERTS + 6, store.STATE] == store.ABSENT
+    counts = slow.cache.counts
+    assert (counts.ahead, counts.useful, counts.taken_back) == (2, 1, 1)
+    assert counts.wasted_bytes == 0
 
 
-def test_what_is_wanted_takes_the_place_of_what_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("slow", [2 * ACTIVE], indirect=True)
+def test_what_is_wanted_takes_the_place_of_what_is_not(slow: Harness) -> None:
     """With no slot left, what was asked for ahead in error is not read first."""
-    one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
-    harness = Harness(tmp_path / "experts", 2 * ACTIVE, store.LFU, one, False)
-    slowed(harness, monkeypatch)
-    harness.begin()
-    try:
-        harness.predict(1, 1, list(range(EXPERTS)))  # 7, then 6
-        harness.predict(1, 1, list(range(EXPERTS, 0, -1)))  # 0, then 1: no slot is left
-        harness.token(1, [2, 3])
-        table = harness.cache._experts.reshape(-1, store.EXPERT_WORDS)
-        assert table[[EXPERTS, EXPERTS + 1], store.NEXT_READ].sum() == 0
-        counts = harness.cache.counts
-        assert (counts.ahead, counts.useful, counts.misses) == (4, 0, ACTIVE)
-        assert harness.cache.words[store.STALL] > 0
-    finally:
-        harness.close()
+    slow.predict(1, 1, list(range(EXPERTS)))  # 7, then 6
+    slow.predict(1, 1, list(range(EXPERTS, 0, -1)))  # 0, then 1: no slot is left
+    slow.token(1, [2, 3])
+    table = slow.cache._experts.reshape(-1, store.EXPERT_WORDS)
+    assert table[[EXPERTS, EXPERTS + 1], store.NEXT_READ].sum() == 0
+    counts = slow.cache.counts
+    assert (counts.ahead, counts.useful, counts.misses) == (4, 0, ACTIVE)
+    assert slow.cache.words[store.STALL] > 0
 
 
-def test_what_a_halt_interrupts_was_taken_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = replace(next(mode for mode in MODES if not mode.direct), readers=1)
-    harness = Harness(tmp_path / "experts", 6, store.LFU, one, False)
-    slowed(harness, monkeypatch)
-    harness.begin()
-    try:
-        harness.predict(1, 1, list(range(EXPERTS)))
-        harness.cache.halt()
-        harness.begin()
-        counts = harness.cache.counts
-        assert (counts.ahead, counts.useful, counts.taken_back) == (2, 0, 2)
-        assert counts.wasted_bytes == counts.in_vain_bytes < harness.cache.slot_bytes
-        harness.token(1, [7, 2])
-        assert harness.cache.counts.misses == 2 and harness.cache.counts.wasted_bytes < 5000
-    finally:
-        harness.close()
+def test_what_a_halt_interrupts_was_taken_back(slow: Harness) -> None:
+    slow.predict(1, 1, list(range(EXPERTS)))
+    slow.cache.halt()
+    slow.begin()
+    counts = slow.cache.counts
+    assert (counts.ahead, counts.useful, counts.taken_back) == (2, 0, 2)
+    assert counts.wasted_bytes == counts.in_vain_bytes < slow.cache.slot_bytes
+    slow.token(1, [7, 2])
+    assert slow.cache.counts.misses == 2 and slow.cache.counts.wasted_bytes < 5000
 
 
 def test_what_was_read_of_another_file_is_forgotten(tmp_path: Path) -> None:
-    plainly = next(mode for mode in MODES if not mode.direct)
     path = tmp_path / "experts"
-    harness = Harness(path, 12, store.LFU, plainly, True)
+    harness = Harness(path, 12, store.LFU, PLAINLY, True)
     before, content = path.stat(), path.read_bytes()
     harness.begin()
     path.write_bytes(bytes(len(content)))
@@ -360,8 +351,7 @@ def test_what_was_read_of_another_file_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
-    plainly = next(mode for mode in MODES if not mode.direct)
-    harness = Harness(tmp_path / "experts", 9, store.LFU, plainly, True)
+    harness = Harness(tmp_path / "experts", 9, store.LFU, PLAINLY, True)
     harness.begin()
     (tmp_path / "experts").write_bytes(b"")
     written = harness.claim(0, np.array([1, 2], np.int64))

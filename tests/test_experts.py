@@ -9,27 +9,24 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import gguf
 import numpy as np
 import pytest
+from mixtures import learn_beside, said, same
 from test_bad_models import Quant, Spec, key, outcome, tiny
 
 import headrace
 from headrace.compress import compress
-from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.errors import BudgetError, HeadraceError, ModelFileError, UnsupportedError
 from headrace.expert_memory import predictor_bytes
 from headrace.learned_routes import statistics_path
 from headrace.loaders.tiled import open_model
 from headrace.memory_plan import plan_model
-from headrace.model import Model
 from headrace.offload import expert_store as store
 from headrace.offload.recall import Predictor
-from headrace.offload.route_statistics import learn
-from headrace.offload.router_fit import RouterFit
 from headrace.planning import bounds, prepare
-from headrace.routing import record
 
 EXPERTS, ACTIVE, INNER, WIDTH = 6, 2, 32, 64
 PARTS = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
@@ -114,6 +111,10 @@ def shaped(name: str, *shape: int) -> Callable[[Spec], None]:
     return lambda spec: spec.tensors.__setitem__(name, np.zeros(shape, np.float32))
 
 
+def no_number(name: str) -> Callable[[Spec], None]:
+    return lambda spec: spec.tensors[name].__setitem__((3, 7), np.nan)
+
+
 def without(name: str) -> Callable[[Spec], None]:
     return lambda spec: spec.tensors.__delitem__(name)
 
@@ -121,6 +122,9 @@ def without(name: str) -> Callable[[Spec], None]:
 ROUTER, GATES = "blk.1.ffn_gate_inp.weight", "blk.1.ffn_gate_exps.weight"
 CASES: dict[str, tuple[Callable[[Spec], None], type[HeadraceError], str]] = {
     "no experts": (key("expert_count", 0), ModelFileError, "blk.0.ffn_gate.weight"),
+    "fewer than none": (
+        key("expert_count", -1, gguf.GGUFValueType.INT32), ModelFileError, "llama.expert_count",
+    ),
     "one expert more": (key("expert_count", EXPERTS + 1), ModelFileError, "ffn_gate_inp.weight"),
     "thousands of experts": (key("expert_count", 4096), ModelFileError, "ffn_gate_inp.weight"),
     "millions of experts": (key("expert_count", 1 << 30), ModelFileError, "llama.expert_count"),
@@ -135,6 +139,9 @@ CASES: dict[str, tuple[Callable[[Spec], None], type[HeadraceError], str]] = {
     ),
     "no router": (without(ROUTER), ModelFileError, ROUTER),
     "a router of another width": (shaped(ROUTER, EXPERTS, 32), ModelFileError, ROUTER),
+    "a router of what is no number": (
+        no_number(ROUTER), ModelFileError, f"tensor '{ROUTER}': row 3, column 7 is nan",
+    ),
     "no gates": (without(GATES), ModelFileError, "blk.1.ffn_gate.0.weight"),
     "an expert too few": (shaped(GATES, EXPERTS - 1, INNER, WIDTH), ModelFileError, GATES),
     "an expert too many": (shaped(GATES, EXPERTS + 1, INNER, WIDTH), ModelFileError, GATES),
@@ -174,20 +181,6 @@ FAMILIES = Path(__file__).parent / "data" / "families"
 def tokens_of(name: str) -> list[int]:
     with np.load(FAMILIES / f"{name}.npz") as arrays:
         return arrays["ids"].tolist()
-
-
-def said(model: Model, ids: list[int]) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-    """What a model says of a long text, of short ones, and what it answers."""
-    long = model.logits(ids)
-    short = [model.logits(ids[:n]) for n in (1, 2, 7)]
-    generation = model.generate(ids[:20], max_tokens=24)
-    generation.text()
-    return long, short, generation.ids
-
-
-def same(a: tuple[np.ndarray, list[np.ndarray], list[int]], b: Any) -> bool:
-    pairs = zip([a[0], *a[1]], [b[0], *b[1]], strict=True)
-    return all(np.array_equal(x, y) for x, y in pairs) and a[2] == b[2]
 
 
 @pytest.mark.parametrize("tiled", [False, True], ids=["gguf", "tiled"])
@@ -254,8 +247,16 @@ def test_memory_may_change_meanwhile(tmp_path: Path) -> None:
         whole = said(model, IDS)
         assert not model.streams
     with headrace.load(path, context=128, memory=least) as model:
+        assert same(said(model, IDS), whole)
         for memory in (most, least + 500_000, most, least):
+            held, taken = model._held, list[np.ndarray]()
+            if held.streaming is not None:
+                taken.append(held.streaming.window._slots.view("slots"))
+            if held.experts is not None:
+                taken.append(held.experts._slots.view("slots"))
+            assert len(taken) >= model.streams and all(one.any() for one in taken)
             model.memory = memory
+            assert not any(one.any() for one in taken)  # given back: there is no room beside it
             assert model.streams == (memory < most)
             assert same(said(model, IDS), whole)
 
@@ -272,6 +273,42 @@ def test_policies_change_nothing(policy: int, monkeypatch: pytest.MonkeyPatch) -
         assert same(said(model, ids), whole)
 
 
+def test_fitted_routers_go_where_memory_is_short_and_come_back(tmp_path: Path) -> None:
+    path, ids = mixture(parts=LARGE).write(tmp_path / "m.gguf"), IDS
+    learned = learn_beside(path)
+    (least, most), tables = bounds(path, context=128), predictor_bytes(learned, "fitted")
+    with headrace.load(path, context=128) as model:
+        whole = said(model, ids)
+        assert model.expert_counts is None
+    with headrace.load(path, context=128, memory=least + tables) as model:
+        hits = stalls = 0.0
+        for memory, predictor in (
+            (least + tables, "fitted"), (least + tables - 1, "gates"), (least, "gates"),
+            (most + tables, None), (least + tables, "fitted"), (least, "gates"),
+        ):  # fmt: skip
+            model.memory = memory
+            with headrace.load(path, context=128, memory=memory) as other:
+                assert other.prepared.predictor == (predictor or "fitted")
+            assert model.plan.peak_bytes <= memory
+            assert model.streams == (predictor is not None)
+            if predictor is not None:
+                assert model._held.experts is not None and model.prepared.predictor == predictor
+                fitted = model._held.experts.router_ahead(0, 1) is not None
+                assert fitted == (predictor == "fitted")
+            assert same(said(model, ids), whole)
+            counts = model.expert_counts
+            assert counts is not None and model.stall_s >= stalls
+            assert (counts.hits > hits) == (predictor is not None)
+            hits, stalls = counts.hits, model.stall_s
+        statistics_path(path).unlink()
+        model.memory = least + tables
+        assert model.prepared.predictor == "gates"
+        assert model.plan.peak_bytes <= least + tables
+        assert same(said(model, ids), whole)
+    with pytest.raises(BudgetError), headrace.load(path, context=128, memory=least) as model:
+        model.memory = least - 1
+
+
 @pytest.mark.parametrize("name", GOLDENS)
 def test_predictors_change_nothing(name: str, tmp_path: Path) -> None:
     path, ids = tmp_path / "m.gguf", tokens_of(name)
@@ -281,11 +318,7 @@ def test_predictors_change_nothing(name: str, tmp_path: Path) -> None:
         whole = said(model, ids)
     with pytest.raises(UnsupportedError, match="headrace trace MODEL TEXT --learn"):
         headrace.load(path, context=128, memory=least, predictor="pairs")
-    fitting = RouterFit()
-    text = "Once upon a time there was a girl. " * 9
-    trace = record(path, text, tokens=64, threads=1, fitting=fitting)
-    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
-    learned.write(statistics_path(path))
+    learned = learn_beside(path)
     for predictor in get_args(Predictor):
         tables = predictor_bytes(learned, predictor)
         assert (tables > 0) == (predictor in ("pairs", "affinity", "fitted"))

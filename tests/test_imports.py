@@ -30,6 +30,7 @@ LOADS = {
         "headrace.cli_commands",
         "headrace.cli_options",
         "headrace.cli_output",
+        "headrace.cli_text",
         "headrace.cli_routing",
         "headrace.cli_targets",
         "headrace.errors",

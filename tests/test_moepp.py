@@ -14,10 +14,11 @@ import gguf
 import numpy as np
 import pytest
 from hf_directory import fields, write_json, write_tokenizer, write_weights
+from mixtures import check_from_flash, learn_beside, said, same
 from reference_llama import ReferenceLlama
 from test_bad_models import tiny
 from test_calibration import TEXT, all_units
-from test_experts import IDS, logits, said, same
+from test_experts import IDS, logits
 from test_families import check_close, one_by_one, rounding
 from test_switch import OwnSpec, own
 
@@ -25,7 +26,6 @@ import headrace
 from headrace.calibration import LayerInputs
 from headrace.compress import compress
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
-from headrace.expert_memory import predictor_bytes
 from headrace.families import describe
 from headrace.learned_routes import statistics_path
 from headrace.loaders.tiled import open_model
@@ -33,9 +33,8 @@ from headrace.memory_plan import plan_model
 from headrace.offload import expert_store as store
 from headrace.offload.recall import Predictor
 from headrace.offload.route_statistics import learn
-from headrace.offload.router_fit import RouterFit
 from headrace.offload.routing_replay import predictor_of, rates, replay
-from headrace.planning import bounds, prepare
+from headrace.planning import bounds
 from headrace.routing import record
 
 ARCHITECTURE = "headrace_moepp"
@@ -199,24 +198,8 @@ def test_from_flash_with_every_predictor(tiled: bool, tmp_path: Path) -> None:
         assert {types[n] for n in types if any(k in n for k in kept)} == {"tiled f32"}
         assert types["blk.1.ffn_gate.3.weight"] == types["blk.1.ffn_up.3.weight"] == "tiled q8_0"
         assert not any("gate_up" in name for name in types)
-    with headrace.load(path, context=128) as model:
-        whole = said(model, IDS)
-    fitting = RouterFit()
-    trace = record(path, TEXT, tokens=128, threads=1, fitting=fitting)
-    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
-    learned.write(statistics_path(path))
-    least, most = bounds(path, context=128)
-    assert least < most
-    room = prepare(path, context=128, threads=1, target=None).room
-    assert room is not None and room.count == LAYERS * COMPUTED
-    more_room = 3 * room.slot_bytes
-    for predictor, more in [("fitted", more_room), *((one, 0) for one in get_args(Predictor))]:
-        if tiled and predictor != "fitted":
-            continue
-        memory = least + predictor_bytes(learned, predictor) + more
-        with headrace.load(path, context=128, memory=memory, predictor=predictor) as model:
-            assert model.streams
-            assert same(said(model, IDS), whole)
+    predictors: tuple[Predictor, ...] = ("fitted",) if tiled else get_args(Predictor)
+    check_from_flash(path, IDS, learn_beside(path, TEXT, 128), LAYERS * COMPUTED, predictors)
 
 
 def test_what_computes_nothing_is_neither_hit_nor_miss(path: Path) -> None:
@@ -358,6 +341,9 @@ CHANGES: dict[str, tuple[dict[str, Any], type[HeadraceError], str]] = {
     "logits are normalised": ({"moe_use_logits_norm": True}, UnsupportedError, "logits_norm"),
     "dense layers between": ({"moe_expert_interval": 2}, UnsupportedError, "moe_expert_interval"),
     "no list of experts": ({"num_experts": 9}, ModelFileError, "num_experts"),
+    "a list of words": ({"num_experts": ["9"]}, ModelFileError, "config.json: num_experts is '9'"),
+    "fewer than none": ({"num_experts": [-1]}, ModelFileError, "config.json: num_experts is -1"),
+    "millions": ({"num_experts": [1 << 20]}, ModelFileError, "num_experts is 1048576, expected"),
     "nothing but idle experts": ({"num_experts": [4]}, ModelFileError, "expert_count is 4"),
     "one expert more": ({"num_experts": [EXPERTS + 1]}, ModelFileError, "ffn_gate_inp"),
     "a router of one layer": ({"moe_2layer_gate": False}, UnsupportedError, "gate.wg."),

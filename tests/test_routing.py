@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,17 @@ import headrace
 from headrace.cli import main
 from headrace.compress import compress
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
+from headrace.expert_memory import USEFUL, hits_in_time
 from headrace.learned_routes import statistics_path
 from headrace.memory_plan import memory_plan
 from headrace.offload import array_file
+from headrace.offload.modes import FLASH_SHARE, MODES, FlashRate
 from headrace.offload.route_statistics import RouteStatistics, learn, read_statistics
 from headrace.offload.route_trace import NONE, RouteTrace, read_trace
 from headrace.offload.router_fit import DISTANCES, TOKENS, RouterFit
 from headrace.offload.routing_replay import POLICIES, Replay, predictor_of, rates, replay
 from headrace.planning import bounds, prepare
+from headrace.prediction import Passes, Rates, Sample
 from headrace.routing import record
 
 TEXT = "Once upon a time there was a girl called Lily. She liked to play with a big red ball. " * 9
@@ -155,7 +160,7 @@ def test_files_that_are_something_else(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(array_file, "MOST_BYTES", 1000)
     with pytest.raises(ModelFileError, match="more than 1,000 bytes"):
         read_trace(path)
-    with pytest.raises(HeadraceError, match="No such file"):
+    with pytest.raises(HeadraceError, match="no such file"):
         read_trace(tmp_path / "none.routes")
 
 
@@ -440,6 +445,40 @@ def test_plans_know_what_was_learned(tmp_path: Path) -> None:
         assert plan.expected_hit_rate == share and prepared.learned is None
         assert sum(why in one for one in plan.notices()) == 1
         assert prepared.expert_bytes(1) == uniform
+
+    beside = statistics_path(path)
+    for make, why in (
+        (beside.mkdir, "a directory, not a file with statistics of routes"),
+        (partial(os.mkfifo, beside), "a FIFO, not a regular file"),
+        (partial(beside.symlink_to, beside), "Too many levels of symbolic links"),
+    ):
+        beside.rmdir() if beside.is_dir() else beside.unlink()
+        make()
+        prepared, plan = planned()
+        assert plan.expected_hit_rate == share and prepared.learned is None
+        assert sum(why in one for one in plan.notices()) == 1
+
+
+def test_what_comes_late_is_no_hit() -> None:
+    """Of what is asked for ahead, as much is there as flash brings in the time that passes."""
+    n_bytes, bytes_s = 1_000_000, 1e9 / FLASH_SHARE  # 1 ms a token
+    rates = Rates(flash={MODES[0]: FlashRate(bytes_s, 0.0)}, sample=Sample(2e-3, 16, 4e-3))
+    for compute_s, missed, expected in ((2e-3, 0.0, 1.0), (4e-4, 0.0, 0.4), (4e-4, 0.25, 0.65)):
+        sample = Sample(compute_s, 16, 4e-3)
+        passes = Passes(replace(rates, sample=sample), None, 0, 1, lambda n: n_bytes)
+        assert passes.in_time(missed) == pytest.approx(expected)
+    assert Passes(Rates(), None, 0, 1, lambda n: n_bytes).in_time(0.0) == 1
+    asked: list[float] = []
+
+    def half(missed: float) -> float:
+        asked.append(missed)
+        return 0.5
+
+    # 0.5 of the uses are read ahead, of which the others in vain; 0.3 are not asked for.
+    assert hits_in_time((0.7, 0.8), half) == pytest.approx(0.7 - USEFUL * 0.5 / 2)
+    assert asked == [pytest.approx(0.3 / 0.8)]
+    assert hits_in_time((0.25, 0.75), half) == pytest.approx(0.25)  # nothing is read ahead
+    assert hits_in_time((1.0, 0.0), half) == 1
 
 
 # --- the command ----------------------------------------------------------------------------------

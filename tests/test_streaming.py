@@ -24,7 +24,8 @@ from headrace.memory_plan import memory_plan, plan_model
 from headrace.model import Model
 from headrace.offload import pieces
 from headrace.offload.revision import Revision
-from headrace.planning import prepare, refit
+from headrace.planning import prepare
+from headrace.refit import refit
 
 CONTEXT = 64
 

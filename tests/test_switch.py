@@ -9,27 +9,22 @@ from typing import get_args
 import gguf
 import numpy as np
 import pytest
+from mixtures import check_from_flash, learn_beside, said, same
 from reference_llama import ReferenceLlama
 from test_bad_models import Quant, Spec, tiny
 from test_calibration import TEXT, all_units
-from test_experts import IDS, logits, said, same
+from test_experts import IDS, logits
 from test_families import check_close, one_by_one, rounding
 
 import headrace
 from headrace.calibration import LayerInputs
 from headrace.compress import compress
 from headrace.errors import ModelFileError, UnsupportedError
-from headrace.expert_memory import predictor_bytes
 from headrace.families import describe
-from headrace.learned_routes import statistics_path
 from headrace.loaders.tiled import open_model
 from headrace.memory_plan import plan_model
-from headrace.offload import expert_store as store
 from headrace.offload.recall import Predictor
-from headrace.offload.route_statistics import learn
-from headrace.offload.router_fit import RouterFit
 from headrace.planning import bounds, prepare
-from headrace.routing import record
 
 EXPERTS, INNER, WIDTH = 6, 512, 64
 ARCHITECTURE = "headrace_switch"
@@ -121,28 +116,10 @@ def test_from_flash_with_every_predictor(tiled: bool, path: Path, tmp_path: Path
         assert types["blk.1.ffn_up.3.weight"] == "tiled q8_0"
     else:
         path = switch().write(tmp_path / "m.gguf")
-    with headrace.load(path, context=128) as model:
-        whole = said(model, IDS)
-    fitting = RouterFit()
-    trace = record(path, "Once upon a time there was a girl. " * 9, tokens=64, threads=1,
-                   fitting=fitting)  # fmt: skip
-    assert trace.chosen.shape == (64, 2, 1)
-    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
-    learned.write(statistics_path(path))
-    least, most = bounds(path, context=128)
-    assert least < most
-    room = prepare(path, context=128, threads=1, target=None).room
-    assert room is not None and room.count == 2 * EXPERTS
-    more_room = 3 * room.slot_bytes
-    for predictor, more in [("fitted", more_room), *((one, 0) for one in get_args(Predictor))]:
-        if tiled and predictor != "fitted":
-            continue
-        memory = least + predictor_bytes(learned, predictor) + more
-        with headrace.load(path, context=128, memory=memory, predictor=predictor) as model:
-            assert model.streams
-            assert same(said(model, IDS), whole)
-            cache = model._held.experts
-            assert cache is not None and cache.words[store.MISSES] > 0
+    learned = learn_beside(path)
+    assert (learned.tokens, len(learned.experts), learned.active) == (64, 2, 1)
+    predictors: tuple[Predictor, ...] = ("fitted",) if tiled else get_args(Predictor)
+    check_from_flash(path, IDS, learned, 2 * EXPERTS, predictors)
 
 
 def test_a_token_reads_one_expert_of_two_matrices(path: Path) -> None:
@@ -209,6 +186,18 @@ def test_one_thing_wrong(tmp_path: Path) -> None:
     spec.set("expert_used_count", 2)
     with pytest.raises(UnsupportedError, match="takes 1"):
         headrace.load(spec.write(tmp_path / "two.gguf"))
+    kinds = gguf.GGUFValueType
+    for name, value, kind, wrong in (
+        ("expert_count", -1, kinds.INT32, "is -1, expected at least 1"),
+        ("expert_count", 1 << 20, kinds.UINT32, "is 1048576, expected at most 4096"),
+        ("expert_count", "8", kinds.STRING, "is str, expected int"),
+        ("expert_used_count", 0, kinds.UINT32, "is 0, expected at least 1"),
+        ("expert_used_count", -1, kinds.INT32, "is -1, expected at least 1"),
+    ):
+        spec = switch()
+        spec.set(name, value, kind)
+        with pytest.raises(ModelFileError, match=rf"headrace_switch\.{name}' {wrong}"):
+            headrace.load(spec.write(tmp_path / "number.gguf"))
     spec = switch()
     spec.set("feed_forward_activation", "silu", gguf.GGUFValueType.STRING)
     with pytest.raises(UnsupportedError, match="without a gate whose activation is 'silu'"):

@@ -9,6 +9,7 @@ from typing import Any
 import hf_directory as hf
 import numpy as np
 import pytest
+from mixtures import weights
 from reference_llama import ReferenceLlama
 from test_bad_models import Spec, Type, outcome, tiny
 from test_compress import STORIES, TEXT, _Stop
@@ -27,13 +28,10 @@ from headrace.families.headrace_moe import (
     SHARED_KEY,
     USED_KEY,
 )
-from headrace.loaders.gguf import TensorReader
 from headrace.loaders.tiled import format_name, open_model
 from headrace.offload import expert_store as store
-from headrace.placing import place
 from headrace.planning import bounds
 from headrace.price import price_of
-from headrace.rows import raw_rows, read_vector
 
 CUT: dict[str, Any] = {"to_moe": True, "experts": 4, "active": 2, "shared": 0.25, "calibrate": TEXT}
 IDS = np.random.default_rng(3).integers(3, 500, 60).tolist()
@@ -42,18 +40,6 @@ IDS = np.random.default_rng(3).integers(3, 500, 60).tolist()
 def logits(path: Path, ids: list[int] = IDS, **options: Any) -> np.ndarray:
     with headrace.load(path, threads=2, **options) as model:
         return model.logits(ids)
-
-
-def weights(path: Path) -> dict[str, np.ndarray]:
-    """All matrices and vectors of a model, in float64."""
-    model = open_model(path)
-    decoder = describe(model)
-    with TensorReader() as reader:
-        found = {v.name: read_vector(model, reader, v) for v in decoder.vectors()}
-        for p in place(model, decoder, "f32"):
-            rows = raw_rows(reader, p, 0, p.matrix.rows)
-            found[p.matrix.name] = rows.view(np.float32)[: p.matrix.rows]
-    return {name: values.astype(np.float64) for name, values in found.items()}
 
 
 class Mixture(ReferenceLlama):
@@ -68,20 +54,14 @@ class Mixture(ReferenceLlama):
         x = h @ gate.T
         return (x / (1 + np.exp(-x)) * (h @ up.T)) @ down.T
 
-    def logits(self, ids: list[int]) -> np.ndarray:
+    def feed_forward(self, h: np.ndarray, layer: str) -> np.ndarray:
         w = self.weights
-        x = w["token_embd.weight"][np.asarray(ids)]
-        for i in range(self.n_layer):
-            b = f"blk.{i}."
-            x = x + self.attention(self.norm(x, b + "attn_norm.weight"), b)
-            h = self.norm(x, b + "ffn_norm.weight")
-            wanted = h @ w[b + "ffn_gate_inp.weight"].T + w[b + "ffn_gate_inp.bias"]
-            x = x + self.part(h, b + "ffn_{}_shexp.weight")
-            for token, chosen in enumerate(np.argsort(-wanted, axis=1)[:, : self.active]):
-                for e in chosen:
-                    x[token] += self.part(h[token], f"{b}ffn_{{}}.{e}.weight")
-        head = w.get("output.weight", w["token_embd.weight"])
-        return self.norm(x, "output_norm.weight") @ head.T
+        wanted = h @ w[layer + "ffn_gate_inp.weight"].T + w[layer + "ffn_gate_inp.bias"]
+        found = self.part(h, layer + "ffn_{}_shexp.weight")
+        for token, chosen in enumerate(np.argsort(-wanted, axis=1)[:, : self.active]):
+            for e in chosen:
+                found[token] += self.part(h[token], f"{layer}ffn_{{}}.{e}.weight")
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from headrace.loaders.expert_tensors import MAX_EXPERTS
 from headrace.loaders.huggingface.config import Config
 
 # Tensor names without ".weight" or ".bias": of a layer below `model.layers.N.`, and of the rest.
@@ -108,11 +109,12 @@ def expert_sizes(config: Config, architecture: str, inner: str) -> dict[str, Any
     Their number has two names, by family and version of transformers.
     """
     a = architecture
-    count = "num_experts" if "num_experts" in config.values else "num_local_experts"
+    name = "num_experts" if "num_experts" in config.values else "num_local_experts"
+    count = config.get(name, int, low=1, high=MAX_EXPERTS)
     return {
-        f"{a}.expert_count": config.get(count, int),
-        f"{a}.expert_used_count": config.get("num_experts_per_tok", int),
-        f"{a}.expert_feed_forward_length": config.get(inner, int),
+        f"{a}.expert_count": count,
+        f"{a}.expert_used_count": config.get("num_experts_per_tok", int, low=1, high=count),
+        f"{a}.expert_feed_forward_length": config.get(inner, int, low=1),
     }
 
 

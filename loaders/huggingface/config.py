@@ -27,14 +27,19 @@ class Config:
         self.path = path
         self.prefix = prefix
 
-    def get(self, key: str, kind: type[Any], default: Any = _REQUIRED) -> Any:
+    def get(
+        self, key: str, kind: type[Any], default: Any = _REQUIRED, *,
+        low: int | None = None, high: int | None = None,
+    ) -> Any:  # fmt: skip
         """A value of a known type: str, int, float (takes ints too), bool, list or dict.
 
         Args:
             default: given back as it is when the key is absent or null; without it one is required.
+            low, high: inclusive bounds of an int.
 
         Raises:
-            ModelFileError: there is none, or of another type; numbers that are not finite or huge.
+            ModelFileError: there is none, or of another type; numbers that are not finite or huge,
+                or out of bounds.
         """
         value = self.values.get(key)
         if value is None:
@@ -44,9 +49,13 @@ class Config:
         if kind is float and type(value) is int and abs(value) < 1 << 63:
             value = float(value)
         if type(value) is not kind:  # not isinstance: true is no size
-            raise self.bad(key, f"is {str(value)[:60]}, expected {kind.__name__}")
+            raise self.bad(key, f"is {repr(value)[:60]}, expected {kind.__name__}")
         if kind is int and not -MAX_SIDE <= value <= MAX_SIDE:
             raise self.bad(key, f"is {value}, beyond any model's")
+        if low is not None and value < low:
+            raise self.bad(key, f"is {value}, expected at least {low}")
+        if high is not None and value > high:
+            raise self.bad(key, f"is {value}, expected at most {high}")
         if kind is float and not math.isfinite(value):
             raise self.bad(key, f"is {value}, expected a finite number")
         return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from headrace.loaders.expert_tensors import MAX_EXPERTS
 from headrace.loaders.huggingface.common import LAYER_NAMES, Description, rope, ropes, sizes
 from headrace.loaders.huggingface.config import Config
 
@@ -36,9 +37,11 @@ def describe(config: Config) -> Description:
     config.expect("moe_expert_interval", 1, default=1)
     config.expect("moe_use_logits_norm", False, default=False)
     counts = config.values.get("num_experts", [32])
-    if not (isinstance(counts, list) and counts and isinstance(counts[0], int) and counts[0] > 0):
-        raise config.bad("num_experts", f"is {str(counts)[:40]}, expected a list of numbers")
-    count = counts[0]
+    if not (isinstance(counts, list) and counts):
+        raise config.bad("num_experts", f"is {repr(counts)[:40]}, expected a list of numbers")
+    count = Config({"num_experts": counts[0]}, config.path, config.prefix).get(
+        "num_experts", int, low=1, high=MAX_EXPERTS
+    )
     two_layers = config.get("moe_2layer_gate", bool, True)
     mixtral = config.get("moe_use_mixtral_gating", bool, False)
     scaled = not (mixtral or config.get("moe_feature_no_mul_topk", bool, False))
@@ -48,7 +51,7 @@ def describe(config: Config) -> Description:
         **rope(ropes(config), a, 1e4),
         f"{a}.expert_count": count,
         f"{a}.expert_used_count": 2,
-        f"{a}.expert_feed_forward_length": config.get("intermediate_size", int),
+        f"{a}.expert_feed_forward_length": config.get("intermediate_size", int, low=1),
         f"{a}.router_hidden_length": _HIDDEN * count if two_layers else 0,
         f"{a}.expert_input_scale": 2.0 if scaled else 1.0,
         f"{a}.zero_expert_weight": mixtral,

@@ -31,7 +31,7 @@ def describe(config: Config) -> Description:
         **sizes(config, "qwen2moe", num_key_value_heads=16, max_position_embeddings=32768),
         **expert_sizes(config, "qwen2moe", "moe_intermediate_size"),
         "qwen2moe.expert_shared_feed_forward_length": config.get(
-            "shared_expert_intermediate_size", int
+            "shared_expert_intermediate_size", int, low=1
         ),
         **rope(ropes(config), "qwen2moe", 1e4),
         "qwen2moe.expert_weights_norm": config.get("norm_topk_prob", bool, False),

@@ -19,14 +19,13 @@ from headrace.families.decoder import (
     Vector,
     tensor_of,
 )
-from headrace.loaders.expert_tensors import expert_name, whole_name
+from headrace.loaders.expert_tensors import MAX_EXPERTS, expert_name, whole_name
 from headrace.loaders.gguf import ModelFile
 
 # Far above any known model: a hostile header must not make us build millions of layers.
 MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 20
 MAX_CONTEXT = 1 << 28
-MAX_EXPERTS = 1 << 12
 MAX_ACTIVE = 16  # experts of a token, as many as a short chunk has tokens
 
 
@@ -246,6 +245,7 @@ def experts(
     gated: bool = True,
     idle: int = 0,
     hidden: int = 0,
+    only: int | None = None,
 ) -> Experts:
     """The mixture of experts of one layer by GGUF's tensor names.
 
@@ -257,17 +257,22 @@ def experts(
             is ReLU, the only one for which there is a kernel.
         idle: how many of the last experts have no feed-forward: the caller says what they are.
         hidden: values between the router's layers; 0: it has one.
+        only: experts that every token of such a model takes; None: as the file says.
 
     Raises:
         ModelFileError: a number is missing or out of bounds, or the router's shape is another.
-        UnsupportedError: more than `MAX_ACTIVE` experts for a token, or another way to choose.
+        UnsupportedError: more than `MAX_ACTIVE` experts for a token or others than `only`, or
+            another way to choose.
     """
     key = f"{sizes.prefix}.expert"
     count = model.get(f"{key}_count", int, low=1, high=MAX_EXPERTS)
-    active = model.get(f"{key}_used_count", int, low=1, high=count)
+    active = only or 0
+    if only is None or f"{key}_used_count" in model.metadata:
+        active = model.get(f"{key}_used_count", int, low=1, high=count)
     gating = model.get(f"{key}_gating_func", int, 1)
     scale = model.get(f"{key}_weights_scale", float, 1.0, low=0.0, high=1e6)
     for problem, wrong in (
+        (f"{key}_used_count is {active}; a token takes {only} here", active != (only or active)),
         (f"{active} experts for a token; at most {MAX_ACTIVE} are supported", active > MAX_ACTIVE),
         (f"{key}_gating_func {gating}; only 1, softmax, is supported", gating != 1),
         (f"{key}_weights_scale {scale}; only 1 is supported", scale not in (0.0, 1.0)),

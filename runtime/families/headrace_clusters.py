@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headrace.errors import ModelFileError, UnsupportedError
-from headrace.families import common, dense_base
+from headrace.families import dense_base
 from headrace.families.decoder import (
     Cluster,
     Decoder,
@@ -30,7 +30,7 @@ from headrace.families.decoder import (
     Vector,
     tensor_of,
 )
-from headrace.loaders.expert_tensors import expert_name
+from headrace.loaders.expert_tensors import MAX_EXPERTS, expert_name
 from headrace.loaders.gguf import ModelFile
 
 ARCHITECTURE = "headrace_clusters"
@@ -47,7 +47,7 @@ def build(model: ModelFile) -> Decoder:
         UnsupportedError: there is no such dense family, or its feed-forwards are not gated by ReLU.
     """
     base, decoder = dense_base(model, BASE_KEY)
-    count = model.get(COUNT_KEY, int, low=1, high=common.MAX_EXPERTS)
+    count = model.get(COUNT_KEY, int, low=1, high=MAX_EXPERTS)
 
     def cut(index: int, layer: Layer) -> Layer:
         f = layer.feed_forward

@@ -20,6 +20,7 @@ from dataclasses import replace
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.families import common, dense_base
 from headrace.families.decoder import Decoder, Experts, Layer
+from headrace.loaders.expert_tensors import MAX_EXPERTS
 from headrace.loaders.gguf import ModelFile
 
 ARCHITECTURE = "headrace_moe"
@@ -45,7 +46,7 @@ def build(model: ModelFile) -> Decoder:
     sizes = replace(common.read_sizes(model, base), prefix=ARCHITECTURE)
     inner = model.get(INNER_KEY, int, low=1, high=common.MAX_WIDTH)
     shared = model.get(SHARED_KEY, int, low=0, high=common.MAX_WIDTH)
-    count = model.get(COUNT_KEY, int, low=1, high=common.MAX_EXPERTS)
+    count = model.get(COUNT_KEY, int, low=1, high=MAX_EXPERTS)
     if count * inner + shared != sizes.feed_forward:
         raise ModelFileError(
             f"inconsistent metadata: {count} experts of {inner} and {shared} shared are not the "

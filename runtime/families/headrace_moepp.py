@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headrace.errors import UnsupportedError
 from headrace.families import common
 from headrace.families.decoder import Decoder, Experts, Matrix, Vector, ZeroComputation
 from headrace.loaders.gguf import ModelFile
@@ -52,12 +51,6 @@ def build(model: ModelFile) -> Decoder:
     """
     sizes = common.read_sizes(model, ARCHITECTURE)
     rope = common.read_rope(model, sizes)
-    used = model.get(f"{ARCHITECTURE}.expert_used_count", int, ACTIVE)
-    if used != ACTIVE:
-        raise UnsupportedError(
-            f"{ARCHITECTURE}.expert_used_count is {used}; a token of MoE++ takes {ACTIVE}",
-            path=model.paths[0],
-        )
     layers = [
         common.layer(
             model,
@@ -75,7 +68,9 @@ def _mixture(model: ModelFile, sizes: common.Sizes, index: int) -> Experts:
     hidden = model.get(f"{ARCHITECTURE}.router_hidden_length", int, low=0, high=common.MAX_WIDTH)
     scale = model.get(f"{ARCHITECTURE}.expert_input_scale", float, 2.0, low=1e-3, high=1e3)
     weighed = model.get(f"{ARCHITECTURE}.zero_expert_weight", bool, False)
-    found = common.experts(model, sizes, index, normalised=True, idle=IDLE, hidden=hidden)
+    found = common.experts(
+        model, sizes, index, normalised=True, idle=IDLE, hidden=hidden, only=ACTIVE
+    )
     first, block = len(found.each), f"blk.{index}"
     constants = (
         ZeroComputation(

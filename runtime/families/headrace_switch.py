@@ -12,7 +12,6 @@ what is there for training only: the capacity of experts (here no token is dropp
 
 from __future__ import annotations
 
-from headrace.errors import UnsupportedError
 from headrace.families import common
 from headrace.families.decoder import Decoder
 from headrace.loaders.gguf import ModelFile
@@ -29,12 +28,6 @@ def build(model: ModelFile) -> Decoder:
     """
     sizes = common.read_sizes(model, ARCHITECTURE)
     rope = common.read_rope(model, sizes)
-    used = model.get(f"{ARCHITECTURE}.expert_used_count", int, 1)
-    if used != 1:
-        raise UnsupportedError(
-            f"{ARCHITECTURE}.expert_used_count is {used}; a token of this layer takes 1",
-            path=model.paths[0],
-        )
     layers = [
         common.layer(
             model,
@@ -42,7 +35,7 @@ def build(model: ModelFile) -> Decoder:
             i,
             common.attention(model, sizes, i, rope, paired=True),
             experts=common.experts(
-                model, sizes, i, normalised=False, activation="relu", gated=False
+                model, sizes, i, normalised=False, activation="relu", gated=False, only=1
             ),
         )
         for i in range(sizes.layers)

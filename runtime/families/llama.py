@@ -28,7 +28,7 @@ def build(model: ModelFile) -> Decoder:
             path=model.paths[0],
         )
     window = model.get("llama.attention.sliding_window", int, 0, low=0, high=common.MAX_CONTEXT)
-    mixture = model.get("llama.expert_count", int, 0) > 0
+    mixture = model.get("llama.expert_count", int, 0, low=0) > 0
     layers = [
         common.layer(
             model,

@@ -15,15 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.expert_cache import FADES, demand, use, wait_for
+from headrace.kernels.expert_cache import age, demand, use, wait_for
 from headrace.offload import expert_store
 from headrace.offload.expert_store import (
     ABSENT,
     ADDRESS,
-    ALWAYS,
     CLOCK,
     EARLY,
-    SHARE,
     STAYS,
     THERE,
     expert_at,
@@ -108,8 +106,7 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
         for c in range(arg_int(args, 1)):
             expert = expert_at(store, base + c)
             taken = get_i64(arg_ptr(args, 0) + c * 8)
-            share = arg_int(expert, SHARE) * FADES + taken * ALWAYS
-            put_i64(expert + SHARE * 8, share // (FADES + tokens))
+            age(expert, taken, tokens)
             if taken > 0:
                 use(store, expert, now)
                 if atomic_get(expert) != ABSENT:

@@ -93,10 +93,19 @@ def _has_slot(expert: Any) -> Any:
     return state != ABSENT and state != NOTHING
 
 
-def _age(expert: Any, taken: Any, slowly: Any) -> None:
-    """Let the share of tokens that take an expert be that of the last ones."""
-    share = arg_int(expert, SHARE)
-    put_i64(expert + SHARE * 8, share + (taken - share) // slowly)
+def age(expert: Any, taken: Any, tokens: Any) -> None:
+    """Let the share of tokens that take an expert be that of the last ones, after some more."""
+    share = arg_int(expert, SHARE) * FADES + taken * ALWAYS
+    put_i64(expert + SHARE * 8, share // (FADES + tokens))
+
+
+def _place(numbers: Any, stride: Any, n: Any, number: Any) -> Any:
+    """Where a number stands, of n that are so many bytes apart; -1: nowhere."""
+    found = -1
+    for i in range(n):
+        if get_i64(numbers + i * stride) == number:
+            found = i
+    return found
 
 
 def cancelled(store: Any) -> Any:
@@ -156,10 +165,10 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
         now = arg_int(store, CLOCK) + 1
         put_i64(store + CLOCK * 8, now)
         for e in range(arg_int(args, 13)):
-            _age(expert_at(store, base + e), 0, FADES)
+            taken = 1 if _place(chosen, 8, active, e) >= 0 else 0
+            age(expert_at(store, base + e), taken, 1)
         for k in range(active):
             expert = expert_at(store, base + get_i64(chosen + k * 8))
-            _age(expert, ALWAYS, FADES)
             use(store, expert, now)
             if _has_slot(expert):
                 put_i64(slot_of(store, expert) + STAYS * 8, now)
@@ -234,13 +243,13 @@ def visit(args: Any, thread: Any, n_threads: Any) -> None:
             put_i64(store + CLOCK * 8, now)
             tokens = get_i64(arg_ptr(args, 8))
             for e in range(arg_int(args, 7)):  # as if the tokens had come one by one
-                expert = expert_at(store, base + e)
-                put_i64(expert + SHARE * 8, arg_int(expert, SHARE) * FADES // (FADES + tokens))
+                at = _place(visits + VISITS * 8, 24, left, e)
+                taken = 0
+                if at >= 0:
+                    taken = get_i64(visits + (VISITS + 3 * at + 1) * 8)
+                age(expert_at(store, base + e), taken, tokens)
             for i in range(left):
                 expert = expert_at(store, base + get_i64(visits + (VISITS + 3 * i) * 8))
-                taken = get_i64(visits + (VISITS + 3 * i + 1) * 8) * ALWAYS
-                share = arg_int(expert, SHARE) + taken // (FADES + tokens)
-                put_i64(expert + SHARE * 8, share)
                 use(store, expert, now)
                 if _has_slot(expert):
                     put_i64(slot_of(store, expert) + STAYS * 8, now)

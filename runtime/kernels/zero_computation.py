@@ -31,7 +31,7 @@ from headrace.targets.target import Target
 if TYPE_CHECKING:
     import numpy as np
 
-EXPERTS = 12  # slots of what is said of each of them
+EXPERTS = 11  # slots of what is said of each of them
 ZERO, COPY, CONSTANT = range(3)
 
 
@@ -41,8 +41,8 @@ def zero_computation(args: Any, thread: Any, n_threads: Any) -> None:
     Slots: 0 chosen experts (int64 [tokens][active]), 1 active, 2 number of the first expert of this
     kind, 3 address of the token count, 4 rows before their norm (float32), 5 bytes between them,
     6 weights of the norm, scaled as experts read them, 7 values, 8 eps of the norm, 9 outputs of
-    choices (float32 rows), 10 bytes of a row, 11 spare; then for each expert: what it is, and, of
-    `CONSTANT` ones, the address of two rows whose products with the input weigh it (one behind the
+    choices (float32 rows), 10 bytes of a row; then for each expert: what it is, and, of `CONSTANT`
+    ones, the address of two rows whose products with the input weigh it (one behind the
     other), and of the constant.
     """
     active = arg_int(args, 1)
@@ -110,7 +110,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         table = [s for i, kind in enumerate(kinds) for s in (kind, mix[i], constants[i])]
         slots = [
             chosen, active, first, np.array([tokens], np.int64), x, n * 4, w, n, eps, found, n * 4,
-            0, *table,
+            *table,
         ]  # fmt: skip
         near = np.abs(expected) * 1e-5 + 1e-5
         yield Case(slots, [(found, expected)], near, f"{tokens} x {active}, {n} values")
