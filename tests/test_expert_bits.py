@@ -189,8 +189,9 @@ def test_rounded_experts_are_those_of_the_file(source: Path, tmp_path: Path) -> 
             assert error > 0 and unmoved == 0 and few  # nothing was seen of its inputs
 
 
-def test_what_was_interrupted_goes_on(source: Path, tmp_path: Path) -> None:
-    options = {"expert_bits": (2, 4), "expert_loss": 0.1, **OPTIONS}
+@pytest.mark.parametrize("method", ["search", "gptq"])
+def test_what_was_interrupted_goes_on(source: Path, tmp_path: Path, method: str) -> None:
+    options = {"expert_bits": (2, 4), "expert_loss": 0.1, **OPTIONS, "method": method}
     whole = compress(source, tmp_path / "whole.gguf", **options).path
     path, said = tmp_path / "m.gguf", list[str]()
 
