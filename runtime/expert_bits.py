@@ -26,7 +26,8 @@ from headrace.sparse.format import TILE_ROWS, Floats
 from headrace.sparse.gptq import output_errors
 from headrace.sparse.registry import FORMATS
 
-FORMATS_OF = {2: "i2_g64", 3: "i3_g64", 4: "i4_g32", 8: "q8_0"}  # of widths in bits
+# Of widths in bits; where rows are no whole blocks of the first one, the next one is taken.
+FORMATS_OF = {2: ("i2_g64",), 3: ("i3_g64",), 4: ("i4_g64", "i4_g32"), 8: ("q8_0",)}
 LOSS = 0.02  # by how much perplexity may rise, as a share
 
 PARTS = "gate and up", "down"  # of an expert, which have widths of their own
@@ -160,7 +161,7 @@ class RoundedExperts:
 
 def _format(placed: PlacedMatrix, width: int) -> str:
     """The format of a width; short rows of down get the next one whose blocks fit them."""
-    formats = [FORMATS_OF[more] for more in FORMATS_OF if more >= width]
+    formats = [name for more in FORMATS_OF if more >= width for name in FORMATS_OF[more]]
     fit = (name for name in formats if placed.matrix.columns % FORMATS[name].block == 0)
     return next(fit, formats[0])
 
