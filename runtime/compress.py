@@ -185,6 +185,7 @@ def compress(
         expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), gate and up one
             and down its own, each as many bits as the loss on the end of `calibrate` calls for;
             `format` is that of the other matrices. The whole source has to have room in memory.
+            With "gptq" shared parts make up for rounded experts; see `headrace.shared_fit`.
         expert_loss: by which share perplexity may rise then; default: 0.02.
         expert_over: one of these widths: perplexity may rise over that of all experts at this one;
             default: over the source's.
