@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,14 @@ class LayerInputs:
         self.few = set[tuple[int, int]]()
         self._of_unit: tuple[int, dict[str, Inputs | None]] = -1, {}
         self._index = {name: i for i, unit in enumerate(self._units) for name in unit.matrices}
-        self._pass = CalibrationPass(model, decoder, self._ids, n_threads, room, self._cache.folder)
+        self._decoder, self._room = decoder, room
+        self._pass = self._new_pass()
+
+    def _new_pass(self) -> CalibrationPass:
         self._next = 0  # the unit that the pass has come to
+        return CalibrationPass(
+            self._model, self._decoder, self._ids, self._threads, self._room, self._cache.folder
+        )
 
     def __enter__(self) -> LayerInputs:
         return self
@@ -150,8 +157,14 @@ class LayerInputs:
         unit = self._units[index]
         found = self._cache.get(unit.name, unit.sizes)
         if found is None:
+            if self._next > index:  # it was not kept
+                self._pass.close()
+                self._pass = self._new_pass()
             while self._next < index:
-                self._run(0, _ignore)
+                if self._cache.kept:  # who asks for experts first may ask for the others then
+                    self._cache.put(self._units[self._next].name, self._collect())
+                else:
+                    self._run(0, _ignore)
             found = self._collect()
             self._cache.put(unit.name, found)
         held, inputs = self._pass.held(unit), dict[str, Inputs | None]()
@@ -190,6 +203,23 @@ class LayerInputs:
             f"{self._model.paths[0]}: layer {layer} computes no finite numbers on the calibration "
             "text: use another text, or do without --calibrate"
         )
+
+    def place_of(self, matrix: str) -> tuple[int, int]:
+        """The unit that a matrix is of, and its place among those that read."""
+        index = self._index[matrix]
+        readers = self._units[index].readers
+        return index, next(i for i, some in enumerate(readers) if matrix in {m.name for m in some})
+
+    def chosen(self, expert: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that choose an expert of the layer watched last, in the order in which it sees
+        them, and its weights for them: int64 [n], float32 [n].
+        """
+        return self._pass.chosen(expert)
+
+    @property
+    def folder(self) -> Path:
+        """Where hidden states are kept."""
+        return self._cache.folder
 
     def needs_watched(self, taken: Callable[[Layer], int]) -> list[Need]:
         """What `watch` takes, with as many bytes in use for a layer as `taken` says."""

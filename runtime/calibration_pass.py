@@ -268,13 +268,18 @@ class CalibrationPass:
             hidden.write(here.start, out)
             report((i + 1) / n)
 
+    def chosen(self, expert: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of the last layer that choose an expert, and its weights for them."""
+        tokens, place = np.nonzero(self._chosen == expert)
+        return tokens, self._weights[tokens, place]
+
     def _expert(
         self, unit: Unit, layer: OpenLayer, hidden: RowFile, see: See,
         report: Callable[[float], None],
     ) -> None:  # fmt: skip
         """The tokens that have chosen an expert."""
-        assert self._read is not None
-        tokens, place = np.nonzero(self._chosen == unit.expert)
+        assert self._read is not None and unit.expert is not None
+        tokens, shares = self.chosen(unit.expert)
         window, width = self._ids.shape[1], self._decoder.width
         for first in range(0, len(tokens), window):
             some = tokens[first : first + window]
@@ -285,7 +290,7 @@ class CalibrationPass:
             layer.run(layer.DOWN)
             see(first // window, 1, partial(layer.inputs, unit.sizes[1]))
             layer.run(layer.END)
-            weights = self._weights[some, place[first : first + window], None]
+            weights = shares[first : first + window, None]
             hidden.add(some, weights * layer.block[:n, :width])
             report((first + n) / len(tokens))
 

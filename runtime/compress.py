@@ -24,7 +24,7 @@ from headrace.cut_model import CutModel, dense_parts
 from headrace.decompose_stack import Blocks
 from headrace.entries import entry_of, others
 from headrace.errors import HeadraceError, UnsupportedError
-from headrace.expert_bits import FORMATS_OF, LOSS, waiting_experts, waiting_of
+from headrace.expert_bits import FORMATS_OF, LOSS
 from headrace.expert_order import laid_out
 from headrace.expert_trial import check_room, last_windows
 from headrace.families import describe
@@ -58,13 +58,17 @@ from headrace.recipe import KEEP, SPARSITY, Method, Recipe, recipes, remarks
 from headrace.refactor_experts import TOKENS as MOE_TOKENS
 from headrace.rounding import Rounder
 from headrace.rows import read_as_it_is
+from headrace.shared_fit import needs as fitting_needs
+from headrace.shared_fit import shared_downs
 from headrace.sparse.bitstack import RANKS
+from headrace.sparse.format import Floats
 from headrace.sparse.gqs import GROUP_FORMATS
 from headrace.stack import refuse_stack
 from headrace.stack_order import check_text as check_sort_text
 from headrace.stack_order import least_bytes as least_to_sort
 from headrace.stack_order import measure_blocks
 from headrace.team import default_threads
+from headrace.waiting_experts import waiting_experts, waiting_of
 from headrace.write_clusters import ClusteredModel
 from headrace.write_moe import Mixture, cut_of
 from headrace.write_stack import STACK, beside, write_stack
@@ -181,6 +185,7 @@ def compress(
         expert_bits: widths that experts of a mixture may get (of 2, 3, 4 and 8), gate and up one
             and down its own, each as many bits as the loss on the end of `calibrate` calls for;
             `format` is that of the other matrices. The whole source has to have room in memory.
+            With "gptq" shared parts make up for rounded experts; see `headrace.shared_fit`.
         expert_loss: by which share perplexity may rise then; default: 0.02.
         expert_over: one of these widths: perplexity may rise over that of all experts at this one;
             default: over the source's.
@@ -352,17 +357,24 @@ def compress(
                 inputs = stack.enter_context(found)
             said, waiting = list[str](), None
             if widths is not None and inputs is not None and calibrate is not None:
+                matrices, mixtures = place(model, decoder, "q8"), decoder.mixtures()
+                downs = shared_downs(mixtures, matrices) if chosen == "gptq" else {}
+                again = LayerInputs(
+                    model, decoder, calibrate, n_calibrate, n_threads, room, progress, watched=True
+                )
+                stack.enter_context(again)
                 needs = priced + _needs(wanted, rounder, inputs)
+                needs += fitting_needs(again, downs, mixtures, widths[0])
                 check_memory(allowed, process, needs, n_threads)
                 windows = last_windows(model, decoder, calibrate)
                 check_room(path, windows.context, windows.scored, limit)
                 waiting = waiting_experts(
-                    path, target, place(model, decoder, "q8"), decoder.mixtures(), *widths,
-                    method=chosen, inputs=inputs, rounder=rounder, reader=reader, windows=windows,
+                    path, target, matrices, mixtures, *widths, method=chosen, inputs=inputs,
+                    again=again, downs=downs, rounder=rounder, reader=reader, windows=windows,
                     key=_key(model, replace(options, widths=None)), stack=stack, threads=n_threads,
                     memory=memory, progress=progress, notice=say,
                 )  # fmt: skip
-                wanted = [waiting.recipes.get(one.placed.matrix.name, one) for one in wanted]
+                wanted = [waiting.recipe(one) for one in wanted]
                 said.append(waiting.said)
             vectors, rest = others(model, decoder, [recipe.placed for recipe in wanted])
             sources: list[Recipe | TensorInfo] = [*vectors, *wanted, *rest]
@@ -410,7 +422,8 @@ def compress(
                     if data is not None:
                         write(0, data)
                     else:
-                        _write_tensor(sources[i], reader, rounder, inputs, write)
+                        instead = None if waiting is None else waiting.changed(entries[i].name)
+                        _write_tensor(sources[i], reader, rounder, inputs, write, instead)
                     wrote(i)
             few = set() if inputs is None else {*inputs.few}
             few |= set() if waiting is None else waiting.few
@@ -514,11 +527,13 @@ def _key(model: ModelFile, options: _Options) -> str:
 
 def _write_tensor(
     source: Recipe | TensorInfo, reader: TensorReader, rounder: Rounder, inputs: LayerInputs | None,
-    write: Callable[[int, np.ndarray], None],
+    write: Callable[[int, np.ndarray], None], instead: Floats | None = None,
 ) -> None:  # fmt: skip
     if isinstance(source, Recipe) and source.method is not None:
-        found = None if inputs is None else inputs.of(source.placed.matrix.name)
-        rounder.round(source, found, write)
+        found = None
+        if inputs is not None and source.method != "rtn":
+            found = inputs.of(source.placed.matrix.name)
+        rounder.round(source, found, write, instead)
         return
     at = 0
     copied = source.placed if isinstance(source, Recipe) else source

@@ -10,31 +10,24 @@ lower width, shared among them by how much each one's outputs change on the toke
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from headrace.calibration import LayerInputs
 from headrace.expert_trial import Trial
-from headrace.families.decoder import Experts
 from headrace.loaders.gguf import TensorReader
 from headrace.loaders.progress import Progress
-from headrace.model import load
-from headrace.partial_file import PartialFile, check_disk
-from headrace.placing import Placed, PlacedMatrix, dense
+from headrace.placing import PlacedMatrix
 from headrace.recipe import Method, Recipe, recipe_for
 from headrace.rounding import Rounder
 from headrace.rows import raw_rows
-from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats
 from headrace.sparse.gptq import output_errors
 from headrace.sparse.registry import FORMATS
-from headrace.windows import Windows
 
-FORMATS_OF = {2: "i2_g64", 3: "i3_g64", 4: "i4_g32", 8: "q8_0"}  # of widths in bits
+# Of widths in bits; where rows are no whole blocks of the first one, the next one is taken.
+FORMATS_OF = {2: ("i2_g64",), 3: ("i3_g64",), 4: ("i4_g64", "i4_g32"), 8: ("q8_0",)}
 LOSS = 0.02  # by how much perplexity may rise, as a share
 
 PARTS = "gate and up", "down"  # of an expert, which have widths of their own
@@ -43,6 +36,8 @@ _REMARK_BYTES = 3 * 8
 Expert = tuple[int, int]  # layer, number
 Part = tuple[int, int, str]  # the same, and one of PARTS
 Read = Callable[[int, int], bytes]  # of the file: offset, bytes
+# For a layer and the widths of all parts, the matrices that change beside the experts': float32.
+Fit = Callable[[int, Mapping[Part, int]], Sequence[tuple[str, Floats]]]
 
 
 class RoundedExperts:
@@ -100,7 +95,7 @@ class RoundedExperts:
             found = [self._part((*one, kind), rounder, reader, inputs, write) for kind in PARTS]
             read = inputs.of(down.matrix.name)
             # What a matrix's output is off by is a share of the expert's, which is down's.
-            whole = _output(None if read is None else read.h, _floats(reader, down))
+            whole = _output(None if read is None else read.h, floats_of(reader, down))
             for kind, lost in zip(PARTS, found, strict=True):
                 for width, (share, unmoved) in lost.items():
                     said = np.array([share * whole, unmoved, read is None], np.float64)
@@ -118,7 +113,7 @@ class RoundedExperts:
         for m, placed in enumerate(self.parts[one]):
             name = placed.matrix.name
             read = inputs.of(name)
-            exact = _floats(reader, placed)
+            exact = floats_of(reader, placed)
             h = None if read is None else read.h
             whole = max(_output(h, exact), 1e-30)
             for width in self.widths:
@@ -166,7 +161,7 @@ class RoundedExperts:
 
 def _format(placed: PlacedMatrix, width: int) -> str:
     """The format of a width; short rows of down get the next one whose blocks fit them."""
-    formats = [FORMATS_OF[more] for more in FORMATS_OF if more >= width]
+    formats = [name for more in FORMATS_OF if more >= width for name in FORMATS_OF[more]]
     fit = (name for name in formats if placed.matrix.columns % FORMATS[name].block == 0)
     return next(fit, formats[0])
 
@@ -180,7 +175,7 @@ def decoded(recipe: Recipe, data: np.ndarray) -> Floats:
     return fmt.decode(fmt.untile(tiles, len(tiles) * TILE_ROWS))[: m.rows]
 
 
-def _floats(reader: TensorReader, placed: PlacedMatrix) -> Floats:
+def floats_of(reader: TensorReader, placed: PlacedMatrix) -> Floats:
     as_floats = replace(placed, format=FORMATS["f32"])
     raw = raw_rows(reader, as_floats, 0, placed.matrix.rows)
     found: Floats = raw.view(np.float32)[: placed.matrix.rows]
@@ -209,6 +204,7 @@ class Choice:
 def choose_widths(
     rounded: RoundedExperts, read: Read, trial: Trial, loss: float, over: int | None = None,
     progress: Progress | None = None, notice: Callable[[str], None] = lambda line: None,
+    fit: Fit = lambda layer, widths: (),
 ) -> Choice:  # fmt: skip
     """The width of each part, such that perplexity rises by no more than `loss`.
 
@@ -220,6 +216,7 @@ def choose_widths(
             the source's may.
         progress: called with (measured, in all, what).
         notice: called with what all experts at a width cost.
+        fit: gives what else of a layer changes with the widths of its parts.
     """
     parts, widths = list(rounded.parts), rounded.widths
     layers = sorted({layer for layer, *_ in parts})
@@ -228,11 +225,14 @@ def choose_widths(
     now, alike = dict[Part, int](), dict[int, float]()
 
     def put(wanted: Mapping[Part, int]) -> None:
-        for one, width in wanted.items():
-            if now.get(one) != width:
-                for name, weights in rounded.matrices(one, width, read):
-                    trial.put(name, weights)
-                now[one] = width
+        new = {one: width for one, width in wanted.items() if now.get(one) != width}
+        for one, width in new.items():
+            for name, weights in rounded.matrices(one, width, read):
+                trial.put(name, weights)
+        now.update(new)
+        for layer in {one[0] for one in new}:
+            for name, weights in fit(layer, now):
+                trial.put(name, weights)
 
     def tell() -> None:
         nonlocal measured
@@ -291,104 +291,3 @@ def choose_widths(
         else:
             bad = n
     return Choice(first(good[0]), good[1], bound)
-
-
-def waiting_of(target: Path) -> Path:
-    """The file beside a model whose part has its experts in all widths."""
-    return target.with_name(f"{target.name}.experts")
-
-
-class WaitingExperts:
-    """Experts in the widths that were chosen; their bytes wait in a file.
-
-    Attributes:
-        recipes: what becomes of each matrix, by name.
-        said: what is to be said about them.
-        few: experts that too few tokens have chosen to round them by GPTQ: (layer, expert).
-    """
-
-    def __init__(self, rounded: RoundedExperts, choice: Choice, read: Read, over: str) -> None:
-        """Say what was chosen; `over`: over what perplexity rises, if not over the source alone."""
-        self._rounded, self._choice, self._read = rounded, choice, read
-        chosen = choice.widths.items()
-        self._part_of = {
-            recipe.placed.matrix.name: one
-            for one, width in chosen
-            for recipe in rounded.recipes[one, width]
-        }
-        self.recipes = {
-            recipe.placed.matrix.name: recipe
-            for one, width in chosen
-            for recipe in rounded.recipes[one, width]
-        }
-        self.few = {one[:2] for one, width in chosen if rounded.remark(one, width, read)[2]}
-        counts = []
-        for kind in PARTS:
-            widths = [width for one, width in chosen if one[2] == kind]
-            some = ((widths.count(width), width) for width in rounded.widths)
-            counts.append(kind + " of " + ", ".join(f"{n:,} at {w} bits" for n, w in some if n))
-        n_bytes = sum(rounded.n_bytes(one, width) for one, width in chosen)
-        self.said = (
-            f"experts: {'; '.join(counts)}; {format_size(n_bytes)}; on the text perplexity rises "
-            f"by {choice.rise:.2%}{over}"
-        )
-        if choice.rise > choice.bound:
-            self.said += f", above the bound of {choice.bound:.2%}: use larger --expert-bits"
-
-    def tiles(self, name: str) -> np.ndarray | None:
-        """The bytes of a matrix as they are written; None: it is none of these."""
-        one = self._part_of.get(name)
-        if one is None:
-            return None
-        for recipe, data in self._rounded.tiles(one, self._choice.widths[one], self._read):
-            if recipe.placed.matrix.name == name:
-                return data
-        raise AssertionError(f"{name} is not of its part")
-
-    def remember(self, rounder: Rounder) -> None:
-        """Let a rounder know what is remarkable about those that were chosen."""
-        for one, width in self._choice.widths.items():
-            _, unmoved, _ = self._rounded.remark(one, width, self._read)
-            rounder.remember(self._rounded.parts[one][0].matrix.name, unmoved)
-
-
-def waiting_experts(
-    path: Path, target: Path, placed: Sequence[Placed], mixtures: Mapping[int, Experts],
-    widths: Sequence[int], loss: float, over: int | None, *, method: Method, inputs: LayerInputs,
-    rounder: Rounder, reader: TensorReader, windows: Windows, key: str, stack: ExitStack,
-    threads: int, memory: int | None, progress: Progress | None, notice: Callable[[str], None],
-) -> WaitingExperts:  # fmt: skip
-    """Round the experts of a model and choose their widths.
-
-    They wait in a file beside `target`, which goes when `stack` ends without an error.
-
-    Args:
-        path: the model, of which `placed` are the matrices.
-        over: see `choose_widths`.
-        windows: of the text that losses are measured on.
-        key: what decides the experts' bytes but for widths.
-    """
-    by_name = {p.matrix.name: dense(p) for p in placed}
-    experts = {
-        (layer, e): [by_name[m.name] for m in one.matrices()]
-        for layer, mixture in mixtures.items()
-        for e, one in enumerate(mixture.computed)
-    }
-    rounded = RoundedExperts(experts, widths, method)
-    waiting = waiting_of(target)
-    check_disk(target, {waiting: rounded.size})
-    spill = stack.enter_context(PartialFile(waiting, f"{key} {rounded.widths} parts", rounded.size))
-    spill.tell(notice, len(experts), "experts")
-    rounded.make(rounder, reader, inputs, spill.write, spill.done, spill.finish)
-    context = windows.context
-    options: dict[str, Any] = {"context": context, "logits_rows": windows.scored}
-    with load(path, threads=threads, memory=memory, **options) as model:
-        trial = Trial(model, windows)
-        choice = choose_widths(rounded, spill.read, trial, loss, over, progress, notice)
-    beside = ""
-    if over is not None:
-        beyond = (1 + choice.rise) / (1 + choice.bound) * (1 + loss) - 1
-        beside = f" over the source, {beyond:.2%} over all experts at {over} bits"
-    found = WaitingExperts(rounded, choice, spill.read, beside)
-    found.remember(rounder)
-    return found

@@ -130,10 +130,15 @@ class Rounder:
         factor = factor_bytes(columns, held) if recipe.method == "gptq" else 0
         return max(rounding, factor)
 
-    def round(self, recipe: Recipe, inputs: Inputs | None, write: Write) -> None:
+    def round(
+        self, recipe: Recipe, inputs: Inputs | None, write: Write, instead: Floats | None = None
+    ) -> None:
         """Write a matrix in its new format; `write` is called from several threads at once.
 
         Without `inputs`, GPTQ becomes a search for scales.
+
+        Args:
+            instead: other weights than the file's, float32 [rows, columns], of a dense matrix.
 
         Raises:
             BudgetError: not even the least that this takes fits.
@@ -157,8 +162,10 @@ class Rounder:
 
         def work(first: int) -> None:
             last = min(first + step, rows)
-            raw = raw_rows(self._reader, as_floats, first, last)
-            data = fmt.tile(encode(raw.view(np.float32)))
+            raw = raw_rows(self._reader, as_floats, first, last).view(np.float32)
+            if instead is not None:
+                raw[: last - first] = instead[first:last]
+            data = fmt.tile(encode(raw))
             write(fmt.tiled_bytes(first, columns), data.reshape(-1))
 
         share(range(0, rows, step), work, self._threads, lambda: None)

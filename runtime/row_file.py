@@ -54,14 +54,21 @@ class RowFile:
             raise HeadraceError(f"cannot keep hidden states: {error.strerror}") from error
 
     def gather(self, indices: np.ndarray, to: Floats) -> None:
-        """Read the rows of `indices` to those of `to` [n, width], each of which is contiguous."""
-        for row, index in zip(to, indices.tolist(), strict=True):
-            self._read(index, row)
+        """Read the rows of `indices` to those of `to` [n, width]."""
+        found = np.empty(to.shape, np.float32)
+        fd, size, data = self._file.fileno(), self._bytes, found.reshape(-1).view(np.uint8).data
+        for i, index in enumerate(indices.tolist()):
+            if os.preadv(fd, [data[i * size : (i + 1) * size]], index * size) < size:
+                self._read(index, found[i])
+        to[:] = found
 
     def add(self, indices: np.ndarray, rows: Floats) -> None:
         """Add to the rows of `indices`, which differ."""
-        for row, index in zip(rows, indices.tolist(), strict=True):
-            self.write(index, self.read(index, 1) + row)
+        sums = np.empty(rows.shape, np.float32)
+        self.gather(indices, sums)
+        sums += rows
+        for index, row in zip(indices.tolist(), sums, strict=True):
+            self.write(index, row)
 
     def _read(self, first: int, to: Floats) -> None:
         data, at = to.reshape(-1).view(np.uint8).data, 0
