@@ -139,9 +139,10 @@ PLANES = ("gemv_i1_g64", "gemv_i2_g64", "gemv_i3_g64")
 COPIES = ("copy_f32", "copy_x16", "copy_tables")
 MOVED = ("experts_group", "experts_pick", "experts_gather", "experts_scatter")
 LISTED = ("clusters_fired", "clusters_list")
+IMAGES = ("images_gather", "images_scatter", "images_add")
 EXACT = (
     "experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED,
-    *LISTED,
+    *LISTED, *IMAGES,
 )  # fmt: skip
 
 
