@@ -134,7 +134,8 @@ def recipe_for(placed: Placed, name: str, method: Method, sparsity: float = SPAR
     fmt = _that_divides(FORMATS[UNPRUNED if groups else name], matrix.columns)
     if fmt is placed.format:
         return Recipe(placed)
-    dense = PlacedMatrix(matrix, placed.info, fmt)
+    expert = isinstance(placed, PlacedMatrix) and placed.expert
+    dense = PlacedMatrix(matrix, placed.info, fmt, expert=expert)
     how: Method = method if fmt.searched else "rtn"
     return Recipe(dense, how, None if fmt.name == name else name)
 

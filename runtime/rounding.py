@@ -11,14 +11,14 @@ import numpy as np
 from headrace.errors import BudgetError, ModelFileError, UnsupportedError
 from headrace.finite import check_matrix
 from headrace.loaders.gguf import TensorReader
-from headrace.placing import PlacedMatrix
+from headrace.placing import Placed, PlacedMatrix
 from headrace.pruning import PrunedMatrix, choosing_bytes, prune
 from headrace.recipe import Recipe
 from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats, Format
-from headrace.sparse.gptq import further, gptq, inverse_factor
+from headrace.sparse.gptq import further, gptq, inverse_factor, largest_first, unmade
 from headrace.sparse.gqs_pruning import Hessian, group_costs
 from headrace.sparse.reach import beyond
 from headrace.sparse.registry import FORMATS
@@ -64,16 +64,19 @@ class Factors:
 
     def __init__(self, room: int | None) -> None:
         self._room = room
-        self._last: tuple[Floats, Floats] | None = None
+        self._last: tuple[Floats, bool, Floats] | None = None
 
-    def of(self, name: str, inputs: Inputs) -> Floats:
+    def of(self, name: str, inputs: Inputs, ordered: bool = False) -> Floats:
         """`headrace.sparse.gptq.inverse_factor` of what a matrix reads.
+
+        Args:
+            ordered: whether its inputs come largest first.
 
         Raises:
             BudgetError: the work does not fit.
             ModelFileError: the statistics are of no use.
         """
-        if self._last is None or self._last[0] is not inputs.h:
+        if self._last is None or self._last[0] is not inputs.h or self._last[1] != ordered:
             self._last = None
             n = len(inputs.h)
             double = 3 * 8 * n * n
@@ -82,13 +85,14 @@ class Factors:
                 raise too_little(name, double // 2, room)
             try:
                 dtype = np.float64 if room >= double else np.float32
-                self._last = inputs.h, inverse_factor(inputs.h, dtype)
+                order = largest_first(inputs.h) if ordered else None
+                self._last = inputs.h, ordered, inverse_factor(inputs.h, dtype, order)
             except np.linalg.LinAlgError as error:
                 raise ModelFileError(
                     "what this matrix reads on the calibration text has no usable statistics "
                     f"({error}): use another text, or do without --calibrate", tensor=name,
                 ) from error  # fmt: skip
-        return self._last[1]
+        return self._last[2]
 
 
 class Rounder:
@@ -200,7 +204,7 @@ class Rounder:
         name = recipe.placed.matrix.name
         if inputs is None:
             raise AssertionError(f"no statistics of the inputs of {name}")
-        return Hessian(inputs.h, self._factors.of(name, inputs))
+        return Hessian(inputs.h, self._factors.of(name, inputs, _ordered(recipe.placed)))
 
     def _step(self, recipe: Recipe, portion: int, inputs: Inputs | None) -> int:
         """Rows that a thread takes at a time: equal shares, in whole tiles, for all threads."""
@@ -260,11 +264,20 @@ class Rounder:
                     return fmt.encode(x)
                 if hessian is None:
                     return _searched(fmt, x, importance)
-                raw, unmoved = _fitted(fmt, x, hessian, importance)
+                raw, unmoved = _fitted(fmt, x, hessian, importance, _ordered(placed))
             self.remember(info.name, unmoved)
             return raw
 
         return encode
+
+
+def _ordered(placed: Placed | PrunedMatrix) -> bool:
+    """Whether GPTQ takes a matrix's inputs largest first.
+
+    It does of experts, where few neurons may be far larger than the others for some tokens: rounded
+    last, nothing is left that makes good what they lose.
+    """
+    return isinstance(placed, PlacedMatrix) and placed.expert and placed.format.pattern is None
 
 
 def _searched(fmt: Format, x: Floats, importance: Floats | None) -> np.ndarray:
@@ -276,9 +289,13 @@ def _searched(fmt: Format, x: Floats, importance: Floats | None) -> np.ndarray:
 
 
 def _fitted(
-    fmt: Format, x: Floats, hessian: Hessian, importance: Floats | None
+    fmt: Format, x: Floats, hessian: Hessian, importance: Floats | None, ordered: bool
 ) -> tuple[np.ndarray, int]:
     """Raw bytes of a format that is `searched`, by GPTQ; and in how many rows that is no use."""
+    order = None
+    if ordered:
+        order, importance = largest_first(hessian.h), np.empty(len(hessian.h), np.float32)
+        importance[order] = unmade(hessian.upper)
     if fmt.pattern is not None:
         nearest = fmt.pattern.encode(x, importance)
         raw = fmt.pattern.encode_fitted(x, hessian, importance)
@@ -286,7 +303,7 @@ def _fitted(
         assert fmt.grid is not None
         scales = fmt.grid.fit(x, importance)
         nearest = fmt.grid.round(x, scales)
-        raw = gptq(x, fmt.grid, hessian.upper, scales)
+        raw = gptq(x, fmt.grid, hessian.upper, scales, order=order)
     back = further(x, hessian.h, fmt.decode(raw), fmt.decode(nearest))
     raw[back] = nearest[back]
     return raw, int(back.sum())

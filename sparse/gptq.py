@@ -3,13 +3,16 @@
 Source: Frantar et al., "GPTQ" (2210.17323). With the inputs X of a matrix on some text and
 H = X^T X, what rounding one input's weights does to X W^T is undone as far as the inputs that are
 still to be rounded can: the rows of U, where U^T U is the inverse of H, say how. Scales are those
-that the format fits to the weights beforehand ("static groups"), inputs keep their order.
+that the format fits to the weights beforehand ("static groups"). Inputs keep their order, or come
+in another, for which U is then made: those that are largest first ("act order").
 
 The weights of a block of inputs are mended in place, those beyond it by one product at its end, so
 that BLAS does the work.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +26,27 @@ _INNER = 32
 _LEAST = 64  # triangles up to this size are inverted directly
 
 
-def inverse_factor(h: Floats, dtype: type = np.float64) -> Floats:
+def largest_first(h: Floats) -> NDArray[np.intp]:
+    """The inputs by their mean squares: those that errors matter most in, while others are left."""
+    found: NDArray[np.intp] = np.argsort(-np.diag(h), kind="stable")
+    return found
+
+
+def inverse_factor(
+    h: Floats, dtype: type = np.float64, order: NDArray[np.intp] | None = None
+) -> Floats:
     """U, upper triangular float32 [n, n] with U^T U = (H + damping)^-1.
 
     Args:
         h: float32 [n, n], symmetric, of finite numbers.
         dtype: of the work, which takes three matrices of it.
+        order: in which inputs come; None: as they are.
 
     Raises:
         numpy.linalg.LinAlgError: H is not positive definite.
     """
-    a: Floats = h[::-1, ::-1].astype(dtype)
+    back: Any = slice(None, None, -1) if order is None else order[::-1]
+    a: Floats = h[back][:, back].astype(dtype)
     diagonal = np.einsum("ii->i", a)  # a view
     mean = float(diagonal.mean())
     diagonal[diagonal == 0] = mean or 1.0  # inputs that never came
@@ -59,8 +72,9 @@ def _invert_lower(a: Floats) -> None:
 
 
 def gptq(
-    x: Floats, grid: Grid, u: Floats, raw: Bytes, stays: NDArray[np.bool_] | None = None
-) -> Bytes:
+    x: Floats, grid: Grid, u: Floats, raw: Bytes, stays: NDArray[np.bool_] | None = None,
+    order: NDArray[np.intp] | None = None,
+) -> Bytes:  # fmt: skip
     """Round some rows of a matrix; rows do not depend on each other.
 
     Args:
@@ -69,6 +83,7 @@ def gptq(
         raw: bytes of the format whose scales suit the weights: `Grid.fit`.
         stays: which weights may be other than zero [rows, n], on a grid without offsets that has
             that level; None: all.
+        order: that `u` was made for.
 
     Returns:
         raw bytes of the format, uint8 [rows, row_bytes].
@@ -78,11 +93,12 @@ def gptq(
     scale = np.ascontiguousarray(scale.T)  # [groups, rows]
     step = inverse(scale)
     shift = None if offset is None else np.ascontiguousarray(offset.T)
-    w = x.T.copy()  # [n, rows]: the weights of an input lie side by side
+    at_input = np.arange(n) if order is None else order
+    w = x.T[at_input]  # [n, rows], a copy: the weights of an input lie side by side
     codes = np.empty((n, rows), np.uint8)
-    goes = None if stays is None else np.ascontiguousarray(~stays.T)
+    goes = None if stays is None else ~stays.T[at_input]
     zero = grid.nearest(np.zeros(1, np.float32))[0]
-    table, nearest, group = grid.table, grid.nearest, grid.group
+    table, nearest, groups = grid.table, grid.nearest, at_input // grid.group
     errors = np.empty((BLOCK, rows), np.float32)
     for begin in range(0, n, BLOCK):
         end = min(begin + BLOCK, n)
@@ -92,7 +108,7 @@ def gptq(
                 w[first:last] -= u[begin:first, first:last].T @ errors[: first - begin]
             columns = np.ascontiguousarray(u[first:last, first:last].T)
             for i in range(first, last):
-                v, g = w[i], i // group
+                v, g = w[i], groups[i]
                 if i > first:
                     v -= columns[i - first, : i - first] @ errors[first - begin : i - begin]
                 at = v if shift is None else v - shift[g]
@@ -107,7 +123,26 @@ def gptq(
                 np.divide(q, u[i, i], out=errors[i - begin])
         if end < n:
             w[end:] -= u[begin:end, end:].T @ errors[: end - begin]
-    return grid.put(raw, np.ascontiguousarray(codes.T))
+    found = np.empty((rows, n), np.uint8)
+    found[:, at_input] = codes.T
+    return grid.put(raw, found)
+
+
+def unmade(u: Floats) -> Floats:
+    """How much an error in each input matters for scales, the largest being 1: float32 [n].
+
+    It is what those behind it cannot make good: of inputs that go together closely, or that are
+    all large at once, little, however large they are.
+
+    Args:
+        u: `inverse_factor` of H.
+
+    Returns:
+        in the order that `u` was made for.
+    """
+    left = 1 / np.square(np.diag(u))
+    found: Floats = left / left.max()
+    return found
 
 
 def output_errors(h: Floats, difference: Floats) -> NDArray[np.float64]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace.sparse.gptq import DAMPING, further, gptq, inverse_factor, output_errors
+from headrace.sparse.gptq import (
+    DAMPING,
+    further,
+    gptq,
+    inverse_factor,
+    largest_first,
+    output_errors,
+    unmade,
+)
 from headrace.sparse.grid import nearest
 from headrace.sparse.registry import FORMATS
 
@@ -175,3 +183,38 @@ def test_nearest_levels() -> None:
     x = np.array([-9, -8, -0.6, 0.4, 0.6, 7.4, 99], np.float32)
     assert nearest(tuple(range(-8, 8)))(x).tolist() == [0, 0, 7, 8, 9, 15, 15]
     assert nearest((-3.0, 0.0, 0.5, 4.0))(x).tolist() == [0, 0, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["i4_g64", "i3_g64", "i4a_g32"])
+def test_an_order_of_inputs_is_that_of_inputs_that_change_places(name: str) -> None:
+    """With a scale for each row, weights and H in another order give the same weights there."""
+    fmt = FORMATS[name]
+    assert fmt.grid is not None
+    n = fmt.grid.group
+    w, h = data(8, 32, N)
+    w, h = np.ascontiguousarray(w[:, :n]), np.ascontiguousarray(h[:n, :n])
+    order = largest_first(h)
+    assert (np.diff(np.diag(h)[order]) <= 0).all()
+    raw = fmt.grid.fit(w, None)
+    found = fmt.decode(gptq(w, fmt.grid, inverse_factor(h, order=order), raw, order=order))
+    moved, moved_h = w[:, order], np.ascontiguousarray(h[order][:, order])
+    wanted = fmt.decode(gptq(moved, fmt.grid, inverse_factor(moved_h), raw))
+    assert np.array_equal(found[:, order], wanted)
+
+
+def test_inputs_far_larger_than_the_others_come_first() -> None:
+    """As in down of experts: for some tokens all inputs are large, the last ones most of all."""
+    rng, fmt = np.random.default_rng(9), FORMATS["i4_g64"]
+    assert fmt.grid is not None
+    w = (rng.standard_normal((48, 64)) * 0.1).astype(np.float32)
+    x = rng.standard_normal((512, 64)).astype(np.float32)
+    large = np.where(np.arange(64) < 60, 3, 100).astype(np.float32)
+    x += large * rng.standard_normal((512, 1)).astype(np.float32)
+    h, errors = x.T @ x, []
+    for order in (None, largest_first(h)):
+        u = inverse_factor(h, order=order)
+        importance = np.empty(64, np.float32)
+        importance[slice(None) if order is None else order] = unmade(u)
+        raw = gptq(w, fmt.grid, u, fmt.grid.fit(w, importance), order=order)
+        errors.append(output_errors(h, fmt.decode(raw) - w).sum())
+    assert errors[1] < 0.5 * errors[0]
