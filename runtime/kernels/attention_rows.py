@@ -245,6 +245,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         if i % 2:  # one for each image, with keys that are far below all others
             mask = np.where(rng.random((images, 1, 1, keys)) < 0.3, -3.4e38, 0)
             mask = mask.astype(np.float32)
+            mask[0] = -3.4e38  # all keys of an image
             steps = (keys * 4, 0, 0)
         y = np.full((images, queries, width), np.nan, np.float32)
         scale = head**-0.5
