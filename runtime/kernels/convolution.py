@@ -30,6 +30,7 @@ from headrace.targets.simd import (
     maximum,
     minimum,
     outer,
+    prefetch,
     repeat,
     smaller,
     splat_f32,
@@ -110,7 +111,7 @@ def _dense(target: Target) -> KernelFunction:
         def some(
             w: Any, x: Any, y: Any, bias: Any, more: Any, channels: Any, ny: Any, nx: Any,
             row_step: Any, tap_step: Any, w_row: Any, tile_stride: Any, x_step: Any, y_step: Any,
-            least: Any, highest: Any, adds: Any, rows: Any,
+            least: Any, highest: Any, adds: Any, rows: Any, ahead: Any, apart: Any, onward: Any,
         ) -> None:  # fmt: skip
             acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(1.0), count))
             for ky in range(ny):
@@ -119,6 +120,11 @@ def _dense(target: Target) -> KernelFunction:
                     q = w + (ky * w_row + kx * channels * 64)
                     left = channels
                     while left >= 4:  # addresses of pixels are formed once for four channels
+                        prefetch(ahead)
+                        prefetch(ahead + apart)
+                        prefetch(ahead + 2 * apart)
+                        prefetch(ahead + 3 * apart)
+                        ahead = ahead + onward
                         acc = fma_outer(
                             load_f32(q, rows, tile_stride),
                             bcast_f32(p, count, x_step), acc,
@@ -192,8 +198,12 @@ def _dense(target: Target) -> KernelFunction:
         if units < 4 * n_threads:
             first = units * 0
             last = units
-            t = n_tiles * thread // n_threads
-            end = n_tiles * (thread + 1) // n_threads
+            t = n_tiles * thread // n_threads // tiles * tiles
+            if thread + 1 < n_threads:
+                end = n_tiles * (thread + 1) // n_threads // tiles * tiles
+        # While it multiplies by some tiles, the next come from memory: in at least 2 rounds.
+        reach = tall * w_row // 4
+        rounds = smaller(last - first, 8)
         while t < end:
             at_once = t * 0 + 1
             if tiles > 1 and t + tiles <= end:
@@ -202,6 +212,18 @@ def _dense(target: Target) -> KernelFunction:
                 tile = strip(w + t * tile_stride, s)
                 column = t * 64 + s * lanes * 4
                 for u in range(first, last):
+                    ahead = w + (t + at_once) * tile_stride
+                    apart = t * 0
+                    onward = t * 0
+                    if s == 0 and t + 2 * at_once <= end:
+                        if rounds == 8:
+                            if u - first < 8:
+                                ahead = ahead + (u - first) * reach
+                                onward = t * 0 + 64
+                        elif u - first < 2:
+                            ahead = ahead + (u - first) * reach * 4
+                            apart = t * 0 + 64
+                            onward = t * 0 + 256
                     row = u // per_row
                     left_end = (u - row * per_row) * most
                     stop = smaller(left_end + most, out_width)
@@ -231,37 +253,37 @@ def _dense(target: Target) -> KernelFunction:
                                 many(
                                     tile + at, p, y + to, bias + column, more + to, channels, ny,
                                     nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
-                                    out_pixel, least, highest, adds, tiles,
+                                    out_pixel, least, highest, adds, tiles, ahead, apart, onward,
                                 )  # fmt: skip
                             elif n == FEW:
                                 few(
                                     tile + at, p, y + to, bias + column, more + to, channels, ny,
                                     nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
-                                    out_pixel, least, highest, adds, tiles,
+                                    out_pixel, least, highest, adds, tiles, ahead, apart, onward,
                                 )  # fmt: skip
                             else:
                                 one(
                                     tile + at, p, y + to, bias + column, more + to, channels, ny,
                                     nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
-                                    out_pixel, least, highest, adds, tiles,
+                                    out_pixel, least, highest, adds, tiles, ahead, apart, onward,
                                 )  # fmt: skip
                         elif n == most:
                             many(
                                 tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
                                 row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
-                                least, highest, adds, 1,
+                                least, highest, adds, 1, ahead, apart, onward,
                             )  # fmt: skip
                         elif n == FEW:
                             few(
                                 tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
                                 row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
-                                least, highest, adds, 1,
+                                least, highest, adds, 1, ahead, apart, onward,
                             )  # fmt: skip
                         else:
                             one(
                                 tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
                                 row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
-                                least, highest, adds, 1,
+                                least, highest, adds, 1, ahead, apart, onward,
                             )  # fmt: skip
                         ox += n
             t += at_once
