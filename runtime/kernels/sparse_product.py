@@ -7,15 +7,16 @@ a few hundredths of what the dense product does.
 
 Weights are a stream (`pack`): channels read are cut into slabs, whose part of a panel stays in the
 first cache; of each slab and block of `rows` outputs, for each channel that has a weight, the bytes
-from the panel's begin to that channel (int32), and the weights of all rows of the block (float32).
+from the slab's begin to that channel (int32), and the weights of all rows of the block (float32).
+In front of it are the bytes to each tile of 16 outputs of each slab (int64), and the number of
+entries of each block (int32).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.kernels.convolution import INFINITE
 from headrace.sparse.format import TILE_ROWS
@@ -47,70 +48,82 @@ if TYPE_CHECKING:
     import numpy as np
 
 ROWS = (1, 4)  # of a block of outputs that have weights of the same channels
-SLAB_BYTES = 32 << 10  # of the panel that stays in the first cache
+PANEL = 4  # vectors of 16 pixels
+SLAB = 128  # channels read, of which a panel has 32 KiB
 _VECTOR = 64
+_CHANNEL = PANEL * _VECTOR  # bytes of a panel
 
 
-def vectors_at_once(target: Target) -> int:
-    """Vectors of 16 pixels in a panel."""
-    return max(1, target.vector_bytes // 16)
+def _tiles(written: int) -> int:
+    return -(-written // TILE_ROWS)
 
 
-def slab_channels(target: Target) -> int:
-    """Channels read that a slab has at most."""
-    return SLAB_BYTES // (vectors_at_once(target) * _VECTOR)
+def slabs(read: int) -> int:
+    """Into how many the channels read are cut."""
+    return max(1, -(-read // SLAB))
 
 
-def scratch_bytes(target: Target, channels: int, written: int) -> int:
+def scratch_bytes(read: int, written: int) -> int:
     """What a thread needs: a slab of a panel, its sums, and one vector of pixels."""
-    some = slab_channels(target)
-    tiles = -(-written // TILE_ROWS) if channels > some else 1
-    panel = vectors_at_once(target) * _VECTOR
-    return (-(-min(channels, some) // 16) * 16 + tiles * TILE_ROWS) * panel + 16 * _VECTOR
+    tiles = _tiles(written) if slabs(read) > 1 else 1
+    channels = -(-min(read, SLAB) // TILE_ROWS) * TILE_ROWS
+    return (channels + tiles * TILE_ROWS) * _CHANNEL + 16 * _VECTOR
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Weights as the kernel reads them.
+class Parts(NamedTuple):
+    """Bytes from the begin of packed weights to their parts: starts come first."""
 
-    Attributes:
-        data: int32 and the bits of float32.
-        counts: entries of each block of each slab, int32 [slabs][blocks].
-        starts: bytes in front of each tile of 16 outputs, int64 [slabs][tiles].
-        slabs: their number.
-    """
-
-    data: np.ndarray
-    counts: np.ndarray
-    starts: np.ndarray
-    slabs: int
+    counts: int
+    entries: int
 
 
-def pack(w: np.ndarray, rows: int, target: Target) -> Stream:
-    """The stream of weights [outputs, channels read], of which zeros are left out."""
+def parts(read: int, written: int, rows: int) -> Parts:
+    """Where the parts of packed weights begin."""
+    tiles = slabs(read) * _tiles(written)
+    counts = 8 * tiles
+    return Parts(counts, counts + 4 * tiles * (TILE_ROWS // rows))
+
+
+def packed_bytes(read: int, written: int, rows: int, entries: int) -> int:
+    """Of weights with so many blocks of `rows` x 1 that are not zero."""
+    return parts(read, written, rows).entries + 4 * (1 + rows) * entries
+
+
+def kept_blocks(w: np.ndarray, rows: int) -> np.ndarray:
+    """Which blocks of weights [outputs, channels read] have any: bool [blocks, channels]."""
     import numpy as np
 
-    some, panel = slab_channels(target), vectors_at_once(target) * _VECTOR
-    tiles = -(-len(w) // TILE_ROWS)
-    padded = np.zeros((tiles * TILE_ROWS, w.shape[1]), np.float32)
-    padded[: len(w)] = w
-    blocks = padded.reshape(-1, rows, w.shape[1])
-    kept = (blocks != 0).any(axis=1)
-    begins = range(0, max(1, w.shape[1]), some)
-    data, counts = [], []
-    for first in begins:
-        block, channel = np.nonzero(kept[:, first : first + some])
+    there = np.zeros((_tiles(len(w)) * TILE_ROWS, w.shape[1]), bool)
+    there[: len(w)] = w != 0
+    found: np.ndarray = there.reshape(-1, rows, w.shape[1]).any(axis=1)
+    return found
+
+
+def pack(w: np.ndarray, rows: int) -> np.ndarray:
+    """Weights [outputs, channels read] as the kernel reads them, int32; zeros are left out."""
+    import numpy as np
+
+    kept = kept_blocks(w, rows)
+    blocks = np.zeros((len(kept) * rows, w.shape[1]), np.float32)
+    blocks[: len(w)] = w
+    blocks = blocks.reshape(-1, rows, w.shape[1])
+    entries, counts = [], []
+    for first in range(0, slabs(w.shape[1]) * SLAB, SLAB):
+        block, channel = np.nonzero(kept[:, first : first + SLAB])
         entry = np.empty((len(block), 1 + rows), np.int32)
-        entry[:, 0] = channel * panel
+        entry[:, 0] = channel * _CHANNEL
         entry[:, 1:] = blocks[block, :, first + channel].view(np.int32)
-        data.append(entry)
-        counts.append(np.bincount(block, minlength=len(blocks)))
-    count = np.array(counts, np.int32)
-    of_tile = count.reshape(len(begins) * tiles, TILE_ROWS // rows).sum(1, dtype=np.int64)
-    ends = np.cumsum(of_tile) * 4 * (1 + rows)
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    every = np.concatenate([*data, np.zeros((1, 1 + rows), np.int32)])
-    return Stream(every, count, starts, len(begins))
+        entries.append(entry.reshape(-1))
+        counts.append(np.bincount(block, minlength=len(kept)).astype(np.int32))
+    count = np.concatenate(counts)
+    of_tile = count.reshape(-1, TILE_ROWS // rows).sum(axis=1, dtype=np.int64)
+    starts = (np.cumsum(of_tile) - of_tile) * 4 * (1 + rows)
+    return np.concatenate([starts.view(np.int32), count, *entries])
+
+
+def kernel_of(rows: int) -> str:
+    """The kernel for blocks of `rows` x 1."""
+    return f"sparse_product_{rows}x1_f32"
 
 
 def _sparse(target: Target, rows: int) -> KernelFunction:
@@ -119,13 +132,11 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
     Slots: 0 stream, 1 x, 2 y, 3 bias (of all tiles), 4 what is added before clamping (0: nothing;
     it lies as y does), 5 channels read, 6 tiles of 16 outputs, 7 least and 8 most value (float32),
     9 pixels, 10 bytes of a pixel that is read (of whole vectors), 11 of one that is written,
-    12 counts, 13 starts, 14 slabs, 15 scratch, 16 its bytes for each thread. Threads share the
-    pixels, or, where these are few, the tiles.
+    12 counts, 13 starts, 14 scratch, 15 its bytes for each thread. Threads share the pixels, or,
+    where these are few, the tiles.
     """
-    most = vectors_at_once(target)
-    panel_bytes = most * _VECTOR
+    most = max(1, target.vector_bytes // 16)  # vectors of 16 pixels at once
     fewer = max(1, most // 2)
-    some = slab_channels(target)
     entry_bytes = 4 + 4 * rows
     per_tile = TILE_ROWS // rows
 
@@ -136,8 +147,8 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
             """16 outputs of a panel: sums [16][most][16]."""
             p = stream
             for block in range(per_tile):
-                to = sums + block * (rows * panel_bytes)
-                acc = load_f32_grid(to, rows, vectors, panel_bytes, _VECTOR)
+                to = sums + block * (rows * _CHANNEL)
+                acc = load_f32_grid(to, rows, vectors, _CHANNEL, _VECTOR)
                 if begins:
                     acc = outer(
                         bcast_f32(bias + block * (rows * 4), rows, 4),
@@ -165,7 +176,7 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
                     )  # fmt: skip
                     p = p + entry_bytes
                     left -= 1
-                store_f32_grid(to, acc, vectors, panel_bytes, _VECTOR)
+                store_f32_grid(to, acc, vectors, _CHANNEL, _VECTOR)
             return p
 
         return tile
@@ -181,16 +192,16 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
                 store_f32(spare + i * _VECTOR, load_f32(source + i * pixel, 1, 0), 0)
             for i in range(pixels, 16):
                 store_f32(spare + i * _VECTOR, zeros_f32(1), 0)
-            store_f32(to, transpose16(load_f32(spare, 16, _VECTOR)), panel_bytes)
+            store_f32(to, transpose16(load_f32(spare, 16, _VECTOR)), _CHANNEL)
         else:
-            store_f32(to, transpose16(load_f32(source, 16, pixel)), panel_bytes)
+            store_f32(to, transpose16(load_f32(source, 16, pixel)), _CHANNEL)
 
     def written(
         sums: Any, to: Any, pixel: Any, pixels: Any, more: Any, adds: Any, least: Any,
         highest: Any, spare: Any,
     ) -> None:  # fmt: skip
         """16 outputs of up to 16 pixels, to where the pixels lie."""
-        found = transpose16(load_f32(sums, 16, panel_bytes))
+        found = transpose16(load_f32(sums, 16, _CHANNEL))
         low, high = repeat(splat_f32(least), 16), repeat(splat_f32(highest), 16)
         if pixels == 16:
             if adds:
@@ -221,11 +232,11 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
         out_pixel = arg_int(args, 11)
         counts = arg_ptr(args, 12)
         starts = arg_ptr(args, 13)
-        slabs = arg_int(args, 14)
-        spare = arg_ptr(args, 15) + arg_int(args, 16) * thread
+        n_slabs = (channels + SLAB - 1) // SLAB
+        spare = arg_ptr(args, 14) + arg_int(args, 15) * thread
         panel = spare + 16 * _VECTOR
-        sums = panel + smaller((channels + 15) // 16 * 16, some) * panel_bytes
-        keep = 0 if slabs == 1 else TILE_ROWS * panel_bytes
+        sums = panel + smaller((channels + 15) // 16 * 16, SLAB) * _CHANNEL
+        keep = 0 if n_slabs == 1 else TILE_ROWS * _CHANNEL
         n_vectors = (pixels + 15) // 16
         first = n_vectors * thread // n_threads
         last = n_vectors * (thread + 1) // n_threads
@@ -238,20 +249,17 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
             end = n_tiles * (thread + 1) // n_threads
         v = first
         while v < last:
-            n = v * 0 + 1
-            if last - v >= most:
-                n = n * 0 + most
-            elif last - v >= fewer:
-                n = n * 0 + fewer
-            for slab in range(slabs):
-                begin = slab * some
-                width = smaller(channels - begin, some)
+            n = smaller(last - v, PANEL)
+            for slab in range(n_slabs):
+                begin = slab * SLAB
+                width = smaller(channels - begin, SLAB)
                 for i in range(n):
-                    at = (v + i) * 16
+                    here = (v + i) * 16
                     for c in range(0, width, 16):
                         turned(
-                            x + (at * pixel + (begin + c) * 4), pixel, smaller(pixels - at, 16),
-                            panel + (c * panel_bytes + i * _VECTOR), spare,
+                            x + (here * pixel + (begin + c) * 4), pixel,
+                            smaller(pixels - here, 16),
+                            panel + (c * _CHANNEL + i * _VECTOR), spare,
                         )  # fmt: skip
                 for tile in range(t, end):
                     row = slab * n_tiles + tile
@@ -259,18 +267,25 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
                     count = counts + row * (per_tile * 4)
                     to = sums + (tile - t) * keep
                     begins = slab == 0
-                    if n == most:
-                        whole(p, count, panel, bias + tile * 64, to, begins)
-                    elif n > 1:
-                        half(p, count, panel, bias + tile * 64, to, begins)
-                    else:
-                        one(p, count, panel, bias + tile * 64, to, begins)
-                    if slab + 1 == slabs:
+                    i = n * 0
+                    while i < n:
+                        at = panel + i * _VECTOR
+                        sum_at = to + i * _VECTOR
+                        if n - i >= most:
+                            whole(p, count, at, bias + tile * 64, sum_at, begins)
+                            i += most
+                        elif n - i >= fewer:
+                            half(p, count, at, bias + tile * 64, sum_at, begins)
+                            i += fewer
+                        else:
+                            one(p, count, at, bias + tile * 64, sum_at, begins)
+                            i += 1
+                    if slab + 1 == n_slabs:
                         for i in range(n):
-                            at = (v + i) * 16
-                            place = at * out_pixel + tile * 64
+                            here = (v + i) * 16
+                            place = here * out_pixel + tile * 64
                             written(
-                                to + i * _VECTOR, y + place, out_pixel, smaller(pixels - at, 16),
+                                to + i * _VECTOR, y + place, out_pixel, smaller(pixels - here, 16),
                                 more + place, adds, least, highest, spare,
                             )  # fmt: skip
             v += n
@@ -294,12 +309,11 @@ def sparse_weights(
 
 
 def _cases_of(rows: int) -> Any:
-    import numpy as np
-
     def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-        beyond = slab_channels(target) + 21  # more than a slab
+        import numpy as np
+
         for i, (pixels, read, written, density) in enumerate((
-            (49, 37, 40, 0.3), (130, 16, 16, 0.1), (3, 20, 100, 0.5), (17, beyond, 32, 0.2),
+            (49, 37, 40, 0.3), (130, 16, 16, 0.1), (3, 20, 100, 0.5), (17, SLAB + 21, 32, 0.2),
             (65, 24, 33, 0.0),
         )):  # fmt: skip
             padded, out = -(-read // 16) * 16, -(-written // 16) * 16
@@ -315,12 +329,12 @@ def _cases_of(rows: int) -> Any:
             exact[:, :written] = x[:, :read].astype(np.float64) @ w.T
             size[:, :written] = np.abs(x[:, :read]).astype(np.float64) @ np.abs(w).T
             added = bias if more is None else bias + more.astype(np.float64)
-            stream = pack(w, rows, target)
-            scratch = np.zeros(scratch_bytes(target, read, written) * 8, np.uint8)
+            packed, n_bytes = pack(w, rows), scratch_bytes(read, written)
+            counts, entries = (at // 4 for at in parts(read, written, rows))
             slots = [
-                stream.data, x, y, bias, 0 if more is None else more, read, out // 16, low, high,
-                pixels, padded * 4, out * 4, stream.counts, stream.starts, stream.slabs, scratch,
-                scratch_bytes(target, read, written),
+                packed[entries:], x, y, bias, 0 if more is None else more, read, out // 16, low,
+                high, pixels, padded * 4, out * 4, packed[counts:entries], packed[:counts],
+                np.zeros(8 * n_bytes, np.uint8), n_bytes,
             ]  # fmt: skip
             # Each product and sum is rounded once.
             bound = (size + np.abs(added)) * (read + 4) * 2.0**-24 + 1e-30
@@ -335,8 +349,7 @@ def all_kernels() -> list[Kernel]:
     sources = (__name__, "headrace.sparse.format")
     return [
         Kernel(
-            f"sparse_product_{rows}x1_f32", partial(_sparse, rows=rows), sources, _cases_of(rows),
-            __name__,
+            kernel_of(rows), partial(_sparse, rows=rows), sources, _cases_of(rows), __name__
         )
         for rows in ROWS
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from headrace.kernels import (
     prepare,
     probe,
     recall,
+    sparse_product,
     zero_computation,
 )
 from headrace.offload import expert_store, requests
@@ -33,6 +34,7 @@ def kernel_table() -> dict[str, Kernel]:
         *prepare.all_kernels(),
         *convolution.all_kernels(),
         *images.all_kernels(),
+        *sparse_product.all_kernels(),
         *layer_norm.all_kernels(),
         *gelu.all_kernels(),
         *attention_rows.all_kernels(),

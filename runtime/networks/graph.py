@@ -116,6 +116,7 @@ class Constants:
         self.computed: dict[str, Any] = {}
         self.derived: dict[str, Derived] = {}
         self._kept: dict[str, Any] = {}
+        self._notes: dict[Any, Any] = {}
 
     def __contains__(self, name: object) -> bool:
         if name in self.computed or name in self.derived:
@@ -188,10 +189,17 @@ class Constants:
         keys = tuple(self.identity(one) for one in sources)
         self.derived[name] = Derived(of, make, None if None in keys else (name, *keys))
 
+    def remembered(self, key: Any, find: Callable[[], Any]) -> Any:
+        """What was found of a constant with this key, for all plans of a network."""
+        if key not in self._notes:
+            self._notes[key] = find()
+        return self._notes[key]
+
     def without(self) -> Constants:
         """The same initialisers, and nothing computed."""
         other = Constants(self._model, self._reader, self._hidden)
         other._kept = self._kept
+        other._notes = self._notes
         return other
 
     def hiding(self, names: Iterable[str]) -> Constants:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from headrace.kernels.convolution import Geometry, tiled_weights
-from headrace.networks.graph import Graph, Node
+from headrace.networks.graph import Constants, Graph, Node
 from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operators.sparse_product import sparse_product
 
 
 def _conv(graph: Graph, node: Node) -> Operation | None:
@@ -42,13 +43,15 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
     channels = (shape[1], shape[0])
     key = graph.constants.identity(name)
     return convolution(
-        node, geometry, (read, written), channels, weights, key, bias, depthwise=depthwise
-    )
+        node, geometry, (read, written), channels, weights, key, bias, graph.constants,
+        depthwise=depthwise,
+    )  # fmt: skip
 
 
 def convolution(
     node: Node, geometry: Geometry, images: tuple[Image, Image], channels: tuple[int, int],
-    w: Callable[[], np.ndarray], key: Any, bias: np.ndarray, *, depthwise: bool = False,
+    w: Callable[[], np.ndarray], key: Any, bias: np.ndarray, constants: Constants, *,
+    depthwise: bool = False,
 ) -> Operation:  # fmt: skip
     """The operation of weights [down, across, channels read, channels written].
 
@@ -57,8 +60,14 @@ def convolution(
         channels: of the weights.
         w: gives them.
         key: what tells them from others; None: nothing does.
+        constants: of the network.
     """
     read, written = images
+    if not depthwise:
+        geometry = geometry.flat()
+        sparse = sparse_product(node, geometry, images, w, key, bias, constants)
+        if sparse is not None:
+            return sparse
     taps = math.prod(geometry.taps)
     macs = written.images * written.pixels * taps * math.prod(channels)
     padded = taps * written.padded * (1 if depthwise else channels[0])
@@ -72,8 +81,6 @@ def convolution(
 
     kernel = "depthwise_f32" if depthwise else "convolution_f32"
     weight = Weight(4 * padded, tiled, None if key is None else (kernel, key))
-    if not depthwise:
-        geometry = geometry.flat()
     n_channels = written.padded if depthwise else read.channels
     tail = geometry.slots(read.pixel_bytes, written.pixel_bytes)
 

@@ -57,7 +57,7 @@ def _product(graph: Graph, node: Node, transposed: bool, bias_name: str) -> Oper
     key = graph.constants.identity(name)
     return convolution(
         node, geometry, row, (read.channels, written.channels), weights,
-        None if key is None else (key, transposed), bias,
+        None if key is None else (key, transposed), bias, graph.constants,
     )  # fmt: skip
 
 

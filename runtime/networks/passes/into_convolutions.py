@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from headrace.kernels.sparse_product import ROWS, kernel_of
 from headrace.networks.operation import Operation
 
-_ADDING = ("convolution_f32",)  # kernels that can add something to what they make
-_BOUNDING = ("convolution_f32", "depthwise_f32", "images_add")
+# Kernels that can add something to what they make.
+_ADDING = ("convolution_f32", *(kernel_of(rows) for rows in ROWS))
+_BOUNDING = (*_ADDING, "depthwise_f32", "images_add")
 
 
 def into_convolutions(operations: Sequence[Operation], wanted: Collection[str]) -> list[Operation]:

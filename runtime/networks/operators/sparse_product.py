@@ -1,0 +1,73 @@
+"""Products of pixels with weights that are mostly zero, where that is faster than dense ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.kernels.convolution import Geometry
+from headrace.kernels.sparse_product import (
+    kernel_of,
+    pack,
+    packed_bytes,
+    parts,
+    scratch_bytes,
+)
+from headrace.networks.graph import Constants, Node
+from headrace.networks.operation import PADDED, Image, Operation, Weight
+from headrace.networks.sparse_choice import LEAST_PIXELS, Kept, kept_of, rows_that_pay
+
+
+def sparse_product(
+    node: Node, geometry: Geometry, images: tuple[Image, Image], w: Callable[[], np.ndarray],
+    key: Any, bias: np.ndarray, constants: Constants,
+) -> Operation | None:  # fmt: skip
+    """The operation of weights [..., channels read, channels written]; None: dense is faster.
+
+    Args:
+        geometry: of the convolution, flat.
+        images: that are read and written.
+        w: gives the weights.
+        key: what tells them from others; None: nothing does.
+        constants: of the network, which remembers what was found of weights.
+    """
+    read, written = images
+    pixels = geometry.read[1]
+    if geometry != Geometry(1, (1, pixels), (1, pixels), (1, 1)):
+        return None
+    if pixels < LEAST_PIXELS or read.channels < PADDED or written.channels < PADDED:
+        return None
+
+    def matrix() -> np.ndarray:  # [written, read]
+        return w().reshape(read.channels, written.channels).T
+
+    def found() -> Kept:
+        return kept_of(matrix())
+
+    kept = found() if key is None else constants.remembered(("zeros", key), found)
+    rows = rows_that_pay(kept, pixels, read.channels, written.channels)
+    if rows is None:
+        return None
+    size = (read.channels, written.channels, rows)
+    weight = Weight(
+        packed_bytes(*size, kept.blocks[rows]), lambda: pack(matrix(), rows),
+        None if key is None else (kernel_of(rows), key),
+    )  # fmt: skip
+    at_counts, at_entries = parts(*size)
+    scratch = scratch_bytes(read.channels, written.channels)
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        begin = at["weights"]
+        return [
+            begin + at_entries, at[one.reads[0]], at[one.makes], at["bias"],
+            0 if one.adds is None else at[one.adds], read.channels, written.padded // PADDED,
+            one.least, one.most, pixels, read.pixel_bytes, written.pixel_bytes, begin + at_counts,
+            begin, at["scratch"], scratch,
+        ]  # fmt: skip
+
+    return Operation(
+        kernel_of(rows), [node.inputs[0]], node.outputs[0], slots, [node],
+        {"weights": weight, "bias": bias}, macs=kept.weights * pixels, scratch=scratch,
+    )  # fmt: skip
