@@ -370,6 +370,18 @@ def store_u8(p: Any, value: Any) -> None:
 
 
 @_marker
+def store_u8_rows(p: Any, value: Any, stride: Any) -> None:
+    """Store count x 64 bytes, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
+def store_i8_grid(p: Any, value: Any, columns: int, row_stride: Any, column_stride: Any) -> None:
+    """Store the low bytes of a block of rows x columns vectors of 16 int32, columns innermost."""
+    _only_compiled()
+
+
+@_marker
 def store_u8_quarters(p: Any, value: Any, stride: Any) -> None:
     """Store 64 bytes in runs of 16, `stride` bytes apart."""
     _only_compiled()
@@ -723,11 +735,44 @@ def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> 
 
 @_marker
 def dot8_lanes(acc: Any, first: Any, second: Any, low: Any, high: Any, bits: int) -> Any:
-    """acc[t, lane] += first * low[t] + second * high[t], of 4 bytes a lane each, exactly.
+    """acc[r, t, lane] += first[r] * low[t] + second[r] * high[t], of 4 bytes a lane each, exactly.
 
-    `first` and `second` are single vectors of codes of `bits` bits, unsigned; `low` and `high` have
-    T vectors of activations, -127..127. Counts as a `dot8`. A target gives `dot4_lanes` where its
-    `dot4` wants the same activations in all lanes.
+    `first` and `second` have R vectors of codes of `bits` bits, each the same 4 over and over: they
+    are unsigned, or signed of 8 (of which see `dot_start`); `low` and `high` have T vectors of
+    activations, -127..127. Counts as a `dot8`. A target gives `dot4_lanes` where its `dot4` wants
+    the same activations in all lanes.
+    """
+    return _only_compiled()
+
+
+@_marker
+def dot4_lanes(acc: Any, first: Any, low: Any, bits: int) -> Any:
+    """The first half of `dot8_lanes`."""
+    return _only_compiled()
+
+
+@_marker
+def dot4_each(acc: Any, codes: Any, weights: Any) -> Any:
+    """acc[i, lane] + the sum over 4 bytes of codes[i] * weights[i], exactly, in int32.
+
+    Blocks of equal shape; codes are signed (see `dot_start`), weights lie in -127..127.
+    """
+    return _only_compiled()
+
+
+@_marker
+def interleave4(block: Any) -> Any:
+    """4 vectors of bytes: lane 4j + i of vector v becomes the bytes 16j + 4v + i of all of them."""
+    return _only_compiled()
+
+
+@_marker
+def to_bytes(value: Any, most: Any, zero: Any, least: Any) -> Any:
+    """float32 to unsigned bytes, 4 vectors to one: max(least, saturated(round(min(x, most)) + zero)).
+
+    Rounded to the nearest, ties to even. Lane 4j + i of vector v becomes byte 16j + 4v + i: what
+    `interleave4` takes apart. `most` (float32, at most 255 - zero), `zero` and `least` (int32,
+    0..255) are single vectors that have the same in all lanes.
     """
     return _only_compiled()
 
