@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from headrace.kernels import convolution, execute, images
+from headrace.kernels import convolution, convolution_u8, depthwise_u8, execute, images, images_u8
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
 from headrace.team import Team
+
+_MODULES = (convolution, images, convolution_u8, depthwise_u8, images_u8)
 
 
 class Engine:
@@ -34,7 +36,7 @@ class Engine:
             KernelError: one does not compile, or there is no compiler.
         """
         rows: dict[str, Kernel] = {
-            row.name: row for row in (*convolution.all_kernels(), *images.all_kernels())
+            row.name: row for module in _MODULES for row in module.all_kernels()
         }
         return self._store.load([rows[name] for name in names])
 

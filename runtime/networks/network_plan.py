@@ -12,6 +12,7 @@ from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion
 from headrace.networks.native import NativeRegion
 from headrace.networks.operators import operation_for
+from headrace.networks.passes.into_integers import into_integers
 from headrace.networks.regions import Region, regions_that_pay
 from headrace.networks.specialise import specialise
 
@@ -35,8 +36,12 @@ class NetworkPlan:
 
     def __init__(self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine) -> None:
         self.graph = specialise(graph, inputs)
-        ours = {id(n) for n in self.graph.nodes if operation_for(self.graph, n) is not None}
-        self.regions = regions_that_pay(self.graph, lambda node: id(node) in ours)
+        self.regions = _regions(self.graph)
+        integers = into_integers(self.graph)
+        if integers is not None:
+            regions = _regions(integers)
+            if any(region.ours for region in regions):
+                self.graph, self.regions = integers, regions
         self.runs: list[HostRegion | NativeRegion] = []
         mixed = any(region.ours for region in self.regions)
         for region in self.regions:
@@ -76,6 +81,11 @@ class NetworkPlan:
             given = name in self.graph.inputs and isinstance(value, np.ndarray)
             return value.copy() if given else value  # the caller's own array stays the caller's
         return self.graph.constants.array(name)
+
+
+def _regions(graph: Graph) -> list[Region]:
+    ours = {id(n) for n in graph.nodes if operation_for(graph, n) is not None}
+    return regions_that_pay(graph, lambda node: id(node) in ours)
 
 
 def _runner(run: HostRegion | NativeRegion) -> str:

@@ -11,22 +11,27 @@ import numpy as np
 import onnx
 
 from headrace.kernels.convolution import INFINITE
+from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph
 
 PADDED = 16  # channels of a pixel are a multiple
+BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+Slots = Callable[["Operation", Mapping[str, int]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """How a value of ours lies: pixel by pixel, float32, channels innermost and padded.
+    """How a value of ours lies: pixel by pixel, channels innermost and padded.
 
-    A matrix [rows, columns] has rows of one pixel.
+    A matrix [rows, columns] has rows of one pixel. Values are float32, or bytes (`item` 1), of
+    which see `headrace.kernels.requantise`.
     """
 
     images: int
     height: int
     width: int
     channels: int
+    item: int = 4
 
     @property
     def padded(self) -> int:
@@ -41,7 +46,7 @@ class Image:
     @property
     def pixel_bytes(self) -> int:
         """Between pixels."""
-        return self.padded * 4
+        return self.padded * 4 if self.item == 4 else pixel_bytes(self.channels)
 
     @property
     def n_bytes(self) -> int:
@@ -51,13 +56,22 @@ class Image:
 
 def image_of(graph: Graph, name: str) -> Image | None:
     """How a value would lie; None: it is no float32 of 2 or 4 known dimensions, or empty."""
+    return _image(graph, name, (onnx.TensorProto.FLOAT,), 4)
+
+
+def bytes_of(graph: Graph, name: str) -> Image | None:
+    """How a value of uint8 or int8 would lie; None: it is none, or has another number of axes."""
+    return _image(graph, name, BYTES, 1)
+
+
+def _image(graph: Graph, name: str, types: tuple[int, ...], item: int) -> Image | None:
     of = graph.types.get(name)
-    if of is None or of.shape is None or of.elem_type != onnx.TensorProto.FLOAT:
+    if of is None or of.shape is None or of.elem_type not in types:
         return None
     if len(of.shape) not in (2, 4) or math.prod(of.shape) == 0:
         return None
     images, channels, height, width = (*of.shape, 1, 1)[:4]
-    return Image(images, height, width, channels)
+    return Image(images, height, width, channels, item)
 
 
 @dataclass
@@ -73,18 +87,21 @@ class Operation:
         least, most: between which its results are clamped.
         adds: what is added to the result first; None: nothing.
         macs: multiply-adds.
+        at_border: kernel and slots that take what is read, or give what is made, as it lies outside
+            of a region; that address is None in the slots.
     """
 
     kernel: str
     reads: list[str]
     makes: str
-    slots: Callable[[Operation, Mapping[str, int]], list[Any]]
+    slots: Slots
     nodes: list[Any]
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     least: float = -INFINITE
     most: float = INFINITE
     adds: str | None = None
     macs: int = 0
+    at_border: tuple[str, Slots] | None = None
 
     @property
     def inputs(self) -> list[str]:

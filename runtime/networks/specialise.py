@@ -15,10 +15,11 @@ import numpy as np
 from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 
-# What gives something else each time, or is asked for its effect.
+# What gives something else each time, or is asked for its effect; and what kernels of integers want
+# as it is.
 _NOT_CONSTANT = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
-    "Multinomial", "Dropout",
+    "Multinomial", "Dropout", "DequantizeLinear",
 }  # fmt: skip
 
 

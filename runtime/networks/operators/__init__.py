@@ -10,7 +10,16 @@ from collections.abc import Callable
 
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation
-from headrace.networks.operators import bounds, convolution, matrix, mean, names, sums
+from headrace.networks.operators import (
+    bounds,
+    convolution,
+    matrix,
+    mean,
+    names,
+    quantised,
+    quantised_images,
+    sums,
+)
 
 Maker = Callable[[Graph, Node], Operation | None]
 
@@ -21,10 +30,12 @@ OPERATORS: dict[str, Maker] = {
     **sums.OPERATORS,
     **bounds.OPERATORS,
     **names.OPERATORS,
+    **quantised.OPERATORS,
+    **quantised_images.OPERATORS,
 }
 
 
 def operation_for(graph: Graph, node: Node) -> Operation | None:
     """Our operation for a node; None: there is none."""
-    maker = OPERATORS.get(node.op) if not node.domain else None
+    maker = OPERATORS.get(f"{node.domain}::{node.op}" if node.domain else node.op)
     return None if maker is None else maker(graph, node)
