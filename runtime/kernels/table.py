@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headrace.kernels import (
     attention,
+    attention_rows,
     bitstack,
     clusters,
     convolution,
@@ -12,8 +13,10 @@ from headrace.kernels import (
     execute,
     expert_cache,
     experts,
+    gelu,
     images,
     images_u8,
+    layer_norm,
     prepare,
     probe,
     recall,
@@ -36,6 +39,9 @@ def kernel_table() -> dict[str, Kernel]:
         *convolution_u8.all_kernels(),
         *depthwise_u8.all_kernels(),
         *images_u8.all_kernels(),
+        *layer_norm.all_kernels(),
+        *gelu.all_kernels(),
+        *attention_rows.all_kernels(),
         *bitstack.all_kernels(),
         *attention.all_kernels(),
         *execute.all_kernels(),

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from headrace.kernels import convolution, convolution_u8, depthwise_u8, execute, images, images_u8
+from headrace.kernels import (
+    attention_rows,
+    convolution,
+    convolution_u8,
+    depthwise_u8,
+    execute,
+    gelu,
+    images,
+    images_u8,
+    layer_norm,
+)
+from headrace.networks.weight_store import WeightStore
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
 from headrace.team import Team
 
-_MODULES = (convolution, images, convolution_u8, depthwise_u8, images_u8)
+MODULES = (  # whose kernels networks use
+    convolution, images, layer_norm, gelu, attention_rows, convolution_u8, depthwise_u8, images_u8,
+)  # fmt: skip
 
 
 class Engine:
@@ -23,6 +36,7 @@ class Engine:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self.weights = WeightStore()
         self._team: Team | None = None
 
     @cached_property
@@ -36,7 +50,7 @@ class Engine:
             KernelError: one does not compile, or there is no compiler.
         """
         rows: dict[str, Kernel] = {
-            row.name: row for module in _MODULES for row in module.all_kernels()
+            row.name: row for module in MODULES for row in module.all_kernels()
         }
         return self._store.load([rows[name] for name in names])
 

@@ -12,7 +12,7 @@ from headrace.kernels import convolution_u8, depthwise_u8
 from headrace.kernels.convolution import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, folded_bias, rounding_slots, scales
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, bytes_of, image_of
+from headrace.networks.operation import PADDED, Image, Operation, Weight, bytes_of, image_of
 from headrace.networks.operators.convolution import pads_of
 from headrace.networks.quantisation import elem_type, int8_weights, named, quantisation
 
@@ -62,6 +62,7 @@ def _dense(
     most, zero, least = rounding_slots(to or of)
     tail = geometry.slots(read.pixel_bytes, written.pixel_bytes)
     quads = -(-w.shape[2] // convolution_u8.QUAD)
+    n_bytes = math.prod(w.shape[:2]) * quads * convolution_u8.QUAD * written.padded
     # Late layers have more weights than pixels: each thread reads some of them only.
     share_tiles = int(w.size > written.images * written.pixels * written.pixel_bytes)
 
@@ -71,8 +72,8 @@ def _dense(
             written.padded // PADDED, most, *tail, zero, least, int(floats), share_tiles,
         ]  # fmt: skip
 
-    own = {
-        "weights": convolution_u8.tiled_weights(w, floats), "tails": tails,
+    own: dict[str, np.ndarray | Weight] = {
+        "weights": Weight(n_bytes, lambda: convolution_u8.tiled_weights(w, floats)), "tails": tails,
         "outside": np.full(-(-read.pixel_bytes // 64) * 64, of.zero, np.uint8),
     }  # fmt: skip
     macs = written.images * written.pixels * math.prod(w.shape)
@@ -101,7 +102,7 @@ def _depthwise(
             count, most, *tail, zero, least, fours,
         ]  # fmt: skip
 
-    own = {
+    own: dict[str, np.ndarray | Weight] = {
         "weights": depthwise_u8.placed_weights(w, channels, geometry), "tails": tails,
         "outside": np.full(channels, of.zero, np.uint8),
     }  # fmt: skip
@@ -159,5 +160,5 @@ def _product(
 
 
 OPERATORS = {
-    "QLinearConv": _conv, "QLinearMatMul": _matmul, "com.microsoft::QGemm": _gemm,
+    "QLinearConv": _conv, "QLinearMatMul": _matmul, "com.microsoft.QGemm": _gemm,
 }  # fmt: skip

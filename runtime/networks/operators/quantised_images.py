@@ -28,7 +28,7 @@ def _quantise(graph: Graph, node: Node) -> Operation | None:
 
     def outside(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [
-            None, at[one.makes], read.images, read.channels, read.pixels, written.pixel_bytes,
+            at[x], at[one.makes], read.images, read.channels, read.pixels, written.pixel_bytes,
             to.scale, *rounding_slots(to),
         ]  # fmt: skip
 
@@ -50,7 +50,7 @@ def _dequantise(graph: Graph, node: Node) -> Operation | None:
 
     def outside(one: Operation, at: Mapping[str, int]) -> list[Any]:
         sizes = [read.images, read.channels, read.pixels, read.pixel_bytes]
-        return [at[x], None, *sizes, of.scale, of.zero]
+        return [at[x], at[y], *sizes, of.scale, of.zero]
 
     return Operation(
         "images_to_floats", [x], y, inside, [node], at_border=("images_dequantise", outside)
@@ -139,7 +139,7 @@ def _global_average(graph: Graph, node: Node) -> Operation | None:
 
 OPERATORS = {
     "QuantizeLinear": _quantise, "DequantizeLinear": _dequantise,
-    "com.microsoft::QuantizeLinear": _quantise, "com.microsoft::DequantizeLinear": _dequantise,
-    "com.microsoft::QLinearAdd": _add,
-    "com.microsoft::QLinearGlobalAveragePool": _global_average,
+    "com.microsoft.QuantizeLinear": _quantise, "com.microsoft.DequantizeLinear": _dequantise,
+    "com.microsoft.QLinearAdd": _add,
+    "com.microsoft.QLinearGlobalAveragePool": _global_average,
 }  # fmt: skip
