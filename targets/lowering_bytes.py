@@ -28,31 +28,23 @@ _I8, _I64 = ir.IntType(8), ir.IntType(64)
 _PIECE = 16  # bytes that are interleaved with one another
 
 
-def _place(b: ir.IRBuilder, p: ir.Value, steps: list[tuple[ir.Value, int]]) -> ir.Value:
-    for stride, count in steps:
-        if count:
-            p = b.gep(p, [b.mul(stride, ir.Constant(_I64, count))], inbounds=True)
-    return p
+def _place(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, count: int) -> ir.Value:
+    return b.gep(p, [b.mul(stride, ir.Constant(_I64, count))], inbounds=True) if count else p
 
 
 def _store(b: ir.IRBuilder, p: ir.Value, value: ir.Value) -> None:
     b.store(value, b.bitcast(p, value.type.as_pointer()), align=1)
 
 
-@marker("store_u8_rows", lambda p, value, stride: types.none)
+@marker("store_u8_rows", lambda p, value, per, rows, stride: types.none)
 def _store_u8_rows(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    stride = as_i64(b, args[2])
+    per, rows = (literal(t, "argument") for t in sig.args[2:4])
+    stride, size = as_i64(b, args[4]), _PIECE // per
     for i, one in enumerate(split(b, args[1], sig.args[1].count)):
-        _store(b, _place(b, args[0], [(stride, i)]), one)
-
-
-@marker("store_i8_grid", lambda p, value, columns, rs, cs: types.none)
-def _store_i8_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    columns = literal(sig.args[2], "columns")
-    steps = [as_i64(b, v) for v in args[3:5]]
-    for i, one in enumerate(split(b, args[1], sig.args[1].count)):
-        at = _place(b, args[0], list(zip(steps, divmod(i, columns), strict=True)))
-        _store(b, at, b.trunc(one, ir.VectorType(_I8, lanes())))
+        for k in range(min(per, rows - i * per)):
+            order = [j + size * k + n for j in range(0, 64, _PIECE) for n in range(size)]
+            row = one if per == 1 else shuffle(b, one, one, order)
+            _store(b, _place(b, args[0], stride, i * per + k), row)
 
 
 @marker("dot4_each", lambda acc, x, w: acc)
@@ -93,15 +85,15 @@ def _to_bytes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 def _rounded(
-    b: ir.IRBuilder, four: list[ir.Value], most: ir.Value, zero: ir.Value, least: ir.Value
+    b: ir.IRBuilder, four: list[ir.Value], zero: ir.Value, least: ir.Value, most: ir.Value
 ) -> ir.Value:
     """In the low bits of a sum: see `simd.round_i32`."""
-    low = b.sitofp(b.sub(least, zero), most.type)
-    magic = ir.Constant(most.type, [12582912.0] * lanes())
+    low, high = (b.sitofp(b.sub(end, zero), four[0].type) for end in (least, most))
+    magic = ir.Constant(low.type, [12582912.0] * lanes())
     offset = b.sub(zero, constant("i32", 0x4B400000))
     codes = []
     for one in four:
-        one = b.select(b.fcmp_ordered("<", one, most), one, most)
+        one = b.select(b.fcmp_ordered("<", one, high), one, high)
         one = b.select(b.fcmp_ordered("<", one, low), low, one)
         bits = b.bitcast(b.fadd(one, magic), zero.type)
         codes.append(b.trunc(b.add(bits, offset), ir.VectorType(_I8, lanes())))

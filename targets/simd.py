@@ -370,14 +370,12 @@ def store_u8(p: Any, value: Any) -> None:
 
 
 @_marker
-def store_u8_rows(p: Any, value: Any, stride: Any) -> None:
-    """Store count x 64 bytes, `stride` bytes apart."""
-    _only_compiled()
+def store_u8_rows(p: Any, value: Any, per_vector: int, rows: int, stride: Any) -> None:
+    """Store `rows` rows of bytes, `stride` bytes apart, of which each vector has 1, 2 or 4.
 
-
-@_marker
-def store_i8_grid(p: Any, value: Any, columns: int, row_stride: Any, column_stride: Any) -> None:
-    """Store the low bytes of a block of rows x columns vectors of 16 int32, columns innermost."""
+    Row k of a vector is made of the 16 / `per_vector` bytes from (16 / `per_vector`) * k on of all
+    its four 16 bytes.
+    """
     _only_compiled()
 
 
@@ -767,12 +765,12 @@ def interleave4(block: Any) -> Any:
 
 
 @_marker
-def to_bytes(value: Any, most: Any, zero: Any, least: Any) -> Any:
-    """float32 to unsigned bytes, 4 vectors to one: max(least, saturated(round(min(x, most)) + zero)).
+def to_bytes(value: Any, zero: Any, least: Any, most: Any) -> Any:
+    """float32 to unsigned bytes, 4 vectors to one: max(least, min(most, round(x) + zero)).
 
-    Rounded to the nearest, ties to even. Lane 4j + i of vector v becomes byte 16j + 4v + i: what
-    `interleave4` takes apart. `most` (float32, at most 255 - zero), `zero` and `least` (int32,
-    0..255) are single vectors that have the same in all lanes.
+    Rounded to the nearest, ties to even; |x| must be below 2**31. Lane 4j + i of vector v becomes
+    byte 16j + 4v + i: what `interleave4` takes apart. `zero`, `least` and `most` (int32, 0..255)
+    are single vectors that have the same in all lanes.
     """
     return _only_compiled()
 

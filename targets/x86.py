@@ -199,7 +199,7 @@ def _looked_up_sums(width: int) -> Callable[..., ir.Value]:
 
 
 def _to_bytes(width: int) -> Callable[..., ir.Value]:
-    """Packing saturates, so that only what is too large for an integer is bounded before."""
+    """Packing saturates."""
     level = {512: "avx512", 256: "avx2", 128: "sse2"}[width]
     end = {512: ".512", 256: "", 128: ".128"}[width]
     n, words, codes = width // 32, _vec(_I16, width // 16), _vec(_I8, width // 8)
@@ -217,18 +217,18 @@ def _to_bytes(width: int) -> Callable[..., ir.Value]:
         return splat(b, b.trunc(b.extract_element(value, ir.Constant(_I32, 0)), ty.element), ty.count)
 
     def to_bytes(
-        b: ir.IRBuilder, four: list[ir.Value], most: ir.Value, zero: ir.Value, least: ir.Value
+        b: ir.IRBuilder, four: list[ir.Value], zero: ir.Value, least: ir.Value, most: ir.Value
     ) -> ir.Value:
-        zeros, lows = every(b, zero, words), every(b, least, codes)
-        below = [b.select(b.fcmp_ordered("<", one, most), one, most) for one in four]
+        zeros, lows, highs = (every(b, *one) for one in ((zero, words), (least, codes), (most, codes)))
         found = []
-        for row in zip(*(cut(b, one, width // 8) for one in below), strict=True):
+        for row in zip(*(cut(b, one, width // 8) for one in four), strict=True):
             whole = [rounded(b, one) for one in row]
             pack = f"llvm.x86.{level}.packssdw{end}"
             two = [intrinsic_call(b, pack, words, whole[i : i + 2]) for i in (0, 2)]
             two = [saturated_sum(b, one, zeros) for one in two]
             packed = intrinsic_call(b, f"llvm.x86.{level}.packuswb{end}", codes, two)
-            found.append(b.select(b.icmp_unsigned("<", packed, lows), lows, packed))
+            packed = b.select(b.icmp_unsigned("<", packed, lows), lows, packed)
+            found.append(b.select(b.icmp_unsigned("<", packed, highs), packed, highs))
         return concat(b, found)
 
     return to_bytes

@@ -5,9 +5,9 @@ Layout and rounding: `headrace.kernels.requantise`. Activations are unsigned, we
 activations and 128 * (sum of weights) added to sums. No image is copied or padded: taps that fall
 outside read a pixel of zero points.
 
-Channels that are written are computed in tiles of 16: groups of four, whose rows are in the order
-of `requantise.byte_order`, then a pair and a single one as they come. Float results have no groups
-of four.
+Channels that are written are computed in tiles of 16: groups of four, then a pair and a
+single one, whose rows are in the order of `requantise.byte_order`. Where results are float32 there
+are pairs only, and rows are as they come.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from headrace.kernels.requantise import (
 )
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
-    arg_float,
     arg_int,
     arg_ptr,
     bcast_i8x4,
@@ -39,15 +38,10 @@ from headrace.targets.simd import (
     load_f32,
     load_i32,
     load_u8,
-    maximum,
-    minimum,
     repeat,
-    round_i32,
     smaller,
-    splat_f32,
     splat_i32,
     store_f32_grid,
-    store_i8_grid,
     store_u8_rows,
     to_bytes,
     to_f32,
@@ -82,16 +76,18 @@ def _dense(target: Target) -> KernelFunction:
     """y = requantised(bias + sum over taps and channels of w x), or the sum times scale as float32.
 
     Slots: 0 weights (`tiled_weights`), 1 x, 2 y, 3 tails of tiles (`tails`), 4 a pixel of zero
-    points, 5 quads of bytes of a tap, 6 tiles, 7 most (float32), 8 to 22 geometry, 23 zero point,
+    points, 5 quads of bytes of a tap, 6 tiles, 7 most, 8 to 22 geometry, 23 zero point,
     24 least, 25 whether results are float32, 26 whether threads share tiles before pixels.
     """
     signed = target.dot_bias(8) == 0
 
     def of(rows: int, count: int, edge: bool) -> Any:
+        per_vector = FOUR // rows  # pixels whose results are one vector of bytes
+        spare = max(1, per_vector // count)
         def some(
             w: Any, x: Any, y: Any, tail: Any, outside: Any, quads: Any, tall: Any, wide: Any,
             top: Any, left: Any, apart_y: Any, apart_x: Any, height: Any, width: Any, pixel: Any,
-            x_step: Any, y_step: Any, most: Any, zero: Any, least: Any, floats: Any,
+            x_step: Any, y_step: Any, zero: Any, least: Any, most: Any, floats: Any,
         ) -> None:  # fmt: skip
             start = load_i32(tail, rows, TAIL)
             if signed:
@@ -126,14 +122,11 @@ def _dense(target: Target) -> KernelFunction:
             found = to_f32(dot_result(acc, 8)) * repeat(load_f32(tail + 64, rows, TAIL), count)
             if floats:
                 store_f32_grid(y, found, rows, y_step, 64)
-            elif rows == FOUR:
-                code = to_bytes(found, splat_f32(most), splat_i32(zero), splat_i32(least))
-                store_u8_rows(y, code, y_step)
             else:
-                high = repeat(repeat(splat_f32(most), rows), count)
-                low = repeat(repeat(to_f32(splat_i32(least - zero)), rows), count)
-                bounded = round_i32(minimum(high, maximum(found, low)))
-                store_i8_grid(y, bounded + splat_i32(zero), rows, y_step, 16)
+                if spare > 1:
+                    found = repeat(found, spare)
+                code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
+                store_u8_rows(y, code, per_vector, count, y_step)
 
         return some
 
@@ -146,7 +139,7 @@ def _dense(target: Target) -> KernelFunction:
             x = arg_ptr(args, 1)
             outside = arg_ptr(args, 4)
             quads = arg_int(args, 5)
-            most = arg_float(args, 7)
+            most = arg_int(args, 7)
             images = arg_int(args, 8)
             height = arg_int(args, 9)
             width = arg_int(args, 10)
@@ -193,7 +186,7 @@ def _dense(target: Target) -> KernelFunction:
                         many(
                             w + g * group_bytes, source, to, tail + g * rows * TAIL, outside, quads,
                             tall, wide, top, left, apart_y, apart_x, height, width, pixel,
-                            step_x * pixel, out_pixel, most, zero, least, floats,
+                            step_x * pixel, out_pixel, zero, least, most, floats,
                         )  # fmt: skip
                     else:
                         for k in range(smaller(most_pixels, out_width - ox)):
@@ -201,7 +194,7 @@ def _dense(target: Target) -> KernelFunction:
                                 w + g * group_bytes, source, to + k * out_pixel,
                                 tail + g * rows * TAIL, outside, quads, tall, wide, top,
                                 left + k * step_x, apart_y, apart_x, height, width, pixel,
-                                step_x * pixel, out_pixel, most, zero, least, floats,
+                                step_x * pixel, out_pixel, zero, least, most, floats,
                             )  # fmt: skip
 
         return groups
@@ -239,9 +232,12 @@ def row_order(n_tiles: int, floats: bool) -> np.ndarray:
     """The channel of each row of each tile: [tiles, 16]."""
     import numpy as np
 
-    plain = np.arange(n_tiles * TILE_ROWS).reshape(n_tiles, TILE_ROWS)
-    fours = 0 if floats else n_tiles // FOUR * FOUR
-    return np.concatenate([byte_order(fours), plain[fours:]]) if fours else plain
+    if floats:
+        return np.arange(n_tiles * TILE_ROWS).reshape(n_tiles, TILE_ROWS)
+    groups = tile_groups(n_tiles, floats)
+    starts = np.cumsum([0, *groups]) * TILE_ROWS
+    rows = [start + byte_order(n) for start, n in zip(starts[:-1], groups, strict=True)]
+    return np.concatenate(rows)
 
 
 def tiled_weights(w: np.ndarray, floats: bool) -> np.ndarray:
@@ -323,7 +319,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             expected[..., :written] = exact.astype(np.int32).astype(np.float32) * scale
         else:
             expected[..., :written] = requantised(exact, scale, to)
-        most, zero, least = rounding_slots(to)
+        zero, least, most = rounding_slots(to)
         slots = [
             tiled_weights(w, floats), x, y,
             tails(folded_bias(bias, sums, of.zero), scale, sums, floats),

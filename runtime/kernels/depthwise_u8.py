@@ -27,7 +27,6 @@ from headrace.kernels.requantise import (
     scales,
 )
 from headrace.targets.simd import (
-    arg_float,
     arg_int,
     arg_ptr,
     dot4_each,
@@ -39,7 +38,6 @@ from headrace.targets.simd import (
     part,
     repeat,
     smaller,
-    splat_f32,
     splat_i32,
     store_u8,
     to_bytes,
@@ -61,7 +59,7 @@ def _depthwise(target: Target) -> KernelFunction:
     """y = requantised(bias + sum over taps of w x), channel by channel.
 
     Slots: 0 weights (`placed_weights`), 1 x, 2 y, 3 tails (`tails`), 4 a pixel of zero points,
-    5 channels (at least 64: with pads), 6 pixels at once, 7 most (float32), 8 to 22 geometry (taps
+    5 channels (at least 64: with pads), 6 pixels at once, 7 most, 8 to 22 geometry (taps
     and dilations across do not count), 23 zero point, 24 least, 25 fours of pixels in a row of
     taps. Threads share rows and channels.
     """
@@ -73,7 +71,7 @@ def _depthwise(target: Target) -> KernelFunction:
         def some(
             w: Any, x: Any, y: Any, tail: Any, outside: Any, fours: Any, tall: Any, top: Any,
             left: Any, apart_y: Any, height: Any, width: Any, pixel: Any, y_step: Any, valid: Any,
-            most: Any, zero: Any, least: Any,
+            zero: Any, least: Any, most: Any,
         ) -> None:  # fmt: skip
             start = load_i32(tail, 4, 64)
             if signed:
@@ -115,7 +113,7 @@ def _depthwise(target: Target) -> KernelFunction:
                         acc = dot4_each(acc, codes, load_u8(q, vectors, 64))
                         q = q + count * 256
             found = to_f32(acc) * repeat(load_f32(tail + 256, 4, 64), count)
-            code = to_bytes(found, splat_f32(most), splat_i32(zero), splat_i32(least))
+            code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
             store_u8(y, part(code, 0))
             if count > 1:
                 if valid > 1:
@@ -138,7 +136,7 @@ def _depthwise(target: Target) -> KernelFunction:
         outside = arg_ptr(args, 4)
         channels = arg_int(args, 5)
         count = arg_int(args, 6)
-        most = arg_float(args, 7)
+        most = arg_int(args, 7)
         height = arg_int(args, 9)
         width = arg_int(args, 10)
         out_height = arg_int(args, 11)
@@ -173,17 +171,17 @@ def _depthwise(target: Target) -> KernelFunction:
                 if count == 4:
                     four(
                         at, source, to, end, outside + c, fours, tall, top, left, apart_y, height,
-                        width, pixel, out_pixel, valid, most, zero, least,
+                        width, pixel, out_pixel, valid, zero, least, most,
                     )  # fmt: skip
                 elif count == 2:
                     two(
                         at, source, to, end, outside + c, fours, tall, top, left, apart_y, height,
-                        width, pixel, out_pixel, valid, most, zero, least,
+                        width, pixel, out_pixel, valid, zero, least, most,
                     )  # fmt: skip
                 else:
                     one(
                         at, source, to, end, outside + c, fours, tall, top, left, apart_y, height,
-                        width, pixel, out_pixel, valid, most, zero, least,
+                        width, pixel, out_pixel, valid, zero, least, most,
                     )  # fmt: skip
                 ox += count
 
@@ -275,7 +273,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         sums = w.astype(np.int64).sum((0, 1))
         exact = reference(x.astype(np.float64) - of.zero, w, geometry, depthwise=True) + bias
         y = np.full((geometry.images, *geometry.written, channels), 99, np.uint8)
-        most, zero, least = rounding_slots(to)
+        zero, least, most = rounding_slots(to)
         count, fours = placing(reach(geometry), geometry.strides[1])
         slots = [
             placed_weights(w, channels, geometry), x, y,

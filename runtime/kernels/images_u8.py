@@ -54,19 +54,25 @@ from headrace.targets.target import Target
 if TYPE_CHECKING:
     import numpy as np
 
+_FAR = 2.0**20
 
-def _code(x: Any, scale: Any, most: Any, zero: Any, least: Any) -> Any:
+
+def _bounded(x: Any, zero: Any, least: Any, most: Any) -> Any:
+    """A vector rounded and moved by a zero point: int32."""
+    low, high = to_f32(splat_i32(least - zero)), to_f32(splat_i32(most - zero))
+    return round_i32(minimum(high, maximum(x, low))) + splat_i32(zero)
+
+
+def _code(x: Any, scale: Any, zero: Any, least: Any, most: Any) -> Any:
     """QuantizeLinear of a vector: int32."""
-    low = to_f32(splat_i32(least - zero))
-    bounded = minimum(splat_f32(most), maximum(x / splat_f32(scale), low))
-    return round_i32(bounded) + splat_i32(zero)
+    return _bounded(x / splat_f32(scale), zero, least, most)
 
 
 def quantise(args: Any, thread: Any, n_threads: Any) -> None:
     """float32, channel by channel, to an image of bytes. Threads share the pixels.
 
     Slots: 0 x [images][channels][pixels], 1 y, 2 images, 3 channels, 4 pixels, 5 bytes of a pixel
-    of y, 6 scale, 7 most (float32), 8 zero point, 9 least.
+    of y, 6 scale, 7 zero point, 8 least, 9 most.
     """
     x = arg_ptr(args, 0)
     y = arg_ptr(args, 1)
@@ -75,9 +81,9 @@ def quantise(args: Any, thread: Any, n_threads: Any) -> None:
     pixels = arg_int(args, 4)
     stride = arg_int(args, 5)
     scale = arg_float(args, 6)
-    most = arg_float(args, 7)
-    zero = arg_int(args, 8)
-    least = arg_int(args, 9)
+    zero = arg_int(args, 7)
+    least = arg_int(args, 8)
+    most = arg_int(args, 9)
     chunks = (pixels + 15) // 16
     units = images * chunks
     for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
@@ -90,15 +96,15 @@ def quantise(args: Any, thread: Any, n_threads: Any) -> None:
             left = channels - c
             at = source + c * pixels * 4
             if p + 16 <= pixels:
-                word = _code(load_f32(at, 1, 0), scale, most, zero, least)
+                word = _code(load_f32(at, 1, 0), scale, zero, least, most)
                 if left > 1:
-                    code = _code(load_f32(at + pixels * 4, 1, 0), scale, most, zero, least)
+                    code = _code(load_f32(at + pixels * 4, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 8)
                 if left > 2:
-                    code = _code(load_f32(at + pixels * 8, 1, 0), scale, most, zero, least)
+                    code = _code(load_f32(at + pixels * 8, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 16)
                 if left > 3:
-                    code = _code(load_f32(at + pixels * 12, 1, 0), scale, most, zero, least)
+                    code = _code(load_f32(at + pixels * 12, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 24)
                 if stride == 4:
                     store_i32(to, word, 0)
@@ -108,7 +114,7 @@ def quantise(args: Any, thread: Any, n_threads: Any) -> None:
                 for k in range(smaller(left, 4)):
                     for i in range(pixels - p):
                         value = splat_f32(get_f32(at + (k * pixels + i) * 4))
-                        code = _code(value, scale, most, zero, least)
+                        code = _code(value, scale, zero, least, most)
                         put_u8(to + (i * stride + c + k), to_int(lane0(to_f32(code))))
             c += 4
 
@@ -197,8 +203,8 @@ def to_floats(args: Any, thread: Any, n_threads: Any) -> None:
 def from_floats(args: Any, thread: Any, n_threads: Any) -> None:
     """An image of float32, whose channels are padded to 16, to one of bytes. Threads share pixels.
 
-    Slots: 0 x, 1 y, 2 pixels of all images, 3 padded, 4 bytes of a pixel of y, 5 scale, 6 most
-    (float32), 7 zero point, 8 least.
+    Slots: 0 x, 1 y, 2 pixels of all images, 3 padded, 4 bytes of a pixel of y, 5 scale, 6 zero
+    point, 7 least, 8 most.
     """
     x = arg_ptr(args, 0)
     y = arg_ptr(args, 1)
@@ -206,13 +212,13 @@ def from_floats(args: Any, thread: Any, n_threads: Any) -> None:
     padded = arg_int(args, 3)
     stride = arg_int(args, 4)
     scale = arg_float(args, 5)
-    most = arg_float(args, 6)
-    zero = arg_int(args, 7)
-    least = arg_int(args, 8)
+    zero = arg_int(args, 6)
+    least = arg_int(args, 7)
+    most = arg_int(args, 8)
     for p in range(pixels * thread // n_threads, pixels * (thread + 1) // n_threads):
         for v in range(padded // 16):
             value = load_f32(x + (p * padded + v * 16) * 4, 1, 0)
-            code = _code(value, scale, most, zero, least)
+            code = _code(value, scale, zero, least, most)
             store_i8(y + (p * stride + v * 16), code, 0)
 
 
@@ -227,7 +233,7 @@ def add(args: Any, thread: Any, n_threads: Any) -> None:
     """y = QuantizeLinear(DequantizeLinear(a) + DequantizeLinear(b)), or of a alone.
 
     Slots: 0 a, 1 b (0: none), 2 y, 3 bytes (at least 64), 4 and 5 scale and zero point of a, 6 and
-    7 of b, 8 scale of y, 9 most (float32), 10 zero point of y, 11 least. Threads share the bytes;
+    7 of b, 8 scale of y, 9 zero point of y, 10 least, 11 most. Threads share the bytes;
     the last 64 are those at the end.
     """
     a = arg_ptr(args, 0)
@@ -240,18 +246,18 @@ def add(args: Any, thread: Any, n_threads: Any) -> None:
     b_scale = splat_f32(arg_float(args, 6))
     b_zero = splat_i32(arg_int(args, 7))
     scale = splat_f32(arg_float(args, 8))
-    most = splat_f32(arg_float(args, 9))
-    zero = splat_i32(arg_int(args, 10))
-    least = splat_i32(arg_int(args, 11))
+    zero = splat_i32(arg_int(args, 9))
+    least = splat_i32(arg_int(args, 10))
+    most = splat_i32(arg_int(args, 11))
     units = (n + 63) // 64
     for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
         at = smaller(u * 64, n - 64)
         total = to_f32(_widened(a + at) - a_zero) * a_scale
         if adds:
             total = total + to_f32(_widened(b + at) - b_zero) * b_scale
-        # What is far below the least byte is still an integer.
-        low = splat_f32(-1048576.0)
-        store_u8(y + at, to_bytes(maximum(total / scale, low), most, zero, least))
+        # What is far from all bytes is still an integer.
+        found = minimum(splat_f32(_FAR), maximum(total / scale, splat_f32(-_FAR)))
+        store_u8(y + at, to_bytes(found, zero, least, most))
 
 
 def mean(args: Any, thread: Any, n_threads: Any) -> None:
@@ -261,7 +267,7 @@ def mean(args: Any, thread: Any, n_threads: Any) -> None:
     to a byte.
 
     Slots: 0 x, 1 y, 2 images, 3 pixels, 4 padded (to 16), 5 bytes of a pixel of x, 6 of y, 7 zero
-    point of x, 8 scale, 9 whether results are float32, 10 most (float32), 11 zero point, 12 least.
+    point of x, 8 scale, 9 whether results are float32, 10 zero point, 11 least, 12 most.
     """
     x = arg_ptr(args, 0)
     y = arg_ptr(args, 1)
@@ -273,9 +279,9 @@ def mean(args: Any, thread: Any, n_threads: Any) -> None:
     x_zero = arg_int(args, 7)
     scale = splat_f32(arg_float(args, 8))
     floats = arg_int(args, 9) != 0
-    most = arg_float(args, 10)
-    zero = arg_int(args, 11)
-    least = arg_int(args, 12)
+    zero = arg_int(args, 10)
+    least = arg_int(args, 11)
+    most = arg_int(args, 12)
     units = images * vectors
     for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
         image = u // vectors
@@ -287,9 +293,7 @@ def mean(args: Any, thread: Any, n_threads: Any) -> None:
         if floats:
             store_f32(y + (image * out_stride + c * 4), found, 0)
         else:
-            low = to_f32(splat_i32(least - zero))
-            bounded = minimum(splat_f32(most), maximum(found, low))
-            store_i8(y + (image * out_stride + c), round_i32(bounded) + splat_i32(zero), 0)
+            store_i8(y + (image * out_stride + c), _bounded(found, zero, least, most), 0)
 
 
 # --- cases ----------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ too. A sum of products of quantised activations and weights w is an exact int32;
 
     y = max(least, min(most, round(float32(sum) * scale[channel]) + zero))
 
-in float32, where scale is read scale * weight scale / written scale, rounded once to float32.
+in float32, where scale is read scale * weight scale / written scale, rounded once to float32. It
+must be below 1, so that products stay in the range of integers.
 
 Pixels have channels padded to 16 bytes; those of fewer than 64 are 64 bytes apart, and those of at
 most 4 (of a network's input) 4. What pads hold is nothing in particular.
@@ -41,19 +42,14 @@ def pixel_bytes(channels: int) -> int:
     return max(GROUP, -(-channels // 16) * 16)
 
 
-def byte_order(n_vectors: int) -> np.ndarray:
-    """Channels, of 64, of the lanes of 4 vectors that `to_bytes` makes one: [vectors, 4, 16].
+def byte_order(vectors: int) -> np.ndarray:
+    """Channels of the lanes of 1, 2 or 4 vectors of a pixel, which `to_bytes` makes bytes in order.
 
-    Raises:
-        ValueError: `n_vectors` is no multiple of 4.
+    It takes 4 vectors, so those of 4, 2 or 1 pixels (`store_u8_rows`). [vectors, 16].
     """
     import numpy as np
 
-    if n_vectors % 4:
-        raise ValueError(f"{n_vectors} vectors are no multiple of 4")
-    one = np.arange(GROUP).reshape(4, 4, 4).transpose(1, 0, 2).reshape(4, 16)
-    groups = np.arange(n_vectors // 4)[:, None, None] * GROUP
-    return (groups + one).reshape(n_vectors, 16)
+    return np.arange(16 * vectors).reshape(4, vectors, 4).transpose(1, 0, 2).reshape(vectors, 16)
 
 
 def requantised(sums: np.ndarray, scale: np.ndarray, to: Quantised) -> np.ndarray:
@@ -101,9 +97,9 @@ def folded_bias(bias: np.ndarray, sums: np.ndarray, zero: int) -> np.ndarray:
     return (whole & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
-def rounding_slots(to: Quantised) -> tuple[float, int, int]:
-    """What `to_bytes` takes: most (as float, without the zero point), zero and least."""
-    return float(to.most - to.zero), to.zero, to.least
+def rounding_slots(to: Quantised) -> tuple[int, int, int]:
+    """What `to_bytes` takes: zero, least and most."""
+    return to.zero, to.least, to.most
 
 
 def check_scale(scale: float) -> bool:

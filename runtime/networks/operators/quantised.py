@@ -59,7 +59,7 @@ def _dense(
         folded_bias(bias, sums, of.zero), scales(of, factors, 1.0 if to is None else to.scale),
         sums, floats,
     )  # fmt: skip
-    most, zero, least = rounding_slots(to or of)
+    zero, least, most = rounding_slots(to or of)
     tail = geometry.slots(read.pixel_bytes, written.pixel_bytes)
     quads = -(-w.shape[2] // convolution_u8.QUAD)
     n_bytes = math.prod(w.shape[:2]) * quads * convolution_u8.QUAD * written.padded
@@ -93,7 +93,7 @@ def _depthwise(
         folded_bias(bias, sums, of.zero), scales(of, factors, to.scale), sums, channels
     )
     count, fours = depthwise_u8.placing(depthwise_u8.reach(geometry), geometry.strides[1])
-    most, zero, least = rounding_slots(to)
+    zero, least, most = rounding_slots(to)
     tail = geometry.slots(written.pixel_bytes, written.pixel_bytes)
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
