@@ -47,6 +47,12 @@ def _store_u8_rows(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
             _store(b, _place(b, args[0], stride, i * per + k), row)
 
 
+@marker("store_u8_quarter", lambda p, value, index: types.none)
+def _store_u8_quarter(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    begin = _PIECE * literal(sig.args[2], "index")
+    _store(b, args[0], shuffle(b, args[1], args[1], range(begin, begin + _PIECE)))
+
+
 @marker("dot4_each", lambda acc, x, w: acc)
 def _dot4_each(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     step, prepare = primitive("dot4_each"), primitive("dot4_weights")

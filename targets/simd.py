@@ -380,6 +380,12 @@ def store_u8_rows(p: Any, value: Any, per_vector: int, rows: int, stride: Any) -
 
 
 @_marker
+def store_u8_quarter(p: Any, value: Any, index: int) -> None:
+    """Store 16 of 64 bytes."""
+    _only_compiled()
+
+
+@_marker
 def store_u8_quarters(p: Any, value: Any, stride: Any) -> None:
     """Store 64 bytes in runs of 16, `stride` bytes apart."""
     _only_compiled()

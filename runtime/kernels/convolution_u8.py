@@ -159,7 +159,14 @@ def _dense(target: Target) -> KernelFunction:
             least = arg_int(args, 24)
             floats = arg_int(args, 25) != 0
             by_tiles = arg_int(args, 26) != 0
-            per_row = (out_width + most_pixels - 1) // most_pixels
+            # Pixels whose taps are all inside, in a row; the others are taken one by one.
+            reach = (wide - 1) * apart_x
+            begin = smaller((before + step_x - 1) // step_x, out_width)
+            end = larger(begin, smaller(out_width, (width - 1 - reach + before) // step_x + 1))
+            if end - begin < most_pixels:
+                begin = out_width
+                end = out_width
+            per_row = larger(1, (end - begin + most_pixels - 1) // most_pixels)
             units = images * out_height * per_row
             group_bytes = tall * wide * quads * rows * 64
             wrote = rows * 16
@@ -173,29 +180,39 @@ def _dense(target: Target) -> KernelFunction:
                     last = smaller(units, n_groups * units * (thread + 1) // n_threads - g * units)
                 for u in range(first, last):
                     row = u // per_row
-                    # The last pixels of a row are taken once more with those before them.
-                    ox = smaller((u - row * per_row) * most_pixels, out_width - most_pixels)
-                    ox = larger(ox, 0)
+                    chunk = u - row * per_row
                     image = row // out_height
                     top = (row - image * out_height) * step_y - above
-                    left = ox * step_x - before
-                    right = left + (most_pixels - 1) * step_x + (wide - 1) * apart_x
                     source = x + image * height * width * pixel
-                    to = y + ((row * out_width + ox) * out_pixel + g * wrote)
-                    if out_width >= most_pixels and left >= 0 and right < width:
+                    to = y + (row * out_width * out_pixel + g * wrote)
+                    if end > begin:
+                        # The last of them are taken once more with those before them.
+                        ox = smaller(begin + chunk * most_pixels, end - most_pixels)
                         many(
-                            w + g * group_bytes, source, to, tail + g * rows * TAIL, outside, quads,
-                            tall, wide, top, left, apart_y, apart_x, height, width, pixel,
-                            step_x * pixel, out_pixel, zero, least, most, floats,
+                            w + g * group_bytes, source, to + ox * out_pixel, tail + g * rows * TAIL,
+                            outside, quads, tall, wide, top, ox * step_x - before, apart_y,
+                            apart_x, height, width, pixel, step_x * pixel, out_pixel, zero, least,
+                            most, floats,
                         )  # fmt: skip
-                    else:
-                        for k in range(smaller(most_pixels, out_width - ox)):
+                    alone = begin * 0
+                    if chunk == 0:
+                        alone = begin
+                    k = begin * 0
+                    if chunk > 0:
+                        k = k + end
+                    if chunk == per_row - 1:
+                        alone = out_width
+                    while k < alone:
+                        if k == begin:
+                            k = end
+                        if k < alone:
                             one(
                                 w + g * group_bytes, source, to + k * out_pixel,
                                 tail + g * rows * TAIL, outside, quads, tall, wide, top,
-                                left + k * step_x, apart_y, apart_x, height, width, pixel,
+                                k * step_x - before, apart_y, apart_x, height, width, pixel,
                                 step_x * pixel, out_pixel, zero, least, most, floats,
                             )  # fmt: skip
+                        k += 1
 
         return groups
 

@@ -6,7 +6,8 @@ so that one instruction multiplies four taps of a channel. Some pixels that are 
 the same ones that are read, each with its weights in its own places and zeros elsewhere: any
 stride and dilation is another placing of weights.
 
-64 channels at a time; the last 64 are those at the end, so that some may be computed twice.
+64 channels at a time; the last 64 are those at the end, so that some may be computed twice. Of
+fewer than 64, what is loaded of the next pixel has no weights.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from headrace.targets.simd import (
     dot4_each,
     interleave4,
     join4,
+    larger,
     load_f32,
     load_i32,
     load_u8,
@@ -40,6 +42,7 @@ from headrace.targets.simd import (
     smaller,
     splat_i32,
     store_u8,
+    store_u8_quarter,
     to_bytes,
     to_f32,
     xor_u8,
@@ -59,11 +62,21 @@ def _depthwise(target: Target) -> KernelFunction:
     """y = requantised(bias + sum over taps of w x), channel by channel.
 
     Slots: 0 weights (`placed_weights`), 1 x, 2 y, 3 tails (`tails`), 4 a pixel of zero points,
-    5 channels (at least 64: with pads), 6 pixels at once, 7 most, 8 to 22 geometry (taps
+    5 channels (with pads), 6 pixels at once, 7 most, 8 to 22 geometry (taps
     and dilations across do not count), 23 zero point, 24 least, 25 fours of pixels in a row of
     taps. Threads share rows and channels.
     """
     signed = target.dot_bias(8) == 0
+
+    def store(p: Any, code: Any, narrow: Any) -> None:
+        if narrow == 0:
+            store_u8(p, code)
+        else:  # there is another pixel behind the channels
+            store_u8_quarter(p, code, 0)
+            if narrow > 16:
+                store_u8_quarter(p + 16, code, 1)
+            if narrow > 32:
+                store_u8_quarter(p + 32, code, 2)
 
     def of(count: int) -> Any:
         vectors = 4 * count
@@ -71,7 +84,7 @@ def _depthwise(target: Target) -> KernelFunction:
         def some(
             w: Any, x: Any, y: Any, tail: Any, outside: Any, fours: Any, tall: Any, top: Any,
             left: Any, apart_y: Any, height: Any, width: Any, pixel: Any, y_step: Any, valid: Any,
-            zero: Any, least: Any, most: Any,
+            zero: Any, least: Any, most: Any, narrow: Any,
         ) -> None:  # fmt: skip
             start = load_i32(tail, 4, 64)
             if signed:
@@ -114,15 +127,15 @@ def _depthwise(target: Target) -> KernelFunction:
                         q = q + count * 256
             found = to_f32(acc) * repeat(load_f32(tail + 256, 4, 64), count)
             code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
-            store_u8(y, part(code, 0))
+            store(y, part(code, 0), narrow)
             if count > 1:
                 if valid > 1:
-                    store_u8(y + y_step, part(code, 1))
+                    store(y + y_step, part(code, 1), narrow)
             if count > 2:
                 if valid > 2:
-                    store_u8(y + 2 * y_step, part(code, 2))
+                    store(y + 2 * y_step, part(code, 2), narrow)
                 if valid > 3:
-                    store_u8(y + 3 * y_step, part(code, 3))
+                    store(y + 3 * y_step, part(code, 3), narrow)
 
         return some
 
@@ -152,12 +165,15 @@ def _depthwise(target: Target) -> KernelFunction:
         zero = arg_int(args, 23)
         least = arg_int(args, 24)
         fours = arg_int(args, 25)
+        narrow = channels * 0
+        if channels < 64:
+            narrow = channels
         blocks = (channels + 63) // 64
         units = arg_int(args, 8) * out_height * blocks
         for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
             row = u // blocks
             block = u - row * blocks
-            c = smaller(block * 64, channels - 64)
+            c = larger(0, smaller(block * 64, channels - 64))
             image = row // out_height
             top = (row - image * out_height) * step_y - above
             source = x + (image * height * width * pixel + c)
@@ -171,17 +187,17 @@ def _depthwise(target: Target) -> KernelFunction:
                 if count == 4:
                     four(
                         at, source, to, end, outside + c, fours, tall, top, left, apart_y, height,
-                        width, pixel, out_pixel, valid, zero, least, most,
+                        width, pixel, out_pixel, valid, zero, least, most, narrow,
                     )  # fmt: skip
                 elif count == 2:
                     two(
                         at, source, to, end, outside + c, fours, tall, top, left, apart_y, height,
-                        width, pixel, out_pixel, valid, zero, least, most,
+                        width, pixel, out_pixel, valid, zero, least, most, narrow,
                     )  # fmt: skip
                 else:
                     one(
                         at, source, to, end, outside + c, fours, tall, top, left, apart_y, height,
-                        width, pixel, out_pixel, valid, zero, least, most,
+                        width, pixel, out_pixel, valid, zero, least, most, narrow,
                     )  # fmt: skip
                 ox += count
 
@@ -214,7 +230,7 @@ def blocks_of(channels: int) -> np.ndarray:
     import numpy as np
 
     n_blocks = -(-channels // GROUP)
-    starts = np.minimum(np.arange(n_blocks) * GROUP, channels - GROUP)
+    starts = np.maximum(0, np.minimum(np.arange(n_blocks) * GROUP, channels - GROUP))
     found: np.ndarray = starts[:, None, None] + byte_order(4)
     return found
 
@@ -228,6 +244,7 @@ def placed_weights(w: np.ndarray, channels: int, geometry: Geometry) -> np.ndarr
 
     stride, apart = geometry.strides[1], geometry.dilations[1]
     count, fours = placing(reach(geometry), stride)
+    channels = max(GROUP, channels)
     padded = np.zeros((*w.shape[:2], channels), np.int8)
     padded[..., : w.shape[2]] = w
     places = np.zeros((channels, w.shape[0], count, fours * FOUR), np.int8)
@@ -243,6 +260,7 @@ def tails(bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, channels: int) 
     """Of each 64 channels: bias (`folded_bias`), scales and 128 * sums; int32 [blocks, 3, 64]."""
     import numpy as np
 
+    channels = max(GROUP, channels)
     padded = np.zeros((3, channels), np.int32)
     padded[0, : len(bias)] = bias
     padded[1, : len(bias)] = scale.astype(np.float32).view(np.int32)
@@ -265,7 +283,9 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         of = Quantised(0.02, (0, 128, 255)[i % 3])
         to = Quantised(0.03, (128, 0, 3)[i % 3], *((0, 255) if i % 2 else (7, 200)))
         channels = pixel_bytes(written)
-        x = rng.integers(0, 256, (geometry.images, *geometry.read, channels), dtype=np.uint8)
+        pixels = geometry.images * geometry.read[0] * geometry.read[1]
+        memory = rng.integers(0, 256, pixels * channels + GROUP, dtype=np.uint8)
+        x = memory[:-GROUP].reshape(geometry.images, *geometry.read, channels)
         x[0, 0, 0], x[0, -1, -1] = 255, 0
         w, scale = random_weights(rng, (*geometry.taps, channels), 100)
         bias = rng.integers(-(2**12), 2**12, channels).astype(np.int32)
@@ -276,9 +296,9 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         zero, least, most = rounding_slots(to)
         count, fours = placing(reach(geometry), geometry.strides[1])
         slots = [
-            placed_weights(w, channels, geometry), x, y,
+            placed_weights(w, channels, geometry), memory, y,
             tails(folded_bias(bias, sums, of.zero), scale, sums, channels),
-            np.full(channels, of.zero, np.uint8), channels, count, most,
+            np.full(channels + GROUP, of.zero, np.uint8), channels, count, most,
             *geometry.slots(channels, channels), zero, least, fours,
         ]  # fmt: skip
         expected = requantised(exact, scale, to)

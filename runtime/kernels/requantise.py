@@ -9,8 +9,8 @@ too. A sum of products of quantised activations and weights w is an exact int32;
 in float32, where scale is read scale * weight scale / written scale, rounded once to float32. It
 must be below 1, so that products stay in the range of integers.
 
-Pixels have channels padded to 16 bytes; those of fewer than 64 are 64 bytes apart, and those of at
-most 4 (of a network's input) 4. What pads hold is nothing in particular.
+Pixels have channels padded to 16 bytes; those of at most 4 channels (of a network's input) have 4.
+What pads hold is nothing in particular. Up to 63 bytes behind an image may be read.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ class Quantised:
 
 def pixel_bytes(channels: int) -> int:
     """Between pixels of an image of bytes."""
-    if channels <= 4:
-        return 4
-    return max(GROUP, -(-channels // 16) * 16)
+    return 4 if channels <= 4 else -(-channels // 16) * 16
 
 
 def byte_order(vectors: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from headrace.networks.passes.into_convolutions import into_convolutions
 from headrace.networks.quantisation import added, elem_type
 
 _GIVEN = 1 << 62  # stands for addresses that are known only when it runs; 1 << 44 for each value
+BEHIND = 64  # bytes that kernels may read behind a value
 
 
 class NativeRegion:
@@ -69,6 +70,7 @@ class NativeRegion:
             if name not in self._images or self._images[name].as_in_onnx
         }
         offsets, self.arena_bytes = placed(self._lives())
+        self.arena_bytes += BEHIND
         self._arena = Arena({"values": self.arena_bytes})
         self._at = {name: self._arena.base + at for name, at in offsets.items()} | self._given
         self._weights: list[Any] = []  # they go with the last region that has them

@@ -87,7 +87,7 @@ def _depthwise(
     bias: np.ndarray, of: Quantised, to: Quantised,
 ) -> Operation:  # fmt: skip
     """The operation of weights [down, across, channels]."""
-    channels = max(GROUP, written.padded)
+    channels = written.padded
     sums = w.astype(np.int64).sum((0, 1))
     tails = depthwise_u8.tails(
         folded_bias(bias, sums, of.zero), scales(of, factors, to.scale), sums, channels
@@ -104,7 +104,7 @@ def _depthwise(
 
     own: dict[str, np.ndarray | Weight] = {
         "weights": depthwise_u8.placed_weights(w, channels, geometry), "tails": tails,
-        "outside": np.full(channels, of.zero, np.uint8),
+        "outside": np.full(channels + GROUP, of.zero, np.uint8),
     }  # fmt: skip
     macs = written.images * written.pixels * math.prod(w.shape)
     return Operation(
