@@ -46,7 +46,6 @@ from headrace.targets.simd import (
     store_words,
     to_bytes,
     to_f32,
-    to_int,
 )
 from headrace.targets.table import Case, Kernel, same_for_all
 from headrace.targets.target import Target
@@ -111,11 +110,19 @@ def quantise(args: Any, thread: Any, n_threads: Any) -> None:
                 else:
                     store_words(to + c, word, 16, stride)
             else:
-                for k in range(smaller(left, 4)):
-                    for i in range(pixels - p):
-                        value = splat_f32(get_f32(at + (k * pixels + i) * 4))
-                        code = _code(value, scale, zero, least, most)
-                        put_u8(to + (i * stride + c + k), to_int(lane0(to_f32(code))))
+                for i in range(pixels - p):
+                    q = at + i * 4
+                    word = _code(splat_f32(get_f32(q)), scale, zero, least, most)
+                    if left > 1:
+                        code = splat_f32(get_f32(q + pixels * 4))
+                        word = word | shl(_code(code, scale, zero, least, most), 8)
+                    if left > 2:
+                        code = splat_f32(get_f32(q + pixels * 8))
+                        word = word | shl(_code(code, scale, zero, least, most), 16)
+                    if left > 3:
+                        code = splat_f32(get_f32(q + pixels * 12))
+                        word = word | shl(_code(code, scale, zero, least, most), 24)
+                    store_words(to + (i * stride + c), word, 1, 4)
             c += 4
 
 
@@ -326,7 +333,7 @@ def _quantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         y = np.full((images, pixels, pixel_bytes(channels)), 77, np.uint8)
         expected = y.copy()
         # Words of four channels are written; what is beyond the last is zero then.
-        expected[:, : pixels // 16 * 16, : -(-channels // 4) * 4] = 0
+        expected[..., : -(-channels // 4) * 4] = 0
         expected[..., :channels] = quantised(x, to).transpose(0, 2, 1)
         slots = [
             x, y, images, channels, pixels, y.shape[2], to.scale, *rounding_slots(to),

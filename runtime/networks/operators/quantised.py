@@ -42,6 +42,8 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         read.images, (read.height, read.width), (written.height, written.width),
         (w.shape[2], w.shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
     )  # fmt: skip
+    if not _stay_integers(of, factors, to):
+        return None
     taps = w.transpose(2, 3, 1, 0)  # [down, across, read, written]
     if depthwise:
         return _depthwise(node, geometry, written, taps[:, :, 0], factors, bias, of, to)
@@ -112,6 +114,11 @@ def _depthwise(
     )
 
 
+def _stay_integers(of: Quantised, factors: np.ndarray, to: Quantised) -> bool:
+    """Whether sums of int32, times their scales, are integers of 32 bits again."""
+    return bool((scales(of, factors, to.scale) < 1).all())
+
+
 def _bias(graph: Graph, name: str, channels: int) -> np.ndarray | None:
     """int32 for each channel; None: it is no constant of that size."""
     if not name:
@@ -152,6 +159,8 @@ def _product(
         return None
     bias = _bias(graph, bias_name, written.channels)
     if bias is None or read.images != written.images or (to and written.channels <= THIN):
+        return None
+    if to is not None and not _stay_integers(of, factors, to):
         return None
     matrix = (w.T if transposed else w)[None, None]
     geometry = Geometry(1, (1, read.images), (1, read.images), (1, 1))
