@@ -8,9 +8,12 @@ from functools import cached_property
 from headrace.kernels import (
     attention_rows,
     convolution,
+    convolution_u8,
+    depthwise_u8,
     execute,
     gelu,
     images,
+    images_u8,
     layer_norm,
     sparse_product,
 )
@@ -20,8 +23,10 @@ from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
 from headrace.team import Team
 
-# Whose kernels networks use.
-MODULES = (convolution, sparse_product, images, layer_norm, gelu, attention_rows)
+MODULES = (  # whose kernels networks use
+    convolution, sparse_product, images, layer_norm, gelu, attention_rows, convolution_u8,
+    depthwise_u8, images_u8,
+)  # fmt: skip
 
 
 class Engine:

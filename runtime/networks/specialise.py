@@ -16,12 +16,12 @@ import numpy as np
 from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 
-# What gives something else each time, or is asked for its effect.
+# What gives something else each time, or is asked for its effect; and weights as they are.
 _NOT_CONSTANT = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
-    "Multinomial", "Dropout",
+    "Multinomial", "Dropout", "DequantizeLinear",
 }  # fmt: skip
-_KEPT = ("DequantizeLinear", "QuantizeLinear", "Identity")
+_KEPT = ("QuantizeLinear", "Identity")
 FLOAT = 1  # of TensorProto
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operators import operation_for
-from headrace.networks.patterns import attention, gelu, layer_norm, linear, microsoft
+from headrace.networks.patterns import attention, gelu, layer_norm, linear, microsoft, quantised
 from headrace.networks.patterns.match import Matcher
 
 Pattern = Callable[[Matcher, Node], list[Node] | None]
@@ -23,6 +23,7 @@ PATTERNS: tuple[Pattern, ...] = (
     gelu.found,
     linear.found,
     attention.found,
+    quantised.found,
 )
 
 
