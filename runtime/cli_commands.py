@@ -269,7 +269,8 @@ def compress(
     cuts the feed-forwards of a dense model into experts, --neuron-clusters N those of a ReLU model
     into clusters that fire together. When it is interrupted, the same command goes on. Other
     programs can list what is in the file, but not run it: keep the source if you need it elsewhere.
-    An ONNX file becomes one of 8-bit integers, with --format int8 and inputs to --calibrate with.
+    An ONNX file becomes one of 8-bit integers (--format int8, with inputs to --calibrate with), or
+    one with zeros (--sparsity 0.7 --pattern 4x1; --ends sparse: in its last layer, too), or both.
     """
     import shlex
 
@@ -279,6 +280,8 @@ def compress(
         return cli_networks.compress(
             src=src, dst=dst, calibrate=calibrate, evaluate=evaluate, json=json, options=options
         )
+    if options.pop("pattern", None) is not None:
+        raise HeadraceError("--pattern is for ONNX files; formats of this model have their own")
 
     # Work is shared by rows: threads of BLAS's own would only wait for each other. It looks once.
     if "numpy" not in sys.modules:

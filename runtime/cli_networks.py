@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from headrace.networks.network import Network
 
 _SHOWN = 8  # elements of an output
+# Options of `compress` that ONNX files take.
+_OF_NETWORKS = ("format", "force", "threads", "sparsity", "pattern", "ends")
 
 
 def run(
@@ -81,19 +83,22 @@ def compress(
     *, src: str, dst: str, calibrate: str | None, evaluate: str | None, json: bool,
     options: Mapping[str, Any],
 ) -> int:  # fmt: skip
-    """Write a network of 8-bit integers as an ONNX file."""
+    """Write a network with zeros, or of 8-bit integers, as an ONNX file."""
     from headrace.loaders.sources import resolve
     from headrace.networks.compression.compress import compress_network
     from headrace.sizes import format_size
 
-    given = {k: v for k, v in options.items() if k not in ("format", "force", "threads")}
+    given = {k: v for k, v in options.items() if k not in _OF_NETWORKS}
     given |= {"evaluate": evaluate}
     for name, value in given.items():
         if value not in (None, False, "error"):
             raise HeadraceError(f"an ONNX file takes no --{name.replace('_', '-')}; leave it out")
+    if options["ends"] not in (None, "sparse"):
+        raise HeadraceError("of an ONNX file, --ends is `sparse` or left out")
     done = compress_network(
         resolve(src), Path(dst), format=options["format"], force=options["force"], notice=say,
-        calibrate=None if calibrate is None else Path(calibrate),
+        calibrate=None if calibrate is None else Path(calibrate), sparsity=options["sparsity"],
+        pattern=options["pattern"], ends=options["ends"] is not None,
     )  # fmt: skip
     if json:
         print_json(
@@ -103,13 +108,18 @@ def compress(
                 "size_bytes": done.size_bytes,
                 "integer_nodes": done.integer_nodes,
                 "samples": done.samples,
+                "sparse_layers": done.sparse_layers,
+                "sparsity": done.sparsity,
             }
         )
         return 0
-    say(
-        f"{done.path}: {format_size(done.size_bytes)} (from {format_size(done.source_bytes)}), "
-        f"{sum(done.integer_nodes.values())} nodes of integers"
-    )
+    parts = []
+    if done.sparse_layers:
+        parts.append(f"{done.sparsity:.1%} of the weights of {done.sparse_layers} layers are zero")
+    if done.integer_nodes:
+        parts.append(f"{sum(done.integer_nodes.values())} nodes of integers")
+    sizes = f"{format_size(done.size_bytes)} (from {format_size(done.source_bytes)})"
+    say(f"{done.path}: {sizes}, {', '.join(parts)}")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Write an ONNX file whose products are of 8-bit integers, which onnxruntime runs as well."""
+"""Write a smaller ONNX file, which onnxruntime runs as well.
+
+Weights become zero where they matter least, products those of 8-bit integers, or both.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -15,37 +19,54 @@ from headrace.errors import HeadraceError, UnsupportedError
 from headrace.loaders.onnx_model import open_onnx
 from headrace.networks.compression.bias_correction import correct
 from headrace.networks.compression.float_model import simplified
+from headrace.networks.compression.pruning import PATTERNS, prune
 from headrace.networks.compression.qdq import Quantiser
 from headrace.networks.compression.ranges import ranges
-from headrace.networks.compression.samples import read_samples
+from headrace.networks.compression.samples import Sample, read_samples
+from headrace.networks.compression.sparse_layers import LEAST, SparseLayer, zeros
 from headrace.networks.network import Network
 
-FORMATS = ("int8",)
+KEEP = "keep"  # float32 as it is
+FORMATS = (KEEP, "int8")
 SAMPLES = 64  # calls that are looked at
 
 
 @dataclass(frozen=True)
 class CompressedNetwork:
-    """What was written; sizes in bytes, nodes that integers compute by operator."""
+    """What was written; sizes in bytes.
+
+    Attributes:
+        integer_nodes: nodes that integers compute, by operator.
+        samples: inputs that were looked at.
+        sparse_layers: products of which weights were left out.
+        sparsity: share of their weights that is zero now.
+    """
 
     path: Path
     source_bytes: int
     size_bytes: int
     integer_nodes: dict[str, int]
     samples: int
+    sparse_layers: int = 0
+    sparsity: float = 0.0
 
 
 def compress_network(
-    src: Path, dst: Path, *, format: str, calibrate: Path | None, force: bool = False,
-    samples: int = SAMPLES, notice: Callable[[str], None] = lambda text: None,
+    src: Path, dst: Path, *, format: str = KEEP, calibrate: Path | None = None,
+    sparsity: float | None = None, pattern: str | None = None, ends: bool = False,
+    force: bool = False, samples: int = SAMPLES, notice: Callable[[str], None] = lambda text: None,
 ) -> CompressedNetwork:  # fmt: skip
-    """Quantise a network after training.
+    """Prune or quantise a network after training.
 
     Args:
         src: of float32, with constant weights.
         dst: the file to write; it gets its name when it is whole.
-        format: "int8".
-        calibrate: inputs: see `read_samples`.
+        format: "int8" or "keep".
+        calibrate: inputs: see `read_samples`. Without them the smallest weights are left out.
+        sparsity: share of the weights of 1x1 convolutions and matrices that is left out.
+        pattern: outputs whose weights of an input are left out together: "1x1", "4x1" (4) or
+            "group" (16).
+        ends: leave out weights of the last layer as well.
         force: replace a file of that name.
         samples: calls that are looked at, at most.
         notice: is told what happens.
@@ -55,17 +76,36 @@ def compress_network(
         UnsupportedError: another format, nothing to quantise, or onnxruntime does not run it.
         HeadraceError: the inputs do not fit, or the file cannot be written.
     """
-    if format not in FORMATS:
-        raise UnsupportedError(f"ONNX files become {', '.join(FORMATS)}, not {format!r}")
-    if calibrate is None:
-        raise HeadraceError(
-            "--format int8 needs inputs to --calibrate with: a folder of .npy or .npz files, each "
-            "an input (or several) as the network takes it"
-        )
+    _check(format, sparsity, pattern, ends, calibrate)
     _check_target(dst, force)
     with Network(open_onnx(src), threads=1) as network:
-        given = read_samples(calibrate, network.inputs, samples)
-    model = simplified(onnx.load(src))
+        given = None if calibrate is None else read_samples(calibrate, network.inputs, samples)
+    written = simplified(onnx.load(src))
+    layers: list[SparseLayer] = []
+    if sparsity is not None:
+        rows = PATTERNS[pattern or "1x1"]
+        layers = prune(written, sparsity, rows, given, ends=ends, notice=notice)
+        if not layers:
+            raise UnsupportedError(
+                f"{src} has no 1x1 convolutions or matrices of float32 with constant weights of "
+                f"their own and {LEAST} channels or more, but for its last layer (--ends sparse)"
+            )
+    left = zeros(layers) if layers else 0.0
+    counts: Counter[str] = Counter()
+    if format == "int8" and given is not None:
+        written, counts = _quantised(src, written, given, notice)
+    written.producer_name = "headrace"
+    with whole_file(dst) as file:
+        file.write(written.SerializeToString(deterministic=True))
+    return CompressedNetwork(
+        dst, src.stat().st_size, dst.stat().st_size, dict(counts.most_common()),
+        len(given or ()), len(layers), left,
+    )  # fmt: skip
+
+
+def _quantised(
+    src: Path, model: Any, given: list[Sample], notice: Callable[[str], None]
+) -> tuple[Any, Counter[str]]:
     quantiser = Quantiser(model)
     if not quantiser.products():
         raise UnsupportedError(f"{src} has no products of float32 with constant weights")
@@ -73,13 +113,27 @@ def compress_network(
     found = ranges(model, quantiser.chosen.values, given)
     notice(f"biases of {len(quantiser.products())} products")
     written = correct(quantiser, found, given)
-    written.producer_name = "headrace"
-    with whole_file(dst) as file:
-        file.write(written.SerializeToString(deterministic=True))
-    counts = Counter(quantiser.nodes[i].op_type for i in quantiser.chosen.nodes)
-    return CompressedNetwork(
-        dst, src.stat().st_size, dst.stat().st_size, dict(counts.most_common()), len(given)
-    )
+    return written, Counter(quantiser.nodes[i].op_type for i in quantiser.chosen.nodes)
+
+
+def _check(
+    format: str, sparsity: float | None, pattern: str | None, ends: bool, calibrate: Path | None
+) -> None:
+    if format not in FORMATS:
+        raise UnsupportedError(f"ONNX files become {', '.join(FORMATS)}, not {format!r}")
+    if format == KEEP and sparsity is None:
+        raise HeadraceError("nothing to do: give --format int8, --sparsity 0.7, or both")
+    if format == "int8" and calibrate is None:
+        raise HeadraceError(
+            "--format int8 needs inputs to --calibrate with: a folder of .npy or .npz files, each "
+            "an input (or several) as the network takes it"
+        )
+    if sparsity is None and (pattern is not None or ends):
+        raise HeadraceError("--pattern and --ends say which weights --sparsity leaves out: give it")
+    if sparsity is not None and not 0 < sparsity < 1:
+        raise HeadraceError(f"--sparsity is the share of weights to leave out, not {sparsity}")
+    if pattern is not None and pattern not in PATTERNS:
+        raise HeadraceError(f"--pattern is one of {', '.join(PATTERNS)}, not {pattern!r}")
 
 
 def _check_target(target: Path, force: bool) -> None:
