@@ -84,6 +84,7 @@ def _dense(target: Target) -> KernelFunction:
     def of(rows: int, count: int, edge: bool) -> Any:
         per_vector = FOUR // rows  # pixels whose results are one vector of bytes
         spare = max(1, per_vector // count)
+
         def some(
             w: Any, x: Any, y: Any, tail: Any, outside: Any, quads: Any, tall: Any, wide: Any,
             top: Any, left: Any, apart_y: Any, apart_x: Any, height: Any, width: Any, pixel: Any,
@@ -232,7 +233,15 @@ def _dense(target: Target) -> KernelFunction:
         twos = (n_tiles - fours * 4) // 2
         four(args, thread, n_threads, fours, w, y, tail)
         done = fours * 4
-        two(args, thread, n_threads, twos, w + done * tile_bytes, y + done * wrote, tail + done * TAIL)
+        two(
+            args,
+            thread,
+            n_threads,
+            twos,
+            w + done * tile_bytes,
+            y + done * wrote,
+            tail + done * TAIL,
+        )
         done = done + twos * 2
         single(
             args, thread, n_threads, n_tiles - done, w + done * tile_bytes, y + done * wrote,
