@@ -109,9 +109,7 @@ def test_biases_bring_means_back(tmp_path: Path) -> None:
     compress_network(
         tmp_path / "a.onnx", tmp_path / "b.onnx", format="int8", calibrate=tmp_path / "x.npy"
     )
-    both = [
-        np.mean([run(tmp_path / f"{name}.onnx", one[None])["y"] for one in x]) for name in "ab"
-    ]
+    both = [np.mean([run(tmp_path / f"{name}.onnx", one[None])["y"] for one in x]) for name in "ab"]
     assert abs(both[0] - both[1]) < 5e-4  # of 0.06 that are rounded away
 
 

@@ -84,6 +84,7 @@ def _dense(target: Target) -> KernelFunction:
     def of(rows: int, count: int, edge: bool) -> Any:
         per_vector = FOUR // rows  # pixels whose results are one vector of bytes
         spare = max(1, per_vector // count)
+
         def some(
             w: Any, x: Any, y: Any, tail: Any, outside: Any, quads: Any, tall: Any, wide: Any,
             top: Any, left: Any, apart_y: Any, apart_x: Any, height: Any, width: Any, pixel: Any,
@@ -100,10 +101,9 @@ def _dense(target: Target) -> KernelFunction:
                     ix = left + kx * apart_x
                     p = outside
                     step = x_step * 0
-                    if iy >= 0 and iy < height:
-                        if not edge or (ix >= 0 and ix < width):
-                            p = x + (iy * width + ix) * pixel
-                            step = x_step
+                    if iy >= 0 and iy < height and (not edge or (ix >= 0 and ix < width)):
+                        p = x + (iy * width + ix) * pixel
+                        step = x_step
                     n = quads
                     while n >= 2:
                         acc = dot8_lanes(
@@ -189,10 +189,10 @@ def _dense(target: Target) -> KernelFunction:
                         # The last of them are taken once more with those before them.
                         ox = smaller(begin + chunk * most_pixels, end - most_pixels)
                         many(
-                            w + g * group_bytes, source, to + ox * out_pixel, tail + g * rows * TAIL,
-                            outside, quads, tall, wide, top, ox * step_x - before, apart_y,
-                            apart_x, height, width, pixel, step_x * pixel, out_pixel, zero, least,
-                            most, floats,
+                            w + g * group_bytes, source, to + ox * out_pixel,
+                            tail + g * rows * TAIL, outside, quads, tall, wide, top,
+                            ox * step_x - before, apart_y, apart_x, height, width, pixel,
+                            step_x * pixel, out_pixel, zero, least, most, floats,
                         )  # fmt: skip
                     alone = begin * 0
                     if chunk == 0:
@@ -232,7 +232,15 @@ def _dense(target: Target) -> KernelFunction:
         twos = (n_tiles - fours * 4) // 2
         four(args, thread, n_threads, fours, w, y, tail)
         done = fours * 4
-        two(args, thread, n_threads, twos, w + done * tile_bytes, y + done * wrote, tail + done * TAIL)
+        two(
+            args,
+            thread,
+            n_threads,
+            twos,
+            w + done * tile_bytes,
+            y + done * wrote,
+            tail + done * TAIL,
+        )
         done = done + twos * 2
         single(
             args, thread, n_threads, n_tiles - done, w + done * tile_bytes, y + done * wrote,
@@ -278,7 +286,7 @@ def tiled_weights(w: np.ndarray, floats: bool) -> np.ndarray:
 
 
 def tails(bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, floats: bool) -> np.ndarray:
-    """Of each tile: bias (`folded_bias`), scales and 128 * sums of weights; int32 [tiles, 3, 16]."""
+    """Of each tile: bias (`folded_bias`), scales, 128 * sums of weights; int32 [tiles, 3, 16]."""
     import numpy as np
 
     n_tiles = -(-len(bias) // TILE_ROWS)

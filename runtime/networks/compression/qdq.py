@@ -235,10 +235,12 @@ class _Writing:
             self._constant(f"{name}_zero_point", np.array(zero, np.uint8)),
         ]
         middle, end = f"{name}_quantized", end or f"{name}_dequantized"
-        self.model.graph.node.extend((
-            helper.make_node("QuantizeLinear", [source, *given], [middle], f"{name}_quantize"),
-            helper.make_node("DequantizeLinear", [middle, *given], [end], f"{name}_dequantize"),
-        ))
+        self.model.graph.node.extend(
+            (
+                helper.make_node("QuantizeLinear", [source, *given], [middle], f"{name}_quantize"),
+                helper.make_node("DequantizeLinear", [middle, *given], [end], f"{name}_dequantize"),
+            )
+        )
 
     def _weights(self, made: Any, node: Any) -> None:
         w = numpy_helper.to_array(self.of.constants[node.input[1]]).astype(np.float64)
