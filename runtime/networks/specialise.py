@@ -17,12 +17,12 @@ from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
 
-# What gives something else each time, or is asked for its effect.
+# What gives something else each time, or is asked for its effect; and weights as they are.
 NOT_CONSTANT = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
-    "Multinomial", "Dropout",
+    "Multinomial", "Dropout", "DequantizeLinear",
 }  # fmt: skip
-_KEPT = ("DequantizeLinear", "QuantizeLinear", "Identity")
+_KEPT = ("QuantizeLinear", "Identity")
 FLOAT = 1  # of TensorProto
 
 

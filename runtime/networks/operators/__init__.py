@@ -19,6 +19,8 @@ from headrace.networks.operators import (
     mean,
     names,
     normalisation,
+    quantised,
+    quantised_images,
     sums,
 )
 
@@ -34,6 +36,8 @@ OPERATORS: dict[str, Maker] = {
     **normalisation.OPERATORS,
     **gelu.OPERATORS,
     **attention.OPERATORS,
+    **quantised.OPERATORS,
+    **quantised_images.OPERATORS,
 }
 
 

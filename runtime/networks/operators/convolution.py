@@ -27,7 +27,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         return None
     strides = tuple(node.attribute("strides", [1, 1]))
     dilations = tuple(node.attribute("dilations", [1, 1]))
-    pads = _pads(node, read, written, shape[2:], strides, dilations)
+    pads = pads_of(node, read, written, shape[2:], strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
         (shape[2], shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
@@ -90,7 +90,7 @@ def convolution(
     )  # fmt: skip
 
 
-def _pads(
+def pads_of(
     node: Node, read: Image, written: Image, taps: tuple[int, ...], strides: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> tuple[int, int]:  # fmt: skip

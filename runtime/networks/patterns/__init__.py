@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operators import operation_for
-from headrace.networks.patterns import attention, gelu, layer_norm, linear, microsoft
+from headrace.networks.patterns import attention, gelu, layer_norm, linear, microsoft, quantised
 from headrace.networks.patterns.match import Matcher
 from headrace.networks.patterns.repeats import without_repeats
 
@@ -25,6 +25,7 @@ PATTERNS: tuple[Pattern, ...] = (
     gelu.found,
     linear.found,
     attention.found,
+    quantised.found,
 )
 
 

@@ -20,11 +20,13 @@ class Matcher:
     Attributes:
         graph: of which it is.
         makers: the node that makes a value.
+        users: nodes that read it.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        self.users = graph.users()
 
     def maker(self, name: str, *ops: str) -> Node | None:
         """The node that makes a value, if it is one of these operators of ONNX."""
