@@ -103,9 +103,10 @@ def _rounded(
         one = b.select(b.fcmp_ordered("<", one, low), low, one)
         bits = b.bitcast(b.fadd(one, magic), zero.type)
         codes.append(b.trunc(b.add(bits, offset), ir.VectorType(_I8, lanes())))
-    halves = [shuffle(b, x, y, range(2 * lanes())) for x, y in (codes[:2], codes[2:])]
-    order = [lanes() * v + 4 * j + i for j in range(lanes() // 4) for v in range(4) for i in range(4)]
-    return shuffle(b, *halves, order)
+    first, second = (shuffle(b, x, y, range(2 * lanes())) for x, y in (codes[:2], codes[2:]))
+    quads = range(lanes() // 4)
+    order = [lanes() * v + 4 * j + i for j in quads for v in range(4) for i in range(4)]
+    return shuffle(b, first, second, order)
 
 
 def saturated_sum(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:

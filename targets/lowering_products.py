@@ -211,8 +211,8 @@ def _lanes_step(
         if len(codes) == 1:  # the other half is worth nothing
             none = [[ir.Constant(v.type, None) for v in row] for row in (codes[0], halves[0])]
             codes, halves = [*codes, none[0]], [*halves, none[1]]
-        both = ([list(two) for two in zip(*rows, strict=True)] for rows in (codes, halves))
-        steps: list[Step] = [(whole, *both)]
+        ws, xs = ([list(two) for two in zip(*rows, strict=True)] for rows in (codes, halves))
+        steps: list[Step] = [(whole, ws, xs)]
     else:
         one = primitive("dot4_lanes") or primitive("dot4")
         if one is None:

@@ -214,12 +214,14 @@ def _to_bytes(width: int) -> Callable[..., ir.Value]:
         return intrinsic_call(b, f"llvm.x86.{name}", ty, [value])
 
     def every(b: ir.IRBuilder, value: ir.Value, ty: ir.VectorType) -> ir.Value:
-        return splat(b, b.trunc(b.extract_element(value, ir.Constant(_I32, 0)), ty.element), ty.count)
+        first = b.extract_element(value, ir.Constant(_I32, 0))
+        return splat(b, b.trunc(first, ty.element), ty.count)
 
     def to_bytes(
         b: ir.IRBuilder, four: list[ir.Value], zero: ir.Value, least: ir.Value, most: ir.Value
     ) -> ir.Value:
-        zeros, lows, highs = (every(b, *one) for one in ((zero, words), (least, codes), (most, codes)))
+        zeros = every(b, zero, words)
+        lows, highs = every(b, least, codes), every(b, most, codes)
         found = []
         for row in zip(*(cut(b, one, width // 8) for one in four), strict=True):
             whole = [rounded(b, one) for one in row]

@@ -64,7 +64,8 @@ class Qdq:
 
     def conv(self, x: str, y: str, shape: tuple[int, ...], **given: Any) -> str:
         """A convolution of a dequantised value `x`_d; it makes `y`."""
-        inputs = [f"{x}_d", self.weights(f"{y}_w", shape), self.bias(f"{y}_b", x, f"{y}_w", shape[0])]
+        w = self.weights(f"{y}_w", shape)
+        inputs = [f"{x}_d", w, self.bias(f"{y}_b", x, f"{y}_w", shape[0])]
         self.nodes.append(helper.make_node("Conv", inputs, [y], **given))
         return y
 

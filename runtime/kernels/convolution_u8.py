@@ -101,10 +101,9 @@ def _dense(target: Target) -> KernelFunction:
                     ix = left + kx * apart_x
                     p = outside
                     step = x_step * 0
-                    if iy >= 0 and iy < height:
-                        if not edge or (ix >= 0 and ix < width):
-                            p = x + (iy * width + ix) * pixel
-                            step = x_step
+                    if iy >= 0 and iy < height and (not edge or (ix >= 0 and ix < width)):
+                        p = x + (iy * width + ix) * pixel
+                        step = x_step
                     n = quads
                     while n >= 2:
                         acc = dot8_lanes(
@@ -190,10 +189,10 @@ def _dense(target: Target) -> KernelFunction:
                         # The last of them are taken once more with those before them.
                         ox = smaller(begin + chunk * most_pixels, end - most_pixels)
                         many(
-                            w + g * group_bytes, source, to + ox * out_pixel, tail + g * rows * TAIL,
-                            outside, quads, tall, wide, top, ox * step_x - before, apart_y,
-                            apart_x, height, width, pixel, step_x * pixel, out_pixel, zero, least,
-                            most, floats,
+                            w + g * group_bytes, source, to + ox * out_pixel,
+                            tail + g * rows * TAIL, outside, quads, tall, wide, top,
+                            ox * step_x - before, apart_y, apart_x, height, width, pixel,
+                            step_x * pixel, out_pixel, zero, least, most, floats,
                         )  # fmt: skip
                     alone = begin * 0
                     if chunk == 0:
@@ -287,7 +286,7 @@ def tiled_weights(w: np.ndarray, floats: bool) -> np.ndarray:
 
 
 def tails(bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, floats: bool) -> np.ndarray:
-    """Of each tile: bias (`folded_bias`), scales and 128 * sums of weights; int32 [tiles, 3, 16]."""
+    """Of each tile: bias (`folded_bias`), scales, 128 * sums of weights; int32 [tiles, 3, 16]."""
     import numpy as np
 
     n_tiles = -(-len(bias) // TILE_ROWS)

@@ -128,7 +128,7 @@ def _depthwise(target: Target) -> KernelFunction:
             found = to_f32(acc) * repeat(load_f32(tail + 256, 4, 64), count)
             code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
             store(y, part(code, 0), narrow)
-            if count > 1:
+            if count > 1:  # noqa: SIM102 - known when it is compiled, what is inside is not
                 if valid > 1:
                     store(y + y_step, part(code, 1), narrow)
             if count > 2:

@@ -2,7 +2,7 @@
 
 A quantised value is q = saturate(round(x / scale) + zero), rounded to the nearest and ties to even
 as ONNX's QuantizeLinear does, 0..255. Images of int8 are kept with 128 added, their zero points
-too. A sum of products of quantised activations and weights w is an exact int32; it becomes a byte by
+too. A sum of products of quantised activations and weights w is an exact int32; it becomes a byte:
 
     y = max(least, min(most, round(float32(sum) * scale[channel]) + zero))
 
@@ -47,7 +47,9 @@ def byte_order(vectors: int) -> np.ndarray:
     """
     import numpy as np
 
-    return np.arange(16 * vectors).reshape(4, vectors, 4).transpose(1, 0, 2).reshape(vectors, 16)
+    rows = np.arange(16 * vectors).reshape(4, vectors, 4).transpose(1, 0, 2)
+    found: np.ndarray = rows.reshape(vectors, 16)
+    return found
 
 
 def requantised(sums: np.ndarray, scale: np.ndarray, to: Quantised) -> np.ndarray:
@@ -56,7 +58,8 @@ def requantised(sums: np.ndarray, scale: np.ndarray, to: Quantised) -> np.ndarra
 
     product = sums.astype(np.int32).astype(np.float32) * scale.astype(np.float32)
     whole = np.clip(np.rint(product.astype(np.float64)) + to.zero, to.least, to.most)
-    return whole.astype(np.uint8)
+    found: np.ndarray = whole.astype(np.uint8)
+    return found
 
 
 def quantised(x: np.ndarray, to: Quantised) -> np.ndarray:
@@ -64,14 +67,16 @@ def quantised(x: np.ndarray, to: Quantised) -> np.ndarray:
     import numpy as np
 
     whole = np.rint((x.astype(np.float32) / np.float32(to.scale)).astype(np.float64)) + to.zero
-    return np.clip(whole, to.least, to.most).astype(np.uint8)
+    found: np.ndarray = np.clip(whole, to.least, to.most).astype(np.uint8)
+    return found
 
 
 def dequantised(q: np.ndarray, of: Quantised) -> np.ndarray:
     """Reference: DequantizeLinear."""
     import numpy as np
 
-    return (q.astype(np.int32) - of.zero).astype(np.float32) * np.float32(of.scale)
+    found: np.ndarray = (q.astype(np.int32) - of.zero).astype(np.float32) * np.float32(of.scale)
+    return found
 
 
 def scales(read: Quantised, weights: np.ndarray, written: float) -> np.ndarray:

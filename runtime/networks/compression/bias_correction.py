@@ -19,9 +19,7 @@ from headrace.networks.compression.qdq import Quantiser, Range
 from headrace.networks.compression.samples import Sample
 
 
-def correct(
-    quantiser: Quantiser, ranges: Mapping[str, Range], samples: Sequence[Sample]
-) -> Any:
+def correct(quantiser: Quantiser, ranges: Mapping[str, Range], samples: Sequence[Sample]) -> Any:
     """The quantised model with corrected biases.
 
     Raises:

@@ -33,7 +33,7 @@ def simplified(model: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "simplified.onnx")
         _session(model, options)
-        return onnx.load(options.optimized_model_filepath)
+        return onnx.shape_inference.infer_shapes(onnx.load(options.optimized_model_filepath))
 
 
 def observe(

@@ -160,14 +160,14 @@ class _Writing:
         used = {name for node in graph.node for name in node.input}
         kept = [one for name, one in quantiser.constants.items() if name in used]
         graph.initializer.extend(kept)
-        self._order()
+        self._tidy()
 
     def _node(self, index: int, node: Any) -> None:
         """A node as it was, but for what it reads and makes, and what stands around it."""
         made = onnx.NodeProto()
         made.CopyFrom(node)
         for k, name in enumerate(made.input):
-            if name in self.scales:
+            if name in self.scales and name not in self.of.outputs:
                 made.input[k] = f"{name}_dequantized"
         if index in self._integers and node.op_type in PRODUCTS:
             self._weights(made, node)
@@ -189,9 +189,13 @@ class _Writing:
             name = shared[name]
         return name
 
-    def _order(self) -> None:
-        """Initialisers by name: the same file every time."""
+    def _tidy(self) -> None:
+        """Initialisers by name, so that the file is the same every time; operator sets in use."""
         graph = self.model.graph
+        domains = {node.domain for node in graph.node} | {""}
+        used = [one for one in self.model.opset_import if one.domain in domains]
+        del self.model.opset_import[:]
+        self.model.opset_import.extend(used)
         ordered = sorted(graph.initializer, key=lambda one: str(one.name))
         del graph.initializer[:]
         graph.initializer.extend(ordered)
@@ -231,10 +235,12 @@ class _Writing:
             self._constant(f"{name}_zero_point", np.array(zero, np.uint8)),
         ]
         middle, end = f"{name}_quantized", end or f"{name}_dequantized"
-        self.model.graph.node.extend((
-            helper.make_node("QuantizeLinear", [source, *given], [middle], f"{name}_quantize"),
-            helper.make_node("DequantizeLinear", [middle, *given], [end], f"{name}_dequantize"),
-        ))
+        self.model.graph.node.extend(
+            (
+                helper.make_node("QuantizeLinear", [source, *given], [middle], f"{name}_quantize"),
+                helper.make_node("DequantizeLinear", [middle, *given], [end], f"{name}_dequantize"),
+            )
+        )
 
     def _weights(self, made: Any, node: Any) -> None:
         w = numpy_helper.to_array(self.of.constants[node.input[1]]).astype(np.float64)

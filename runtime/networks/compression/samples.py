@@ -80,7 +80,7 @@ def _cut(file: Path, port: Port, array: np.ndarray) -> list[np.ndarray]:
         raise HeadraceError(f"input {port.name} is {port.text}: only float32 ones are calibrated")
     array = np.ascontiguousarray(array, np.float32)
     shape = port.shape
-    if array.ndim == len(shape) - 1 and shape[0] in (1, None) or isinstance(shape[0], str):
+    if (array.ndim == len(shape) - 1 and shape[0] in (1, None)) or isinstance(shape[0], str):
         array = array[None] if array.ndim == len(shape) - 1 else array
     fits = array.ndim == len(shape) and all(
         not isinstance(d, int) or d == n for d, n in zip(shape[1:], array.shape[1:], strict=True)

@@ -11,7 +11,6 @@ from headrace.networks.operation import Image, Operation, Slots, bytes_of, image
 from headrace.networks.operators.quantised import THIN
 from headrace.networks.quantisation import added, elem_type, named, quantisation
 
-
 # Without one of them beside it, what is quantised is better left to who computes the rest.
 _INTEGERS = (
     "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearGlobalAveragePool",

@@ -29,7 +29,7 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
     if node.op in ("Gemm", "MatMul"):
         if any(user.op == "QuantizeLinear" for user in _users(matcher, node.outputs[0])):
             return None
-        return _made(matcher, node, ["", ""], node.outputs[0], [])
+        return _made(matcher, node, ("", ""), node.outputs[0], [])
     if node.op != "QuantizeLinear":
         return None
     bounds: list[Node] = []
@@ -39,7 +39,7 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
         before = _alone(matcher, before.inputs[0])
     if before is None or before.domain:
         return None
-    to = [node.inputs[1], named(node.inputs, 2)]
+    to = (node.inputs[1], named(node.inputs, 2))
     return _made(matcher, before, to, node.outputs[0], bounds)
 
 
@@ -54,7 +54,7 @@ def _alone(matcher: Matcher, name: str) -> Node | None:
 
 
 def _made(
-    matcher: Matcher, node: Node, to: list[str], y: str, bounds: list[Node]
+    matcher: Matcher, node: Node, to: tuple[str, str], y: str, bounds: list[Node]
 ) -> list[Node] | None:
     maker = _MAKERS.get(node.op)
     clip = _byte_bounds(matcher.graph, bounds, to, y)
@@ -70,7 +70,7 @@ def _made(
     return [made, new_node("Clip", [inner, *clip], y)] if clip else [made]
 
 
-def _byte_bounds(graph: Graph, bounds: list[Node], to: list[str], y: str) -> list[str] | None:
+def _byte_bounds(graph: Graph, bounds: list[Node], to: tuple[str, str], y: str) -> list[str] | None:
     """Names of the least and the most byte; none: all are possible; None: not known."""
     if not bounds:
         return []
@@ -161,7 +161,7 @@ def _copied(node: Node, op: str, inputs: list[str], y: str, domain: str, *less: 
     return made
 
 
-def _conv(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
+def _conv(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
     of = _operands(matcher, node, 2)
     if of is None:
         return None
@@ -174,7 +174,7 @@ def _conv(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
     return _copied(node, "QLinearConv", inputs, y, "")
 
 
-def _gemm(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
+def _gemm(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
     of = _operands(matcher, node, 2)
     if of is None or node.attribute("beta", 1.0) != 1.0:
         return None
@@ -189,12 +189,12 @@ def _gemm(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
     return _copied(node, "QGemm", inputs, y, _MICROSOFT, "beta")
 
 
-def _add(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
+def _add(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
     of = _operands(matcher, node, 2)
     return None if of is None else new_node("QLinearAdd", [*of, *to], y, _MICROSOFT)
 
 
-def _mean(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
+def _mean(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
     of = _operands(matcher, node, 1)
     if of is None:
         return None
@@ -202,7 +202,7 @@ def _mean(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
     return new_node("QLinearGlobalAveragePool", inputs, y, _MICROSOFT, channels_last=0)
 
 
-def _view(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
+def _view(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
     """The same bytes, if they mean the same on both sides."""
     of, graph = _operands(matcher, node, 1), matcher.graph
     if of is None or elem_type(graph, of[0]) != elem_type(graph, y):
@@ -217,7 +217,7 @@ def _view(matcher: Matcher, node: Node, to: list[str], y: str) -> Node | None:
     return Node(proto)
 
 
-_MAKERS: dict[str, Callable[[Matcher, Node, list[str], str], Any]] = {
+_MAKERS: dict[str, Callable[[Matcher, Node, tuple[str, str], str], Any]] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": _gemm, "Add": _add, "GlobalAveragePool": _mean,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), _view),
 }  # fmt: skip
