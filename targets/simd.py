@@ -467,6 +467,12 @@ def odds(a: Any, b: Any) -> Any:
 
 
 @_marker
+def load_turned(p: Any, stride: Any) -> Any:
+    """16 float32 of each of 16 rows: lane j of vector i is float i of row j."""
+    return _only_compiled()
+
+
+@_marker
 def transpose16(block: Any) -> Any:
     """16 vectors: lane j of vector i becomes lane i of vector j."""
     return _only_compiled()

@@ -9,7 +9,6 @@ from headrace.kernels import (
     attention_rows,
     convolution,
     convolution_u8,
-    depthwise_panels,
     depthwise_u8,
     execute,
     gelu,
@@ -25,7 +24,7 @@ from headrace.targets.table import Kernel
 from headrace.team import Team
 
 MODULES = (  # whose kernels networks use
-    convolution, sparse_product, depthwise_panels, images, layer_norm, gelu, attention_rows,
+    convolution, sparse_product, images, layer_norm, gelu, attention_rows,
     convolution_u8, depthwise_u8, images_u8,
 )  # fmt: skip
 
