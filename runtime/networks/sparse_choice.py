@@ -1,9 +1,9 @@
 """Which weights are sparse enough, and for which kernel: a model of cost, all in one place.
 
-Costs are in dense products of 16 weights with 16 lanes, as the dense kernel does them. Those of a
-sparse entry and of turning 16 x 16 values were measured on AVX-512 (Sapphire Rapids, 16 to 12544
-pixels, 16 to 1536 channels: the model is within a fifth). Elsewhere vectors are shorter for both
-sides, and loads cost about as many products.
+Costs are in dense products of 16 weights by one pixel's input, as the dense kernel does them. What
+an entry costs, and turning 16 x 16 values, was measured on AVX-512 (Sapphire Rapids, one thread, in
+whole networks: EfficientNet-Lite0 and MobileNetV1, 49 to 12544 pixels, 16 to 1152 channels). On
+other CPUs vectors are shorter for both sides.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ import numpy as np
 from headrace.kernels.sparse_product import PANEL, ROWS, kept_blocks
 
 LEAST_PIXELS = 16  # below, the memory binds, and vectors are half empty
+LEAST_ZEROS = 0.1  # share of weights, or it is not worth a look
 GAIN = 1.1  # times as fast as dense, or it stays dense
-_TURN = 165.0  # of 16 x 16 values
-# Of an entry, for any number of vectors of pixels and for each of them, by rows of a block.
-_ENTRY = {1: (1.6, 1.35), 4: (1.5, 3.1)}
+_TURN = 80.0  # of 16 x 16 values
+# Of an entry, for each panel of pixels and each vector of them, by rows of a block.
+_ENTRY = {1: (2.0, 1.6), 4: (1.5, 3.6)}
+# An image that the second cache does not hold is written in pieces of whole panels by sparse
+# products, of a few pixels by dense ones: that costs these so much more for 16 values.
+_CACHED_BYTES, _FAR = 1 << 20, 6.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Kept:
 
     Attributes:
         weights: those that are not zero.
-        blocks: those of each kind that have any, by rows of a block.
+        blocks: those of each kind that have any, by rows of a block; none: it is too full.
     """
 
     weights: int
@@ -37,18 +41,20 @@ class Kept:
 def kept_of(w: np.ndarray) -> Kept:
     """Of weights [outputs, channels read]."""
     weights = int(np.count_nonzero(w))
-    if 2 * weights > w.size + w.size // 2:  # so full that no kernel gains: do not look closer
-        return Kept(weights, {rows: w.size // rows for rows in ROWS})
+    if weights > (1 - LEAST_ZEROS) * w.size:
+        return Kept(weights, {})
     return Kept(weights, {rows: int(kept_blocks(w, rows).sum()) for rows in ROWS})
 
 
 def rows_that_pay(kept: Kept, pixels: int, read: int, written: int) -> int | None:
     """Rows of the blocks that are multiplied fastest; None: dense is."""
-    if pixels < LEAST_PIXELS:
+    if pixels < LEAST_PIXELS or not kept.blocks:
         return None
     cost = {rows: _cost(n, rows, pixels, read, written) for rows, n in kept.blocks.items()}
     best = min(cost, key=lambda rows: cost[rows])
-    dense = pixels * read * -(-written // 16)
+    tiles = -(-written // 16)
+    far = _FAR if pixels * tiles * 64 > _CACHED_BYTES else 0.0
+    dense = pixels * tiles * (read + far)
     return best if cost[best] * GAIN < dense else None
 
 
