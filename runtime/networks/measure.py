@@ -13,6 +13,7 @@ import onnx
 
 from headrace.errors import HeadraceError
 from headrace.networks.graph import Graph, TensorType
+from headrace.networks.native import NativeRegion
 from headrace.networks.network import Network, Port
 from headrace.networks.network_plan import NetworkPlan
 from headrace.peak import peak_rss_bytes
@@ -39,7 +40,19 @@ def describe(network: Network, inputs: Mapping[str, TensorType]) -> dict[str, An
         "nodes_left": sum(counts.values()),
         "operators": [{"operator": op, "nodes": n} for op, n in counts.most_common()],
         "regions": regions(plan),
+        "sparse": sparse_products(plan),
     }
+
+
+def sparse_products(plan: NetworkPlan) -> list[dict[str, Any]]:
+    """Products that leave out zeros: `zeros` of their weights, in `blocks` of outputs x inputs."""
+    return [
+        {"layer": one.nodes[0].label, "zeros": one.sparse.zeros, "blocks": one.sparse.blocks}
+        for run in plan.runs
+        if isinstance(run, NativeRegion)
+        for one in run.operations
+        if one.sparse is not None
+    ]
 
 
 def regions(plan: NetworkPlan) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -97,6 +97,13 @@ class Weight:
     key: Any = None
 
 
+class Sparse(NamedTuple):
+    """Of a product that leaves out zeros: their share of the weights, and blocks, as "4x1"."""
+
+    zeros: float
+    blocks: str
+
+
 @dataclass
 class Operation:
     """One kernel call.
@@ -112,6 +119,7 @@ class Operation:
         least, most: between which its results are clamped.
         adds: what is added to the result first; None: nothing.
         macs: multiply-adds.
+        sparse: if it leaves out weights that are zero.
         at_border: kernel and slots that take what is read, or give what is made, as it lies outside
             of a region.
     """
@@ -128,6 +136,7 @@ class Operation:
     most: float = INFINITE
     adds: str | None = None
     macs: int = 0
+    sparse: Sparse | None = None
     at_border: tuple[str, Slots] | None = None
 
     @property

@@ -16,7 +16,7 @@ from headrace.kernels.sparse_product import (
     scratch_bytes,
 )
 from headrace.networks.graph import Constants, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight
+from headrace.networks.operation import PADDED, Image, Operation, Sparse, Weight
 from headrace.networks.sparse_choice import LEAST_PIXELS, Kept, kept_of, rows_that_pay
 
 
@@ -70,4 +70,5 @@ def sparse_product(
     return Operation(
         kernel_of(rows), [node.inputs[0]], node.outputs[0], slots, [node],
         {"weights": weight, "bias": bias}, macs=kept.weights * pixels, scratch=scratch,
+        sparse=Sparse(1 - kept.weights / (read.channels * written.channels), f"{rows}x1"),
     )  # fmt: skip
