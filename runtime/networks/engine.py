@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from headrace.kernels import convolution, execute, images
+from headrace.kernels import attention_rows, convolution, execute, gelu, images, layer_norm
+from headrace.networks.weight_store import WeightStore
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
 from headrace.team import Team
+
+MODULES = (convolution, images, layer_norm, gelu, attention_rows)  # whose kernels networks use
 
 
 class Engine:
@@ -21,6 +24,7 @@ class Engine:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self.weights = WeightStore()
         self._team: Team | None = None
 
     @cached_property
@@ -34,7 +38,7 @@ class Engine:
             KernelError: one does not compile, or there is no compiler.
         """
         rows: dict[str, Kernel] = {
-            row.name: row for row in (*convolution.all_kernels(), *images.all_kernels())
+            row.name: row for module in MODULES for row in module.all_kernels()
         }
         return self._store.load([rows[name] for name in names])
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,21 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator's use; `captured` are the outer values that graphs in its attributes read."""
+    """An operator's use.
+
+    Attributes:
+        captured: outer values that graphs in its attributes read.
+        instead_of: nodes of the file that it stands for; none: for itself.
+    """
 
     proto: Any
     captured: tuple[str, ...] = ()
+    instead_of: tuple[Node, ...] = ()
+
+    @property
+    def originals(self) -> tuple[Node, ...]:
+        """Nodes of the file that it stands for."""
+        return self.instead_of or (self,)
 
     @property
     def op(self) -> str:
@@ -79,6 +90,7 @@ class Constants:
 
     Attributes:
         computed: arrays that are no initialisers.
+        derived: what is computed from large constants: how, each time that it is asked for.
     """
 
     def __init__(
@@ -88,10 +100,11 @@ class Constants:
         self._reader = reader
         self._hidden = hidden
         self.computed: dict[str, Any] = {}
+        self.derived: dict[str, tuple[TensorType, Callable[[], np.ndarray]]] = {}
         self._kept: dict[str, Any] = {}
 
     def __contains__(self, name: object) -> bool:
-        if name in self.computed:
+        if name in self.computed or name in self.derived:
             return True
         there = name in self._model.weights or name in self._model.inline
         return there and name not in self._hidden
@@ -101,6 +114,8 @@ class Constants:
         if name in self.computed:
             tensor = self.computed[name]
             return TensorType(tensor.data_type, tuple(tensor.dims))
+        if name in self.derived:
+            return self.derived[name][0]
         shape, elem_type = self._model.shape_and_type(name)
         return TensorType(elem_type, shape)
 
@@ -118,8 +133,12 @@ class Constants:
         Raises:
             ModelFileError: it cannot be read.
         """
+        import onnx
+
         if name in self.computed:
             return self.computed[name]
+        if name in self.derived:
+            return onnx.numpy_helper.from_array(self.derived[name][1](), name)
         if name not in self._kept:
             tensor = self._model.constant(name, self._reader)
             if not self.is_small(name):
@@ -138,7 +157,15 @@ class Constants:
         if name in self.computed:
             found: np.ndarray = onnx.numpy_helper.to_array(self.computed[name])
             return found
+        if name in self.derived:
+            return self.derived[name][1]()
         return self._model.array(name, self._reader)
+
+    def identity(self, name: str) -> Any:
+        """What tells a constant from others of all plans of a network; None: nothing does."""
+        if name in self.computed:
+            return self.computed[name].SerializeToString()
+        return None if name in self.derived else name
 
     def without(self) -> Constants:
         """The same initialisers, and nothing computed."""
@@ -184,6 +211,16 @@ class Graph:
             for name in dict.fromkeys(node.reads):
                 found.setdefault(name, []).append(node)
         return found
+
+    def of(self, nodes: list[Node]) -> Graph:
+        """The same with other nodes, less those that nobody needs."""
+        wanted = set(self.outputs)
+        kept = []
+        for node in reversed(nodes):
+            if wanted.intersection(node.outputs):
+                kept.append(node)
+                wanted.update(node.reads)
+        return replace(self, nodes=kept[::-1])
 
 
 def _free(graph: Any, outer: frozenset[str]) -> Iterator[str]:

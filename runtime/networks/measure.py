@@ -24,7 +24,9 @@ def describe(network: Network, inputs: Mapping[str, TensorType]) -> dict[str, An
     """What is in the file, and which of its operators run on what, for inputs of these types."""
     plan = network.plan(inputs)
     model = network.model
-    counts = Counter(f"{n.domain}::{n.op}" if n.domain else n.op for n in plan.graph.nodes)
+    counts = Counter(
+        f"{n.domain}::{n.op}" if n.domain else n.op for _, nodes in plan.where() for n in nodes
+    )
     return {
         "file": None if network.path is None else str(network.path),
         "producer": model.proto.producer_name or None,
@@ -34,7 +36,7 @@ def describe(network: Network, inputs: Mapping[str, TensorType]) -> dict[str, An
         "outputs": [f"{one.name}: {one.text}" for one in network.outputs],
         "assumed": _assumed(network, inputs),
         "nodes": len(model.proto.graph.node),
-        "nodes_left": len(plan.graph.nodes),
+        "nodes_left": sum(counts.values()),
         "operators": [{"operator": op, "nodes": n} for op, n in counts.most_common()],
         "regions": regions(plan),
     }

@@ -14,11 +14,11 @@ from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.lifetimes import Life, placed
-from headrace.networks.operation import Image, image_of
+from headrace.networks.operation import Image, Weight, image_of
 from headrace.networks.operators import operation_for
 from headrace.networks.passes.into_convolutions import into_convolutions
 
-_FROM, _TO = 0, 1  # slots of what brings inputs in and outputs out
+_GIVEN = 1 << 62  # stands for addresses that are known only when it runs; 1 << 44 for each value
 
 
 class NativeRegion:
@@ -33,7 +33,7 @@ class NativeRegion:
     Attributes:
         inputs, outputs: names.
         operations: that are left of the nodes.
-        arena_bytes, weight_bytes: that it takes.
+        arena_bytes, weight_bytes: that it takes; weights may be shared with other regions.
 
     Raises:
         KernelError: a kernel does not compile, or there is no compiler.
@@ -50,24 +50,25 @@ class NativeRegion:
         made = {name for node in nodes for name in node.outputs}
         found = [operation_for(graph, node) for node in nodes]
         operations = [one for one in found if one is not None]
-        self.inputs = list(
-            dict.fromkeys(n for one in operations for n in one.inputs if n not in made)
-        )
+        wanted = [n for one in operations for n in (*one.inputs, *one.plain)]
+        self.inputs = list(dict.fromkeys(n for n in wanted if n not in made))
         self.operations = into_convolutions(operations, set(outputs))
         self._engine = engine
-        self._shapes = {name: graph.shape(name) or () for name in (*self.inputs, *self.outputs)}
+        self._shapes = {name: graph.shape(name) or () for name in self.outputs}
         self._images = {name: self._image(graph, name) for name in self._values()}
+        # What lies as ONNX has it is read and written where the caller has it.
+        ends = [n for n in (*self.inputs, *self.outputs)]
+        self._given = {
+            name: _GIVEN + (i << 44)
+            for i, name in enumerate(ends)
+            if name not in self._images or self._images[name].as_in_onnx
+        }
         offsets, self.arena_bytes = placed(self._lives())
         self._arena = Arena({"values": self.arena_bytes})
-        self._at = {name: self._arena.base + at for name, at in offsets.items()}
-        sizes = {
-            f"{i} {name}": array.nbytes
-            for i, one in enumerate(self.operations)
-            for name, array in one.weights.items()
-        }
-        self.weight_bytes = sum(sizes.values())
-        self._weights = Arena(sizes)
-        self._steps, self._blocks, self._in, self._out = self._compiled()
+        self._at = {name: self._arena.base + at for name, at in offsets.items()} | self._given
+        self._weights: list[Any] = []  # they go with the last region that has them
+        self.weight_bytes = 0
+        self._steps, self._blocks, self._patches = self._compiled()
 
     @staticmethod
     def _image(graph: Graph, name: str) -> Image:
@@ -76,7 +77,10 @@ class NativeRegion:
         return found
 
     def _values(self) -> list[str]:
-        return list(dict.fromkeys([*self.inputs, *(one.makes for one in self.operations)]))
+        """All that lie as images."""
+        read = {name for one in self.operations for name in one.inputs}
+        inputs = [name for name in self.inputs if name in read]
+        return list(dict.fromkeys([*inputs, *(one.makes for one in self.operations)]))
 
     def _lives(self) -> dict[str, Life]:
         last: dict[str, int] = {}
@@ -85,29 +89,33 @@ class NativeRegion:
         last.update(dict.fromkeys(self.outputs, len(self.operations)))
         first = dict.fromkeys(self.inputs, -1)
         first |= {one.makes: i for i, one in enumerate(self.operations)}
-        return {
+        lives = {
             name: Life(self._images[name].n_bytes, begin, last.get(name, begin))
             for name, begin in first.items()
+            if name not in self._given
+        }
+        return lives | {
+            _scratch(i): Life(one.scratch * self._engine.threads, i, i)
+            for i, one in enumerate(self.operations)
+            if one.scratch
         }
 
-    def _compiled(self) -> tuple[np.ndarray, np.ndarray, dict[str, int], dict[str, int]]:
-        """Steps, argument blocks, and the slots that get the addresses of inputs and outputs."""
+    def _compiled(self) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, int]]]:
+        """Steps, argument blocks, and where in these which address comes with what added to it."""
         calls: list[tuple[str, list[Any]]] = []
+        outside = {name: _GIVEN + (i << 44) for i, name in enumerate((*self.inputs, *self.outputs))}
         for name in self.inputs:
-            one = self._images[name]
-            sizes = [one.images, one.channels, one.pixels, one.padded]
-            calls.append(("images_gather", [0, self._at[name], *sizes]))
+            if name not in self._given:
+                calls.append(("images_gather", self._moved(name, outside[name], self._at[name])))
         for i, operation in enumerate(self.operations):
-            own = {}
-            for name, array in operation.weights.items():
-                self._weights.view(f"{i} {name}", "f4")[:] = array.reshape(-1)
-                own[name] = self._weights.address(f"{i} {name}")
-            operation.weights = {}  # they are in the arena
+            own = {name: self._placed_weight(weight) for name, weight in operation.weights.items()}
+            operation.weights = {}  # they have their place
+            if operation.scratch:
+                own["scratch"] = self._at[_scratch(i)]
             calls.append((operation.kernel, operation.slots(operation, self._at | own)))
         for name in self.outputs:
-            one = self._images[name]
-            sizes = [one.images, one.channels, one.pixels, one.padded]
-            calls.append(("images_scatter", [self._at[name], 0, *sizes]))
+            if name not in self._given:
+                calls.append(("images_scatter", self._moved(name, self._at[name], outside[name])))
         addresses = self._engine.addresses({kernel for kernel, _ in calls})
         starts = np.cumsum([0, *(len(slots) for _, slots in calls)])
         blocks = np.concatenate([argument_block(slots) for _, slots in calls])
@@ -115,10 +123,23 @@ class NativeRegion:
         steps[:, 0] = [addresses[kernel] for kernel, _ in calls]
         steps[:, 1] = blocks.ctypes.data + 8 * starts[:-1]
         steps[:, 2] = STEP_BARRIER
-        ins = {name: int(starts[i]) + _FROM for i, name in enumerate(self.inputs)}
-        n = len(self.inputs) + len(self.operations)
-        outs = {name: int(starts[n + i]) + _TO for i, name in enumerate(self.outputs)}
-        return steps, blocks, ins, outs
+        ends = [*self.inputs, *self.outputs]
+        patches = [
+            (int(at), ends[int(blocks[at] - _GIVEN) >> 44], int(blocks[at]) & ((1 << 44) - 1))
+            for at in np.flatnonzero(blocks >= _GIVEN)
+        ]
+        return steps, blocks, patches
+
+    def _moved(self, name: str, source: int, to: int) -> list[Any]:
+        one = self._images[name]
+        return [source, to, one.images, one.channels, one.pixels, one.padded]
+
+    def _placed_weight(self, weight: np.ndarray | Weight) -> int:
+        """Its address, in memory that this region keeps."""
+        placed = self._engine.weights.placed(weight)
+        self._weights.append(placed)
+        self.weight_bytes += placed.n_bytes
+        return placed.base
 
     def types(self) -> dict[str, Any]:
         """Of outputs: all are known before."""
@@ -130,12 +151,14 @@ class NativeRegion:
         Raises:
             CancelledError: somebody cancelled it.
         """
-        held = [np.ascontiguousarray(values[name]) for name in self.inputs]
-        for name, array in zip(self.inputs, held, strict=True):
-            self._blocks[self._in[name]] = array.ctypes.data
+        held = {name: np.ascontiguousarray(values[name]) for name in self.inputs}
         found = {name: np.empty(self._shapes[name], np.float32) for name in self.outputs}
-        for name, array in found.items():
-            self._blocks[self._out[name]] = array.ctypes.data
+        for at, name, more in self._patches:
+            self._blocks[at] = (found if name in found else held)[name].ctypes.data + more
         if not self._engine.team.run(self._steps):
             raise CancelledError("the network was cancelled")
         return found
+
+
+def _scratch(index: int) -> str:
+    return f"scratch of operation {index}"

@@ -12,7 +12,8 @@ from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion
 from headrace.networks.native import NativeRegion
 from headrace.networks.operators import operation_for
-from headrace.networks.regions import Region, regions_that_pay
+from headrace.networks.patterns import with_patterns
+from headrace.networks.regions import Region, regions_of, regions_that_pay
 from headrace.networks.specialise import specialise
 
 
@@ -34,9 +35,14 @@ class NetworkPlan:
     """
 
     def __init__(self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine) -> None:
-        self.graph = specialise(graph, inputs)
-        ours = {id(n) for n in self.graph.nodes if operation_for(self.graph, n) is not None}
-        self.regions = regions_that_pay(self.graph, lambda node: id(node) in ours)
+        as_it_is = specialise(graph, inputs)
+        fused = with_patterns(as_it_is)
+        ours = _ours(fused)
+        self.regions = regions_that_pay(fused, lambda node: id(node) in ours)
+        self.graph = fused
+        if not any(region.ours for region in self.regions):
+            self.graph = as_it_is
+            self.regions = regions_of(as_it_is, lambda node: False)
         self.runs: list[HostRegion | NativeRegion] = []
         mixed = any(region.ours for region in self.regions)
         for region in self.regions:
@@ -54,8 +60,10 @@ class NetworkPlan:
         self._last_use = _last_uses(self.regions, self.graph.outputs)
 
     def where(self) -> list[tuple[str, list[Node]]]:
-        """What the nodes run on, in the order in which they run."""
-        return [(_runner(run), run.nodes) for run in self.runs]
+        """What the nodes of the file run on, in the order in which they run."""
+        return [
+            (_runner(run), [n for node in run.nodes for n in node.originals]) for run in self.runs
+        ]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs by name.
@@ -76,6 +84,18 @@ class NetworkPlan:
             given = name in self.graph.inputs and isinstance(value, np.ndarray)
             return value.copy() if given else value  # the caller's own array stays the caller's
         return self.graph.constants.array(name)
+
+
+def _ours(graph: Graph) -> set[int]:
+    """Ids of the nodes that our kernels can compute."""
+    found = {id(node): operation_for(graph, node) for node in graph.nodes}
+    # What a kernel reads as ONNX has it comes from outside.
+    plain = {name for one in found.values() if one is not None for name in one.plain}
+    return {
+        id(node)
+        for node in graph.nodes
+        if found[id(node)] is not None and not plain.intersection(node.outputs)
+    }
 
 
 def _runner(run: HostRegion | NativeRegion) -> str:

@@ -20,7 +20,7 @@ PADDED = 16  # channels of a pixel are a multiple
 class Image:
     """How a value of ours lies: pixel by pixel, float32, channels innermost and padded.
 
-    A matrix [rows, columns] has rows of one pixel.
+    A matrix [rows, columns], or a batch of them, has rows of one pixel.
     """
 
     images: int
@@ -48,16 +48,39 @@ class Image:
         """Of all."""
         return self.images * self.pixels * self.pixel_bytes
 
+    @property
+    def as_in_onnx(self) -> bool:
+        """Whether it lies as ONNX has it."""
+        return self.channels == self.padded and self.pixels == 1
+
 
 def image_of(graph: Graph, name: str) -> Image | None:
-    """How a value would lie; None: it is no float32 of 2 or 4 known dimensions, or empty."""
+    """How a value would lie; None: it is no float32 of 2 to 4 known dimensions, or empty."""
     of = graph.types.get(name)
     if of is None or of.shape is None or of.elem_type != onnx.TensorProto.FLOAT:
         return None
-    if len(of.shape) not in (2, 4) or math.prod(of.shape) == 0:
+    if len(of.shape) not in (2, 3, 4) or math.prod(of.shape) == 0:
         return None
+    if len(of.shape) == 3:
+        return Image(of.shape[0] * of.shape[1], 1, 1, of.shape[2])
     images, channels, height, width = (*of.shape, 1, 1)[:4]
     return Image(images, height, width, channels)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What an operation has for itself, made when it is wanted.
+
+    Attributes:
+        n_bytes: of float32.
+        make: gives the array.
+        key: what tells it from others of all plans of a network, which share those with the same
+            one; None: it is this plan's own.
+    """
+
+    n_bytes: int
+    make: Callable[[], np.ndarray]
+    key: Any = None
 
 
 @dataclass
@@ -67,7 +90,9 @@ class Operation:
     Attributes:
         kernel: its row in the kernel table.
         reads, makes: values.
-        weights: arrays that it has for itself, by name.
+        plain: values that it wants as they lie in ONNX, whatever their type.
+        weights: what it has for itself, by name.
+        scratch: bytes that each thread needs while it runs; at `at["scratch"]`.
         slots: gives the argument block out of the address of each value and weight.
         nodes: what it computes of the file's graph.
         least, most: between which its results are clamped.
@@ -80,7 +105,9 @@ class Operation:
     makes: str
     slots: Callable[[Operation, Mapping[str, int]], list[Any]]
     nodes: list[Any]
-    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: dict[str, np.ndarray | Weight] = field(default_factory=dict)
+    plain: list[str] = field(default_factory=list)
+    scratch: int = 0
     least: float = -INFINITE
     most: float = INFINITE
     adds: str | None = None

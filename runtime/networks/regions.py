@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from headrace.networks.graph import Graph, Node
@@ -23,6 +23,7 @@ class Region:
 
 
 MOST_OURS = 2  # regions of ours that pay, if half of all nodes are in them: `regions_that_pay`
+LEAST_SHARE = 0.1  # of all nodes, that a region of ours has where it is not the only one
 
 
 def regions_that_pay(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Region]:
@@ -31,11 +32,24 @@ def regions_that_pay(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Regi
     At each border values change how they lie in memory, and the threads of one side are woken
     while those of the other look for work: more than our kernels gain between two of them.
     """
-    found = regions_of(graph, is_ours)
-    ours = [region for region in found if region.ours]
-    if len(ours) <= MOST_OURS and 2 * sum(len(r.nodes) for r in ours) >= len(graph.nodes):
+    ours = {id(node) for node in graph.nodes if is_ours(node)}
+    while True:
+        found = regions_of(graph, lambda node: id(node) in ours)
+        mine = [region for region in found if region.ours]
+        least = min(mine, key=lambda region: _count(region.nodes), default=None)
+        if least is None or len(mine) == 1:
+            break
+        if _count(least.nodes) >= LEAST_SHARE * _count(graph.nodes):
+            break
+        ours -= {id(node) for node in least.nodes}
+    nodes = [node for region in mine for node in region.nodes]
+    if len(mine) <= MOST_OURS and 2 * _count(nodes) >= _count(graph.nodes):
         return found
     return regions_of(graph, lambda node: False)
+
+
+def _count(nodes: Iterable[Node]) -> int:
+    return sum(len(node.originals) for node in nodes)
 
 
 def regions_of(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Region]:

@@ -1,13 +1,14 @@
 """Shapes and constants of a graph for inputs of certain shapes.
 
 Exported models compute shapes with operators: where inputs have known shapes, these have known
-values, and go. Weights are not folded: what a file keeps small stays small.
+values, and go. What is computed from weights alone is computed when somebody wants it. Weights that
+DequantizeLinear makes stay as they are: kernels want them as the file has them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ _NOT_CONSTANT = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
     "Multinomial", "Dropout",
 }  # fmt: skip
+_KEPT = ("DequantizeLinear", "QuantizeLinear", "Identity")
+FLOAT = 1  # of TensorProto
 
 
 def specialise(graph: Graph, inputs: Mapping[str, TensorType]) -> Graph:
@@ -35,9 +38,15 @@ def specialise(graph: Graph, inputs: Mapping[str, TensorType]) -> Graph:
                 found.constants.computed.update(values)
                 found.types.update({name: found.constants.type(name) for name in values})
                 continue
-        found.types.update(_types(found, node))
+        types = _types(found, node)
+        found.types.update(types)
+        if _is_derived(found, node, types):
+            found.constants.derived.update(
+                {name: (of, _later(found, node, name)) for name, of in types.items()}
+            )
+            continue
         found.nodes.append(node)
-    return _without_unused(found)
+    return found.of(found.nodes)
 
 
 def _is_constant(graph: Graph, node: Node) -> bool:
@@ -48,6 +57,28 @@ def _is_constant(graph: Graph, node: Node) -> bool:
     if node.op in ("Shape", "Size") and not node.domain:
         return graph.shape(node.inputs[0]) is not None or node.inputs[0] in graph.constants
     return all(name in graph.constants and graph.constants.is_small(name) for name in node.reads)
+
+
+def _is_derived(graph: Graph, node: Node, types: Mapping[str, TensorType]) -> bool:
+    if node.op in _NOT_CONSTANT or node.op in _KEPT or not node.reads:
+        return False
+    if any(True for _ in subgraphs(node.proto)) or any(n in graph.sparse for n in node.reads):
+        return False
+    known = all(
+        name in types and types[name].elem_type == FLOAT and types[name].shape is not None
+        for name in node.outputs
+    )
+    return known and all(name in graph.constants for name in node.reads)
+
+
+def _later(graph: Graph, node: Node, name: str) -> Callable[[], np.ndarray]:
+    def compute() -> np.ndarray:
+        from headrace.networks.host import HostRegion
+
+        found: np.ndarray = HostRegion(graph, [node], [name], 1).run({})[name]
+        return found
+
+    return compute
 
 
 def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
@@ -130,15 +161,3 @@ def _shape(tensor: Any) -> tuple[int, ...] | None:
         return None
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
     return None if any(d < 0 for d in shape) else shape
-
-
-def _without_unused(graph: Graph) -> Graph:
-    """Nodes go that nobody needs any more."""
-    wanted = set(graph.outputs)
-    kept = []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.outputs):
-            kept.append(node)
-            wanted.update(node.reads)
-    graph.nodes = kept[::-1]
-    return graph

@@ -1,7 +1,7 @@
 """Operators of ONNX that have kernels of ours: a file for each kind, and the table of them all.
 
-An entry gives the operation for a node, or None where its kernel does not do this one: then the
-host computes it.
+Those of other domains have these in front of their names. An entry gives the operation for a node,
+or None where its kernel does not do this one: then the host computes it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from collections.abc import Callable
 
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation
-from headrace.networks.operators import bounds, convolution, matrix, mean, names, sums
+from headrace.networks.operators import (
+    attention,
+    bounds,
+    convolution,
+    gelu,
+    matrix,
+    mean,
+    names,
+    normalisation,
+    sums,
+)
 
 Maker = Callable[[Graph, Node], Operation | None]
 
@@ -21,10 +31,13 @@ OPERATORS: dict[str, Maker] = {
     **sums.OPERATORS,
     **bounds.OPERATORS,
     **names.OPERATORS,
+    **normalisation.OPERATORS,
+    **gelu.OPERATORS,
+    **attention.OPERATORS,
 }
 
 
 def operation_for(graph: Graph, node: Node) -> Operation | None:
     """Our operation for a node; None: there is none."""
-    maker = OPERATORS.get(node.op) if not node.domain else None
+    maker = OPERATORS.get(f"{node.domain}.{node.op}" if node.domain else node.op)
     return None if maker is None else maker(graph, node)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from headrace.kernels.convolution import Geometry, tiled_weights
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, image_of
+from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
 
 
 def _conv(graph: Graph, node: Node) -> Operation | None:
@@ -32,38 +32,62 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         read.images, (read.height, read.width), (written.height, written.width),
         (shape[2], shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
     )  # fmt: skip
-    w = graph.constants.array(name).transpose(2, 3, 1, 0)  # [down, across, read, written]
     bias = np.zeros(written.padded, np.float32)
     if bias_name:
         bias[: written.channels] = graph.constants.array(bias_name)
-    return convolution(node, geometry, read, written, w, bias, depthwise=depthwise)
+
+    def weights() -> np.ndarray:  # [down, across, read, written]
+        return graph.constants.array(name).transpose(2, 3, 1, 0)
+
+    channels = (shape[1], shape[0])
+    key = graph.constants.identity(name)
+    return convolution(
+        node, geometry, (read, written), channels, weights, key, bias, depthwise=depthwise
+    )
 
 
 def convolution(
-    node: Node, geometry: Geometry, read: Image, written: Image, w: np.ndarray, bias: np.ndarray,
-    *, depthwise: bool = False,
+    node: Node, geometry: Geometry, images: tuple[Image, Image], channels: tuple[int, int],
+    w: Callable[[], np.ndarray], key: Any, bias: np.ndarray, *, depthwise: bool = False,
 ) -> Operation:  # fmt: skip
-    """The operation of weights [down, across, channels read, channels written]."""
-    macs = written.images * written.pixels * math.prod(w.shape)
-    if depthwise:
-        tiled = np.zeros((*w.shape[:2], written.padded), np.float32)
-        tiled[..., : written.channels] = w[:, :, 0]
-    else:
-        tiled = tiled_weights(w)
+    """The operation of weights [down, across, channels read, channels written].
+
+    Args:
+        images: that are read and written.
+        channels: of the weights.
+        w: gives them.
+        key: what tells them from others; None: nothing does.
+    """
+    read, written = images
+    taps = math.prod(geometry.taps)
+    macs = written.images * written.pixels * taps * math.prod(channels)
+    padded = taps * written.padded * (1 if depthwise else channels[0])
+
+    def tiled() -> np.ndarray:
+        if not depthwise:
+            return tiled_weights(w())
+        found = np.zeros((*geometry.taps, written.padded), np.float32)
+        found[..., : written.channels] = w()[:, :, 0]
+        return found
+
+    kernel = "depthwise_f32" if depthwise else "convolution_f32"
+    weight = Weight(4 * padded, tiled, None if key is None else (kernel, key))
+    if not depthwise:
         geometry = geometry.flat()
-    channels = written.padded if depthwise else read.channels
+    n_channels = written.padded if depthwise else read.channels
     tail = geometry.slots(read.pixel_bytes, written.pixel_bytes)
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [
             at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
-            0 if one.adds is None else at[one.adds], channels, written.padded // PADDED, one.least,
-            *tail, one.most,
+            0 if one.adds is None else at[one.adds], n_channels, written.padded // PADDED,
+            one.least, *tail, one.most,
         ]  # fmt: skip
 
-    kernel = "depthwise_f32" if depthwise else "convolution_f32"
-    weights = {"weights": tiled, "bias": bias}
-    return Operation(kernel, [node.inputs[0]], node.outputs[0], slots, [node], weights, macs=macs)
+    return Operation(
+        kernel, [node.inputs[0]], node.outputs[0], slots, [node],
+        {"weights": weight, "bias": bias}, macs=macs,
+    )  # fmt: skip
 
 
 def _pads(

@@ -1,4 +1,4 @@
-"""Gemm and MatMul of a matrix with constant float32 weights: convolutions of single pixels."""
+"""Gemm, MatMul and Linear (x w + bias) of rows with constant float32 weights: convolutions of single pixels."""
 
 from __future__ import annotations
 
@@ -24,27 +24,38 @@ def _matmul(graph: Graph, node: Node) -> Operation | None:
     return _product(graph, node, False, "")
 
 
+def _linear(graph: Graph, node: Node) -> Operation | None:
+    return _product(graph, node, False, node.inputs[2])
+
+
 def _product(graph: Graph, node: Node, transposed: bool, bias_name: str) -> Operation | None:
-    x, weights = node.inputs[:2]
+    x, name = node.inputs[:2]
     read, written = image_of(graph, x), image_of(graph, node.outputs[0])
-    if read is None or written is None or weights not in graph.constants:
+    if read is None or written is None or name not in graph.constants or x in graph.constants:
         return None
-    of = graph.constants.type(weights)
+    of = graph.constants.type(name)
     if len(of.shape or ()) != 2 or of.elem_type != onnx.TensorProto.FLOAT:
         return None
-    if len(graph.shape(x) or ()) != 2 or read.images != written.images:
+    if len(graph.shape(x) or ()) not in (2, 3) or read.images != written.images:
         return None
-    w = graph.constants.array(weights)
     bias = np.zeros(written.padded, np.float32)
     if bias_name:
         given = graph.constants.array(bias_name)
         if given.size not in (1, written.channels) or given.shape[:-1].count(1) != given.ndim - 1:
             return None  # another bias for each row
         bias[: written.channels] = given.reshape(-1)
+
+    def weights() -> np.ndarray:
+        w = graph.constants.array(name)
+        return (w.T if transposed else w)[None, None]
+
     geometry = Geometry(1, (1, read.images), (1, read.images), (1, 1))
     row = Image(1, 1, read.images, read.channels), Image(1, 1, read.images, written.channels)
-    matrix = (w.T if transposed else w)[None, None]
-    return convolution(node, geometry, *row, matrix, bias)
+    key = graph.constants.identity(name)
+    return convolution(
+        node, geometry, row, (read.channels, written.channels), weights,
+        None if key is None else (key, transposed), bias,
+    )  # fmt: skip
 
 
-OPERATORS = {"Gemm": _gemm, "MatMul": _matmul}
+OPERATORS = {"Gemm": _gemm, "MatMul": _matmul, "headrace.Linear": _linear}

@@ -1,0 +1,42 @@
+"""LayerNormalization of the last dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Operation, image_of
+
+
+def _layer_norm(graph: Graph, node: Node) -> Operation | None:
+    x = node.inputs[0]
+    of, rank = image_of(graph, x), len(graph.shape(x) or ())
+    if of is None or x in graph.constants or rank not in (2, 3) or any(node.outputs[1:]):
+        return None
+    if node.attribute("axis", -1) % rank != rank - 1 or node.attribute("stash_type", 1) != 1:
+        return None
+    weights = {}
+    for name, source in zip(("weight", "bias"), (*node.inputs[1:], ""), strict=False):
+        weights[name] = np.zeros(of.padded, np.float32)
+        if source:
+            if source not in graph.constants or graph.constants.type(source).elem_type != 1:
+                return None
+            given = graph.constants.array(source)
+            if given.size not in (1, of.channels):
+                return None
+            weights[name][: of.channels] = given.reshape(-1)
+    epsilon = float(node.attribute("epsilon", 1e-5))
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[x], at["weight"], at["bias"], at[one.makes], of.images, of.channels, of.padded,
+            epsilon,
+        ]  # fmt: skip
+
+    return Operation("layer_norm_f32", [x], node.outputs[0], slots, [node], dict(weights))
+
+
+OPERATORS = {"LayerNormalization": _layer_norm}

@@ -1,0 +1,66 @@
+"""Patterns of nodes for which there is one kernel: a file for each kind, and their order.
+
+A pattern looks at one node, the last of what it stands for, and gives nodes that compute the same,
+of ONNX or of the domain `headrace`. It is taken where we have operations for all of these. Nodes
+whose values nobody needs any more go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operators import operation_for
+from headrace.networks.patterns import attention, gelu, layer_norm, linear, microsoft
+from headrace.networks.patterns.match import Matcher
+
+Pattern = Callable[[Matcher, Node], list[Node] | None]
+
+PATTERNS: tuple[Pattern, ...] = (
+    microsoft.expanded,
+    layer_norm.found,
+    gelu.found,
+    linear.found,
+    attention.found,
+)
+
+
+def with_patterns(graph: Graph) -> Graph:
+    """The graph with these nodes instead; it may be the same."""
+    for pattern in PATTERNS:
+        graph = _applied(graph, pattern)
+    return graph
+
+
+def _applied(graph: Graph, pattern: Pattern) -> Graph:
+    matcher = Matcher(graph)
+    made: dict[int, list[Node]] = {}
+    for i, node in enumerate(graph.nodes):
+        instead = pattern(matcher, node)
+        if instead and all(operation_for(graph, one) is not None for one in instead):
+            made[i] = instead
+    if not made:
+        return graph
+    nodes = [one for i, node in enumerate(graph.nodes) for one in made.get(i, [node])]
+    after = graph.of(nodes)
+    kept = {id(node) for node in after.nodes}
+    gone = {id(node): node for node in graph.nodes if id(node) not in kept}
+    for i, instead in made.items():
+        whole = _behind(matcher, graph.nodes[i], gone)
+        last = replace(instead[-1], instead_of=tuple(whole))
+        after.nodes = [last if one is instead[-1] else one for one in after.nodes]
+    return after
+
+
+def _behind(matcher: Matcher, node: Node, gone: dict[int, Node]) -> list[Node]:
+    """Nodes of the file, of those that went, that a node was computed with; each is given once."""
+    found: list[Node] = []
+    look = [node]
+    while look:
+        one = look.pop()
+        if gone.pop(id(one), None) is None:
+            continue
+        found.extend(one.originals)
+        look.extend(maker for name in one.reads if (maker := matcher.makers.get(name)) is not None)
+    return found[::-1]

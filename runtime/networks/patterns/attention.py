@@ -1,0 +1,157 @@
+"""Attention as exporters spell it: projections are reshaped and transposed into heads, and back.
+
+Whichever way the dimensions go: the shuffles are tried on the places of the elements, and taken if
+these end where attention has them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from headrace.networks.graph import Node
+from headrace.networks.patterns.match import Matcher, new_node
+
+_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+MOST_ELEMENTS = 1 << 22  # of a value whose shuffle is tried
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a value comes from by shuffles and factors, the first of these moves first."""
+
+    name: str
+    moves: tuple[Node, ...]
+    factor: float
+
+
+def found(matcher: Matcher, node: Node) -> list[Node] | None:
+    """headrace.Attention in place of the last shuffle."""
+    if node.domain or node.op not in ("Reshape", "Transpose"):
+        return None
+    shape = matcher.shape(node.outputs[0])
+    if shape is None or len(shape) != 3:
+        return None
+    mixed = _source(matcher, node.outputs[0], factors=False)
+    product = matcher.maker(mixed.name, "MatMul")
+    inner = matcher.shape(mixed.name)
+    if product is None or inner is None or len(inner) != 4:
+        return None
+    weights, zeros = product.inputs[0], False
+    guard = matcher.maker(weights, "Where")
+    if guard is not None:  # PyTorch's: what is no number becomes 0
+        asked = matcher.maker(guard.inputs[0], "IsNaN")
+        if asked is None or not matcher.is_scalar(guard.inputs[1], 0.0):
+            return None
+        if asked.inputs[0] != guard.inputs[2]:
+            return None
+        weights, zeros = guard.inputs[2], True
+    softmax = matcher.maker(weights, "Softmax")
+    if softmax is None or softmax.attribute("axis", -1) not in (-1, 3):
+        return None
+    scores = matcher.shape(softmax.inputs[0])
+    if scores is None or len(scores) != 4:
+        return None
+    read = _scores(matcher, softmax.inputs[0])
+    if read is None:
+        return None
+    q, k, mask, scale = read
+    v = _source(matcher, product.inputs[1], factors=False)
+    return _attention(matcher, node, mixed, (q, k, v), scores, (mask, scale, zeros))
+
+
+def _scores(matcher: Matcher, name: str) -> tuple[_Source, _Source, str, float] | None:
+    """Queries, keys, mask ("": none) and scale of scores."""
+    mask = ""
+    add = matcher.maker(name, "Add")
+    if add is not None:
+        inner = [i for i in (0, 1) if _product(matcher, add.inputs[i]) is not None]
+        if len(inner) != 1:
+            return None
+        name, mask = add.inputs[inner[0]], add.inputs[1 - inner[0]]
+    found = _product(matcher, name)
+    if found is None:
+        return None
+    product, scale = found
+    q, k = (_source(matcher, one) for one in product.inputs)
+    return q, k, mask, scale * q.factor * k.factor
+
+
+def _product(matcher: Matcher, name: str) -> tuple[Node, float] | None:
+    """The product that a value is, and what it was multiplied with since."""
+    source = _source(matcher, name)
+    product = matcher.maker(source.name, "MatMul")
+    return None if product is None or source.moves else (product, source.factor)
+
+
+def _source(matcher: Matcher, name: str, *, factors: bool = True) -> _Source:
+    """Back through shuffles, and through factors if they are wanted."""
+    moves: list[Node] = []
+    factor = 1.0
+    while True:
+        node = matcher.maker(name, *_MOVES)
+        if node is not None:
+            moves.append(node)
+            name = node.inputs[0]
+            continue
+        node = matcher.maker(name, "Mul", "Div") if factors else None
+        split = None if node is None else matcher.split(node)
+        if node is None or split is None or (node.op == "Div" and split[0] != node.inputs[0]):
+            return _Source(name, tuple(moves[::-1]), factor)
+        factor = factor * split[1] if node.op == "Mul" else factor / split[1]
+        name = split[0]
+
+
+def _attention(
+    matcher: Matcher, node: Node, mixed: _Source, parts: tuple[_Source, _Source, _Source],
+    scores: tuple[int, ...], more: tuple[str, float, bool],
+) -> list[Node] | None:  # fmt: skip
+    batch, heads, queries, keys = scores
+    mask, scale, zeros = more
+    shape = matcher.shape(node.outputs[0]) or ()
+    width = shape[-1]
+    if shape != (batch, queries, width) or width % heads or not math.isfinite(scale):
+        return None
+    head = width // heads
+    tokens = (queries, keys, keys)
+    # Places of [batch, heads, tokens, channels] in rows [batch, tokens, heads x channels].
+    for part, count, turned in zip(parts, tokens, (False, True, False), strict=True):
+        if matcher.shape(part.name) != (batch, count, width):
+            return None
+        wanted = _places((batch, count, heads, head)).transpose(0, 2, 1, 3)
+        if turned:
+            wanted = wanted.swapaxes(2, 3)
+        if not _ends_at(matcher, part, (batch, count, width), wanted):
+            return None
+    inside = (batch, heads, queries, head)
+    wanted = _places(inside).transpose(0, 2, 1, 3).reshape(shape)
+    if not _ends_at(matcher, mixed, inside, wanted):
+        return None
+    return [
+        new_node(
+            "Attention", [*(part.name for part in parts), mask], node.outputs[0], "headrace",
+            heads=heads, scale=scale, zeros=int(zeros),
+        )
+    ]  # fmt: skip
+
+
+def _places(shape: tuple[int, ...]) -> np.ndarray:
+    return np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+
+
+def _ends_at(matcher: Matcher, source: _Source, shape: tuple[int, ...], wanted: np.ndarray) -> bool:
+    """Whether the moves of a source bring its elements to these places."""
+    if math.prod(shape) > MOST_ELEMENTS:
+        return False
+    at = _places(shape)
+    for move in source.moves:
+        after = matcher.shape(move.outputs[0])
+        if move.op == "Transpose":
+            at = at.transpose(move.attribute("perm", list(range(at.ndim))[::-1]))
+        elif after is not None and math.prod(after) == at.size:
+            at = at.reshape(after)
+        else:
+            return False
+    return at.shape == wanted.shape and bool((at == wanted).all())

@@ -1,0 +1,75 @@
+"""What patterns ask of a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+
+from headrace.networks.graph import Graph, Node, TensorType
+
+CLOSE = 1e-6  # relatively: constants as files round them
+
+
+class Matcher:
+    """Makers of a graph's values, and its constants.
+
+    Attributes:
+        graph: of which it is.
+        makers: the node that makes a value.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
+
+    def maker(self, name: str, *ops: str) -> Node | None:
+        """The node that makes a value, if it is one of these operators of ONNX."""
+        node = self.makers.get(name)
+        return node if node is not None and not node.domain and node.op in ops else None
+
+    def scalar(self, name: str) -> float | None:
+        """The value of a constant of one element; None: it is none."""
+        constants = self.graph.constants
+        if name not in constants or not constants.is_small(name):
+            return None
+        if math.prod(constants.type(name).shape or ()) != 1:
+            return None
+        return float(constants.array(name).reshape(-1)[0])
+
+    def is_scalar(self, name: str, value: float) -> bool:
+        """Whether a value is a constant of this value."""
+        found = self.scalar(name)
+        return found is not None and math.isclose(found, value, rel_tol=CLOSE)
+
+    def split(self, node: Node) -> tuple[str, float] | None:
+        """Of an operator with two inputs, one of them a constant of one element: the other, and it.
+
+        None: it is not so.
+        """
+        if len(node.inputs) != 2:
+            return None
+        for i in (1, 0):
+            value = self.scalar(node.inputs[i])
+            if value is not None:
+                return node.inputs[1 - i], value
+        return None
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of a value or constant; None: not known."""
+        if name in self.graph.constants:
+            return self.graph.constants.type(name).shape
+        return self.graph.shape(name)
+
+    def new_value(self, like: str, role: str, shape: tuple[int, ...]) -> str:
+        """The name of a float32 value that the file does not have, made on the way to `like`."""
+        name = f"{like}/headrace/{role}"
+        self.graph.types[name] = TensorType(onnx.TensorProto.FLOAT, shape)
+        return name
+
+
+def new_node(op: str, inputs: Sequence[str], output: str, domain: str = "", **given: Any) -> Node:
+    """A node that the file does not have."""
+    return Node(onnx.helper.make_node(op, list(inputs), [output], output, domain=domain, **given))

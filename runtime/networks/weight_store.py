@@ -1,0 +1,40 @@
+"""Weights as kernels want them, in memory that plans of a network share."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from headrace.memory import Arena
+from headrace.networks.operation import Weight
+
+
+class WeightStore:
+    """Memory of weights; each goes with the last that holds it."""
+
+    def __init__(self) -> None:
+        self._shared: WeakValueDictionary[Any, Arena] = WeakValueDictionary()
+
+    def placed(self, weight: np.ndarray | Weight) -> Arena:
+        """Memory that begins with the weight.
+
+        Raises:
+            BudgetError: the system gives no memory.
+            ModelFileError: the weight cannot be read.
+        """
+        if isinstance(weight, np.ndarray):
+            return _filled(weight)
+        found = None if weight.key is None else self._shared.get(weight.key)
+        if found is None:
+            found = _filled(weight.make())
+            if weight.key is not None:
+                self._shared[weight.key] = found
+        return found
+
+
+def _filled(array: np.ndarray) -> Arena:
+    arena = Arena({"weight": array.nbytes})
+    arena.view("weight")[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return arena
