@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from headrace.kernels import attention_rows, convolution, execute, gelu, images, layer_norm
+from headrace.kernels import (
+    attention_rows,
+    convolution,
+    execute,
+    finishes,
+    gelu,
+    image_operators,
+    images,
+    layer_norm,
+)
 from headrace.networks.weight_store import WeightStore
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
 from headrace.team import Team
 
-MODULES = (convolution, images, layer_norm, gelu, attention_rows)  # whose kernels networks use
+# Whose kernels networks use.
+MODULES = (
+    convolution, images, finishes, image_operators, layer_norm, gelu, attention_rows,
+)  # fmt: skip
 
 
 class Engine:

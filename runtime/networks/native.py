@@ -14,8 +14,9 @@ from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.lifetimes import Life, placed
-from headrace.networks.operation import Image, Weight, image_of
+from headrace.networks.operation import Image, Operation, Weight, image_of
 from headrace.networks.operators import operation_for
+from headrace.networks.passes.in_place import in_place
 from headrace.networks.passes.into_convolutions import into_convolutions
 
 _GIVEN = 1 << 62  # stands for addresses that are known only when it runs; 1 << 44 for each value
@@ -49,13 +50,16 @@ class NativeRegion:
         self.outputs = list(outputs)
         made = {name for node in nodes for name in node.outputs}
         found = [operation_for(graph, node) for node in nodes]
-        operations = [one for one in found if one is not None]
+        operations = [one for first in found if first is not None for one in (first, *first.also)]
         wanted = [n for one in operations for n in (*one.inputs, *one.plain)]
         self.inputs = list(dict.fromkeys(n for n in wanted if n not in made))
-        self.operations = into_convolutions(operations, set(outputs))
+        operations = into_convolutions(operations, set(outputs))
         self._engine = engine
         self._shapes = {name: graph.shape(name) or () for name in self.outputs}
-        self._images = {name: self._image(graph, name) for name in self._values()}
+        self._images = {name: self._image(graph, name) for name in self._values(operations)}
+        self._images |= {one.makes: one.image for one in operations if one.image is not None}
+        fixed = {*self.inputs, *self.outputs}
+        self.operations, self._places = in_place(operations, self._images, fixed)
         # What lies as ONNX has it is read and written where the caller has it.
         ends = [n for n in (*self.inputs, *self.outputs)]
         self._given = {
@@ -66,6 +70,7 @@ class NativeRegion:
         offsets, self.arena_bytes = placed(self._lives())
         self._arena = Arena({"values": self.arena_bytes})
         self._at = {name: self._arena.base + at for name, at in offsets.items()} | self._given
+        self._at |= {name: self._at[at.root] + at.n_bytes for name, at in self._places.items()}
         self._weights: list[Any] = []  # they go with the last region that has them
         self.weight_bytes = 0
         self._steps, self._blocks, self._patches = self._compiled()
@@ -76,19 +81,24 @@ class NativeRegion:
         assert found is not None, name
         return found
 
-    def _values(self) -> list[str]:
-        """All that lie as images."""
-        read = {name for one in self.operations for name in one.inputs}
+    def _values(self, operations: Sequence[Operation]) -> list[str]:
+        """All that lie as images, and that the graph knows."""
+        read = {name for one in operations for name in one.inputs}
         inputs = [name for name in self.inputs if name in read]
-        return list(dict.fromkeys([*inputs, *(one.makes for one in self.operations)]))
+        own = {one.makes for one in operations if one.image is not None}
+        names = [*inputs, *(one.makes for one in operations)]
+        return [name for name in dict.fromkeys(names) if name not in own]
 
     def _lives(self) -> dict[str, Life]:
         last: dict[str, int] = {}
+        first = dict.fromkeys((name for name in self.inputs if name in self._images), -1)
         for i, one in enumerate(self.operations):
-            last.update(dict.fromkeys(one.inputs, i))
-        last.update(dict.fromkeys(self.outputs, len(self.operations)))
-        first = dict.fromkeys(self.inputs, -1)
-        first |= {one.makes: i for i, one in enumerate(self.operations)}
+            for name in one.inputs:
+                last[self._root(name)] = i
+            root = self._root(one.makes)
+            first.setdefault(root, i)
+            last[root] = i
+        last.update({self._root(name): len(self.operations) for name in self.outputs})
         lives = {
             name: Life(self._images[name].n_bytes, begin, last.get(name, begin))
             for name, begin in first.items()
@@ -100,6 +110,9 @@ class NativeRegion:
             if one.scratch
         }
 
+    def _root(self, name: str) -> str:
+        return self._places[name].root if name in self._places else name
+
     def _compiled(self) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, int]]]:
         """Steps, argument blocks, and where in these which address comes with what added to it."""
         calls: list[tuple[str, list[Any]]] = []
@@ -108,6 +121,8 @@ class NativeRegion:
             if name not in self._given:
                 calls.append(("images_gather", self._moved(name, outside[name], self._at[name])))
         for i, operation in enumerate(self.operations):
+            if operation.affine is not None:
+                operation.weights |= dict(zip(("scales", "shifts"), operation.affine, strict=True))
             own = {name: self._placed_weight(weight) for name, weight in operation.weights.items()}
             operation.weights = {}  # they have their place
             if operation.scratch:

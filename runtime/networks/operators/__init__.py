@@ -11,15 +11,19 @@ from collections.abc import Callable
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation
 from headrace.networks.operators import (
+    activations,
+    arithmetic,
     attention,
     bounds,
+    channels,
     convolution,
     gelu,
     matrix,
     mean,
     names,
     normalisation,
-    sums,
+    pooling,
+    resizing,
 )
 
 Maker = Callable[[Graph, Node], Operation | None]
@@ -28,7 +32,11 @@ OPERATORS: dict[str, Maker] = {
     **convolution.OPERATORS,
     **matrix.OPERATORS,
     **mean.OPERATORS,
-    **sums.OPERATORS,
+    **arithmetic.OPERATORS,
+    **activations.OPERATORS,
+    **channels.OPERATORS,
+    **pooling.OPERATORS,
+    **resizing.OPERATORS,
     **bounds.OPERATORS,
     **names.OPERATORS,
     **normalisation.OPERATORS,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Geometry, tiled_weights
+from headrace.kernels.convolution import Ending, Geometry, Groups, one_group, tiled_weights
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operation import NOTHING, PADDED, Image, Operation, Weight, image_of
 
 
 def _conv(graph: Graph, node: Node) -> Operation | None:
@@ -27,7 +27,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         return None
     strides = tuple(node.attribute("strides", [1, 1]))
     dilations = tuple(node.attribute("dilations", [1, 1]))
-    pads = _pads(node, read, written, shape[2:], strides, dilations)
+    pads = pads_before(node, read, written, shape[2:], strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
         (shape[2], shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
@@ -75,13 +75,18 @@ def convolution(
     if not depthwise:
         geometry = geometry.flat()
     n_channels = written.padded if depthwise else read.channels
-    tail = geometry.slots(read.pixel_bytes, written.pixel_bytes)
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        out_step = one.step(one.makes, written)
+        tail = geometry.slots(one.step(one.reads[0], read), out_step)
+        ending = ending_of(one, written)
+        low, high = ending.bounds()
+        n_tiles = written.padded // PADDED
+        more = [] if depthwise else one_group(n_tiles, geometry, out_step).slots()
         return [
             at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
-            0 if one.adds is None else at[one.adds], n_channels, written.padded // PADDED,
-            one.least, *tail, one.most,
+            0 if one.adds is None else at[one.adds], n_channels, n_tiles, low, *tail, high,
+            *ending.slots(), *more,
         ]  # fmt: skip
 
     return Operation(
@@ -90,7 +95,17 @@ def convolution(
     )  # fmt: skip
 
 
-def _pads(
+def ending_of(one: Operation, written: Image) -> Ending:
+    """What a convolution does last."""
+    if one.adds is None:
+        return Ending(one.least, one.most, one.finish)
+    step = one.step(one.adds, written)
+    apart = one.kernel != "convolution_f32" or step != one.step(one.makes, written)
+    plain = one.finish == NOTHING
+    return Ending(one.least, one.most, one.finish, one.late or (plain and apart), step)
+
+
+def pads_before(
     node: Node, read: Image, written: Image, taps: tuple[int, ...], strides: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> tuple[int, int]:  # fmt: skip

@@ -12,7 +12,15 @@ from dataclasses import replace
 
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operators import operation_for
-from headrace.networks.patterns import attention, gelu, layer_norm, linear, microsoft
+from headrace.networks.patterns import (
+    activations,
+    attention,
+    gelu,
+    layer_norm,
+    linear,
+    microsoft,
+    scale_and_add,
+)
 from headrace.networks.patterns.match import Matcher
 
 Pattern = Callable[[Matcher, Node], list[Node] | None]
@@ -21,6 +29,8 @@ PATTERNS: tuple[Pattern, ...] = (
     microsoft.expanded,
     layer_norm.found,
     gelu.found,
+    activations.found,
+    scale_and_add.found,
     linear.found,
     attention.found,
 )
