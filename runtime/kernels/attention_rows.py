@@ -72,6 +72,23 @@ def _kernel(target: Target) -> KernelFunction:
             p = x + 4
             q = w + w_step
             left = n - 1
+            while left >= 4:  # addresses of rows are formed once for four terms
+                acc = fma_outer(load_f32(q, columns, w_apart), bcast_f32(p, count, x_step), acc)
+                q = q + w_step
+                acc = fma_outer(
+                    load_f32(q, columns, w_apart), bcast_f32(p + 4, count, x_step), acc
+                )  # fmt: skip
+                q = q + w_step
+                acc = fma_outer(
+                    load_f32(q, columns, w_apart), bcast_f32(p + 8, count, x_step), acc
+                )  # fmt: skip
+                q = q + w_step
+                acc = fma_outer(
+                    load_f32(q, columns, w_apart), bcast_f32(p + 12, count, x_step), acc
+                )  # fmt: skip
+                p = p + 16
+                q = q + w_step
+                left -= 4
             while left > 0:
                 acc = fma_outer(load_f32(q, columns, w_apart), bcast_f32(p, count, x_step), acc)
                 p = p + 4

@@ -40,6 +40,7 @@ from headrace.targets.simd import (
     maximum,
     minimum,
     outer,
+    prefetch,
     repeat,
     smaller,
     splat_f32,
@@ -178,11 +179,11 @@ def _dense(target: Target) -> KernelFunction:
     lanes = target.lanes("f32")
     strips = TILE_ROWS // lanes
 
-    def of(count: int) -> Any:
+    def of(count: int, lines: int = 0) -> Any:
         def some(
             w: Any, x: Any, y: Any, bias: Any, more: Any, channels: Any, ny: Any, nx: Any,
             row_step: Any, tap_step: Any, w_row: Any, tile_stride: Any, x_step: Any, y_step: Any,
-            least: Any, highest: Any, adds: Any, rows: Any,
+            least: Any, highest: Any, adds: Any, rows: Any, ahead: Any,
         ) -> None:  # fmt: skip
             acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(1.0), count))
             for ky in range(ny):
@@ -191,6 +192,13 @@ def _dense(target: Target) -> KernelFunction:
                     q = w + (ky * w_row + kx * channels * 64)
                     left = channels
                     while left >= 4:  # addresses of pixels are formed once for four channels
+                        if lines > 0:
+                            prefetch(ahead)
+                            if lines > 1:
+                                prefetch(ahead + 64)
+                                prefetch(ahead + 128)
+                                prefetch(ahead + 192)
+                            ahead = ahead + lines * 64
                         acc = fma_outer(
                             load_f32(q, rows, tile_stride),
                             bcast_f32(p, count, x_step), acc,
@@ -226,7 +234,9 @@ def _dense(target: Target) -> KernelFunction:
 
         return some
 
-    many, few, one = of(most), of(FEW), of(1)
+    # While it multiplies, other weights come from memory: 1 or 4 lines for 4 channels.
+    many, slowly, fast = of(most), of(most, 1), of(most, 4)
+    few, one = of(FEW), of(1)
 
     def dense(args: Any, thread: Any, n_threads: Any) -> None:
         w = arg_ptr(args, 0)
@@ -268,82 +278,114 @@ def _dense(target: Target) -> KernelFunction:
         if units < 4 * n_threads:
             first = units * 0
             last = units
-            t = n_tiles * thread // n_threads
-            end = n_tiles * (thread + 1) // n_threads
+            t = n_tiles * thread // n_threads // tiles * tiles
+            if thread + 1 < n_threads:
+                end = n_tiles * (thread + 1) // n_threads // tiles * tiles
+        # While it multiplies by some tiles, the next come from memory: in at least 2 rounds.
+        reach = tall * w_row // 4
+        row_step = apart_y * width * pixel
+        tap_step = apart_x * pixel
+        rounds = smaller(last - first, 8)
         while t < end:
             at_once = t * 0 + 1
             g = t // group
             if tiles > 1 and t + tiles <= smaller(end, (g + 1) * group):
                 at_once = at_once * 0 + tiles
             down = g // arg_int(args, 36)
-            place = (g - down * arg_int(args, 36)) * arg_int(args, 37)
-            place = place + down * arg_int(args, 38) + (t - g * group) * 64
+            there = (g - down * arg_int(args, 36)) * arg_int(args, 37)
+            there = there + down * arg_int(args, 38) + (t - g * group) * 64
             for s in range(strips):
                 tile = strip(w + t * tile_stride, s)
                 column = t * 64 + s * lanes * 4
-                side = place + s * lanes * 4
+                side = there + s * lanes * 4
+                row = first // per_row
+                place = first - row * per_row
+                fresh = row * 0 - 1  # the row whose borders are known
+                ky = row * 0
+                ny = row * 0
+                source = x
                 for u in range(first, last):
-                    row = u // per_row
-                    left_end = (u - row * per_row) * most
+                    ahead = w + (t + at_once) * tile_stride
+                    lines = t * 0
+                    if s == 0 and t + 2 * at_once <= end and u - first < rounds:
+                        lines = lines + (1 if rounds == 8 else 4)
+                        ahead = ahead + (u - first) * lines * reach
+                    if row != fresh:
+                        fresh = row
+                        image = row // out_height
+                        iy = (row - image * out_height) * step_y - above
+                        ky = first_tap(iy, apart_y)
+                        ny = behind_taps(iy, apart_y, tall, height) - ky
+                        source = x + ((image * height + iy + ky * apart_y) * width * pixel)
+                        source = source + g * arg_int(args, 35)
+                    left_end = place * most
                     stop = smaller(left_end + most, out_width)
-                    image = row // out_height
-                    iy = (row - image * out_height) * step_y - above
-                    ky = first_tap(iy, apart_y)
-                    ny = behind_taps(iy, apart_y, tall, height) - ky
-                    source = x + ((image * height + iy + ky * apart_y) * width * pixel)
-                    source = source + g * arg_int(args, 35)
-                    row_step = apart_y * width * pixel
-                    tap_step = apart_x * pixel
                     ox = left_end
                     while ox < stop:
                         ix = ox * step_x - before
-                        room = (width - 1 - ix - (wide - 1) * apart_x) // step_x + 1
+                        reached = ix + (wide - 1) * apart_x  # by the last tap
                         n = ox * 0 + 1
-                        if ix >= 0 and room >= most and stop - ox == most:
-                            n = n * 0 + most
-                        elif ix >= 0 and room >= FEW and stop - ox >= FEW:
-                            n = n * 0 + FEW
-                        kx = first_tap(ix, apart_x)
-                        nx = behind_taps(ix, apart_x, wide, width) - kx
+                        kx = ox * 0
+                        nx = wide
+                        if ix >= 0 and reached < width:
+                            if stop - ox == most and reached + (most - 1) * step_x < width:
+                                n = n * 0 + most
+                            elif stop - ox >= FEW and reached + (FEW - 1) * step_x < width:
+                                n = n * 0 + FEW
+                        else:
+                            kx = first_tap(ix, apart_x)
+                            nx = behind_taps(ix, apart_x, wide, width) - kx
                         at = w_row * ky + kx * channels * 64
                         to = row * out_row + ox * out_pixel + side
                         p = source + (ix + kx * apart_x) * pixel
                         if tiles > 1 and at_once == tiles:
-                            if n == most:
+                            if n == most and lines == 0:
                                 many(
                                     tile + at, p, y + to, bias + column, more + to, channels, ny,
                                     nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
-                                    out_pixel, least, highest, adds, tiles,
+                                    out_pixel, least, highest, adds, tiles, ahead,
+                                )  # fmt: skip
+                            elif n == most and lines == 1:
+                                slowly(
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
+                                    out_pixel, least, highest, adds, tiles, ahead,
+                                )  # fmt: skip
+                            elif n == most:
+                                fast(
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
+                                    out_pixel, least, highest, adds, tiles, ahead,
                                 )  # fmt: skip
                             elif n == FEW:
                                 few(
                                     tile + at, p, y + to, bias + column, more + to, channels, ny,
                                     nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
-                                    out_pixel, least, highest, adds, tiles,
+                                    out_pixel, least, highest, adds, tiles, ahead,
                                 )  # fmt: skip
                             else:
                                 one(
                                     tile + at, p, y + to, bias + column, more + to, channels, ny,
                                     nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
-                                    out_pixel, least, highest, adds, tiles,
+                                    out_pixel, least, highest, adds, tiles, ahead,
                                 )  # fmt: skip
                         elif n == most:
                             many(
                                 tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
                                 row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
-                                least, highest, adds, 1,
+                                least, highest, adds, 1, ahead,
                             )  # fmt: skip
                         elif n == FEW:
                             few(
                                 tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
                                 row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
-                                least, highest, adds, 1,
+                                least, highest, adds, 1, ahead,
                             )  # fmt: skip
                         else:
                             one(
                                 tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
                                 row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
-                                least, highest, adds, 1,
+                                least, highest, adds, 1, ahead,
                             )  # fmt: skip
                         ox += n
                     if ends:
@@ -355,6 +397,10 @@ def _dense(target: Target) -> KernelFunction:
                             arg_float(args, 32), arg_float(args, 33), late, arg_float(args, 27),
                             arg_float(args, 28),
                         )  # fmt: skip
+                    place += 1
+                    if place == per_row:
+                        place = place * 0
+                        row += 1
             t += at_once
 
     return with_lanes(dense, lanes)
@@ -435,12 +481,16 @@ def _depthwise(target: Target) -> KernelFunction:
             ox = row * 0
             while ox < out_width:
                 ix = ox * step_x - before
-                room = (width - 1 - ix - (wide - 1) * apart_x) // step_x + 1
+                reached = ix + (wide - 1) * apart_x  # by the last tap
                 n = ox * 0 + 1
-                if ix >= 0 and room >= most and out_width - ox >= most:
-                    n = n * 0 + most
-                kx = first_tap(ix, apart_x)
-                nx = behind_taps(ix, apart_x, wide, width) - kx
+                kx = ox * 0
+                nx = wide
+                if ix >= 0 and reached < width:
+                    if out_width - ox >= most and reached + (most - 1) * step_x < width:
+                        n = n * 0 + most
+                else:
+                    kx = first_tap(ix, apart_x)
+                    nx = behind_taps(ix, apart_x, wide, width) - kx
                 at = (ky * wide + kx) * w_tap
                 p = source + (ix + kx * apart_x) * pixel
                 to = (row * out_width + ox) * out_pixel

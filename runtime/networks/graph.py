@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,12 +85,26 @@ class Node:
         return default
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A constant that is computed from others.
+
+    Attributes:
+        make: computes it.
+        key: what tells it from others of all plans of a network; None: nothing does.
+    """
+
+    type: TensorType
+    make: Callable[[], np.ndarray]
+    key: Any = None
+
+
 class Constants:
     """Initialisers of a model, read when asked for, and what was computed from them.
 
     Attributes:
         computed: arrays that are no initialisers.
-        derived: what is computed from large constants: how, each time that it is asked for.
+        derived: what is computed from constants, each time that it is asked for.
     """
 
     def __init__(
@@ -100,7 +114,7 @@ class Constants:
         self._reader = reader
         self._hidden = hidden
         self.computed: dict[str, Any] = {}
-        self.derived: dict[str, tuple[TensorType, Callable[[], np.ndarray]]] = {}
+        self.derived: dict[str, Derived] = {}
         self._kept: dict[str, Any] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -115,7 +129,7 @@ class Constants:
             tensor = self.computed[name]
             return TensorType(tensor.data_type, tuple(tensor.dims))
         if name in self.derived:
-            return self.derived[name][0]
+            return self.derived[name].type
         shape, elem_type = self._model.shape_and_type(name)
         return TensorType(elem_type, shape)
 
@@ -138,7 +152,7 @@ class Constants:
         if name in self.computed:
             return self.computed[name]
         if name in self.derived:
-            return onnx.numpy_helper.from_array(self.derived[name][1](), name)
+            return onnx.numpy_helper.from_array(self.derived[name].make(), name)
         if name not in self._kept:
             tensor = self._model.constant(name, self._reader)
             if not self.is_small(name):
@@ -158,14 +172,21 @@ class Constants:
             found: np.ndarray = onnx.numpy_helper.to_array(self.computed[name])
             return found
         if name in self.derived:
-            return self.derived[name][1]()
+            return self.derived[name].make()
         return self._model.array(name, self._reader)
 
     def identity(self, name: str) -> Any:
         """What tells a constant from others of all plans of a network; None: nothing does."""
         if name in self.computed:
             return self.computed[name].SerializeToString()
-        return None if name in self.derived else name
+        return self.derived[name].key if name in self.derived else name
+
+    def derive(
+        self, name: str, of: TensorType, sources: Sequence[str], make: Callable[[], np.ndarray]
+    ) -> None:
+        """Have a constant of this type that is computed from others, always in the same way."""
+        keys = tuple(self.identity(one) for one in sources)
+        self.derived[name] = Derived(of, make, None if None in keys else (name, *keys))
 
     def without(self) -> Constants:
         """The same initialisers, and nothing computed."""

@@ -41,9 +41,8 @@ def specialise(graph: Graph, inputs: Mapping[str, TensorType]) -> Graph:
         types = _types(found, node)
         found.types.update(types)
         if _is_derived(found, node, types):
-            found.constants.derived.update(
-                {name: (of, _later(found, node, name)) for name, of in types.items()}
-            )
+            for name, of in types.items():
+                found.constants.derive(name, of, node.reads, _later(found, node, name))
             continue
         found.nodes.append(node)
     return found.of(found.nodes)

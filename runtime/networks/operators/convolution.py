@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Ending, Geometry, Groups, one_group, tiled_weights
+from headrace.kernels.convolution import Ending, Geometry, one_group, tiled_weights
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import NOTHING, PADDED, Image, Operation, Weight, image_of
 

@@ -1,4 +1,7 @@
-"""Gemm, MatMul and Linear (x w + bias) of rows with constant float32 weights: convolutions of single pixels."""
+"""Gemm, MatMul and Linear (x w + bias) of rows with constant float32 weights.
+
+They are convolutions of single pixels.
+"""
 
 from __future__ import annotations
 

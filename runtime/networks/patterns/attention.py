@@ -7,6 +7,7 @@ these end where attention has them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +106,7 @@ def _source(matcher: Matcher, name: str, *, factors: bool = True) -> _Source:
 
 
 def _attention(
-    matcher: Matcher, node: Node, mixed: _Source, parts: tuple[_Source, _Source, _Source],
+    matcher: Matcher, node: Node, mixed: _Source, parts: Sequence[_Source],
     scores: tuple[int, ...], more: tuple[str, float, bool],
 ) -> list[Node] | None:  # fmt: skip
     batch, heads, queries, keys = scores
@@ -129,12 +130,33 @@ def _attention(
     wanted = _places(inside).transpose(0, 2, 1, 3).reshape(shape)
     if not _ends_at(matcher, mixed, inside, wanted):
         return None
-    return [
-        new_node(
-            "Attention", [*(part.name for part in parts), mask], node.outputs[0], "headrace",
-            heads=heads, scale=scale, zeros=int(zeros),
-        )
-    ]  # fmt: skip
+    names, columns = [part.name for part in parts], [0, 0, 0]
+    projected = _projected(matcher, parts, node.outputs[0])
+    if projected is not None:
+        names, columns = projected.outputs * 3, [0, width, 2 * width]
+    attention = new_node(
+        "Attention", [*names, mask], node.outputs[0], "headrace",
+        heads=heads, scale=scale, zeros=int(zeros), columns=columns,
+    )  # fmt: skip
+    return [attention] if projected is None else [projected, attention]
+
+
+def _projected(matcher: Matcher, parts: Sequence[_Source], like: str) -> Node | None:
+    """One product for queries, keys and values; None: they are not of the same value."""
+    makers = [matcher.makers.get(part.name) for part in parts]
+    nodes = [one for one in makers if one is not None and one.domain == "headrace"]
+    if len(nodes) != 3 or any(one.op != "Linear" for one in nodes):
+        return None
+    if len({one.inputs[0] for one in nodes}) > 1:
+        return None
+    shape = matcher.shape(parts[0].name) or ()
+    x = nodes[0].inputs[0]
+    made = matcher.new_value(like, "projections", (*shape[:-1], 3 * shape[-1]))
+    joined = [
+        matcher.joined(like, role, [one.inputs[i] for one in nodes])
+        for i, role in ((1, "weights"), (2, "bias"))
+    ]
+    return new_node("Linear", [x, *joined], made, "headrace")
 
 
 def _places(shape: tuple[int, ...]) -> np.ndarray:

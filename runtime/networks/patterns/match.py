@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 
 from headrace.networks.graph import Graph, Node, TensorType
@@ -68,6 +69,19 @@ class Matcher:
         name = f"{like}/headrace/{role}"
         self.graph.types[name] = TensorType(onnx.TensorProto.FLOAT, shape)
         return name
+
+    def joined(self, like: str, role: str, names: Sequence[str]) -> str:
+        """The name of a float32 constant: others beside each other, on the way to `like`."""
+        constants = self.graph.constants
+        shapes = [constants.type(name).shape or () for name in names]
+        of = TensorType(
+            onnx.TensorProto.FLOAT, (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        )
+        made = f"{like}/headrace/{role}"
+        constants.derive(
+            made, of, names, lambda: np.concatenate([constants.array(n) for n in names], axis=-1)
+        )
+        return made
 
 
 def new_node(op: str, inputs: Sequence[str], output: str, domain: str = "", **given: Any) -> Node:
