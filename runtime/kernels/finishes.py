@@ -144,11 +144,12 @@ def reference(x: np.ndarray, finish: Finish) -> np.ndarray:
     with np.errstate(over="ignore"):
         soft = 1 / (1 + np.exp(-x))
     hard = np.clip(finish.alpha * x + finish.beta, 0, 1)
-    found = {
+    found: np.ndarray = {
         SIGMOID: soft, SILU: x * soft, HARD_SIGMOID: hard, HARD_SWISH: x * hard,
         LEAKY: np.where(x < 0, finish.alpha * x, x),
     }[finish.kind]  # fmt: skip
-    return found * finish.scale + finish.shift
+    found *= finish.scale
+    return found + finish.shift
 
 
 def error_bound(x: np.ndarray, finish: Finish) -> np.ndarray:

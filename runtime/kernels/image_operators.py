@@ -217,8 +217,8 @@ def _combine_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         shape = (images, pixels, n)
         a = (rng.standard_normal(shape) * 4).astype(np.float32)
         kind = what % 3  # b: for each pixel, for each image, for all
-        b = rng.standard_normal((images if kind < 2 else 1, 1 if kind else pixels, n))
-        b = b.astype(np.float32) + np.float32(0.1)
+        b = rng.standard_normal((images if kind < 2 else 1, 1 if kind else pixels, n)) + 0.1
+        b = np.asarray(b, np.float32)
         y = np.full(shape, np.nan, np.float32)
         low, high = (0.0, 3.0) if what == 2 else (-INFINITE, INFINITE)
         expected = np.clip(by(what, a.astype(np.float64), b.astype(np.float64)), low, high)
@@ -286,9 +286,10 @@ def _resize_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             tables.append(np.stack([one, two, share.view(np.int32)]).view(np.float32))
             places.append((one, two, share if shares else share * 0))
         (top, low, lower), (left, right, later) = places
-        a, b = x[:, top, :, :32].astype(np.float64), x[:, low, :, :32].astype(np.float64)
-        a, b = (v[:, :, left] * (1 - later[:, None]) + v[:, :, right] * later[:, None]
-                for v in (a, b))  # fmt: skip
+        rows_of = [x[:, i, :, :32].astype(np.float64) for i in (top, low)]
+        a, b = (
+            v[:, :, left] * (1 - later[:, None]) + v[:, :, right] * later[:, None] for v in rows_of
+        )
         expected = a * (1 - lower[:, None, None]) + b * lower[:, None, None]
         slots = [
             x, y, *tables, images, height, width, rows, columns, 2, 48 * 4, 32 * 4, int(shares),

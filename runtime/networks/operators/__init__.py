@@ -24,6 +24,7 @@ from headrace.networks.operators import (
     normalisation,
     pooling,
     resizing,
+    transposed,
 )
 
 Maker = Callable[[Graph, Node], Operation | None]
@@ -37,6 +38,7 @@ OPERATORS: dict[str, Maker] = {
     **channels.OPERATORS,
     **pooling.OPERATORS,
     **resizing.OPERATORS,
+    **transposed.OPERATORS,
     **bounds.OPERATORS,
     **names.OPERATORS,
     **normalisation.OPERATORS,

@@ -66,8 +66,9 @@ def per_channel(graph: Graph, name: str, x: str) -> np.ndarray | None:
     whole = (1,) * (len(shape) - len(held.shape)) + held.shape
     if len(whole) > len(shape) or any(n != 1 for i, n in enumerate(whole) if i != axis):
         return None
-    found = np.ones(of.padded, np.float32)
-    found[: of.channels] = graph.constants.array(name).reshape(-1)
+    given = graph.constants.array(name).reshape(-1)
+    found = np.full(of.padded, given[0] if given.size == 1 else 1, np.float32)
+    found[: of.channels] = given
     return found
 
 

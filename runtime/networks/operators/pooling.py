@@ -27,6 +27,9 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
         return None  # what lies behind the pads would have to be left out
     strides = tuple(node.attribute("strides", [1, 1]))
     dilations = tuple(node.attribute("dilations", [1, 1]))
+    same = node.attribute("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+    if same and set(dilations) != {1}:
+        return None  # libraries disagree about the pads
     pads = pads_before(node, read, written, tuple(taps), strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),

@@ -57,19 +57,20 @@ def _table(node: Node, size: int, count: int, scale: float | None) -> np.ndarray
     where = node.attribute("coordinate_transformation_mode", b"half_pixel").decode()
     if node.op == "Upsample":
         where = "asymmetric"
-    i = np.arange(count, dtype=np.float64)
-    ratio = scale or count / size
+    # In float32, as other runtimes do: what lies between two pixels is rounded as they round.
+    i = np.arange(count, dtype=np.float32)
+    ratio, half = np.float32(scale or count / size), np.float32(0.5)
     if where == "asymmetric":
         at = i / ratio
     elif where == "half_pixel":
-        at = (i + 0.5) / ratio - 0.5
+        at = (i + half) / ratio - half
     elif where == "pytorch_half_pixel":
-        at = (i + 0.5) / ratio - 0.5 if count > 1 else 0 * i
+        at = (i + half) / ratio - half if count > 1 else 0 * i
     elif where == "half_pixel_symmetric":
-        middle = size / 2 * (1 - count / (ratio * size))
-        at = middle + (i + 0.5) / ratio - 0.5
+        middle = half * size * (1 - np.float32(count) / (ratio * size))
+        at = middle + (i + half) / ratio - half
     elif where == "align_corners":
-        at = i * (size - 1) / (count - 1) if count > 1 else 0 * i
+        at = i * np.float32(size - 1) / np.float32(count - 1) if count > 1 else 0 * i
     else:
         return None
     share = np.zeros(count)
@@ -78,7 +79,7 @@ def _table(node: Node, size: int, count: int, scale: float | None) -> np.ndarray
         if node.op == "Upsample":
             rounded = "floor"
         turned = {
-            "round_prefer_floor": np.ceil(at - 0.5), "round_prefer_ceil": np.floor(at + 0.5),
+            "round_prefer_floor": np.ceil(at - half), "round_prefer_ceil": np.floor(at + half),
             "floor": np.floor(at), "ceil": np.ceil(at),
         }.get(rounded)  # fmt: skip
         if turned is None:

@@ -115,7 +115,8 @@ def _scale_weights(before: Operation, scale: np.ndarray, shift: np.ndarray) -> N
     factor = scale if before.kernel == "depthwise_f32" else scale.reshape(-1, 1, 16)
 
     def scaled() -> np.ndarray:
-        return (weight.make().reshape(shape) * factor).astype(np.float32)
+        found: np.ndarray = (weight.make().reshape(shape) * factor).astype(np.float32)
+        return found
 
     key = None if weight.key is None else (weight.key, scale.tobytes())
     before.weights["weights"] = Weight(weight.n_bytes, scaled, key)
