@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 GEOMETRY = 8
 LAST = 24
-FEW = 4  # pixels at a time where there are not enough for more
+FEW, PAIR = 4, 2  # pixels at a time where there are not enough for more
 NOTHING = Finish(NONE)
 
 
@@ -236,7 +236,7 @@ def _dense(target: Target) -> KernelFunction:
 
     # While it multiplies, other weights come from memory: 1 or 4 lines for 4 channels.
     many, slowly, fast = of(most), of(most, 1), of(most, 4)
-    few, one = of(FEW), of(1)
+    few, two, one = of(FEW), of(PAIR), of(1)
 
     def dense(args: Any, thread: Any, n_threads: Any) -> None:
         w = arg_ptr(args, 0)
@@ -332,6 +332,8 @@ def _dense(target: Target) -> KernelFunction:
                                 n = n * 0 + most
                             elif stop - ox >= FEW and reached + (FEW - 1) * step_x < width:
                                 n = n * 0 + FEW
+                            elif stop - ox >= PAIR and reached + (PAIR - 1) * step_x < width:
+                                n = n * 0 + PAIR
                         else:
                             kx = first_tap(ix, apart_x)
                             nx = behind_taps(ix, apart_x, wide, width) - kx
@@ -363,6 +365,12 @@ def _dense(target: Target) -> KernelFunction:
                                     nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
                                     out_pixel, least, highest, adds, tiles, ahead,
                                 )  # fmt: skip
+                            elif n == PAIR:
+                                two(
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
+                                    out_pixel, least, highest, adds, tiles, ahead,
+                                )  # fmt: skip
                             else:
                                 one(
                                     tile + at, p, y + to, bias + column, more + to, channels, ny,
@@ -377,6 +385,12 @@ def _dense(target: Target) -> KernelFunction:
                             )  # fmt: skip
                         elif n == FEW:
                             few(
+                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
+                                row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
+                                least, highest, adds, 1, ahead,
+                            )  # fmt: skip
+                        elif n == PAIR:
+                            two(
                                 tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
                                 row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
                                 least, highest, adds, 1, ahead,

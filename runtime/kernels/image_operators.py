@@ -198,6 +198,55 @@ def copy(args: Any, thread: Any, n_threads: Any) -> None:
             put_f32(q + c * 4, get_f32(p + c * 4))
 
 
+def border(args: Any, thread: Any, n_threads: Any) -> None:
+    """Images with zeros around them, and no pads of channels. Threads share the rows.
+
+    Slots: 0 x, 1 y [images][rows][columns][channels], 2 images, 3 and 4 rows and columns of x, 5
+    and 6 of y, 7 rows above and 8 columns to the left, 9 channels, 10 to 12 bytes between pixels,
+    channels and images of x, which may lie as in ONNX.
+    """
+    x = arg_ptr(args, 0)
+    y = arg_ptr(args, 1)
+    height = arg_int(args, 3)
+    width = arg_int(args, 4)
+    out_height = arg_int(args, 5)
+    out_width = arg_int(args, 6)
+    left = arg_int(args, 8)
+    channels = arg_int(args, 9)
+    pixel = arg_int(args, 10)
+    apart = arg_int(args, 11)
+    rows = arg_int(args, 2) * out_height
+    whole = channels // 16 * 16
+    for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+        image = row // out_height
+        iy = row - image * out_height - arg_int(args, 7)
+        to = y + row * out_width * channels * 4
+        first = out_width
+        count = left * 0
+        if iy >= 0 and iy < height:
+            first = left
+            count = width
+        for i in range(first * channels):
+            put_f32(to + i * 4, 0.0)
+        to = to + first * channels * 4
+        p = x + (image * arg_int(args, 12) + iy * width * pixel)
+        if apart == 4:
+            for i in range(count):
+                at = to + i * channels * 4
+                for c in range(0, whole, 16):
+                    store_f32(at + c * 4, load_f32(p + (i * pixel + c * 4), 1, 0), 0)
+                for c in range(whole, channels):
+                    put_f32(at + c * 4, get_f32(p + (i * pixel + c * 4)))
+        else:
+            for c in range(channels):
+                q = p + c * apart
+                for i in range(count):
+                    put_f32(to + (i * channels + c) * 4, get_f32(q + i * pixel))
+        to = to + count * channels * 4
+        for i in range((out_width - first - count) * channels):
+            put_f32(to + i * 4, 0.0)
+
+
 # --- references and cases -------------------------------------------------------------------------
 
 
@@ -309,11 +358,27 @@ def _copy_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         yield Case([x, y, pixels, channels, 192, 256], [(y, expected)], 0, f"{pixels}x{channels}")
 
 
+def _border_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    shapes = ((1, 16, (1, 1, 1, 1)), (2, 3, (0, 2, 1, 0)), (1, 37, (2, 0, 0, 1)))
+    for images, channels, sides in shapes:
+        x = rng.standard_normal((images, 4, 5, 48)).astype(np.float32)
+        planes = np.ascontiguousarray(x[..., :channels].transpose(0, 3, 1, 2))
+        top, left, bottom, right = sides
+        expected = np.pad(x[..., :channels], ((0, 0), (top, bottom), (left, right), (0, 0)))
+        for source, steps in ((x, (192, 4, x[0].nbytes)), (planes, (4, 80, planes[0].nbytes))):
+            y = np.full(expected.shape, np.nan, np.float32)
+            slots = [source, y, images, 4, 5, *expected.shape[1:3], top, left, channels, *steps]
+            yield Case(slots, [(y, expected)], 0, f"{images}x{channels} {sides} {steps}")
+
+
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     rows = (
         ("images_combine", combine, _combine_cases), ("images_pool", pool, _pool_cases),
         ("images_resize", resize, _resize_cases), ("images_copy", copy, _copy_cases),
+        ("images_border", border, _border_cases),
     )  # fmt: skip
     sources = (__name__, "headrace.kernels.convolution")
     return [Kernel(name, same_for_all(fn), sources, cases, __name__) for name, fn, cases in rows]

@@ -16,6 +16,7 @@ from headrace.networks.graph import Graph, Node
 from headrace.networks.lifetimes import Life, placed
 from headrace.networks.operation import Image, Operation, Weight, image_of
 from headrace.networks.operators import operation_for
+from headrace.networks.passes.borders import with_borders
 from headrace.networks.passes.in_place import in_place
 from headrace.networks.passes.into_convolutions import into_convolutions
 
@@ -57,6 +58,10 @@ class NativeRegion:
         self._engine = engine
         self._shapes = {name: graph.shape(name) or () for name in self.outputs}
         self._images = {name: self._image(graph, name) for name in self._values(operations)}
+        planes = [name for name in self.inputs if len(graph.shape(name) or ()) == 4]
+        operations = with_borders(operations, self._images, planes)
+        for name in {n for one in operations for n in one.plain}:
+            self._images.pop(name, None)
         self._images |= {one.makes: one.image for one in operations if one.image is not None}
         fixed = {*self.inputs, *self.outputs}
         self.operations, self._places = in_place(operations, self._images, fixed)

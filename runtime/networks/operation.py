@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from headrace.kernels.convolution import Geometry
 from headrace.kernels.finishes import INFINITE, NONE, Finish
 from headrace.networks.graph import Graph
 
@@ -108,6 +109,8 @@ class Operation:
         spreads: whether neighbours of what it makes are made apart, so that nothing can be added.
         image: how its result lies, where the graph does not know that value.
         channel: the first one that it reads (PART only).
+        geometry: of a convolution whose borders may be made before it, and the channels that it
+            reads; None: of any other.
         also: operations of the node's other outputs.
         steps: bytes between pixels of values that are parts of others; others are dense.
     """
@@ -130,6 +133,7 @@ class Operation:
     spreads: bool = False
     image: Image | None = None
     channel: int = 0
+    geometry: tuple[Geometry, int] | None = None
     also: list[Operation] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
 

@@ -139,7 +139,7 @@ PLANES = ("gemv_i1_g64", "gemv_i2_g64", "gemv_i3_g64")
 COPIES = ("copy_f32", "copy_x16", "copy_tables")
 MOVED = ("experts_group", "experts_pick", "experts_gather", "experts_scatter")
 LISTED = ("clusters_fired", "clusters_list")
-IMAGES = ("images_gather", "images_scatter", "images_add", "images_copy")
+IMAGES = ("images_gather", "images_scatter", "images_add", "images_copy", "images_border")
 EXACT = (
     "experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED,
     *LISTED, *IMAGES,

@@ -98,6 +98,8 @@ def tiled_convolution(
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         geometry, out_step, n_read, groups = layout(one.step(one.makes, written))
+        if one.geometry is not None:
+            geometry, n_read = one.geometry
         tail = geometry.slots(one.step(one.reads[0], read), out_step)
         ending = ending_of(one, written)
         low, high = ending.bounds()
@@ -145,7 +147,9 @@ def convolution(
         def layout(out_step: int) -> tuple[Geometry, int, int, Groups]:
             return flat, out_step, read.channels, one_group(n_tiles, flat, out_step)
 
-        return tiled_convolution(node, images, weight, bias, layout, macs)
+        made = tiled_convolution(node, images, weight, bias, layout, macs)
+        made.geometry = flat, read.channels
+        return made
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         tail = geometry.slots(one.step(one.reads[0], read), one.step(one.makes, written))
