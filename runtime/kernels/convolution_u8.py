@@ -120,7 +120,7 @@ def _dense(target: Target) -> KernelFunction:
                         )
                         q = q + rows * 64
             found = to_f32(dot_result(acc, 8)) * repeat(load_f32(tail + 64, rows, TAIL), count)
-            if floats:
+            if rows != FOUR and floats:
                 store_f32_grid(y, found, rows, y_step, 64)
             else:
                 if spare > 1:
