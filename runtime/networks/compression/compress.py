@@ -23,7 +23,7 @@ from headrace.networks.compression.samples import read_samples
 from headrace.networks.network import Network
 
 FORMATS = ("int8",)
-SAMPLES = 64  # calls that are looked at
+SAMPLES, EVALUATED = 64, 256  # calls that are looked at, at most
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CompressedNetwork:
 
 def compress_network(
     src: Path, dst: Path, *, format: str, calibrate: Path | None, force: bool = False,
-    evaluate: Path | None = None, samples: int = SAMPLES, notice: Callable[[str], None] = lambda text: None,
+    evaluate: Path | None = None, notice: Callable[[str], None] = lambda text: None,
 ) -> CompressedNetwork:  # fmt: skip
     """Quantise a network after training.
 
@@ -56,7 +56,6 @@ def compress_network(
         calibrate: inputs: see `read_samples`.
         force: replace a file of that name.
         evaluate: other inputs, to say how far it is from its source.
-        samples: calls that are looked at, at most, of each.
         notice: is told what happens.
 
     Raises:
@@ -73,8 +72,8 @@ def compress_network(
         )
     _check_target(dst, force)
     with Network(open_onnx(src), threads=1) as network:
-        given = read_samples(calibrate, network.inputs, samples)
-        others = [] if evaluate is None else read_samples(evaluate, network.inputs, samples)
+        given = read_samples(calibrate, network.inputs, SAMPLES)
+        others = [] if evaluate is None else read_samples(evaluate, network.inputs, EVALUATED)
     model = simplified(onnx.load(src))
     quantiser = Quantiser(model)
     if not quantiser.products():
