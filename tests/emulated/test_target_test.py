@@ -143,7 +143,9 @@ BYTES = (
     "images_from_floats", "images_mean_u8",
 )  # fmt: skip
 LISTED = ("clusters_fired", "clusters_list")
-IMAGES = ("images_gather", "images_scatter", "images_add", *BYTES)
+IMAGES = (
+    "images_gather", "images_scatter", "images_add", "images_copy", "images_border", *BYTES,
+)  # fmt: skip
 EXACT = (
     "experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED,
     *LISTED, *IMAGES,
