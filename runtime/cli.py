@@ -188,7 +188,7 @@ COMMANDS: dict[str, Command] = {
             Opt("expert_over", int, None, "over all at so many bits", ("--expert-over",)),
             Opt("calibrate", str, None, "a text (ONNX: .npy) to look at", ("--calibrate",)),
             Opt("calibrate_tokens", int, None, "so much of it (65536)", ("--calibrate-tokens",)),
-            Opt("evaluate", str, None, "another text, for the price tag", ("--evaluate",)),
+            Opt("evaluate", str, None, "another, for the price tag", ("--evaluate",)),
             Opt("evaluate_tokens", int, None, "so much of it (32768)", ("--evaluate-tokens",)),
             Opt("force", bool, False, "replace the file if it exists", ("--force",)),
             *_MACHINE[:2],

@@ -279,7 +279,8 @@ def compress(
     cuts the feed-forwards of a dense model into experts, --neuron-clusters N those of a ReLU model
     into clusters that fire together. When it is interrupted, the same command goes on. Other
     programs can list what is in the file, but not run it: keep the source if you need it elsewhere.
-    An ONNX file becomes one of 8-bit integers, with --format int8 and inputs to --calibrate with.
+    An ONNX file becomes one of 8-bit integers, with --format int8 and inputs to --calibrate with
+    (and others to --evaluate): .npy files or a folder of them.
     """
     import shlex
 

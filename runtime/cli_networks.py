@@ -87,13 +87,13 @@ def compress(
     from headrace.sizes import format_size
 
     given = {k: v for k, v in options.items() if k not in ("format", "force", "threads")}
-    given |= {"evaluate": evaluate}
     for name, value in given.items():
         if value not in (None, False, "error"):
             raise HeadraceError(f"an ONNX file takes no --{name.replace('_', '-')}; leave it out")
     done = compress_network(
         resolve(src), Path(dst), format=options["format"], force=options["force"], notice=say,
         calibrate=None if calibrate is None else Path(calibrate),
+        evaluate=None if evaluate is None else Path(evaluate),
     )  # fmt: skip
     if json:
         print_json(
@@ -103,9 +103,12 @@ def compress(
                 "size_bytes": done.size_bytes,
                 "integer_nodes": done.integer_nodes,
                 "samples": done.samples,
+                "price": done.price,
             }
         )
         return 0
+    for name, facts in (done.price or {}).get("outputs", {}).items():
+        show({"output": name, **facts}, False)
     say(
         f"{done.path}: {format_size(done.size_bytes)} (from {format_size(done.source_bytes)}), "
         f"{sum(done.integer_nodes.values())} nodes of integers"
