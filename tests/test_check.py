@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from targets_here import best, mark
+from targets_here import best, mark, usual
 from test_families import PATHS, TARGETS, recoded, with_number
 
 import headrace
@@ -68,7 +68,11 @@ def test_every_family(family: str, target: str) -> None:
             check(model, prefix, tokens)
 
 
-FORMATS = [pytest.param(k, t, id=f"{k}-{t}", marks=mark(t)) for k in KINDS for t in TARGETS]
+FORMATS = [
+    pytest.param(k, t, id=f"{k}-{t}", marks=mark(t) or usual(k.lower(), t))
+    for k in KINDS
+    for t in TARGETS
+]
 
 
 @pytest.mark.parametrize(("kind", "target"), FORMATS)

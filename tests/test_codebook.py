@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gguf import quants
 from kernel_harness import call
-from targets_here import TARGETS, mark
+from targets_here import TARGETS, best
 
 from headrace.errors import UnsupportedError
 from headrace.sparse.codebook import table_of
@@ -18,7 +18,7 @@ from headrace.targets.cache import KernelStore
 
 CODEBOOKS = [fmt for fmt in FORMATS.values() if not fmt.written]
 every_codebook = pytest.mark.parametrize("fmt", CODEBOOKS, ids=lambda fmt: fmt.name)
-TARGET_NAMES = [pytest.param(name, marks=mark(name)) for name in TARGETS]
+TARGET_NAMES = [pytest.param(name, marks=best(name)) for name in TARGETS]
 ROWS = 64
 _stores = {name: KernelStore(target) for name, target in TARGETS.items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference_llama import ReferenceLlama
-from targets_here import TARGETS, mark
+from targets_here import TARGETS, best
 from test_check import check as check_tokens
 from test_compress import TEXT
 from test_streaming import check as check_streams
@@ -119,7 +119,7 @@ def test_streamed_equals_resident(sparse: Path) -> None:
     check_streams(sparse)
 
 
-@pytest.mark.parametrize("target", [pytest.param(name, marks=mark(name)) for name in TARGETS])
+@pytest.mark.parametrize("target", [pytest.param(name, marks=best(name)) for name in TARGETS])
 def test_checked_tokens_equal_decode(sparse: Path, target: str) -> None:
     with headrace.load(sparse, target=target, threads=2) as model:
         for tokens in (2, 5, 16):

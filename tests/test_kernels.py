@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_harness import call
-from targets_here import TARGETS, WHOLE, spared_format
+from targets_here import TARGETS, WHOLE, spared_kernel
 
 from headrace.kernels.table import kernel_table
-from headrace.sparse.registry import FORMATS
 from headrace.targets.cache import KernelStore
 from headrace.targets.compare import check
 from headrace.targets.target import Target
@@ -25,10 +24,7 @@ FEW = {
 
 
 def _spared(name: str, target: str) -> bool:
-    fmt = name.partition("_")[2]
-    if fmt in FORMATS and spared_format(fmt, target):
-        return True
-    return target not in WHOLE and name not in FEW
+    return spared_kernel(name, target) if target in WHOLE else name not in FEW
 
 
 def rows() -> list[Any]:

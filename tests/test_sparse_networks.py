@@ -162,8 +162,10 @@ def test_compressed_files_have_zeros_and_calibration_makes_up_for_them(
         onnx.checker.check_model(written)
         rows = {"1x1": 1, "4x1": 4, "group": 16}[pattern]
         for layer in sparse_layers(written):
-            share = kept_blocks(layer.matrix(), rows).mean()
-            assert abs(share - (1.0 if layer.ends else 0.4)) < 0.01, layer.node.name
+            if layer.ends:
+                assert layer.matrix().all()
+            else:
+                assert abs(kept_blocks(layer.matrix(), rows).mean() - 0.4) < 0.01
         found = reference(str(dst), x)
         off[name] = float(np.square(found["sum1"] - wanted["sum1"]).mean())
         with loaded(dst) as network:

@@ -7,14 +7,24 @@ fall outside are left out, pixel by pixel at the borders.
 Geometry (the slots from `GEOMETRY` on): 0 images, 1 and 2 rows and columns of what is read, 3 and 4
 of what is written, 5 and 6 of taps, 7 and 8 strides, 9 and 10 pads above and to the left, 11 and 12
 dilations, 13 bytes of a pixel that is read, 14 of one that is written.
+
+What is written may be finished (the slots from `LAST` on): 0 whether it is, 1 whether something is
+added then, 2 bytes between pixels of that, 3 least and 4 most value (float32), 5 to 9 `Finish`.
+Then come groups of tiles (`Groups`): 10 tiles of a group, 11 bytes from what one group reads to
+what the next one does, 12 groups across, 13 and 14 bytes between what they write, across and down,
+15 bytes between rows that are written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from headrace.kernels.finishes import HARD_SWISH, NONE, SIGMOID, SILU, Finish, finished
+from headrace.kernels.finishes import INFINITE as INFINITE
+from headrace.kernels.finishes import error_bound as finish_error
+from headrace.kernels.finishes import reference as finish_reference
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
     arg_float,
@@ -45,8 +55,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 GEOMETRY = 8
-FEW = 4  # pixels at a time where there are not enough for more
-INFINITE = float("inf")  # a bound that bounds nothing
+LAST = 24
+FEW, PAIR = 4, 2  # pixels at a time where there are not enough for more
+NOTHING = Finish(NONE)
 
 
 @dataclass(frozen=True)
@@ -77,12 +88,72 @@ class Geometry:
         ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Tiles that read other channels than the next ones, or write to another place.
+
+    Attributes:
+        tiles: of a group.
+        read: bytes from what one group reads to what the next one does.
+        across: groups that write beside each other.
+        apart: bytes between what these write, and what those below them write.
+        row: bytes between rows that are written.
+    """
+
+    tiles: int
+    read: int
+    across: int
+    apart: tuple[int, int]
+    row: int
+
+    def slots(self) -> list[int]:
+        """Of an argument block."""
+        return [self.tiles, self.read, self.across, *self.apart, self.row]
+
+
+def one_group(tiles: int, geometry: Geometry, written_bytes: int) -> Groups:
+    """All tiles read the same, and write side by side."""
+    return Groups(max(1, tiles), 0, 1, (0, 0), geometry.written[1] * written_bytes)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is done last: bounds, and before them an activation and a sum.
+
+    Attributes:
+        late: whether what is added is so behind the activation, or lies otherwise than results do.
+        more_bytes: between pixels of what is added.
+    """
+
+    least: float = -INFINITE
+    most: float = INFINITE
+    finish: Finish = NOTHING
+    late: bool = False
+    more_bytes: int = 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether there is more to do than bounds, and something added that lies as results do."""
+        return self.late or self.finish.kind != NONE
+
+    def bounds(self) -> tuple[float, float]:
+        """Of what is finished after that."""
+        return (-INFINITE, INFINITE) if self.ends else (self.least, self.most)
+
+    def slots(self) -> list[Any]:
+        """Of an argument block."""
+        return [
+            int(self.ends), int(self.late), self.more_bytes, self.least, self.most,
+            *self.finish.slots(),
+        ]  # fmt: skip
+
+
 def pixels_at_once(target: Target) -> int:
     """Pixels whose sums a convolution has in registers, for each of `gemm_tiles` tiles."""
     return 8 if target.gemm_tiles > 1 else target.tokens("f32")
 
 
-def _first(begin: Any, step: Any) -> Any:
+def first_tap(begin: Any, step: Any) -> Any:
     """The first tap that does not fall in front of the image, which begins at -`begin`."""
     found = begin * 0
     if begin < 0:
@@ -90,17 +161,18 @@ def _first(begin: Any, step: Any) -> Any:
     return found
 
 
-def _behind(begin: Any, step: Any, taps: Any, size: Any) -> Any:
+def behind_taps(begin: Any, step: Any, taps: Any, size: Any) -> Any:
     """The first tap that falls behind the image."""
     return smaller(taps, larger(begin * 0, (size - begin + step - 1) // step))
 
 
 def _dense(target: Target) -> KernelFunction:
-    """y = clamp(bias + sum over taps and channels of w x, or with what is there added to it).
+    """y = clamp(activation(bias + sum over taps and channels of w x), or with more added to it).
 
     Slots: 0 weights (tiles of 16 channels that are written: [tap][channel read][16] float32),
-    1 x, 2 y, 3 bias (16 a tile), 4 what is added before clamping (0: nothing; it lies as y does),
-    5 channels read, 6 tiles, 7 least and 23 most value (float32), 8 to 22 geometry.
+    1 x, 2 y, 3 bias (16 a tile), 4 what is added (0: nothing; if not late, it lies as y does),
+    5 channels read of a group, 6 tiles, 7 least and 23 most value (float32) of what is not yet
+    finished, 8 to 22 geometry, 24 to 33 what is done last, 34 to 39 groups.
     Threads share the pixels, or, where these are few, the tiles.
     """
     tiles, most = target.gemm_tiles, pixels_at_once(target)
@@ -164,19 +236,23 @@ def _dense(target: Target) -> KernelFunction:
 
     # While it multiplies, other weights come from memory: 1 or 4 lines for 4 channels.
     many, slowly, fast = of(most), of(most, 1), of(most, 4)
-    few, one = of(FEW), of(1)
+    few, two, one = of(FEW), of(PAIR), of(1)
 
     def dense(args: Any, thread: Any, n_threads: Any) -> None:
         w = arg_ptr(args, 0)
         x = arg_ptr(args, 1)
         y = arg_ptr(args, 2)
         bias = arg_ptr(args, 3)
-        adds = arg_int(args, 4) != 0
+        ends = arg_int(args, 24) != 0
+        late = arg_int(args, 25) != 0
+        adds = arg_int(args, 4) != 0 and not late
         more = arg_ptr(args, 4)
         channels = arg_int(args, 5)
         n_tiles = arg_int(args, 6)
         least = arg_float(args, 7)
         highest = arg_float(args, 23)
+        group = arg_int(args, 34)
+        out_row = arg_int(args, 39)
         height = arg_int(args, 9)
         width = arg_int(args, 10)
         out_height = arg_int(args, 11)
@@ -212,11 +288,16 @@ def _dense(target: Target) -> KernelFunction:
         rounds = smaller(last - first, 8)
         while t < end:
             at_once = t * 0 + 1
-            if tiles > 1 and t + tiles <= end:
+            g = t // group
+            if tiles > 1 and t + tiles <= smaller(end, (g + 1) * group):
                 at_once = at_once * 0 + tiles
+            down = g // arg_int(args, 36)
+            there = (g - down * arg_int(args, 36)) * arg_int(args, 37)
+            there = there + down * arg_int(args, 38) + (t - g * group) * 64
             for s in range(strips):
                 tile = strip(w + t * tile_stride, s)
                 column = t * 64 + s * lanes * 4
+                side = there + s * lanes * 4
                 row = first // per_row
                 place = first - row * per_row
                 fresh = row * 0 - 1  # the row whose borders are known
@@ -233,9 +314,10 @@ def _dense(target: Target) -> KernelFunction:
                         fresh = row
                         image = row // out_height
                         iy = (row - image * out_height) * step_y - above
-                        ky = _first(iy, apart_y)
-                        ny = _behind(iy, apart_y, tall, height) - ky
+                        ky = first_tap(iy, apart_y)
+                        ny = behind_taps(iy, apart_y, tall, height) - ky
                         source = x + ((image * height + iy + ky * apart_y) * width * pixel)
+                        source = source + g * arg_int(args, 35)
                     left_end = place * most
                     stop = smaller(left_end + most, out_width)
                     ox = left_end
@@ -250,11 +332,13 @@ def _dense(target: Target) -> KernelFunction:
                                 n = n * 0 + most
                             elif stop - ox >= FEW and reached + (FEW - 1) * step_x < width:
                                 n = n * 0 + FEW
+                            elif stop - ox >= PAIR and reached + (PAIR - 1) * step_x < width:
+                                n = n * 0 + PAIR
                         else:
-                            kx = _first(ix, apart_x)
-                            nx = _behind(ix, apart_x, wide, width) - kx
+                            kx = first_tap(ix, apart_x)
+                            nx = behind_taps(ix, apart_x, wide, width) - kx
                         at = w_row * ky + kx * channels * 64
-                        to = (row * out_width + ox) * out_pixel + column
+                        to = row * out_row + ox * out_pixel + side
                         p = source + (ix + kx * apart_x) * pixel
                         if tiles > 1 and at_once == tiles:
                             if n == most and lines == 0:
@@ -281,6 +365,12 @@ def _dense(target: Target) -> KernelFunction:
                                     nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
                                     out_pixel, least, highest, adds, tiles, ahead,
                                 )  # fmt: skip
+                            elif n == PAIR:
+                                two(
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, step_x * pixel,
+                                    out_pixel, least, highest, adds, tiles, ahead,
+                                )  # fmt: skip
                             else:
                                 one(
                                     tile + at, p, y + to, bias + column, more + to, channels, ny,
@@ -299,6 +389,12 @@ def _dense(target: Target) -> KernelFunction:
                                 row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
                                 least, highest, adds, 1, ahead,
                             )  # fmt: skip
+                        elif n == PAIR:
+                            two(
+                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
+                                row_step, tap_step, w_row, tile_stride, step_x * pixel, out_pixel,
+                                least, highest, adds, 1, ahead,
+                            )  # fmt: skip
                         else:
                             one(
                                 tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
@@ -306,6 +402,15 @@ def _dense(target: Target) -> KernelFunction:
                                 least, highest, adds, 1, ahead,
                             )  # fmt: skip
                         ox += n
+                    if ends:
+                        finished(
+                            y + (row * out_row + left_end * out_pixel + side),
+                            more + ((row * out_width + left_end) * arg_int(args, 26) + side),
+                            stop - left_end, at_once, out_pixel, arg_int(args, 26),
+                            arg_int(args, 29), arg_float(args, 30), arg_float(args, 31),
+                            arg_float(args, 32), arg_float(args, 33), late, arg_float(args, 27),
+                            arg_float(args, 28),
+                        )  # fmt: skip
                     place += 1
                     if place == per_row:
                         place = place * 0
@@ -316,10 +421,11 @@ def _dense(target: Target) -> KernelFunction:
 
 
 def _depthwise(target: Target) -> KernelFunction:
-    """y = clamp(bias + sum over taps of w x), channel by channel.
+    """y = clamp(activation(bias + sum over taps of w x)), channel by channel.
 
-    Slots: 0 weights [tap][channels] float32, 1 x, 2 y, 3 bias, 4 unused, 5 channels (padded to 16),
-    6 unused, 7 least and 23 most value (float32), 8 to 22 geometry. Threads share the rows.
+    Slots: 0 weights [tap][channels] float32, 1 x, 2 y, 3 bias, 4 what is added late (0: nothing),
+    5 channels (padded to 16), 6 unused, 7 least and 23 most value (float32) of what is not yet
+    finished, 8 to 22 geometry, 24 to 33 what is done last. Threads share the rows.
     """
     columns = 2 if target.vector_bytes >= 64 else 1
     most = 4 if target.vector_bytes >= 32 else 2
@@ -359,6 +465,9 @@ def _depthwise(target: Target) -> KernelFunction:
         channels = arg_int(args, 5)
         least = arg_float(args, 7)
         highest = arg_float(args, 23)
+        ends = arg_int(args, 24) != 0
+        late = arg_int(args, 25) != 0
+        more = arg_ptr(args, 4)
         height = arg_int(args, 9)
         width = arg_int(args, 10)
         out_height = arg_int(args, 11)
@@ -380,8 +489,8 @@ def _depthwise(target: Target) -> KernelFunction:
         for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
             image = row // out_height
             iy = (row - image * out_height) * step_y - above
-            ky = _first(iy, apart_y)
-            ny = _behind(iy, apart_y, tall, height) - ky
+            ky = first_tap(iy, apart_y)
+            ny = behind_taps(iy, apart_y, tall, height) - ky
             source = x + (image * height + iy + ky * apart_y) * width * pixel
             ox = row * 0
             while ox < out_width:
@@ -394,8 +503,8 @@ def _depthwise(target: Target) -> KernelFunction:
                     if out_width - ox >= most and reached + (most - 1) * step_x < width:
                         n = n * 0 + most
                 else:
-                    kx = _first(ix, apart_x)
-                    nx = _behind(ix, apart_x, wide, width) - kx
+                    kx = first_tap(ix, apart_x)
+                    nx = behind_taps(ix, apart_x, wide, width) - kx
                 at = (ky * wide + kx) * w_tap
                 p = source + (ix + kx * apart_x) * pixel
                 to = (row * out_width + ox) * out_pixel
@@ -427,6 +536,13 @@ def _depthwise(target: Target) -> KernelFunction:
                             row_step, tap_step, wide * w_tap, w_tap, step_x * pixel, out_pixel,
                             least, highest, 1,
                         )  # fmt: skip
+                if ends:
+                    finished(
+                        y + to, more + (row * out_width + ox) * arg_int(args, 26), n,
+                        channels // 16, out_pixel, arg_int(args, 26), arg_int(args, 29),
+                        arg_float(args, 30), arg_float(args, 31), arg_float(args, 32),
+                        arg_float(args, 33), late, arg_float(args, 27), arg_float(args, 28),
+                    )  # fmt: skip
                 ox += n
 
     return depthwise
@@ -482,34 +598,110 @@ _SHAPES: Sequence[tuple[Geometry, int, int]] = (  # channels read and written
 )
 
 
+_ENDINGS = (  # of the shapes, in turn
+    Ending(), Ending(late=True, finish=Finish(SILU)), Ending(0.0, 6.0),
+    Ending(0.0, 6.0, late=True), Ending(finish=Finish(HARD_SWISH, 1 / 6, 0.5, 1.5, -0.25)),
+    Ending(finish=Finish(SIGMOID)),
+)  # fmt: skip
+
+
+def _ended(
+    exact: np.ndarray, bound: np.ndarray, ending: Ending, more: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What comes out in float64, and how far it may be off, for sums that are off by `bound`."""
+    import numpy as np
+
+    if more is not None and not ending.late:
+        exact = exact + more.astype(np.float64)
+        bound = bound + np.abs(exact) * 2.0**-23 + np.abs(more) * 2.0**-23
+    if ending.finish.kind != NONE:
+        bound = bound * 2 * abs(ending.finish.scale) + finish_error(exact, ending.finish)
+        exact = finish_reference(exact, ending.finish)
+    if more is not None and ending.late:
+        exact = exact + more.astype(np.float64)
+        bound = bound + np.abs(exact) * 2.0**-23 + np.abs(more) * 2.0**-23
+    return np.clip(exact, ending.least, ending.most), bound + 1e-30
+
+
 def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
     for i, (geometry, read, written) in enumerate(_SHAPES):
-        padded = -(-written // TILE_ROWS) * TILE_ROWS
+        padded, wider = -(-written // TILE_ROWS) * TILE_ROWS, 16 * (i % 3)
         x = rng.standard_normal((geometry.images, *geometry.read, read)).astype(np.float32)
         w = rng.standard_normal((*geometry.taps, read, written)).astype(np.float32)
         x[0, 0, 0] *= 1000
         bias = np.zeros(padded, np.float32)
         bias[:written] = rng.standard_normal(written)
         shape = (geometry.images, *geometry.written, padded)
+        ending = replace(_ENDINGS[i], more_bytes=(padded + wider) * 4)
         y = np.full(shape, np.nan, np.float32)
-        more = rng.standard_normal(shape).astype(np.float32) if i % 2 else None
-        low, high = (-INFINITE, INFINITE) if i < 2 else (0.0, 6.0)
+        more = None
+        if i % 2:
+            apart = padded + (wider if ending.late else 0)
+            more = rng.standard_normal((*shape[:3], apart)).astype(np.float32)
         exact = np.zeros(shape)
         exact[..., :written] = reference(x, w, geometry)
         size = np.zeros(shape)
         size[..., :written] = reference(np.abs(x), np.abs(w), geometry)
-        added = bias if more is None else bias + more.astype(np.float64)
-        expected = np.clip(exact + added, low, high)
         # Each product and sum is rounded once.
         terms = geometry.taps[0] * geometry.taps[1] * read + 3
+        bound = (size + np.abs(bias)) * terms * 2.0**-24
+        added = None if more is None else more[..., :padded]
+        expected, bound = _ended(exact + bias, bound, ending, added)
+        low, high = ending.bounds()
+        groups = one_group(padded // TILE_ROWS, geometry, padded * 4)
         slots = [
             tiled_weights(w), x, y, bias, 0 if more is None else more, read, padded // TILE_ROWS,
-            low, *geometry.slots(read * 4, padded * 4), high,
+            low, *geometry.slots(read * 4, padded * 4), high, *ending.slots(), *groups.slots(),
         ]  # fmt: skip
-        bound = (size + np.abs(added)) * terms * 2.0**-24 + 1e-30
         yield Case(slots, [(y, expected.astype(np.float32))], bound, f"{geometry}, {written}")
+    yield from _group_cases(rng)
+
+
+def _group_cases(rng: np.random.Generator) -> Iterator[Case]:
+    """Groups that read other channels, and groups that write other pixels."""
+    import numpy as np
+
+    geometry, read, written = Geometry(1, (5, 19), (5, 19), (3, 3), pads=(1, 1)), 6, 48
+    x = rng.standard_normal((1, *geometry.read, 3 * read)).astype(np.float32)
+    w = rng.standard_normal((3, *geometry.taps, read, written)).astype(np.float32)
+    y = np.full((1, *geometry.written, 3 * written), np.nan, np.float32)
+    parts = [x[..., read * i : read * (i + 1)] for i in range(3)]
+    exact = [reference(part, one, geometry) for part, one in zip(parts, w, strict=True)]
+    size = [
+        reference(np.abs(part), np.abs(one), geometry) for part, one in zip(parts, w, strict=True)
+    ]
+    bias = np.zeros(3 * written, np.float32)
+    tiles = np.concatenate([tiled_weights(one) for one in w])
+    groups = Groups(written // 16, read * 4, 3, (written * 4, 0), 19 * y.shape[-1] * 4)
+    slots = [
+        tiles, x, y, bias, 0, read, len(tiles), -INFINITE,
+        *geometry.slots(x.shape[-1] * 4, y.shape[-1] * 4), INFINITE, *Ending().slots(),
+        *groups.slots(),
+    ]  # fmt: skip
+    bound = np.concatenate(size, -1) * 60 * 2.0**-24 + 1e-30
+    yield Case(slots, [(y, np.concatenate(exact, -1).astype(np.float32))], bound, "3 groups")
+
+    geometry = Geometry(2, (3, 9), (3, 9), (1, 1))
+    x = rng.standard_normal((2, 3, 9, 5)).astype(np.float32)
+    w = rng.standard_normal((6, 1, 1, 5, 16)).astype(np.float32)  # of 2 x 3 places
+    y = np.full((2, 6, 27, 16), np.nan, np.float32)
+    bias = rng.standard_normal(16 * 6).astype(np.float32)
+    expected = np.zeros(y.shape)
+    for i in range(6):
+        there = reference(x, w[i], geometry) + bias[16 * i : 16 * i + 16]
+        expected[:, i // 3 :: 2, i % 3 :: 3] = there
+    tiles = np.concatenate([tiled_weights(one) for one in w])
+    groups = Groups(1, 0, 3, (64, 27 * 64), 2 * 27 * 64)
+    ending = Ending(finish=Finish(SILU))
+    bound = np.full(y.shape, float(np.abs(expected).max()) * 8 * 2.0**-23)
+    expected, bound = _ended(expected, bound, ending, None)
+    slots = [
+        tiles, x, y, bias, 0, 5, 6, -INFINITE, *geometry.slots(20, 3 * 64), INFINITE,
+        *ending.slots(), *groups.slots(),
+    ]  # fmt: skip
+    yield Case(slots, [(y, expected.astype(np.float32))], bound, "2 x 3 places")
 
 
 def _depthwise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -520,22 +712,27 @@ def _depthwise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]
         x = rng.standard_normal((geometry.images, *geometry.read, padded)).astype(np.float32)
         w = rng.standard_normal((*geometry.taps, padded)).astype(np.float32)
         bias = rng.standard_normal(padded).astype(np.float32)
-        y = np.full((geometry.images, *geometry.written, padded), np.nan, np.float32)
-        low, high = (-INFINITE, INFINITE) if i < 2 else (0.0, 6.0)
-        exact = reference(x, w, geometry, depthwise=True)
-        size = reference(np.abs(x), np.abs(w), geometry, depthwise=True)
+        shape = (geometry.images, *geometry.written, padded)
+        y = np.full(shape, np.nan, np.float32)
+        ending = replace(_ENDINGS[i], more_bytes=padded * 4)
+        more = rng.standard_normal(shape).astype(np.float32) if ending.late else None
+        exact = reference(x, w, geometry, depthwise=True) + bias
+        size = reference(np.abs(x), np.abs(w), geometry, depthwise=True) + np.abs(bias)
+        bound = size * (geometry.taps[0] * geometry.taps[1] + 2) * 2.0**-24
+        expected, bound = _ended(exact, bound, ending, more)
+        low, high = ending.bounds()
         slots = [
-            w, x, y, bias, 0, padded, 0, low, *geometry.slots(padded * 4, padded * 4), high,
+            w, x, y, bias, 0 if more is None else more, padded, 0, low,
+            *geometry.slots(padded * 4, padded * 4), high, *ending.slots(),
         ]  # fmt: skip
-        terms = geometry.taps[0] * geometry.taps[1] + 2
-        bound = (size + np.abs(bias)) * terms * 2.0**-24 + 1e-30
-        expected = np.clip(exact + bias, low, high).astype(np.float32)
-        yield Case(slots, [(y, expected)], bound, f"{geometry}, {padded}")
+        yield Case(slots, [(y, expected.astype(np.float32))], bound, f"{geometry}, {padded}")
 
 
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
-    sources = (__name__, "headrace.sparse.format")
+    sources = (
+        __name__, "headrace.sparse.format", "headrace.kernels.finishes", "headrace.kernels.math",
+    )  # fmt: skip
     return [
         Kernel("convolution_f32", _dense, sources, _cases, __name__),
         Kernel("depthwise_f32", _depthwise, sources, _depthwise_cases, __name__),

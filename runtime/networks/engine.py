@@ -10,8 +10,11 @@ from headrace.kernels import (
     convolution,
     convolution_u8,
     depthwise_u8,
+    dynamic_u8,
     execute,
+    finishes,
     gelu,
+    image_operators,
     images,
     images_u8,
     layer_norm,
@@ -23,9 +26,10 @@ from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
 from headrace.team import Team
 
-MODULES = (  # whose kernels networks use
-    convolution, sparse_product, images, layer_norm, gelu, attention_rows,
-    convolution_u8, depthwise_u8, images_u8,
+# Whose kernels networks use.
+MODULES = (
+    convolution, sparse_product, images, finishes, image_operators, layer_norm, gelu,
+    attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8,
 )  # fmt: skip
 
 

@@ -15,9 +15,11 @@ from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.lifetimes import Life, placed
-from headrace.networks.operation import Image, Weight, bytes_of, image_of
+from headrace.networks.operation import Image, Operation, Weight, bytes_of, image_of
 from headrace.networks.operators import operation_for
 from headrace.networks.passes.at_borders import passing
+from headrace.networks.passes.borders import with_borders
+from headrace.networks.passes.in_place import in_place
 from headrace.networks.passes.into_convolutions import into_convolutions
 from headrace.networks.quantisation import added, elem_type
 
@@ -51,17 +53,24 @@ class NativeRegion:
     ) -> None:
         self.nodes = list(nodes)
         self.outputs = list(outputs)
-        made = {name for node in nodes for name in node.outputs}
         found = [operation_for(graph, node) for node in nodes]
-        operations = [one for one in found if one is not None]
+        operations = [one for first in found if first is not None for one in (first, *first.also)]
+        made = {one.makes for one in operations}
         wanted = [n for one in operations for n in (*one.inputs, *one.plain)]
         self.inputs = list(dict.fromkeys(n for n in wanted if n not in made))
-        self.operations = into_convolutions(operations, set(outputs))
+        operations = into_convolutions(operations, set(outputs))
         self._engine = engine
         self._types = {name: elem_type(graph, name) for name in (*self.inputs, *self.outputs)}
-        self._passing = passing(self.operations, self.inputs, self.outputs)
+        self._passing = passing(operations, self.inputs, self.outputs)
         self._shapes = {name: graph.shape(name) or () for name in self.outputs}
-        self._images = {name: self._image(graph, name) for name in self._values()}
+        self._images = {name: self._image(graph, name) for name in self._values(operations)}
+        planes = [name for name in self.inputs if len(graph.shape(name) or ()) == 4]
+        operations = with_borders(operations, self._images, planes)
+        for name in {n for one in operations for n in one.plain}:
+            self._images.pop(name, None)
+        self._images |= {one.makes: one.image for one in operations if one.image is not None}
+        fixed = {*self.inputs, *self.outputs}
+        self.operations, self._places = in_place(operations, self._images, fixed)
         # What lies as ONNX has it is read and written where the caller has it.
         ends = [n for n in (*self.inputs, *self.outputs)]
         self._given = {
@@ -73,6 +82,7 @@ class NativeRegion:
         self.arena_bytes += BEHIND
         self._arena = Arena({"values": self.arena_bytes})
         self._at = {name: self._arena.base + at for name, at in offsets.items()} | self._given
+        self._at |= {name: self._at[at.root] + at.n_bytes for name, at in self._places.items()}
         self._weights: list[Any] = []  # they go with the last region that has them
         self.weight_bytes = 0
         self._steps, self._blocks, self._patches = self._compiled()
@@ -83,20 +93,24 @@ class NativeRegion:
         assert found is not None, name
         return found
 
-    def _values(self) -> list[str]:
-        """All that lie as images."""
-        read = {name for one in self.operations for name in one.inputs}
+    def _values(self, operations: Sequence[Operation]) -> list[str]:
+        """All that lie as images, and that the graph knows."""
+        read = {name for one in operations for name in one.inputs}
         inputs = [name for name in self.inputs if name in read]
-        names = dict.fromkeys([*inputs, *(one.makes for one in self.operations)])
-        return [name for name in names if name not in self._passing]
+        own = {one.makes for one in operations if one.image is not None}
+        names = dict.fromkeys([*inputs, *(one.makes for one in operations)])
+        return [name for name in names if name not in own and name not in self._passing]
 
     def _lives(self) -> dict[str, Life]:
         last: dict[str, int] = {}
+        first = dict.fromkeys((name for name in self.inputs if name in self._images), -1)
         for i, one in enumerate(self.operations):
-            last.update(dict.fromkeys(one.inputs, i))
-        last.update(dict.fromkeys(self.outputs, len(self.operations)))
-        first = dict.fromkeys(self.inputs, -1)
-        first |= {one.makes: i for i, one in enumerate(self.operations)}
+            for name in one.inputs:
+                last[self._root(name)] = i
+            root = self._root(one.makes)
+            first.setdefault(root, i)
+            last[root] = i
+        last.update({self._root(name): len(self.operations) for name in self.outputs})
         lives = {
             name: Life(self._images[name].n_bytes, begin, last.get(name, begin))
             for name, begin in first.items()
@@ -108,6 +122,9 @@ class NativeRegion:
             if one.scratch
         }
 
+    def _root(self, name: str) -> str:
+        return self._places[name].root if name in self._places else name
+
     def _compiled(self) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, int]]]:
         """Steps, argument blocks, and where in these which address comes with what added to it."""
         calls: list[tuple[str, list[Any]]] = []
@@ -115,13 +132,16 @@ class NativeRegion:
         for name in self.inputs:
             if name not in self._given:
                 calls.append(self._moved("gather", name, outside[name], self._at[name]))
+        passes = list(self._passing.values())
         for i, operation in enumerate(self.operations):
+            if operation.affine is not None:
+                operation.weights |= dict(zip(("scales", "shifts"), operation.affine, strict=True))
             own = {name: self._placed_weight(weight) for name, weight in operation.weights.items()}
             operation.weights = {}  # they have their place
             if operation.scratch:
                 own["scratch"] = self._at[_scratch(i)]
             kernel, slots = operation.kernel, operation.slots
-            if operation.at_border is not None and operation in self._passing.values():
+            if operation.at_border is not None and any(one is operation for one in passes):
                 kernel, slots = operation.at_border
             calls.append((kernel, slots(operation, self._at | own)))
         for name in self.outputs:

@@ -50,9 +50,9 @@ class NetworkPlan:
             if region.ours:
                 run = NativeRegion(self.graph, region.nodes, region.outputs, engine)
             else:
-                run = HostRegion(
-                    self.graph, region.nodes, region.outputs, engine.threads, spins=not mixed
-                )
+                # Nodes that stand for others of the file are ours alone.
+                nodes = [one for node in region.nodes for one in node.originals]
+                run = HostRegion(self.graph, nodes, region.outputs, engine.threads, spins=not mixed)
             self.graph.types.update(
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
             )

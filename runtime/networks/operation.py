@@ -10,13 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from headrace.kernels.convolution import INFINITE
+from headrace.kernels.convolution import Geometry
+from headrace.kernels.finishes import INFINITE, NONE, Finish
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph
 
 PADDED = 16  # channels of a pixel are a multiple
 BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 Slots = Callable[["Operation", Mapping[str, int]], list[Any]]
+NOTHING = Finish(NONE)
+# Not kernels: `passes.in_place` makes places of them, or copies. PART has some channels of what it
+# reads, JOINED the channels of all, one behind the other.
+PART, JOINED = "part", "joined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,16 @@ class Operation:
         sparse: if it leaves out weights that are zero.
         at_border: kernel and slots that take what is read, or give what is made, as it lies outside
             of a region.
+        affine: factors and summands of channels that come before `finish` (`images_map` only).
+        finish: activation before bounds and, if `late`, before what is added.
+        late: see `headrace.kernels.convolution.Ending`.
+        spreads: whether neighbours of what it makes are made apart, so that nothing can be added.
+        image: how its result lies, where the graph does not know that value.
+        channel: the first one that it reads (PART only).
+        geometry: of a convolution whose borders may be made before it, and the channels that it
+            reads; None: of any other.
+        also: operations of the node's other outputs.
+        steps: bytes between pixels of values that are parts of others; others are dense.
     """
 
     kernel: str
@@ -138,6 +153,19 @@ class Operation:
     macs: int = 0
     sparse: Sparse | None = None
     at_border: tuple[str, Slots] | None = None
+    affine: tuple[np.ndarray, np.ndarray] | None = None
+    finish: Finish = NOTHING
+    late: bool = False
+    spreads: bool = False
+    image: Image | None = None
+    channel: int = 0
+    geometry: tuple[Geometry, int] | None = None
+    also: list[Operation] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)
+
+    def step(self, name: str, image: Image) -> int:
+        """Bytes between pixels of a value."""
+        return self.steps.get(name, image.pixel_bytes)
 
     @property
     def inputs(self) -> list[str]:

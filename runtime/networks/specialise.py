@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ def specialise(graph: Graph, inputs: Mapping[str, TensorType]) -> Graph:
                 found.constants.computed.update(values)
                 found.types.update({name: found.constants.type(name) for name in values})
                 continue
+        if _is_large_constant(node):
+            name, held = node.outputs[0], node.attribute("value")
+            found.types[name] = TensorType(held.data_type, tuple(held.dims))
+            found.constants.derive(name, found.types[name], (), partial(_array, held))
+            continue
         types = _types(found, node)
         found.types.update(types)
         if _is_derived(found, node, types):
@@ -57,6 +63,19 @@ def _is_constant(graph: Graph, node: Node) -> bool:
     if node.op in ("Shape", "Size") and not node.domain:
         return graph.shape(node.inputs[0]) is not None or node.inputs[0] in graph.constants
     return all(name in graph.constants and graph.constants.is_small(name) for name in node.reads)
+
+
+def _is_large_constant(node: Node) -> bool:
+    """Whether it is a weight that stands in the graph instead of among the initialisers."""
+    held = node.attribute("value") if node.op == "Constant" and not node.domain else None
+    return held is not None and held.data_type == FLOAT and not held.external_data
+
+
+def _array(tensor: Any) -> np.ndarray:
+    import onnx
+
+    found: np.ndarray = onnx.numpy_helper.to_array(tensor)
+    return found
 
 
 def _is_derived(graph: Graph, node: Node, types: Mapping[str, TensorType]) -> bool:

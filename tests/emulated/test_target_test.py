@@ -140,10 +140,12 @@ COPIES = ("copy_f32", "copy_x16", "copy_tables")
 MOVED = ("experts_group", "experts_pick", "experts_gather", "experts_scatter")
 BYTES = (
     "convolution_u8", "depthwise_u8", "images_quantise", "images_dequantise", "images_to_floats",
-    "images_from_floats", "images_mean_u8",
+    "images_from_floats", "images_mean_u8", "dynamic_range", "dynamic_rows",
 )  # fmt: skip
 LISTED = ("clusters_fired", "clusters_list")
-IMAGES = ("images_gather", "images_scatter", "images_add", *BYTES)
+IMAGES = (
+    "images_gather", "images_scatter", "images_add", "images_copy", "images_border", *BYTES,
+)  # fmt: skip
 EXACT = (
     "experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED,
     *LISTED, *IMAGES,

@@ -19,6 +19,7 @@ from headrace.errors import HeadraceError, UnsupportedError
 from headrace.loaders.onnx_model import open_onnx
 from headrace.networks.compression.bias_correction import correct
 from headrace.networks.compression.float_model import simplified
+from headrace.networks.compression.price import price
 from headrace.networks.compression.pruning import PATTERNS, prune
 from headrace.networks.compression.qdq import Quantiser
 from headrace.networks.compression.ranges import ranges
@@ -28,7 +29,7 @@ from headrace.networks.network import Network
 
 KEEP = "keep"  # float32 as it is
 FORMATS = (KEEP, "int8")
-SAMPLES = 64  # calls that are looked at
+SAMPLES, EVALUATED = 64, 256  # calls that are looked at, at most
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class CompressedNetwork:
 
     Attributes:
         integer_nodes: nodes that integers compute, by operator.
-        samples: inputs that were looked at.
+        samples: calls that it was calibrated with.
         sparse_layers: products of which weights were left out.
         sparsity: share of their weights that is zero now.
+        price: how far it is from its source, if that was asked for; see `price.price`.
     """
 
     path: Path
@@ -49,12 +51,14 @@ class CompressedNetwork:
     samples: int
     sparse_layers: int = 0
     sparsity: float = 0.0
+    price: dict[str, Any] | None = None
 
 
 def compress_network(
     src: Path, dst: Path, *, format: str = KEEP, calibrate: Path | None = None,
     sparsity: float | None = None, pattern: str | None = None, ends: bool = False,
-    force: bool = False, samples: int = SAMPLES, notice: Callable[[str], None] = lambda text: None,
+    force: bool = False, evaluate: Path | None = None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> CompressedNetwork:  # fmt: skip
     """Prune or quantise a network after training.
 
@@ -68,7 +72,7 @@ def compress_network(
             "group" (16).
         ends: leave out weights of the last layer as well.
         force: replace a file of that name.
-        samples: calls that are looked at, at most.
+        evaluate: other inputs, to say how far it is from its source.
         notice: is told what happens.
 
     Raises:
@@ -79,8 +83,11 @@ def compress_network(
     _check(format, sparsity, pattern, ends, calibrate)
     _check_target(dst, force)
     with Network(open_onnx(src), threads=1) as network:
-        given = None if calibrate is None else read_samples(calibrate, network.inputs, samples)
-    written = simplified(onnx.load(src))
+        given = None if calibrate is None else read_samples(calibrate, network.inputs, SAMPLES)
+        others = [] if evaluate is None else read_samples(evaluate, network.inputs, EVALUATED)
+    source = simplified(onnx.load(src))
+    written = onnx.ModelProto()
+    written.CopyFrom(source)
     layers: list[SparseLayer] = []
     if sparsity is not None:
         rows = PATTERNS[pattern or "1x1"]
@@ -99,7 +106,7 @@ def compress_network(
         file.write(written.SerializeToString(deterministic=True))
     return CompressedNetwork(
         dst, src.stat().st_size, dst.stat().st_size, dict(counts.most_common()),
-        len(given or ()), len(layers), left,
+        len(given or ()), len(layers), left, price(source, written, others) if others else None,
     )  # fmt: skip
 
 

@@ -11,17 +11,23 @@ from collections.abc import Callable
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation
 from headrace.networks.operators import (
+    activations,
+    arithmetic,
     attention,
     bounds,
+    channels,
     convolution,
+    dynamic,
     gelu,
     matrix,
     mean,
     names,
     normalisation,
+    pooling,
     quantised,
     quantised_images,
-    sums,
+    resizing,
+    transposed,
 )
 
 Maker = Callable[[Graph, Node], Operation | None]
@@ -30,13 +36,19 @@ OPERATORS: dict[str, Maker] = {
     **convolution.OPERATORS,
     **matrix.OPERATORS,
     **mean.OPERATORS,
-    **sums.OPERATORS,
+    **arithmetic.OPERATORS,
+    **activations.OPERATORS,
+    **channels.OPERATORS,
+    **pooling.OPERATORS,
+    **resizing.OPERATORS,
+    **transposed.OPERATORS,
     **bounds.OPERATORS,
     **names.OPERATORS,
     **normalisation.OPERATORS,
     **gelu.OPERATORS,
     **attention.OPERATORS,
     **quantised.OPERATORS,
+    **dynamic.OPERATORS,
     **quantised_images.OPERATORS,
 }
 

@@ -1,4 +1,4 @@
-"""Conv: dense and depthwise, of images with constant float32 weights."""
+"""Conv: dense, depthwise and in groups, of images with constant float32 weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Geometry, tiled_weights
+from headrace.kernels.convolution import Ending, Geometry, Groups, one_group, tiled_weights
 from headrace.networks.graph import Constants, Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operation import NOTHING, PADDED, Image, Operation, Weight, image_of
 from headrace.networks.operators.sparse_product import sparse_product
 
 
@@ -24,11 +24,9 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         return None
     groups = node.attribute("group", 1)
     depthwise = groups == read.channels == written.channels and groups > 1
-    if groups != 1 and not depthwise:
-        return None
     strides = tuple(node.attribute("strides", [1, 1]))
     dilations = tuple(node.attribute("dilations", [1, 1]))
-    pads = pads_of(node, read, written, shape[2:], strides, dilations)
+    pads = pads_before(node, read, written, shape[2:], strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
         (shape[2], shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
@@ -42,9 +40,80 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
 
     channels = (shape[1], shape[0])
     key = graph.constants.identity(name)
+    if groups > 1 and not depthwise:
+        return grouped(node, geometry, (read, written), groups, weights, key, bias)
     return convolution(
         node, geometry, (read, written), channels, weights, key, bias, graph.constants,
         depthwise=depthwise,
+    )  # fmt: skip
+
+
+def grouped(
+    node: Node, geometry: Geometry, images: tuple[Image, Image], groups: int,
+    w: Callable[[], np.ndarray], key: Any, bias: np.ndarray,
+) -> Operation:  # fmt: skip
+    """The operation of weights [down, across, channels read of a group, channels written].
+
+    As many groups as fill tiles are one block of weights, with zeros between them.
+    """
+    read, written = images
+    each = written.channels // groups
+    whole = (n for n in range(1, groups) if groups % n == 0 and n * each % PADDED == 0)
+    joined = next(whole, groups)
+    taps, n_read = math.prod(geometry.taps), joined * read.channels // groups
+    n_tiles = -(-joined * each // PADDED)  # of a block
+
+    def tiled() -> np.ndarray:
+        parts = np.split(w(), groups, -1)
+        blocks = []
+        for first in range(0, groups, joined):
+            block = np.zeros((*geometry.taps, n_read, joined * each), np.float32)
+            for i in range(joined):
+                of = n_read // joined
+                rows, columns = slice(i * of, i * of + of), slice(i * each, i * each + each)
+                block[:, :, rows, columns] = parts[first + i]
+            blocks.append(tiled_weights(block))
+        return np.concatenate(blocks)
+
+    def layout(out_step: int) -> tuple[Geometry, int, int, Groups]:
+        row = geometry.written[1] * out_step
+        apart = (0, n_tiles * 4 * PADDED)
+        return geometry, out_step, n_read, Groups(n_tiles, n_read * 4, 1, apart, row)
+
+    macs = written.images * written.pixels * taps * written.channels * read.channels // groups
+    n_bytes = 4 * taps * n_read * written.padded
+    weight = Weight(n_bytes, tiled, None if key is None else ("groups", groups, key))
+    return tiled_convolution(node, images, weight, bias, layout, macs)
+
+
+def tiled_convolution(
+    node: Node, images: tuple[Image, Image], weight: Weight, bias: np.ndarray,
+    layout: Callable[[int], tuple[Geometry, int, int, Groups]], macs: int,
+) -> Operation:  # fmt: skip
+    """The operation of weights as the kernel has them.
+
+    Args:
+        layout: for bytes between pixels that are written gives the geometry, bytes between pixels
+            that it makes one after the other, channels that a group reads, and the groups.
+    """
+    read, written = images
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        geometry, out_step, n_read, groups = layout(one.step(one.makes, written))
+        if one.geometry is not None:
+            geometry, n_read = one.geometry
+        tail = geometry.slots(one.step(one.reads[0], read), out_step)
+        ending = ending_of(one, written)
+        low, high = ending.bounds()
+        return [
+            at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
+            0 if one.adds is None else at[one.adds], n_read, bias.size // PADDED, low, *tail, high,
+            *ending.slots(), *groups.slots(),
+        ]  # fmt: skip
+
+    return Operation(
+        "convolution_f32", [node.inputs[0]], node.outputs[0], slots, [node],
+        {"weights": weight, "bias": bias}, macs=macs,
     )  # fmt: skip
 
 
@@ -81,14 +150,24 @@ def convolution(
 
     kernel = "depthwise_f32" if depthwise else "convolution_f32"
     weight = Weight(4 * padded, tiled, None if key is None else (kernel, key))
-    n_channels = written.padded if depthwise else read.channels
-    tail = geometry.slots(read.pixel_bytes, written.pixel_bytes)
+    if not depthwise:
+        flat, n_tiles = geometry, written.padded // PADDED
+
+        def layout(out_step: int) -> tuple[Geometry, int, int, Groups]:
+            return flat, out_step, read.channels, one_group(n_tiles, flat, out_step)
+
+        made = tiled_convolution(node, images, weight, bias, layout, macs)
+        made.geometry = flat, read.channels
+        return made
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        tail = geometry.slots(one.step(one.reads[0], read), one.step(one.makes, written))
+        ending = ending_of(one, written)
+        low, high = ending.bounds()
         return [
             at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
-            0 if one.adds is None else at[one.adds], n_channels, written.padded // PADDED,
-            one.least, *tail, one.most,
+            0 if one.adds is None else at[one.adds], written.padded, 0, low, *tail, high,
+            *ending.slots(),
         ]  # fmt: skip
 
     return Operation(
@@ -97,7 +176,17 @@ def convolution(
     )  # fmt: skip
 
 
-def pads_of(
+def ending_of(one: Operation, written: Image) -> Ending:
+    """What a convolution does last."""
+    if one.adds is None:
+        return Ending(one.least, one.most, one.finish)
+    step = one.step(one.adds, written)
+    apart = one.kernel != "convolution_f32" or step != one.step(one.makes, written)
+    plain = one.finish == NOTHING
+    return Ending(one.least, one.most, one.finish, one.late or (plain and apart), step)
+
+
+def pads_before(
     node: Node, read: Image, written: Image, taps: tuple[int, ...], strides: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> tuple[int, int]:  # fmt: skip

@@ -9,7 +9,8 @@ from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, image_of
 
 
-def _add(graph: Graph, node: Node) -> Operation | None:
+def added(graph: Graph, node: Node) -> Operation | None:
+    """The sum; None: they do not lie the same."""
     a, b = node.inputs
     of = image_of(graph, a)
     same = graph.types.get(a) == graph.types.get(b)
@@ -20,6 +21,3 @@ def _add(graph: Graph, node: Node) -> Operation | None:
         return [at[a], at[b], at[one.makes], of.n_bytes // 64, one.least, one.most]
 
     return Operation("images_add", [a, b], node.outputs[0], slots, [node])
-
-
-OPERATORS = {"Add": _add}

@@ -1,22 +1,28 @@
-"""What comes right behind a convolution or a sum becomes its last step: bounds, and a sum."""
+"""What comes right behind a convolution or a sum becomes its last step: see `Ending`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from headrace.kernels.sparse_product import ROWS, kernel_of
-from headrace.networks.operation import Operation
+from headrace.networks.operation import NOTHING, Operation, Weight
 
+_CONVOLUTIONS = ("convolution_f32", "depthwise_f32")
+_ENDING = (*_CONVOLUTIONS, "images_map")  # kernels that end with an activation
 # Kernels that can add something to what they make.
-_ADDING = ("convolution_f32", *(kernel_of(rows) for rows in ROWS))
-_BOUNDING = (*_ADDING, "depthwise_f32", "images_add")
+_ADDING = (*_CONVOLUTIONS, *(kernel_of(rows) for rows in ROWS))
+_BOUNDING = (*_ADDING, "images_map", "images_add", "images_combine")
 
 
 def into_convolutions(operations: Sequence[Operation], wanted: Collection[str]) -> list[Operation]:
     """The operations, fewer of them; values of `wanted` are made whatever happens.
 
-    Sums and bounds are formed in the same order, of the same values: nothing is rounded otherwise.
+    Sums and bounds are formed in the same order, of the same values: nothing is rounded otherwise,
+    but where factors of channels go into weights.
     """
     users = Counter(name for one in operations for name in one.inputs)
     found: list[Operation] = []
@@ -43,13 +49,17 @@ def into_convolutions(operations: Sequence[Operation], wanted: Collection[str]) 
     return found
 
 
-def _absorbed(one: Operation, only_user: object, maker: dict[str, int]) -> Operation | None:
+def _absorbed(
+    one: Operation, only_user: Callable[[str], Operation | None], maker: dict[str, int]
+) -> Operation | None:
     """What makes an operation's input, with the operation added to it; None: it cannot be."""
-    assert callable(only_user)
+    if one.kernel == "images_map":
+        before = only_user(one.reads[0])
+        return before if before is not None and _takes(before, one) else None
     if one.kernel != "images_add":
         return None
     if len(one.reads) == 1:
-        before: Operation | None = only_user(one.reads[0])
+        before = only_user(one.reads[0])
         if before is None or before.kernel not in _BOUNDING:
             return None
         if one.clamps and before.clamps and not one.least <= before.least <= one.most:
@@ -61,9 +71,55 @@ def _absorbed(one: Operation, only_user: object, maker: dict[str, int]) -> Opera
         return before
     for i, name in enumerate(one.reads):
         before = only_user(name)
-        ready = before is not None and before.kernel in _ADDING and before.adds is None
-        if ready and before is not None and not before.clamps and one.reads[1 - i] != name:
+        if before is None or before.kernel not in _ADDING or before.adds is not None:
+            continue
+        if not before.clamps and not before.spreads and one.reads[1 - i] != name:
             before.adds = one.reads[1 - i]
+            before.late = before.finish != NOTHING
             before.least, before.most = one.least, one.most
             return before
     return None
+
+
+def _takes(before: Operation, one: Operation) -> bool:
+    """Let an operation end with factors or an activation, if it can."""
+    if before.kernel not in _ENDING or before.clamps or before.adds is not None:
+        return False
+    if one.finish != NOTHING and (before.finish != NOTHING or one.affine is not None):
+        return False
+    if one.affine is None:
+        before.finish = one.finish
+        return True
+    scale, shift = one.affine
+    if before.finish != NOTHING:
+        if np.ptp(scale) or np.ptp(shift):
+            return False
+        a, b = float(scale[0]), float(shift[0])
+        end = before.finish
+        before.finish = replace(end, scale=end.scale * a, shift=end.shift * a + b)
+    elif before.kernel == "images_map":
+        inner = before.affine
+        before.affine = (
+            one.affine if inner is None else (inner[0] * scale, inner[1] * scale + shift)
+        )
+    else:
+        _scale_weights(before, scale, shift)
+    return True
+
+
+def _scale_weights(before: Operation, scale: np.ndarray, shift: np.ndarray) -> None:
+    bias, weight = before.weights["bias"], before.weights["weights"]
+    assert isinstance(bias, np.ndarray) and isinstance(weight, Weight)
+    times = bias.size // scale.size  # a transposed convolution has all channels for each place
+    scale, shift = np.tile(scale, times), np.tile(shift, times)
+    before.weights["bias"] = bias * scale + shift
+    # Depthwise weights are [tap][channel], others [tile][..][16].
+    shape = (-1, scale.size) if before.kernel == "depthwise_f32" else (scale.size // 16, -1, 16)
+    factor = scale if before.kernel == "depthwise_f32" else scale.reshape(-1, 1, 16)
+
+    def scaled() -> np.ndarray:
+        found: np.ndarray = (weight.make().reshape(shape) * factor).astype(np.float32)
+        return found
+
+    key = None if weight.key is None else (weight.key, scale.tobytes())
+    before.weights["weights"] = Weight(weight.n_bytes, scaled, key)

@@ -13,16 +13,29 @@ from dataclasses import replace
 
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operators import operation_for
-from headrace.networks.patterns import attention, gelu, layer_norm, linear, microsoft, quantised
+from headrace.networks.patterns import (
+    activations,
+    attention,
+    dynamic,
+    gelu,
+    layer_norm,
+    linear,
+    microsoft,
+    quantised,
+    scale_and_add,
+)
 from headrace.networks.patterns.match import Matcher
 from headrace.networks.patterns.repeats import without_repeats
 
 Pattern = Callable[[Matcher, Node], list[Node] | None]
 
 PATTERNS: tuple[Pattern, ...] = (
+    dynamic.found,
     microsoft.expanded,
     layer_norm.found,
     gelu.found,
+    activations.found,
+    scale_and_add.found,
     linear.found,
     attention.found,
     quantised.found,
@@ -51,7 +64,7 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
     gone = {id(node): node for node in graph.nodes if id(node) not in kept}
     for i, instead in made.items():
         whole = _behind(matcher, graph.nodes[i], gone)
-        last = replace(instead[-1], instead_of=tuple(whole))
+        last = replace(instead[-1], instead_of=tuple(whole), ours_alone=len(instead) > 1)
         after.nodes = [last if one is instead[-1] else one for one in after.nodes]
     return after
 

@@ -1,0 +1,68 @@
+"""Activations of single values: the last step of a convolution, or one pass over memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.kernels.finishes import (
+    HARD_SIGMOID,
+    HARD_SWISH,
+    LEAKY,
+    SIGMOID,
+    SILU,
+    Finish,
+)
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import NOTHING, Operation, image_of
+
+
+def mapped(
+    graph: Graph, node: Node, x: str, finish: Finish = NOTHING,
+    affine: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Operation | None:  # fmt: skip
+    """One pass over x; `affine` is of padded channels. None: x is no value of ours."""
+    of = image_of(graph, x)
+    if of is None or x in graph.constants:
+        return None
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        steps = one.step(x, of), one.step(one.makes, of)
+        return [
+            at[x], at[one.makes], at.get("scales", 0), at.get("shifts", 0), of.images * of.pixels,
+            of.padded // 16, *steps, one.least, one.most, *one.finish.slots(),
+        ]  # fmt: skip
+
+    return Operation(
+        "images_map", [x], node.outputs[0], slots, [node], affine=affine, finish=finish
+    )
+
+
+def _sigmoid(graph: Graph, node: Node) -> Operation | None:
+    return mapped(graph, node, node.inputs[0], Finish(SIGMOID))
+
+
+def _silu(graph: Graph, node: Node) -> Operation | None:
+    return mapped(graph, node, node.inputs[0], Finish(SILU))
+
+
+def _hard_sigmoid(graph: Graph, node: Node) -> Operation | None:
+    alpha, beta = node.attribute("alpha", 0.2), node.attribute("beta", 0.5)
+    return mapped(graph, node, node.inputs[0], Finish(HARD_SIGMOID, alpha, beta))
+
+
+def _hard_swish(graph: Graph, node: Node) -> Operation | None:
+    alpha, beta = node.attribute("alpha", 1 / 6), node.attribute("beta", 0.5)
+    return mapped(graph, node, node.inputs[0], Finish(HARD_SWISH, alpha, beta))
+
+
+def _leaky(graph: Graph, node: Node) -> Operation | None:
+    return mapped(graph, node, node.inputs[0], Finish(LEAKY, node.attribute("alpha", 0.01)))
+
+
+OPERATORS = {
+    "Sigmoid": _sigmoid, "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish,
+    "LeakyRelu": _leaky, "headrace.Silu": _silu, "headrace.HardSwish": _hard_swish,
+}  # fmt: skip

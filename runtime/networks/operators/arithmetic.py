@@ -1,0 +1,129 @@
+"""Add, Sub, Mul, Div, Max and Min with a constant of each channel or with another value.
+
+BatchNormalization is a product and a sum with constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.kernels import image_operators as kernels
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Image, Operation, image_of
+from headrace.networks.operators import sums
+from headrace.networks.operators.activations import mapped
+
+_CODES = {
+    "Add": kernels.ADD, "Sub": kernels.SUBTRACT, "Mul": kernels.MULTIPLY, "Div": kernels.DIVIDE,
+    "Max": kernels.LARGER, "Min": kernels.SMALLER, "ScaleAndAdd": kernels.SCALE_AND_ADD,
+}  # fmt: skip
+
+
+def _two(graph: Graph, node: Node) -> Operation | None:
+    if len(node.inputs) != 2:
+        return None
+    fixed = [name in graph.constants for name in node.inputs]
+    if any(fixed):
+        return None if all(fixed) else _with_constant(graph, node, fixed.index(True))
+    if node.op == "Add" and (found := sums.added(graph, node)) is not None:
+        return found
+    return _combined(graph, node)
+
+
+def _with_constant(graph: Graph, node: Node, at: int) -> Operation | None:
+    x = node.inputs[1 - at]
+    of = image_of(graph, x)
+    if of is None or graph.shape(x) != graph.shape(node.outputs[0]):
+        return None
+    c = per_channel(graph, node.inputs[at], x)
+    if c is None:
+        return None
+    one = np.ones(of.padded, np.float32)
+    with np.errstate(divide="ignore"):
+        affine = {
+            "Add": (one, c), "Mul": (c, 0 * one), "Sub": (one, -c) if at else (-one, c),
+            "Div": (1 / np.float64(c), 0 * one) if at else None,
+        }.get(node.op)  # fmt: skip
+    if affine is None or not all(np.isfinite(a).all() for a in affine):
+        return None
+    scale, shift = (np.asarray(a, np.float32) for a in affine)
+    return mapped(graph, node, x, affine=(scale, shift))
+
+
+def per_channel(graph: Graph, name: str, x: str) -> np.ndarray | None:
+    """A float32 constant for each channel of x, padded; None: it is something else.
+
+    The pad is what makes neither a zero nor an infinity of anything.
+    """
+    of, shape = image_of(graph, x), graph.shape(x)
+    held = graph.constants.type(name)
+    if of is None or shape is None or held.elem_type != 1 or held.shape is None:
+        return None
+    axis = 1 if len(shape) == 4 else len(shape) - 1
+    whole = (1,) * (len(shape) - len(held.shape)) + held.shape
+    if len(whole) > len(shape) or any(n != 1 for i, n in enumerate(whole) if i != axis):
+        return None
+    given = graph.constants.array(name).reshape(-1)
+    found = np.full(of.padded, given[0] if given.size == 1 else 1, np.float32)
+    found[: of.channels] = given
+    return found
+
+
+def _combined(graph: Graph, node: Node) -> Operation | None:
+    a, b = node.inputs
+    first, second = image_of(graph, a), image_of(graph, b)
+    made = image_of(graph, node.outputs[0])
+    ranks = {len(graph.shape(name) or ()) for name in (a, b, node.outputs[0])}
+    if first is None or second is None or made is None or len(ranks) != 1:
+        return None
+    if ranks == {3} and graph.shape(a) != graph.shape(b):
+        return None
+    if not all(_spreads(one, made) for one in (first, second)):
+        return None
+
+    def steps(one: Operation, name: str, of: Image) -> list[int]:
+        step = one.step(name, of)
+        return [
+            of.pixels * step if of.images == made.images else 0,
+            step if of.pixels == made.pixels else 0,
+        ]
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[a], at[b], at[one.makes], made.images, made.pixels, made.padded // 16,
+            *steps(one, a, first), *steps(one, b, second), one.step(one.makes, made),
+            _CODES[node.op], one.least, one.most,
+        ]  # fmt: skip
+
+    return Operation("images_combine", [a, b], node.outputs[0], slots, [node])
+
+
+def _spreads(one: Image, made: Image) -> bool:
+    """Whether a value is there for each pixel or image of what is made, or once for all."""
+    same = (one.height, one.width) == (made.height, made.width) or one.pixels == 1
+    return same and one.images in (1, made.images) and one.channels == made.channels
+
+
+def _batch_norm(graph: Graph, node: Node) -> Operation | None:
+    x, *names = node.inputs
+    if len(graph.shape(x) or ()) != 4 or node.attribute("training_mode", 0):
+        return None
+    if any(name not in graph.constants for name in names) or any(node.outputs[1:]):
+        return None
+    of = image_of(graph, x)
+    if of is None or any(graph.constants.type(n).shape != (of.channels,) for n in names):
+        return None
+    factor, summand, mean, variance = (np.float64(graph.constants.array(n)) for n in names)
+    factor = factor / np.sqrt(variance + node.attribute("epsilon", 1e-5))
+    scale, shift = np.ones(of.padded, np.float32), np.zeros(of.padded, np.float32)
+    scale[: of.channels], shift[: of.channels] = factor, summand - mean * factor
+    return mapped(graph, node, x, affine=(scale, shift))
+
+
+OPERATORS = {
+    **dict.fromkeys((*_CODES, "headrace.ScaleAndAdd"), _two), "BatchNormalization": _batch_norm,
+}  # fmt: skip
+del OPERATORS["ScaleAndAdd"]

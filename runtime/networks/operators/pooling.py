@@ -1,0 +1,47 @@
+"""MaxPool and AveragePool of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.kernels.convolution import Geometry
+from headrace.kernels.image_operators import MAXIMUM, MEAN, MEAN_WITH_PADS
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Operation, image_of
+from headrace.networks.operators.convolution import pads_before
+
+
+def _pool(graph: Graph, node: Node) -> Operation | None:
+    x = node.inputs[0]
+    read, written = image_of(graph, x), image_of(graph, node.outputs[0])
+    taps = node.attribute("kernel_shape", [])
+    if read is None or written is None or x in graph.constants or any(node.outputs[1:]):
+        return None
+    if len(taps) != 2 or len(graph.shape(x) or ()) != 4:
+        return None
+    what = MAXIMUM
+    if node.op == "AveragePool":
+        what = MEAN_WITH_PADS if node.attribute("count_include_pad", 0) else MEAN
+    if what == MEAN_WITH_PADS and node.attribute("ceil_mode", 0):
+        return None  # what lies behind the pads would have to be left out
+    strides = tuple(node.attribute("strides", [1, 1]))
+    dilations = tuple(node.attribute("dilations", [1, 1]))
+    same = node.attribute("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+    if same and set(dilations) != {1}:
+        return None  # libraries disagree about the pads
+    pads = pads_before(node, read, written, tuple(taps), strides, dilations)
+    geometry = Geometry(
+        read.images, (read.height, read.width), (written.height, written.width),
+        (taps[0], taps[1]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
+    )  # fmt: skip
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        steps = one.step(x, read), one.step(one.makes, written)
+        head = [at[x], at[one.makes], read.padded // 16, what, 0, 0, 0, 0]
+        return [*head, *geometry.slots(*steps)]
+
+    return Operation("images_pool", [x], node.outputs[0], slots, [node])
+
+
+OPERATORS = {"MaxPool": _pool, "AveragePool": _pool}

@@ -1,0 +1,96 @@
+"""Resize and Upsample of rows and columns, nearest and linear, as ONNX defines where pixels lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Operation, image_of
+
+
+def _resize(graph: Graph, node: Node) -> Operation | None:
+    x = node.inputs[0]
+    read, written = image_of(graph, x), image_of(graph, node.outputs[0])
+    mode = node.attribute("mode", b"nearest").decode()
+    if read is None or written is None or x in graph.constants or mode not in _MODES:
+        return None
+    same = (read.images, read.channels) == (written.images, written.channels)
+    if len(graph.shape(x) or ()) != 4 or not same or node.attribute("antialias", 0):
+        return None
+    sizes = (read.height, written.height), (read.width, written.width)
+    scales = _scales(graph, node)
+    tables = [_table(node, *size, scale) for size, scale in zip(sizes, scales, strict=True)]
+    if any(table is None for table in tables):
+        return None
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[x], at[one.makes], at["rows"], at["columns"], read.images, read.height, read.width,
+            written.height, written.width, read.padded // 16, one.step(x, read),
+            one.step(one.makes, written), int(mode != "nearest"),
+        ]  # fmt: skip
+
+    weights: dict[str, Any] = dict(zip(("rows", "columns"), tables, strict=True))
+    return Operation("images_resize", [x], node.outputs[0], slots, [node], weights)
+
+
+_MODES = ("nearest", "linear", "bilinear")
+
+
+def _scales(graph: Graph, node: Node) -> list[float | None]:
+    """Of rows and columns, where the node says so."""
+    at = 1 if node.op == "Upsample" or len(node.inputs) == 2 else 2
+    name = node.inputs[at] if len(node.inputs) > at else ""
+    given: Any = node.attribute("scales")
+    if name and name in graph.constants:
+        given = graph.constants.array(name)
+    if given is None or len(given) not in (2, 4):
+        return [None, None]
+    return [float(one) for one in given[-2:]]
+
+
+def _table(node: Node, size: int, count: int, scale: float | None) -> np.ndarray | None:
+    """Which pixels one of `count` is made of: [3, count], see `images_resize`."""
+    where = node.attribute("coordinate_transformation_mode", b"half_pixel").decode()
+    if node.op == "Upsample":
+        where = "asymmetric"
+    # In float32, as other runtimes do: what lies between two pixels is rounded as they round.
+    i = np.arange(count, dtype=np.float32)
+    ratio, half = np.float32(scale or count / size), np.float32(0.5)
+    if where == "asymmetric":
+        at = i / ratio
+    elif where == "half_pixel":
+        at = (i + half) / ratio - half
+    elif where == "pytorch_half_pixel":
+        at = (i + half) / ratio - half if count > 1 else 0 * i
+    elif where == "half_pixel_symmetric":
+        middle = half * size * (1 - np.float32(count) / (ratio * size))
+        at = middle + (i + half) / ratio - half
+    elif where == "align_corners":
+        at = i * np.float32(size - 1) / np.float32(count - 1) if count > 1 else 0 * i
+    else:
+        return None
+    share = np.zeros(count)
+    if node.attribute("mode", b"nearest").decode() == "nearest":
+        rounded = node.attribute("nearest_mode", b"round_prefer_floor").decode()
+        if node.op == "Upsample":
+            rounded = "floor"
+        turned = {
+            "round_prefer_floor": np.ceil(at - half), "round_prefer_ceil": np.floor(at + half),
+            "floor": np.floor(at), "ceil": np.ceil(at),
+        }.get(rounded)  # fmt: skip
+        if turned is None:
+            return None
+        one = two = turned
+    else:
+        at = np.clip(at, 0, size - 1)
+        one = np.floor(at)
+        two, share = one + 1, at - one
+    places = [np.clip(p, 0, size - 1).astype(np.int32) for p in (one, two)]
+    return np.stack([*places, share.astype(np.float32).view(np.int32)]).view(np.float32)
+
+
+OPERATORS = {"Resize": _resize, "Upsample": _resize}

@@ -1,0 +1,94 @@
+"""Zeros around what convolutions read, where finding the borders costs more than a copy.
+
+Without borders all pixels of a row are computed eight at a time, and taps that lie side by side in
+memory are one tap with more channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from headrace.kernels.convolution import Geometry
+from headrace.networks.operation import PADDED, Image, Operation
+
+_PER_CHANNEL = 6  # pixels of a row for each channel written, up to which a copy pays
+
+
+def with_borders(
+    operations: Sequence[Operation], images: Mapping[str, Image], planes: Collection[str]
+) -> list[Operation]:
+    """The operations, with copies of what some of them read.
+
+    Args:
+        planes: values that are there as ONNX has them; they are copied from there.
+    """
+    found: list[Operation] = []
+    made: set[str] = set()
+    pays = {
+        id(one): one.geometry is not None and _pays(*one.geometry, images[one.makes])
+        for one in operations
+    }
+    gathered = {name for one in operations if not pays[id(one)] for name in one.inputs}
+    for one in operations:
+        if one.geometry is not None and pays[id(one)]:
+            geometry, channels = one.geometry
+            sizes, x = _bordered(geometry), one.reads[0]
+            name = f"{x}/headrace/{sizes} from {geometry.pads}"
+            if name not in made:
+                plane = x in planes and x not in gathered | {one.adds}
+                found.append(_border(x, name, images[x], geometry, sizes, plane))
+                made.add(name)
+            one.reads = [name]
+            one.steps[name] = channels * 4
+            sides = replace(geometry, read=sizes, pads=(0, 0))
+            if geometry.dilations[1] == 1:
+                sides = replace(sides, taps=(sides.taps[0], 1))
+                channels *= geometry.taps[1]
+            one.geometry = sides, channels
+        found.append(one)
+    return found
+
+
+def _pays(geometry: Geometry, channels: int, written: Image) -> bool:
+    if geometry.taps == (1, 1):
+        return False
+    few = channels < PADDED and geometry.taps[1] > 1 and geometry.dilations[1] == 1
+    bordered = _bordered(geometry) != geometry.read or geometry.pads != (0, 0)
+    return few or (bordered and geometry.written[1] <= _PER_CHANNEL * written.channels)
+
+
+def _bordered(geometry: Geometry) -> tuple[int, int]:
+    """Rows and columns with all that taps reach."""
+    reach = [
+        (out - 1) * stride + (taps - 1) * apart + 1
+        for out, stride, taps, apart in zip(
+            geometry.written, geometry.strides, geometry.taps, geometry.dilations, strict=True
+        )
+    ]
+    sizes = [
+        max(size + pad, most)
+        for size, pad, most in zip(geometry.read, geometry.pads, reach, strict=True)
+    ]
+    return sizes[0], sizes[1]
+
+
+def _border(
+    x: str, made: str, read: Image, geometry: Geometry, sizes: tuple[int, int], plane: bool
+) -> Operation:
+    count = geometry.images * sizes[0] * sizes[1] * read.channels
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        step = one.step(x, read)
+        steps = [step, 4, read.pixels * step]
+        if plane:
+            steps = [4, read.pixels * 4, read.channels * read.pixels * 4]
+        return [
+            at[x], at[made], geometry.images, *geometry.read, *sizes, *geometry.pads,
+            read.channels, *steps,
+        ]  # fmt: skip
+
+    image = Image(1, 1, -(-count // PADDED), PADDED)  # it is as large
+    reads, plain = ([], [x]) if plane else ([x], [])
+    return Operation("images_border", reads, made, slots, [], plain=plain, image=image)

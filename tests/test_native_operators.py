@@ -1,0 +1,329 @@
+"""Operators of convolutional networks on kernels of ours, against onnxruntime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import helper
+from onnx_models import FLOAT, model_of
+
+from headrace.networks.native import NativeRegion
+from headrace.networks.network import Network, network_of
+
+X = {"x": (FLOAT, [2, 20, 7, 9])}
+RNG = np.random.default_rng(5)
+
+
+def constant(*shape: int) -> np.ndarray:
+    return (RNG.standard_normal(shape) + 0.1).astype(np.float32)
+
+
+def expected(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    found: list[np.ndarray] = session.run(None, inputs)
+    return found
+
+
+def region(network: Network, inputs: dict[str, Any]) -> NativeRegion:
+    (run,) = network.plan(inputs).runs
+    assert isinstance(run, NativeRegion)
+    return run
+
+
+def check(
+    nodes: Any, shapes: Any, outputs: Any = ("y",), constants: Any = None, *, opset: int = 21,
+    kernels: list[str] | None = None, threads: int = 2,
+) -> NativeRegion:  # fmt: skip
+    """Run on our kernels alone, and as onnxruntime does; `kernels` are those wanted."""
+    model = model_of(nodes, shapes, list(outputs), constants, opset)
+    random = np.random.default_rng(3)
+    inputs = {
+        name: (random.standard_normal(shape) * 3).astype(np.float32)
+        for name, (_, shape) in shapes.items()
+    }
+    with network_of(model, threads=threads) as network:
+        found = network(inputs)
+        run = region(network, inputs)
+        for name, right in zip(outputs, expected(model, inputs), strict=True):
+            size = float(np.abs(right).max())
+            np.testing.assert_allclose(found[name], right, rtol=2e-5, atol=2e-5 + size * 3e-6)
+        made = [one.kernel for one in run.operations if one.kernel != "images_border"]
+        assert kernels is None or made == kernels
+    return run
+
+
+def node(op: str, inputs: str, outputs: str = "y", **attributes: Any) -> Any:
+    return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("Sigmoid", {}), ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}), ("HardSwish", {}),
+        ("LeakyRelu", {"alpha": 0.2}), ("GlobalAveragePool", {}),
+        ("MaxPool", {"kernel_shape": [5, 5], "pads": [2, 2, 2, 2]}),
+        ("MaxPool", {"kernel_shape": [2, 3], "strides": [2, 2], "ceil_mode": 1}),
+        ("MaxPool", {"kernel_shape": [2, 2], "auto_pad": "SAME_LOWER"}),
+        ("MaxPool", {"kernel_shape": [3, 2], "dilations": [2, 3], "pads": [1, 1, 2, 0]}),
+        ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+        ("AveragePool",
+         {"kernel_shape": [3, 2], "pads": [1, 1, 1, 0], "count_include_pad": 1}),
+    ],
+)  # fmt: skip
+def test_of_one_value(op: str, attributes: dict[str, Any]) -> None:
+    check([node(op, "x", **attributes)], X)
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("shape", [(), (1,), (20, 1, 1), (1, 20, 1, 1)], ids=str)
+@pytest.mark.parametrize("order", ["x c", "c x"])
+def test_with_a_constant(op: str, shape: tuple[int, ...], order: str) -> None:
+    if op == "Div" and order == "c x":
+        order = "x c"  # the other way it is the host's
+    check([node(op, order)], X, constants={"c": constant(*shape)}, kernels=["images_map"])
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
+@pytest.mark.parametrize("shape", [[2, 20, 7, 9], [2, 20, 1, 1], [1, 20, 1, 1]], ids=str)
+def test_of_two_values(op: str, shape: list[int]) -> None:
+    shapes = X | {"z": (FLOAT, shape)}
+    check([node(op, "x z", "a"), node(op, "z x", "b"), node("Add", "a b")], shapes)
+
+
+def test_batch_normalisation() -> None:
+    names = ("scale", "summand", "mean", "variance")
+    constants = {name: constant(20) for name in names}
+    constants["variance"] = np.abs(constants["variance"])
+    norm = node("BatchNormalization", "x " + " ".join(names), epsilon=1e-3)
+    check([norm], X, constants=constants, kernels=["images_map"])
+    constants["w"] = constant(20, 20, 3, 3) / 10
+    for group, kernel in ((1, "convolution_f32"), (20, "depthwise_f32")):
+        constants["w"] = constant(20, 20 // group, 3, 3) / 10
+        conv = node("Conv", "x w", "c", pads=[1, 1, 1, 1], group=group)
+        norm = node("BatchNormalization", "c " + " ".join(names), epsilon=1e-3)
+        check([conv, norm, node("Relu", "y", "z")], X, ["z"], constants, kernels=[kernel])
+
+
+MODES = [
+    ("nearest", where, {"nearest_mode": how})
+    for where in ("asymmetric", "half_pixel", "align_corners", "half_pixel_symmetric")
+    for how in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
+]
+MODES += [
+    ("linear", where, {})
+    for where in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel")
+]
+
+
+@pytest.mark.parametrize(("mode", "where", "more"), MODES)
+@pytest.mark.parametrize("scales", [(2, 2), (1.5, 0.7)])
+def test_resize(mode: str, where: str, more: dict[str, Any], scales: Any) -> None:
+    made = node(
+        "Resize", "x", mode=mode, coordinate_transformation_mode=where, **more,
+    )  # fmt: skip
+    made.input.extend(["", "scales"])
+    check([made], X, constants={"scales": np.array([1, 1, *scales], np.float32)})
+
+
+def test_resize_to_a_size() -> None:
+    made = node("Resize", "x", mode="linear")
+    made.input.extend(["", "", "sizes"])
+    check([made], X, constants={"sizes": np.array([2, 20, 14, 11], np.int64)})
+
+
+@pytest.mark.parametrize(
+    ("groups", "read", "written"), [(2, 20, 32), (5, 20, 20), (4, 20, 8), (20, 20, 40)]
+)
+def test_convolutions_in_groups(groups: int, read: int, written: int) -> None:
+    w = constant(written, read // groups, 3, 3)
+    conv = node("Conv", "x w b", "c", group=groups, pads=[1, 0, 1, 1], strides=[2, 1])
+    constants = {"w": w, "b": constant(written)}
+    check([conv, node("Sigmoid", "c")], X, constants=constants, kernels=["convolution_f32"])
+
+
+@pytest.mark.parametrize(
+    ("taps", "strides", "pads"),
+    [((2, 2), (2, 2), [0] * 4), ((4, 4), (2, 2), [1] * 4), ((3, 2), (1, 2), [1, 0, 1, 0]),
+     ((6, 4), (2, 2), [2, 1, 2, 1]), ((5, 3), (3, 3), [1, 0, 1, 0])],
+)  # fmt: skip
+def test_transposed_convolutions(taps: Any, strides: Any, pads: Any) -> None:
+    constants = {"w": constant(20, 18, *taps), "b": constant(18), "c": constant(1, 18, 1, 1)}
+    nodes = [
+        node("ConvTranspose", "x w b", "t", strides=strides, pads=pads),
+        node("Mul", "t c", "m"), node("Relu", "m", "r"), node("Add", "r r"),
+    ]  # fmt: skip
+    kernels = ["convolution_f32", "images_add"]
+    check(nodes, X, constants=constants, kernels=kernels)
+
+
+# ---- what becomes the last step of a convolution --------------------------------------------
+
+
+def silu(x: str, y: str) -> list[Any]:
+    return [node("Sigmoid", x, f"{y}_s"), node("Mul", f"{x} {y}_s", y)]
+
+
+def hard_swish(form: int, x: str, y: str) -> list[Any]:
+    if form == 0:
+        return [node("HardSwish", x, y)]
+    if form == 1:
+        return [node("HardSigmoid", x, f"{y}_g", alpha=1 / 6), node("Mul", f"{y}_g {x}", y)]
+    gate = [node("Add", f"{x} three", f"{y}_a"), node("Clip", f"{y}_a zero six", f"{y}_c")]
+    if form == 2:
+        return [*gate, node("Mul", f"{x} {y}_c", f"{y}_m"), node("Div", f"{y}_m six", y)]
+    return [*gate, node("Div", f"{y}_c six", f"{y}_d"), node("Mul", f"{y}_d {x}", y)]
+
+
+SCALARS = {name: np.float32(v) for name, v in (("zero", 0), ("three", 3), ("six", 6))}
+
+
+@pytest.mark.parametrize("form", range(4))
+@pytest.mark.parametrize("group", [1, 20])
+def test_hard_swish_however_it_is_spelt(form: int, group: int) -> None:
+    constants = {"w": constant(20, 20 // group, 3, 3), "a": np.float32(0.7), "b": constant(1)}
+    nodes = [
+        node("Conv", "x w", "c", group=group, pads=[1] * 4), *hard_swish(form, "c", "h"),
+        node("Mul", "a h", "m"), node("Add", "m b"),
+    ]  # fmt: skip
+    kernel = "convolution_f32" if group == 1 else "depthwise_f32"
+    check(nodes, X, constants=constants | SCALARS, kernels=[kernel])
+
+
+def test_silu_and_then_a_sum() -> None:
+    constants = {"w": constant(20, 20, 1, 1), "v": constant(20, 1, 3, 3)}
+    nodes = [
+        node("Conv", "x w", "c"), *silu("c", "d"), node("Add", "x d", "e"),
+        node("Conv", "e v", "f", group=20, pads=[1] * 4), *silu("f", "g"),
+        node("Add", "g e", "h"), node("Clip", "h zero six"),
+    ]  # fmt: skip
+    kernels = ["convolution_f32", "depthwise_f32"]
+    check(nodes, X, constants=constants | SCALARS, kernels=kernels)
+
+
+def test_what_is_clamped_or_added_to_takes_no_activation() -> None:
+    constants = {"w": constant(20, 20, 1, 1), "k": constant(20, 1, 1)}
+    nodes = [
+        node("Conv", "x w", "c"), node("Relu", "c", "r"), node("Sigmoid", "r", "s"),
+        node("Conv", "s w", "d"), node("Add", "d x", "e"), node("Sigmoid", "e", "f"),
+        node("Conv", "f w", "g"), node("Sigmoid", "g", "h"), node("Mul", "h k"),
+    ]  # fmt: skip
+    kernels = ["convolution_f32", "images_map", "convolution_f32", "images_map",
+               "convolution_f32", "images_map"]  # fmt: skip
+    check(nodes, X, constants=constants, kernels=kernels)
+
+
+def test_squeeze_and_excitation() -> None:
+    constants = {"w": constant(20, 20, 1, 1) / 9, "v": constant(20, 20, 1, 1) / 9}
+    nodes = [
+        node("GlobalAveragePool", "x", "m"), node("Conv", "m w", "a"), node("Relu", "a", "r"),
+        node("Conv", "r v", "b"), node("HardSigmoid", "b", "s"), node("Mul", "x s", "z"),
+        node("Add", "x z"),
+    ]  # fmt: skip
+    kernels = ["images_mean", "convolution_f32", "convolution_f32", "images_combine"]
+    check(nodes, X, constants=constants, kernels=kernels)
+
+
+# ---- places ---------------------------------------------------------------------------------
+
+
+def stage(channels: int) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """A stage of YOLOv8: halves of a value, and what is made of one of them, side by side."""
+    half = channels // 2
+    constants = {"w": constant(channels, 20, 1, 1), "v": constant(half, half, 3, 3) / 9,
+                 "halves": np.array([half, half])}  # fmt: skip
+    constants["u"] = constant(8, channels + half, 1, 1) / 9
+    nodes = [
+        node("Conv", "x w", "c"), *silu("c", "d"), node("Split", "d halves", "d0 d1", axis=1),
+        node("Conv", "d1 v", "e", pads=[1] * 4), *silu("e", "f"), node("Add", "d1 f", "g"),
+        node("Concat", "d0 d1 g", "h", axis=1), node("Conv", "h u"),
+    ]  # fmt: skip
+    return nodes, constants
+
+
+def test_concatenations_are_places() -> None:
+    nodes, constants = stage(32)
+    run = check(nodes, X, constants=constants, kernels=["convolution_f32"] * 3)
+    assert set(run._places) == {"d", "d0", "d1", "g"}
+
+
+def test_what_does_not_begin_at_a_vector_is_copied() -> None:
+    nodes, constants = stage(40)
+    run = check(nodes, X, constants=constants)
+    kernels = [one.kernel for one in run.operations]
+    # d0 is read where it lies, d1 is not; in the concatenation nothing but its begin fits.
+    assert kernels.count("images_copy") == 4 and kernels.count("convolution_f32") == 3
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_values_in_several_places(threads: int) -> None:
+    """One that is in two concatenations, one twice in one, one that is asked for, a nested one."""
+    constants = {"w": constant(16, 20, 1, 1), "v": constant(32, 48, 1, 1) / 9}
+    pool = {"kernel_shape": [3, 3], "pads": [1] * 4}
+    nodes = [
+        node("Conv", "x w", "a"), node("MaxPool", "a", "b", **pool), node("Sigmoid", "b", "c"),
+        node("Concat", "a b c", "d", axis=1), node("Concat", "c d c", "e", axis=1),
+        node("Conv", "d v", "f"), node("Concat", "f e x", "g", axis=1),
+        node("Slice", "g begin end axis", "h"),
+    ]  # fmt: skip
+    constants |= {"begin": np.array([-20]), "end": np.array([999]), "axis": np.array([1])}
+    check(nodes, X, ["d", "e", "g", "h"], constants, threads=threads)
+
+
+def test_upsampled_and_pooled_values_are_written_side_by_side() -> None:
+    constants = {"w": constant(32, 20, 1, 1), "scales": np.array([1, 1, 2, 2], np.float32)}
+    constants["v"] = constant(8, 80, 1, 1) / 9
+    resized = node("Resize", "p", "q", mode="nearest")
+    resized.input.extend(["", "scales"])
+    nodes = [
+        node("Conv", "x w", "a"), node("MaxPool", "a", "p", kernel_shape=[2, 2], strides=[2, 2]),
+        resized, node("MaxPool", "a", "s", kernel_shape=[2, 2], pads=[0, 0, 1, 1]),
+        node("Slice", "s begin end axis", "t"), node("Concat", "q s t", "u", axis=1),
+        node("Conv", "u v"),
+    ]  # fmt: skip
+    constants |= {"begin": np.array([16]), "end": np.array([32]), "axis": np.array([1])}
+    run = check(nodes, {"x": (FLOAT, [1, 20, 8, 6])}, constants=constants)
+    assert [one.kernel for one in run.operations].count("images_copy") == 1  # t lies in s
+
+
+def test_constants_that_are_nodes() -> None:
+    w = constant(64, 20, 3, 3)  # larger than what is computed ahead
+    held = helper.make_node(
+        "Constant", [], ["w"], value=helper.make_tensor("w", FLOAT, w.shape, w.reshape(-1))
+    )
+    check([held, node("Conv", "x w")], X, kernels=["convolution_f32"])
+
+
+# ---- borders --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_borders_are_made_once(threads: int) -> None:
+    """Of a value that is read as ONNX has it, and of one that two convolutions read."""
+    constants = {"w": constant(32, 3, 3, 3), "v": constant(24, 32, 3, 3) / 9,
+                 "u": constant(24, 32, 3, 3) / 9, "t": constant(8, 24, 5, 3) / 9}  # fmt: skip
+    nodes = [
+        node("Conv", "x w", "a", pads=[1, 1, 0, 2], strides=[2, 2]),
+        node("Conv", "a v", "b", pads=[1] * 4), node("Conv", "a u", "c", pads=[1] * 4),
+        node("Add", "b c", "d"),
+        node("Conv", "d t", "y", pads=[4, 2, 4, 2], dilations=[2, 2]),
+    ]  # fmt: skip
+    run = check(nodes, {"x": (FLOAT, [2, 3, 17, 23])}, constants=constants, threads=threads)
+    kernels = [one.kernel for one in run.operations]
+    assert kernels.count("images_border") == 3 and kernels.count("convolution_f32") == 4
+    assert run.operations[0].plain == ["x"] and "x" not in run._images
+
+
+def test_an_input_that_others_read_is_gathered() -> None:
+    constants = {"w": constant(16, 3, 3, 3), "v": constant(16, 3, 1, 1)}
+    nodes = [
+        node("Conv", "x w", "a", pads=[1] * 4), node("Conv", "x v", "b"), node("Add", "a b"),
+    ]  # fmt: skip
+    run = check(nodes, {"x": (FLOAT, [1, 3, 6, 10])}, constants=constants)
+    assert "x" in run._images and not any(one.plain for one in run.operations)
