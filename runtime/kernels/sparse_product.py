@@ -96,7 +96,8 @@ def kept_blocks(w: np.ndarray, rows: int) -> np.ndarray:
 
     there = np.zeros((_tiles(len(w)) * TILE_ROWS, w.shape[1]), bool)
     there[: len(w)] = w != 0
-    found: np.ndarray = there.reshape(-1, rows, w.shape[1]).any(axis=1)
+    blocks: np.ndarray = there.reshape(-1, rows, w.shape[1])
+    found: np.ndarray = np.any(blocks, axis=1)
     return found
 
 
@@ -105,9 +106,9 @@ def pack(w: np.ndarray, rows: int) -> np.ndarray:
     import numpy as np
 
     kept = kept_blocks(w, rows)
-    blocks = np.zeros((len(kept) * rows, w.shape[1]), np.float32)
-    blocks[: len(w)] = w
-    blocks = blocks.reshape(-1, rows, w.shape[1])
+    padded = np.zeros((len(kept) * rows, w.shape[1]), np.float32)
+    padded[: len(w)] = w
+    blocks = padded.reshape(-1, rows, w.shape[1])
     entries, counts = [], []
     for first in range(0, slabs(w.shape[1]) * SLAB, SLAB):
         block, channel = np.nonzero(kept[:, first : first + SLAB])

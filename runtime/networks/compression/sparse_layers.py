@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,8 +122,5 @@ def _gives(model: Any, node: Any, constants: dict[str, Any], outputs: set[str]) 
 
 def zeros(layers: list[SparseLayer]) -> float:
     """Share of the weights of layers that are zero."""
-    counts: Iterator[tuple[int, int]] = (
-        (w.size - np.count_nonzero(w), w.size) for w in (layer.matrix() for layer in layers)
-    )
-    gone, every = (sum(n) for n in zip(*counts, strict=True))
-    return gone / every
+    matrices = [layer.matrix() for layer in layers]
+    return 1 - sum(int(np.count_nonzero(w)) for w in matrices) / sum(w.size for w in matrices)
