@@ -138,7 +138,7 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
     where these are few, the tiles.
     """
     most = max(1, target.vector_bytes // 16)  # vectors of 16 pixels at once
-    fewer = max(1, most // 2)
+    fewer = max(2, most - 1)
     entry_bytes = 4 + 4 * rows
     per_tile = TILE_ROWS // rows
 
@@ -182,9 +182,7 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
 
         return tile
 
-    whole = of(most)
-    half = of(fewer)
-    one = of(1)
+    whole, some, two, one = of(most), of(fewer), of(2), of(1)
 
     def turned(source: Any, pixel: Any, pixels: Any, to: Any, spare: Any) -> None:
         """16 channels of up to 16 pixels, each channel a vector."""
@@ -252,7 +250,8 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
             end = n_tiles * (thread + 1) // n_threads
         v = first
         while v < last:
-            n = smaller(last - v, PANEL)
+            panels = (last - v + PANEL - 1) // PANEL
+            n = (last - v + panels - 1) // panels  # all about as long
             for slab in range(n_slabs):
                 begin = slab * SLAB
                 width = smaller(channels - begin, SLAB)
@@ -278,8 +277,11 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
                             whole(p, count, at, bias + tile * 64, sum_at, begins)
                             i += most
                         elif n - i >= fewer:
-                            half(p, count, at, bias + tile * 64, sum_at, begins)
+                            some(p, count, at, bias + tile * 64, sum_at, begins)
                             i += fewer
+                        elif n - i >= 2:
+                            two(p, count, at, bias + tile * 64, sum_at, begins)
+                            i += 2
                         else:
                             one(p, count, at, bias + tile * 64, sum_at, begins)
                             i += 1
