@@ -175,7 +175,7 @@ COMMANDS: dict[str, Command] = {
             Opt("expert_bits", bits, None, "widths of experts: 2,4,8", ("--expert-bits",)),
             Opt("expert_loss", float, None, "what that may cost (0.02)", ("--expert-loss",)),
             Opt("expert_over", int, None, "over all at so many bits", ("--expert-over",)),
-            Opt("calibrate", str, None, "a text to look at inputs on", ("--calibrate",)),
+            Opt("calibrate", str, None, "a text (ONNX: .npy) to look at", ("--calibrate",)),
             Opt("calibrate_tokens", int, None, "so much of it (65536)", ("--calibrate-tokens",)),
             Opt("evaluate", str, None, "another text, for the price tag", ("--evaluate",)),
             Opt("evaluate_tokens", int, None, "so much of it (32768)", ("--evaluate-tokens",)),

@@ -269,8 +269,16 @@ def compress(
     cuts the feed-forwards of a dense model into experts, --neuron-clusters N those of a ReLU model
     into clusters that fire together. When it is interrupted, the same command goes on. Other
     programs can list what is in the file, but not run it: keep the source if you need it elsewhere.
+    An ONNX file becomes one of 8-bit integers, with --format int8 and inputs to --calibrate with.
     """
     import shlex
+
+    if _is_network(src):
+        from headrace import cli_networks
+
+        return cli_networks.compress(
+            src=src, dst=dst, calibrate=calibrate, evaluate=evaluate, json=json, options=options
+        )
 
     # Work is shared by rows: threads of BLAS's own would only wait for each other. It looks once.
     if "numpy" not in sys.modules:

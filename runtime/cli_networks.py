@@ -77,6 +77,42 @@ def bench(*, model: str, inputs: Sequence[str], threads: int | None, runs: int, 
     return 0
 
 
+def compress(
+    *, src: str, dst: str, calibrate: str | None, evaluate: str | None, json: bool,
+    options: Mapping[str, Any],
+) -> int:  # fmt: skip
+    """Write a network of 8-bit integers as an ONNX file."""
+    from headrace.loaders.sources import resolve
+    from headrace.networks.compression.compress import compress_network
+    from headrace.sizes import format_size
+
+    given = {k: v for k, v in options.items() if k not in ("format", "force", "threads")}
+    given |= {"evaluate": evaluate}
+    for name, value in given.items():
+        if value not in (None, False, "error"):
+            raise HeadraceError(f"an ONNX file takes no --{name.replace('_', '-')}; leave it out")
+    done = compress_network(
+        resolve(src), Path(dst), format=options["format"], force=options["force"], notice=say,
+        calibrate=None if calibrate is None else Path(calibrate),
+    )  # fmt: skip
+    if json:
+        print_json(
+            {
+                "path": str(done.path),
+                "source_bytes": done.source_bytes,
+                "size_bytes": done.size_bytes,
+                "integer_nodes": done.integer_nodes,
+                "samples": done.samples,
+            }
+        )
+        return 0
+    say(
+        f"{done.path}: {format_size(done.size_bytes)} (from {format_size(done.source_bytes)}), "
+        f"{sum(done.integer_nodes.values())} nodes of integers"
+    )
+    return 0
+
+
 def _open(model: str, threads: int | None) -> Network:
     from headrace.arguments import whole
     from headrace.loaders.sources import resolve

@@ -62,7 +62,7 @@ def _sdot(
     return concat(b, out), narrow
 
 
-DOTPROD: Mapping[str, Callable[..., Any]] = {**REGISTERS, "dot4": _sdot}
+DOTPROD: Mapping[str, Callable[..., Any]] = {**REGISTERS, "dot4": _sdot, "dot4_each": _sdot}
 
 
 # --- i8mm: two rows of 8 bytes by two tokens ------------------------------------------------------

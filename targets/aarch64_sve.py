@@ -76,6 +76,7 @@ def sve(bits: int) -> Mapping[str, Callable[..., Any]]:
     return {
         **COMMON,
         "dot4": _sdot(bits),
+        "dot4_each": _sdot(bits),
         "dot4_lane": _sdot_lane(bits),
         "lookup16": _lookup16(bits),
     }

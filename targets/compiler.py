@@ -17,6 +17,7 @@ import numba
 from numba.core import cgutils, codegen, compiler, cpu, inline_closurecall, registry, types
 from numba.core.compiler_lock import global_compiler_lock
 
+import headrace.targets.lowering_bytes
 import headrace.targets.lowering_planes
 import headrace.targets.lowering_products
 import headrace.targets.lowering_words  # noqa: F401

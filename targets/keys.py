@@ -14,8 +14,9 @@ from headrace.targets.target import Target
 _GENERATOR = (
     "headrace.targets.simd",
     "headrace.targets.lowering",
-    "headrace.targets.lowering_products",
+    "headrace.targets.lowering_bytes",
     "headrace.targets.lowering_planes",
+    "headrace.targets.lowering_products",
     "headrace.targets.lowering_words",
     "headrace.targets.compiler",
     "headrace.targets.backend",

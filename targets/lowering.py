@@ -2,7 +2,8 @@
 
 Importing this module imports Numba and registers the markers with it; only the compiler does so.
 Those of inner products are in `headrace.targets.lowering_products`, of 16-bit integers in
-`headrace.targets.lowering_words`, of bit planes in `headrace.targets.lowering_planes`.
+`headrace.targets.lowering_words`, of bit planes in `headrace.targets.lowering_planes`, of images of
+bytes in `headrace.targets.lowering_bytes`.
 A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
 """
 

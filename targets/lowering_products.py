@@ -132,21 +132,22 @@ def _activations(
 
 
 def _add_steps(
-    b: ir.IRBuilder, acc: ir.Value, steps: list[Step], bits: int, kind: DotType
-) -> ir.Value:
+    b: ir.IRBuilder, acc: ir.Value, steps: list[Step], bits: int, kind: DotType,
+    by_rows: bool = False,
+) -> ir.Value:  # fmt: skip
     most = _dot_steps(bits)
     for k, (step, ws, xs) in enumerate(steps, kind.steps):
         full = most and k and k % most == 0  # of the 16-bit sums
         # Activations outermost: each broadcast is used R times at once, its register free again.
-        for t, x in enumerate(xs):
-            for r, w in enumerate(ws):
-                i = r * len(xs) + t
-                wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
-                if full:
-                    wide = primitive("dot_result")(b, wide, narrow, bits)
-                    narrow = ir.Constant(narrow.type, None)
-                wide, narrow = step(b, wide, narrow, w, x, bits)
-                acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
+        places = [(r, t) for t in range(len(xs)) for r in range(len(ws))]
+        for r, t in sorted(places) if by_rows else places:
+            i = r * len(xs) + t
+            wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
+            if full:
+                wide = primitive("dot_result")(b, wide, narrow, bits)
+                narrow = ir.Constant(narrow.type, None)
+            wide, narrow = step(b, wide, narrow, ws[r], xs[t], bits)
+            acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
     return acc
 
 
@@ -198,18 +199,43 @@ def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits, sig.args[0])
 
 
-@marker("dot8_lanes", lambda acc, *rest: acc.after(2, literal(rest[4], "bits")))
-def _dot8_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    bits = literal(sig.args[5], "bits")
+def _lanes_step(
+    b: ir.IRBuilder, sig: Any, args: Any, codes: list[list[ir.Value]], halves: list[list[ir.Value]]
+) -> ir.Value:
+    """Sums of one or two codes of each row, times activations that each lane has for itself."""
+    bits = literal(sig.args[-1], "bits")
     prepare, whole = primitive("dot4_weights"), primitive("dot8")
-    codes = [prepare(b, w, bits) if prepare else w for w in args[1:3]]
-    halves = [split(b, args[i], sig.args[i].count) for i in (3, 4)]
+    if prepare:
+        codes = [[prepare(b, w, bits) for w in row] for row in codes]
     if whole:
-        steps: list[Step] = [(whole, [codes], [list(two) for two in zip(*halves, strict=True)])]
+        if len(codes) == 1:  # the other half is worth nothing
+            none = [[ir.Constant(v.type, None) for v in row] for row in (codes[0], halves[0])]
+            codes, halves = [*codes, none[0]], [*halves, none[1]]
+        ws, xs = ([list(two) for two in zip(*rows, strict=True)] for rows in (codes, halves))
+        steps: list[Step] = [(whole, ws, xs)]
     else:
         one = primitive("dot4_lanes") or primitive("dot4")
-        steps = [(one, [w], xs) for w, xs in zip(codes, halves, strict=True)]
-    return _add_steps(b, args[0], steps, bits, sig.args[0])
+        if one is None:
+            raise TypeError(f"target {current_target().name} has no dot4")
+        steps = [(one, ws, xs) for ws, xs in zip(codes, halves, strict=True)]
+    # Here the codes are what is broadcast.
+    return _add_steps(b, args[0], steps, bits, sig.args[0], by_rows=True)
+
+
+def _blocks(b: ir.IRBuilder, sig: Any, args: Any, which: tuple[int, ...]) -> list[list[ir.Value]]:
+    return [split(b, args[i], sig.args[i].count) for i in which]
+
+
+@marker("dot8_lanes", lambda acc, *rest: acc.after(2, literal(rest[4], "bits")))
+def _dot8_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    codes, halves = (_blocks(b, sig, args, which) for which in ((1, 2), (3, 4)))
+    return _lanes_step(b, sig, args, codes, halves)
+
+
+@marker("dot4_lanes", lambda acc, *rest: acc.after(2, literal(rest[2], "bits")))
+def _dot4_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    codes, halves = (_blocks(b, sig, args, which) for which in ((1,), (2,)))
+    return _lanes_step(b, sig, args, codes, halves)
 
 
 @marker("dot_result", lambda acc, bits: VecType("i32", acc.count))

@@ -370,6 +370,22 @@ def store_u8(p: Any, value: Any) -> None:
 
 
 @_marker
+def store_u8_rows(p: Any, value: Any, per_vector: int, rows: int, stride: Any) -> None:
+    """Store `rows` rows of bytes, `stride` bytes apart, of which each vector has 1, 2 or 4.
+
+    Row k of a vector is made of the 16 / `per_vector` bytes from (16 / `per_vector`) * k on of all
+    its four 16 bytes.
+    """
+    _only_compiled()
+
+
+@_marker
+def store_u8_quarter(p: Any, value: Any, index: int) -> None:
+    """Store 16 of 64 bytes."""
+    _only_compiled()
+
+
+@_marker
 def store_u8_quarters(p: Any, value: Any, stride: Any) -> None:
     """Store 64 bytes in runs of 16, `stride` bytes apart."""
     _only_compiled()
@@ -723,11 +739,44 @@ def dot16(acc: Any, low: Any, high: Any, entry: Any, offset: Any, bits: int) -> 
 
 @_marker
 def dot8_lanes(acc: Any, first: Any, second: Any, low: Any, high: Any, bits: int) -> Any:
-    """acc[t, lane] += first * low[t] + second * high[t], of 4 bytes a lane each, exactly.
+    """acc[r, t, lane] += first[r] * low[t] + second[r] * high[t], of 4 bytes a lane each, exactly.
 
-    `first` and `second` are single vectors of codes of `bits` bits, unsigned; `low` and `high` have
-    T vectors of activations, -127..127. Counts as a `dot8`. A target gives `dot4_lanes` where its
-    `dot4` wants the same activations in all lanes.
+    `first` and `second` have R vectors of codes of `bits` bits, each the same 4 over and over: they
+    are unsigned, or signed of 8 (of which see `dot_start`); `low` and `high` have T vectors of
+    activations, -127..127. Counts as a `dot8`. A target gives `dot4_lanes` where its `dot4` wants
+    the same activations in all lanes.
+    """
+    return _only_compiled()
+
+
+@_marker
+def dot4_lanes(acc: Any, first: Any, low: Any, bits: int) -> Any:
+    """The first half of `dot8_lanes`."""
+    return _only_compiled()
+
+
+@_marker
+def dot4_each(acc: Any, codes: Any, weights: Any) -> Any:
+    """acc[i, lane] + the sum over 4 bytes of codes[i] * weights[i], exactly, in int32.
+
+    Blocks of equal shape; codes are signed (see `dot_start`), weights lie in -127..127.
+    """
+    return _only_compiled()
+
+
+@_marker
+def interleave4(block: Any) -> Any:
+    """4 vectors of bytes: lane 4j + i of vector v becomes the bytes 16j + 4v + i of all of them."""
+    return _only_compiled()
+
+
+@_marker
+def to_bytes(value: Any, zero: Any, least: Any, most: Any) -> Any:
+    """float32 to unsigned bytes, 4 vectors to one: max(least, min(most, round(x) + zero)).
+
+    Rounded to the nearest, ties to even; |x| must be below 2**31. Lane 4j + i of vector v becomes
+    byte 16j + 4v + i: what `interleave4` takes apart. `zero`, `least` and `most` (int32, 0..255)
+    are single vectors that have the same in all lanes.
     """
     return _only_compiled()
 

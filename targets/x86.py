@@ -13,6 +13,7 @@ from headrace.targets.fallbacks import (
     separate_multiply_add,
 )
 from headrace.targets.lowering import intrinsic_call, lanes, nibbles, splat, stack_place, unknown
+from headrace.targets.lowering_bytes import saturated_sum
 from headrace.targets.pieces import concat, cut
 from headrace.targets.simd import SMALL
 
@@ -197,6 +198,44 @@ def _looked_up_sums(width: int) -> Callable[..., ir.Value]:
     return looked_up_sums
 
 
+def _to_bytes(width: int) -> Callable[..., ir.Value]:
+    """Packing saturates."""
+    level = {512: "avx512", 256: "avx2", 128: "sse2"}[width]
+    end = {512: ".512", 256: "", 128: ".128"}[width]
+    n, words, codes = width // 32, _vec(_I16, width // 16), _vec(_I8, width // 8)
+
+    def rounded(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+        ty = _vec(_I32, n)
+        if width == 512:
+            mask = ir.Constant(_I16, 0xFFFF)
+            row = [value, ir.Constant(ty, None), mask, ir.Constant(_I32, 4)]
+            return intrinsic_call(b, "llvm.x86.avx512.mask.cvtps2dq.512", ty, row)
+        name = "avx.cvt.ps2dq.256" if width == 256 else "sse2.cvtps2dq"
+        return intrinsic_call(b, f"llvm.x86.{name}", ty, [value])
+
+    def every(b: ir.IRBuilder, value: ir.Value, ty: ir.VectorType) -> ir.Value:
+        first = b.extract_element(value, ir.Constant(_I32, 0))
+        return splat(b, b.trunc(first, ty.element), ty.count)
+
+    def to_bytes(
+        b: ir.IRBuilder, four: list[ir.Value], zero: ir.Value, least: ir.Value, most: ir.Value
+    ) -> ir.Value:
+        zeros = every(b, zero, words)
+        lows, highs = every(b, least, codes), every(b, most, codes)
+        found = []
+        for row in zip(*(cut(b, one, width // 8) for one in four), strict=True):
+            whole = [rounded(b, one) for one in row]
+            pack = f"llvm.x86.{level}.packssdw{end}"
+            two = [intrinsic_call(b, pack, words, whole[i : i + 2]) for i in (0, 2)]
+            two = [saturated_sum(b, one, zeros) for one in two]
+            packed = intrinsic_call(b, f"llvm.x86.{level}.packuswb{end}", codes, two)
+            packed = b.select(b.icmp_unsigned("<", packed, lows), lows, packed)
+            found.append(b.select(b.icmp_unsigned("<", packed, highs), packed, highs))
+        return concat(b, found)
+
+    return to_bytes
+
+
 def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
     """`vpdpbusd` at 512 or 256 bits."""
     lanes, n_bytes = width // 32, width // 8
@@ -218,7 +257,9 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
     return {
         **COMMON,
         "dot4": dot4,
+        "dot4_each": dot4,
         "dot4_weights": _flip_sign,
+        "to_bytes": _to_bytes(width),
         "dot_words": dot_words,
         "group_words": _group_words(width),
         "lookup16": _lookup16(width, flip=0x80),
@@ -300,7 +341,9 @@ def multiply_add(width: int) -> Mapping[str, Callable[..., Any]]:
     return {
         **COMMON,
         "dot4": dot4,
+        "dot4_each": dot4,
         "dot4_weights": weights,
+        "to_bytes": _to_bytes(width),
         "dot_steps": steps,
         "dot_result": result,
         "shifted_word": shifted,

@@ -266,10 +266,10 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             steps = (keys * 4, 0, 0)
         y = np.full((images, queries, width), np.nan, np.float32)
         scale = head**-0.5
-        parts = (
+        q_heads, k_heads, v_heads = (
             one.reshape(images, -1, heads, head).transpose(0, 2, 1, 3) for one in (q, k, v)
         )  # fmt: skip
-        exact, size = reference(*parts, mask, scale)
+        exact, size = reference(q_heads, k_heads, v_heads, mask, scale)
         expected, size = (
             one.transpose(0, 2, 1, 3).reshape(y.shape) for one in (exact, size)
         )  # fmt: skip

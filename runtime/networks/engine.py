@@ -8,11 +8,14 @@ from functools import cached_property
 from headrace.kernels import (
     attention_rows,
     convolution,
+    convolution_u8,
+    depthwise_u8,
     execute,
     finishes,
     gelu,
     image_operators,
     images,
+    images_u8,
     layer_norm,
 )
 from headrace.networks.weight_store import WeightStore
@@ -21,9 +24,9 @@ from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
 from headrace.team import Team
 
-# Whose kernels networks use.
-MODULES = (
+MODULES = (  # whose kernels networks use
     convolution, images, finishes, image_operators, layer_norm, gelu, attention_rows,
+    convolution_u8, depthwise_u8, images_u8,
 )  # fmt: skip
 
 

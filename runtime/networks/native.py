@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from headrace.errors import CancelledError
 from headrace.kernels.execute import STEP_BARRIER, STEP_SLOTS
@@ -14,13 +15,16 @@ from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.lifetimes import Life, placed
-from headrace.networks.operation import Image, Operation, Weight, image_of
+from headrace.networks.operation import Image, Operation, Weight, bytes_of, image_of
 from headrace.networks.operators import operation_for
+from headrace.networks.passes.at_borders import passing
 from headrace.networks.passes.borders import with_borders
 from headrace.networks.passes.in_place import in_place
 from headrace.networks.passes.into_convolutions import into_convolutions
+from headrace.networks.quantisation import added, elem_type
 
 _GIVEN = 1 << 62  # stands for addresses that are known only when it runs; 1 << 44 for each value
+BEHIND = 64  # bytes that kernels may read behind a value
 
 
 class NativeRegion:
@@ -56,6 +60,8 @@ class NativeRegion:
         self.inputs = list(dict.fromkeys(n for n in wanted if n not in made))
         operations = into_convolutions(operations, set(outputs))
         self._engine = engine
+        self._types = {name: elem_type(graph, name) for name in (*self.inputs, *self.outputs)}
+        self._passing = passing(operations, self.inputs, self.outputs)
         self._shapes = {name: graph.shape(name) or () for name in self.outputs}
         self._images = {name: self._image(graph, name) for name in self._values(operations)}
         planes = [name for name in self.inputs if len(graph.shape(name) or ()) == 4]
@@ -73,6 +79,7 @@ class NativeRegion:
             if name not in self._images or self._images[name].as_in_onnx
         }
         offsets, self.arena_bytes = placed(self._lives())
+        self.arena_bytes += BEHIND
         self._arena = Arena({"values": self.arena_bytes})
         self._at = {name: self._arena.base + at for name, at in offsets.items()} | self._given
         self._at |= {name: self._at[at.root] + at.n_bytes for name, at in self._places.items()}
@@ -82,7 +89,7 @@ class NativeRegion:
 
     @staticmethod
     def _image(graph: Graph, name: str) -> Image:
-        found = image_of(graph, name)
+        found = image_of(graph, name) or bytes_of(graph, name)
         assert found is not None, name
         return found
 
@@ -91,8 +98,8 @@ class NativeRegion:
         read = {name for one in operations for name in one.inputs}
         inputs = [name for name in self.inputs if name in read]
         own = {one.makes for one in operations if one.image is not None}
-        names = [*inputs, *(one.makes for one in operations)]
-        return [name for name in dict.fromkeys(names) if name not in own]
+        names = dict.fromkeys([*inputs, *(one.makes for one in operations)])
+        return [name for name in names if name not in own and name not in self._passing]
 
     def _lives(self) -> dict[str, Life]:
         last: dict[str, int] = {}
@@ -124,7 +131,7 @@ class NativeRegion:
         outside = {name: _GIVEN + (i << 44) for i, name in enumerate((*self.inputs, *self.outputs))}
         for name in self.inputs:
             if name not in self._given:
-                calls.append(("images_gather", self._moved(name, outside[name], self._at[name])))
+                calls.append(self._moved("gather", name, outside[name], self._at[name]))
         for i, operation in enumerate(self.operations):
             if operation.affine is not None:
                 operation.weights |= dict(zip(("scales", "shifts"), operation.affine, strict=True))
@@ -132,10 +139,13 @@ class NativeRegion:
             operation.weights = {}  # they have their place
             if operation.scratch:
                 own["scratch"] = self._at[_scratch(i)]
-            calls.append((operation.kernel, operation.slots(operation, self._at | own)))
+            kernel, slots = operation.kernel, operation.slots
+            if operation.at_border is not None and operation in self._passing.values():
+                kernel, slots = operation.at_border
+            calls.append((kernel, slots(operation, self._at | own)))
         for name in self.outputs:
             if name not in self._given:
-                calls.append(("images_scatter", self._moved(name, self._at[name], outside[name])))
+                calls.append(self._moved("scatter", name, self._at[name], outside[name]))
         addresses = self._engine.addresses({kernel for kernel, _ in calls})
         starts = np.cumsum([0, *(len(slots) for _, slots in calls)])
         blocks = np.concatenate([argument_block(slots) for _, slots in calls])
@@ -150,9 +160,12 @@ class NativeRegion:
         ]
         return steps, blocks, patches
 
-    def _moved(self, name: str, source: int, to: int) -> list[Any]:
+    def _moved(self, how: str, name: str, source: int, to: int) -> tuple[str, list[Any]]:
         one = self._images[name]
-        return [source, to, one.images, one.channels, one.pixels, one.padded]
+        slots = [source, to, one.images, one.channels, one.pixels]
+        if one.item == 4:
+            return f"images_{how}", [*slots, one.padded]
+        return f"images_{how}_u8", [*slots, one.pixel_bytes, added(self._types[name])]
 
     def _placed_weight(self, weight: np.ndarray | Weight) -> int:
         """Its address, in memory that this region keeps."""
@@ -172,7 +185,10 @@ class NativeRegion:
             CancelledError: somebody cancelled it.
         """
         held = {name: np.ascontiguousarray(values[name]) for name in self.inputs}
-        found = {name: np.empty(self._shapes[name], np.float32) for name in self.outputs}
+        found = {
+            name: np.empty(self._shapes[name], tensor_dtype_to_np_dtype(self._types[name]))
+            for name in self.outputs
+        }
         for at, name, more in self._patches:
             self._blocks[at] = (found if name in found else held)[name].ctypes.data + more
         if not self._engine.team.run(self._steps):

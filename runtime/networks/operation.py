@@ -12,6 +12,7 @@ import onnx
 
 from headrace.kernels.convolution import Geometry
 from headrace.kernels.finishes import INFINITE, NONE, Finish
+from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph
 
 PADDED = 16  # channels of a pixel are a multiple
@@ -19,19 +20,23 @@ NOTHING = Finish(NONE)
 # Not kernels: `passes.in_place` makes places of them, or copies. PART has some channels of what it
 # reads, JOINED the channels of all, one behind the other.
 PART, JOINED = "part", "joined"
+BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+Slots = Callable[["Operation", Mapping[str, int]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """How a value of ours lies: pixel by pixel, float32, channels innermost and padded.
+    """How a value of ours lies: pixel by pixel, channels innermost and padded.
 
-    A matrix [rows, columns], or a batch of them, has rows of one pixel.
+    A matrix [rows, columns], or a batch of them, has rows of one pixel. Values are float32, or
+    bytes (`item` 1), of which see `headrace.kernels.requantise`.
     """
 
     images: int
     height: int
     width: int
     channels: int
+    item: int = 4
 
     @property
     def padded(self) -> int:
@@ -46,7 +51,7 @@ class Image:
     @property
     def pixel_bytes(self) -> int:
         """Between pixels."""
-        return self.padded * 4
+        return self.padded * 4 if self.item == 4 else pixel_bytes(self.channels)
 
     @property
     def n_bytes(self) -> int:
@@ -56,20 +61,29 @@ class Image:
     @property
     def as_in_onnx(self) -> bool:
         """Whether it lies as ONNX has it."""
-        return self.channels == self.padded and self.pixels == 1
+        return self.item == 4 and self.channels == self.padded and self.pixels == 1
 
 
 def image_of(graph: Graph, name: str) -> Image | None:
     """How a value would lie; None: it is no float32 of 2 to 4 known dimensions, or empty."""
+    return _image(graph, name, (onnx.TensorProto.FLOAT,), 4)
+
+
+def bytes_of(graph: Graph, name: str) -> Image | None:
+    """How a value of uint8 or int8 would lie; None: it is none, or has another number of axes."""
+    return _image(graph, name, BYTES, 1)
+
+
+def _image(graph: Graph, name: str, types: tuple[int, ...], item: int) -> Image | None:
     of = graph.types.get(name)
-    if of is None or of.shape is None or of.elem_type != onnx.TensorProto.FLOAT:
+    if of is None or of.shape is None or of.elem_type not in types:
         return None
     if len(of.shape) not in (2, 3, 4) or math.prod(of.shape) == 0:
         return None
     if len(of.shape) == 3:
-        return Image(of.shape[0] * of.shape[1], 1, 1, of.shape[2])
+        return Image(of.shape[0] * of.shape[1], 1, 1, of.shape[2], item)
     images, channels, height, width = (*of.shape, 1, 1)[:4]
-    return Image(images, height, width, channels)
+    return Image(images, height, width, channels, item)
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class Weight:
     """What an operation has for itself, made when it is wanted.
 
     Attributes:
-        n_bytes: of float32.
+        n_bytes: of the array.
         make: gives the array.
         key: what tells it from others of all plans of a network, which share those with the same
             one; None: it is this plan's own.
@@ -113,12 +127,14 @@ class Operation:
             reads; None: of any other.
         also: operations of the node's other outputs.
         steps: bytes between pixels of values that are parts of others; others are dense.
+        at_border: kernel and slots that take what is read, or give what is made, as it lies outside
+            of a region.
     """
 
     kernel: str
     reads: list[str]
     makes: str
-    slots: Callable[[Operation, Mapping[str, int]], list[Any]]
+    slots: Slots
     nodes: list[Any]
     weights: dict[str, np.ndarray | Weight] = field(default_factory=dict)
     plain: list[str] = field(default_factory=list)
@@ -136,6 +152,7 @@ class Operation:
     geometry: tuple[Geometry, int] | None = None
     also: list[Operation] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
+    at_border: tuple[str, Slots] | None = None
 
     def step(self, name: str, image: Image) -> int:
         """Bytes between pixels of a value."""

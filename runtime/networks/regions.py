@@ -45,11 +45,19 @@ def regions_that_pay(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Regi
             break
         if _count(least.nodes) >= LEAST_SHARE * _count(graph.nodes):
             break
-        ours.difference_update(id(node) for node in least.nodes)
+        dropped = {id(node) for node in least.nodes if _runs_elsewhere(node)}
+        if not dropped:
+            break
+        ours -= dropped
     nodes = [node for region in mine for node in region.nodes]
     if len(mine) <= MOST_OURS and 2 * _count(nodes) >= _count(graph.nodes):
         return found
     return regions_of(graph, lambda node: False)
+
+
+def _runs_elsewhere(node: Node) -> bool:
+    """Whether the host can compute a node: as it is, or as those of the file that it stands for."""
+    return node.domain != "headrace" or bool(node.instead_of)
 
 
 def _count(nodes: Iterable[Node]) -> int:

@@ -16,13 +16,14 @@ import numpy as np
 
 from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
+from headrace.networks.microsoft_types import microsoft_types
 
-# What gives something else each time, or is asked for its effect.
-_NOT_CONSTANT = {
+# What gives something else each time, or is asked for its effect; and weights as they are.
+NOT_CONSTANT = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
-    "Multinomial", "Dropout",
+    "Multinomial", "Dropout", "DequantizeLinear",
 }  # fmt: skip
-_KEPT = ("DequantizeLinear", "QuantizeLinear", "Identity")
+_KEPT = ("QuantizeLinear", "Identity")
 FLOAT = 1  # of TensorProto
 
 
@@ -55,7 +56,7 @@ def specialise(graph: Graph, inputs: Mapping[str, TensorType]) -> Graph:
 
 
 def _is_constant(graph: Graph, node: Node) -> bool:
-    if node.op in _NOT_CONSTANT or any(True for _ in subgraphs(node.proto)):
+    if node.op in NOT_CONSTANT or any(True for _ in subgraphs(node.proto)):
         return False
     if any(name in graph.sparse for name in node.reads):
         return False
@@ -78,7 +79,7 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _is_derived(graph: Graph, node: Node, types: Mapping[str, TensorType]) -> bool:
-    if node.op in _NOT_CONSTANT or node.op in _KEPT or not node.reads:
+    if node.op in NOT_CONSTANT or node.op in _KEPT or not node.reads:
         return False
     if any(True for _ in subgraphs(node.proto)) or any(n in graph.sparse for n in node.reads):
         return False
@@ -143,14 +144,15 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     """Types of a node's outputs, as far as they can be told from those of its inputs."""
     import onnx
 
+    if node.domain == "com.microsoft":
+        known = {name: of for name in node.reads if (of := _type(graph, name)) is not None}
+        return microsoft_types(node, known)
     version = graph.opsets.get(node.domain)
     if version is None:
         return {}
     input_types, input_data = {}, {}
     for name in node.reads:
-        of = graph.types.get(name)
-        if of is None and name in graph.constants:
-            of = graph.constants.type(name)
+        of = _type(graph, name)
         if of is None:
             if name in node.inputs:
                 return {}
@@ -167,11 +169,18 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
         )  # fmt: skip
     except Exception:  # an operator that the library does not know, or that it cannot tell of
         return {}
-    known = {}
+    types = {}
     for name, proto in found.items():
         if name and proto.HasField("tensor_type") and proto.tensor_type.elem_type:
-            known[name] = TensorType(proto.tensor_type.elem_type, _shape(proto.tensor_type))
-    return known
+            types[name] = TensorType(proto.tensor_type.elem_type, _shape(proto.tensor_type))
+    return types
+
+
+def _type(graph: Graph, name: str) -> TensorType | None:
+    found = graph.types.get(name)
+    if found is None and name in graph.constants:
+        found = graph.constants.type(name)
+    return found
 
 
 def _shape(tensor: Any) -> tuple[int, ...] | None:

@@ -138,8 +138,14 @@ def test_the_report(capsys: pytest.CaptureFixture[str]) -> None:
 PLANES = ("gemv_i1_g64", "gemv_i2_g64", "gemv_i3_g64")
 COPIES = ("copy_f32", "copy_x16", "copy_tables")
 MOVED = ("experts_group", "experts_pick", "experts_gather", "experts_scatter")
+BYTES = (
+    "convolution_u8", "depthwise_u8", "images_quantise", "images_dequantise", "images_to_floats",
+    "images_from_floats", "images_mean_u8",
+)  # fmt: skip
 LISTED = ("clusters_fired", "clusters_list")
-IMAGES = ("images_gather", "images_scatter", "images_add", "images_copy", "images_border")
+IMAGES = (
+    "images_gather", "images_scatter", "images_add", "images_copy", "images_border", *BYTES,
+)  # fmt: skip
 EXACT = (
     "experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED,
     *LISTED, *IMAGES,

@@ -23,6 +23,8 @@ from headrace.networks.operators import (
     names,
     normalisation,
     pooling,
+    quantised,
+    quantised_images,
     resizing,
     transposed,
 )
@@ -44,6 +46,8 @@ OPERATORS: dict[str, Maker] = {
     **normalisation.OPERATORS,
     **gelu.OPERATORS,
     **attention.OPERATORS,
+    **quantised.OPERATORS,
+    **quantised_images.OPERATORS,
 }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from headrace.kernels.convolution import INFINITE
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Operation, bytes_of, image_of
+from headrace.networks.operators.quantised_images import clip
 
 
 def _relu(graph: Graph, node: Node) -> Operation | None:
@@ -15,6 +16,8 @@ def _relu(graph: Graph, node: Node) -> Operation | None:
 
 
 def _clip(graph: Graph, node: Node) -> Operation | None:
+    if bytes_of(graph, node.inputs[0]) is not None:
+        return clip(graph, node)
     bounds = []
     for i, (name, default) in enumerate((("min", -INFINITE), ("max", INFINITE)), 1):
         value = float(node.attribute(name, default))  # before operator set 11

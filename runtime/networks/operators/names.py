@@ -7,11 +7,14 @@ from typing import Any
 
 from headrace.kernels.convolution import INFINITE
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Operation, bytes_of, image_of
+from headrace.networks.operators.quantised_images import unchanged
 
 
 def _same(graph: Graph, node: Node) -> Operation | None:
     x = node.inputs[0]
+    if bytes_of(graph, x) is not None:
+        return unchanged(graph, node) if len(node.outputs) == 1 else None
     of, made = image_of(graph, x), image_of(graph, node.outputs[0])
     if of is None or of != made or x in graph.constants or len(node.outputs) > 1:
         return None

@@ -1,8 +1,9 @@
 """Patterns of nodes for which there is one kernel: a file for each kind, and their order.
 
 A pattern looks at one node, the last of what it stands for, and gives nodes that compute the same,
-of ONNX or of the domain `headrace`. It is taken where we have operations for all of these. Nodes
-whose values nobody needs any more go.
+of ONNX or of the domain `headrace`. It is taken where we have operations for all of these, but for
+a few that prepare masks. Nodes whose values nobody needs any more go, and those that compute what
+another does.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from headrace.networks.patterns import (
     layer_norm,
     linear,
     microsoft,
+    quantised,
     scale_and_add,
 )
 from headrace.networks.patterns.match import Matcher
+from headrace.networks.patterns.repeats import without_repeats
 
 Pattern = Callable[[Matcher, Node], list[Node] | None]
 
@@ -33,6 +36,7 @@ PATTERNS: tuple[Pattern, ...] = (
     scale_and_add.found,
     linear.found,
     attention.found,
+    quantised.found,
 )
 
 
@@ -40,7 +44,7 @@ def with_patterns(graph: Graph) -> Graph:
     """The graph with these nodes instead; it may be the same."""
     for pattern in PATTERNS:
         graph = _applied(graph, pattern)
-    return graph
+    return without_repeats(graph)
 
 
 def _applied(graph: Graph, pattern: Pattern) -> Graph:
@@ -48,7 +52,7 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
     made: dict[int, list[Node]] = {}
     for i, node in enumerate(graph.nodes):
         instead = pattern(matcher, node)
-        if instead and all(operation_for(graph, one) is not None for one in instead):
+        if instead and all(_runs(graph, one) for one in instead):
             made[i] = instead
     if not made:
         return graph
@@ -61,6 +65,10 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
         last = replace(instead[-1], instead_of=tuple(whole))
         after.nodes = [last if one is instead[-1] else one for one in after.nodes]
     return after
+
+
+def _runs(graph: Graph, node: Node) -> bool:
+    return node.op in microsoft.ON_MASKS or operation_for(graph, node) is not None
 
 
 def _behind(matcher: Matcher, node: Node, gone: dict[int, Node]) -> list[Node]:

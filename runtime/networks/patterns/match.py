@@ -20,11 +20,13 @@ class Matcher:
     Attributes:
         graph: of which it is.
         makers: the node that makes a value.
+        users: nodes that read it.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        self.users = graph.users()
 
     def maker(self, name: str, *ops: str) -> Node | None:
         """The node that makes a value, if it is one of these operators of ONNX."""
@@ -64,10 +66,18 @@ class Matcher:
             return self.graph.constants.type(name).shape
         return self.graph.shape(name)
 
-    def new_value(self, like: str, role: str, shape: tuple[int, ...]) -> str:
-        """The name of a float32 value that the file does not have, made on the way to `like`."""
+    def new_value(
+        self, like: str, role: str, shape: tuple[int, ...], elem_type: int = onnx.TensorProto.FLOAT
+    ) -> str:
+        """The name of a value that the file does not have, made on the way to `like`."""
         name = f"{like}/headrace/{role}"
-        self.graph.types[name] = TensorType(onnx.TensorProto.FLOAT, shape)
+        self.graph.types[name] = TensorType(elem_type, shape)
+        return name
+
+    def new_constant(self, array: np.ndarray) -> str:
+        """The name of a constant that the file does not have: that of its content."""
+        name = f"headrace/{array.dtype}{list(array.shape)}/{array.tobytes().hex()}"
+        self.graph.constants.computed[name] = onnx.numpy_helper.from_array(array, name)
         return name
 
     def joined(self, like: str, role: str, names: Sequence[str]) -> str:

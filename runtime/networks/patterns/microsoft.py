@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
+
 from headrace.networks.graph import Node
 from headrace.networks.patterns.match import Matcher, new_node
 
 EPSILON = 1e-12  # what SkipLayerNormalization adds where nothing is said
+MASKED = -10000.0  # what Attention adds to masked scores where nothing is said
+ON_MASKS = ("Cast", "Reshape", "Less", "Where")  # the host's part
 
 
 def expanded(matcher: Matcher, node: Node) -> list[Node] | None:
@@ -14,26 +19,120 @@ def expanded(matcher: Matcher, node: Node) -> list[Node] | None:
     return None if make is None else make(matcher, node)
 
 
+def _input(node: Node, index: int) -> str:
+    return node.inputs[index] if len(node.inputs) > index else ""
+
+
+def _biased(matcher: Matcher, node: Node, x: str, bias: str) -> tuple[list[Node], str] | None:
+    """x + bias, if x is a product with constant weights: nodes, and the value's name."""
+    product = matcher.maker(x, "MatMul")
+    shape = matcher.shape(x)
+    if product is None or shape is None:
+        return None
+    made = matcher.new_value(node.outputs[0], "biased", shape)
+    return [new_node("Linear", [*product.inputs, bias], made, "headrace")], made
+
+
 def _skip_layer_norm(matcher: Matcher, node: Node) -> list[Node] | None:
-    inputs = [*node.inputs, "", ""]
-    x, skip, weight, bias, more = inputs[:5]
+    x, skip, weight, bias, more = (_input(node, i) for i in range(5))
     shape = matcher.shape(x)
     out = [*node.outputs, "", "", ""]
     if shape is None or len(shape) != 3 or matcher.shape(skip) != shape or out[1] or out[2]:
         return None
-    if more:  # a bias of what comes before
-        return None
+    nodes: list[Node] = []
+    if more:
+        found = _biased(matcher, node, x, more)
+        if found is None:
+            return None
+        nodes, x = found
     total = out[3] or matcher.new_value(out[0], "sum", shape)
     given = [total, weight, *([bias] if bias else [])]
     epsilon = node.attribute("epsilon", EPSILON)
     return [
+        *nodes,
         new_node("Add", [x, skip], total),
         new_node("LayerNormalization", given, out[0], axis=-1, epsilon=epsilon),
     ]
 
 
 def _gelu(matcher: Matcher, node: Node) -> list[Node] | None:
-    return [new_node("Gelu", node.inputs[:1], node.outputs[0])]
+    x, bias = _input(node, 0), _input(node, 1)
+    nodes: list[Node] = []
+    if bias:
+        found = _biased(matcher, node, x, bias)
+        if found is None:
+            return None
+        nodes, x = found
+    form = "tanh" if node.op == "FastGelu" else "none"
+    return [*nodes, new_node("Gelu", [x], node.outputs[0], approximate=form)]
 
 
-_MAKERS = {"SkipLayerNormalization": _skip_layer_norm, "Gelu": _gelu}
+def _attention(matcher: Matcher, node: Node) -> list[Node] | None:
+    x, weights, bias, mask = (_input(node, i) for i in range(4))
+    shape, out = matcher.shape(x), matcher.shape(node.outputs[0])
+    heads = node.attribute("num_heads")
+    if shape is None or out is None or any(node.inputs[4:]) or any(node.outputs[1:]) or not bias:
+        return None  # with a past, or with more that is added to the scores
+    other = ("unidirectional", "do_rotary", "past_present_share_buffer")
+    if any(node.attribute(name, 0) for name in other) or len(shape) != 3:
+        return None
+    batch, tokens, width = out
+    if matcher.shape(weights) != (shape[2], 3 * width):
+        return None
+    like = node.outputs[0]
+    nodes: list[Node] = []
+    if mask:
+        masked = _mask(matcher, node, mask, (batch, tokens))
+        if masked is None:
+            return None
+        nodes, mask = masked
+    projections = matcher.new_value(like, "projections", (batch, tokens, 3 * width))
+    scale = node.attribute("scale", 0.0) or (width // heads) ** -0.5
+    return [
+        *nodes,
+        new_node("Linear", [x, weights, bias], projections, "headrace"),
+        new_node(
+            "Attention", [projections, projections, projections, mask], like, "headrace",
+            heads=heads, scale=scale, zeros=0, columns=[0, width, 2 * width],
+        ),
+    ]  # fmt: skip
+
+
+def _mask(
+    matcher: Matcher, node: Node, mask: str, sizes: tuple[int, int]
+) -> tuple[list[Node], str] | None:
+    """What is added to scores, from ones and zeros of [batch, keys] or numbers of keys [batch]."""
+    batch, keys = sizes
+    like, shape = f"{node.outputs[0]}/mask", matcher.shape(mask)
+    spread = (batch, 1, 1, keys)
+
+    constant = matcher.new_constant
+    there = matcher.new_value(like, "there", spread, onnx.TensorProto.BOOL)
+    if shape == (batch, keys):
+        whole = matcher.new_value(like, "whole", (batch, keys), onnx.TensorProto.BOOL)
+        nodes = [
+            new_node("Cast", [mask], whole, to=onnx.TensorProto.BOOL),
+            new_node("Reshape", [whole, constant(np.array(spread))], there),
+        ]
+    elif shape == (batch,):
+        counts = matcher.new_value(like, "counts", (batch, 1, 1, 1), onnx.TensorProto.INT32)
+        places = np.arange(keys, dtype=np.int32).reshape(1, 1, 1, keys)
+        nodes = [
+            new_node("Reshape", [mask, constant(np.array([batch, 1, 1, 1]))], counts),
+            new_node("Less", [constant(places), counts], there),
+        ]
+    else:
+        return None
+    masked = np.array(node.attribute("mask_filter_value", MASKED), np.float32)
+    made = matcher.new_value(like, "added", spread)
+    choice = [there, constant(np.array(0, np.float32)), constant(masked)]
+    return [*nodes, new_node("Where", choice, made)], made
+
+
+_MAKERS = {
+    "Attention": _attention,
+    "BiasGelu": _gelu,
+    "FastGelu": _gelu,
+    "Gelu": _gelu,
+    "SkipLayerNormalization": _skip_layer_norm,
+}

@@ -1,0 +1,369 @@
+"""Convolutions of images of bytes, with int8 weights that have a scale for each channel.
+
+Layout and rounding: `headrace.kernels.requantise`. Activations are unsigned, weights lie in
+-127..127, sums are int32 and wrap. Where a CPU multiplies signed bytes, 128 is taken from
+activations and 128 * (sum of weights) added to sums. No image is copied or padded: taps that fall
+outside read a pixel of zero points.
+
+Channels that are written are computed in tiles of 16: groups of four, then a pair and a
+single one, whose rows are in the order of `requantise.byte_order`. Where results are float32 there
+are pairs only, and rows are as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from headrace.kernels.convolution import Geometry, reference
+from headrace.kernels.requantise import (
+    Quantised,
+    byte_order,
+    folded_bias,
+    pixel_bytes,
+    requantised,
+    rounding_slots,
+    scales,
+)
+from headrace.sparse.format import TILE_ROWS
+from headrace.targets.simd import (
+    arg_int,
+    arg_ptr,
+    bcast_i8x4,
+    dot4_lanes,
+    dot8_lanes,
+    dot_init,
+    dot_result,
+    larger,
+    load_f32,
+    load_i32,
+    load_u8,
+    repeat,
+    smaller,
+    splat_i32,
+    store_f32_grid,
+    store_u8_rows,
+    to_bytes,
+    to_f32,
+    xor_u8,
+)
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+QUAD = 4  # bytes of a tap that are multiplied at once
+TAIL = 192  # bytes for each tile: bias, scales, 128 * sums of weights
+FOUR = 4  # tiles whose results are stored together
+
+
+def pixels_at_once(target: Target) -> dict[int, int]:
+    """Pixels whose sums are in registers, by the number of tiles."""
+    if target.vector_bytes >= 64:
+        return {4: 6, 2: 12, 1: 12}
+    return {4: 1, 2: 2, 1: 4}
+
+
+def tile_groups(n_tiles: int, floats: bool) -> list[int]:
+    """How tiles are taken together."""
+    fours = 0 if floats else n_tiles // FOUR
+    rest = n_tiles - fours * FOUR
+    return [FOUR] * fours + [2] * (rest // 2) + [1] * (rest % 2)
+
+
+def _dense(target: Target) -> KernelFunction:
+    """y = requantised(bias + sum over taps and channels of w x), or the sum times scale as float32.
+
+    Slots: 0 weights (`tiled_weights`), 1 x, 2 y, 3 tails of tiles (`tails`), 4 a pixel of zero
+    points, 5 quads of bytes of a tap, 6 tiles, 7 most, 8 to 22 geometry, 23 zero point,
+    24 least, 25 whether results are float32, 26 whether threads share tiles before pixels.
+    """
+    signed = target.dot_bias(8) == 0
+
+    def of(rows: int, count: int, edge: bool) -> Any:
+        per_vector = FOUR // rows  # pixels whose results are one vector of bytes
+        spare = max(1, per_vector // count)
+
+        def some(
+            w: Any, x: Any, y: Any, tail: Any, outside: Any, quads: Any, tall: Any, wide: Any,
+            top: Any, left: Any, apart_y: Any, apart_x: Any, height: Any, width: Any, pixel: Any,
+            x_step: Any, y_step: Any, zero: Any, least: Any, most: Any, floats: Any,
+        ) -> None:  # fmt: skip
+            start = load_i32(tail, rows, TAIL)
+            if signed:
+                start = start + load_i32(tail + 128, rows, TAIL)
+            acc = dot_init(start, count)
+            q = w
+            for ky in range(tall):
+                iy = top + ky * apart_y
+                for kx in range(wide):
+                    ix = left + kx * apart_x
+                    p = outside
+                    step = x_step * 0
+                    if iy >= 0 and iy < height and (not edge or (ix >= 0 and ix < width)):
+                        p = x + (iy * width + ix) * pixel
+                        step = x_step
+                    n = quads
+                    while n >= 2:
+                        acc = dot8_lanes(
+                            acc, xor_u8(bcast_i8x4(p, count, step), 0x80),
+                            xor_u8(bcast_i8x4(p + 4, count, step), 0x80), load_u8(q, rows, 64),
+                            load_u8(q + rows * 64, rows, 64), 8,
+                        )  # fmt: skip
+                        p = p + 8
+                        q = q + rows * 128
+                        n -= 2
+                    if n > 0:
+                        acc = dot4_lanes(
+                            acc, xor_u8(bcast_i8x4(p, count, step), 0x80), load_u8(q, rows, 64), 8
+                        )
+                        q = q + rows * 64
+            found = to_f32(dot_result(acc, 8)) * repeat(load_f32(tail + 64, rows, TAIL), count)
+            if floats:
+                store_f32_grid(y, found, rows, y_step, 64)
+            else:
+                if spare > 1:
+                    found = repeat(found, spare)
+                code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
+                store_u8_rows(y, code, per_vector, count, y_step)
+
+        return some
+
+    def tiles_of(rows: int, most_pixels: int) -> Any:
+        many, one = of(rows, most_pixels, False), of(rows, 1, True)
+
+        def groups(
+            args: Any, thread: Any, n_threads: Any, n_groups: Any, w: Any, y: Any, tail: Any
+        ) -> None:
+            x = arg_ptr(args, 1)
+            outside = arg_ptr(args, 4)
+            quads = arg_int(args, 5)
+            most = arg_int(args, 7)
+            images = arg_int(args, 8)
+            height = arg_int(args, 9)
+            width = arg_int(args, 10)
+            out_height = arg_int(args, 11)
+            out_width = arg_int(args, 12)
+            tall = arg_int(args, 13)
+            wide = arg_int(args, 14)
+            step_y = arg_int(args, 15)
+            step_x = arg_int(args, 16)
+            above = arg_int(args, 17)
+            before = arg_int(args, 18)
+            apart_y = arg_int(args, 19)
+            apart_x = arg_int(args, 20)
+            pixel = arg_int(args, 21)
+            out_pixel = arg_int(args, 22)
+            zero = arg_int(args, 23)
+            least = arg_int(args, 24)
+            floats = arg_int(args, 25) != 0
+            by_tiles = arg_int(args, 26) != 0
+            # Pixels whose taps are all inside, in a row; the others are taken one by one.
+            reach = (wide - 1) * apart_x
+            begin = smaller((before + step_x - 1) // step_x, out_width)
+            end = larger(begin, smaller(out_width, (width - 1 - reach + before) // step_x + 1))
+            if end - begin < most_pixels:
+                begin = out_width
+                end = out_width
+            per_row = larger(1, (end - begin + most_pixels - 1) // most_pixels)
+            units = images * out_height * per_row
+            group_bytes = tall * wide * quads * rows * 64
+            wrote = rows * 16
+            if floats:
+                wrote = wrote * 4
+            for g in range(n_groups):
+                first = units * thread // n_threads
+                last = units * (thread + 1) // n_threads
+                if by_tiles:
+                    first = larger(0, n_groups * units * thread // n_threads - g * units)
+                    last = smaller(units, n_groups * units * (thread + 1) // n_threads - g * units)
+                for u in range(first, last):
+                    row = u // per_row
+                    chunk = u - row * per_row
+                    image = row // out_height
+                    top = (row - image * out_height) * step_y - above
+                    source = x + image * height * width * pixel
+                    to = y + (row * out_width * out_pixel + g * wrote)
+                    if end > begin:
+                        # The last of them are taken once more with those before them.
+                        ox = smaller(begin + chunk * most_pixels, end - most_pixels)
+                        many(
+                            w + g * group_bytes, source, to + ox * out_pixel,
+                            tail + g * rows * TAIL, outside, quads, tall, wide, top,
+                            ox * step_x - before, apart_y, apart_x, height, width, pixel,
+                            step_x * pixel, out_pixel, zero, least, most, floats,
+                        )  # fmt: skip
+                    alone = begin * 0
+                    if chunk == 0:
+                        alone = begin
+                    k = begin * 0
+                    if chunk > 0:
+                        k = k + end
+                    if chunk == per_row - 1:
+                        alone = out_width
+                    while k < alone:
+                        if k == begin:
+                            k = end
+                        if k < alone:
+                            one(
+                                w + g * group_bytes, source, to + k * out_pixel,
+                                tail + g * rows * TAIL, outside, quads, tall, wide, top,
+                                k * step_x - before, apart_y, apart_x, height, width, pixel,
+                                step_x * pixel, out_pixel, zero, least, most, floats,
+                            )  # fmt: skip
+                        k += 1
+
+        return groups
+
+    at_once = pixels_at_once(target)
+    four, two, single = (tiles_of(rows, at_once[rows]) for rows in (4, 2, 1))
+
+    def convolution_u8(args: Any, thread: Any, n_threads: Any) -> None:
+        w = arg_ptr(args, 0)
+        y = arg_ptr(args, 2)
+        tail = arg_ptr(args, 3)
+        tile_bytes = arg_int(args, 13) * arg_int(args, 14) * arg_int(args, 5) * 64
+        n_tiles = arg_int(args, 6)
+        wrote = 16 + 48 * smaller(arg_int(args, 25), 1)
+        fours = n_tiles // 4
+        if arg_int(args, 25) != 0:
+            fours = fours * 0
+        twos = (n_tiles - fours * 4) // 2
+        four(args, thread, n_threads, fours, w, y, tail)
+        done = fours * 4
+        two(
+            args,
+            thread,
+            n_threads,
+            twos,
+            w + done * tile_bytes,
+            y + done * wrote,
+            tail + done * TAIL,
+        )
+        done = done + twos * 2
+        single(
+            args, thread, n_threads, n_tiles - done, w + done * tile_bytes, y + done * wrote,
+            tail + done * TAIL,
+        )  # fmt: skip
+
+    return convolution_u8
+
+
+# --- references and cases -------------------------------------------------------------------------
+
+
+def row_order(n_tiles: int, floats: bool) -> np.ndarray:
+    """The channel of each row of each tile: [tiles, 16]."""
+    import numpy as np
+
+    if floats:
+        return np.arange(n_tiles * TILE_ROWS).reshape(n_tiles, TILE_ROWS)
+    groups = tile_groups(n_tiles, floats)
+    starts = np.cumsum([0, *groups]) * TILE_ROWS
+    rows = [start + byte_order(n) for start, n in zip(starts[:-1], groups, strict=True)]
+    return np.concatenate(rows)
+
+
+def tiled_weights(w: np.ndarray, floats: bool) -> np.ndarray:
+    """int8 weights [down, across, channels, written] as `_dense` reads them.
+
+    Tiles of a group side by side: [group][tap][quad][tile][16 rows][4 channels].
+    """
+    import numpy as np
+
+    taps, channels, written = w.shape[0] * w.shape[1], w.shape[2], w.shape[3]
+    n_tiles, quads = -(-written // TILE_ROWS), -(-channels // QUAD)
+    padded = np.zeros((taps, quads * QUAD, n_tiles * TILE_ROWS), np.int8)
+    padded[:, :channels, :written] = w.reshape(taps, channels, written)
+    rows = padded[..., row_order(n_tiles, floats)]  # [tap][channel][tile][row]
+    split = rows.reshape(taps, quads, QUAD, n_tiles, TILE_ROWS).transpose(3, 0, 1, 4, 2)
+    found, at = [], 0
+    for group in tile_groups(n_tiles, floats):
+        found.append(split[at : at + group].transpose(1, 2, 0, 3, 4).reshape(-1))
+        at += group
+    return np.concatenate(found)
+
+
+def tails(bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, floats: bool) -> np.ndarray:
+    """Of each tile: bias (`folded_bias`), scales, 128 * sums of weights; int32 [tiles, 3, 16]."""
+    import numpy as np
+
+    n_tiles = -(-len(bias) // TILE_ROWS)
+    padded = np.zeros((3, n_tiles * TILE_ROWS), np.int32)
+    padded[0, : len(bias)] = bias
+    padded[1, : len(bias)] = scale.astype(np.float32).view(np.int32)
+    padded[2, : len(bias)] = 128 * sums.astype(np.int64)
+    rows = padded[:, row_order(n_tiles, floats)]
+    return np.ascontiguousarray(rows.transpose(1, 0, 2))
+
+
+SHAPES: Sequence[tuple[Geometry, int, int]] = (  # channels read and written
+    (Geometry(1, (1, 31), (1, 31), (1, 1)), 24, 40),
+    (Geometry(2, (5, 17), (5, 17), (3, 3), pads=(1, 1)), 3, 16),
+    (Geometry(1, (9, 33), (5, 17), (3, 3), (2, 2), (1, 1)), 16, 112),
+    (Geometry(1, (4, 3), (4, 3), (5, 5), pads=(2, 2)), 32, 32),
+    (Geometry(1, (9, 31), (5, 27), (3, 3), dilations=(2, 2)), 17, 130),
+    (Geometry(1, (1, 1), (1, 1), (1, 1)), 64, 100),
+)
+
+
+def random_weights(
+    rng: np.random.Generator, shape: tuple[int, ...], sums_to: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """int8 weights with extreme ones, and scales so that results have about `sums_to` as size."""
+    import numpy as np
+
+    w = rng.integers(-127, 128, shape).astype(np.int8)
+    w.reshape(-1)[:2] = -127, 127
+    terms = max(1, w[..., 0].size)
+    scale = rng.uniform(0.5, 2, shape[-1]) * sums_to / (127 * 73 * terms**0.5)
+    return w, scale.astype(np.float32)
+
+
+def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for i, (geometry, read, written) in enumerate(SHAPES):
+        of = Quantised(0.02, (0, 128, 255)[i % 3])
+        to = Quantised(0.03, (128, 0, 3)[i % 3], *((0, 255) if i % 2 else (7, 200)))
+        floats, bytes_read = i in (3, 5), pixel_bytes(read)
+        x = rng.integers(0, 256, (geometry.images, *geometry.read, bytes_read), dtype=np.uint8)
+        x[0, 0, 0], x[0, -1, -1] = 255, 0
+        w, scale = random_weights(rng, (*geometry.taps, read, written), 100)
+        bias = rng.integers(-(2**20), 2**20, written).astype(np.int32)
+        weight_scales = (scale * 0.03 / 0.02).astype(np.float32)
+        scale = scales(of, weight_scales, 1.0 if floats else to.scale)
+        sums = w.astype(np.int64).sum((0, 1, 2))
+        exact = reference(x[..., :read].astype(np.float64) - of.zero, w, geometry) + bias
+        shape = (geometry.images, *geometry.written)
+        tiles = -(-written // TILE_ROWS)
+        y = np.full((*shape, tiles * TILE_ROWS), 99, np.float32 if floats else np.uint8)
+        expected = np.full_like(y, 0 if floats else max(to.least, to.zero))
+        if floats:
+            expected[..., :written] = exact.astype(np.int32).astype(np.float32) * scale
+        else:
+            expected[..., :written] = requantised(exact, scale, to)
+        zero, least, most = rounding_slots(to)
+        slots = [
+            tiled_weights(w, floats), x, y,
+            tails(folded_bias(bias, sums, of.zero), scale, sums, floats),
+            np.full(bytes_read, of.zero, np.uint8), -(-read // QUAD), tiles, most,
+            *geometry.slots(bytes_read, y.itemsize * tiles * TILE_ROWS), zero, least, int(floats),
+            i // 2 % 2,
+        ]  # fmt: skip
+        yield Case(slots, [(y, expected)], 0, f"{geometry}, {read} to {written}")
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of this module."""
+    sources = (
+        __name__, "headrace.sparse.format", "headrace.kernels.requantise",
+        "headrace.kernels.convolution",
+    )  # fmt: skip
+    return [Kernel("convolution_u8", _dense, sources, _cases, __name__)]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

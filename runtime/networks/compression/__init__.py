@@ -1,0 +1,1 @@
+"""Smaller ONNX files: post-training quantisation."""

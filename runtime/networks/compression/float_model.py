@@ -1,0 +1,128 @@
+"""A network in float32 as quantisation wants it, and runs of it that show what is in between."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from headrace.errors import UnsupportedError
+from headrace.networks.compression.samples import Sample
+
+_QUIET = 4  # of onnxruntime's severities: only what is fatal
+_LEAST_OPSET = 13  # scales for each channel
+
+
+def simplified(model: Any) -> Any:
+    """The model with constants computed and batch normalisation in the weights of convolutions.
+
+    Raises:
+        UnsupportedError: onnxruntime does not run it.
+    """
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    if version < _LEAST_OPSET:
+        model = onnx.version_converter.convert_version(model, _LEAST_OPSET)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "simplified.onnx")
+        _session(model, options)
+        return onnx.shape_inference.infer_shapes(onnx.load(options.optimized_model_filepath))
+
+
+def observe(
+    model: Any, names: Iterable[str], samples: Sequence[Sample],
+    look: Callable[[dict[str, np.ndarray]], None],
+) -> None:  # fmt: skip
+    """Run a model, without optimisations, and show values of these names of each run.
+
+    Raises:
+        UnsupportedError: onnxruntime does not run it.
+    """
+    wanted = list(dict.fromkeys(names))
+    inputs = {one.name for one in model.graph.input}
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    session = _plain_session(shown, [name for name in wanted if name not in inputs])
+    outputs = [one.name for one in session.get_outputs()]
+    for sample in samples:
+        values = dict(zip(outputs, session.run(None, sample), strict=True))
+        look(values | {name: sample[name] for name in wanted if name in inputs})
+
+
+class Stepwise:
+    """A run of a model for several inputs, from value to value.
+
+    Args:
+        model: whose nodes are in order.
+        samples: its inputs.
+
+    Attributes:
+        values: that are still needed, of each input; they may be changed.
+    """
+
+    def __init__(self, model: Any, samples: Sequence[Sample]) -> None:
+        self._model = model
+        self._nodes = list(model.graph.node)
+        self._constants = {one.name: one for one in model.graph.initializer}
+        self._at = 0
+        self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.input}
+        self.values: list[Sample] = [dict(sample) for sample in samples]
+
+    def run_to(self, name: str) -> None:
+        """Compute all up to the node that makes a value, which is not yet computed.
+
+        Raises:
+            UnsupportedError: onnxruntime does not run it.
+        """
+        ends = (i for i in range(self._at, len(self._nodes)) if name in self._nodes[i].output)
+        begin, self._at = self._at, next(ends) + 1
+        nodes = self._nodes[begin : self._at]
+        read = {one for node in nodes for one in node.input if one}
+        made = [one for node in nodes for one in node.output if one]
+        kept = [one for one in made if one == name or self._last_use.get(one, -1) >= self._at]
+        piece = onnx.ModelProto(ir_version=self._model.ir_version)
+        piece.opset_import.extend(self._model.opset_import)
+        piece.graph.name = "piece"
+        piece.graph.node.extend(nodes)
+        piece.graph.initializer.extend(v for n, v in self._constants.items() if n in read)
+        first = self.values[0] if self.values else {}
+        given = [one for one in first if one in read]
+        piece.graph.input.extend(
+            onnx.helper.make_tensor_value_info(
+                one, onnx.helper.np_dtype_to_tensor_dtype(first[one].dtype), None
+            )
+            for one in given
+        )
+        session = _plain_session(piece, kept)
+        for values in self.values:
+            found = session.run(kept, {one: values[one] for one in given})
+            for one in [n for n in values if self._last_use.get(n, -1) < self._at]:
+                del values[one]
+            values.update(zip(kept, found, strict=True))
+
+
+def _plain_session(model: Any, outputs: Sequence[str]) -> Any:
+    """A session of a model, which is changed to give these values, without optimisations."""
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _session(model, options)
+
+
+def _session(model: Any, options: Any) -> Any:
+    try:
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # of any kind: it is a native library's
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(f"onnxruntime does not run this network: {reason}") from None

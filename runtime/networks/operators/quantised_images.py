@@ -1,0 +1,166 @@
+"""Quantised images: from and to numbers, sums of two, means and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.kernels.requantise import GROUP, Quantised, rounding_slots
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import Image, Operation, Slots, bytes_of, image_of
+from headrace.networks.operators.quantised import THIN
+from headrace.networks.quantisation import added, elem_type, named, quantisation
+
+# Without one of them beside it, what is quantised is better left to who computes the rest.
+_INTEGERS = (
+    "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearGlobalAveragePool",
+)  # fmt: skip
+
+
+def _meets_integers(graph: Graph, name: str) -> bool:
+    """Whether an operator of integers reads or makes a value, or what has the same bytes."""
+    names, found = {name}, False
+    for node in (*graph.nodes, *reversed(graph.nodes)):
+        ends = {*node.inputs[:1], *node.outputs}
+        if node.op in _INTEGERS:
+            found = found or bool(names.intersection((*node.inputs, *node.outputs)))
+        elif names & ends and node.op not in ("QuantizeLinear", "DequantizeLinear"):
+            names |= ends
+    return found
+
+
+def _quantise(graph: Graph, node: Node) -> Operation | None:
+    x, y = node.inputs[0], node.outputs[0]
+    if not _meets_integers(graph, y):
+        return None
+    read, written = image_of(graph, x), bytes_of(graph, y)
+    to = quantisation(graph, node.inputs[1], named(node.inputs, 2), elem_type(graph, y))
+    if read is None or written is None or to is None or x in graph.constants:
+        return None
+    pixels = read.images * read.pixels
+
+    def inside(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[x], at[one.makes], pixels, read.padded, written.pixel_bytes, to.scale,
+            *rounding_slots(to),
+        ]  # fmt: skip
+
+    def outside(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[x], at[one.makes], read.images, read.channels, read.pixels, written.pixel_bytes,
+            to.scale, *rounding_slots(to),
+        ]  # fmt: skip
+
+    return Operation(
+        "images_from_floats", [x], y, inside, [node], at_border=("images_quantise", outside)
+    )
+
+
+def _dequantise(graph: Graph, node: Node) -> Operation | None:
+    x, y = node.inputs[0], node.outputs[0]
+    if not _meets_integers(graph, x):
+        return None
+    read, written = bytes_of(graph, x), image_of(graph, y)
+    of = quantisation(graph, node.inputs[1], named(node.inputs, 2), elem_type(graph, x))
+    if read is None or written is None or of is None or x in graph.constants:
+        return None
+    pixels = read.images * read.pixels
+
+    def inside(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [at[x], at[y], pixels, read.padded, read.pixel_bytes, of.scale, of.zero]
+
+    def outside(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        sizes = [read.images, read.channels, read.pixels, read.pixel_bytes]
+        return [at[x], at[y], *sizes, of.scale, of.zero]
+
+    return Operation(
+        "images_to_floats", [x], y, inside, [node], at_border=("images_dequantise", outside)
+    )
+
+
+def _sum_slots(
+    a: str, b: str | None, y: str, image: Image, of: Quantised, other: Quantised, to: Quantised
+) -> Slots:
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[a], at[b] if b else 0, at[y], image.n_bytes, of.scale, of.zero, other.scale,
+            other.zero, to.scale, *rounding_slots(to),
+        ]  # fmt: skip
+
+    return slots
+
+
+def _add(graph: Graph, node: Node) -> Operation | None:
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale = node.inputs[:7]
+    y = node.outputs[0]
+    image = bytes_of(graph, a)
+    same = graph.shape(a) == graph.shape(b) == graph.shape(y)
+    found = (
+        quantisation(graph, a_scale, a_zero, elem_type(graph, a)),
+        quantisation(graph, b_scale, b_zero, elem_type(graph, b)),
+        quantisation(graph, y_scale, named(node.inputs, 7), elem_type(graph, y)),
+    )
+    if image is None or image.n_bytes < GROUP or not same:
+        return None
+    if a in graph.constants or b in graph.constants:
+        return None
+    of, other, to = found
+    if of is None or other is None or to is None:
+        return None
+    slots = _sum_slots(a, b, y, image, of, other, to)
+    return Operation("images_add_u8", [a, b], y, slots, [node])
+
+
+def unchanged(graph: Graph, node: Node, least: int = 0, most: int = 255) -> Operation | None:
+    """An operation that gives the bytes as they are, but for bounds (with what int8 has added)."""
+    x, y = node.inputs[0], node.outputs[0]
+    image = bytes_of(graph, x)
+    if image is None or image != bytes_of(graph, y) or x in graph.constants:
+        return None
+    if image.n_bytes < GROUP or least > most:
+        return None
+    plain = Quantised(1.0, 0)
+    slots = _sum_slots(x, None, y, image, plain, plain, Quantised(1.0, 0, least, most))
+    return Operation("images_add_u8", [x], y, slots, [node])
+
+
+def clip(graph: Graph, node: Node) -> Operation | None:
+    """Clip of bytes with constant bounds."""
+    bounds = [0, 255]
+    more = added(elem_type(graph, node.inputs[0]))
+    for i in (1, 2):
+        name = named(node.inputs, i)
+        if name and name not in graph.constants:
+            return None
+        if name:
+            bounds[i - 1] = int(graph.constants.array(name).reshape(-1)[0]) + more
+    return unchanged(graph, node, *bounds)
+
+
+def _global_average(graph: Graph, node: Node) -> Operation | None:
+    x, x_scale, x_zero, y_scale, y_zero = node.inputs[:5]
+    y = node.outputs[0]
+    read, written = bytes_of(graph, x), bytes_of(graph, y)
+    of = quantisation(graph, x_scale, x_zero, elem_type(graph, x))
+    to = quantisation(graph, y_scale, y_zero, elem_type(graph, y))
+    if read is None or written is None or of is None or to is None or read.channels <= THIN:
+        return None
+    if len(graph.shape(x) or ()) != 4 or node.attribute("channels_last", 0):
+        return None
+    scale = of.scale / read.pixels / to.scale
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[x], at[y], read.images, read.pixels, read.padded, read.pixel_bytes,
+            written.pixel_bytes, of.zero, scale, 0, *rounding_slots(to),
+        ]  # fmt: skip
+
+    return Operation("images_mean_u8", [x], y, slots, [node])
+
+
+OPERATORS = {
+    "QuantizeLinear": _quantise, "DequantizeLinear": _dequantise,
+    "com.microsoft.QuantizeLinear": _quantise, "com.microsoft.DequantizeLinear": _dequantise,
+    "com.microsoft.QLinearAdd": _add,
+    "com.microsoft.QLinearGlobalAveragePool": _global_average,
+}  # fmt: skip

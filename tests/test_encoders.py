@@ -1,0 +1,139 @@
+"""Encoders on kernels of ours, against onnxruntime; which patterns are seen, and which are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx_encoders import encoder, tokens
+from onnx_models import FLOAT, model_of
+from test_native_networks import native, reference
+
+from headrace.networks.network import network_of
+
+LAYERS = 2
+OF_A_LAYER = {"attention_rows_f32": 1, "convolution_f32": 4, "gelu_f32": 1, "layer_norm_f32": 2}
+
+
+@pytest.mark.parametrize("spelling", ["new", "old", "sdpa", "raw", "counts"])
+def test_an_encoder_gives_what_onnxruntime_gives(spelling: str) -> None:
+    rng = np.random.default_rng(3)
+    model = encoder(rng, spelling, layers=LAYERS)
+    with network_of(model, threads=2) as network:
+        for batch, count in ((1, 7), (3, 20), (1, 33)):
+            inputs = tokens(rng, batch, count)
+            (region,) = native(network, inputs)
+            counts = Counter(one.kernel for one in region.operations)
+            assert counts == {name: n * LAYERS for name, n in OF_A_LAYER.items()}
+            # Sums of up to 64 terms, through two layers that bring them back to about 1.
+            found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+
+
+def test_results_do_not_depend_on_threads_or_neighbours() -> None:
+    rng = np.random.default_rng(4)
+    model, inputs = encoder(rng, "new"), tokens(rng, 3, 20)
+    results = []
+    for threads in (1, 2, 3):
+        with network_of(model, threads=threads) as network:
+            results.append(network(inputs)["y"])
+            alone = network({name: array[:1] for name, array in inputs.items()})["y"]
+            np.testing.assert_array_equal(alone, results[-1][:1])
+    assert all((one == results[0]).all() for one in results)
+
+
+def test_plans_share_their_weights() -> None:
+    rng = np.random.default_rng(5)
+    with network_of(encoder(rng, "new"), threads=1) as network:
+        inputs = [tokens(rng, 1, count) for count in (5, 9)]
+        (a,), (b,) = (native(network, one) for one in inputs)
+        large = [{w.base for w in region._weights if w.n_bytes > 4096} for region in (a, b)]
+        assert large[0] == large[1] and len(large[0]) == 4 * LAYERS
+        network.plan(inputs[0])
+        before = network(inputs[1])["y"]
+        del a
+        for count in range(20, 40):  # the first plans are forgotten
+            network(tokens(rng, 1, count))
+        np.testing.assert_array_equal(network(inputs[1])["y"], before)
+
+
+def test_heads_that_fill_no_vector_stay_with_the_host() -> None:
+    rng = np.random.default_rng(6)
+    model, inputs = encoder(rng, "new", heads=5, width=40), tokens(rng, 2, 9)
+    with network_of(model, threads=1) as network:
+        assert [kind for kind, _ in network.plan(inputs).where()] == ["onnxruntime"]
+        # It gets the nodes of the file, with shapes that onnxruntime alone does not know.
+        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+
+
+def test_a_query_that_sees_nothing() -> None:
+    rng = np.random.default_rng(7)
+    inputs = tokens(rng, 2, 6)
+    inputs["attention_mask"][1] = 0
+    for spelling in ("new", "sdpa", "raw"):
+        model = encoder(rng, spelling)
+        with network_of(model, threads=1) as network:
+            assert native(network, inputs)
+            found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("change", ["root", "factor", "perm", "axis"])
+def test_what_only_looks_like_a_pattern_is_none(change: str) -> None:
+    model = encoder(np.random.default_rng(8), "new", layers=1)
+    inputs = tokens(np.random.default_rng(8), 1, 16)
+    nodes = model.graph.node
+    if change == "root":  # of another function than GELU
+        error = next(node for node in nodes if node.op_type == "Erf")
+        scaled = next(node for node in nodes if node.output[0] == error.input[0])
+        scaled.input[1] = _constant(model, 1.5)
+    elif change == "factor":
+        last = [node for node in nodes if node.op_type == "Mul"][-1]
+        last.input[1] = _constant(model, 0.25)
+    elif change == "perm":  # heads and tokens stay where they are: [1, 3, 16, 16] either way
+        sizes = next(node for node in nodes if node.op_type == "Reshape")
+        array = np.array([1, 3, 16, 16])
+        sizes.input[1] = _constant(model, array)
+        turned = next(node for node in nodes if node.op_type == "Transpose")
+        turned.attribute[0].ints[:] = [0, 1, 2, 3]
+    else:
+        softmax = next(node for node in nodes if node.op_type == "Softmax")
+        softmax.attribute[0].i = 2
+    with network_of(model, threads=1) as network:
+        counts = Counter(one.kernel for r in native(network, inputs) for one in r.operations)
+        whole = counts["attention_rows_f32"] and counts["gelu_f32"]
+        assert not whole
+        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+
+
+def _constant(model: Any, value: Any) -> str:
+    array = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
+    name = f"changed{len(model.graph.initializer)}"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return name
+
+
+def test_weights_that_are_computed_from_others() -> None:
+    """As files have them that store 8 bits and compute in float32."""
+    rng = np.random.default_rng(9)
+    nodes = [
+        helper.make_node("Cast", ["w8"], ["w"], to=FLOAT),
+        helper.make_node("Mul", ["w", "scale"], ["scaled"]),
+        helper.make_node("MatMul", ["x", "scaled"], ["y"]),
+    ]
+    constants = {
+        "w8": rng.integers(-127, 128, (160, 160)).astype(np.int8),
+        "scale": np.float32(0.01),
+    }
+    model = model_of(nodes, {"x": (FLOAT, [1, 5, 160])}, ["y"], constants)
+    x = rng.standard_normal((1, 5, 160)).astype(np.float32)
+    with network_of(model, threads=1) as network:
+        assert [kind for kind, _ in network.plan({"x": x}).where()] == ["headrace"]
+        found = network({"x": x})["y"]
+    np.testing.assert_allclose(found, reference(model, {"x": x})["y"], atol=1e-4)
