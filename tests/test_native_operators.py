@@ -327,3 +327,38 @@ def test_an_input_that_others_read_is_gathered() -> None:
     ]  # fmt: skip
     run = check(nodes, {"x": (FLOAT, [1, 3, 6, 10])}, constants=constants)
     assert "x" in run._images and not any(one.plain for one in run.operations)
+
+
+def test_threads_change_no_bit() -> None:
+    nodes, constants = stage(40)
+    constants["w2"], constants["u2"] = constant(8, 1, 2, 2), constant(16, 4, 3, 3)
+    nodes += [
+        node("MaxPool", "y", "p", kernel_shape=[3, 3], pads=[1] * 4),
+        node("Conv", "p u2", "q", group=2, pads=[1] * 4), node("GlobalAveragePool", "q", "s"),
+        node("Mul", "q s", "t"), node("ConvTranspose", "p w2", "o", strides=[2, 2]),
+    ]  # fmt: skip
+    model = model_of(nodes, X, ["t", "o"], constants)
+    x = np.random.default_rng(1).standard_normal(X["x"][1]).astype(np.float32)
+    found = []
+    for threads in (1, 2, 3):
+        with network_of(model, threads=threads) as network:
+            assert region(network, {"x": x})
+            found.append([value.tobytes() for value in network({"x": x}).values()])
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_stands_for_others_runs_elsewhere_as_these() -> None:
+    """A few of our nodes behind the host's are the host's too, however they were put together."""
+    constants = {"w": constant(20, 20, 1, 1) / 9}
+    nodes: list[Any] = []
+    last = "x"
+    for i in range(12):
+        nodes += [node("Conv", f"{last} w", f"c{i}"), *silu(f"c{i}", f"d{i}")]
+        last = f"d{i}"
+    nodes += [node("Sin", last, "s"), *silu("s", "t"), node("Sin", "t", "y")]
+    model = model_of(nodes, X, ["y"], constants)
+    x = np.random.default_rng(1).standard_normal(X["x"][1]).astype(np.float32) / 9
+    with network_of(model, threads=1) as network:
+        kinds = [(kind, len(nodes)) for kind, nodes in network.plan({"x": x}).where()]
+        assert kinds == [("headrace", 36), ("onnxruntime", 4)]
+        np.testing.assert_allclose(network({"x": x})["y"], expected(model, {"x": x})[0], atol=1e-4)
