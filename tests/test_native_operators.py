@@ -153,14 +153,31 @@ def test_convolutions_in_groups(groups: int, read: int, written: int) -> None:
     [((2, 2), (2, 2), [0] * 4), ((4, 4), (2, 2), [1] * 4), ((3, 2), (1, 2), [1, 0, 1, 0]),
      ((6, 4), (2, 2), [2, 1, 2, 1]), ((5, 3), (3, 3), [1, 0, 1, 0])],
 )  # fmt: skip
-def test_transposed_convolutions(taps: Any, strides: Any, pads: Any) -> None:
-    constants = {"w": constant(20, 18, *taps), "b": constant(18), "c": constant(1, 18, 1, 1)}
+@pytest.mark.parametrize("channels", [18, 3, 1])
+def test_transposed_convolutions(taps: Any, strides: Any, pads: Any, channels: int) -> None:
+    constants = {"w": constant(20, channels, *taps), "b": constant(channels)}
+    constants["c"] = constant(1, channels, 1, 1)
     nodes = [
         node("ConvTranspose", "x w b", "t", strides=strides, pads=pads),
         node("Mul", "t c", "m"), node("Relu", "m", "r"), node("Add", "r r"),
     ]  # fmt: skip
     kernels = ["convolution_f32", "images_add"]
+    if channels < 9:
+        kernels = ["convolution_f32", "images_spread", "images_add", "images_add"]
     check(nodes, X, constants=constants, kernels=kernels)
+
+
+@pytest.mark.parametrize("height", [8, 7])
+def test_a_map_of_one_channel(height: int) -> None:
+    """It is written as ONNX has it, if it fills vectors."""
+    constants = {"w": constant(20, 1, 2, 2), "b": constant(1, 1, 1, 1)}
+    nodes = [
+        node("ConvTranspose", "x w", "a", strides=[2, 2]), node("Add", "a b", "c"),
+        node("Sigmoid", "c"),
+    ]  # fmt: skip
+    kernels = ["convolution_f32", "images_spread"]
+    run = check(nodes, {"x": (FLOAT, [1, 20, height, 9])}, constants=constants, kernels=kernels)
+    assert ("y" in run._given) == (height == 8)
 
 
 # ---- what becomes the last step of a convolution --------------------------------------------

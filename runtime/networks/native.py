@@ -21,6 +21,7 @@ from headrace.networks.passes.at_borders import passing
 from headrace.networks.passes.borders import with_borders
 from headrace.networks.passes.in_place import in_place
 from headrace.networks.passes.into_convolutions import into_convolutions
+from headrace.networks.passes.planes import write_planes
 from headrace.networks.quantisation import added, elem_type
 
 _GIVEN = 1 << 62  # stands for addresses that are known only when it runs; 1 << 44 for each value
@@ -53,9 +54,10 @@ class NativeRegion:
     ) -> None:
         self.nodes = list(nodes)
         self.outputs = list(outputs)
-        made = {name for node in nodes for name in node.outputs}
         found = [operation_for(graph, node) for node in nodes]
         operations = [one for first in found if first is not None for one in (first, *first.also)]
+        made = {name for node in nodes for name in node.outputs}
+        made |= {one.makes for one in operations}
         wanted = [n for one in operations for n in (*one.inputs, *one.plain)]
         self.inputs = list(dict.fromkeys(n for n in wanted if n not in made))
         operations = into_convolutions(operations, set(outputs))
@@ -68,6 +70,7 @@ class NativeRegion:
         operations = with_borders(operations, self._images, planes)
         for name in {n for one in operations for n in one.plain}:
             self._images.pop(name, None)
+        write_planes(operations, self._images, self.outputs)
         self._images |= {one.makes: one.image for one in operations if one.image is not None}
         fixed = {*self.inputs, *self.outputs}
         self.operations, self._places = in_place(operations, self._images, fixed)
