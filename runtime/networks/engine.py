@@ -24,7 +24,8 @@ from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
 from headrace.team import Team
 
-MODULES = (  # whose kernels networks use
+# Whose kernels networks use.
+MODULES = (
     convolution, images, finishes, image_operators, layer_norm, gelu, attention_rows,
     convolution_u8, depthwise_u8, images_u8,
 )  # fmt: skip

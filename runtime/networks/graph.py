@@ -34,11 +34,14 @@ class Node:
     Attributes:
         captured: outer values that graphs in its attributes read.
         instead_of: nodes of the file that it stands for; none: for itself.
+        ours_alone: whether no nodes of the file could stand in for it: it is one of several that
+            stand for some together.
     """
 
     proto: Any
     captured: tuple[str, ...] = ()
     instead_of: tuple[Node, ...] = ()
+    ours_alone: bool = False
 
     @property
     def originals(self) -> tuple[Node, ...]:

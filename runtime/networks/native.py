@@ -135,6 +135,7 @@ class NativeRegion:
         for name in self.inputs:
             if name not in self._given:
                 calls.append(self._moved("gather", name, outside[name], self._at[name]))
+        passes = list(self._passing.values())
         for i, operation in enumerate(self.operations):
             if operation.affine is not None:
                 operation.weights |= dict(zip(("scales", "shifts"), operation.affine, strict=True))
@@ -143,7 +144,7 @@ class NativeRegion:
             if operation.scratch:
                 own["scratch"] = self._at[_scratch(i)]
             kernel, slots = operation.kernel, operation.slots
-            if operation.at_border is not None and operation in self._passing.values():
+            if operation.at_border is not None and any(one is operation for one in passes):
                 kernel, slots = operation.at_border
             calls.append((kernel, slots(operation, self._at | own)))
         for name in self.outputs:

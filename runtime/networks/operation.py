@@ -16,12 +16,12 @@ from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph
 
 PADDED = 16  # channels of a pixel are a multiple
+BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+Slots = Callable[["Operation", Mapping[str, int]], list[Any]]
 NOTHING = Finish(NONE)
 # Not kernels: `passes.in_place` makes places of them, or copies. PART has some channels of what it
 # reads, JOINED the channels of all, one behind the other.
 PART, JOINED = "part", "joined"
-BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
-Slots = Callable[["Operation", Mapping[str, int]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,8 @@ class Operation:
         least, most: between which its results are clamped.
         adds: what is added to the result first; None: nothing.
         macs: multiply-adds.
+        at_border: kernel and slots that take what is read, or give what is made, as it lies outside
+            of a region.
         affine: factors and summands of channels that come before `finish` (`images_map` only).
         finish: activation before bounds and, if `late`, before what is added.
         late: see `headrace.kernels.convolution.Ending`.
@@ -129,8 +131,6 @@ class Operation:
             reads; None: of any other.
         also: operations of the node's other outputs.
         steps: bytes between pixels of values that are parts of others; others are dense.
-        at_border: kernel and slots that take what is read, or give what is made, as it lies outside
-            of a region.
     """
 
     kernel: str
@@ -145,6 +145,7 @@ class Operation:
     most: float = INFINITE
     adds: str | None = None
     macs: int = 0
+    at_border: tuple[str, Slots] | None = None
     affine: tuple[np.ndarray, np.ndarray] | None = None
     finish: Finish = NOTHING
     late: bool = False
@@ -155,7 +156,6 @@ class Operation:
     geometry: tuple[Geometry, int] | None = None
     also: list[Operation] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
-    at_border: tuple[str, Slots] | None = None
 
     def step(self, name: str, image: Image) -> int:
         """Bytes between pixels of a value."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from headrace.networks.graph import Graph, Node
@@ -33,31 +33,26 @@ def regions_that_pay(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Regi
     while those of the other look for work: more than our kernels gain between two of them.
     """
     ours = {id(node) for node in graph.nodes if is_ours(node)}
-
-    def still_ours(node: Node) -> bool:
-        return id(node) in ours
-
     while True:
-        found = regions_of(graph, still_ours)
+        found = _with_ours(graph, ours)
         mine = [region for region in found if region.ours]
         least = min(mine, key=lambda region: _count(region.nodes), default=None)
         if least is None or len(mine) == 1:
             break
         if _count(least.nodes) >= LEAST_SHARE * _count(graph.nodes):
             break
-        dropped = {id(node) for node in least.nodes if _runs_elsewhere(node)}
-        if not dropped:
+        given_up = {id(node) for node in least.nodes if not node.ours_alone}
+        if not given_up:
             break
-        ours -= dropped
+        ours -= given_up
     nodes = [node for region in mine for node in region.nodes]
     if len(mine) <= MOST_OURS and 2 * _count(nodes) >= _count(graph.nodes):
         return found
     return regions_of(graph, lambda node: False)
 
 
-def _runs_elsewhere(node: Node) -> bool:
-    """Whether the host can compute a node: as it is, or as those of the file that it stands for."""
-    return node.domain != "headrace" or bool(node.instead_of)
+def _with_ours(graph: Graph, ours: Collection[int]) -> list[Region]:
+    return regions_of(graph, lambda node: id(node) in ours)
 
 
 def _count(nodes: Iterable[Node]) -> int:

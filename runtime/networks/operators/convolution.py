@@ -25,7 +25,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
     depthwise = groups == read.channels == written.channels and groups > 1
     strides = tuple(node.attribute("strides", [1, 1]))
     dilations = tuple(node.attribute("dilations", [1, 1]))
-    pads = pads_of(node, read, written, shape[2:], strides, dilations)
+    pads = pads_before(node, read, written, shape[2:], strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
         (shape[2], shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
@@ -177,7 +177,7 @@ def ending_of(one: Operation, written: Image) -> Ending:
     return Ending(one.least, one.most, one.finish, one.late or (plain and apart), step)
 
 
-def pads_of(
+def pads_before(
     node: Node, read: Image, written: Image, taps: tuple[int, ...], strides: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> tuple[int, int]:  # fmt: skip

@@ -9,7 +9,7 @@ from headrace.kernels.convolution import Geometry
 from headrace.kernels.image_operators import MAXIMUM, MEAN, MEAN_WITH_PADS
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, image_of
-from headrace.networks.operators.convolution import pads_of
+from headrace.networks.operators.convolution import pads_before
 
 
 def _pool(graph: Graph, node: Node) -> Operation | None:
@@ -30,7 +30,7 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
     same = node.attribute("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
     if same and set(dilations) != {1}:
         return None  # libraries disagree about the pads
-    pads = pads_of(node, read, written, tuple(taps), strides, dilations)
+    pads = pads_before(node, read, written, tuple(taps), strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
         (taps[0], taps[1]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),

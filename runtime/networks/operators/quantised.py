@@ -13,7 +13,7 @@ from headrace.kernels.convolution import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, folded_bias, rounding_slots, scales
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import PADDED, Image, Operation, Weight, bytes_of, image_of
-from headrace.networks.operators.convolution import pads_of
+from headrace.networks.operators.convolution import pads_before
 from headrace.networks.quantisation import elem_type, int8_weights, named, quantisation
 
 THIN = 4  # channels of images whose pixels only a network's input has so close together
@@ -37,7 +37,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         return None
     strides = tuple(node.attribute("strides", [1, 1]))
     dilations = tuple(node.attribute("dilations", [1, 1]))
-    pads = pads_of(node, read, written, w.shape[2:], strides, dilations)
+    pads = pads_before(node, read, written, w.shape[2:], strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
         (w.shape[2], w.shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),

@@ -62,7 +62,7 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
     gone = {id(node): node for node in graph.nodes if id(node) not in kept}
     for i, instead in made.items():
         whole = _behind(matcher, graph.nodes[i], gone)
-        last = replace(instead[-1], instead_of=tuple(whole))
+        last = replace(instead[-1], instead_of=tuple(whole), ours_alone=len(instead) > 1)
         after.nodes = [last if one is instead[-1] else one for one in after.nodes]
     return after
 

@@ -96,4 +96,5 @@ class Matcher:
 
 def new_node(op: str, inputs: Sequence[str], output: str, domain: str = "", **given: Any) -> Node:
     """A node that the file does not have."""
-    return Node(onnx.helper.make_node(op, list(inputs), [output], output, domain=domain, **given))
+    proto = onnx.helper.make_node(op, list(inputs), [output], output, domain=domain, **given)
+    return Node(proto, ours_alone=True)

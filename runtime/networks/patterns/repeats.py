@@ -20,7 +20,9 @@ def without_repeats(graph: Graph) -> Graph:
             proto = onnx.NodeProto()
             proto.CopyFrom(node.proto)
             proto.input[:] = inputs
-            node = Node(proto, node.captured, node.originals)
+            # What it stands for reads values that may be gone.
+            alone = node.ours_alone or bool(node.instead_of)
+            node = Node(proto, node.captured, node.instead_of, alone)
         if node.captured or node.op in NOT_CONSTANT or kept.intersection(node.outputs):
             nodes.append(node)
             continue
