@@ -60,6 +60,23 @@ def is_network(name: str | Path) -> bool:
     return os.fspath(name).lower().endswith(".onnx")
 
 
+def is_encoder(name: str | Path) -> bool:
+    """Whether a model's name means a directory of a text encoder: see `load_encoder`.
+
+    Such a directory has a tokenizer, and an ONNX model or a config.json of BERT's architecture.
+    """
+    path = Path(os.path.expanduser(os.fspath(name)))
+    try:
+        if not (path / "tokenizer.json").is_file():
+            return False
+        if any((path / one).is_file() for one in ("model.onnx", "onnx/model.onnx")):
+            return True
+        with (path / "config.json").open("rb") as file:
+            return b'"BertModel"' in file.read(1 << 20)
+    except OSError:
+        return False
+
+
 def _in_directory(path: Path) -> Path:
     there = {p.name for p in path.iterdir()}
     names = [name for name in there if name.lower().endswith(".gguf")]

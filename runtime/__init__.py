@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.loading import load
     from headrace.model import Model
+    from headrace.networks.encoders.encoder import Encoder
     from headrace.networks.network import Network
 
-__all__ = ["Model", "Network", "__version__", "load"]
+__all__ = ["Encoder", "Model", "Network", "__version__", "load"]
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Encoder": "headrace.networks.encoders.encoder",
     "Model": "headrace.model",
     "Network": "headrace.networks.network",
     "load": "headrace.loading",

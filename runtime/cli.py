@@ -21,6 +21,7 @@ from headrace.cli_commands import (
     chat,
     compare,
     compress,
+    embed,
     inspect,
     perplexity,
     plan,
@@ -143,6 +144,16 @@ COMMANDS: dict[str, Command] = {
             _JSON,
         ),
     ),
+    "embed": Command(
+        embed,
+        (
+            Opt("model", str, REQUIRED, "directory of a text encoder, or its .onnx file"),
+            Opt("texts", str, (), "texts; without any, the lines of stdin", many=True),
+            Opt("output", str, None, "write the vectors to this .npy file", ("-o", "--output")),
+            Opt("threads", int, None, "threads; default: the physical cores", ("--threads", "-t")),
+            _JSON,
+        ),
+    ),
     "compare": Command(
         compare,
         (
@@ -177,7 +188,7 @@ COMMANDS: dict[str, Command] = {
             Opt("expert_over", int, None, "over all at so many bits", ("--expert-over",)),
             Opt("calibrate", str, None, "a text (ONNX: .npy) to look at", ("--calibrate",)),
             Opt("calibrate_tokens", int, None, "so much of it (65536)", ("--calibrate-tokens",)),
-            Opt("evaluate", str, None, "another text, for the price tag", ("--evaluate",)),
+            Opt("evaluate", str, None, "another, for the price tag", ("--evaluate",)),
             Opt("evaluate_tokens", int, None, "so much of it (32768)", ("--evaluate-tokens",)),
             Opt("force", bool, False, "replace the file if it exists", ("--force",)),
             *_MACHINE[:2],

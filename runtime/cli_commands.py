@@ -187,6 +187,16 @@ def bench(*, model: str, json: bool, inputs: Sequence[str] = (), **options: Any)
     return 0
 
 
+def embed(**options: Any) -> int:
+    """Turn texts into vectors: those given, or each line of stdin.
+
+    Shows how alike they are (cosines of their vectors); -o writes the vectors as a .npy file.
+    """
+    from headrace import cli_networks
+
+    return cli_networks.embed(**options)
+
+
 def perplexity(*, model: str, text: str, window: int, chunks: int | None, **rest: Any) -> int:
     """Score a text file (`-` is stdin) as llama.cpp does: the second half of each window."""
     from headrace.perplexity import perplexity as score
@@ -269,7 +279,8 @@ def compress(
     cuts the feed-forwards of a dense model into experts, --neuron-clusters N those of a ReLU model
     into clusters that fire together. When it is interrupted, the same command goes on. Other
     programs can list what is in the file, but not run it: keep the source if you need it elsewhere.
-    An ONNX file becomes one of 8-bit integers, with --format int8 and inputs to --calibrate with.
+    An ONNX file becomes one of 8-bit integers, with --format int8 and inputs to --calibrate with
+    (and others to --evaluate): .npy files or a folder of them.
     """
     import shlex
 

@@ -87,13 +87,13 @@ def compress(
     from headrace.sizes import format_size
 
     given = {k: v for k, v in options.items() if k not in ("format", "force", "threads")}
-    given |= {"evaluate": evaluate}
     for name, value in given.items():
         if value not in (None, False, "error"):
             raise HeadraceError(f"an ONNX file takes no --{name.replace('_', '-')}; leave it out")
     done = compress_network(
         resolve(src), Path(dst), format=options["format"], force=options["force"], notice=say,
         calibrate=None if calibrate is None else Path(calibrate),
+        evaluate=None if evaluate is None else Path(evaluate),
     )  # fmt: skip
     if json:
         print_json(
@@ -103,14 +103,82 @@ def compress(
                 "size_bytes": done.size_bytes,
                 "integer_nodes": done.integer_nodes,
                 "samples": done.samples,
+                "price": done.price,
             }
         )
         return 0
+    for name, facts in (done.price or {}).get("outputs", {}).items():
+        show({"output": name, **facts}, False)
     say(
         f"{done.path}: {format_size(done.size_bytes)} (from {format_size(done.source_bytes)}), "
         f"{sum(done.integer_nodes.values())} nodes of integers"
     )
     return 0
+
+
+def embed(
+    *, model: str, texts: Sequence[str], output: str | None, threads: int | None, json: bool
+) -> int:
+    """Turn texts into vectors: those given, or each line of stdin.
+
+    Shows how alike they are (cosines of their vectors); -o writes the vectors as a .npy file.
+    """
+    import numpy as np
+
+    from headrace.arguments import whole
+    from headrace.atomic_file import check_replaceable
+    from headrace.cli_output import progress_bar, table
+    from headrace.cli_text import stdin
+    from headrace.networks.encoders.encoder import load_encoder
+
+    if output is not None:
+        check_replaceable(Path(output))
+    given = list(texts) or [line for line in stdin().read().splitlines() if line.strip()]
+    if not given:
+        raise HeadraceError('no texts; write `headrace embed MODEL "a text" "another"`')
+    chosen = None if threads is None else whole("threads", threads, low=1)
+    with (
+        load_encoder(Path(model).expanduser(), threads=chosen) as encoder,
+        progress_bar() as progress,
+    ):
+        vectors = encoder.embed(given, progress=lambda n, of: progress(n, of, "texts"))
+        settings = encoder.settings
+    if not settings.said:
+        say("no modules.json beside the model: mean of all tokens is taken, not normalised")
+    if output is not None:
+        _save(Path(output), vectors)
+        say(f"{output}: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers")
+    if json:
+        rows = [{"text": t, "vector": v} for t, v in zip(given, vectors, strict=True)]
+        print_json({"model": model, "texts": rows} if output is None else {"model": model})
+    elif output is None and len(given) <= _SHOWN:
+        lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
+        alike = (vectors @ vectors.T) / np.outer(lengths, lengths)
+        shown = [[f"{value:.3f}" for value in row] for row in alike]
+        table(
+            [
+                {"": str(i + 1), "text": text[:60]}
+                | {str(k + 1): shown[i][k] for k in range(len(given))}
+                for i, text in enumerate(given)
+            ]
+        )
+        say(f"vectors have {vectors.shape[1]} numbers; -o FILE.npy writes them, --json prints them")
+    elif output is None:
+        for vector in vectors:
+            print(" ".join(f"{value:.6g}" for value in vector))
+    return 0
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    import io
+
+    import numpy as np
+
+    from headrace.atomic_file import write_whole
+
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    write_whole(path, content.getvalue())
 
 
 def _open(model: str, threads: int | None) -> Network:
@@ -186,20 +254,14 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _write(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
-    import io
-
     import numpy as np
-
-    from headrace.atomic_file import write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for i, (name, value) in enumerate(outputs.items()):
         plain = all(c.isalnum() or c in "_-." for c in name) and name.strip(".")
         path = folder / (f"{name}.npy" if plain else f"output{i}.npy")
-        content = io.BytesIO()
-        np.save(content, np.asarray(value), allow_pickle=False)
-        write_whole(path, content.getvalue())
+        _save(path, np.asarray(value))
         written.append(path)
     return written
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Opt(NamedTuple):
     """An option, or an argument when it has no flags; `name` is the keyword of the function.
 
-    A flag that begins with "--no-" makes a bool false.
+    A flag that begins with "--no-" makes a bool false. The last argument may be `many`.
     """
 
     name: str
@@ -56,7 +56,9 @@ def parse(command: Command, arguments: list[str]) -> dict[str, Any] | None:
             if option is None:
                 if (word.startswith("-") and word != "-") or not positional:
                     return None
-                option, value = positional.pop(0), word
+                option, value = positional[0], word
+                if not option.many:
+                    positional.pop(0)
             elif option.kind is bool:
                 if equals:
                     return None
@@ -84,7 +86,7 @@ def build_app(
     """
     import typer
 
-    app = typer.Typer(no_args_is_help=True, help="Run language models on this machine.")
+    app = typer.Typer(no_args_is_help=True, help="Run models on this machine.")
 
     def show_version(wanted: bool) -> None:
         if wanted:

@@ -1,4 +1,4 @@
-"""`headrace.load`: a language model or a network, by what the file is."""
+"""`headrace.load`: a language model, a network or a text encoder, by what the file is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 
 from headrace import model as language_model
 from headrace.arguments import whole
-from headrace.loaders.sources import is_network, resolve
+from headrace.loaders.sources import is_encoder, is_network, resolve
 
 P = ParamSpec("P")
 
@@ -21,11 +21,16 @@ def _or_network(load_model: Callable[P, language_model.Model]) -> Callable[P, An
         if isinstance(name, str | Path) and is_network(name):
             others: dict[str, Any] = {k: v for k, v in options.items() if k != "model"}
             return _network(name, **others)
+        if isinstance(name, str | Path) and is_encoder(name):
+            others = {k: v for k, v in options.items() if k != "model"}
+            return _encoder(name, **others)
         return load_model(*args, **options)
 
     load.__doc__ = f"""{load_model.__doc__}
     An ONNX file (`.onnx`) gives a `headrace.networks.network.Network` instead, which is called with
-    arrays; of all these arguments it takes `threads` and `progress`.
+    arrays; of all these arguments it takes `threads` and `progress`. A directory of a text encoder
+    (tokenizer.json with model.onnx, or BERT's config.json and safetensors) gives a
+    `headrace.networks.encoders.encoder.Encoder`, which has `embed`.
     """
     return load
 
@@ -40,6 +45,18 @@ def _network(
         raise TypeError(f"{name}: an ONNX file takes no {given[0]!r} (yet); leave it out")
     chosen = None if threads is None else whole("threads", threads, low=1)
     return load_network(resolve(name, progress=progress), threads=chosen)
+
+
+def _encoder(
+    name: str | Path, *, threads: int | None = None, progress: Any = None, **others: Any
+) -> Any:
+    from headrace.networks.encoders.encoder import load_encoder
+
+    given = [key for key, value in others.items() if value is not None]
+    if given:
+        raise TypeError(f"{name}: a text encoder takes no {given[0]!r} (yet); leave it out")
+    chosen = None if threads is None else whole("threads", threads, low=1)
+    return load_encoder(Path(name).expanduser(), threads=chosen)
 
 
 load = _or_network(language_model.load)

@@ -169,9 +169,19 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
 def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compress", str(source), str(tmp_path / "int8.onnx"), "--format", "int8"]
     inputs = ["--calibrate", str(tmp_path / "inputs")]
-    assert main([*words, *inputs, "--json"]) == 0
+    others = tmp_path / "others.npy"
+    np.save(others, np.random.default_rng(16).standard_normal(SHAPE).astype(np.float32))
+    assert main([*words, *inputs, "--evaluate", str(others), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["integer_nodes"]["Conv"] == 5 and facts["samples"] == 3
+    x = np.load(others)
+    both = [run(path, x) for path in (source, tmp_path / "int8.onnx")]
+    price = facts["price"]["outputs"]
+    assert price.keys() == {"y", "sum"} and "top_1_agreement" not in price["sum"]
+    same = (both[0]["y"].argmax(1) == both[1]["y"].argmax(1)).mean()
+    assert price["y"]["top_1_agreement"] == same
+    # onnxruntime's own run sums in integers.
+    assert price["y"]["relative_error"] == pytest.approx(off(both[1]["y"], both[0]["y"]), rel=0.2)
     assert main([*words, *inputs]) == 2
     assert "exists; use --force" in capsys.readouterr().err
     assert main([*words, *inputs, "--force", "--rank", "2"]) == 2

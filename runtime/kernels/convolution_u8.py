@@ -5,6 +5,9 @@ Layout and rounding: `headrace.kernels.requantise`. Activations are unsigned, we
 activations and 128 * (sum of weights) added to sums. No image is copied or padded: taps that fall
 outside read a pixel of zero points.
 
+The weights of the next group of tiles are asked for while pixels are multiplied by one, a line of
+cache for each group of pixels; those of a pixel alone some way ahead.
+
 Channels that are written are computed in tiles of 16: groups of four, then a pair and a
 single one, whose rows are in the order of `requantise.byte_order`. Where results are float32 there
 are pairs only, and rows are as they come.
@@ -38,6 +41,7 @@ from headrace.targets.simd import (
     load_f32,
     load_i32,
     load_u8,
+    prefetch,
     repeat,
     smaller,
     splat_i32,
@@ -79,16 +83,18 @@ def _dense(target: Target) -> KernelFunction:
     points, 5 quads of bytes of a tap, 6 tiles, 7 most, 8 to 22 geometry, 23 zero point,
     24 least, 25 whether results are float32, 26 whether threads share tiles before pixels.
     """
-    signed = target.dot_bias(8) == 0
+    signed, ahead = target.dot_bias(8) == 0, target.ahead
 
     def of(rows: int, count: int, edge: bool) -> Any:
         per_vector = FOUR // rows  # pixels whose results are one vector of bytes
         spare = max(1, per_vector // count)
+        alone = edge and target.ahead > 0
 
         def some(
             w: Any, x: Any, y: Any, tail: Any, outside: Any, quads: Any, tall: Any, wide: Any,
             top: Any, left: Any, apart_y: Any, apart_x: Any, height: Any, width: Any, pixel: Any,
             x_step: Any, y_step: Any, zero: Any, least: Any, most: Any, floats: Any,
+            ahead: Any,
         ) -> None:  # fmt: skip
             start = load_i32(tail, rows, TAIL)
             if signed:
@@ -106,6 +112,10 @@ def _dense(target: Target) -> KernelFunction:
                         step = x_step
                     n = quads
                     while n >= 2:
+                        prefetch(q + ahead)
+                        if alone:
+                            for line in range(1, 2 * rows):
+                                prefetch(q + (ahead + line * 64))
                         acc = dot8_lanes(
                             acc, xor_u8(bcast_i8x4(p, count, step), 0x80),
                             xor_u8(bcast_i8x4(p + 4, count, step), 0x80), load_u8(q, rows, 64),
@@ -120,7 +130,7 @@ def _dense(target: Target) -> KernelFunction:
                         )
                         q = q + rows * 64
             found = to_f32(dot_result(acc, 8)) * repeat(load_f32(tail + 64, rows, TAIL), count)
-            if floats:
+            if rows != FOUR and floats:
                 store_f32_grid(y, found, rows, y_step, 64)
             else:
                 if spare > 1:
@@ -193,6 +203,7 @@ def _dense(target: Target) -> KernelFunction:
                             tail + g * rows * TAIL, outside, quads, tall, wide, top,
                             ox * step_x - before, apart_y, apart_x, height, width, pixel,
                             step_x * pixel, out_pixel, zero, least, most, floats,
+                            group_bytes + u % (2 * rows) * 64,
                         )  # fmt: skip
                     alone = begin * 0
                     if chunk == 0:
@@ -210,7 +221,7 @@ def _dense(target: Target) -> KernelFunction:
                                 w + g * group_bytes, source, to + k * out_pixel,
                                 tail + g * rows * TAIL, outside, quads, tall, wide, top,
                                 k * step_x - before, apart_y, apart_x, height, width, pixel,
-                                step_x * pixel, out_pixel, zero, least, most, floats,
+                                step_x * pixel, out_pixel, zero, least, most, floats, ahead,
                             )  # fmt: skip
                         k += 1
 

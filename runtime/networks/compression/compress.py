@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -15,29 +16,36 @@ from headrace.errors import HeadraceError, UnsupportedError
 from headrace.loaders.onnx_model import open_onnx
 from headrace.networks.compression.bias_correction import correct
 from headrace.networks.compression.float_model import simplified
+from headrace.networks.compression.price import price
 from headrace.networks.compression.qdq import Quantiser
 from headrace.networks.compression.ranges import ranges
 from headrace.networks.compression.samples import read_samples
 from headrace.networks.network import Network
 
 FORMATS = ("int8",)
-SAMPLES = 64  # calls that are looked at
+SAMPLES, EVALUATED = 64, 256  # calls that are looked at, at most
 
 
 @dataclass(frozen=True)
 class CompressedNetwork:
-    """What was written; sizes in bytes, nodes that integers compute by operator."""
+    """What was written; sizes in bytes, nodes that integers compute by operator.
+
+    Attributes:
+        samples: calls that it was calibrated with.
+        price: how far it is from its source, if that was asked for; see `price.price`.
+    """
 
     path: Path
     source_bytes: int
     size_bytes: int
     integer_nodes: dict[str, int]
     samples: int
+    price: dict[str, Any] | None = None
 
 
 def compress_network(
     src: Path, dst: Path, *, format: str, calibrate: Path | None, force: bool = False,
-    samples: int = SAMPLES, notice: Callable[[str], None] = lambda text: None,
+    evaluate: Path | None = None, notice: Callable[[str], None] = lambda text: None,
 ) -> CompressedNetwork:  # fmt: skip
     """Quantise a network after training.
 
@@ -47,7 +55,7 @@ def compress_network(
         format: "int8".
         calibrate: inputs: see `read_samples`.
         force: replace a file of that name.
-        samples: calls that are looked at, at most.
+        evaluate: other inputs, to say how far it is from its source.
         notice: is told what happens.
 
     Raises:
@@ -64,7 +72,8 @@ def compress_network(
         )
     _check_target(dst, force)
     with Network(open_onnx(src), threads=1) as network:
-        given = read_samples(calibrate, network.inputs, samples)
+        given = read_samples(calibrate, network.inputs, SAMPLES)
+        others = [] if evaluate is None else read_samples(evaluate, network.inputs, EVALUATED)
     model = simplified(onnx.load(src))
     quantiser = Quantiser(model)
     if not quantiser.products():
@@ -78,8 +87,9 @@ def compress_network(
         file.write(written.SerializeToString(deterministic=True))
     counts = Counter(quantiser.nodes[i].op_type for i in quantiser.chosen.nodes)
     return CompressedNetwork(
-        dst, src.stat().st_size, dst.stat().st_size, dict(counts.most_common()), len(given)
-    )
+        dst, src.stat().st_size, dst.stat().st_size, dict(counts.most_common()), len(given),
+        price(model, written, others) if others else None,
+    )  # fmt: skip
 
 
 def _check_target(target: Path, force: bool) -> None:

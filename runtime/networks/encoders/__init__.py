@@ -1,0 +1,1 @@
+"""Text encoders: directories of Hugging Face and sentence-transformers as networks with `embed`."""
