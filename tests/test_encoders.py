@@ -194,7 +194,8 @@ def test_an_encoder_that_onnxruntime_has_quantised(tmp_path: Any) -> None:
     with network_of(model, threads=2) as network:
         (region,) = native(network, inputs)
         counts = Counter(one.kernel for one in region.operations)
-        assert counts["convolution_u8"] == 4 * LAYERS and not counts["convolution_f32"]
+        # The first attention reads the codes of the embedding's table.
+        assert counts["convolution_u8"] == 4 * LAYERS - 1 and not counts["convolution_f32"]
         found, expected = network(inputs)["y"], reference(model, inputs)["y"]
     # Where a sum rounds otherwise, a code may be the next one: some hundredths, in a few places.
     assert float(np.sqrt(((found - expected) ** 2).mean())) < 0.01
