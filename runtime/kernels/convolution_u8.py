@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 QUAD = 4  # bytes of a tap that are multiplied at once
-TAIL = 192  # bytes for each tile: bias, scales, 128 * sums of weights
+TAIL = 256  # bytes for each tile: bias, scales, 128 * sums of weights, bias of float32 results
 FOUR = 4  # tiles whose results are stored together
 
 
@@ -297,11 +297,11 @@ def tiled_weights(w: np.ndarray, floats: bool) -> np.ndarray:
 
 
 def tails(bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, floats: bool) -> np.ndarray:
-    """Of each tile: bias (`folded_bias`), scales, 128 * sums of weights; int32 [tiles, 3, 16]."""
+    """Of each tile int32 [4, 16]: bias (`folded_bias`), scales, 128 * sums of weights, zeros."""
     import numpy as np
 
     n_tiles = -(-len(bias) // TILE_ROWS)
-    padded = np.zeros((3, n_tiles * TILE_ROWS), np.int32)
+    padded = np.zeros((4, n_tiles * TILE_ROWS), np.int32)
     padded[0, : len(bias)] = bias
     padded[1, : len(bias)] = scale.astype(np.float32).view(np.int32)
     padded[2, : len(bias)] = 128 * sums.astype(np.int64)

@@ -62,7 +62,7 @@ def _bounded(x: Any, zero: Any, least: Any, most: Any) -> Any:
     return round_i32(minimum(high, maximum(x, low))) + splat_i32(zero)
 
 
-def _code(x: Any, scale: Any, zero: Any, least: Any, most: Any) -> Any:
+def code_of(x: Any, scale: Any, zero: Any, least: Any, most: Any) -> Any:
     """QuantizeLinear of a vector: int32."""
     return _bounded(x / splat_f32(scale), zero, least, most)
 
@@ -95,15 +95,15 @@ def quantise(args: Any, thread: Any, n_threads: Any) -> None:
             left = channels - c
             at = source + c * pixels * 4
             if p + 16 <= pixels:
-                word = _code(load_f32(at, 1, 0), scale, zero, least, most)
+                word = code_of(load_f32(at, 1, 0), scale, zero, least, most)
                 if left > 1:
-                    code = _code(load_f32(at + pixels * 4, 1, 0), scale, zero, least, most)
+                    code = code_of(load_f32(at + pixels * 4, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 8)
                 if left > 2:
-                    code = _code(load_f32(at + pixels * 8, 1, 0), scale, zero, least, most)
+                    code = code_of(load_f32(at + pixels * 8, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 16)
                 if left > 3:
-                    code = _code(load_f32(at + pixels * 12, 1, 0), scale, zero, least, most)
+                    code = code_of(load_f32(at + pixels * 12, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 24)
                 if stride == 4:
                     store_i32(to, word, 0)
@@ -112,16 +112,16 @@ def quantise(args: Any, thread: Any, n_threads: Any) -> None:
             else:
                 for i in range(pixels - p):
                     q = at + i * 4
-                    word = _code(splat_f32(get_f32(q)), scale, zero, least, most)
+                    word = code_of(splat_f32(get_f32(q)), scale, zero, least, most)
                     if left > 1:
                         code = splat_f32(get_f32(q + pixels * 4))
-                        word = word | shl(_code(code, scale, zero, least, most), 8)
+                        word = word | shl(code_of(code, scale, zero, least, most), 8)
                     if left > 2:
                         code = splat_f32(get_f32(q + pixels * 8))
-                        word = word | shl(_code(code, scale, zero, least, most), 16)
+                        word = word | shl(code_of(code, scale, zero, least, most), 16)
                     if left > 3:
                         code = splat_f32(get_f32(q + pixels * 12))
-                        word = word | shl(_code(code, scale, zero, least, most), 24)
+                        word = word | shl(code_of(code, scale, zero, least, most), 24)
                     store_words(to + (i * stride + c), word, 1, 4)
             c += 4
 
@@ -225,7 +225,7 @@ def from_floats(args: Any, thread: Any, n_threads: Any) -> None:
     for p in range(pixels * thread // n_threads, pixels * (thread + 1) // n_threads):
         for v in range(padded // 16):
             value = load_f32(x + (p * padded + v * 16) * 4, 1, 0)
-            code = _code(value, scale, zero, least, most)
+            code = code_of(value, scale, zero, least, most)
             store_i8(y + (p * stride + v * 16), code, 0)
 
 

@@ -10,6 +10,7 @@ from headrace.kernels import (
     convolution,
     convolution_u8,
     depthwise_u8,
+    dynamic_u8,
     execute,
     finishes,
     gelu,
@@ -27,7 +28,7 @@ from headrace.team import Team
 # Whose kernels networks use.
 MODULES = (
     convolution, images, finishes, image_operators, layer_norm, gelu, attention_rows,
-    convolution_u8, depthwise_u8, images_u8,
+    convolution_u8, depthwise_u8, images_u8, dynamic_u8,
 )  # fmt: skip
 
 

@@ -53,9 +53,9 @@ class NativeRegion:
     ) -> None:
         self.nodes = list(nodes)
         self.outputs = list(outputs)
-        made = {name for node in nodes for name in node.outputs}
         found = [operation_for(graph, node) for node in nodes]
         operations = [one for first in found if first is not None for one in (first, *first.also)]
+        made = {one.makes for one in operations}
         wanted = [n for one in operations for n in (*one.inputs, *one.plain)]
         self.inputs = list(dict.fromkeys(n for n in wanted if n not in made))
         operations = into_convolutions(operations, set(outputs))

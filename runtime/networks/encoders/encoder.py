@@ -124,7 +124,7 @@ class Encoder:
         # Text by text: the sum of a text does not depend on how long others are.
         sums = np.stack([one[: int(n)].sum(0) for one, n in zip(states, counts[:, 0], strict=True)])
         last = np.maximum(mask.sum(1) - 1, 0)
-        modes = {
+        modes: dict[str, Callable[[], Any]] = {
             "cls": lambda: states[:, 0],
             "max": lambda: np.where(there > 0, states, -np.inf).max(1),
             "mean": lambda: sums / counts,

@@ -17,6 +17,7 @@ from headrace.networks.operators import (
     bounds,
     channels,
     convolution,
+    dynamic,
     gelu,
     matrix,
     mean,
@@ -47,6 +48,7 @@ OPERATORS: dict[str, Maker] = {
     **gelu.OPERATORS,
     **attention.OPERATORS,
     **quantised.OPERATORS,
+    **dynamic.OPERATORS,
     **quantised_images.OPERATORS,
 }
 

@@ -16,6 +16,7 @@ from headrace.networks.operators import operation_for
 from headrace.networks.patterns import (
     activations,
     attention,
+    dynamic,
     gelu,
     layer_norm,
     linear,
@@ -29,6 +30,7 @@ from headrace.networks.patterns.repeats import without_repeats
 Pattern = Callable[[Matcher, Node], list[Node] | None]
 
 PATTERNS: tuple[Pattern, ...] = (
+    dynamic.found,
     microsoft.expanded,
     layer_norm.found,
     gelu.found,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 
 from headrace.networks.graph import Node
+from headrace.networks.patterns import dynamic, linear
 from headrace.networks.patterns.match import Matcher, new_node
 
 EPSILON = 1e-12  # what SkipLayerNormalization adds where nothing is said
@@ -25,12 +28,12 @@ def _input(node: Node, index: int) -> str:
 
 def _biased(matcher: Matcher, node: Node, x: str, bias: str) -> tuple[list[Node], str] | None:
     """x + bias, if x is a product with constant weights: nodes, and the value's name."""
-    product = matcher.maker(x, "MatMul")
     shape = matcher.shape(x)
-    if product is None or shape is None:
+    if shape is None:
         return None
     made = matcher.new_value(node.outputs[0], "biased", shape)
-    return [new_node("Linear", [*product.inputs, bias], made, "headrace")], made
+    product = linear.with_bias(matcher, x, bias, made)
+    return None if product is None else ([product], made)
 
 
 def _skip_layer_norm(matcher: Matcher, node: Node) -> list[Node] | None:
@@ -69,12 +72,34 @@ def _gelu(matcher: Matcher, node: Node) -> list[Node] | None:
 
 def _attention(matcher: Matcher, node: Node) -> list[Node] | None:
     x, weights, bias, mask = (_input(node, i) for i in range(4))
+    if any(node.inputs[4:]) or not bias:
+        return None  # with a past, or with more that is added to the scores
+    return _with_projections(
+        matcher, node, x, weights, mask,
+        lambda made: new_node("Linear", [x, weights, bias], made, "headrace"),
+    )  # fmt: skip
+
+
+def _quantised_attention(matcher: Matcher, node: Node) -> list[Node] | None:
+    codes, weights, bias, scale, w_scale, mask, zero, w_zero = (_input(node, i) for i in range(8))
+    x = dynamic.quantised_from(matcher, codes, scale, zero)
+    if x is None or any(node.inputs[8:]):
+        return None
+    inputs = [x, weights, w_scale, w_zero, bias]
+    return _with_projections(
+        matcher, node, x, weights, mask, lambda made: dynamic.linear(inputs, made)
+    )
+
+
+def _with_projections(
+    matcher: Matcher, node: Node, x: str, weights: str, mask: str, project: Callable[[str], Node]
+) -> list[Node] | None:
     shape, out = matcher.shape(x), matcher.shape(node.outputs[0])
     heads = node.attribute("num_heads")
-    if shape is None or out is None or any(node.inputs[4:]) or any(node.outputs[1:]) or not bias:
-        return None  # with a past, or with more that is added to the scores
+    if shape is None or out is None or any(node.outputs[1:]) or len(shape) != 3:
+        return None
     other = ("unidirectional", "do_rotary", "past_present_share_buffer")
-    if any(node.attribute(name, 0) for name in other) or len(shape) != 3:
+    if any(node.attribute(name, 0) for name in other):
         return None
     batch, tokens, width = out
     if matcher.shape(weights) != (shape[2], 3 * width):
@@ -90,7 +115,7 @@ def _attention(matcher: Matcher, node: Node) -> list[Node] | None:
     scale = node.attribute("scale", 0.0) or (width // heads) ** -0.5
     return [
         *nodes,
-        new_node("Linear", [x, weights, bias], projections, "headrace"),
+        project(projections),
         new_node(
             "Attention", [projections, projections, projections, mask], like, "headrace",
             heads=heads, scale=scale, zeros=0, columns=[0, width, 2 * width],
@@ -134,5 +159,6 @@ _MAKERS = {
     "BiasGelu": _gelu,
     "FastGelu": _gelu,
     "Gelu": _gelu,
+    "QAttention": _quantised_attention,
     "SkipLayerNormalization": _skip_layer_norm,
 }

@@ -1,0 +1,169 @@
+"""Activations that are quantised as they come, by the range of all (ONNX's DynamicQuantizeLinear).
+
+scale = (max(0, largest) - min(0, least)) / 255        1 where all are 0
+zero  = round(-min(0, least) / scale)
+q     = saturate(round(x / scale) + zero)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from headrace.kernels.images_u8 import code_of
+from headrace.targets.simd import (
+    arg_int,
+    arg_ptr,
+    get_f32,
+    lane0,
+    larger,
+    load_f32,
+    load_i32,
+    max_f32,
+    maximum,
+    put_f32,
+    round_i32,
+    smaller,
+    splat_f32,
+    splat_i32,
+    store_f32,
+    store_i8,
+    store_i32,
+    to_f32,
+    to_int,
+    zeros_f32,
+)
+from headrace.targets.table import Case, Kernel, same_for_all
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PART = 64  # bytes between the ranges that threads found
+MOST_THREADS = 256
+
+
+def value_range(args: Any, thread: Any, n_threads: Any) -> None:
+    """The least and the largest of 0 and a value's elements. Threads share the vectors.
+
+    Slots: 0 x, 1 vectors of 16, 2 out: -least and largest of each thread, 64 bytes apart.
+    """
+    x = arg_ptr(args, 0)
+    n = arg_int(args, 1)
+    least = zeros_f32(1)
+    most = zeros_f32(1)
+    for v in range(n * thread // n_threads, n * (thread + 1) // n_threads):
+        value = load_f32(x + v * 64, 1, 0)
+        least = maximum(least, splat_f32(0.0) - value)
+        most = maximum(most, value)
+    out = arg_ptr(args, 2) + thread * PART
+    put_f32(out, max_f32(least))
+    put_f32(out + 4, max_f32(most))
+
+
+def quantise_rows(args: Any, thread: Any, n_threads: Any) -> None:
+    """Rows of float32 as bytes, and what a product of them with int8 weights ends with.
+
+    Slots: 0 x, 1 y, 2 rows, 3 padded (elements of a row of x, to 16), 4 bytes of a row of y,
+    5 ranges of all threads, 6 tiles of the product, 7 its weights' scales, 8 its weights' sums
+    (int32), 9 its bias, each of 16 a tile, 10 its tails (`convolution_u8.tails`). Threads share the
+    rows, and the tiles.
+    """
+    x = arg_ptr(args, 0)
+    y = arg_ptr(args, 1)
+    rows = arg_int(args, 2)
+    padded = arg_int(args, 3)
+    row_bytes = arg_int(args, 4)
+    ranges = arg_ptr(args, 5)
+    tiles = arg_int(args, 6)
+    factors = arg_ptr(args, 7)
+    sums = arg_ptr(args, 8)
+    bias = arg_ptr(args, 9)
+    tails = arg_ptr(args, 10)
+    least = get_f32(ranges)
+    most = get_f32(ranges + 4)
+    for t in range(1, n_threads):
+        least = larger(least, get_f32(ranges + t * PART))
+        most = larger(most, get_f32(ranges + (t * PART + 4)))
+    scale = (most + least) / 255.0
+    if scale == 0.0:
+        scale = scale + 1.0
+    rounded = to_f32(round_i32(splat_f32(least / scale)))
+    zero = smaller(larger(to_int(lane0(rounded)), 0), 255)
+    for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+        for c in range(0, padded, 16):
+            code = code_of(load_f32(x + (r * padded + c) * 4, 1, 0), scale, zero, 0, 255)
+            store_i8(y + (r * row_bytes + c), code, 0)
+    for t in range(tiles * thread // n_threads, tiles * (thread + 1) // n_threads):
+        total = load_i32(sums + t * 64, 1, 0)
+        to = tails + t * 256
+        store_i32(to, total * (splat_i32(0) - splat_i32(zero)), 0)
+        store_f32(to + 64, load_f32(factors + t * 64, 1, 0) * splat_f32(scale), 0)
+        store_i32(to + 128, total * splat_i32(128), 0)
+        store_f32(to + 192, load_f32(bias + t * 64, 1, 0), 0)
+
+
+def reference(x: np.ndarray) -> tuple[np.ndarray, np.float32, int]:
+    """Codes, scale and zero point of a value."""
+    import numpy as np
+
+    least, most = np.float32(min(0, x.min())), np.float32(max(0, x.max()))
+    scale = np.float32((most - least) / np.float32(255)) or np.float32(1)
+    zero = int(np.clip(np.rint(np.float32(-least / scale)), 0, 255))
+    codes = np.clip(np.rint((x / scale).astype(np.float64)) + zero, 0, 255)
+    return codes.astype(np.uint8), scale, zero
+
+
+def _range_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for n, shift in ((7, 0.0), (3, 9.0), (5, -9.0)):
+        x = (rng.standard_normal(n * 16) + shift).astype(np.float32)
+        out = np.zeros((8, PART // 4), np.float32)
+        expected = np.zeros(2, np.float32)
+        expected[:] = max(0, -x.min()), max(0, x.max())
+
+        def together(found: np.ndarray, wanted: np.ndarray) -> bool:
+            """However many threads share the vectors, together they find the same."""
+            return bool((found[:, :2].max(0) == wanted[0, :2]).all())
+
+        whole = np.zeros_like(out)
+        whole[0, :2] = expected
+        yield Case([x, n, out], [(out, whole)], together, f"{n} vectors about {shift}")
+
+
+def _quantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for rows, padded, tiles, spread in ((3, 48, 2, 1.0), (5, 16, 1, 1e-3), (1, 32, 3, 0.0)):
+        x = (rng.standard_normal((rows, padded)) * spread).astype(np.float32)
+        codes, scale, zero = reference(x)
+        y = np.zeros((rows, padded), np.uint8)
+        ranges = np.zeros((8, PART // 4), np.float32)
+        ranges[:, 0], ranges[:, 1] = max(0, -x.min()), max(0, x.max())
+        factors = rng.uniform(0.1, 2, tiles * 16).astype(np.float32)
+        sums = rng.integers(-9999, 9999, tiles * 16).astype(np.int32)
+        bias = rng.standard_normal(tiles * 16).astype(np.float32)
+        tails = np.zeros((tiles, 4, 16), np.int32)
+        expected = np.zeros_like(tails)
+        shape = (tiles, 16)
+        expected[:, 0] = (-zero * sums).reshape(shape)
+        expected[:, 1] = (factors * scale).view(np.int32).reshape(shape)
+        expected[:, 2] = (128 * sums).reshape(shape)
+        expected[:, 3] = bias.view(np.int32).reshape(shape)
+        slots = [x, y, rows, padded, padded, ranges, tiles, factors, sums, bias, tails]
+        yield Case(slots, [(y, codes), (tails, expected)], 0, f"{rows}x{padded}, {tiles} tiles")
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of this module."""
+    sources = (__name__, "headrace.kernels.images_u8")
+    return [
+        Kernel("dynamic_range", same_for_all(value_range), sources, _range_cases, __name__),
+        Kernel("dynamic_rows", same_for_all(quantise_rows), sources, _quantise_cases, __name__),
+    ]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

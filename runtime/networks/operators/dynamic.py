@@ -1,0 +1,102 @@
+"""headrace.DynamicLinear: rows that are quantised as they come, times int8 weights, plus a bias.
+
+Its inputs are x (float32 rows), int8 weights [read, written], their scales and zero points, and
+maybe a bias; what it computes is DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.kernels import convolution_u8
+from headrace.kernels.convolution import Geometry
+from headrace.kernels.dynamic_u8 import MOST_THREADS, PART
+from headrace.kernels.requantise import pixel_bytes
+from headrace.networks.graph import Graph, Node
+from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.quantisation import int8_weights, named
+
+
+def _linear(graph: Graph, node: Node) -> Operation | None:
+    x, name, scales, zeros = node.inputs[:4]
+    bias_name, y = named(node.inputs, 4), node.outputs[0]
+    read, written = image_of(graph, x), image_of(graph, y)
+    rank = len(graph.shape(x) or ())
+    shape = graph.constants.type(name).shape if name in graph.constants else None
+    if read is None or written is None or x in graph.constants or rank not in (2, 3):
+        return None
+    if shape is None or shape != (read.channels, written.channels):
+        return None
+    key = tuple(graph.constants.identity(n) for n in (name, scales, zeros) if n)
+    if scales not in graph.constants or (zeros and zeros not in graph.constants):
+        return None
+    found = int8_weights(graph, name, scales, zeros, 1)
+    if found is None:
+        return None
+    w, factors = found
+    bias = np.zeros(written.padded, np.float32)
+    if bias_name:
+        if bias_name not in graph.constants:
+            return None
+        given = graph.constants.array(bias_name).reshape(-1)
+        if given.dtype != np.float32 or given.size not in (1, written.channels):
+            return None
+        bias[: written.channels] = given
+    sums, padded_factors = np.zeros(written.padded, np.int32), np.zeros(written.padded, np.float32)
+    sums[: written.channels] = w.astype(np.int32).sum(0)
+    padded_factors[: written.channels] = factors
+    rows, tiles = read.images, written.padded // PADDED
+    row_bytes = pixel_bytes(read.channels)
+    if row_bytes != read.padded:
+        return None  # rows of up to 4 channels
+    ranges, codes = f"{y}/headrace/range", f"{y}/headrace/codes"
+    tails_at = rows * row_bytes
+
+    def range_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [at[x], rows * read.padded // 16, at[ranges]]
+
+    def codes_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[x], at[codes], rows, read.padded, row_bytes, at[ranges], tiles, at["factors"],
+            at["sums"], at["bias"], at[codes] + tails_at,
+        ]  # fmt: skip
+
+    quads = -(-read.channels // convolution_u8.QUAD)
+    n_bytes = quads * convolution_u8.QUAD * written.padded
+    geometry = Geometry(1, (1, rows), (1, rows), (1, 1)).slots(row_bytes, written.pixel_bytes)
+    share_tiles = int(w.size > 4 * rows * read.padded)
+
+    def product_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at["weights"], at[codes], at[y], at[codes] + tails_at, at[codes], quads, tiles, 255,
+            *geometry, 0, 0, 1, share_tiles,
+        ]  # fmt: skip
+
+    def tiled() -> np.ndarray:
+        return convolution_u8.tiled_weights(w[None, None], True)
+
+    product = Operation(
+        "convolution_u8", [codes], y, product_slots, [],
+        {"weights": Weight(n_bytes, tiled, None if None in key else ("dynamic", *key))},
+        macs=rows * w.size,
+    )  # fmt: skip
+    quantise = Operation(
+        "dynamic_rows", [x, ranges], codes, codes_slots, [],
+        {"factors": padded_factors, "sums": sums, "bias": bias},
+        image=_memory(tails_at + tiles * convolution_u8.TAIL),
+    )  # fmt: skip
+    return Operation(
+        "dynamic_range", [x], ranges, range_slots, [node], image=_memory(MOST_THREADS * PART),
+        also=[quantise, product],
+    )  # fmt: skip
+
+
+def _memory(n_bytes: int) -> Image:
+    """Of so many bytes at least."""
+    return Image(1, 1, -(-n_bytes // (4 * PADDED)), PADDED)
+
+
+OPERATORS = {"headrace.DynamicLinear": _linear}

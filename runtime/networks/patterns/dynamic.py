@@ -1,0 +1,64 @@
+"""DynamicLinear: products of activations that are quantised as they come with constant weights.
+
+As onnxruntime's dynamic quantisation writes them: x is quantised by DynamicQuantizeLinear, and the
+product of integers times both scales is added to a bias, by single operators or by fused ones.
+"""
+
+from __future__ import annotations
+
+from headrace.networks.graph import Node
+from headrace.networks.patterns.match import Matcher, new_node
+
+OP = "DynamicLinear"
+
+
+def found(matcher: Matcher, node: Node) -> list[Node] | None:
+    """headrace.DynamicLinear in place of a last product by scales, or of a fused operator."""
+    if node.domain == "com.microsoft":
+        return _fused(matcher, node)
+    if node.op != "Mul" or node.domain:
+        return None
+    for product, factor in (node.inputs, node.inputs[::-1]):
+        cast = matcher.maker(product, "Cast")
+        integers = None if cast is None else matcher.maker(cast.inputs[0], "MatMulInteger")
+        scales = matcher.maker(factor, "Mul")
+        if cast is None or integers is None or scales is None or cast.attribute("to") != 1:
+            continue
+        codes, weights, zero, w_zero = [*integers.inputs, "", ""][:4]
+        for x_scale, w_scale in (scales.inputs, scales.inputs[::-1]):
+            x = quantised_from(matcher, codes, x_scale, zero)
+            if x is not None and w_scale in matcher.graph.constants:
+                return [_node([x, weights, w_scale, w_zero], node.outputs[0])]
+    return None
+
+
+def _fused(matcher: Matcher, node: Node) -> list[Node] | None:
+    inputs = [*node.inputs, *[""] * 7]
+    if node.op == "DynamicQuantizeMatMul":
+        x, weights, scale, zero, bias = inputs[:5]
+        return [_node([x, weights, scale, zero, bias], node.outputs[0])]
+    if node.op == "MatMulIntegerToFloat":
+        codes, weights, x_scale, scale, x_zero, zero, bias = inputs[:7]
+        found = quantised_from(matcher, codes, x_scale, x_zero)
+        if found is not None:
+            return [_node([found, weights, scale, zero, bias], node.outputs[0])]
+    return None
+
+
+def quantised_from(matcher: Matcher, codes: str, scale: str, zero: str) -> str | None:
+    """What DynamicQuantizeLinear made these three of."""
+    maker = matcher.maker(codes, "DynamicQuantizeLinear")
+    if maker is None or maker.outputs != [codes, scale, zero]:
+        return None
+    return maker.inputs[0]
+
+
+def _node(inputs: list[str], output: str) -> Node:
+    while inputs and not inputs[-1]:
+        inputs = inputs[:-1]
+    return new_node(OP, inputs + [""] * (4 - len(inputs)), output, "headrace")
+
+
+def linear(inputs: list[str], output: str) -> Node:
+    """A DynamicLinear of x, weights, scales, zero points and maybe a bias."""
+    return _node(inputs, output)
