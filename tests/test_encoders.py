@@ -137,3 +137,66 @@ def test_weights_that_are_computed_from_others() -> None:
         assert [kind for kind, _ in network.plan({"x": x}).where()] == ["headrace"]
         found = network({"x": x})["y"]
     np.testing.assert_allclose(found, reference(model, {"x": x})["y"], atol=1e-4)
+
+
+@pytest.mark.parametrize("spelling", ["operators", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"])
+@pytest.mark.parametrize(("rows", "read", "made"), [(3, 48, 40), (16, 80, 64), (25, 33, 5)])
+def test_products_that_are_quantised_as_they_come(
+    spelling: str, rows: int, read: int, made: int
+) -> None:
+    rng = np.random.default_rng(rows)
+    w = rng.integers(-127, 128, (read, made)).astype(np.int8)
+    w[0, 0], w[-1, -1] = -127, 127
+    constants = {
+        "w": w, "scales": rng.uniform(0.5, 2, made).astype(np.float32) / 99,
+        "zeros": np.zeros(made, np.int8), "bias": rng.standard_normal(made).astype(np.float32),
+    }  # fmt: skip
+    own = {"domain": "com.microsoft"}
+    quantise = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
+    if spelling == "operators":
+        nodes = [
+            quantise,
+            helper.make_node("MatMulInteger", ["q", "w", "z", "zeros"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["floats"], to=FLOAT),
+            helper.make_node("Mul", ["s", "scales"], ["factors"]),
+            helper.make_node("Mul", ["floats", "factors"], ["product"]),
+            helper.make_node("Add", ["product", "bias"], ["y"]),
+        ]
+    elif spelling == "DynamicQuantizeMatMul":
+        inputs = ["x", "w", "scales", "zeros", "bias"]
+        nodes = [helper.make_node(spelling, inputs, ["y"], **own)]
+    else:
+        inputs = ["q", "w", "s", "scales", "z", "zeros", "bias"]
+        nodes = [quantise, helper.make_node(spelling, inputs, ["y"], **own)]
+    model = model_of(nodes, {"x": (FLOAT, [1, rows, read])}, ["y"], constants, opset=17)
+    with network_of(model, threads=2) as network:
+        for spread in (1.0, 1e-3, 0.0):
+            x = (rng.standard_normal((1, rows, read)) * spread).astype(np.float32)
+            assert [kind for kind, _ in network.plan({"x": x}).where()] == ["headrace"]
+            found, expected = network({"x": x})["y"], reference(model, {"x": x})["y"]
+            # The sums are integers; what follows is rounded once or twice.
+            np.testing.assert_allclose(found, expected, rtol=3e-7, atol=3e-7)
+
+
+def test_an_encoder_that_onnxruntime_has_quantised(tmp_path: Any) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    rng = np.random.default_rng(10)
+    onnx.save(encoder(rng, "counts"), tmp_path / "floats.onnx")
+    quantize_dynamic(
+        tmp_path / "floats.onnx", tmp_path / "int8.onnx", weight_type=QuantType.QInt8,
+        per_channel=True,
+        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": FLOAT},
+    )  # fmt: skip
+    model, inputs = onnx.load(tmp_path / "int8.onnx"), tokens(rng, 2, 20)
+    ops = Counter(node.op_type for node in model.graph.node)
+    assert ops["QAttention"] == LAYERS and ops["DynamicQuantizeLinear"]
+    with network_of(model, threads=2) as network:
+        (region,) = native(network, inputs)
+        counts = Counter(one.kernel for one in region.operations)
+        # The first attention reads the codes of the embedding's table.
+        assert counts["convolution_u8"] == 4 * LAYERS - 1 and not counts["convolution_f32"]
+        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+    # Where a sum rounds otherwise, a code may be the next one: some hundredths, in a few places.
+    assert float(np.sqrt(((found - expected) ** 2).mean())) < 0.01
+    assert float(np.abs(found - expected).max()) < 0.2

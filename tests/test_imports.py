@@ -187,7 +187,8 @@ def test_few_modules_import_numba() -> None:
         for module, path in modules().items()
         if any(below(name, ("numba",)) for name in imported(path))
     }
-    lowering = {f"headrace.targets.lowering{part}" for part in ("", "_planes", "_products")}
+    parts = ("", "_bytes", "_planes", "_products")
+    lowering = {f"headrace.targets.lowering{part}" for part in parts}
     assert users == {"headrace.targets.compiler", *lowering}
 
 

@@ -153,14 +153,31 @@ def test_convolutions_in_groups(groups: int, read: int, written: int) -> None:
     [((2, 2), (2, 2), [0] * 4), ((4, 4), (2, 2), [1] * 4), ((3, 2), (1, 2), [1, 0, 1, 0]),
      ((6, 4), (2, 2), [2, 1, 2, 1]), ((5, 3), (3, 3), [1, 0, 1, 0])],
 )  # fmt: skip
-def test_transposed_convolutions(taps: Any, strides: Any, pads: Any) -> None:
-    constants = {"w": constant(20, 18, *taps), "b": constant(18), "c": constant(1, 18, 1, 1)}
+@pytest.mark.parametrize("channels", [18, 3, 1])
+def test_transposed_convolutions(taps: Any, strides: Any, pads: Any, channels: int) -> None:
+    constants = {"w": constant(20, channels, *taps), "b": constant(channels)}
+    constants["c"] = constant(1, channels, 1, 1)
     nodes = [
         node("ConvTranspose", "x w b", "t", strides=strides, pads=pads),
         node("Mul", "t c", "m"), node("Relu", "m", "r"), node("Add", "r r"),
     ]  # fmt: skip
     kernels = ["convolution_f32", "images_add"]
+    if channels < 9:
+        kernels = ["convolution_f32", "images_spread", "images_add", "images_add"]
     check(nodes, X, constants=constants, kernels=kernels)
+
+
+@pytest.mark.parametrize("height", [8, 7])
+def test_a_map_of_one_channel(height: int) -> None:
+    """It is written as ONNX has it, if it fills vectors."""
+    constants = {"w": constant(20, 1, 2, 2), "b": constant(1, 1, 1, 1)}
+    nodes = [
+        node("ConvTranspose", "x w", "a", strides=[2, 2]), node("Add", "a b", "c"),
+        node("Sigmoid", "c"),
+    ]  # fmt: skip
+    kernels = ["convolution_f32", "images_spread"]
+    run = check(nodes, {"x": (FLOAT, [1, 20, height, 9])}, constants=constants, kernels=kernels)
+    assert ("y" in run._given) == (height == 8)
 
 
 # ---- what becomes the last step of a convolution --------------------------------------------
@@ -327,3 +344,38 @@ def test_an_input_that_others_read_is_gathered() -> None:
     ]  # fmt: skip
     run = check(nodes, {"x": (FLOAT, [1, 3, 6, 10])}, constants=constants)
     assert "x" in run._images and not any(one.plain for one in run.operations)
+
+
+def test_threads_change_no_bit() -> None:
+    nodes, constants = stage(40)
+    constants["w2"], constants["u2"] = constant(8, 1, 2, 2), constant(16, 4, 3, 3)
+    nodes += [
+        node("MaxPool", "y", "p", kernel_shape=[3, 3], pads=[1] * 4),
+        node("Conv", "p u2", "q", group=2, pads=[1] * 4), node("GlobalAveragePool", "q", "s"),
+        node("Mul", "q s", "t"), node("ConvTranspose", "p w2", "o", strides=[2, 2]),
+    ]  # fmt: skip
+    model = model_of(nodes, X, ["t", "o"], constants)
+    x = np.random.default_rng(1).standard_normal(X["x"][1]).astype(np.float32)
+    found = []
+    for threads in (1, 2, 3):
+        with network_of(model, threads=threads) as network:
+            assert region(network, {"x": x})
+            found.append([value.tobytes() for value in network({"x": x}).values()])
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_stands_for_others_runs_elsewhere_as_these() -> None:
+    """A few of our nodes behind the host's are the host's too, however they were put together."""
+    constants = {"w": constant(20, 20, 1, 1) / 9}
+    nodes: list[Any] = []
+    last = "x"
+    for i in range(12):
+        nodes += [node("Conv", f"{last} w", f"c{i}"), *silu(f"c{i}", f"d{i}")]
+        last = f"d{i}"
+    nodes += [node("Sin", last, "s"), *silu("s", "t"), node("Sin", "t", "y")]
+    model = model_of(nodes, X, ["y"], constants)
+    x = np.random.default_rng(1).standard_normal(X["x"][1]).astype(np.float32) / 9
+    with network_of(model, threads=1) as network:
+        kinds = [(kind, len(nodes)) for kind, nodes in network.plan({"x": x}).where()]
+        assert kinds == [("headrace", 36), ("onnxruntime", 4)]
+        np.testing.assert_allclose(network({"x": x})["y"], expected(model, {"x": x})[0], atol=1e-4)

@@ -205,25 +205,41 @@ def test_bytes_come_and_go_as_they_are() -> None:
     np.testing.assert_array_equal(found, onnxruntimes(model, {"x": x}))
 
 
-@pytest.mark.parametrize("change", ["weight", "bias", "scale"])
+@pytest.mark.parametrize("change", ["weight", "bias", "scale", "axis"])
 def test_what_integers_do_not_do_is_not_changed(change: str) -> None:
     rng = np.random.default_rng(8)
     q = Qdq(rng)
     q.pair("x", 0.02, 100)
-    q.conv("x", "a", (16, 20, 1, 1))
+    q.conv("x", "a", (20, 20, 1, 1))
     q.pair("a", 0.02, 131, "y")
     if change == "weight":  # pairs of products of -128 do not fit in 16 bits
         q.constants["a_w_q"][0, 0] = -128
     elif change == "bias":  # no int32 of the products
         q.constants["a_b_s"] = q.constants["a_b_s"] * np.float32(1e9)
+    elif change == "axis":  # scales of channels that are read
+        (node,) = [one for one in q.nodes if one.output[0] == "a_w_d"]
+        node.attribute[0].i = 1
     else:  # sums times scales might leave the integers
-        q.constants["a_w_s"] = q.constants["a_w_s"] * np.float32(1e5)
+        q.constants["a_w_s"] = q.constants["a_w_s"] * np.float32(1e9)
     model = q.model([1, 20, 4, 4], ["y"])
     x = rng.standard_normal((1, 20, 4, 4)).astype(np.float32)
     with network_of(model, threads=1) as network:
         found = network({"x": x})["y"]
         assert [kind for kind, _ in network.plan({"x": x}).where()] == ["onnxruntime"]
     np.testing.assert_array_equal(found, onnxruntimes(model, {"x": x}))
+
+
+def test_a_last_product_keeps_its_bias_in_floats() -> None:
+    rng = np.random.default_rng(10)
+    q = Qdq(rng)
+    q.pair("x", 0.02, 100)
+    q.constants["b"] = rng.standard_normal(12).astype(np.float32)
+    q.add("Gemm", ["x_d", q.weights("w", (20, 12), 1), "b"], "y")
+    model = q.model([3, 20], ["y"])
+    x = rng.standard_normal((3, 20)).astype(np.float32)
+    with network_of(model, threads=1) as network:
+        found = network({"x": x})["y"]
+    np.testing.assert_allclose(found, exact(model, x), rtol=1e-5, atol=1e-6)
 
 
 def test_operators_between_integers_are_computed_in_floats() -> None:

@@ -21,7 +21,6 @@ from headrace.targets.simd import (
     get_f32,
     larger,
     load_f32,
-    max_f32,
     maximum,
     outer,
     put_f32,
@@ -29,7 +28,6 @@ from headrace.targets.simd import (
     splat_f32,
     store_f32,
     store_f32_grid,
-    sum_f32,
     with_lanes,
     zeros_f32,
 )
@@ -40,13 +38,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 QUERIES = 128  # of a head, whose keys are transposed once
+SPARE = 64  # bytes of scratch memory in front, for a vector
 ABSENT = -float("inf")  # score of what fills the last vector of keys
 
 
 def scratch_bytes(keys: int, head: int, most: int) -> int:
     """What a thread needs: the transposed keys of a head, and scores of the queries at once."""
     padded = -(-keys // 16) * 16
-    return (head + most) * padded * 4
+    return SPARE + (head + most) * padded * 4
 
 
 def _kernel(target: Target) -> KernelFunction:
@@ -116,8 +115,9 @@ def _kernel(target: Target) -> KernelFunction:
     many, few, one = of(most), of(FEW), of(1)
 
     def weigh(
-        row: Any, mask: Any, masked: Any, keys: Any, padded: Any, scale: Any, zeros: Any
-    ) -> None:
+        row: Any, mask: Any, masked: Any, keys: Any, padded: Any, scale: Any, zeros: Any,
+        spare: Any,
+    ) -> None:  # fmt: skip
         """Scores become weights that add up to 1."""
         factor = splat_f32(scale)
         whole = keys // lanes * lanes
@@ -128,7 +128,11 @@ def _kernel(target: Target) -> KernelFunction:
                 score = score + load_f32(mask + j * 4, 1, 0)
             store_f32(row + j * 4, score, 0)
             top = maximum(top, score)
-        highest = max_f32(top)
+        # Lane by lane, as vectors may have 4, 8 or 16.
+        store_f32(spare, top, 0)
+        highest = get_f32(spare)
+        for i in range(1, lanes):
+            highest = larger(highest, get_f32(spare + i * 4))
         for j in range(whole, keys):
             last = get_f32(row + j * 4) * scale
             if masked:
@@ -146,7 +150,11 @@ def _kernel(target: Target) -> KernelFunction:
                 weight = exp(load_f32(row + j * 4, 1, 0) - splat_f32(highest))
                 store_f32(row + j * 4, weight, 0)
                 total = total + weight
-            inverse = splat_f32(1.0 / sum_f32(total))
+            store_f32(spare, total, 0)
+            whole_sum = get_f32(spare)
+            for i in range(1, lanes):
+                whole_sum = whole_sum + get_f32(spare + i * 4)
+            inverse = splat_f32(1.0 / whole_sum)
             for j in range(0, padded, lanes):
                 store_f32(row + j * 4, load_f32(row + j * 4, 1, 0) * inverse, 0)
 
@@ -163,7 +171,8 @@ def _kernel(target: Target) -> KernelFunction:
         scale = arg_float(args, 14)
         mask_row = arg_int(args, 17)
         zeros = arg_int(args, 20) != 0
-        turned = arg_ptr(args, 18) + arg_int(args, 19) * thread
+        spare = arg_ptr(args, 18) + arg_int(args, 19) * thread
+        turned = spare + SPARE
         padded = (keys + lanes - 1) // lanes * lanes
         scores = turned + padded * head * 4
         score_row = padded * 4
@@ -213,7 +222,7 @@ def _kernel(target: Target) -> KernelFunction:
                 for r in range(n):
                     weigh(
                         scores + r * score_row, mask + (t + r) * mask_row, masked, keys, padded,
-                        scale, zeros,
+                        scale, zeros, spare,
                     )  # fmt: skip
                 if n == most:
                     many(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)

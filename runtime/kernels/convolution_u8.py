@@ -131,6 +131,7 @@ def _dense(target: Target) -> KernelFunction:
                         q = q + rows * 64
             found = to_f32(dot_result(acc, 8)) * repeat(load_f32(tail + 64, rows, TAIL), count)
             if rows != FOUR and floats:
+                found = found + repeat(load_f32(tail + 192, rows, TAIL), count)
                 store_f32_grid(y, found, rows, y_step, 64)
             else:
                 if spare > 1:
@@ -352,13 +353,18 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         y = np.full((*shape, tiles * TILE_ROWS), 99, np.float32 if floats else np.uint8)
         expected = np.full_like(y, 0 if floats else max(to.least, to.zero))
         if floats:
-            expected[..., :written] = exact.astype(np.int32).astype(np.float32) * scale
+            more = rng.standard_normal(written).astype(np.float32)
+            expected[..., :written] = exact.astype(np.int32).astype(np.float32) * scale + more
         else:
             expected[..., :written] = requantised(exact, scale, to)
         zero, least, most = rounding_slots(to)
+        ends = tails(folded_bias(bias, sums, of.zero), scale, sums, floats)
+        if floats:
+            ends[:, 3] = (
+                np.pad(more, (0, tiles * TILE_ROWS - written)).view(np.int32).reshape(tiles, -1)
+            )
         slots = [
-            tiled_weights(w, floats), x, y,
-            tails(folded_bias(bias, sums, of.zero), scale, sums, floats),
+            tiled_weights(w, floats), x, y, ends,
             np.full(bytes_read, of.zero, np.uint8), -(-read // QUAD), tiles, most,
             *geometry.slots(bytes_read, y.itemsize * tiles * TILE_ROWS), zero, least, int(floats),
             i // 2 % 2,

@@ -15,7 +15,6 @@ from headrace.targets.simd import (
     arg_int,
     arg_ptr,
     get_f32,
-    lane0,
     larger,
     load_f32,
     load_i32,
@@ -29,8 +28,7 @@ from headrace.targets.simd import (
     store_f32,
     store_i8,
     store_i32,
-    to_f32,
-    to_int,
+    sum_i32,
     zeros_f32,
 )
 from headrace.targets.table import Case, Kernel, same_for_all
@@ -88,8 +86,8 @@ def quantise_rows(args: Any, thread: Any, n_threads: Any) -> None:
     scale = (most + least) / 255.0
     if scale == 0.0:
         scale = scale + 1.0
-    rounded = to_f32(round_i32(splat_f32(least / scale)))
-    zero = smaller(larger(to_int(lane0(rounded)), 0), 255)
+    # As integer lanes: 32-bit ARM has no instruction for a float to an address-sized integer.
+    zero = smaller(larger(sum_i32(round_i32(splat_f32(least / scale))) // 16, 0), 255)
     for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
         for c in range(0, padded, 16):
             code = code_of(load_f32(x + (r * padded + c) * 4, 1, 0), scale, zero, 0, 255)

@@ -247,6 +247,32 @@ def border(args: Any, thread: Any, n_threads: Any) -> None:
             put_f32(to + i * 4, 0.0)
 
 
+def spread(args: Any, thread: Any, n_threads: Any) -> None:
+    """Channels of a pixel to pixels of their own, below and beside each other. Threads share rows.
+
+    Slots: 0 x [images][rows][columns][down][across][channels], 1 y, 2 images, 3 and 4 rows and
+    columns of x, 5 and 6 pixels down and across for each of them, 7 channels, 8 and 9 bytes between
+    pixels of x and y.
+    """
+    x = arg_ptr(args, 0)
+    y = arg_ptr(args, 1)
+    rows = arg_int(args, 2) * arg_int(args, 3)
+    width = arg_int(args, 4)
+    down = arg_int(args, 5)
+    across = arg_int(args, 6)
+    channels = arg_int(args, 7)
+    x_step = arg_int(args, 8)
+    y_step = arg_int(args, 9)
+    for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+        for place in range(down * across):
+            low = place // across
+            q = y + ((row * down + low) * width * across + place - low * across) * y_step
+            p = x + (row * width * x_step + place * channels * 4)
+            for i in range(width):
+                for c in range(channels):
+                    put_f32(q + (i * across * y_step + c * 4), get_f32(p + (i * x_step + c * 4)))
+
+
 # --- references and cases -------------------------------------------------------------------------
 
 
@@ -373,12 +399,24 @@ def _border_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             yield Case(slots, [(y, expected)], 0, f"{images}x{channels} {sides} {steps}")
 
 
+def _spread_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for images, (down, across), channels in ((1, (2, 2), 1), (2, (3, 1), 5)):
+        x = rng.standard_normal((images, 3, 5, 16)).astype(np.float32)
+        y = np.full((images, 3 * down, 5 * across, channels), np.nan, np.float32)
+        parts = x[..., : down * across * channels].reshape(images, 3, 5, down, across, channels)
+        expected = np.ascontiguousarray(parts.transpose(0, 1, 3, 2, 4, 5)).reshape(y.shape)
+        slots = [x, y, images, 3, 5, down, across, channels, 64, channels * 4]
+        yield Case(slots, [(y, expected)], 0, f"{down}x{across}x{channels}")
+
+
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     rows = (
         ("images_combine", combine, _combine_cases), ("images_pool", pool, _pool_cases),
         ("images_resize", resize, _resize_cases), ("images_copy", copy, _copy_cases),
-        ("images_border", border, _border_cases),
+        ("images_border", border, _border_cases), ("images_spread", spread, _spread_cases),
     )  # fmt: skip
     sources = (__name__, "headrace.kernels.convolution")
     return [Kernel(name, same_for_all(fn), sources, cases, __name__) for name, fn, cases in rows]

@@ -6,8 +6,8 @@ too. A sum of products of quantised activations and weights w is an exact int32;
 
     y = max(least, min(most, round(float32(sum) * scale[channel]) + zero))
 
-in float32, where scale is read scale * weight scale / written scale, rounded once to float32. It
-must be below 1, so that products stay in the range of integers.
+in float32, where scale is read scale * weight scale / written scale, rounded once to float32. Their
+product must be in the range of integers.
 
 Pixels have channels padded to 16 bytes; those of at most 4 channels (of a network's input) have 4.
 What pads hold is nothing in particular. Up to 63 bytes behind an image may be read.

@@ -21,6 +21,7 @@ from headrace.networks.passes.at_borders import passing
 from headrace.networks.passes.borders import with_borders
 from headrace.networks.passes.in_place import in_place
 from headrace.networks.passes.into_convolutions import into_convolutions
+from headrace.networks.passes.planes import write_planes
 from headrace.networks.quantisation import added, elem_type
 
 _GIVEN = 1 << 62  # stands for addresses that are known only when it runs; 1 << 44 for each value
@@ -68,6 +69,7 @@ class NativeRegion:
         operations = with_borders(operations, self._images, planes)
         for name in {n for one in operations for n in one.plain}:
             self._images.pop(name, None)
+        write_planes(operations, self._images, self.outputs)
         self._images |= {one.makes: one.image for one in operations if one.image is not None}
         fixed = {*self.inputs, *self.outputs}
         self.operations, self._places = in_place(operations, self._images, fixed)

@@ -133,6 +133,8 @@ class Operation:
         spreads: whether neighbours of what it makes are made apart, so that nothing can be added.
         image: how its result lies, where the graph does not know that value.
         channel: the first one that it reads (PART only).
+        source: what could do at its end what is to be done to the result of this one, and how
+            factors of channels lie there; None: nothing could.
         geometry: of a convolution whose borders may be made before it, and the channels that it
             reads; None: of any other.
         also: operations of the node's other outputs.
@@ -159,6 +161,7 @@ class Operation:
     spreads: bool = False
     image: Image | None = None
     channel: int = 0
+    source: tuple[Operation, Callable[[np.ndarray], np.ndarray]] | None = None
     geometry: tuple[Geometry, int] | None = None
     also: list[Operation] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)

@@ -42,7 +42,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         read.images, (read.height, read.width), (written.height, written.width),
         (w.shape[2], w.shape[3]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
     )  # fmt: skip
-    if not _stay_integers(of, factors, to):
+    if not _stay_integers(w, factors, bias, of, to):
         return None
     taps = w.transpose(2, 3, 1, 0)  # [down, across, read, written]
     if depthwise:
@@ -114,9 +114,13 @@ def _depthwise(
     )
 
 
-def _stay_integers(of: Quantised, factors: np.ndarray, to: Quantised) -> bool:
-    """Whether sums of int32, times their scales, are integers of 32 bits again."""
-    return bool((scales(of, factors, to.scale) < 1).all())
+def _stay_integers(
+    w: np.ndarray, factors: np.ndarray, bias: np.ndarray, of: Quantised, to: Quantised
+) -> bool:
+    """Whether sums, times their scales, are integers of 32 bits again; w: channels first."""
+    sizes = np.abs(w.reshape(len(w), -1)).astype(np.float64) @ np.full(w[0].size, 255.0)
+    largest = np.minimum(sizes + np.abs(bias), 2.0**31)
+    return bool((largest * scales(of, factors, to.scale) < 2.0**31).all())
 
 
 def _bias(graph: Graph, name: str, channels: int) -> np.ndarray | None:
@@ -160,9 +164,10 @@ def _product(
     bias = _bias(graph, bias_name, written.channels)
     if bias is None or read.images != written.images or (to and written.channels <= THIN):
         return None
-    if to is not None and not _stay_integers(of, factors, to):
+    columns = w.T if transposed else w
+    if to is not None and not _stay_integers(columns.T, factors, bias, of, to):
         return None
-    matrix = (w.T if transposed else w)[None, None]
+    matrix = columns[None, None]
     geometry = Geometry(1, (1, read.images), (1, read.images), (1, 1))
     rows = [Image(1, 1, read.images, v.channels, v.item) for v in (read, written)]
     return _dense(node, geometry, rows[0], rows[1], matrix, factors, bias, of, to)

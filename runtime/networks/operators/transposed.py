@@ -1,20 +1,22 @@
 """ConvTranspose of images with constant float32 weights.
 
 What lies at one place of the strides is a convolution of what is read: each place is a group of
-tiles that writes there (Shi et al. 2016, arXiv:1609.07009, "Is the deconvolution layer the same as
-a convolutional layer?").
+tiles that writes there, or some channels of a pixel that is spread later (Shi et al. 2016,
+arXiv:1609.07009, "Is the deconvolution layer the same as a convolutional layer?").
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Geometry, Groups, tiled_weights
+from headrace.kernels.convolution import Geometry, Groups, one_group, tiled_weights
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
 from headrace.networks.operators.convolution import tiled_convolution
 
 
@@ -47,9 +49,10 @@ def _transposed(graph: Graph, node: Node) -> Operation | None:
     def tiled() -> np.ndarray:
         w = graph.constants.array(name).transpose(2, 3, 0, 1)
         w = np.pad(w, ((0, 1), (0, 1), (0, 0), (0, 0)))  # -1: a tap that is none
-        return np.concatenate(
-            [tiled_weights(w[np.ix_(rows, columns)]) for rows, columns in product(down, across)]
-        )
+        parts = [w[np.ix_(rows, columns)] for rows, columns in product(down, across)]
+        if few:
+            return tiled_weights(np.concatenate(parts, -1))
+        return np.concatenate([tiled_weights(part) for part in parts])
 
     size = (read.height, read.width)
     begin = _begin(shape[2], strides[0], pads[0]), _begin(shape[3], strides[1], pads[1])
@@ -61,11 +64,49 @@ def _transposed(graph: Graph, node: Node) -> Operation | None:
         return geometry, strides[1] * step, read.channels, groups
 
     key = graph.constants.identity(name)
-    n_bytes = 4 * places * math.prod(taps) * read.channels * written.padded
+    few = written.channels <= PADDED // 2
+    width = places * written.padded
+    if few:
+        width = -(-places * written.channels // PADDED) * PADDED
+    n_bytes = 4 * math.prod(taps) * read.channels * width
     weight = Weight(n_bytes, tiled, None if key is None else ("transposed", key, strides, *pads))
     macs = read.images * read.pixels * math.prod(shape)
+    if few:
+        return _few(node, (read, written), geometry, weight, bias, strides)
     made = tiled_convolution(node, (read, written), weight, bias.reshape(-1), layout, macs)
     made.spreads = True
+    return made
+
+
+def _few(
+    node: Node, images: tuple[Image, Image], geometry: Geometry, w: Weight, bias: np.ndarray,
+    strides: tuple[int, ...],
+) -> Operation:  # fmt: skip
+    """Few channels: those of all places are channels of one pixel, which is then spread."""
+    read, written = images
+    inner = Image(read.images, read.height, read.width, len(bias) * written.channels)
+
+    def there(values: np.ndarray) -> np.ndarray:
+        """Of channels that are written, for all channels of `inner`."""
+        found = np.ones(inner.padded, np.float32)
+        found[: inner.channels] = np.tile(values[: written.channels], len(bias))
+        return found
+
+    def layout(step: int) -> tuple[Geometry, int, int, Groups]:
+        return geometry, step, read.channels, one_group(inner.padded // PADDED, geometry, step)
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at[one.reads[0]], at[one.makes], read.images, read.height, read.width, *strides,
+            written.channels, one.step(one.reads[0], inner), one.step(one.makes, written),
+        ]  # fmt: skip
+
+    macs = inner.images * inner.pixels * inner.channels * math.prod(geometry.taps) * read.channels
+    made = tiled_convolution(node, (read, inner), w, there(bias[0]), layout, macs)
+    made.makes, made.image, made.nodes = f"{node.outputs[0]}/headrace/places", inner, []
+    spread = Operation("images_spread", [made.makes], node.outputs[0], slots, [node])
+    spread.source = made, there
+    made.also = [spread]
     return made
 
 

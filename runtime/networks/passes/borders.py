@@ -13,7 +13,7 @@ from typing import Any
 from headrace.kernels.convolution import Geometry
 from headrace.networks.operation import PADDED, Image, Operation
 
-_PER_CHANNEL = 6  # pixels of a row for each channel written, up to which a copy pays
+_PER_CHANNEL = 16  # pixels of a row for each channel written, up to which a copy pays
 
 
 def with_borders(

@@ -8,7 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+<<<<<<< HEAD
 from headrace.kernels.sparse_product import ROWS, kernel_of
+=======
+from headrace.kernels.finishes import Finish
+>>>>>>> f444351edca6560771d956e4051442cb0e355626
 from headrace.networks.operation import NOTHING, Operation, Weight
 
 _CONVOLUTIONS = ("convolution_f32", "depthwise_f32")
@@ -55,7 +59,13 @@ def _absorbed(
     """What makes an operation's input, with the operation added to it; None: it cannot be."""
     if one.kernel == "images_map":
         before = only_user(one.reads[0])
-        return before if before is not None and _takes(before, one) else None
+        if before is None:
+            return None
+        if before.source is None:
+            return before if _takes(before, one.finish, one.affine) else None
+        maker_of, there = before.source
+        affine = None if one.affine is None else (there(one.affine[0]), there(one.affine[1]))
+        return before if _takes(maker_of, one.finish, affine) else None
     if one.kernel != "images_add":
         return None
     if len(one.reads) == 1:
@@ -81,16 +91,16 @@ def _absorbed(
     return None
 
 
-def _takes(before: Operation, one: Operation) -> bool:
+def _takes(before: Operation, finish: Finish, affine: tuple[np.ndarray, np.ndarray] | None) -> bool:
     """Let an operation end with factors or an activation, if it can."""
     if before.kernel not in _ENDING or before.clamps or before.adds is not None:
         return False
-    if one.finish != NOTHING and (before.finish != NOTHING or one.affine is not None):
+    if finish != NOTHING and (before.finish != NOTHING or affine is not None):
         return False
-    if one.affine is None:
-        before.finish = one.finish
+    if affine is None:
+        before.finish = finish
         return True
-    scale, shift = one.affine
+    scale, shift = affine
     if before.finish != NOTHING:
         if np.ptp(scale) or np.ptp(shift):
             return False
@@ -99,9 +109,7 @@ def _takes(before: Operation, one: Operation) -> bool:
         before.finish = replace(end, scale=end.scale * a, shift=end.shift * a + b)
     elif before.kernel == "images_map":
         inner = before.affine
-        before.affine = (
-            one.affine if inner is None else (inner[0] * scale, inner[1] * scale + shift)
-        )
+        before.affine = affine if inner is None else (inner[0] * scale, inner[1] * scale + shift)
     else:
         _scale_weights(before, scale, shift)
     return True

@@ -7,6 +7,7 @@ floats round each; all else is the same arithmetic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,12 +117,21 @@ def _constant(graph: Graph, like: str, role: str, value: np.ndarray) -> str:
     return name
 
 
-def _operands(matcher: Matcher, node: Node, count: int) -> list[str] | None:
-    """Values, scales and zero points that the first inputs are dequantised from."""
+def _operands(matcher: Matcher, node: Node, count: int, axis: int = 0) -> list[str] | None:
+    """Values, scales and zero points that the first inputs are dequantised from.
+
+    Where there are several scales, they are those of an axis.
+    """
     found: list[str] = []
     for name in node.inputs[:count]:
         source = matcher.maker(name, "DequantizeLinear")
-        if source is None:
+        if source is None or source.attribute("block_size", 0):
+            return None
+        sizes = matcher.shape(source.inputs[1])
+        rank = len(matcher.shape(source.inputs[0]) or ())
+        if sizes is None or not rank:
+            return None
+        if math.prod(sizes) > 1 and source.attribute("axis", 1) % rank != axis:
             return None
         found += [source.inputs[0], source.inputs[1], named(source.inputs, 2)]
     return found
@@ -175,12 +185,15 @@ def _conv(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | N
 
 
 def _gemm(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
-    of = _operands(matcher, node, 2)
+    of = _operands(matcher, node, 2, 0 if node.attribute("transB", 0) else 1)
     if of is None or node.attribute("beta", 1.0) != 1.0:
         return None
     bias: str | None = ""
     if named(node.inputs, 2):
         bias = _bias(matcher, node.inputs[2], of[1], of[4], y)
+        made = f"{y}/headrace/bias"
+        if bias == made and not to[0]:  # what is rounded would show in float32
+            return None
     if bias is None:
         return None
     inputs = [*of, bias, *to]
