@@ -8,11 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-<<<<<<< HEAD
-from headrace.kernels.sparse_product import ROWS, kernel_of
-=======
 from headrace.kernels.finishes import Finish
->>>>>>> f444351edca6560771d956e4051442cb0e355626
+from headrace.kernels.sparse_product import ROWS, kernel_of
 from headrace.networks.operation import NOTHING, Operation, Weight
 
 _CONVOLUTIONS = ("convolution_f32", "depthwise_f32")
