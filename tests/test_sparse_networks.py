@@ -177,6 +177,41 @@ def loaded(path: Path) -> Network:
     return load_network(path, threads=2)
 
 
+def test_a_network_of_tokens_is_calibrated(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) * shape[0] ** -0.5).astype(np.float32)
+
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["e"]),
+        helper.make_node("MatMul", ["e", "up"], ["a"]),
+        helper.make_node("Add", ["a", "bias"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("MatMul", ["c", "down"], ["d"]),
+        helper.make_node("Add", ["d", "e"], ["y"]),
+    ]
+    constants = {
+        "table": normal(50, 8) @ normal(8, 32), "up": normal(32, 64), "bias": normal(64),
+        "down": normal(64, 32),
+    }  # fmt: skip
+    model = model_of(nodes, {"x": (onnx.TensorProto.INT64, ["n", "t"])}, ["y"], constants)
+    src, off = save(model, tmp_path / "a.onnx"), []
+    np.save(tmp_path / "ids.npy", rng.integers(0, 50, (20, 7)))
+    x = rng.integers(0, 50, (4, 9))
+    wanted = reference(model, x)["y"]
+    for inputs in (None, tmp_path / "ids.npy"):
+        done = compress_network(
+            src, tmp_path / "b.onnx", sparsity=0.5, calibrate=inputs, force=True
+        )
+        assert done.sparse_layers == 2
+        off.append(float(np.square(reference(str(done.path), x)["y"] - wanted).mean()))
+    assert off[1] < 0.5 * off[0], off
+    np.save(tmp_path / "ids.npy", np.zeros((2, 7), np.float32))
+    with pytest.raises(HeadraceError, match="float32 numbers for input x"):
+        compress_network(src, tmp_path / "c.onnx", sparsity=0.5, calibrate=tmp_path / "ids.npy")
+
+
 def test_the_last_layer_is_pruned_when_asked(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     model = inverted_residuals(rng, lambda *shape: rng.standard_normal(shape).astype(np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from headrace.errors import HeadraceError
 from headrace.networks.network import Port
 
 Sample = dict[str, np.ndarray]
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "FLOAT": np.dtype(np.float32), "INT64": np.dtype(np.int64), "INT32": np.dtype(np.int32),
+}  # fmt: skip
 
 
 def read_samples(path: Path, ports: Sequence[Port], most: int) -> list[Sample]:
@@ -76,9 +80,14 @@ def _arrays(file: Path, ports: Sequence[Port]) -> dict[str, np.ndarray]:
 
 def _cut(file: Path, port: Port, array: np.ndarray) -> list[np.ndarray]:
     """Arrays for one call each."""
-    if port.shape is None or port.kind != "FLOAT":
-        raise HeadraceError(f"input {port.name} is {port.text}: only float32 ones are calibrated")
-    array = np.ascontiguousarray(array, np.float32)
+    dtype = _DTYPES.get(port.kind)
+    if port.shape is None or dtype is None:
+        raise HeadraceError(
+            f"input {port.name} is {port.text}: {', '.join(_DTYPES)} are what is calibrated with"
+        )
+    if dtype.kind == "i" and array.dtype.kind not in "iub":
+        raise HeadraceError(f"{file} has {array.dtype} numbers for input {port.name}: {port.text}")
+    array = np.ascontiguousarray(array, dtype)
     shape = port.shape
     if (array.ndim == len(shape) - 1 and shape[0] in (1, None)) or isinstance(shape[0], str):
         array = array[None] if array.ndim == len(shape) - 1 else array
