@@ -66,8 +66,8 @@ def is_network(name: str | Path) -> bool:
 def is_encoder(name: str | Path) -> bool:
     """Whether a model's name means a directory of a text encoder: see `load_encoder`.
 
-    Such a directory has a tokenizer, and a config.json of BERT's architecture, or the modules.json of
-    sentence-transformers, or an ONNX model and no other weights.
+    Such a directory has a tokenizer, and a config.json of BERT's architecture, or the modules.json
+    of sentence-transformers, or an ONNX model and no other weights.
     """
     path = Path(os.path.expanduser(os.fspath(name)))
     try:

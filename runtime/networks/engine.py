@@ -18,6 +18,7 @@ from headrace.kernels import (
     images,
     images_u8,
     layer_norm,
+    rows,
 )
 from headrace.networks.weight_store import WeightStore
 from headrace.targets.cache import KernelStore
@@ -28,7 +29,7 @@ from headrace.team import Team
 # Whose kernels networks use.
 MODULES = (
     convolution, images, finishes, image_operators, layer_norm, gelu, attention_rows,
-    convolution_u8, depthwise_u8, images_u8, dynamic_u8,
+    convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
 )  # fmt: skip
 
 
@@ -54,10 +55,10 @@ class Engine:
         Raises:
             KernelError: one does not compile, or there is no compiler.
         """
-        rows: dict[str, Kernel] = {
+        known: dict[str, Kernel] = {
             row.name: row for module in MODULES for row in module.all_kernels()
         }
-        return self._store.load([rows[name] for name in names])
+        return self._store.load([known[name] for name in names])
 
     @property
     def team(self) -> Team:
