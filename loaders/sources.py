@@ -13,6 +13,9 @@ from headrace.loaders.split_names import model_groups
 # Either makes a directory a model, with its config.json; named by themselves, they mean it too.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 
+ENCODER_FILES = ("model.onnx", "onnx/model.onnx")  # of a directory, the first that is there
+_BERT = re.compile(rb'"model_type"\s*:\s*"bert"')
+
 
 def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path:
     """The model file that `name` means; a known name or a hub id is fetched when not cached.
@@ -63,16 +66,22 @@ def is_network(name: str | Path) -> bool:
 def is_encoder(name: str | Path) -> bool:
     """Whether a model's name means a directory of a text encoder: see `load_encoder`.
 
-    Such a directory has a tokenizer, and an ONNX model or a config.json of BERT's architecture.
+    Such a directory has a tokenizer, and a config.json of BERT's architecture, or the modules.json
+    of sentence-transformers, or an ONNX model and no other weights.
     """
     path = Path(os.path.expanduser(os.fspath(name)))
     try:
-        if not (path / "tokenizer.json").is_file():
+        there = {p.name for p in path.iterdir()} if path.is_dir() else set()
+        if "tokenizer.json" not in there:
             return False
-        if any((path / one).is_file() for one in ("model.onnx", "onnx/model.onnx")):
+        if "modules.json" in there:
             return True
-        with (path / "config.json").open("rb") as file:
-            return b'"BertModel"' in file.read(1 << 20)
+        if "config.json" in there:
+            with (path / "config.json").open("rb") as file:
+                if _BERT.search(file.read(1 << 20)):
+                    return True
+        others = any(n in there for n in _SAFETENSORS) or any(n.endswith(".gguf") for n in there)
+        return not others and any((path / one).is_file() for one in ENCODER_FILES)
     except OSError:
         return False
 

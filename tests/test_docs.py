@@ -135,6 +135,18 @@ def test_readme_names_formats_and_families() -> None:
         assert f"`{family}`" in README, family
 
 
+def test_operators_of_networks_are_in_their_table() -> None:
+    """Those with kernels of ours, and those that patterns find in the file."""
+    from headrace.networks.operators import OPERATORS
+    from headrace.networks.patterns import microsoft
+
+    table = (ROOT / "docs" / "onnx.md").read_text("utf-8").partition("## Encoders")[0]
+    of_files = [name for name in OPERATORS if not name.startswith("headrace.")]
+    more = [*microsoft._MAKERS, "DynamicQuantizeMatMul", "MatMulIntegerToFloat"]
+    for name in (*of_files, *more):
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", table), name
+
+
 def test_blocks_that_scripts_fill_are_marked() -> None:
     assert README.count("<!-- benchmark -->") == README.count("<!-- /benchmark -->") == 1
     for path in DOCUMENTS:

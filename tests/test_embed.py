@@ -14,9 +14,11 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 
 import headrace
+import headrace.model
 from headrace.cli import main
 from headrace.errors import HeadraceError, ModelFileError, ModelNotFoundError, UnsupportedError
 from headrace.loaders.folder import Folder
+from headrace.loaders.sources import is_encoder
 from headrace.networks.encoders.bert import read_bert, with_weights
 from headrace.networks.encoders.encoder import Encoder, load_encoder
 
@@ -301,3 +303,20 @@ def test_what_is_no_encoder(folder: Path, tmp_path: Path) -> None:
         load_encoder(tmp_path)
     with pytest.raises(ValueError, match="at least one text"):
         load_encoder(folder).embed([])
+    with pytest.raises(TypeError, match="one is bytes"):
+        load_encoder(folder).embed(["a", b"b"])  # type: ignore[list-item]
+    with pytest.raises(UnsupportedError, match="headrace embed"):
+        headrace.model.load(folder)
+
+
+def test_which_directories_are_encoders(folder: Path, tmp_path: Path) -> None:
+    assert is_encoder(folder) and not is_encoder(tmp_path) and not is_encoder(tmp_path / "no")
+    (tmp_path / "tokenizer.json").touch()
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").touch()
+    assert is_encoder(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").touch()  # a language model that was exported, too
+    assert not is_encoder(tmp_path)
+    (tmp_path / "modules.json").touch()
+    assert is_encoder(tmp_path)

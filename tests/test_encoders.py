@@ -13,6 +13,7 @@ from onnx_encoders import encoder, tokens
 from onnx_models import FLOAT, model_of
 from test_native_networks import native, reference
 
+from headrace.errors import HeadraceError
 from headrace.networks.network import network_of
 
 LAYERS = 2
@@ -28,6 +29,7 @@ def test_an_encoder_gives_what_onnxruntime_gives(spelling: str) -> None:
             inputs = tokens(rng, batch, count)
             (region,) = native(network, inputs)
             counts = Counter(one.kernel for one in region.operations)
+            assert counts.pop("rows_f32_gather") == 1
             assert counts == {name: n * LAYERS for name, n in OF_A_LAYER.items()}
             # Sums of up to 64 terms, through two layers that bring them back to about 1.
             found, expected = network(inputs)["y"], reference(model, inputs)["y"]
@@ -52,7 +54,7 @@ def test_plans_share_their_weights() -> None:
         inputs = [tokens(rng, 1, count) for count in (5, 9)]
         (a,), (b,) = (native(network, one) for one in inputs)
         large = [{w.base for w in region._weights if w.n_bytes > 4096} for region in (a, b)]
-        assert large[0] == large[1] and len(large[0]) == 4 * LAYERS
+        assert large[0] == large[1] and len(large[0]) == 4 * LAYERS + 1
         network.plan(inputs[0])
         before = network(inputs[1])["y"]
         del a
@@ -200,3 +202,30 @@ def test_an_encoder_that_onnxruntime_has_quantised(tmp_path: Any) -> None:
     # Where a sum rounds otherwise, a code may be the next one: some hundredths, in a few places.
     assert float(np.sqrt(((found - expected) ** 2).mean())) < 0.01
     assert float(np.abs(found - expected).max()) < 0.2
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_rows_of_tables(dtype: Any) -> None:
+    rng = np.random.default_rng(11)
+    nodes = [
+        helper.make_node("Gather", ["words", "ids"], ["a"]),
+        helper.make_node("Gather", ["kinds", "ids"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Add", ["c", "places"], ["y"]),
+    ]
+    constants = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in (("words", (9, 20)), ("kinds", (9, 20)), ("places", (1, 6, 20)))
+    }
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    model = model_of(nodes, {"ids": (kind, ["n", 6])}, ["y"], constants)
+    with network_of(model, threads=2) as network:
+        for n in (1, 3):
+            ids = rng.integers(-9, 9, (n, 6)).astype(dtype)
+            assert [kind for kind, _ in network.plan({"ids": ids}).where()] == ["headrace"]
+            found, expected = network({"ids": ids})["y"], reference(model, {"ids": ids})["y"]
+            np.testing.assert_array_equal(found, expected)
+        for wrong in (9, -10, np.iinfo(dtype).min, np.iinfo(dtype).max):
+            ids[-1, -1] = wrong
+            with pytest.raises(HeadraceError, match=str(wrong)):
+                network({"ids": ids})

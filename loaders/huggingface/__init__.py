@@ -96,6 +96,10 @@ def _describe(config: Config) -> Description:
     kind = config.get("model_type", str)
     # The name comes from the file: it is looked up in a list, never imported as it is.
     file = _FILES.get(kind, kind)
+    if kind == "bert":
+        raise config.unsupported(
+            "model_type", "is 'bert', a text encoder: `headrace embed DIRECTORY` runs it"
+        )
     if not re.fullmatch(r"[a-z0-9_]{1,32}", file) or file not in names():
         raise config.unsupported(
             "model_type", f"is {kind[:64]!r}; these are supported: {', '.join(names())}"

@@ -23,6 +23,7 @@ from headrace.kernels import (
     prepare,
     probe,
     recall,
+    rows,
     sparse_product,
     zero_computation,
 )
@@ -33,7 +34,7 @@ from headrace.targets.table import Kernel
 
 def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name; dispatch, tests and benchmarks loop over it."""
-    rows = [
+    found = [
         *linear.all_kernels(),
         *gqs_kernels.all_kernels(),
         *gqs_columns.all_kernels(),
@@ -48,6 +49,7 @@ def kernel_table() -> dict[str, Kernel]:
         *finishes.all_kernels(),
         *image_operators.all_kernels(),
         *layer_norm.all_kernels(),
+        *rows.all_kernels(),
         *gelu.all_kernels(),
         *attention_rows.all_kernels(),
         *bitstack.all_kernels(),
@@ -62,4 +64,4 @@ def kernel_table() -> dict[str, Kernel]:
         *requests.all_kernels(),
         *expert_store.all_kernels(),
     ]
-    return {row.name: row for row in rows}
+    return {row.name: row for row in found}

@@ -18,6 +18,7 @@ from headrace.kernels import (
     images,
     images_u8,
     layer_norm,
+    rows,
     sparse_product,
 )
 from headrace.networks.weight_store import WeightStore
@@ -29,7 +30,7 @@ from headrace.team import Team
 # Whose kernels networks use.
 MODULES = (
     convolution, sparse_product, images, finishes, image_operators, layer_norm, gelu,
-    attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8,
+    attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
 )  # fmt: skip
 
 
@@ -55,10 +56,10 @@ class Engine:
         Raises:
             KernelError: one does not compile, or there is no compiler.
         """
-        rows: dict[str, Kernel] = {
+        known: dict[str, Kernel] = {
             row.name: row for module in MODULES for row in module.all_kernels()
         }
-        return self._store.load([rows[name] for name in names])
+        return self._store.load([known[name] for name in names])
 
     @property
     def team(self) -> Team:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from headrace.errors import CancelledError
+from headrace.errors import CancelledError, HeadraceError
 from headrace.kernels.execute import STEP_BARRIER, STEP_SLOTS
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
@@ -185,6 +185,7 @@ class NativeRegion:
         """Outputs for inputs.
 
         Raises:
+            HeadraceError: an index is out of bounds.
             CancelledError: somebody cancelled it.
         """
         held = {name: np.ascontiguousarray(values[name]) for name in self.inputs}
@@ -192,11 +193,23 @@ class NativeRegion:
             name: np.empty(self._shapes[name], tensor_dtype_to_np_dtype(self._types[name]))
             for name in self.outputs
         }
+        self._check(held)
         for at, name, more in self._patches:
             self._blocks[at] = (found if name in found else held)[name].ctypes.data + more
         if not self._engine.team.run(self._steps):
             raise CancelledError("the network was cancelled")
         return found
+
+    def _check(self, held: Mapping[str, np.ndarray]) -> None:
+        for one in self.operations:
+            for name, (least, most) in one.bounds.items():
+                array = held[name]
+                if array.min() < least or array.max() > most:
+                    wrong = array.min() if array.min() < least else array.max()
+                    raise HeadraceError(
+                        f"{one.nodes[0].label}: {name} has an element {wrong}, and the table has "
+                        f"entries from {least} to {most}"
+                    )
 
 
 def _scratch(index: int) -> str:

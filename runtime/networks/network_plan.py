@@ -87,15 +87,27 @@ class NetworkPlan:
 
 
 def _ours(graph: Graph) -> set[int]:
-    """Ids of the nodes that our kernels can compute."""
+    """Ids of the nodes that our kernels are to compute."""
     found = {id(node): operation_for(graph, node) for node in graph.nodes}
     # What a kernel reads as ONNX has it comes from outside.
     plain = {name for one in found.values() if one is not None for name in one.plain}
-    return {
+    ours = {
         id(node)
         for node in graph.nodes
         if found[id(node)] is not None and not plain.intersection(node.outputs)
     }
+    makers = {name: id(node) for node in graph.nodes for name in node.outputs}
+    users = graph.users()
+    for node in graph.nodes:
+        # Between nodes of the host alone it would be a run for itself.
+        of = found[id(node)]
+        before = [makers[name] for name in node.reads if name in makers]
+        behind = [id(one) for name in node.outputs for one in users.get(name, [])]
+        if of is None or of.macs or not before or not behind:
+            continue
+        if not ours.intersection((*before, *behind)):
+            ours.discard(id(node))
+    return ours
 
 
 def _runner(run: HostRegion | NativeRegion) -> str:

@@ -118,6 +118,7 @@ class Operation:
         reads, makes: values.
         plain: values that it wants as they lie in ONNX, whatever their type.
         weights: what it has for itself, by name.
+        bounds: least and largest that the elements of an input may be.
         scratch: bytes that each thread needs while it runs; at `at["scratch"]`.
         slots: gives the argument block out of the address of each value and weight.
         nodes: what it computes of the file's graph.
@@ -148,6 +149,7 @@ class Operation:
     nodes: list[Any]
     weights: dict[str, np.ndarray | Weight] = field(default_factory=dict)
     plain: list[str] = field(default_factory=list)
+    bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
     scratch: int = 0
     least: float = -INFINITE
     most: float = INFINITE

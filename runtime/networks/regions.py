@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from headrace.networks.graph import Graph, Node
@@ -60,17 +60,26 @@ def _count(nodes: Iterable[Node]) -> int:
 
 
 def regions_of(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Region]:
-    """All nodes in as few runs as a greedy order gives: of what is ready, all of one kind first."""
+    """All nodes in as few runs as a greedy order gives: of what is ready, all of one kind first.
+
+    Either kind may be the first: what takes fewer runs is taken.
+    """
+    kinds = [is_ours(node) for node in graph.nodes]
+    host_first, ours_first = _runs(graph, kinds, False), _runs(graph, kinds, True)
+    runs = host_first if len(host_first) <= len(ours_first) else ours_first
+    return [_region(graph, kind, run) for kind, run in runs]
+
+
+def _runs(graph: Graph, kinds: Sequence[bool], first: bool) -> list[tuple[bool, list[int]]]:
     waiting = {i: _waits(graph, node) for i, node in enumerate(graph.nodes)}
     made_by: dict[str, list[int]] = {}
     for i, names in waiting.items():
         for name in names:
             made_by.setdefault(name, []).append(i)
-    kinds = [is_ours(node) for node in graph.nodes]
     ready = {i for i, names in waiting.items() if not names}
     runs: list[tuple[bool, list[int]]] = []
+    kind = first
     while ready:
-        kind = not runs[-1][0] if runs else kinds[min(ready)]
         run: list[int] = []
         while True:
             now = sorted(i for i in ready if kinds[i] == kind)
@@ -84,8 +93,10 @@ def regions_of(graph: Graph, is_ours: Callable[[Node], bool]) -> list[Region]:
                         waiting[user].discard(name)
                         if not waiting[user]:
                             ready.add(user)
-        runs.append((kind, sorted(run)))
-    return [_region(graph, kind, run) for kind, run in runs if run]
+        if run:
+            runs.append((kind, sorted(run)))
+        kind = not kind
+    return runs
 
 
 def _waits(graph: Graph, node: Node) -> set[str]:

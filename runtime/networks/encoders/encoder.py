@@ -12,11 +12,11 @@ import numpy as np
 from headrace.errors import HeadraceError, ModelFileError, ModelNotFoundError
 from headrace.loaders.folder import Folder
 from headrace.loaders.onnx_model import open_onnx
+from headrace.loaders.sources import ENCODER_FILES
 from headrace.networks.encoders.settings import Settings, read_settings
 from headrace.networks.network import Network
 
 TOKENIZER, MAX_TOKENIZER_BYTES = "tokenizer.json", 64 << 20
-FILES = ("model.onnx", "onnx/model.onnx")  # of a directory, the first that is there
 STEP = 16  # lengths are rounded up to a multiple: each new shape takes a new plan
 BATCH_TOKENS, MOST_TEXTS = 512, 32  # of a batch
 _NAMES = ("last_hidden_state", "token_embeddings")
@@ -79,13 +79,17 @@ class Encoder:
 
         Raises:
             ValueError: no texts.
+            TypeError: something else than texts.
             HeadraceError: the network refuses its inputs, or is closed.
         """
         listed = [texts] if isinstance(texts, str) else list(texts)
         if not listed:
             raise ValueError("give at least one text")
-        tokens = [one.ids for one in self._tokenizer.encode_batch(listed)]
-        kinds = [one.type_ids for one in self._tokenizer.encode_batch(listed)]
+        for one in listed:
+            if not isinstance(one, str):
+                raise TypeError(f"texts are str, and one is {type(one).__name__}")
+        encoded = self._tokenizer.encode_batch(listed)
+        tokens, kinds = ([getattr(one, part) for one in encoded] for part in ("ids", "type_ids"))
         order = sorted(range(len(listed)), key=lambda i: len(tokens[i]))
         found: np.ndarray | None = None
         done = 0
@@ -173,7 +177,9 @@ def load_encoder(path: Path, *, threads: int | None = None) -> Encoder:
     folder = Folder(path if path.is_dir() else _home(path))
     tokenizer = _tokenizer(folder)
     settings = read_settings(folder)
-    file = next((folder.path / name for name in FILES if (folder.path / name).exists()), None)
+    file = next(
+        (folder.path / name for name in ENCODER_FILES if (folder.path / name).exists()), None
+    )
     if not path.is_dir():
         file = path
     if file is not None:

@@ -18,6 +18,7 @@ from headrace.networks.operators import (
     channels,
     convolution,
     dynamic,
+    gathering,
     gelu,
     matrix,
     mean,
@@ -49,6 +50,7 @@ OPERATORS: dict[str, Maker] = {
     **attention.OPERATORS,
     **quantised.OPERATORS,
     **dynamic.OPERATORS,
+    **gathering.OPERATORS,
     **quantised_images.OPERATORS,
 }
 

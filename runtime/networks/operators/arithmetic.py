@@ -12,7 +12,7 @@ import numpy as np
 
 from headrace.kernels import image_operators as kernels
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Image, Operation, image_of
+from headrace.networks.operation import Image, Operation, Weight, image_of
 from headrace.networks.operators import sums
 from headrace.networks.operators.activations import mapped
 
@@ -40,7 +40,7 @@ def _with_constant(graph: Graph, node: Node, at: int) -> Operation | None:
         return None
     c = per_channel(graph, node.inputs[at], x)
     if c is None:
-        return None
+        return _with_rows(graph, node, x, node.inputs[at]) if node.op == "Add" else None
     one = np.ones(of.padded, np.float32)
     with np.errstate(divide="ignore"):
         affine = {
@@ -51,6 +51,29 @@ def _with_constant(graph: Graph, node: Node, at: int) -> Operation | None:
         return None
     scale, shift = (np.asarray(a, np.float32) for a in affine)
     return mapped(graph, node, x, affine=(scale, shift))
+
+
+def _with_rows(graph: Graph, node: Node, x: str, name: str) -> Operation | None:
+    """The sum with constant rows [tokens, channels], the same for each of a batch."""
+    of, shape, held = image_of(graph, x), graph.shape(x) or (), graph.constants.type(name)
+    rows = held.shape or ()
+    while len(rows) > 2 and rows[0] == 1:
+        rows = rows[1:]
+    if of is None or held.elem_type != 1 or len(shape) != 3 or rows != shape[1:]:
+        return None
+
+    def more() -> np.ndarray:
+        array = graph.constants.array(name).reshape(rows)
+        return np.pad(array, ((0, 0), (0, of.padded - of.channels)))
+
+    n_bytes = 4 * rows[0] * of.padded
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [at[x], at["more"], at[one.makes], of.n_bytes // 64, n_bytes // 64]
+
+    key = graph.constants.identity(name)
+    weight = Weight(n_bytes, more, None if key is None else ("rows", key, rows))
+    return Operation("rows_f32_add", [x], node.outputs[0], slots, [node], {"more": weight})
 
 
 def per_channel(graph: Graph, name: str, x: str) -> np.ndarray | None:

@@ -15,6 +15,8 @@ def passing(
     users = Counter(name for one in operations for name in one.inputs)
     found = {}
     for one in operations:
+        if not one.reads:
+            continue
         x, y = one.reads[0], one.makes
         comes = x in inputs and users[x] == 1 and x not in outputs
         if one.kernel == "images_from_floats" and comes:
