@@ -1,1 +1,1 @@
-"""Smaller ONNX files: post-training quantisation."""
+"""Smaller ONNX files: pruning and quantisation after training."""
