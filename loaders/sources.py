@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from headrace.errors import ModelFileError, ModelNotFoundError
+from headrace.errors import HeadraceError, ModelFileError, ModelNotFoundError
 from headrace.loaders import pull as _pull
+from headrace.loaders.reader import open_regular
 from headrace.loaders.split_names import model_groups
 
 # Either makes a directory a model, with its config.json; named by themselves, they mean it too.
@@ -77,12 +78,12 @@ def is_encoder(name: str | Path) -> bool:
         if "modules.json" in there:
             return True
         if "config.json" in there:
-            with (path / "config.json").open("rb") as file:
+            with open_regular(path / "config.json") as file:  # it may be a pipe, and wait for ever
                 if _BERT.search(file.read(1 << 20)):
                     return True
         others = any(n in there for n in _SAFETENSORS) or any(n.endswith(".gguf") for n in there)
         return not others and any((path / one).is_file() for one in ENCODER_FILES)
-    except OSError:
+    except (OSError, HeadraceError):  # whoever loads it says what is wrong
         return False
 
 
