@@ -18,12 +18,9 @@ def _or_network(load_model: Callable[P, language_model.Model]) -> Callable[P, An
     @wraps(load_model)
     def load(*args: P.args, **options: P.kwargs) -> Any:
         name: Any = args[0] if args else options.get("model")
-        if isinstance(name, str | Path) and is_network(name):
+        if isinstance(name, str | Path) and (is_network(name) or is_encoder(name)):
             others: dict[str, Any] = {k: v for k, v in options.items() if k != "model"}
-            return _network(name, **others)
-        if isinstance(name, str | Path) and is_encoder(name):
-            others = {k: v for k, v in options.items() if k != "model"}
-            return _encoder(name, **others)
+            return _other(name, **others)
         return load_model(*args, **options)
 
     load.__doc__ = f"""{load_model.__doc__}
@@ -35,27 +32,20 @@ def _or_network(load_model: Callable[P, language_model.Model]) -> Callable[P, An
     return load
 
 
-def _network(
+def _other(
     name: str | Path, *, threads: int | None = None, progress: Any = None, **others: Any
 ) -> Any:
-    from headrace.networks.network import load_network
-
+    what = "an ONNX file" if is_network(name) else "a text encoder"
     given = [key for key, value in others.items() if value is not None]
     if given:
-        raise TypeError(f"{name}: an ONNX file takes no {given[0]!r} (yet); leave it out")
+        raise TypeError(f"{name}: {what} takes no {given[0]!r} (yet); leave it out")
     chosen = None if threads is None else whole("threads", threads, low=1)
-    return load_network(resolve(name, progress=progress), threads=chosen)
+    if is_network(name):
+        from headrace.networks.network import load_network
 
-
-def _encoder(
-    name: str | Path, *, threads: int | None = None, progress: Any = None, **others: Any
-) -> Any:
+        return load_network(resolve(name, progress=progress), threads=chosen)
     from headrace.networks.encoders.encoder import load_encoder
 
-    given = [key for key, value in others.items() if value is not None]
-    if given:
-        raise TypeError(f"{name}: a text encoder takes no {given[0]!r} (yet); leave it out")
-    chosen = None if threads is None else whole("threads", threads, low=1)
     return load_encoder(Path(name).expanduser(), threads=chosen)
 
 

@@ -231,6 +231,13 @@ class Graph:
     types: dict[str, TensorType] = field(default_factory=dict)
     sparse: dict[str, Any] = field(default_factory=dict)
 
+    def type(self, name: str) -> TensorType | None:
+        """Of a value or constant; None: not known."""
+        found = self.types.get(name)
+        if found is None and name in self.constants:
+            found = self.constants.type(name)
+        return found
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Of a value; None: not known."""
         found = self.types.get(name)

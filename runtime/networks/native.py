@@ -73,11 +73,12 @@ class NativeRegion:
         self._images |= {one.makes: one.image for one in operations if one.image is not None}
         fixed = {*self.inputs, *self.outputs}
         self.operations, self._places = in_place(operations, self._images, fixed)
+        ends = dict.fromkeys((*self.inputs, *self.outputs))
+        self._outside = {name: _GIVEN + (i << 44) for i, name in enumerate(ends)}
         # What lies as ONNX has it is read and written where the caller has it.
-        ends = [n for n in (*self.inputs, *self.outputs)]
         self._given = {
-            name: _GIVEN + (i << 44)
-            for i, name in enumerate(ends)
+            name: at
+            for name, at in self._outside.items()
             if name not in self._images or self._images[name].as_in_onnx
         }
         offsets, self.arena_bytes = placed(self._lives())
@@ -130,10 +131,9 @@ class NativeRegion:
     def _compiled(self) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, int]]]:
         """Steps, argument blocks, and where in these which address comes with what added to it."""
         calls: list[tuple[str, list[Any]]] = []
-        outside = {name: _GIVEN + (i << 44) for i, name in enumerate((*self.inputs, *self.outputs))}
         for name in self.inputs:
             if name not in self._given:
-                calls.append(self._moved("gather", name, outside[name], self._at[name]))
+                calls.append(self._moved("gather", name, self._outside[name], self._at[name]))
         passes = list(self._passing.values())
         for i, operation in enumerate(self.operations):
             if operation.affine is not None:
@@ -148,7 +148,7 @@ class NativeRegion:
             calls.append((kernel, slots(operation, self._at | own)))
         for name in self.outputs:
             if name not in self._given:
-                calls.append(self._moved("scatter", name, self._at[name], outside[name]))
+                calls.append(self._moved("scatter", name, self._at[name], self._outside[name]))
         addresses = self._engine.addresses({kernel for kernel, _ in calls})
         starts = np.cumsum([0, *(len(slots) for _, slots in calls)])
         blocks = np.concatenate([argument_block(slots) for _, slots in calls])
@@ -156,7 +156,7 @@ class NativeRegion:
         steps[:, 0] = [addresses[kernel] for kernel, _ in calls]
         steps[:, 1] = blocks.ctypes.data + 8 * starts[:-1]
         steps[:, 2] = STEP_BARRIER
-        ends = [*self.inputs, *self.outputs]
+        ends = list(self._outside)
         patches = [
             (int(at), ends[int(blocks[at] - _GIVEN) >> 44], int(blocks[at]) & ((1 << 44) - 1))
             for at in np.flatnonzero(blocks >= _GIVEN)

@@ -44,9 +44,7 @@ def named(names: list[str], index: int) -> str:
 
 def elem_type(graph: Graph, name: str) -> int:
     """Of a value or constant; 0: not known."""
-    of = graph.types.get(name)
-    if of is None and name in graph.constants:
-        of = graph.constants.type(name)
+    of = graph.type(name)
     return 0 if of is None else of.elem_type
 
 

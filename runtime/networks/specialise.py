@@ -145,14 +145,14 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     import onnx
 
     if node.domain == "com.microsoft":
-        known = {name: of for name in node.reads if (of := _type(graph, name)) is not None}
+        known = {name: of for name in node.reads if (of := graph.type(name)) is not None}
         return microsoft_types(node, known)
     version = graph.opsets.get(node.domain)
     if version is None:
         return {}
     input_types, input_data = {}, {}
     for name in node.reads:
-        of = _type(graph, name)
+        of = graph.type(name)
         if of is None:
             if name in node.inputs:
                 return {}
@@ -174,13 +174,6 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
         if name and proto.HasField("tensor_type") and proto.tensor_type.elem_type:
             types[name] = TensorType(proto.tensor_type.elem_type, _shape(proto.tensor_type))
     return types
-
-
-def _type(graph: Graph, name: str) -> TensorType | None:
-    found = graph.types.get(name)
-    if found is None and name in graph.constants:
-        found = graph.constants.type(name)
-    return found
 
 
 def _shape(tensor: Any) -> tuple[int, ...] | None:

@@ -94,7 +94,7 @@ class Encoder:
         found: np.ndarray | None = None
         done = 0
         while done < len(order):
-            batch = _next_batch(order[done:], tokens)
+            batch = _next_batch(order, done, tokens)
             vectors = self._vectors([tokens[i] for i in batch], [kinds[i] for i in batch])
             if found is None:
                 found = np.empty((len(listed), vectors.shape[1]), np.float32)
@@ -155,12 +155,13 @@ def _rounded(length: int, most: int) -> int:
     return max(length, min(-(-length // STEP) * STEP, most))
 
 
-def _next_batch(order: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[int]:
-    """Of texts by length, the first ones: a power of two, of lengths that round alike."""
-    length = -(-len(tokens[order[0]]) // STEP)
-    alike = [i for i in order if -(-len(tokens[i]) // STEP) == length]
-    most = max(1, min(MOST_TEXTS, BATCH_TOKENS // (length * STEP), len(alike)))
-    return alike[: 1 << (most.bit_length() - 1)]
+def _next_batch(order: Sequence[int], first: int, tokens: Sequence[Sequence[int]]) -> list[int]:
+    """Of texts by length, those from a place on: a power of two, of lengths that round alike."""
+    length = -(-len(tokens[order[first]]) // STEP)
+    most = max(1, min(MOST_TEXTS, BATCH_TOKENS // (length * STEP)))
+    near = order[first : first + most]
+    alike = sum(-(-len(tokens[i]) // STEP) == length for i in near)  # the first ones: by length
+    return list(near[: 1 << (alike.bit_length() - 1)])
 
 
 def load_encoder(path: Path, *, threads: int | None = None) -> Encoder:

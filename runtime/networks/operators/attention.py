@@ -16,13 +16,14 @@ import onnx
 from headrace.kernels.attention_rows import scratch_bytes
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import PADDED, Operation, image_of
+from headrace.networks.quantisation import named
 
 MOST_QUERIES = 16  # at once, of any target
 
 
 def _attention(graph: Graph, node: Node) -> Operation | None:
     q, k, v = node.inputs[:3]
-    mask = node.inputs[3] if len(node.inputs) > 3 else ""
+    mask = named(node.inputs, 3)
     images = [image_of(graph, name) for name in (q, k, v)]
     shapes = [graph.shape(name) or () for name in (q, k, v, node.outputs[0])]
     made = image_of(graph, node.outputs[0])

@@ -9,29 +9,36 @@ from headrace.kernels.convolution import INFINITE
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, bytes_of, image_of
 from headrace.networks.operators.quantised_images import clip
+from headrace.networks.quantisation import named
 
 
-def _relu(graph: Graph, node: Node) -> Operation | None:
-    return _clamped(graph, node, 0.0, INFINITE)
-
-
-def _clip(graph: Graph, node: Node) -> Operation | None:
-    if bytes_of(graph, node.inputs[0]) is not None:
-        return clip(graph, node)
+def bounds_of(graph: Graph, node: Node) -> tuple[float, float] | None:
+    """Least and most that Relu or Clip let through; None: they are no constants."""
+    if node.op == "Relu":
+        return 0.0, INFINITE
     bounds = []
     for i, (name, default) in enumerate((("min", -INFINITE), ("max", INFINITE)), 1):
         value = float(node.attribute(name, default))  # before operator set 11
-        if len(node.inputs) > i and node.inputs[i]:
-            if node.inputs[i] not in graph.constants:
+        given = named(node.inputs, i)
+        if given:
+            if given not in graph.constants:
                 return None
-            value = float(graph.constants.array(node.inputs[i]))
+            value = float(graph.constants.array(given).reshape(-1)[0])
         bounds.append(value)
-    if not bounds[0] <= bounds[1]:
+    return bounds[0], bounds[1]
+
+
+def _bounded(graph: Graph, node: Node) -> Operation | None:
+    if node.op == "Clip" and bytes_of(graph, node.inputs[0]) is not None:
+        return clip(graph, node)
+    bounds = bounds_of(graph, node)
+    if bounds is None or not bounds[0] <= bounds[1]:
         return None
-    return _clamped(graph, node, max(bounds[0], -INFINITE), min(bounds[1], INFINITE))
+    return clamped(graph, node, max(bounds[0], -INFINITE), min(bounds[1], INFINITE))
 
 
-def _clamped(graph: Graph, node: Node, least: float, most: float) -> Operation | None:
+def clamped(graph: Graph, node: Node, least: float, most: float) -> Operation | None:
+    """One pass over the input that bounds it; None: it is no value of ours."""
     x = node.inputs[0]
     of = image_of(graph, x)
     if of is None or x in graph.constants:
@@ -43,4 +50,4 @@ def _clamped(graph: Graph, node: Node, least: float, most: float) -> Operation |
     return Operation("images_add", [x], node.outputs[0], slots, [node], least=least, most=most)
 
 
-OPERATORS = {"Relu": _relu, "Clip": _clip}
+OPERATORS = {"Relu": _bounded, "Clip": _bounded}

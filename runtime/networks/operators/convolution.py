@@ -12,12 +12,13 @@ from headrace.kernels.convolution import Ending, Geometry, Groups, one_group, ti
 from headrace.networks.graph import Constants, Graph, Node
 from headrace.networks.operation import NOTHING, PADDED, Image, Operation, Weight, image_of
 from headrace.networks.operators.sparse_product import sparse_product
+from headrace.networks.quantisation import named
 
 
 def _conv(graph: Graph, node: Node) -> Operation | None:
     x, name = node.inputs[0], node.inputs[1]
     read, written = image_of(graph, x), image_of(graph, node.outputs[0])
-    bias_name = node.inputs[2] if len(node.inputs) > 2 else ""
+    bias_name = named(node.inputs, 2)
     constant = name in graph.constants and (not bias_name or bias_name in graph.constants)
     shape = graph.constants.type(name).shape if constant else None
     if read is None or written is None or shape is None or len(shape) != 4:

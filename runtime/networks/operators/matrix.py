@@ -12,12 +12,13 @@ from headrace.kernels.convolution import Geometry
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Image, Operation, image_of
 from headrace.networks.operators.convolution import convolution
+from headrace.networks.quantisation import named
 
 
 def _gemm(graph: Graph, node: Node) -> Operation | None:
     if node.attribute("transA", 0) or node.attribute("alpha", 1.0) != 1.0:
         return None
-    name = node.inputs[2] if len(node.inputs) > 2 else ""
+    name = named(node.inputs, 2)
     if name and (name not in graph.constants or node.attribute("beta", 1.0) != 1.0):
         return None
     return _product(graph, node, bool(node.attribute("transB", 0)), name)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from headrace.kernels.convolution import INFINITE
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, bytes_of, image_of
+from headrace.networks.operators.bounds import clamped
 from headrace.networks.operators.quantised_images import unchanged
 
 
@@ -19,10 +17,7 @@ def _same(graph: Graph, node: Node) -> Operation | None:
     if of is None or of != made or x in graph.constants or len(node.outputs) > 1:
         return None
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [at[x], 0, at[one.makes], of.n_bytes // 64, -INFINITE, INFINITE]
-
-    return Operation("images_add", [x], node.outputs[0], slots, [node])
+    return clamped(graph, node, -INFINITE, INFINITE)
 
 
 OPERATORS = dict.fromkeys(

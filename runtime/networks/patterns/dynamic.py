@@ -28,7 +28,7 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
         for x_scale, w_scale in (scales.inputs, scales.inputs[::-1]):
             x = quantised_from(matcher, codes, x_scale, zero)
             if x is not None and w_scale in matcher.graph.constants:
-                return [_node([x, weights, w_scale, w_zero], node.outputs[0])]
+                return [linear([x, weights, w_scale, w_zero], node.outputs[0])]
     return None
 
 
@@ -36,12 +36,12 @@ def _fused(matcher: Matcher, node: Node) -> list[Node] | None:
     inputs = [*node.inputs, *[""] * 7]
     if node.op == "DynamicQuantizeMatMul":
         x, weights, scale, zero, bias = inputs[:5]
-        return [_node([x, weights, scale, zero, bias], node.outputs[0])]
+        return [linear([x, weights, scale, zero, bias], node.outputs[0])]
     if node.op == "MatMulIntegerToFloat":
         codes, weights, x_scale, scale, x_zero, zero, bias = inputs[:7]
         found = quantised_from(matcher, codes, x_scale, x_zero)
         if found is not None:
-            return [_node([found, weights, scale, zero, bias], node.outputs[0])]
+            return [linear([found, weights, scale, zero, bias], node.outputs[0])]
     return None
 
 
@@ -53,12 +53,8 @@ def quantised_from(matcher: Matcher, codes: str, scale: str, zero: str) -> str |
     return maker.inputs[0]
 
 
-def _node(inputs: list[str], output: str) -> Node:
+def linear(inputs: list[str], output: str) -> Node:
+    """A DynamicLinear of x, weights, scales, zero points and maybe a bias."""
     while inputs and not inputs[-1]:
         inputs = inputs[:-1]
     return new_node(OP, inputs + [""] * (4 - len(inputs)), output, "headrace")
-
-
-def linear(inputs: list[str], output: str) -> Node:
-    """A DynamicLinear of x, weights, scales, zero points and maybe a bias."""
-    return _node(inputs, output)

@@ -10,6 +10,7 @@ import onnx
 from headrace.networks.graph import Node
 from headrace.networks.patterns import dynamic, linear
 from headrace.networks.patterns.match import Matcher, new_node
+from headrace.networks.quantisation import named
 
 EPSILON = 1e-12  # what SkipLayerNormalization adds where nothing is said
 MASKED = -10000.0  # what Attention adds to masked scores where nothing is said
@@ -20,10 +21,6 @@ def expanded(matcher: Matcher, node: Node) -> list[Node] | None:
     """What an operator stands for, for those that have kernels of ours in parts."""
     make = _MAKERS.get(node.op) if node.domain == "com.microsoft" else None
     return None if make is None else make(matcher, node)
-
-
-def _input(node: Node, index: int) -> str:
-    return node.inputs[index] if len(node.inputs) > index else ""
 
 
 def _biased(matcher: Matcher, node: Node, x: str, bias: str) -> tuple[list[Node], str] | None:
@@ -37,7 +34,7 @@ def _biased(matcher: Matcher, node: Node, x: str, bias: str) -> tuple[list[Node]
 
 
 def _skip_layer_norm(matcher: Matcher, node: Node) -> list[Node] | None:
-    x, skip, weight, bias, more = (_input(node, i) for i in range(5))
+    x, skip, weight, bias, more = (named(node.inputs, i) for i in range(5))
     shape = matcher.shape(x)
     out = [*node.outputs, "", "", ""]
     if shape is None or len(shape) != 3 or matcher.shape(skip) != shape or out[1] or out[2]:
@@ -59,7 +56,7 @@ def _skip_layer_norm(matcher: Matcher, node: Node) -> list[Node] | None:
 
 
 def _gelu(matcher: Matcher, node: Node) -> list[Node] | None:
-    x, bias = _input(node, 0), _input(node, 1)
+    x, bias = named(node.inputs, 0), named(node.inputs, 1)
     nodes: list[Node] = []
     if bias:
         found = _biased(matcher, node, x, bias)
@@ -71,7 +68,7 @@ def _gelu(matcher: Matcher, node: Node) -> list[Node] | None:
 
 
 def _attention(matcher: Matcher, node: Node) -> list[Node] | None:
-    x, weights, bias, mask = (_input(node, i) for i in range(4))
+    x, weights, bias, mask = (named(node.inputs, i) for i in range(4))
     if any(node.inputs[4:]) or not bias:
         return None  # with a past, or with more that is added to the scores
     return _with_projections(
@@ -81,7 +78,9 @@ def _attention(matcher: Matcher, node: Node) -> list[Node] | None:
 
 
 def _quantised_attention(matcher: Matcher, node: Node) -> list[Node] | None:
-    codes, weights, bias, scale, w_scale, mask, zero, w_zero = (_input(node, i) for i in range(8))
+    codes, weights, bias, scale, w_scale, mask, zero, w_zero = (
+        named(node.inputs, i) for i in range(8)
+    )
     x = dynamic.quantised_from(matcher, codes, scale, zero)
     if x is None or any(node.inputs[8:]):
         return None

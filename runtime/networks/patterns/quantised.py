@@ -16,6 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from headrace.networks.graph import Graph, Node, TensorType
+from headrace.networks.operators.bounds import bounds_of
 from headrace.networks.patterns.match import Matcher, new_node
 from headrace.networks.quantisation import added, elem_type, named, quantisation
 
@@ -77,7 +78,7 @@ def _byte_bounds(graph: Graph, bounds: list[Node], to: tuple[str, str], y: str) 
         return []
     kind = elem_type(graph, y)
     of = quantisation(graph, *to, kind)
-    pairs = [_bounds(graph, node) for node in bounds]
+    pairs = [bounds_of(graph, node) for node in bounds]
     known = [pair for pair in pairs if pair is not None]
     if of is None or len(known) < len(pairs):
         return None
@@ -91,22 +92,6 @@ def _byte_bounds(graph: Graph, bounds: list[Node], to: tuple[str, str], y: str) 
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     ends = (("least", low), ("most", high))
     return [_constant(graph, y, role, np.array(v - added(kind), dtype)) for role, v in ends]
-
-
-def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
-    """Of Relu or Clip; None: they are no constants."""
-    if node.op == "Relu":
-        return 0.0, np.inf
-    found = []
-    for i, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), 1):
-        value = float(node.attribute(name, default))
-        given = named(node.inputs, i)
-        if given:
-            if given not in graph.constants:
-                return None
-            value = float(graph.constants.array(given).reshape(-1)[0])
-        found.append(value)
-    return found[0], found[1]
 
 
 def _constant(graph: Graph, like: str, role: str, value: np.ndarray) -> str:
