@@ -16,7 +16,6 @@ from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.lifetimes import Life, placed
 from headrace.networks.operation import Image, Operation, Weight, bytes_of, image_of
-from headrace.networks.operators import operation_for
 from headrace.networks.passes.at_borders import passing
 from headrace.networks.passes.borders import with_borders
 from headrace.networks.passes.in_place import in_place
@@ -34,6 +33,7 @@ class NativeRegion:
     Args:
         graph: that has the nodes.
         nodes: in order.
+        operations: of each of them; they are the region's from now on.
         outputs: values that somebody else wants.
         engine: threads and kernels.
 
@@ -50,12 +50,12 @@ class NativeRegion:
     by_reference = None
 
     def __init__(
-        self, graph: Graph, nodes: Sequence[Node], outputs: Sequence[str], engine: Engine
-    ) -> None:
+        self, graph: Graph, nodes: Sequence[Node], operations: Sequence[Operation],
+        outputs: Sequence[str], engine: Engine,
+    ) -> None:  # fmt: skip
         self.nodes = list(nodes)
         self.outputs = list(outputs)
-        found = [operation_for(graph, node) for node in nodes]
-        operations = [one for first in found if first is not None for one in (first, *first.also)]
+        operations = [one for first in operations for one in (first, *first.also)]
         made = {one.makes for one in operations}
         wanted = [n for one in operations for n in (*one.inputs, *one.plain)]
         self.inputs = list(dict.fromkeys(n for n in wanted if n not in made))

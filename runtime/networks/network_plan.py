@@ -11,6 +11,7 @@ from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion
 from headrace.networks.native import NativeRegion
+from headrace.networks.operation import Operation
 from headrace.networks.operators import operation_for
 from headrace.networks.patterns import with_patterns
 from headrace.networks.regions import Region, regions_of, regions_that_pay
@@ -48,7 +49,8 @@ class NetworkPlan:
         for region in self.regions:
             run: HostRegion | NativeRegion
             if region.ours:
-                run = NativeRegion(self.graph, region.nodes, region.outputs, engine)
+                operations = [ours[id(node)] for node in region.nodes]
+                run = NativeRegion(self.graph, region.nodes, operations, region.outputs, engine)
             else:
                 # Nodes that stand for others of the file are ours alone.
                 nodes = [one for node in region.nodes for one in node.originals]
@@ -86,27 +88,26 @@ class NetworkPlan:
         return self.graph.constants.array(name)
 
 
-def _ours(graph: Graph) -> set[int]:
-    """Ids of the nodes that our kernels are to compute."""
+def _ours(graph: Graph) -> dict[int, Operation]:
+    """Operations of the nodes that our kernels are to compute, by the nodes' ids."""
     found = {id(node): operation_for(graph, node) for node in graph.nodes}
+    ours = {of: one for of, one in found.items() if one is not None}
     # What a kernel reads as ONNX has it comes from outside.
-    plain = {name for one in found.values() if one is not None for name in one.plain}
-    ours = {
-        id(node)
-        for node in graph.nodes
-        if found[id(node)] is not None and not plain.intersection(node.outputs)
-    }
+    plain = {name for one in ours.values() for name in one.plain}
+    for node in graph.nodes:
+        if plain.intersection(node.outputs):
+            ours.pop(id(node), None)
     makers = {name: id(node) for node in graph.nodes for name in node.outputs}
     users = graph.users()
     for node in graph.nodes:
         # Between nodes of the host alone it would be a run for itself.
-        of = found[id(node)]
+        of = ours.get(id(node))
         before = [makers[name] for name in node.reads if name in makers]
         behind = [id(one) for name in node.outputs for one in users.get(name, [])]
         if of is None or of.macs or not before or not behind:
             continue
-        if not ours.intersection((*before, *behind)):
-            ours.discard(id(node))
+        if not ours.keys() & {*before, *behind}:
+            del ours[id(node)]
     return ours
 
 
