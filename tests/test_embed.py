@@ -301,6 +301,8 @@ def test_what_is_no_encoder(folder: Path, tmp_path: Path) -> None:
               tmp_path / "model.onnx")  # fmt: skip
     with pytest.raises(HeadraceError, match="no text encoder"):
         load_encoder(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="nowhere: no such file or directory"):
+        load_encoder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at least one text"):
         load_encoder(folder).embed([])
     with pytest.raises(TypeError, match="one is bytes"):

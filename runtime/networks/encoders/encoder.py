@@ -175,6 +175,11 @@ def load_encoder(path: Path, *, threads: int | None = None) -> Encoder:
         ModelFileError, UnsupportedError: no usable model.
         HeadraceError: a network that is no text encoder.
     """
+    if not path.exists():
+        raise ModelNotFoundError(
+            f"{path}: no such file or directory; name the directory of a text encoder, or its "
+            ".onnx file"
+        )
     folder = Folder(path if path.is_dir() else _home(path))
     tokenizer = _tokenizer(folder)
     settings = read_settings(folder)
