@@ -24,6 +24,7 @@ from headrace.kernels import (
     probe,
     recall,
     rows,
+    softmax_mean,
     sparse_product,
     zero_computation,
 )
@@ -42,6 +43,7 @@ def kernel_table() -> dict[str, Kernel]:
         *convolution.all_kernels(),
         *images.all_kernels(),
         *sparse_product.all_kernels(),
+        *softmax_mean.all_kernels(),
         *convolution_u8.all_kernels(),
         *depthwise_u8.all_kernels(),
         *dynamic_u8.all_kernels(),

@@ -19,6 +19,7 @@ from headrace.kernels import (
     images_u8,
     layer_norm,
     rows,
+    softmax_mean,
     sparse_product,
 )
 from headrace.networks.weight_store import WeightStore
@@ -31,6 +32,7 @@ from headrace.team import Team
 MODULES = (
     convolution, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
+    softmax_mean,
 )  # fmt: skip
 
 

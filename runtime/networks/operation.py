@@ -80,10 +80,18 @@ def _image(graph: Graph, name: str, types: tuple[int, ...], item: int) -> Image 
         return None
     if len(of.shape) not in (2, 3, 4) or math.prod(of.shape) == 0:
         return None
+    if len(of.shape) == 3 and name in graph.channels_first:
+        return Image(of.shape[0], 1, of.shape[2], of.shape[1], item)
     if len(of.shape) == 3:
         return Image(of.shape[0] * of.shape[1], 1, 1, of.shape[2], item)
     images, channels, height, width = (*of.shape, 1, 1)[:4]
     return Image(images, height, width, channels, item)
+
+
+def channel_axis(graph: Graph, name: str) -> int:
+    """The dimension of a value of known shape that its channels are."""
+    rank = len(graph.shape(name) or ())
+    return 1 if rank == 4 or name in graph.channels_first else rank - 1
 
 
 @dataclass(frozen=True)

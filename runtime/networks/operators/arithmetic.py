@@ -12,7 +12,7 @@ import numpy as np
 
 from headrace.kernels import image_operators as kernels
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Image, Operation, Weight, image_of
+from headrace.networks.operation import Image, Operation, Weight, channel_axis, image_of
 from headrace.networks.operators import sums
 from headrace.networks.operators.activations import mapped
 
@@ -39,15 +39,19 @@ def _with_constant(graph: Graph, node: Node, at: int) -> Operation | None:
     if of is None or graph.shape(x) != graph.shape(node.outputs[0]):
         return None
     c = per_channel(graph, node.inputs[at], x)
+    if c is None and node.op == "Add" and (rows := _with_rows(graph, node, x, node.inputs[at])):
+        return rows
     if c is None:
-        return _with_rows(graph, node, x, node.inputs[at]) if node.op == "Add" else None
+        return _combined(graph, node)
     one = np.ones(of.padded, np.float32)
     with np.errstate(divide="ignore"):
         affine = {
             "Add": (one, c), "Mul": (c, 0 * one), "Sub": (one, -c) if at else (-one, c),
             "Div": (1 / np.float64(c), 0 * one) if at else None,
         }.get(node.op)  # fmt: skip
-    if affine is None or not all(np.isfinite(a).all() for a in affine):
+    if affine is None:
+        return _combined(graph, node)
+    if not all(np.isfinite(a).all() for a in affine):
         return None
     scale, shift = (np.asarray(a, np.float32) for a in affine)
     return mapped(graph, node, x, affine=(scale, shift))
@@ -60,6 +64,8 @@ def _with_rows(graph: Graph, node: Node, x: str, name: str) -> Operation | None:
     while len(rows) > 2 and rows[0] == 1:
         rows = rows[1:]
     if of is None or held.elem_type != 1 or len(shape) != 3 or rows != shape[1:]:
+        return None
+    if x in graph.channels_first:
         return None
 
     def more() -> np.ndarray:
@@ -85,7 +91,7 @@ def per_channel(graph: Graph, name: str, x: str) -> np.ndarray | None:
     held = graph.constants.type(name)
     if of is None or shape is None or held.elem_type != 1 or held.shape is None:
         return None
-    axis = 1 if len(shape) == 4 else len(shape) - 1
+    axis = channel_axis(graph, x)
     whole = (1,) * (len(shape) - len(held.shape)) + held.shape
     if len(whole) > len(shape) or any(n != 1 for i, n in enumerate(whole) if i != axis):
         return None
@@ -97,12 +103,14 @@ def per_channel(graph: Graph, name: str, x: str) -> np.ndarray | None:
 
 def _combined(graph: Graph, node: Node) -> Operation | None:
     a, b = node.inputs
-    first, second = image_of(graph, a), image_of(graph, b)
     made = image_of(graph, node.outputs[0])
-    ranks = {len(graph.shape(name) or ()) for name in (a, b, node.outputs[0])}
+    weights = {n: w for n in (a, b) if (w := _as_image(graph, n, node.outputs[0])) is not None}
+    first, second = (weights[n][0] if n in weights else image_of(graph, n) for n in (a, b))
+    read = [name for name in (a, b) if name not in graph.constants]
+    ranks = {len(graph.shape(name) or ()) for name in (*read, node.outputs[0])}
     if first is None or second is None or made is None or len(ranks) != 1:
         return None
-    if ranks == {3} and graph.shape(a) != graph.shape(b):
+    if ranks == {3} and len(read) == 2 and graph.shape(a) != graph.shape(b):
         return None
     if not all(_spreads(one, made) for one in (first, second)):
         return None
@@ -121,7 +129,36 @@ def _combined(graph: Graph, node: Node) -> Operation | None:
             _CODES[node.op], one.least, one.most,
         ]  # fmt: skip
 
-    return Operation("images_combine", [a, b], node.outputs[0], slots, [node])
+    held = {name: weight for name, (_, weight) in weights.items()}
+    return Operation("images_combine", read, node.outputs[0], slots, [node], held)
+
+
+def _as_image(graph: Graph, name: str, made: str) -> tuple[Image, Weight] | None:
+    """How a float32 constant lies that is spread over an image; None: it is none, or wider."""
+    of, shape = image_of(graph, made), graph.shape(made) or ()
+    if name not in graph.constants or of is None or channel_axis(graph, made) != 1:
+        return None
+    held = graph.constants.type(name)
+    given = held.shape or ()
+    whole = (1,) * (len(shape) - len(given)) + given
+    if held.elem_type != 1 or len(whole) != len(shape):
+        return None
+    if any(n not in (1, wide) for n, wide in zip(whole, shape, strict=True)):
+        return None
+    alone = set(whole[2:]) == {1}  # one pixel for all
+    sizes = (1, 1) if alone else (of.height, of.width)
+    image = Image(whole[0], *sizes, of.channels)
+
+    def make() -> np.ndarray:
+        array = graph.constants.array(name).reshape(whole)
+        array = np.broadcast_to(array, (whole[0], shape[1], *(whole if alone else shape)[2:]))
+        array = array.reshape(image.images, image.channels, image.pixels).transpose(0, 2, 1)
+        # The pad is what makes neither a zero nor an infinity of anything.
+        pad = ((0, 0), (0, 0), (0, image.padded - image.channels))
+        return np.pad(array, pad, constant_values=1).astype(np.float32)
+
+    key = graph.constants.identity(name)
+    return image, Weight(image.n_bytes, make, None if key is None else ("image", key, shape))
 
 
 def _spreads(one: Image, made: Image) -> bool:

@@ -14,9 +14,10 @@ def _same(graph: Graph, node: Node) -> Operation | None:
     if bytes_of(graph, x) is not None:
         return unchanged(graph, node) if len(node.outputs) == 1 else None
     of, made = image_of(graph, x), image_of(graph, node.outputs[0])
-    if of is None or of != made or x in graph.constants or len(node.outputs) > 1:
+    if of is None or made is None or x in graph.constants or len(node.outputs) > 1:
         return None
-
+    if (of.images, of.pixels, of.channels) != (made.images, made.pixels, made.channels):
+        return None
     return clamped(graph, node, -INFINITE, INFINITE)
 
 
