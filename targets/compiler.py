@@ -1,7 +1,8 @@
 """Compile a kernel for a target: Numba's front end; LLVM's part is `headrace.targets.backend`.
 
 The only module that imports Numba (through `headrace.targets.lowering`). Kernels are plain
-functions over the markers of `headrace.targets.simd`; plain functions that they call are inlined.
+functions over the markers of `headrace.targets.simd`; plain functions that they call are inlined by
+Numba, those that are `simd.apart` by LLVM.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import llvmlite.ir as ir
 import numba
 from numba.core import cgutils, codegen, compiler, cpu, inline_closurecall, registry, types
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.typed_passes import NopythonRewrites
+from numba.core.typing.templates import AbstractTemplate, signature
+from numba.core.untyped_passes import GenericRewrites
 
 import headrace.targets.lowering_bytes
 import headrace.targets.lowering_planes
@@ -35,8 +39,33 @@ from headrace.targets.target import Target
 _KERNEL_ARGS = (lowering.PTR, types.int64, types.int64)
 
 
+class _Library(codegen.AOTCodeLibrary):
+    """Leaves optimising to `headrace.targets.backend`, which has the whole kernel."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+
+class _Pipeline(compiler.CompilerBase):
+    """Numba's passes, less those for arrays and printing: they look at every statement in vain."""
+
+    def define_pipelines(self) -> list[Any]:
+        found = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        whole = compiler.PassManager("kernel")
+        for one, says in found.passes:
+            if one not in (NopythonRewrites, GenericRewrites):
+                whole.add_pass(one, says)
+        whole.finalize()
+        return [whole]
+
+
 class _CrossCodegen(codegen.AOTCPUCodegen):
     """Numba's code generator for a CPU that need not be the host."""
+
+    _library_class = _Library
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -100,15 +129,54 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def _inlinable(fn: Callable[..., Any], seen: dict[Any, Any]) -> Callable[..., Any]:
-    """A copy of `fn` whose plain Python callees are marked for inlining, recursively."""
+class _Parts:
+    """Functions of a kernel that are compiled apart, once for each combination of argument types.
+
+    Attributes:
+        names: of those that there are, as Numba has mangled them.
+    """
+
+    def __init__(self, context: _CrossContext) -> None:
+        self.names: list[str] = []
+        self._context = context
+
+    def called(self, fn: Callable[..., Any]) -> Any:
+        """What stands for a function of no result in those that call it."""
+        parts = self
+
+        class Call(AbstractTemplate):
+            key = fn
+
+            def generic(self, args: Any, kws: Any) -> Any:
+                if args not in known:
+                    known.add(args)
+                    parts._compile(fn, args)
+                return signature(types.none, *args)
+
+        known: set[Any] = set()
+        return python_types.SimpleNamespace(_numba_type_=types.Function(Call))
+
+    def _compile(self, fn: Callable[..., Any], args: Any) -> None:
+        result = _compiled(fn, args, self._context)
+        self._context.insert_user_function(fn, result.fndesc, [result.library])
+        self.names.append(result.fndesc.mangled_name)
+
+
+def _inlinable(fn: Callable[..., Any], seen: dict[Any, Any], parts: _Parts) -> Callable[..., Any]:
+    """A copy of `fn` whose plain Python callees are inlined or compiled apart, recursively."""
     if fn in seen:
         return seen[fn]
 
     def convert(value: Any) -> Any:
         is_plain = isinstance(value, python_types.FunctionType)
+        if is_plain and value.__dict__.get("apart"):
+            if value not in seen:
+                seen[value] = parts.called(_inlinable(value, {}, parts))
+            return seen[value]
         if is_plain and simd.MARKERS.get(value.__name__) is not value:
-            return numba.njit(_inlinable(value, seen), inline="always", no_cpython_wrapper=True)
+            return numba.njit(
+                _inlinable(value, seen, parts), inline="always", no_cpython_wrapper=True
+            )
         return value
 
     names = set(fn.__code__.co_names)
@@ -136,7 +204,7 @@ define void @{symbol}(ptr %args, i64 %thread, i64 %threads) {prologue}{{
 """
 
 
-def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
+def _compiled(fn: Callable[..., Any], args: Any, context: _CrossContext) -> Any:
     flags = compiler.Flags()
     flags.no_compile = True
     flags.enable_looplift = False
@@ -145,7 +213,15 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     flags.error_model = "numpy"
     flags.nrt = False
     flags.boundscheck = False
+    typing = registry.cpu_target.typing_context
+    return compiler.compile_extra(
+        typing, context, fn, args, types.none, flags, {}, pipeline_class=_Pipeline
+    )
+
+
+def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
     context = _CrossContext(target)
+    parts = _Parts(context)
     with (
         global_compiler_lock,
         _replaced(inline_closurecall, "InlineWorker", _InlineWorker),
@@ -155,19 +231,13 @@ def _front_end(fn: Callable[..., Any], target: Target, symbol: str) -> str:
             fn.__dict__.get("token_pairs", False),
         ),
     ):
-        result = compiler.compile_extra(
-            registry.cpu_target.typing_context,
-            context,
-            _inlinable(fn, {}),
-            _KERNEL_ARGS,
-            types.none,
-            flags,
-            {},
-        )
+        result = _compiled(_inlinable(fn, {}, parts), _KERNEL_ARGS, context)
         result.library.finalize()
         text = str(result.library._final_module)
     # Numba numbers the functions that it compiles, and one source shall give the same bytes always.
     mangled, plain = result.fndesc.mangled_name, "kernel"
+    for i, name in enumerate(parts.names):
+        text = text.replace(name.removeprefix("_ZN"), f"part{i}")
     text = text.replace(mangled.removeprefix("_ZN"), plain)
     if fn.__dict__.get("in_order"):
         text += f"\n!{IN_ORDER_MARK} = !{{}}\n"

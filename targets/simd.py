@@ -52,6 +52,16 @@ def with_lanes(
     return kernel
 
 
+def apart(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function without result compiled once, however often a kernel calls it.
+
+    Numba inlines others where they are called, and takes time for each call that grows with all of
+    the kernel. The code is the same: LLVM inlines what is left.
+    """
+    fn.__dict__["apart"] = True
+    return fn
+
+
 def table_words(values: Sequence[int]) -> tuple[int, int]:
     """16 signed bytes as the two constants that `lookup16` takes."""
     low, high = struct.unpack("<2q", struct.pack("<16b", *values))
@@ -822,6 +832,18 @@ def outer(a: Any, b: Any) -> Any:
 @_marker
 def fma_outer(a: Any, b: Any, c: Any) -> Any:
     """c[r, t] + a[r] * b[t], rounded once."""
+    return _only_compiled()
+
+
+@_marker
+def fma_columns(
+    acc: Any, w: Any, x: Any, n: int, rows: int, w_step: Any, columns: int, x_step: Any
+) -> Any:
+    """acc + the sum of n `outer` of float32 rows and columns.
+
+    Vectors of rows are 64 bytes apart from one to the next and `w_step` within one, numbers of
+    columns 4 bytes and `x_step`. Addresses are formed once for all n.
+    """
     return _only_compiled()
 
 

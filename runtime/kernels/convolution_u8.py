@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution import Geometry, reference
+from headrace.kernels.geometry import Geometry, reference
 from headrace.kernels.requantise import (
     Quantised,
     byte_order,
@@ -376,7 +376,7 @@ def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     sources = (
         __name__, "headrace.sparse.format", "headrace.kernels.requantise",
-        "headrace.kernels.convolution",
+        "headrace.kernels.geometry",
     )  # fmt: skip
     return [Kernel("convolution_u8", _dense, sources, _cases, __name__)]
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution import Geometry, reference
 from headrace.kernels.convolution_u8 import SHAPES, random_weights
+from headrace.kernels.geometry import Geometry, reference
 from headrace.kernels.requantise import (
     GROUP,
     Quantised,
@@ -307,7 +307,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
-    sources = (__name__, "headrace.kernels.requantise", "headrace.kernels.convolution")
+    sources = (__name__, "headrace.kernels.requantise", "headrace.kernels.geometry")
     return [Kernel("depthwise_u8", _depthwise, sources, _cases, __name__)]
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 INFINITE = float("inf")  # a bound that bounds nothing
 NONE, SIGMOID, SILU, HARD_SIGMOID, HARD_SWISH, LEAKY = range(6)
 FINISH_SLOTS = 5
-# Sigmoids of less are that of this, 1.6e-28. Those of -88 and below are denormal numbers, which take
-# CPUs a hundred times as long: here, and in all products that read them.
+# Sigmoids of less are that of this, 1.6e-28. Those of -88 and below are denormal numbers, which
+# take CPUs a hundred times as long: here, and in all products that read them.
 LOWEST_GATED = -64.0
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution import GEOMETRY, Geometry, behind_taps, first_tap
 from headrace.kernels.finishes import INFINITE
+from headrace.kernels.geometry import GEOMETRY, Geometry, behind_taps, first_tap
 from headrace.targets.simd import (
     arg_float,
     arg_int,
@@ -418,7 +418,7 @@ def all_kernels() -> list[Kernel]:
         ("images_resize", resize, _resize_cases), ("images_copy", copy, _copy_cases),
         ("images_border", border, _border_cases), ("images_spread", spread, _spread_cases),
     )  # fmt: skip
-    sources = (__name__, "headrace.kernels.convolution")
+    sources = (__name__, "headrace.kernels.geometry")
     return [Kernel(name, same_for_all(fn), sources, cases, __name__) for name, fn, cases in rows]
 
 

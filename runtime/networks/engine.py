@@ -9,6 +9,7 @@ from headrace.kernels import (
     attention_rows,
     convolution,
     convolution_u8,
+    depthwise,
     depthwise_u8,
     dynamic_u8,
     execute,
@@ -30,7 +31,7 @@ from headrace.team import Team
 
 # Whose kernels networks use.
 MODULES = (
-    convolution, sparse_product, images, finishes, image_operators, layer_norm, gelu,
+    convolution, depthwise, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
     softmax_mean,
 )  # fmt: skip

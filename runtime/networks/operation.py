@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from headrace.kernels.convolution import Geometry
 from headrace.kernels.finishes import INFINITE, NONE, Finish
+from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph
 
@@ -138,7 +138,7 @@ class Operation:
             of a region.
         affine: factors and summands of channels that come before `finish` (`images_map` only).
         finish: activation before bounds and, if `late`, before what is added.
-        late: see `headrace.kernels.convolution.Ending`.
+        late: see `headrace.kernels.ending.Ending`.
         spreads: whether neighbours of what it makes are made apart, so that nothing can be added.
         image: how its result lies, where the graph does not know that value.
         channel: the first one that it reads (PART only).
