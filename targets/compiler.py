@@ -149,8 +149,8 @@ class _Parts:
 
             def generic(self, args: Any, kws: Any) -> Any:
                 if args not in known:
-                    known.add(args)
                     parts._compile(fn, args)
+                    known.add(args)
                 return signature(types.none, *args)
 
         known: set[Any] = set()

@@ -120,10 +120,13 @@ def _dense(target: Target) -> KernelFunction:
             x_step = arg_int(args, 16) * pixel
             y_step = arg_int(args, 22)
             acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(1.0), count))
-            for ky in range(ny):
-                for kx in range(nx):
-                    p = x + (ky * row_step + kx * tap_step)
-                    q = w + (ky * w_row + kx * channels * 64)
+            rows_left = ny
+            while rows_left > 0:
+                p_row = x
+                q = w
+                taps_left = nx
+                while taps_left > 0:
+                    p = p_row
                     left = channels
                     while left >= RUN:
                         if lines > 0:  # of other weights come from memory meanwhile
@@ -142,6 +145,11 @@ def _dense(target: Target) -> KernelFunction:
                         p = p + 4
                         q = q + 64
                         left -= 1
+                    p_row = p_row + tap_step
+                    taps_left -= 1
+                x = x + row_step
+                w = w + w_row
+                rows_left -= 1
             found = by_token(acc)
             if arg_int(args, 4) != 0 and arg_int(args, 25) == 0:
                 found = found + load_f32_grid(more, rows, count, 64, y_step)

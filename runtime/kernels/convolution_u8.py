@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.geometry import Geometry, reference
+from headrace.kernels.geometry import Geometry, geometry_of, reference
 from headrace.kernels.requantise import (
     Quantised,
     byte_order,
@@ -30,6 +30,7 @@ from headrace.kernels.requantise import (
 )
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
+    apart,
     arg_int,
     arg_ptr,
     bcast_i8x4,
@@ -139,7 +140,7 @@ def _dense(target: Target) -> KernelFunction:
                 code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
                 store_u8_rows(y, code, per_vector, count, y_step)
 
-        return some
+        return apart(some)
 
     def tiles_of(rows: int, most_pixels: int) -> Any:
         many, one = of(rows, most_pixels, False), of(rows, 1, True)
@@ -151,21 +152,10 @@ def _dense(target: Target) -> KernelFunction:
             outside = arg_ptr(args, 4)
             quads = arg_int(args, 5)
             most = arg_int(args, 7)
-            images = arg_int(args, 8)
-            height = arg_int(args, 9)
-            width = arg_int(args, 10)
-            out_height = arg_int(args, 11)
-            out_width = arg_int(args, 12)
-            tall = arg_int(args, 13)
-            wide = arg_int(args, 14)
-            step_y = arg_int(args, 15)
-            step_x = arg_int(args, 16)
-            above = arg_int(args, 17)
-            before = arg_int(args, 18)
-            apart_y = arg_int(args, 19)
-            apart_x = arg_int(args, 20)
-            pixel = arg_int(args, 21)
-            out_pixel = arg_int(args, 22)
+            (
+                images, height, width, out_height, out_width, tall, wide, step_y, step_x, above,
+                before, apart_y, apart_x, pixel, out_pixel,
+            ) = geometry_of(args)  # fmt: skip
             zero = arg_int(args, 23)
             least = arg_int(args, 24)
             floats = arg_int(args, 25) != 0
@@ -226,7 +216,7 @@ def _dense(target: Target) -> KernelFunction:
                             )  # fmt: skip
                         k += 1
 
-        return groups
+        return apart(groups)
 
     at_once = pixels_at_once(target)
     four, two, single = (tiles_of(rows, at_once[rows]) for rows in (4, 2, 1))
