@@ -108,17 +108,10 @@ def _dense(target: Target) -> KernelFunction:
 
     def of(count: int, rows: int) -> Any:
         def some(
-            args: Any, w: Any, x: Any, y: Any, bias: Any, more: Any, ny: Any, nx: Any, lines: Any,
-            ahead: Any,
+            w: Any, x: Any, y: Any, bias: Any, more: Any, channels: Any, ny: Any, nx: Any,
+            row_step: Any, tap_step: Any, w_row: Any, tile_stride: Any, x_step: Any, y_step: Any,
+            least: Any, highest: Any, adds: Any, lines: Any, ahead: Any,
         ) -> None:  # fmt: skip
-            channels = arg_int(args, 5)
-            pixel = arg_int(args, 21)
-            w_row = arg_int(args, 14) * channels * 64
-            tile_stride = arg_int(args, 13) * w_row
-            row_step = arg_int(args, 19) * arg_int(args, 10) * pixel
-            tap_step = arg_int(args, 20) * pixel
-            x_step = arg_int(args, 16) * pixel
-            y_step = arg_int(args, 22)
             acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(1.0), count))
             rows_left = ny
             while rows_left > 0:
@@ -151,10 +144,10 @@ def _dense(target: Target) -> KernelFunction:
                 w = w + w_row
                 rows_left -= 1
             found = by_token(acc)
-            if arg_int(args, 4) != 0 and arg_int(args, 25) == 0:
+            if adds:
                 found = found + load_f32_grid(more, rows, count, 64, y_step)
-            low = repeat(repeat(splat_f32(arg_float(args, 7)), rows), count)
-            high = repeat(repeat(splat_f32(arg_float(args, 23)), rows), count)
+            low = repeat(repeat(splat_f32(least), rows), count)
+            high = repeat(repeat(splat_f32(highest), rows), count)
             store_f32_grid(y, minimum(high, maximum(found, low)), count, 64, y_step)
 
         return apart(some)
@@ -182,6 +175,12 @@ def _dense(target: Target) -> KernelFunction:
         out_row = arg_int(args, 39)
         w_row = wide * channels * 64
         tile_stride = tall * w_row
+        row_step = apart_y * width * pixel
+        tap_step = apart_x * pixel
+        x_step = step_x * pixel
+        least = arg_float(args, 7)
+        highest = arg_float(args, 23)
+        adds = arg_int(args, 4) != 0 and arg_int(args, 25) == 0
         # Columns whose taps are all inside.
         inner = smaller(out_width, (before + step_x - 1) // step_x)
         behind = larger(inner, (width - 1 - (wide - 1) * apart_x + before) // step_x + 1)
@@ -203,6 +202,8 @@ def _dense(target: Target) -> KernelFunction:
                 at_once = at_once * 0 + tiles
                 span = span * 0 + most
             per_row = (out_width + span - 1) // span
+            if tiles > 1 and at_once == tiles:  # about as many everywhere
+                span = (out_width + per_row - 1) // per_row
             first = rows * per_row * thread // n_threads
             last = rows * per_row * (thread + 1) // n_threads
             if few:
@@ -238,9 +239,6 @@ def _dense(target: Target) -> KernelFunction:
                         source = source + g * arg_int(args, 35)
                     left_end = place * span
                     stop = smaller(left_end + span, out_width)
-                    if tiles > 1 and at_once == tiles:  # about as many everywhere
-                        left_end = place * out_width // per_row
-                        stop = (place + 1) * out_width // per_row
                     ox = left_end
                     while ox < stop:
                         ix = ox * step_x - before
@@ -258,63 +256,74 @@ def _dense(target: Target) -> KernelFunction:
                         if tiles > 1 and at_once == tiles:
                             if n == 8:
                                 eights(
-                                    args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                    lines, ahead,
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
+                                    least, highest, adds, lines, ahead,
                                 )  # fmt: skip
                             elif n == 7:
                                 sevens(
-                                    args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                    lines, ahead,
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
+                                    least, highest, adds, lines, ahead,
                                 )  # fmt: skip
                             elif n == 6:
                                 sixes(
-                                    args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                    lines, ahead,
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
+                                    least, highest, adds, lines, ahead,
                                 )  # fmt: skip
                             elif n == 5:
                                 fives(
-                                    args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                    lines, ahead,
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
+                                    least, highest, adds, lines, ahead,
                                 )  # fmt: skip
                             elif n == 4:
                                 fours(
-                                    args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                    lines, ahead,
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
+                                    least, highest, adds, lines, ahead,
                                 )  # fmt: skip
                             elif n >= 2:
                                 n = n * 0 + 2
                                 pair(
-                                    args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                    lines, ahead,
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
+                                    least, highest, adds, lines, ahead,
                                 )  # fmt: skip
                             else:
                                 single(
-                                    args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                    lines, ahead,
+                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
+                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
+                                    least, highest, adds, lines, ahead,
                                 )  # fmt: skip
                         elif n >= most_of_one:
                             n = n * 0 + most_of_one
                             many(
-                                args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                lines, ahead,
+                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
+                                row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
+                                highest, adds, lines, ahead,
                             )  # fmt: skip
                         elif n >= most:
                             n = n * 0 + most
                             eight(
-                                args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                lines, ahead,
+                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
+                                row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
+                                highest, adds, lines, ahead,
                             )  # fmt: skip
                         elif n >= FEW:
                             n = n * 0 + FEW
                             four(
-                                args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                lines, ahead,
+                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
+                                row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
+                                highest, adds, lines, ahead,
                             )  # fmt: skip
                         else:
                             n = n * 0 + 1
                             one(
-                                args, tile + at, p, y + to, bias + column, more + to, ny, nx,
-                                lines, ahead,
+                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
+                                row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
+                                highest, adds, lines, ahead,
                             )  # fmt: skip
                         ox += n
                     if ends:
