@@ -334,7 +334,6 @@ def test_constants_of_pixels(op: str, shape: tuple[int, ...]) -> None:
         check(nodes, X, constants={"w": constant(20, 20, 1, 1) / 99, "c": constant(*shape)})
 
 
-
 # ---- places ---------------------------------------------------------------------------------
 
 
