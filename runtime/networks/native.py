@@ -17,6 +17,7 @@ from headrace.networks.graph import Graph, Node
 from headrace.networks.layout import GIVEN, Layout, scratch_of
 from headrace.networks.operation import Operation
 from headrace.networks.passes.into_convolutions import into_convolutions
+from headrace.networks.patch_choice import Choice, with_patches
 from headrace.networks.quantisation import elem_type
 
 
@@ -29,11 +30,13 @@ class NativeRegion:
         operations: of each of them; they are the region's from now on.
         outputs: values that somebody else wants.
         engine: threads and kernels.
+        patches: whether its first operations run patch by patch (`headrace.networks.patch_choice`).
 
     Attributes:
         inputs, outputs: names.
         operations: that are left of the nodes.
         layout: where their values lie.
+        patches: what runs patch by patch; None: nothing.
         arena_bytes, weight_bytes: that it takes; weights may be shared with other regions.
 
     Raises:
@@ -45,7 +48,7 @@ class NativeRegion:
 
     def __init__(
         self, graph: Graph, nodes: Sequence[Node], operations: Sequence[Operation],
-        outputs: Sequence[str], engine: Engine,
+        outputs: Sequence[str], engine: Engine, patches: Choice = "off",
     ) -> None:  # fmt: skip
         self.nodes = list(nodes)
         self.outputs = list(outputs)
@@ -54,15 +57,17 @@ class NativeRegion:
         wanted = [n for one in operations for n in (*one.inputs, *one.plain)]
         self.inputs = list(dict.fromkeys(n for n in wanted if n not in made))
         operations = into_convolutions(operations, set(outputs))
+        ends = self.inputs, self.outputs, engine.threads
+        operations, self.patches = with_patches(graph, operations, *ends, patches)
         self._engine = engine
         self._types = {name: elem_type(graph, name) for name in self.outputs}
         self._shapes = {name: graph.shape(name) or () for name in self.outputs}
-        self.layout = Layout(graph, operations, self.inputs, self.outputs, engine.threads)
+        self.layout = Layout(graph, operations, *ends)
         self.operations, self.arena_bytes = self.layout.operations, self.layout.arena_bytes
         self._arena = Arena({"values": self.arena_bytes})
         self._weights: list[Any] = []  # they go with the last region that has them
         self.weight_bytes = 0
-        self._steps, self._blocks, self._patches = self._compiled()
+        self._steps, self._blocks, self._from_outside = self._compiled()
 
     def _compiled(self) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, int]]]:
         """Steps, argument blocks, and where in these which address comes with what added to it."""
@@ -89,11 +94,11 @@ class NativeRegion:
         steps[:, 1] = blocks.ctypes.data + 8 * starts[:-1]
         steps[:, 2] = STEP_BARRIER
         ends = list(layout.outside)
-        patches = [
+        from_outside = [
             (int(at), ends[int(blocks[at] - GIVEN) >> 44], int(blocks[at]) & ((1 << 44) - 1))
             for at in np.flatnonzero(blocks >= GIVEN)
         ]
-        return steps, blocks, patches
+        return steps, blocks, from_outside
 
     def _placed_weights(self, operation: Operation) -> dict[str, int]:
         """Addresses, in memory that this region keeps; the operation's own ones go."""
@@ -123,7 +128,7 @@ class NativeRegion:
             for name in self.outputs
         }
         self._check(held)
-        for at, name, more in self._patches:
+        for at, name, more in self._from_outside:
             self._blocks[at] = (found if name in found else held)[name].ctypes.data + more
         if not self._engine.team.run(self._steps):
             raise CancelledError("the network was cancelled")
