@@ -389,12 +389,12 @@ def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         slots = [x, y, images, channels, 1, pixels, 0, pixels, y.shape[2], i % 2 * 128]
         yield Case(slots, [(y, expected)], 0, f"{images}x{channels}x{pixels}")
     for shape, (top, left, rows, columns) in WINDOWS:
-        x = _bytes(rng, *shape)
-        y = np.full((shape[0], rows, columns, pixel_bytes(shape[1])), 77, np.uint8)
+        x, pixel = _bytes(rng, *shape), pixel_bytes(shape[1])
+        y = np.full((shape[0], rows, columns, pixel), 77, np.uint8)
         expected = y.copy()
         part = x[:, :, top : top + rows, left : left + columns]
         expected[..., : shape[1]] = part.transpose(0, 2, 3, 1)
-        sizes = [*shape[:2], rows, columns, x.strides[2], x.strides[1], y.shape[3]]
+        sizes = [*shape[:2], rows, columns, x.strides[2], x.strides[1], pixel]
         slots = [x[:, :, top:, left:], y, *sizes, 0]
         yield Case(slots, [(y, expected)], 0, f"{rows}x{columns} of {shape}")
 

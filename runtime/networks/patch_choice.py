@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import Literal
 
 from headrace.networks.graph import Graph
@@ -85,14 +87,12 @@ def with_patches(
     tried = _candidates(graph, operations, inputs, outputs, choice)
     if not tried:
         return list(operations), None
-    most = _ROUGH * min(one.rough for one in tried)
-    close = [one for one in tried if one.rough <= most]
     sizes = {}
-    for one in close:
+    for one in tried:
         few = [*one.largest(), *operations[one.stage.count :]]
         sizes[id(one)] = Layout(graph, few, inputs, outputs, threads).arena_bytes
     most = SLACK * min(sizes.values())
-    good = [one for one in close if sizes[id(one)] <= most]
+    good = [one for one in tried if sizes[id(one)] <= most]
     best = min(good, key=lambda one: (one.macs, sizes[id(one)]))
     if choice == "auto" and sizes[id(best)] >= whole:
         return list(operations), None
@@ -118,25 +118,35 @@ class _Candidate:
         self.rough = max(rest, stage.live_bytes(*(stage.widest(grid, axis) for axis in (0, 1))))
 
     @property
+    def fits(self) -> bool:
+        """Whether every result of each tile needs pixels: none has pads alone."""
+        return all(one.read[0] < one.read[1] for tiles in self._axes for t in tiles for one in t.of)
+
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of the stage."""
-        return self.stage.macs(self._axis(0), self._axis(1))
+        return self.stage.macs(*self._axes)
 
-    def _axis(self, axis: int) -> list[Axis]:
-        return [self.stage.tile(self.grid, i, axis) for i in range(self.grid)]
+    @cached_property
+    def _axes(self) -> tuple[list[Axis], list[Axis]]:
+        rows, columns = (
+            [self.stage.tile(self.grid, i, axis) for i in range(self.grid)] for axis in (0, 1)
+        )
+        return rows, columns
 
     def largest(self) -> list[Operation]:
         """Of the patch that takes most, twice: the whole result is there while the second runs."""
-        pairs = [(rows, columns) for rows in self._axis(0) for columns in self._axis(1)]
-        most = max(pairs, key=lambda pair: self.stage.live_bytes(*pair))
+        # Which takes most at one moment is among those that take most in all.
+        rows, columns = (sorted(tiles, key=lambda one: -one.pixels)[:2] for tiles in self._axes)
+        most = max(product(rows, columns), key=lambda pair: self.stage.live_bytes(*pair))
         return [one for name in ("first", "second") for one in self.stage.patch(*most, name)]
 
     def operations(self) -> list[Operation]:
         """Of all patches."""
         return [
             one
-            for i, rows in enumerate(self._axis(0))
-            for k, columns in enumerate(self._axis(1))
+            for i, rows in enumerate(self._axes[0])
+            for k, columns in enumerate(self._axes[1])
             for one in self.stage.patch(rows, columns, f"patch {i} {k}")
         ]
 
@@ -145,6 +155,7 @@ def _candidates(
     graph: Graph, operations: Sequence[Operation], inputs: Sequence[str], outputs: Sequence[str],
     choice: Choice,
 ) -> list[_Candidate]:  # fmt: skip
+    """Those that may take about the least."""
     names = [name for one in operations for name in (*one.inputs, one.makes)]
     images = {n: of for n in names if (of := image_of(graph, n) or bytes_of(graph, n)) is not None}
     planes = {
@@ -159,10 +170,10 @@ def _candidates(
         of = images[stage.makes]
         for grid in grids:
             assert isinstance(grid, int)
-            if grid <= min(of.height, of.width) and stage.fits(grid):
-                behind = max(rest[stage.count :], default=0)
-                found.append(_Candidate(stage, grid, behind))
-    return found
+            if grid <= min(of.height, of.width):
+                found.append(_Candidate(stage, grid, max(rest[stage.count :], default=0)))
+    most = _ROUGH * min((one.rough for one in found), default=0)
+    return [one for one in found if one.rough <= most and one.fits]
 
 
 def _live_bytes(

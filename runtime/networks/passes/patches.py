@@ -43,6 +43,11 @@ class Axis:
     needed: Mapping[str, Range]
     of: Sequence[_Reads]
 
+    @property
+    def pixels(self) -> int:
+        """Of all values."""
+        return sum(end - begin for begin, end in self.needed.values())
+
 
 class Stage:
     """Operations that may run patch by patch, from the first of a region on.
@@ -64,15 +69,6 @@ class Stage:
         self.operations, self._images, self._inputs = operations, images, inputs
         self.count = len(operations)
         self.makes = operations[-1].makes
-
-    def fits(self, grid: int) -> bool:
-        """Whether all results of such a grid need pixels: none has pads alone."""
-        return all(
-            one.read[0] < one.read[1]
-            for axis in (0, 1)
-            for i in (0, grid - 1)
-            for one in self.tile(grid, i, axis).of
-        )
 
     def tile(self, grid: int, index: int, axis: int) -> Axis:
         """What a tile of a grid takes along rows (0) or columns (1)."""
@@ -247,11 +243,18 @@ def _can(one: Operation, images: Mapping[str, Image]) -> bool:
 
 def _behind(geometry: Geometry, axis: int, made: Range) -> tuple[Range, int]:
     """Pixels that some results need, and how many in front of the first one are pads."""
-    stride, pads = geometry.strides[axis], geometry.pads[axis]
-    first = made[0] * stride - pads
-    end = (made[1] - 1) * stride - pads + (geometry.taps[axis] - 1) * geometry.dilations[axis] + 1
-    begin = max(0, first)
-    return (begin, min(geometry.read[axis], end)), begin - first
+    stride, size = geometry.strides[axis], geometry.read[axis]
+    first = made[0] * stride - geometry.pads[axis]
+    reach = (made[1] - 1 - made[0]) * stride
+    taps = range(0, geometry.taps[axis] * geometry.dilations[axis], geometry.dilations[axis])
+    if first >= 0 and first + reach + taps[-1] < size:
+        return (first, first + reach + taps[-1] + 1), 0
+    # Of each tap, the first and the last pixel that is there.
+    begins = [at + max(0, -(at // stride)) * stride for at in (first + tap for tap in taps)]
+    ends = [at + min(reach, (size - 1 - at) // stride * stride) for at in (first + t for t in taps)]
+    there = [(a, b) for a, b in zip(begins, ends, strict=True) if a <= b]
+    begin = min((a for a, _ in there), default=0)
+    return (begin, max((b + 1 for _, b in there), default=0)), begin - first
 
 
 def _part(geometry: Geometry, down: _Reads, across: _Reads) -> Geometry:
