@@ -79,7 +79,7 @@ def check(model: Any, x: np.ndarray, grids: tuple[Any, ...], threads: int = 2) -
         network.close()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_patches_change_no_bit_of_integers(seed: int) -> None:
     model, x = random_integers(np.random.default_rng(seed), (np.uint8, np.int8)[seed % 2], 1)
     check(model, x, (2, 3 + seed % 3), threads=1 + seed % 3)
@@ -231,7 +231,7 @@ def test_mobilenet_takes_a_quarter(mobilenet: Path) -> None:
 
 def test_auto_takes_nearly_the_least_and_computes_least_again(mobilenet: Path) -> None:
     found = {}
-    for choice in ("auto", 2, 3, 5):
+    for choice in ("auto", 3, 5):
         with headrace.load(mobilenet, threads=1, patches=choice) as network:
             plan = network.plan({"input": np.zeros((1, 3, 144, 144), np.float32)})
             found[choice] = plan.arena_bytes, plan.patches[0].macs

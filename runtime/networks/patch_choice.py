@@ -93,16 +93,13 @@ def with_patches(
         sizes[id(one)] = Layout(graph, few, inputs, outputs, threads).arena_bytes
     most = SLACK * min(sizes.values())
     good = [one for one in tried if sizes[id(one)] <= most]
-    best = min(good, key=lambda one: (one.macs, sizes[id(one)]))
+    best = min(good, key=lambda one: (one.again, sizes[id(one)]))
     if choice == "auto" and sizes[id(best)] >= whole:
         return list(operations), None
     rest = list(operations[best.stage.count :])
     total = sum(one.macs for one in operations)
     nodes = [node for one in best.stage.operations for node in one.nodes]
-    found = Patches(
-        best.grid, nodes[0].label, nodes[-1].label, whole, total,
-        best.macs + sum(one.macs for one in rest),
-    )  # fmt: skip
+    found = Patches(best.grid, nodes[0].label, nodes[-1].label, whole, total, total + best.again)
     return best.operations() + rest, found
 
 
@@ -123,9 +120,9 @@ class _Candidate:
         return all(one.read[0] < one.read[1] for tiles in self._axes for t in tiles for one in t.of)
 
     @cached_property
-    def macs(self) -> int:
-        """Multiply-adds of the stage."""
-        return self.stage.macs(*self._axes)
+    def again(self) -> int:
+        """Multiply-adds that are computed once more."""
+        return self.stage.macs(*self._axes) - sum(one.macs for one in self.stage.operations)
 
     @cached_property
     def _axes(self) -> tuple[list[Axis], list[Axis]]:
@@ -172,8 +169,9 @@ def _candidates(
             assert isinstance(grid, int)
             if grid <= min(of.height, of.width):
                 found.append(_Candidate(stage, grid, max(rest[stage.count :], default=0)))
-    most = _ROUGH * min((one.rough for one in found), default=0)
-    return [one for one in found if one.rough <= most and one.fits]
+    by_size = sorted(found, key=lambda one: one.rough)
+    least = next((one.rough for one in by_size if one.fits), 0)
+    return [one for one in found if one.rough <= _ROUGH * least and one.fits]
 
 
 def _live_bytes(
