@@ -52,16 +52,6 @@ def with_lanes(
     return kernel
 
 
-def apart(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a function without result compiled once, however often a kernel calls it.
-
-    Numba inlines others where they are called, and takes time for each call that grows with all of
-    the kernel. The code is the same: LLVM inlines what is left.
-    """
-    fn.__dict__["apart"] = True
-    return fn
-
-
 def table_words(values: Sequence[int]) -> tuple[int, int]:
     """16 signed bytes as the two constants that `lookup16` takes."""
     low, high = struct.unpack("<2q", struct.pack("<16b", *values))

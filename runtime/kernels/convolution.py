@@ -28,7 +28,6 @@ from headrace.kernels.geometry import (
 )
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
-    apart,
     arg_float,
     arg_int,
     arg_ptr,
@@ -150,7 +149,7 @@ def _dense(target: Target) -> KernelFunction:
             high = repeat(repeat(splat_f32(highest), rows), count)
             store_f32_grid(y, minimum(high, maximum(found, low)), count, 64, y_step)
 
-        return apart(some)
+        return some
 
     many, four, one = (of(n, 1) for n in (most_of_one, FEW, 1))
     eight = of(most, 1) if tiles > 1 else many

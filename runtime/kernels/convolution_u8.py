@@ -30,7 +30,6 @@ from headrace.kernels.requantise import (
 )
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
-    apart,
     arg_int,
     arg_ptr,
     bcast_i8x4,
@@ -140,7 +139,7 @@ def _dense(target: Target) -> KernelFunction:
                 code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
                 store_u8_rows(y, code, per_vector, count, y_step)
 
-        return apart(some)
+        return some
 
     def tiles_of(rows: int, most_pixels: int) -> Any:
         many, one = of(rows, most_pixels, False), of(rows, 1, True)
@@ -216,7 +215,7 @@ def _dense(target: Target) -> KernelFunction:
                             )  # fmt: skip
                         k += 1
 
-        return apart(groups)
+        return groups
 
     at_once = pixels_at_once(target)
     four, two, single = (tiles_of(rows, at_once[rows]) for rows in (4, 2, 1))

@@ -10,7 +10,6 @@ from headrace.kernels.ending import ENDINGS, end_pixels, ended
 from headrace.kernels.geometry import SHAPES, behind_taps, first_tap, geometry_of, reference
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
-    apart,
     arg_float,
     arg_int,
     arg_ptr,
@@ -62,7 +61,7 @@ def _depthwise(target: Target) -> KernelFunction:
             high = repeat(repeat(splat_f32(highest), vectors), count)
             store_f32_grid(y, minimum(high, maximum(acc, low)), vectors, y_step, 64)
 
-        return apart(some)
+        return some
 
     many, one = of(most, columns), of(1, columns)
     many_narrow, one_narrow = of(most, 1), of(1, 1)

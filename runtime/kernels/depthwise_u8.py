@@ -28,7 +28,6 @@ from headrace.kernels.requantise import (
     scales,
 )
 from headrace.targets.simd import (
-    apart,
     arg_int,
     arg_ptr,
     dot4_each,
@@ -138,7 +137,7 @@ def _depthwise(target: Target) -> KernelFunction:
                 if valid > 3:
                     store(y + 3 * y_step, part(code, 3), narrow)
 
-        return apart(some)
+        return some
 
     one, two, four = (of(count) for count in AT_ONCE)
 

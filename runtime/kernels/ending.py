@@ -20,7 +20,7 @@ from headrace.kernels.finishes import (
     finished,
     reference,
 )
-from headrace.targets.simd import apart, arg_float, arg_int
+from headrace.targets.simd import arg_float, arg_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,6 @@ class Ending:
         ]  # fmt: skip
 
 
-@apart
 def end_pixels(
     args: Any, y: Any, more: Any, pixels: Any, vectors: Any, y_step: Any
 ) -> None:  # fmt: skip

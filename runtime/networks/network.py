@@ -18,6 +18,7 @@ from headrace.loaders.reader import TensorReader
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
+from headrace.networks.patch_choice import Choice
 from headrace.team import default_threads
 
 MOST_PLANS = 8  # of shapes that were used last
@@ -71,6 +72,8 @@ class Network:
     Args:
         model: a validated model.
         threads: that compute; default: the physical cores that this process may use.
+        patches: whether first operations run patch by patch, which takes less memory and more time:
+            "auto", "off", or so many rows and columns of patches.
 
     Attributes:
         path: of the file; None: it came as bytes.
@@ -78,7 +81,9 @@ class Network:
         inputs, outputs: what it takes and gives.
     """
 
-    def __init__(self, model: OnnxModel, *, threads: int | None = None) -> None:
+    def __init__(
+        self, model: OnnxModel, *, threads: int | None = None, patches: Choice = "off"
+    ) -> None:
         self.path = model.path
         self.threads = default_threads() if threads is None else threads
         self.model = model
@@ -90,6 +95,7 @@ class Network:
         # Initialisers that are inputs as well (before IR version 4 all were) may be given.
         self._defaults = {name: port for name, port in ports.items() if port not in self.inputs}
         self._engine = Engine(self.threads)
+        self._patches = patches
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -116,7 +122,8 @@ class Network:
         """What runs for inputs of such types and shapes (arrays, or `TensorType`s).
 
         Raises:
-            HeadraceError: nothing here runs an operator, or the network is closed.
+            HeadraceError: nothing here runs an operator, or on so many patches, or the network is
+                closed.
         """
         types = {name: type_of(value) for name, value in inputs.items()}
         key = tuple(sorted((name, of) for name, of in types.items()))
@@ -126,7 +133,7 @@ class Network:
             plan = self._plans.get(key)
             if plan is None:
                 known = {name: of for name, of in types.items() if of is not None}
-                plan = NetworkPlan(self._with_given(inputs), known, self._engine)
+                plan = NetworkPlan(self._with_given(inputs), known, self._engine, self._patches)
                 self._plans[key] = plan
                 while len(self._plans) > MOST_PLANS:
                     self._plans.popitem(last=False)
@@ -213,19 +220,19 @@ def type_of(value: Any) -> TensorType | None:
     return TensorType(_elem_type(value), value.shape)
 
 
-def load_network(path: Path, *, threads: int | None = None) -> Network:
+def load_network(path: Path, *, threads: int | None = None, patches: Choice = "off") -> Network:
     """A network from an ONNX file.
 
     Raises:
         ModelNotFoundError, ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(open_onnx(path), threads=threads)
+    return Network(open_onnx(path), threads=threads, patches=patches)
 
 
-def network_of(proto: Any, *, threads: int | None = None) -> Network:
+def network_of(proto: Any, *, threads: int | None = None, patches: Choice = "off") -> Network:
     """A network from a ModelProto in memory.
 
     Raises:
         ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(from_proto(proto), threads=threads)
+    return Network(from_proto(proto), threads=threads, patches=patches)

@@ -11,8 +11,18 @@ from typing import Any
 import numpy as np
 
 from headrace.kernels import image_operators as kernels
+from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Image, Operation, Weight, channel_axis, image_of
+from headrace.networks.operation import (
+    Image,
+    Operation,
+    Slots,
+    Weight,
+    Windows,
+    channel_axis,
+    image_of,
+    pixelwise,
+)
 from headrace.networks.operators import sums
 from headrace.networks.operators.activations import mapped
 
@@ -104,8 +114,8 @@ def per_channel(graph: Graph, name: str, x: str) -> np.ndarray | None:
 def _combined(graph: Graph, node: Node) -> Operation | None:
     a, b = node.inputs
     made = image_of(graph, node.outputs[0])
-    weights = {n: w for n in (a, b) if (w := _as_image(graph, n, node.outputs[0])) is not None}
-    first, second = (weights[n][0] if n in weights else image_of(graph, n) for n in (a, b))
+    held = {n: w for n in (a, b) if (w := _as_image(graph, n, node.outputs[0])) is not None}
+    first, second = (held[n][0] if n in held else image_of(graph, n) for n in (a, b))
     read = [name for name in (a, b) if name not in graph.constants]
     ranks = {len(graph.shape(name) or ()) for name in (*read, node.outputs[0])}
     if first is None or second is None or made is None or len(ranks) != 1:
@@ -115,22 +125,34 @@ def _combined(graph: Graph, node: Node) -> Operation | None:
     if not all(_spreads(one, made) for one in (first, second)):
         return None
 
-    def steps(one: Operation, name: str, of: Image) -> list[int]:
-        step = one.step(name, of)
-        return [
-            of.pixels * step if of.images == made.images else 0,
-            step if of.pixels == made.pixels else 0,
-        ]
+    def part(geometry: Geometry) -> Slots:
+        pixels = geometry.pixels // made.images
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [
-            at[a], at[b], at[one.makes], made.images, made.pixels, made.padded // 16,
-            *steps(one, a, first), *steps(one, b, second), one.step(one.makes, made),
-            _CODES[node.op], one.least, one.most,
-        ]  # fmt: skip
+        def steps(one: Operation, name: str, of: Image) -> list[int]:
+            step = one.step(name, of)
+            each = of.pixels == made.pixels
+            between = step * (pixels if each else 1)
+            return [between if of.images == made.images else 0, step if each else 0]
 
-    held = {name: weight for name, (_, weight) in weights.items()}
-    return Operation("images_combine", read, node.outputs[0], slots, [node], held)
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            values = iter(one.reads)
+            x, y = ("constant" if name in held else next(values) for name in (a, b))
+            return [
+                at[x], at[y], at[one.makes], made.images, pixels, made.padded // 16,
+                *steps(one, x, first), *steps(one, y, second), one.step(one.makes, made),
+                _CODES[node.op], one.least, one.most,
+            ]  # fmt: skip
+
+        return slots
+
+    whole = pixelwise(made)
+    weights: dict[str, np.ndarray | Weight] = {}
+    for _, weight in held.values():
+        weights["constant"] = weight
+    return Operation(
+        "images_combine", read, node.outputs[0], part(whole), [node], weights,
+        windows=Windows(whole, part) if first == second and not held else None,
+    )  # fmt: skip
 
 
 def _as_image(graph: Graph, name: str, made: str) -> tuple[Image, Weight] | None:

@@ -18,7 +18,10 @@ def _same(graph: Graph, node: Node) -> Operation | None:
         return None
     if (of.images, of.pixels, of.channels) != (made.images, made.pixels, made.channels):
         return None
-    return clamped(graph, node, -INFINITE, INFINITE)
+    found = clamped(graph, node, -INFINITE, INFINITE)
+    if found is not None and of != made:
+        found.windows = None  # its pixels have other neighbours
+    return found
 
 
 OPERATORS = dict.fromkeys(
