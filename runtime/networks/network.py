@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from headrace.errors import HeadraceError
 from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
 from headrace.loaders.reader import TensorReader
+from headrace.networks.branches import Decisions
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
@@ -38,6 +40,12 @@ class Port:
     name: str
     kind: str
     shape: tuple[int | str | None, ...] | None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a single whole number or bool, of any rank."""
+        whole = self.kind == "BOOL" or self.kind.startswith(("INT", "UINT"))
+        return whole and self.shape is not None and all(d == 1 for d in self.shape)
 
     @property
     def text(self) -> str:
@@ -87,8 +95,9 @@ class Network:
         ports = {one.name: _port(one) for one in model.proto.graph.input}
         self.inputs = tuple(ports[name] for name in self._graph.inputs)
         self.outputs = tuple(_port(one) for one in model.proto.graph.output)
-        # Initialisers that are inputs as well (before IR version 4 all were) may be given.
-        self._defaults = {name: port for name, port in ports.items() if port not in self.inputs}
+        self._ports = ports
+        numbers = [port.name for port in self.inputs if port.is_number]
+        self._decisions = Decisions(self._graph, numbers)
         self._engine = Engine(self.threads)
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
         self._lock = threading.RLock()
@@ -118,15 +127,16 @@ class Network:
         Raises:
             HeadraceError: nothing here runs an operator, or the network is closed.
         """
-        types = {name: type_of(value) for name, value in inputs.items()}
-        key = tuple(sorted((name, of) for name, of in types.items()))
+        decided = self._decisions.of(inputs)
+        key = (*sorted((name, *_key(value)) for name, value in inputs.items()), decided)
         with self._lock:
             if self._graph is None:
                 raise HeadraceError("this network is closed")
             plan = self._plans.get(key)
             if plan is None:
+                types = {name: type_of(value) for name, value in inputs.items()}
                 known = {name: of for name, of in types.items() if of is not None}
-                plan = NetworkPlan(self._with_given(inputs), known, self._engine)
+                plan = NetworkPlan(self._with_given(inputs), known, self._engine, decided)
                 self._plans[key] = plan
                 while len(self._plans) > MOST_PLANS:
                     self._plans.popitem(last=False)
@@ -137,7 +147,8 @@ class Network:
         """The graph whose defaults are inputs where they are given."""
         graph = self._graph
         assert graph is not None
-        given = [name for name in inputs if name in self._defaults]
+        # Initialisers that are inputs as well (before IR version 4 all were) may be given.
+        given = [name for name in inputs if name in graph.constants]
         if not given:
             return graph
         constants = graph.constants.hiding(given)
@@ -150,18 +161,18 @@ class Network:
         return any(port.name == name and port.kind == "OPTIONAL" for port in self.inputs)
 
     def _checked(self, name: str, value: Any) -> Any:
-        port = next((p for p in self.inputs if p.name == name), None) or self._defaults.get(name)
+        port = self._ports.get(name)
         if port is None:
             names = ", ".join(p.name for p in self.inputs)
             raise ValueError(f"there is no input {name!r}; the network takes {names}")
         if port.shape is None and port.kind in ("SEQUENCE", "OPTIONAL", "MAP"):
             return value
         array = np.asarray(value)
-        found = _elem_type(array)
-        if type_name(found) != port.kind:
+        kind = _kind(array.dtype)
+        if kind != port.kind:
             raise TypeError(
-                f"input {name!r} is {type_name(found)} (numpy {array.dtype}), and the network takes"
-                f" {port.text}; convert it with .astype(...)"
+                f"input {name!r} is {kind} (numpy {array.dtype}), and the network takes "
+                f"{port.text}; convert it with .astype(...)"
             )
         if port.shape is not None:
             fits = len(array.shape) == len(port.shape) and all(
@@ -173,6 +184,8 @@ class Network:
                     f"input {name!r} has the shape {list(array.shape)}, and the network takes "
                     f"{port.text}"
                 )
+        if array.flags.c_contiguous:
+            return array
         return np.ascontiguousarray(array).reshape(array.shape)
 
     def close(self) -> None:
@@ -193,15 +206,29 @@ class Network:
         self.close()
 
 
-def _elem_type(array: np.ndarray) -> int:
+@cache
+def _elem_type(dtype: np.dtype[Any]) -> int:
+    # The library goes through a list of all types, which takes longer than some networks do.
     import onnx
 
-    if array.dtype.kind in "OUS":
+    if dtype.kind in "OUS":
         return int(onnx.TensorProto.STRING)
     try:
-        return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+        return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
     except (KeyError, ValueError):
-        raise TypeError(f"numpy's {array.dtype} is no type of ONNX") from None
+        raise TypeError(f"numpy's {dtype} is no type of ONNX") from None
+
+
+@cache
+def _kind(dtype: np.dtype[Any]) -> str:
+    return type_name(_elem_type(dtype))
+
+
+def _key(value: Any) -> tuple[Any, ...]:
+    """What tells the type of an input from others; made for each call."""
+    if isinstance(value, np.ndarray):
+        return _elem_type(value.dtype), value.shape
+    return (value.elem_type, value.shape) if isinstance(value, TensorType) else ()
 
 
 def type_of(value: Any) -> TensorType | None:
@@ -210,7 +237,7 @@ def type_of(value: Any) -> TensorType | None:
         return value
     if not isinstance(value, np.ndarray):
         return None
-    return TensorType(_elem_type(value), value.shape)
+    return TensorType(_elem_type(value.dtype), value.shape)
 
 
 def load_network(path: Path, *, threads: int | None = None) -> Network:

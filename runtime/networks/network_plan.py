@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class NetworkPlan:
         graph: of the network.
         inputs: types of those inputs that are tensors.
         engine: threads and kernels.
+        decided: conditions of `If` nodes, and what they are.
 
     Attributes:
         graph: what is left of it for these inputs.
@@ -35,8 +36,11 @@ class NetworkPlan:
         UnsupportedError: nothing here runs an operator.
     """
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine) -> None:
-        as_it_is = specialise(graph, inputs)
+    def __init__(
+        self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine,
+        decided: Iterable[tuple[str, bool]] = (),
+    ) -> None:  # fmt: skip
+        as_it_is = specialise(graph, inputs, decided)
         fused = with_patterns(as_it_is)
         ours = _ours(fused)
         self.regions = regions_that_pay(fused, lambda node: id(node) in ours)
@@ -77,7 +81,7 @@ class NetworkPlan:
         for i, run in enumerate(self.runs):
             values.update(run.run(values))
             for name in self._last_use.get(i, ()):
-                values.pop(name, None)
+                del values[name]
         return {name: self._output(name, values) for name in self.graph.outputs}
 
     def _output(self, name: str, values: Mapping[str, Any]) -> Any:
@@ -119,13 +123,12 @@ def _runner(run: HostRegion | NativeRegion) -> str:
 
 def _last_uses(regions: list[Region], outputs: list[str]) -> dict[int, list[str]]:
     """Values that nobody needs after each region."""
+    between = {name for region in regions for name in region.outputs}.difference(outputs)
     last: dict[str, int] = {}
     for i, region in enumerate(regions):
         for node in region.nodes:
-            for name in (*node.reads, *node.outputs):
-                last[name] = i
+            last.update(dict.fromkeys(between.intersection((*node.reads, *node.outputs)), i))
     found: dict[int, list[str]] = {}
     for name, i in last.items():
-        if name not in outputs:
-            found.setdefault(i, []).append(name)
+        found.setdefault(i, []).append(name)
     return found
