@@ -20,6 +20,7 @@ from headrace.kernels import (
     images,
     images_u8,
     layer_norm,
+    n_bits_rows,
     prepare,
     probe,
     recall,
@@ -28,7 +29,7 @@ from headrace.kernels import (
     zero_computation,
 )
 from headrace.offload import expert_store, requests
-from headrace.sparse import gqs_columns, gqs_kernels, linear
+from headrace.sparse import gqs_columns, gqs_kernels, linear, n_bits
 from headrace.targets.table import Kernel
 
 
@@ -36,8 +37,10 @@ def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name; dispatch, tests and benchmarks loop over it."""
     found = [
         *linear.all_kernels(),
+        *n_bits.all_kernels(),
         *gqs_kernels.all_kernels(),
         *gqs_columns.all_kernels(),
+        *n_bits_rows.all_kernels(),
         *prepare.all_kernels(),
         *convolution.all_kernels(),
         *images.all_kernels(),

@@ -22,6 +22,7 @@ from headrace.networks.operators import (
     gelu,
     matrix,
     mean,
+    n_bits,
     names,
     normalisation,
     pooling,
@@ -36,6 +37,7 @@ Maker = Callable[[Graph, Node], Operation | None]
 OPERATORS: dict[str, Maker] = {
     **convolution.OPERATORS,
     **matrix.OPERATORS,
+    **n_bits.OPERATORS,
     **mean.OPERATORS,
     **arithmetic.OPERATORS,
     **activations.OPERATORS,
