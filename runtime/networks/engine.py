@@ -20,7 +20,9 @@ from headrace.kernels import (
     layer_norm,
     n_bits_rows,
     prepare,
+    product_rows,
     rows,
+    softmax_rows,
     sparse_product,
 )
 from headrace.networks.weight_store import WeightStore
@@ -34,7 +36,7 @@ from headrace.team import Team
 MODULES = (
     convolution, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
-    n_bits, n_bits_rows, prepare,
+    n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from headrace.networks.operators import (
     quantised,
     quantised_images,
     resizing,
+    softmax,
     transposed,
 )
 
@@ -44,6 +45,7 @@ OPERATORS: dict[str, Maker] = {
     **channels.OPERATORS,
     **pooling.OPERATORS,
     **resizing.OPERATORS,
+    **softmax.OPERATORS,
     **transposed.OPERATORS,
     **bounds.OPERATORS,
     **names.OPERATORS,
