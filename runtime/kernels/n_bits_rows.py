@@ -286,7 +286,7 @@ def all_kernels() -> list[Kernel]:
         __name__, "headrace.kernels.convolution", "headrace.sparse.format",
         "headrace.sparse.n_bits",
     )  # fmt: skip
-    return [Kernel("rows_n4", _kernel, sources, _cases, __name__)]
+    return [Kernel("product_rows_n4", _kernel, sources, _cases, __name__)]
 
 
 def kernel_named(name: str) -> Kernel:

@@ -124,9 +124,9 @@ def _floats(
 
     key = weights.key
     n_bytes = tiles * n_bits_rows.tile_bytes(read.channels, group)
-    weight = Weight(n_bytes, tiled, None if key is None else ("rows_n4", key))
+    weight = Weight(n_bytes, tiled, None if key is None else ("product_rows_n4", key))
     return Operation(
-        "rows_n4", [node.inputs[0]], node.outputs[0], slots, [node],
+        "product_rows_n4", [node.inputs[0]], node.outputs[0], slots, [node],
         {"weights": weight, "bias": bias}, macs=read.images * read.channels * written.channels,
         scratch=n_bits_rows.scratch_bytes(),
     )  # fmt: skip
