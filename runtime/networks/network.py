@@ -23,6 +23,8 @@ from headrace.networks.network_plan import NetworkPlan
 from headrace.team import default_threads
 
 MOST_PLANS = 8  # of shapes that were used last
+MOST_FITTING = 256  # types of inputs that are remembered to be the network's
+NO_TENSORS = ("SEQUENCE", "OPTIONAL", "MAP")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Network:
         self._decisions = Decisions(self._graph, numbers)
         self._engine = Engine(self.threads)
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
+        self._fitting: set[Any] = set()  # types of inputs that need no other look
         self._lock = threading.RLock()
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,14 +115,15 @@ class Network:
             ValueError, TypeError: an input is missing, or of the wrong shape or type.
             HeadraceError: an operator refuses its inputs, or the network is closed.
         """
-        given = {name: self._checked(name, value) for name, value in inputs.items()}
-        missing = [port.name for port in self.inputs if port.name not in given]
-        missing = [name for name in missing if not self._optional(name)]
-        if missing:
-            wanted = ", ".join(f"{port.name}: {port.text}" for port in self.inputs)
-            raise ValueError(f"no input {', '.join(missing)}; the network takes {wanted}")
+        given = {name: self._as_array(name, value) for name, value in inputs.items()}
+        types = _types_key(given)
         with self._lock:
-            return self.plan(given).run(given)
+            if types not in self._fitting:
+                self._check(given)
+                if len(self._fitting) >= MOST_FITTING:
+                    self._fitting.clear()
+                self._fitting.add(types)
+            return self._plan(types, given).run(given)
 
     def plan(self, inputs: Mapping[str, Any]) -> NetworkPlan:
         """What runs for inputs of such types and shapes (arrays, or `TensorType`s).
@@ -127,21 +131,23 @@ class Network:
         Raises:
             HeadraceError: nothing here runs an operator, or the network is closed.
         """
-        decided = self._decisions.of(inputs)
-        key = (*sorted((name, *_key(value)) for name, value in inputs.items()), decided)
         with self._lock:
-            if self._graph is None:
-                raise HeadraceError("this network is closed")
-            plan = self._plans.get(key)
-            if plan is None:
-                types = {name: type_of(value) for name, value in inputs.items()}
-                known = {name: of for name, of in types.items() if of is not None}
-                plan = NetworkPlan(self._with_given(inputs), known, self._engine, decided)
-                self._plans[key] = plan
-                while len(self._plans) > MOST_PLANS:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(key)
-            return plan
+            return self._plan(_types_key(inputs), inputs)
+
+    def _plan(self, types: Any, inputs: Mapping[str, Any]) -> NetworkPlan:
+        if self._graph is None:
+            raise HeadraceError("this network is closed")
+        decided = self._decisions.of(inputs)
+        key = types, decided
+        plan = self._plans.get(key)
+        if plan is None:
+            known = {n: of for n, value in inputs.items() if (of := type_of(value)) is not None}
+            plan = NetworkPlan(self._with_given(inputs), known, self._engine, decided)
+            self._plans[key] = plan
+            while len(self._plans) > MOST_PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return plan
 
     def _with_given(self, inputs: Mapping[str, Any]) -> Graph:
         """The graph whose defaults are inputs where they are given."""
@@ -160,33 +166,31 @@ class Network:
     def _optional(self, name: str) -> bool:
         return any(port.name == name and port.kind == "OPTIONAL" for port in self.inputs)
 
-    def _checked(self, name: str, value: Any) -> Any:
-        port = self._ports.get(name)
-        if port is None:
-            names = ", ".join(p.name for p in self.inputs)
-            raise ValueError(f"there is no input {name!r}; the network takes {names}")
-        if port.shape is None and port.kind in ("SEQUENCE", "OPTIONAL", "MAP"):
+    def _as_array(self, name: str, value: Any) -> Any:
+        """An array whose elements lie in order, unless the input is no tensor."""
+        if not isinstance(value, np.ndarray):
+            port = self._ports.get(name)
+            if port is not None and port.shape is None and port.kind in NO_TENSORS:
+                return value
+            value = np.asarray(value)
+        if value.flags.c_contiguous:
             return value
-        array = np.asarray(value)
-        kind = _kind(array.dtype)
-        if kind != port.kind:
-            raise TypeError(
-                f"input {name!r} is {kind} (numpy {array.dtype}), and the network takes "
-                f"{port.text}; convert it with .astype(...)"
-            )
-        if port.shape is not None:
-            fits = len(array.shape) == len(port.shape) and all(
-                not isinstance(d, int) or d == n
-                for d, n in zip(port.shape, array.shape, strict=False)
-            )
-            if not fits:
-                raise ValueError(
-                    f"input {name!r} has the shape {list(array.shape)}, and the network takes "
-                    f"{port.text}"
-                )
-        if array.flags.c_contiguous:
-            return array
-        return np.ascontiguousarray(array).reshape(array.shape)
+        return np.ascontiguousarray(value).reshape(value.shape)
+
+    def _check(self, inputs: Mapping[str, Any]) -> None:
+        """That inputs are those of the network, all of them, and of its types."""
+        for name, value in inputs.items():
+            port = self._ports.get(name)
+            if port is None:
+                names = ", ".join(p.name for p in self.inputs)
+                raise ValueError(f"there is no input {name!r}; the network takes {names}")
+            if port.shape is not None or port.kind not in NO_TENSORS:
+                _check_type(port, value)
+        missing = [port.name for port in self.inputs if port.name not in inputs]
+        missing = [name for name in missing if not self._optional(name)]
+        if missing:
+            wanted = ", ".join(f"{port.name}: {port.text}" for port in self.inputs)
+            raise ValueError(f"no input {', '.join(missing)}; the network takes {wanted}")
 
     def close(self) -> None:
         """Give its memory back; the network cannot be used again."""
@@ -219,13 +223,31 @@ def _elem_type(dtype: np.dtype[Any]) -> int:
         raise TypeError(f"numpy's {dtype} is no type of ONNX") from None
 
 
-@cache
-def _kind(dtype: np.dtype[Any]) -> str:
-    return type_name(_elem_type(dtype))
+def _check_type(port: Port, array: np.ndarray) -> None:
+    kind = type_name(_elem_type(array.dtype))
+    if kind != port.kind:
+        raise TypeError(
+            f"input {port.name!r} is {kind} (numpy {array.dtype}), and the network takes "
+            f"{port.text}; convert it with .astype(...)"
+        )
+    if port.shape is None:
+        return
+    fits = len(array.shape) == len(port.shape) and all(
+        not isinstance(d, int) or d == n for d, n in zip(port.shape, array.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"input {port.name!r} has the shape {list(array.shape)}, and the network takes "
+            f"{port.text}"
+        )
+
+
+def _types_key(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells types of inputs from others; made for each call."""
+    return tuple(sorted((name, *_key(value)) for name, value in inputs.items()))
 
 
 def _key(value: Any) -> tuple[Any, ...]:
-    """What tells the type of an input from others; made for each call."""
     if isinstance(value, np.ndarray):
         return _elem_type(value.dtype), value.shape
     return (value.elem_type, value.shape) if isinstance(value, TensorType) else ()
