@@ -20,7 +20,9 @@ from headrace.targets.simd import (
     arg_ptr,
     bcast_f32,
     by_token,
+    fma,
     fma_outer,
+    get_f32,
     load_f32,
     load_f32_grid,
     load_i32,
@@ -28,6 +30,7 @@ from headrace.targets.simd import (
     shl,
     shr,
     smaller,
+    splat_f32,
     store_f32,
     store_f32_grid,
     strip,
@@ -84,43 +87,48 @@ def _kernel(target: Target) -> KernelFunction:
 
     def unpacker(take: Any) -> Any:
         def unpack(
-            w: Any, first: Any, last: Any, group: Any, groups: Any, tile_stride: Any, x: Any,
-            at_once: Any,
-        ) -> Any:  # fmt: skip
-            """Have `take` see the weights of the inputs of some chunks; x moves on with them."""
+            w: Any, first: Any, last: Any, group: Any, groups: Any, x: Any, step: Any
+        ) -> Any:
+            """Have `take` see a tile's weights of the inputs of some chunks, and what is at x.
+
+            That is `step` bytes further for each input.
+            """
             codes = w + (groups * 80 + first * 256)
             zeros = w + groups * 64
-            low = zeros_f32(at_once)
+            low = zeros_f32(1)
             high = low
             for c in range(first, last):
                 g = c * 32 // group
-                d = load_f32(w + g * 64, at_once, tile_stride)
-                z = load_u8_i32(zeros + g * 16, at_once, tile_stride)
+                d = load_f32(w + g * 64, 1, 0)
+                z = load_u8_i32(zeros + g * 16, 1, 0)
                 g = (c * 32 + 16) // group
-                d2 = load_f32(w + g * 64, at_once, tile_stride)
-                z2 = load_u8_i32(zeros + g * 16, at_once, tile_stride)
-                for j in range(4):  # 4 inputs of low codes, and 4 of high ones
-                    v = load_i32(codes, at_once, tile_stride)
-                    i = c * 32 - first * 32 + j * 4
-                    low = take(low, to_f32(shr(shl(v, 28), 28) - z) * d, x, i, at_once)
-                    high = take(high, to_f32(shr(shl(v, 24), 28) - z2) * d2, x, i + 16, at_once)
-                    low = take(low, to_f32(shr(shl(v, 20), 28) - z) * d, x, i + 1, at_once)
-                    high = take(high, to_f32(shr(shl(v, 16), 28) - z2) * d2, x, i + 17, at_once)
-                    low = take(low, to_f32(shr(shl(v, 12), 28) - z) * d, x, i + 2, at_once)
-                    high = take(high, to_f32(shr(shl(v, 8), 28) - z2) * d2, x, i + 18, at_once)
-                    low = take(low, to_f32(shr(shl(v, 4), 28) - z) * d, x, i + 3, at_once)
-                    high = take(high, to_f32(shr(v, 28) - z2) * d2, x, i + 19, at_once)
+                d2 = load_f32(w + g * 64, 1, 0)
+                z2 = load_u8_i32(zeros + g * 16, 1, 0)
+                x2 = x + 16 * step
+                for _ in range(4):  # 4 inputs of low codes, and 4 of high ones
+                    v = load_i32(codes, 1, 0)
+                    low = take(low, to_f32(shr(shl(v, 28), 28) - z) * d, x)
+                    high = take(high, to_f32(shr(shl(v, 24), 28) - z2) * d2, x2)
+                    low = take(low, to_f32(shr(shl(v, 20), 28) - z) * d, x + step)
+                    high = take(high, to_f32(shr(shl(v, 16), 28) - z2) * d2, x2 + step)
+                    low = take(low, to_f32(shr(shl(v, 12), 28) - z) * d, x + 2 * step)
+                    high = take(high, to_f32(shr(shl(v, 8), 28) - z2) * d2, x2 + 2 * step)
+                    low = take(low, to_f32(shr(shl(v, 4), 28) - z) * d, x + 3 * step)
+                    high = take(high, to_f32(shr(v, 28) - z2) * d2, x2 + 3 * step)
                     codes = codes + 64
+                    x = x + 4 * step
+                    x2 = x2 + 4 * step
+                x = x2
             return low + high
 
         return unpack
 
-    def stored(acc: Any, weights: Any, to: Any, i: Any, at_once: Any) -> Any:
-        store_f32(to + i * at_once * wide, weights, wide)
+    def stored(acc: Any, weights: Any, to: Any) -> Any:
+        store_f32(to, weights, 0)
         return acc
 
-    def multiplied(acc: Any, weights: Any, x: Any, i: Any, at_once: Any) -> Any:
-        return fma_outer(weights, bcast_f32(x + i * 4, 1, 0), acc)
+    def multiplied(acc: Any, weights: Any, x: Any) -> Any:
+        return fma(weights, splat_f32(get_f32(x)), acc)
 
     unpack, multiply = unpacker(stored), unpacker(multiplied)
 
@@ -176,14 +184,6 @@ def _kernel(target: Target) -> KernelFunction:
 
     many, few, one = all_tiles(most), all_tiles(FEW), all_tiles(1)
 
-    def single(
-        w: Any, chunks: Any, group: Any, groups: Any, tile_stride: Any, x: Any, y: Any, bias: Any,
-        at_once: Any,
-    ) -> None:  # fmt: skip
-        """One row: what becomes a float is multiplied in a register."""
-        acc = multiply(w, chunks * 0, chunks, group, groups, tile_stride, x, at_once)
-        store_f32(y, acc + load_f32(bias, at_once, 64), 64)
-
     def kernel(args: Any, thread: Any, n_threads: Any) -> None:
         rows = arg_int(args, 4)
         inputs = arg_int(args, 5)
@@ -197,39 +197,30 @@ def _kernel(target: Target) -> KernelFunction:
         t = n_tiles * thread // n_threads
         end = n_tiles * (thread + 1) // n_threads
         while t < end:
-            run = smaller(end - t, RUN if rows > 1 else tiles)
+            run = smaller(end - t, RUN)
             for s in range(strips):
                 w = strip(arg_ptr(args, 0) + t * tile_stride, s)
                 side = t * 64 + s * wide
                 bias = arg_ptr(args, 3) + side
-                x = arg_ptr(args, 1)
-                y = arg_ptr(args, 2) + side
-                if rows == 1 and tiles > 1 and run == tiles:
-                    single(w, inputs // 32, group, groups, tile_stride, x, y, bias, tiles)
-                elif rows == 1:
+                if rows == 1:  # what becomes a float is multiplied in a register
                     for i in range(run):
-                        single(
-                            w + i * tile_stride, inputs // 32, group, groups, tile_stride, x,
-                            y + i * 64, bias + i * 64, 1,
+                        found = multiply(
+                            w + i * tile_stride, t * 0, inputs // 32, group, groups,
+                            arg_ptr(args, 1), 4,
                         )  # fmt: skip
+                        found = found + load_f32(bias + i * 64, 1, 0)
+                        store_f32(arg_ptr(args, 2) + side + i * 64, found, 0)
                 for first in range(0, inputs if rows > 1 else 0, BLOCK):
                     n_inputs = smaller(inputs - first, BLOCK)
                     chunk = first // 32
-                    last = chunk + n_inputs // 32
-                    i = t * 0
-                    if tiles > 1:
-                        while i + tiles <= run:
-                            unpack(
-                                w + i * tile_stride, chunk, last, group, groups, tile_stride,
-                                scratch + i * n_inputs * wide, tiles,
-                            )  # fmt: skip
-                            i += tiles
-                    while i < run:
+                    whole = run // tiles * tiles  # of which `tiles` lie side by side
+                    for i in range(run):
+                        beside = tiles if i < whole else 1
+                        to = scratch + i // beside * beside * n_inputs * wide + i % beside * wide
                         unpack(
-                            w + i * tile_stride, chunk, last, group, groups, tile_stride,
-                            scratch + i * n_inputs * wide, 1,
+                            w + i * tile_stride, chunk, chunk + n_inputs // 32, group, groups, to,
+                            beside * wide,
                         )  # fmt: skip
-                        i += 1
                     begins = first == 0
                     r = rows * 0
                     while r < rows:

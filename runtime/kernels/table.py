@@ -37,7 +37,12 @@ from headrace.targets.table import Kernel
 
 def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name; dispatch, tests and benchmarks loop over it."""
-    found = [
+    return {row.name: row for row in all_rows()}
+
+
+def all_rows() -> list[Kernel]:
+    """Every kernel; no two have one name."""
+    return [
         *linear.all_kernels(),
         *n_bits.all_kernels(),
         *gqs_kernels.all_kernels(),
@@ -71,4 +76,3 @@ def kernel_table() -> dict[str, Kernel]:
         *requests.all_kernels(),
         *expert_store.all_kernels(),
     ]
-    return {row.name: row for row in found}
