@@ -87,6 +87,7 @@ _INPUTS = Opt(
     "inputs", str, (), "of an ONNX file: NAME=FILE.npy (again for others)", ("--input",), many=True
 )
 _SHAPED = _INPUTS._replace(help="of an ONNX file: NAME=FILE.npy, or DIMENSION=SIZE")
+_PATCHES = Opt("patches", str, None, "of an ONNX file: auto, off, or 3 for 3 x 3", ("--patches",))
 _OUTPUT = Opt("output", str, None, "folder for an ONNX file's outputs", ("-o", "--output"))
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
 _RAW = Opt("raw", bool, False, "continue the prompt as it is, without chat template", ("--raw",))
@@ -104,12 +105,13 @@ COMMANDS: dict[str, Command] = {
             _CONTEXT,
             _RAW,
             _INPUTS,
+            _PATCHES,
             _OUTPUT,
             _JSON,
         ),
     ),
     "chat": Command(chat, (_DEFAULTED, _SYSTEM, *_SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT)),
-    "plan": Command(plan, (_MODEL, *_MACHINE, _WHOLE_STACK, _CONTEXT, _SHAPED, _JSON)),
+    "plan": Command(plan, (_MODEL, *_MACHINE, _WHOLE_STACK, _CONTEXT, _SHAPED, _PATCHES, _JSON)),
     "bench": Command(
         bench,
         (
@@ -129,6 +131,7 @@ COMMANDS: dict[str, Command] = {
             *_MACHINE,
             _WHOLE_STACK,
             _SHAPED,
+            _PATCHES,
             _JSON,
         ),
     ),

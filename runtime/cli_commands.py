@@ -33,7 +33,8 @@ DEFAULT_MODEL = "smollm2-135m"
 
 def run(
     *, model: str, prompt: str | None, max_tokens: int, raw: bool, json: bool,
-    inputs: Sequence[str] = (), output: str | None = None, **options: Any,
+    inputs: Sequence[str] = (), output: str | None = None, patches: str | None = None,
+    **options: Any,
 ) -> int:  # fmt: skip
     """Answer a prompt, printing the text as it is generated; or run an ONNX file.
 
@@ -45,9 +46,10 @@ def run(
 
         _refuse_for_networks(options | {"prompt": prompt})
         return cli_networks.run(
-            model=model, inputs=inputs, output=output, threads=options["threads"], json=json
-        )
-    _refuse_for_language_models(inputs, output)
+            model=model, inputs=inputs, output=output, threads=options["threads"],
+            patches=patches, json=json,
+        )  # fmt: skip
+    _refuse_for_language_models(inputs, output, patches)
     if prompt is None and " " in model and not os.path.exists(model):
         model, prompt = DEFAULT_MODEL, model
     if prompt == "-" or (prompt is None and sys.stdin is not None and not sys.stdin.isatty()):
@@ -151,7 +153,10 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
                     say(f"headrace: {error} (/reset begins a new conversation)")
 
 
-def plan(*, model: str, json: bool, inputs: Sequence[str] = (), **options: Any) -> int:
+def plan(
+    *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
+    **options: Any,
+) -> int:  # fmt: skip
     """Say from the file's header alone what a model takes here, and how fast it will be."""
     from headrace.memory_plan import plan_model
 
@@ -159,8 +164,10 @@ def plan(*, model: str, json: bool, inputs: Sequence[str] = (), **options: Any) 
         from headrace import cli_networks
 
         _refuse_for_networks(options)
-        return cli_networks.plan(model=model, inputs=inputs, threads=options["threads"], json=json)
-    _refuse_for_language_models(inputs)
+        return cli_networks.plan(
+            model=model, inputs=inputs, threads=options["threads"], patches=patches, json=json
+        )
+    _refuse_for_language_models(inputs, patches=patches)
     path = model_path(model)
     with progress_bar() as progress:
         found = plan_model(path, progress=progress, **options)
@@ -168,7 +175,10 @@ def plan(*, model: str, json: bool, inputs: Sequence[str] = (), **options: Any) 
     return 0
 
 
-def bench(*, model: str, json: bool, inputs: Sequence[str] = (), **options: Any) -> int:
+def bench(
+    *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
+    **options: Any,
+) -> int:  # fmt: skip
     """Measure prefill and decode, and the memory's read bandwidth in the same run.
 
     Of an ONNX file: calls, with random inputs where --input gives none.
@@ -178,9 +188,10 @@ def bench(*, model: str, json: bool, inputs: Sequence[str] = (), **options: Any)
 
         _refuse_for_networks(options)
         return cli_networks.bench(
-            model=model, inputs=inputs, threads=options["threads"], runs=options["runs"], json=json
-        )
-    _refuse_for_language_models(inputs)
+            model=model, inputs=inputs, threads=options["threads"], patches=patches,
+            runs=options["runs"], json=json,
+        )  # fmt: skip
+    _refuse_for_language_models(inputs, patches=patches)
     from headrace.bench import bench as measure
 
     show(measure(model_path(model), **options), json)
@@ -364,9 +375,13 @@ def _refuse_for_networks(options: Mapping[str, Any]) -> None:
             raise HeadraceError(f"an ONNX file takes no {name} (yet); leave it out")
 
 
-def _refuse_for_language_models(inputs: Sequence[str], output: str | None = None) -> None:
-    if inputs or output is not None:
-        raise HeadraceError("--input and --output are for ONNX files; this model takes a prompt")
+def _refuse_for_language_models(
+    inputs: Sequence[str], output: str | None = None, patches: str | None = None
+) -> None:
+    if inputs or output is not None or patches is not None:
+        raise HeadraceError(
+            "--input, --output and --patches are for ONNX files; this model takes a prompt"
+        )
 
 
 def model_path(model: str) -> Path:

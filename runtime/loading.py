@@ -25,16 +25,18 @@ def _or_network(load_model: Callable[P, language_model.Model]) -> Callable[P, An
 
     load.__doc__ = f"""{load_model.__doc__}
     An ONNX file (`.onnx`) gives a `headrace.networks.network.Network` instead, which is called with
-    arrays; of all these arguments it takes `threads` and `progress`. A directory of a text encoder
-    (tokenizer.json with model.onnx, or BERT's config.json and safetensors) gives a
-    `headrace.networks.encoders.encoder.Encoder`, which has `embed`.
+    arrays; of all these arguments it takes `threads`, `progress` and `patches` ("auto", "off", or
+    so many rows and columns: its first operations run patch by patch, in less memory). A directory
+    of a text encoder (tokenizer.json with model.onnx, or BERT's config.json and safetensors) gives
+    a `headrace.networks.encoders.encoder.Encoder`, which has `embed`.
     """
     return load
 
 
 def _other(
-    name: str | Path, *, threads: int | None = None, progress: Any = None, **others: Any
-) -> Any:
+    name: str | Path, *, threads: int | None = None, progress: Any = None, patches: Any = None,
+    **others: Any,
+) -> Any:  # fmt: skip
     what = "an ONNX file" if is_network(name) else "a text encoder"
     given = [key for key, value in others.items() if value is not None]
     if given:
@@ -42,8 +44,12 @@ def _other(
     chosen = None if threads is None else whole("threads", threads, low=1)
     if is_network(name):
         from headrace.networks.network import load_network
+        from headrace.networks.patch_choice import checked
 
-        return load_network(resolve(name, progress=progress), threads=chosen)
+        cut = checked("off" if patches is None else patches)
+        return load_network(resolve(name, progress=progress), threads=chosen, patches=cut)
+    if patches is not None:
+        raise TypeError(f"{name}: {what} takes no 'patches'; leave it out")
     from headrace.networks.encoders.encoder import load_encoder
 
     return load_encoder(Path(name).expanduser(), threads=chosen)

@@ -73,6 +73,7 @@ def load(
     logits_rows: int = 0,
     whole_stack: bool = False,
     predictor: Predictor = "fitted",
+    patches: int | str | None = None,
 ) -> Model:
     """Load a language model into memory.
 
@@ -99,6 +100,7 @@ def load(
             "fitted", routers that `headrace trace --learn` fits to that, or else "gates", the
             routers of the next layers; "pairs" or "affinity", tables of what followed what in a
             text (also learned); "none". It changes speed, and no token.
+        patches: nothing to a language model, which refuses it.
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError, UnsupportedError: no usable model.
@@ -107,6 +109,8 @@ def load(
         ContextOverflowError: `context` is longer than the model's.
         TypeError, ValueError: an argument is of the wrong type, or out of range.
     """
+    if patches is not None:
+        raise TypeError(f"{model}: a language model takes no 'patches'; leave it out")
     budget = None if memory is None else _budget(memory)
     path = resolve(model, progress=progress)
     prepared = prepare(

@@ -19,6 +19,10 @@ _GENERATOR = (
     "headrace.targets.lowering_products",
     "headrace.targets.lowering_words",
     "headrace.targets.compiler",
+    "headrace.targets.constants",
+    "headrace.targets.scalars",
+    "headrace.targets.syntax",
+    "headrace.targets.translation",
     "headrace.targets.backend",
     "headrace.targets.ir_text",
 )

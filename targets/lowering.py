@@ -13,15 +13,13 @@ import contextlib
 import operator
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.ir as ir
 from numba.core import cgutils, types
-from numba.core.datamodel import models
-from numba.core.extending import lower_builtin, register_model
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from headrace.targets import simd
+from headrace.targets import scalars, simd
+from headrace.targets.constants import chosen, repeated, undefined
 from headrace.targets.target import Target
 
 LANES = 16  # of a tile, and of vectors in kernels that do not ask for fewer
@@ -34,12 +32,16 @@ _ELEMENT = {"u8": _I8, "i32": _I32, "f32": _F32}
 class PtrType(types.Type):
     """An address without an element type."""
 
+    value_type = _I8.as_pointer()
+
     def __init__(self) -> None:
         super().__init__(name="Ptr")
 
 
 class StripType(types.Type):
     """An address, and which strip of a tile its vector loads give."""
+
+    value_type = ir.LiteralStructType([_I8.as_pointer(), _I64])
 
     def __init__(self) -> None:
         super().__init__(name="Strip")
@@ -52,6 +54,7 @@ class VecType(types.Type):
         self.element = element
         self.count = count
         self.llvm = vector_type(element)
+        self.value_type = block_type(self.llvm, count)
         super().__init__(name=f"Vec({element}, {count}, {self.llvm.count})")
 
 
@@ -61,6 +64,8 @@ class Q8Type(types.Type):
     def __init__(self, count: int, in_registers: bool) -> None:
         self.count = count
         self.in_registers = in_registers
+        words = ir.ArrayType(ir.ArrayType(ir.VectorType(_I32, 4), 3), count)
+        self.value_type = words if in_registers else PtrType.value_type
         super().__init__(name=f"Q8({count}, {in_registers})")
 
 
@@ -77,34 +82,13 @@ def block_type(one: ir.Type, count: int) -> ir.Type:
     return one if count == 1 else ir.ArrayType(one, count)
 
 
-@register_model(PtrType)
-class _PtrModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _I8.as_pointer())
-
-
-@register_model(StripType)
-class _StripModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, ir.LiteralStructType([_I8.as_pointer(), _I64]))
-
-
-@register_model(VecType)
-class _VecModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: VecType) -> None:
-        super().__init__(dmm, fe_type, block_type(fe_type.llvm, fe_type.count))
-
-
 Q8_BYTES = 48
 _PAIR_WORDS, _PAIR_CODES = 32, 64  # of two entries: see `headrace.sparse.token_pairs`
 
 
-@register_model(Q8Type)
-class _Q8Model(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Q8Type) -> None:
-        quarter = ir.VectorType(_I32, 4)
-        words = ir.ArrayType(ir.ArrayType(quarter, 3), fe_type.count)
-        super().__init__(dmm, fe_type, words if fe_type.in_registers else _I8.as_pointer())
+def llvm_type(ty: types.Type) -> ir.Type:
+    """What a value of a type is in LLVM."""
+    return ty.value_type if hasattr(ty, "value_type") else scalars.llvm_type(ty)
 
 
 _current: list[Target] = []
@@ -168,10 +152,9 @@ def join(b: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
 
 def splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
     """A scalar in every lane."""
-    ty = ir.VectorType(scalar.type, lanes)
-    undef = ir.Constant(ty, ir.Undefined)
+    undef = undefined(ir.VectorType(scalar.type, lanes))
     first = b.insert_element(undef, scalar, ir.Constant(_I32, 0))
-    return b.shuffle_vector(first, undef, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+    return b.shuffle_vector(first, undef, chosen((0,) * lanes))
 
 
 def intrinsic_call(
@@ -237,34 +220,41 @@ Typer = Callable[..., types.Type | None]
 Lower = Callable[[Any, ir.IRBuilder, Any, Sequence[ir.Value]], Any]
 
 
-def _template(key: Any, typer: Typer) -> type[AbstractTemplate]:
-    def generic(self: Any, args: Any, kws: Any) -> Any:
-        del self
-        if kws:
-            raise TypeError(f"{getattr(key, '__name__', key)}: pass arguments by position")
-        result = typer(*args)
-        return None if result is None else signature(result, *args)
+class Signature(NamedTuple):
+    """Types of a call."""
 
-    return type(
-        f"_Type_{getattr(key, '__name__', 'op')}",
-        (AbstractTemplate,),
-        {"key": key, "prefer_literal": True, "generic": generic},
-    )
+    return_type: types.Type
+    args: tuple[types.Type, ...]
+
+
+# What markers mean, and operators on what is no number; these are asked in turn.
+MEANINGS: dict[Callable[..., Any], tuple[Typer, Lower]] = {}
+_OPERATORS: dict[Any, list[tuple[Typer, Lower]]] = {}
 
 
 def marker(name: str, typer: Typer) -> Callable[[Lower], Lower]:
     def wrap(lower: Lower) -> Lower:
-        fn = simd.MARKERS[name]
-        infer_global(fn)(_template(fn, typer))
-
-        @lower_builtin(fn, types.VarArg(types.Any))
-        def _lower(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-            result = lower(context, builder, sig, args)
-            return context.get_dummy_value() if sig.return_type == types.none else result
-
+        MEANINGS[simd.MARKERS[name]] = typer, lower
         return lower
 
     return wrap
+
+
+def _on(op: Any, typer: Typer) -> Callable[[Lower], Lower]:
+    def wrap(lower: Lower) -> Lower:
+        _OPERATORS.setdefault(op, []).append((typer, lower))
+        return lower
+
+    return wrap
+
+
+def operation(op: Any, arguments: tuple[types.Type, ...]) -> tuple[types.Type, Lower] | None:
+    """The type of an operator on addresses and vectors, and its code; None: it is not on these."""
+    for typer, lower in _OPERATORS.get(op, ()):
+        result = typer(*arguments)
+        if result is not None:
+            return result, lower
+    return None
 
 
 def _vec(element: str, count: types.Type | int) -> VecType:
@@ -275,22 +265,16 @@ def _vec(element: str, count: types.Type | int) -> VecType:
 # --- pointers -------------------------------------------------------------------------------------
 
 
-def _ptr_add_type(a: types.Type, b: types.Type) -> types.Type | None:
-    moves = isinstance(a, PtrType | StripType) and isinstance(types.unliteral(b), types.Integer)
-    return a if moves else None
+def _moves(kind: type[types.Type]) -> Typer:
+    return lambda a, b: a if isinstance(a, kind) and isinstance(b, types.Integer) else None
 
 
-infer_global(operator.add)(_template(operator.add, _ptr_add_type))
-
-
-@lower_builtin(operator.add, PtrType, types.Integer)
-@lower_builtin(operator.add, PtrType, types.IntegerLiteral)
+@_on(operator.add, _moves(PtrType))
 def _ptr_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _offset(b, args[0], as_i64(b, args[1]))
 
 
-@lower_builtin(operator.add, StripType, types.Integer)
-@lower_builtin(operator.add, StripType, types.IntegerLiteral)
+@_on(operator.add, _moves(StripType))
 def _strip_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     moved = _offset(b, b.extract_value(args[0], 0), as_i64(b, args[1]))
     return b.insert_value(args[0], moved, 0)
@@ -888,9 +872,7 @@ def _map(b: ir.IRBuilder, sig: Any, args: Any, fn: Callable[..., ir.Value]) -> i
 
 
 def _operator(op: Any, integer: str, floating: str | None) -> None:
-    infer_global(op)(_template(op, lambda *a: _same(*a) if len(a) == 2 else None))
-
-    @lower_builtin(op, VecType, VecType)
+    @_on(op, lambda *a: _same(*a) if len(a) == 2 else None)
     def _lower(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         name = floating if sig.return_type.element == "f32" else integer
         if name is None:
@@ -942,7 +924,7 @@ def _unary(name: str, result: str | None, fn: Callable[..., ir.Value]) -> None:
 
 def constant(element: str, value: int) -> ir.Constant:
     ty = vector_type(element)
-    return ir.Constant(ty, [value] * ty.count)
+    return repeated(ty.element, ty.count, value)
 
 
 def _round(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
@@ -1107,7 +1089,7 @@ _reduce("max_f32", types.float32, lambda b, x, y: b.select(b.fcmp_ordered("<", x
 
 
 def shuffle(b: ir.IRBuilder, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:
-    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes)))
+    return b.shuffle_vector(x, y, chosen(tuple(lanes)))
 
 
 def zipped(b: ir.IRBuilder, x: ir.Value, y: ir.Value, half: int, group: int = 0) -> ir.Value:

@@ -7,8 +7,6 @@ from typing import Any, TypeAlias
 
 import llvmlite.ir as ir
 from numba.core import types
-from numba.core.datamodel import models
-from numba.core.extending import register_model
 
 from headrace.targets.lowering import (
     Q8Type,
@@ -48,19 +46,14 @@ class DotType(types.Type):
         self.llvm = vector_type("i32")
         kind = primitive("dot_narrow")
         self.narrow = self.llvm if kind is None else kind(lanes())
+        sums = [ir.ArrayType(one, count) for one in (self.llvm, self.narrow)]
+        self.value_type = ir.LiteralStructType(sums)
         super().__init__(name=f"Dot({count}, {steps}, {self.llvm.count}, {self.narrow})")
 
     def after(self, steps: int, bits: int) -> DotType:
         """The type after `steps` more of codes of `bits` bits."""
         most = _dot_steps(bits)
         return DotType(self.count, (self.steps + steps - 1) % most + 1) if most else self
-
-
-@register_model(DotType)
-class _DotModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: DotType) -> None:
-        sums = [ir.ArrayType(one, fe_type.count) for one in (fe_type.llvm, fe_type.narrow)]
-        super().__init__(dmm, fe_type, ir.LiteralStructType(sums))
 
 
 def _dot_steps(bits: int) -> int:

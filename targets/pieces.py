@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import llvmlite.ir as ir
 
-_I32 = ir.IntType(32)
+from headrace.targets.constants import chosen, undefined
 
 
 def cut(b: ir.IRBuilder, value: ir.Value, n_bytes: int) -> list[ir.Value]:
@@ -14,9 +14,9 @@ def cut(b: ir.IRBuilder, value: ir.Value, n_bytes: int) -> list[ir.Value]:
     ty = value.type
     bits = 32 if isinstance(ty.element, ir.FloatType) else ty.element.width
     n = n_bytes * 8 // bits
-    undef = ir.Constant(ty, ir.Undefined)
+    undef = undefined(ty)
     return [
-        b.shuffle_vector(value, undef, ir.Constant(ir.VectorType(_I32, n), list(range(i, i + n))))
+        b.shuffle_vector(value, undef, chosen(tuple(range(i, i + n))))
         for i in range(0, ty.count, n)
     ]
 
@@ -25,6 +25,6 @@ def concat(b: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
     """Vectors laid end to end; their number is a power of two."""
     while len(parts) > 1:
         n = parts[0].type.count
-        index = ir.Constant(ir.VectorType(_I32, 2 * n), list(range(2 * n)))
+        index = chosen(tuple(range(2 * n)))
         parts = [b.shuffle_vector(parts[i], parts[i + 1], index) for i in range(0, len(parts), 2)]
     return parts[0]

@@ -10,7 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import test_embed
+from onnx import helper
+from onnx_models import FLOAT, model_of, save
+from PIL import Image
 
 from headrace.kernels.table import kernel_table
 from headrace.targets.host import pick_target, runnable_targets
@@ -150,3 +155,36 @@ def test_benchmark_scripts_explain_themselves() -> None:
         "own_text.py",
     ):
         assert "usage" in run(EXAMPLES / "benchmarks" / name, "--help").stdout
+
+
+def test_semantic_search(tmp_path: Path) -> None:
+    encoder = test_embed.write(tmp_path / "encoder")
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    (tmp_path / "texts" / "one.txt").write_text("a b c d\n\n\nz y x\n")
+    (tmp_path / "texts" / "deep" / "two.md").write_text("k l m")
+    (tmp_path / "texts" / "other.bin").write_bytes(b"a b c d")
+    out = run(EXAMPLES / "semantic_search.py", encoder, tmp_path / "texts", "z y x").stdout
+    first, *others = out.splitlines()
+    assert first.startswith("1.000  ") and first.endswith("one.txt: z y x")
+    assert len(others) == 2
+    (tmp_path / "nothing").mkdir()
+    said = run(EXAMPLES / "semantic_search.py", encoder, tmp_path / "nothing", "x", ok=False).stderr
+    assert "no paragraph" in said
+
+
+def test_classify_image(tmp_path: Path) -> None:
+    """Classes are the means of the colours red, green and blue."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["scores"]),
+    ]
+    image = {"image": (FLOAT, ["batch", 3, 20, 30])}
+    model = save(model_of(nodes, image, ["scores"]), tmp_path / "colours.onnx")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("background\nred\ngreen\nblue\n")
+    Image.new("RGB", (50, 40), (10, 200, 60)).save(tmp_path / "green.png")
+    out = run(EXAMPLES / "classify_image.py", model, labels, tmp_path / "green.png", 0, 51).stdout
+    found = [line.split() for line in out.splitlines()]
+    shares = np.exp(np.array([200, 60, 10]) / 51)
+    expected = [f"{share:.1%}" for share in shares / shares.sum()]
+    assert found == [[s, n] for s, n in zip(expected, ("green", "blue", "red"), strict=True)]

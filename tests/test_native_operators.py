@@ -177,7 +177,7 @@ def test_a_map_of_one_channel(height: int) -> None:
     ]  # fmt: skip
     kernels = ["convolution_f32", "images_spread"]
     run = check(nodes, {"x": (FLOAT, [1, 20, height, 9])}, constants=constants, kernels=kernels)
-    assert ("y" in run._given) == (height == 8)
+    assert ("y" in run.layout.given) == (height == 8)
 
 
 # ---- what becomes the last step of a convolution --------------------------------------------
@@ -267,7 +267,7 @@ def stage(channels: int) -> tuple[list[Any], dict[str, np.ndarray]]:
 def test_concatenations_are_places() -> None:
     nodes, constants = stage(32)
     run = check(nodes, X, constants=constants, kernels=["convolution_f32"] * 3)
-    assert set(run._places) == {"d", "d0", "d1", "g"}
+    assert set(run.layout.places) == {"d", "d0", "d1", "g"}
 
 
 def test_what_does_not_begin_at_a_vector_is_copied() -> None:
@@ -334,7 +334,7 @@ def test_borders_are_made_once(threads: int) -> None:
     run = check(nodes, {"x": (FLOAT, [2, 3, 17, 23])}, constants=constants, threads=threads)
     kernels = [one.kernel for one in run.operations]
     assert kernels.count("images_border") == 3 and kernels.count("convolution_f32") == 4
-    assert run.operations[0].plain == ["x"] and "x" not in run._images
+    assert run.operations[0].plain == ["x"] and "x" not in run.layout.images
 
 
 def test_an_input_that_others_read_is_gathered() -> None:
@@ -343,7 +343,7 @@ def test_an_input_that_others_read_is_gathered() -> None:
         node("Conv", "x w", "a", pads=[1] * 4), node("Conv", "x v", "b"), node("Add", "a b"),
     ]  # fmt: skip
     run = check(nodes, {"x": (FLOAT, [1, 3, 6, 10])}, constants=constants)
-    assert "x" in run._images and not any(one.plain for one in run.operations)
+    assert "x" in run.layout.images and not any(one.plain for one in run.operations)
 
 
 def test_threads_change_no_bit() -> None:

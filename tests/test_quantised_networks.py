@@ -131,7 +131,7 @@ def test_a_network_runs_on_integers(dtype: Any) -> None:
         with network_of(model, threads=threads) as network:
             found = network({"x": x})["y"]
             assert kernels(network, {"x": x}) == [
-                "images_from_floats", "convolution_u8", "depthwise_u8", "images_add_u8",
+                "images_quantise", "convolution_u8", "depthwise_u8", "images_add_u8",
                 "convolution_u8", "depthwise_u8", "images_add_u8", "images_mean_u8",
                 "images_add_u8", "convolution_u8",
             ]  # fmt: skip

@@ -80,6 +80,11 @@ class Geometry:
         count = self.images * self.read[0] * self.read[1]
         return Geometry(1, (1, count), (1, count), (1, 1))
 
+    @property
+    def pixels(self) -> int:
+        """That are written, of all images."""
+        return self.images * self.written[0] * self.written[1]
+
     def slots(self, read_bytes: int, written_bytes: int) -> list[int]:
         """Of an argument block; bytes are of pixels."""
         return [

@@ -202,8 +202,8 @@ def border(args: Any, thread: Any, n_threads: Any) -> None:
     """Images with zeros around them, and no pads of channels. Threads share the rows.
 
     Slots: 0 x, 1 y [images][rows][columns][channels], 2 images, 3 and 4 rows and columns of x, 5
-    and 6 of y, 7 rows above and 8 columns to the left, 9 channels, 10 to 12 bytes between pixels,
-    channels and images of x, which may lie as in ONNX.
+    and 6 of y, 7 rows above and 8 columns to the left, 9 channels, 10 to 13 bytes between pixels,
+    channels, images and rows of x, which may lie as in ONNX.
     """
     x = arg_ptr(args, 0)
     y = arg_ptr(args, 1)
@@ -229,7 +229,7 @@ def border(args: Any, thread: Any, n_threads: Any) -> None:
         for i in range(first * channels):
             put_f32(to + i * 4, 0.0)
         to = to + first * channels * 4
-        p = x + (image * arg_int(args, 12) + iy * width * pixel)
+        p = x + (image * arg_int(args, 12) + iy * arg_int(args, 13))
         if apart == 4:
             for i in range(count):
                 at = to + i * channels * 4
@@ -393,7 +393,12 @@ def _border_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         planes = np.ascontiguousarray(x[..., :channels].transpose(0, 3, 1, 2))
         top, left, bottom, right = sides
         expected = np.pad(x[..., :channels], ((0, 0), (top, bottom), (left, right), (0, 0)))
-        for source, steps in ((x, (192, 4, x[0].nbytes)), (planes, (4, 80, planes[0].nbytes))):
+        within = np.pad(planes, ((0, 0), (0, 0), (1, 0), (2, 3)))
+        sources = (
+            (x, (192, 4, x[0].nbytes, 5 * 192)), (planes, (4, 80, planes[0].nbytes, 20)),
+            (within[:, :, 1:, 2:], (4, *(within.strides[i] for i in (1, 0, 2)))),
+        )  # fmt: skip
+        for source, steps in sources:
             y = np.full(expected.shape, np.nan, np.float32)
             slots = [source, y, images, 4, 5, *expected.shape[1:3], top, left, channels, *steps]
             yield Case(slots, [(y, expected)], 0, f"{images}x{channels} {sides} {steps}")

@@ -1,4 +1,9 @@
-"""Images that lie pixel by pixel, channels innermost and padded to 16: in, out, and means."""
+"""Images that lie pixel by pixel, channels innermost and padded to 16: in, out, and means.
+
+Planes are what ONNX has: [images][channels][rows][columns]. Kernels that read them take any part
+of all planes (slots from 2 on): 2 images, 3 channels, 4 rows, 5 columns, 6 and 7 bytes between rows
+and between planes.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +34,26 @@ if TYPE_CHECKING:
 
 
 def gather(args: Any, thread: Any, n_threads: Any) -> None:
-    """Channel by channel to pixel by pixel; pads become zero. Threads share the pixels.
+    """Planes to pixel by pixel; pads become zero. Threads share the pixels.
 
-    Slots: 0 x [images][channels][pixels], 1 y [images][pixels][padded], 2 images, 3 channels,
-    4 pixels, 5 padded.
+    Slots: 0 x, 1 y [images][pixels][padded], 2 to 7 planes, 8 padded.
     """
     x = arg_ptr(args, 0)
     y = arg_ptr(args, 1)
-    images = arg_int(args, 2)
     channels = arg_int(args, 3)
-    pixels = arg_int(args, 4)
-    padded = arg_int(args, 5)
-    for p in range(
-        images * pixels * thread // n_threads, images * pixels * (thread + 1) // n_threads
-    ):
-        image = p // pixels
-        source = x + (image * channels * pixels + p - image * pixels) * 4
+    rows = arg_int(args, 4)
+    columns = arg_int(args, 5)
+    plane = arg_int(args, 7)
+    padded = arg_int(args, 8)
+    n = arg_int(args, 2) * rows * columns
+    for p in range(n * thread // n_threads, n * (thread + 1) // n_threads):
+        row = p // columns
+        image = row // rows
+        source = x + (image * channels * plane + (row - image * rows) * arg_int(args, 6))
+        source = source + (p - row * columns) * 4
         to = y + p * padded * 4
         for c in range(channels):
-            put_f32(to + c * 4, get_f32(source + c * pixels * 4))
+            put_f32(to + c * 4, get_f32(source + c * plane))
         for c in range(channels, padded):
             put_f32(to + c * 4, 0.0)
 
@@ -123,6 +129,10 @@ def add(args: Any, thread: Any, n_threads: Any) -> None:
         store_f32(y + v * 64, minimum(most, maximum(total, least)), 0)
 
 
+# Planes, and of their parts the first row, first column, rows and columns.
+WINDOWS = (((1, 3, 7, 40), (2, 3, 4, 35)), ((2, 5, 6, 9), (0, 8, 6, 1)))
+
+
 def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
@@ -131,8 +141,17 @@ def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         y = np.full((images, pixels, padded), np.nan, np.float32)
         expected = np.zeros_like(y)
         expected[..., :channels] = x.transpose(0, 2, 1)
-        slots = [x, y, images, channels, pixels, padded]
+        slots = [x, y, images, channels, 1, pixels, 0, pixels * 4, padded]
         yield Case(slots, [(y, expected)], 0, f"{images}x{channels}x{pixels}")
+    for shape, (top, left, rows, columns) in WINDOWS:
+        x = rng.standard_normal(shape).astype(np.float32)
+        y = np.full((shape[0], rows, columns, 16), np.nan, np.float32)
+        expected = np.zeros_like(y)
+        part = x[:, :, top : top + rows, left : left + columns]
+        expected[..., : shape[1]] = part.transpose(0, 2, 3, 1)
+        sizes = [*shape[:2], rows, columns, x.strides[2], x.strides[1], 16]
+        slots = [x[:, :, top:, left:], y, *sizes]
+        yield Case(slots, [(y, expected)], 0, f"{rows}x{columns} of {shape}")
 
 
 def _scatter_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:

@@ -1,7 +1,8 @@
 """Images of bytes: from and to numbers and other layouts, sums of two, and means.
 
-Layout and rounding: `headrace.kernels.requantise`. All that is not a sum of products is computed
-as ONNX's operators between DequantizeLinear and QuantizeLinear say, in float32, division included.
+Layout and rounding: `headrace.kernels.requantise`; planes: `headrace.kernels.images`. All that is
+not a sum of products is computed as ONNX's operators between DequantizeLinear and QuantizeLinear
+say, in float32, division included.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from headrace.kernels.images import WINDOWS
 from headrace.kernels.requantise import (
     Quantised,
     dequantised,
@@ -68,59 +70,63 @@ def code_of(x: Any, scale: Any, zero: Any, least: Any, most: Any) -> Any:
 
 
 def quantise(args: Any, thread: Any, n_threads: Any) -> None:
-    """float32, channel by channel, to an image of bytes. Threads share the pixels.
+    """Some or all pixels of float32 planes to an image of bytes. Threads share the pixels.
 
-    Slots: 0 x [images][channels][pixels], 1 y, 2 images, 3 channels, 4 pixels, 5 bytes of a pixel
-    of y, 6 scale, 7 zero point, 8 least, 9 most.
+    Slots: 0 x, 1 y, 2 to 7 `planes`, 8 bytes of a pixel of y, 9 scale, 10 zero point, 11 least,
+    12 most.
     """
     x = arg_ptr(args, 0)
     y = arg_ptr(args, 1)
     images = arg_int(args, 2)
     channels = arg_int(args, 3)
-    pixels = arg_int(args, 4)
-    stride = arg_int(args, 5)
-    scale = arg_float(args, 6)
-    zero = arg_int(args, 7)
-    least = arg_int(args, 8)
-    most = arg_int(args, 9)
-    chunks = (pixels + 15) // 16
-    units = images * chunks
+    rows = arg_int(args, 4)
+    columns = arg_int(args, 5)
+    row_bytes = arg_int(args, 6)
+    plane = arg_int(args, 7)
+    stride = arg_int(args, 8)
+    scale = arg_float(args, 9)
+    zero = arg_int(args, 10)
+    least = arg_int(args, 11)
+    most = arg_int(args, 12)
+    chunks = (columns + 15) // 16
+    units = images * rows * chunks
     for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
-        image = u // chunks
-        p = (u - image * chunks) * 16
-        source = x + (image * channels * pixels + p) * 4
-        to = y + (image * pixels + p) * stride
+        row = u // chunks
+        p = (u - row * chunks) * 16
+        image = row // rows
+        source = x + (image * channels * plane + (row - image * rows) * row_bytes + p * 4)
+        to = y + (row * columns + p) * stride
         c = u * 0
         while c < channels:
             left = channels - c
-            at = source + c * pixels * 4
-            if p + 16 <= pixels:
+            at = source + c * plane
+            if p + 16 <= columns:
                 word = code_of(load_f32(at, 1, 0), scale, zero, least, most)
                 if left > 1:
-                    code = code_of(load_f32(at + pixels * 4, 1, 0), scale, zero, least, most)
+                    code = code_of(load_f32(at + plane, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 8)
                 if left > 2:
-                    code = code_of(load_f32(at + pixels * 8, 1, 0), scale, zero, least, most)
+                    code = code_of(load_f32(at + plane * 2, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 16)
                 if left > 3:
-                    code = code_of(load_f32(at + pixels * 12, 1, 0), scale, zero, least, most)
+                    code = code_of(load_f32(at + plane * 3, 1, 0), scale, zero, least, most)
                     word = word | shl(code, 24)
                 if stride == 4:
                     store_i32(to, word, 0)
                 else:
                     store_words(to + c, word, 16, stride)
             else:
-                for i in range(pixels - p):
+                for i in range(columns - p):
                     q = at + i * 4
                     word = code_of(splat_f32(get_f32(q)), scale, zero, least, most)
                     if left > 1:
-                        code = splat_f32(get_f32(q + pixels * 4))
+                        code = splat_f32(get_f32(q + plane))
                         word = word | shl(code_of(code, scale, zero, least, most), 8)
                     if left > 2:
-                        code = splat_f32(get_f32(q + pixels * 8))
+                        code = splat_f32(get_f32(q + plane * 2))
                         word = word | shl(code_of(code, scale, zero, least, most), 16)
                     if left > 3:
-                        code = splat_f32(get_f32(q + pixels * 12))
+                        code = splat_f32(get_f32(q + plane * 3))
                         word = word | shl(code_of(code, scale, zero, least, most), 24)
                     store_words(to + (i * stride + c), word, 1, 4)
             c += 4
@@ -149,23 +155,27 @@ def dequantise(args: Any, thread: Any, n_threads: Any) -> None:
 
 
 def gather(args: Any, thread: Any, n_threads: Any) -> None:
-    """Bytes, channel by channel, to an image. Threads share the pixels.
+    """Some or all pixels of planes of bytes to an image. Threads share the pixels.
 
-    Slots: 0 x [images][channels][pixels], 1 y, 2 images, 3 channels, 4 pixels, 5 bytes of a pixel
-    of y, 6 what is added (128 for int8, modulo 256).
+    Slots: 0 x, 1 y, 2 to 7 `planes`, 8 bytes of a pixel of y, 9 what is added (128 for int8,
+    modulo 256).
     """
     x = arg_ptr(args, 0)
     y = arg_ptr(args, 1)
     channels = arg_int(args, 3)
-    pixels = arg_int(args, 4)
-    stride = arg_int(args, 5)
-    more = arg_int(args, 6)
-    n = arg_int(args, 2) * pixels
+    rows = arg_int(args, 4)
+    columns = arg_int(args, 5)
+    plane = arg_int(args, 7)
+    stride = arg_int(args, 8)
+    more = arg_int(args, 9)
+    n = arg_int(args, 2) * rows * columns
     for p in range(n * thread // n_threads, n * (thread + 1) // n_threads):
-        image = p // pixels
-        source = x + (image * channels * pixels + p - image * pixels)
+        row = p // columns
+        image = row // rows
+        source = x + (image * channels * plane + (row - image * rows) * arg_int(args, 6))
+        source = source + (p - row * columns)
         for c in range(channels):
-            put_u8(y + (p * stride + c), get_u8(source + c * pixels) + more)
+            put_u8(y + (p * stride + c), get_u8(source + c * plane) + more)
 
 
 def scatter(args: Any, thread: Any, n_threads: Any) -> None:
@@ -336,9 +346,24 @@ def _quantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         expected[..., : -(-channels // 4) * 4] = 0
         expected[..., :channels] = quantised(x, to).transpose(0, 2, 1)
         slots = [
-            x, y, images, channels, pixels, y.shape[2], to.scale, *rounding_slots(to),
+            x, y, images, channels, 1, pixels, 0, pixels * 4, y.shape[2], to.scale,
+            *rounding_slots(to),
         ]  # fmt: skip
         yield Case(slots, [(y, expected)], 0, f"{images}x{channels}x{pixels}")
+    for i, (shape, (top, left, rows, columns)) in enumerate(WINDOWS):
+        to = _OF[i]
+        x = (rng.standard_normal(shape) * 3).astype(np.float32)
+        part = np.ascontiguousarray(x[:, :, top : top + rows, left : left + columns])
+        y = np.full((shape[0], rows * columns, pixel_bytes(shape[1])), 77, np.uint8)
+        expected = y.copy()
+        expected[..., : -(-shape[1] // 4) * 4] = 0
+        whole = quantised(part.reshape(*shape[:2], -1), to)
+        expected[..., : shape[1]] = whole.transpose(0, 2, 1)
+        slots = [
+            x[:, :, top:, left:], y, *shape[:2], rows, columns, x.strides[2], x.strides[1],
+            y.shape[2], to.scale, *rounding_slots(to),
+        ]  # fmt: skip
+        yield Case(slots, [(y, expected)], 0, f"{rows}x{columns} of {shape}")
 
 
 def _dequantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -361,8 +386,17 @@ def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         y = np.full((images, pixels, pixel_bytes(channels)), 77, np.uint8)
         expected = y.copy()
         expected[..., :channels] = x.transpose(0, 2, 1) + np.uint8(i % 2 * 128)
-        slots = [x, y, images, channels, pixels, y.shape[2], i % 2 * 128]
+        slots = [x, y, images, channels, 1, pixels, 0, pixels, y.shape[2], i % 2 * 128]
         yield Case(slots, [(y, expected)], 0, f"{images}x{channels}x{pixels}")
+    for shape, (top, left, rows, columns) in WINDOWS:
+        x, pixel = _bytes(rng, *shape), pixel_bytes(shape[1])
+        y = np.full((shape[0], rows, columns, pixel), 77, np.uint8)
+        expected = y.copy()
+        part = x[:, :, top : top + rows, left : left + columns]
+        expected[..., : shape[1]] = part.transpose(0, 2, 3, 1)
+        sizes = [*shape[:2], rows, columns, x.strides[2], x.strides[1], pixel]
+        slots = [x[:, :, top:, left:], y, *sizes, 0]
+        yield Case(slots, [(y, expected)], 0, f"{rows}x{columns} of {shape}")
 
 
 def _scatter_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:

@@ -71,11 +71,25 @@ def requirements(network: Network, inputs: Mapping[str, TensorType]) -> dict[str
         "assumed": _assumed(network, inputs),
         "weights_bytes": network.model.weight_bytes,
         "activations_bytes": live_bytes(plan.graph),
+        "arena_bytes": plan.arena_bytes,
         "values_of_unknown_shape": sum(
             plan.graph.shape(name) is None for node in plan.graph.nodes for name in node.outputs
         ),
+        "patches": patches(plan),
         "regions": regions(plan),
     }
+
+
+def patches(plan: NetworkPlan) -> list[dict[str, Any]]:
+    """What runs patch by patch, and what of the region's multiply-adds is computed again."""
+    return [
+        {
+            "from": one.first, "to": one.last, "patches": f"{one.grid} x {one.grid}",
+            "layer_by_layer_bytes": one.whole_arena_bytes, "macs": one.macs,
+            "recomputed_percent": 100 * one.overhead,
+        }
+        for one in plan.patches
+    ]  # fmt: skip
 
 
 def live_bytes(graph: Graph) -> int:
@@ -119,6 +133,7 @@ def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> d
         began = time.perf_counter()
         network(inputs)
         taken.append(time.perf_counter() - began)
+    plan = network.plan(inputs)
     types = {name: TensorType(_KINDS[_kind(network, name)], a.shape) for name, a in inputs.items()}
     return {
         "model": None if network.path is None else str(network.path),
@@ -129,7 +144,9 @@ def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> d
         "first_s": first_s,
         "runs": runs,
         "peak_rss_bytes": peak_rss_bytes(),
-        "regions": regions(network.plan(inputs)),
+        "arena_bytes": plan.arena_bytes,
+        "patches": patches(plan),
+        "regions": regions(plan),
         "assumed": _assumed(network, types),
     }
 

@@ -20,6 +20,7 @@ from headrace.networks.branches import Decisions
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
+from headrace.networks.patch_choice import Choice
 from headrace.team import default_threads
 
 MOST_PLANS = 8  # of shapes that were used last
@@ -81,6 +82,8 @@ class Network:
     Args:
         model: a validated model.
         threads: that compute; default: the physical cores that this process may use.
+        patches: whether first operations run patch by patch, which takes less memory and more time:
+            "auto", "off", or so many rows and columns of patches.
 
     Attributes:
         path: of the file; None: it came as bytes.
@@ -88,7 +91,9 @@ class Network:
         inputs, outputs: what it takes and gives.
     """
 
-    def __init__(self, model: OnnxModel, *, threads: int | None = None) -> None:
+    def __init__(
+        self, model: OnnxModel, *, threads: int | None = None, patches: Choice = "off"
+    ) -> None:
         self.path = model.path
         self.threads = default_threads() if threads is None else threads
         self.model = model
@@ -101,6 +106,7 @@ class Network:
         numbers = [port.name for port in self.inputs if port.is_number]
         self._decisions = Decisions(self._graph, numbers)
         self._engine = Engine(self.threads)
+        self._patches = patches
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
         self._fitting: set[Any] = set()  # types of inputs that need no other look
         self._lock = threading.RLock()
@@ -129,7 +135,8 @@ class Network:
         """What runs for inputs of such types and shapes (arrays, or `TensorType`s).
 
         Raises:
-            HeadraceError: nothing here runs an operator, or the network is closed.
+            HeadraceError: nothing here runs an operator, or on so many patches, or the network is
+                closed.
         """
         with self._lock:
             return self._plan(_types_key(inputs), inputs)
@@ -142,7 +149,8 @@ class Network:
         plan = self._plans.get(key)
         if plan is None:
             known = {n: of for n, value in inputs.items() if (of := type_of(value)) is not None}
-            plan = NetworkPlan(self._with_given(inputs), known, self._engine, decided)
+            graph = self._with_given(inputs)
+            plan = NetworkPlan(graph, known, self._engine, self._patches, decided)
             self._plans[key] = plan
             while len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
@@ -262,19 +270,19 @@ def type_of(value: Any) -> TensorType | None:
     return TensorType(_elem_type(value.dtype), value.shape)
 
 
-def load_network(path: Path, *, threads: int | None = None) -> Network:
+def load_network(path: Path, *, threads: int | None = None, patches: Choice = "off") -> Network:
     """A network from an ONNX file.
 
     Raises:
         ModelNotFoundError, ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(open_onnx(path), threads=threads)
+    return Network(open_onnx(path), threads=threads, patches=patches)
 
 
-def network_of(proto: Any, *, threads: int | None = None) -> Network:
+def network_of(proto: Any, *, threads: int | None = None, patches: Choice = "off") -> Network:
     """A network from a ModelProto in memory.
 
     Raises:
         ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(from_proto(proto), threads=threads)
+    return Network(from_proto(proto), threads=threads, patches=patches)

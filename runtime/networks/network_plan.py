@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from headrace.errors import HeadraceError
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion
 from headrace.networks.native import NativeRegion
 from headrace.networks.operation import Operation
 from headrace.networks.operators import operation_for
+from headrace.networks.patch_choice import Choice, Patches
 from headrace.networks.patterns import with_patterns
 from headrace.networks.regions import Region, regions_of, regions_that_pay
 from headrace.networks.specialise import specialise
@@ -25,6 +27,8 @@ class NetworkPlan:
         graph: of the network.
         inputs: types of those inputs that are tensors.
         engine: threads and kernels.
+        patches: whether first operations run patch by patch: "auto", "off", or so many rows and
+            columns of patches.
         decided: conditions of `If` nodes, and what they are.
 
     Attributes:
@@ -34,11 +38,12 @@ class NetworkPlan:
 
     Raises:
         UnsupportedError: nothing here runs an operator.
+        HeadraceError: there is nothing that runs on so many patches.
     """
 
     def __init__(
         self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine,
-        decided: Iterable[tuple[str, bool]] = (),
+        patches: Choice = "off", decided: Iterable[tuple[str, bool]] = (),
     ) -> None:  # fmt: skip
         as_it_is = specialise(graph, inputs, decided)
         fused = with_patterns(as_it_is)
@@ -54,7 +59,9 @@ class NetworkPlan:
             run: HostRegion | NativeRegion
             if region.ours:
                 operations = [ours[id(node)] for node in region.nodes]
-                run = NativeRegion(self.graph, region.nodes, operations, region.outputs, engine)
+                run = NativeRegion(
+                    self.graph, region.nodes, operations, region.outputs, engine, patches
+                )
             else:
                 # Nodes that stand for others of the file are ours alone.
                 nodes = [one for node in region.nodes for one in node.originals]
@@ -63,7 +70,27 @@ class NetworkPlan:
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
             )
             self.runs.append(run)
+        if isinstance(patches, int) and not self.patches:
+            raise HeadraceError(
+                f"no first operations of this network run on {patches} x {patches} patches: they "
+                "take images on kernels of headrace; use fewer patches, or leave `patches` out"
+            )
         self._last_use = _last_uses(self.regions, self.graph.outputs)
+
+    @property
+    def natives(self) -> list[NativeRegion]:
+        """Those that run on kernels of ours."""
+        return [run for run in self.runs if isinstance(run, NativeRegion)]
+
+    @property
+    def patches(self) -> list[Patches]:
+        """What runs patch by patch."""
+        return [run.patches for run in self.natives if run.patches is not None]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory of all values of our kernels, but for inputs and outputs of the network."""
+        return sum(run.arena_bytes for run in self.natives)
 
     def where(self) -> list[tuple[str, list[Node]]]:
         """What the nodes of the file run on, in the order in which they run."""

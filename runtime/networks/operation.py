@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +62,66 @@ class Image:
     def as_in_onnx(self) -> bool:
         """Whether it lies as ONNX has it."""
         return self.item == 4 and self.channels == self.padded and self.pixels == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """Pixels of images that lie as in ONNX, channel by channel: all of them, or some.
+
+    Attributes:
+        whole: the images.
+        rows, columns: the first one, and the one behind the last.
+    """
+
+    whole: Image
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @property
+    def image(self) -> Image:
+        """Of these pixels alone."""
+        height, width = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+        return replace(self.whole, height=height, width=width)
+
+    @property
+    def begin(self) -> int:
+        """Bytes in front of the first one."""
+        return self.whole.item * (self.rows[0] * self.whole.width + self.columns[0])
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Bytes between rows, and between planes."""
+        return self.whole.item * self.whole.width, self.whole.item * self.whole.pixels
+
+    def slots(self) -> list[int]:
+        """Of an argument block (`headrace.kernels.images`)."""
+        of = self.image
+        if of == self.whole:
+            return [of.images, of.channels, 1, of.pixels, *self.steps]
+        return [of.images, of.channels, of.height, of.width, *self.steps]
+
+
+def all_planes(image: Image) -> Planes:
+    """All of its pixels."""
+    return Planes(image, (0, image.height), (0, image.width))
+
+
+def pixelwise(image: Image) -> Geometry:
+    """Of what makes each pixel out of the one in the same place."""
+    sizes = (image.height, image.width)
+    return Geometry(image.images, sizes, sizes, (1, 1))
+
+
+class Windows(NamedTuple):
+    """How an operation makes some pixels of its result out of those that they need.
+
+    Attributes:
+        geometry: of whole images; the same for all that it reads. What it adds lies as its results.
+        slots: the argument block for another geometry, whose images hold nothing but these pixels.
+    """
+
+    geometry: Geometry
+    slots: Callable[[Geometry], Slots]
 
 
 def image_of(graph: Graph, name: str) -> Image | None:
@@ -128,6 +188,8 @@ class Operation:
         sparse: if it leaves out weights that are zero.
         at_border: kernel and slots that take what is read, or give what is made, as it lies outside
             of a region.
+        planes: the pixels of what it wants as it lies in ONNX; None: it decides itself.
+        windows: how it makes some pixels only; None: it cannot.
         affine: factors and summands of channels that come before `finish` (`images_map` only).
         finish: activation before bounds and, if `late`, before what is added.
         late: see `headrace.kernels.convolution.Ending`.
@@ -156,7 +218,9 @@ class Operation:
     adds: str | None = None
     macs: int = 0
     sparse: Sparse | None = None
-    at_border: tuple[str, Slots] | None = None
+    at_border: tuple[str, Callable[[Planes], Slots]] | None = None
+    planes: Planes | None = None
+    windows: Windows | None = None
     affine: tuple[np.ndarray, np.ndarray] | None = None
     finish: Finish = NOTHING
     late: bool = False

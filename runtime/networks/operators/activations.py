@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.kernels.convolution import Geometry
 from headrace.kernels.finishes import (
     HARD_SIGMOID,
     HARD_SWISH,
@@ -16,7 +17,7 @@ from headrace.kernels.finishes import (
     Finish,
 )
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import NOTHING, Operation, image_of
+from headrace.networks.operation import NOTHING, Operation, Slots, Windows, image_of, pixelwise
 
 
 def mapped(
@@ -28,16 +29,21 @@ def mapped(
     if of is None or x in graph.constants:
         return None
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        steps = one.step(x, of), one.step(one.makes, of)
-        return [
-            at[x], at[one.makes], at.get("scales", 0), at.get("shifts", 0), of.images * of.pixels,
-            of.padded // 16, *steps, one.least, one.most, *one.finish.slots(),
-        ]  # fmt: skip
+    def part(geometry: Geometry) -> Slots:
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            steps = one.step(one.reads[0], of), one.step(one.makes, of)
+            return [
+                at[one.reads[0]], at[one.makes], at.get("scales", 0), at.get("shifts", 0),
+                geometry.pixels, of.padded // 16, *steps, one.least, one.most, *one.finish.slots(),
+            ]  # fmt: skip
 
+        return slots
+
+    windows = Windows(pixelwise(of), part)
     return Operation(
-        "images_map", [x], node.outputs[0], slots, [node], affine=affine, finish=finish
-    )
+        "images_map", [x], node.outputs[0], part(windows.geometry), [node], affine=affine,
+        finish=finish, windows=windows,
+    )  # fmt: skip
 
 
 def _sigmoid(graph: Graph, node: Node) -> Operation | None:

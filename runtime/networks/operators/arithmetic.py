@@ -11,8 +11,17 @@ from typing import Any
 import numpy as np
 
 from headrace.kernels import image_operators as kernels
+from headrace.kernels.convolution import Geometry
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Image, Operation, Weight, image_of
+from headrace.networks.operation import (
+    Image,
+    Operation,
+    Slots,
+    Weight,
+    Windows,
+    image_of,
+    pixelwise,
+)
 from headrace.networks.operators import sums
 from headrace.networks.operators.activations import mapped
 
@@ -107,21 +116,29 @@ def _combined(graph: Graph, node: Node) -> Operation | None:
     if not all(_spreads(one, made) for one in (first, second)):
         return None
 
-    def steps(one: Operation, name: str, of: Image) -> list[int]:
-        step = one.step(name, of)
-        return [
-            of.pixels * step if of.images == made.images else 0,
-            step if of.pixels == made.pixels else 0,
-        ]
+    def part(geometry: Geometry) -> Slots:
+        pixels = geometry.pixels // made.images
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [
-            at[a], at[b], at[one.makes], made.images, made.pixels, made.padded // 16,
-            *steps(one, a, first), *steps(one, b, second), one.step(one.makes, made),
-            _CODES[node.op], one.least, one.most,
-        ]  # fmt: skip
+        def steps(one: Operation, i: int, of: Image) -> list[int]:
+            step = one.step(one.reads[i], of)
+            each = of.pixels == made.pixels
+            between = step * (pixels if each else 1)
+            return [between if of.images == made.images else 0, step if each else 0]
 
-    return Operation("images_combine", [a, b], node.outputs[0], slots, [node])
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            return [
+                *(at[name] for name in one.reads), at[one.makes], made.images, pixels,
+                made.padded // 16, *steps(one, 0, first), *steps(one, 1, second),
+                one.step(one.makes, made), _CODES[node.op], one.least, one.most,
+            ]  # fmt: skip
+
+        return slots
+
+    whole = pixelwise(made)
+    return Operation(
+        "images_combine", [a, b], node.outputs[0], part(whole), [node],
+        windows=Windows(whole, part) if first == second else None,
+    )  # fmt: skip
 
 
 def _spreads(one: Image, made: Image) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from headrace.kernels.convolution import INFINITE
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, bytes_of, image_of
 from headrace.networks.operators.quantised_images import clip
+from headrace.networks.operators.sums import sum_of
 from headrace.networks.quantisation import named
 
 
@@ -44,10 +42,9 @@ def clamped(graph: Graph, node: Node, least: float, most: float) -> Operation | 
     if of is None or x in graph.constants:
         return None
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [at[x], 0, at[one.makes], of.n_bytes // 64, one.least, one.most]
-
-    return Operation("images_add", [x], node.outputs[0], slots, [node], least=least, most=most)
+    made = sum_of(node, [x], of)
+    made.least, made.most = least, most
+    return made
 
 
 OPERATORS = {"Relu": _bounded, "Clip": _bounded}

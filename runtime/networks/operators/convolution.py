@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from headrace.kernels.convolution import Ending, Geometry, Groups, one_group, tiled_weights
 from headrace.networks.graph import Constants, Graph, Node
-from headrace.networks.operation import NOTHING, PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operation import (
+    NOTHING,
+    PADDED,
+    Image,
+    Operation,
+    Slots,
+    Weight,
+    Windows,
+    image_of,
+)
 from headrace.networks.operators.sparse_product import sparse_product
 from headrace.networks.quantisation import named
 
@@ -103,6 +113,7 @@ def tiled_convolution(
         geometry, out_step, n_read, groups = layout(one.step(one.makes, written))
         if one.geometry is not None:
             geometry, n_read = one.geometry
+            groups = replace(groups, row=geometry.written[1] * out_step)
         tail = geometry.slots(one.step(one.reads[0], read), out_step)
         ending = ending_of(one, written)
         low, high = ending.bounds()
@@ -134,8 +145,7 @@ def convolution(
     """
     read, written = images
     if not depthwise:
-        geometry = geometry.flat()
-        sparse = sparse_product(node, geometry, images, w, key, bias, constants)
+        sparse = sparse_product(node, geometry.flat(), images, w, key, bias, constants)
         if sparse is not None:
             return sparse
     taps = math.prod(geometry.taps)
@@ -152,28 +162,33 @@ def convolution(
     kernel = "depthwise_f32" if depthwise else "convolution_f32"
     weight = Weight(4 * padded, tiled, None if key is None else (kernel, key))
     if not depthwise:
-        flat, n_tiles = geometry, written.padded // PADDED
+        flat, n_tiles = geometry.flat(), written.padded // PADDED
 
         def layout(out_step: int) -> tuple[Geometry, int, int, Groups]:
             return flat, out_step, read.channels, one_group(n_tiles, flat, out_step)
 
         made = tiled_convolution(node, images, weight, bias, layout, macs)
         made.geometry = flat, read.channels
+        # Its slots go by `made.geometry`.
+        made.windows = Windows(geometry, lambda _: made.slots)
         return made
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        tail = geometry.slots(one.step(one.reads[0], read), one.step(one.makes, written))
-        ending = ending_of(one, written)
-        low, high = ending.bounds()
-        return [
-            at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
-            0 if one.adds is None else at[one.adds], written.padded, 0, low, *tail, high,
-            *ending.slots(),
-        ]  # fmt: skip
+    def part(geometry: Geometry) -> Slots:
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            tail = geometry.slots(one.step(one.reads[0], read), one.step(one.makes, written))
+            ending = ending_of(one, written)
+            low, high = ending.bounds()
+            return [
+                at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
+                0 if one.adds is None else at[one.adds], written.padded, 0, low, *tail, high,
+                *ending.slots(),
+            ]  # fmt: skip
+
+        return slots
 
     return Operation(
-        kernel, [node.inputs[0]], node.outputs[0], slots, [node],
-        {"weights": weight, "bias": bias}, macs=macs,
+        kernel, [node.inputs[0]], node.outputs[0], part(geometry), [node],
+        {"weights": weight, "bias": bias}, macs=macs, windows=Windows(geometry, part),
     )  # fmt: skip
 
 

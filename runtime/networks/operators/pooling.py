@@ -8,7 +8,7 @@ from typing import Any
 from headrace.kernels.convolution import Geometry
 from headrace.kernels.image_operators import MAXIMUM, MEAN, MEAN_WITH_PADS
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Operation, Slots, Windows, image_of
 from headrace.networks.operators.convolution import pads_before
 
 
@@ -36,12 +36,18 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
         (taps[0], taps[1]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
     )  # fmt: skip
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        steps = one.step(x, read), one.step(one.makes, written)
-        head = [at[x], at[one.makes], read.padded // 16, what, 0, 0, 0, 0]
-        return [*head, *geometry.slots(*steps)]
+    def part(geometry: Geometry) -> Slots:
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            steps = one.step(one.reads[0], read), one.step(one.makes, written)
+            head = [at[one.reads[0]], at[one.makes], read.padded // 16, what, 0, 0, 0, 0]
+            return [*head, *geometry.slots(*steps)]
 
-    return Operation("images_pool", [x], node.outputs[0], slots, [node])
+        return slots
+
+    return Operation(
+        "images_pool", [x], node.outputs[0], part(geometry), [node],
+        windows=Windows(geometry, part),
+    )  # fmt: skip
 
 
 OPERATORS = {"MaxPool": _pool, "AveragePool": _pool}

@@ -12,7 +12,16 @@ from headrace.kernels import convolution_u8, depthwise_u8
 from headrace.kernels.convolution import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, folded_bias, rounding_slots, scales
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight, bytes_of, image_of
+from headrace.networks.operation import (
+    PADDED,
+    Image,
+    Operation,
+    Slots,
+    Weight,
+    Windows,
+    bytes_of,
+    image_of,
+)
 from headrace.networks.operators.convolution import pads_before
 from headrace.networks.quantisation import elem_type, int8_weights, named, quantisation
 
@@ -47,7 +56,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
     taps = w.transpose(2, 3, 1, 0)  # [down, across, read, written]
     if depthwise:
         return _depthwise(node, geometry, written, taps[:, :, 0], factors, bias, of, to)
-    return _dense(node, geometry.flat(), read, written, taps, factors, bias, of, to)
+    return _dense(node, geometry, read, written, taps, factors, bias, of, to)
 
 
 def _dense(
@@ -62,17 +71,21 @@ def _dense(
         sums, floats,
     )  # fmt: skip
     zero, least, most = rounding_slots(to or of)
-    tail = geometry.slots(read.pixel_bytes, written.pixel_bytes)
     quads = -(-w.shape[2] // convolution_u8.QUAD)
     n_bytes = math.prod(w.shape[:2]) * quads * convolution_u8.QUAD * written.padded
-    # Late layers have more weights than pixels: each thread reads some of them only.
-    share_tiles = int(w.size > written.images * written.pixels * written.pixel_bytes)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [
-            at["weights"], at[one.reads[0]], at[one.makes], at["tails"], at["outside"], quads,
-            written.padded // PADDED, most, *tail, zero, least, int(floats), share_tiles,
-        ]  # fmt: skip
+    def part(geometry: Geometry) -> Slots:
+        tail = geometry.flat().slots(read.pixel_bytes, written.pixel_bytes)
+        # Late layers have more weights than pixels: each thread reads some of them only.
+        share_tiles = int(w.size > geometry.pixels * written.pixel_bytes)
+
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            return [
+                at["weights"], at[one.reads[0]], at[one.makes], at["tails"], at["outside"], quads,
+                written.padded // PADDED, most, *tail, zero, least, int(floats), share_tiles,
+            ]  # fmt: skip
+
+        return slots
 
     own: dict[str, np.ndarray | Weight] = {
         "weights": Weight(n_bytes, lambda: convolution_u8.tiled_weights(w, floats)), "tails": tails,
@@ -80,8 +93,9 @@ def _dense(
     }  # fmt: skip
     macs = written.images * written.pixels * math.prod(w.shape)
     return Operation(
-        "convolution_u8", [node.inputs[0]], node.outputs[0], slots, [node], own, macs=macs
-    )
+        "convolution_u8", [node.inputs[0]], node.outputs[0], part(geometry), [node], own, macs=macs,
+        windows=Windows(geometry, part),
+    )  # fmt: skip
 
 
 def _depthwise(
@@ -96,13 +110,17 @@ def _depthwise(
     )
     count, fours = depthwise_u8.placing(depthwise_u8.reach(geometry), geometry.strides[1])
     zero, least, most = rounding_slots(to)
-    tail = geometry.slots(written.pixel_bytes, written.pixel_bytes)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [
-            at["weights"], at[one.reads[0]], at[one.makes], at["tails"], at["outside"], channels,
-            count, most, *tail, zero, least, fours,
-        ]  # fmt: skip
+    def part(geometry: Geometry) -> Slots:
+        tail = geometry.slots(written.pixel_bytes, written.pixel_bytes)
+
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            return [
+                at["weights"], at[one.reads[0]], at[one.makes], at["tails"], at["outside"],
+                channels, count, most, *tail, zero, least, fours,
+            ]  # fmt: skip
+
+        return slots
 
     own: dict[str, np.ndarray | Weight] = {
         "weights": depthwise_u8.placed_weights(w, channels, geometry), "tails": tails,
@@ -110,8 +128,9 @@ def _depthwise(
     }  # fmt: skip
     macs = written.images * written.pixels * math.prod(w.shape)
     return Operation(
-        "depthwise_u8", [node.inputs[0]], node.outputs[0], slots, [node], own, macs=macs
-    )
+        "depthwise_u8", [node.inputs[0]], node.outputs[0], part(geometry), [node], own, macs=macs,
+        windows=Windows(geometry, part),
+    )  # fmt: skip
 
 
 def _stay_integers(

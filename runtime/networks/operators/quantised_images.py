@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from headrace.kernels.convolution import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, rounding_slots
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Image, Operation, Slots, bytes_of, image_of
+from headrace.networks.operation import (
+    Image,
+    Operation,
+    Planes,
+    Slots,
+    Windows,
+    bytes_of,
+    image_of,
+    pixelwise,
+)
 from headrace.networks.operators.quantised import THIN
 from headrace.networks.quantisation import added, elem_type, named, quantisation
 
@@ -37,23 +47,30 @@ def _quantise(graph: Graph, node: Node) -> Operation | None:
     to = quantisation(graph, node.inputs[1], named(node.inputs, 2), elem_type(graph, y))
     if read is None or written is None or to is None or x in graph.constants:
         return None
-    pixels = read.images * read.pixels
 
-    def inside(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [
-            at[x], at[one.makes], pixels, read.padded, written.pixel_bytes, to.scale,
-            *rounding_slots(to),
-        ]  # fmt: skip
+    def inside(geometry: Geometry) -> Slots:
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            return [
+                at[one.reads[0]], at[one.makes], geometry.pixels, read.padded, written.pixel_bytes,
+                to.scale, *rounding_slots(to),
+            ]  # fmt: skip
 
-    def outside(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [
-            at[x], at[one.makes], read.images, read.channels, read.pixels, written.pixel_bytes,
-            to.scale, *rounding_slots(to),
-        ]  # fmt: skip
+        return slots
 
+    def outside(planes: Planes) -> Slots:
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            return [
+                at[x] + planes.begin, at[one.makes], *planes.slots(), written.pixel_bytes, to.scale,
+                *rounding_slots(to),
+            ]  # fmt: skip
+
+        return slots
+
+    windows = Windows(pixelwise(read), inside)
     return Operation(
-        "images_from_floats", [x], y, inside, [node], at_border=("images_quantise", outside)
-    )
+        "images_from_floats", [x], y, inside(windows.geometry), [node],
+        at_border=("images_quantise", outside), windows=windows,
+    )  # fmt: skip
 
 
 def _dequantise(graph: Graph, node: Node) -> Operation | None:
@@ -64,30 +81,49 @@ def _dequantise(graph: Graph, node: Node) -> Operation | None:
     of = quantisation(graph, node.inputs[1], named(node.inputs, 2), elem_type(graph, x))
     if read is None or written is None or of is None or x in graph.constants:
         return None
-    pixels = read.images * read.pixels
 
-    def inside(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [at[x], at[y], pixels, read.padded, read.pixel_bytes, of.scale, of.zero]
+    def inside(geometry: Geometry) -> Slots:
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            sizes = [geometry.pixels, read.padded, read.pixel_bytes]
+            return [at[one.reads[0]], at[one.makes], *sizes, of.scale, of.zero]
 
-    def outside(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        sizes = [read.images, read.channels, read.pixels, read.pixel_bytes]
-        return [at[x], at[y], *sizes, of.scale, of.zero]
+        return slots
 
+    def outside(planes: Planes) -> Slots:
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            sizes = [read.images, read.channels, read.pixels, read.pixel_bytes]
+            return [at[x], at[y], *sizes, of.scale, of.zero]
+
+        return slots
+
+    windows = Windows(pixelwise(read), inside)
     return Operation(
-        "images_to_floats", [x], y, inside, [node], at_border=("images_dequantise", outside)
-    )
+        "images_to_floats", [x], y, inside(windows.geometry), [node],
+        at_border=("images_dequantise", outside), windows=windows,
+    )  # fmt: skip
 
 
-def _sum_slots(
-    a: str, b: str | None, y: str, image: Image, of: Quantised, other: Quantised, to: Quantised
-) -> Slots:
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [
-            at[a], at[b] if b else 0, at[y], image.n_bytes, of.scale, of.zero, other.scale,
-            other.zero, to.scale, *rounding_slots(to),
-        ]  # fmt: skip
+def _sum(
+    node: Node, names: list[str], image: Image, of: Quantised, other: Quantised, to: Quantised
+) -> Operation:
+    """The operation of one or two values that lie as their sum does."""
 
-    return slots
+    def part(geometry: Geometry) -> Slots:
+        # Of less there is no vector; the bytes behind it are nobody else's (`lifetimes.ALIGNED`).
+        n_bytes = max(GROUP, geometry.pixels * image.pixel_bytes)
+
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            a, b = (*(at[name] for name in one.reads), 0)[:2]
+            return [
+                a, b, at[one.makes], n_bytes, of.scale, of.zero, other.scale, other.zero, to.scale,
+                *rounding_slots(to),
+            ]  # fmt: skip
+
+        return slots
+
+    windows = Windows(pixelwise(image), part)
+    y = node.outputs[0]
+    return Operation("images_add_u8", names, y, part(windows.geometry), [node], windows=windows)
 
 
 def _add(graph: Graph, node: Node) -> Operation | None:
@@ -100,15 +136,14 @@ def _add(graph: Graph, node: Node) -> Operation | None:
         quantisation(graph, b_scale, b_zero, elem_type(graph, b)),
         quantisation(graph, y_scale, named(node.inputs, 7), elem_type(graph, y)),
     )
-    if image is None or image.n_bytes < GROUP or not same:
+    if image is None or not same:
         return None
     if a in graph.constants or b in graph.constants:
         return None
     of, other, to = found
     if of is None or other is None or to is None:
         return None
-    slots = _sum_slots(a, b, y, image, of, other, to)
-    return Operation("images_add_u8", [a, b], y, slots, [node])
+    return _sum(node, [a, b], image, of, other, to)
 
 
 def unchanged(graph: Graph, node: Node, least: int = 0, most: int = 255) -> Operation | None:
@@ -117,11 +152,10 @@ def unchanged(graph: Graph, node: Node, least: int = 0, most: int = 255) -> Oper
     image = bytes_of(graph, x)
     if image is None or image != bytes_of(graph, y) or x in graph.constants:
         return None
-    if image.n_bytes < GROUP or least > most:
+    if least > most:
         return None
     plain = Quantised(1.0, 0)
-    slots = _sum_slots(x, None, y, image, plain, plain, Quantised(1.0, 0, least, most))
-    return Operation("images_add_u8", [x], y, slots, [node])
+    return _sum(node, [x], image, plain, plain, Quantised(1.0, 0, least, most))
 
 
 def clip(graph: Graph, node: Node) -> Operation | None:

@@ -16,7 +16,16 @@ from headrace.kernels.sparse_product import (
     scratch_bytes,
 )
 from headrace.networks.graph import Constants, Node
-from headrace.networks.operation import PADDED, Image, Operation, Sparse, Weight
+from headrace.networks.operation import (
+    PADDED,
+    Image,
+    Operation,
+    Slots,
+    Sparse,
+    Weight,
+    Windows,
+    pixelwise,
+)
 from headrace.networks.sparse_choice import LEAST_PIXELS, Kept, kept_of, rows_that_pay
 
 
@@ -58,17 +67,22 @@ def sparse_product(
     at_counts, at_entries = parts(*size)
     scratch = scratch_bytes(read.channels, written.channels)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        begin = at["weights"]
-        return [
-            begin + at_entries, at[one.reads[0]], at[one.makes], at["bias"],
-            0 if one.adds is None else at[one.adds], read.channels, written.padded // PADDED,
-            one.least, one.most, pixels, read.pixel_bytes, written.pixel_bytes, begin + at_counts,
-            begin, at["scratch"], scratch,
-        ]  # fmt: skip
+    def part(geometry: Geometry) -> Slots:
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            begin = at["weights"]
+            return [
+                begin + at_entries, at[one.reads[0]], at[one.makes], at["bias"],
+                0 if one.adds is None else at[one.adds], read.channels, written.padded // PADDED,
+                one.least, one.most, geometry.pixels, read.pixel_bytes, written.pixel_bytes,
+                begin + at_counts, begin, at["scratch"], scratch,
+            ]  # fmt: skip
 
+        return slots
+
+    windows = Windows(pixelwise(read), part)
     return Operation(
-        kernel_of(rows), [node.inputs[0]], node.outputs[0], slots, [node],
+        kernel_of(rows), [node.inputs[0]], node.outputs[0], part(windows.geometry), [node],
         {"weights": weight, "bias": bias}, macs=kept.weights * pixels, scratch=scratch,
         sparse=Sparse(1 - kept.weights / (read.channels * written.channels), f"{rows}x1"),
+        windows=windows,
     )  # fmt: skip

@@ -1,12 +1,13 @@
-"""Add of two values of the same shape."""
+"""Sums of values of the same shape."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from headrace.kernels.convolution import Geometry
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Image, Operation, Slots, Windows, image_of, pixelwise
 
 
 def added(graph: Graph, node: Node) -> Operation | None:
@@ -16,8 +17,22 @@ def added(graph: Graph, node: Node) -> Operation | None:
     same = graph.types.get(a) == graph.types.get(b)
     if of is None or not same or a in graph.constants or b in graph.constants:
         return None
+    return sum_of(node, [a, b], of)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [at[a], at[b], at[one.makes], of.n_bytes // 64, one.least, one.most]
 
-    return Operation("images_add", [a, b], node.outputs[0], slots, [node])
+def sum_of(node: Node, names: list[str], image: Image) -> Operation:
+    """The operation of one or two values that lie as their sum does."""
+
+    def part(geometry: Geometry) -> Slots:
+        vectors = geometry.pixels * image.pixel_bytes // 64
+
+        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            a, b = (*(at[name] for name in one.reads), 0)[:2]
+            return [a, b, at[one.makes], vectors, one.least, one.most]
+
+        return slots
+
+    windows = Windows(pixelwise(image), part)
+    return Operation(
+        "images_add", names, node.outputs[0], part(windows.geometry), [node], windows=windows
+    )

@@ -6,23 +6,25 @@ memory are one tap with more channels.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from headrace.kernels.convolution import Geometry
-from headrace.networks.operation import PADDED, Image, Operation
+from headrace.networks.operation import PADDED, Image, Operation, Planes
 
 _PER_CHANNEL = 16  # pixels of a row for each channel written, up to which a copy pays
 
 
 def with_borders(
-    operations: Sequence[Operation], images: Mapping[str, Image], planes: Collection[str]
-) -> list[Operation]:
+    operations: Sequence[Operation], images: Mapping[str, Image],
+    planes: Mapping[str, tuple[str, Planes]],
+) -> list[Operation]:  # fmt: skip
     """The operations, with copies of what some of them read.
 
     Args:
-        planes: values that are there as ONNX has them; they are copied from there.
+        planes: of values that are there as ONNX has them, what they are and which of its pixels;
+            they are copied from there.
     """
     found: list[Operation] = []
     made: set[str] = set()
@@ -37,7 +39,7 @@ def with_borders(
             sizes, x = _bordered(geometry), one.reads[0]
             name = f"{x}/headrace/{sizes} from {geometry.pads}"
             if name not in made:
-                plane = x in planes and x not in gathered | {one.adds}
+                plane = None if x in gathered | {one.adds} else planes.get(x)
                 found.append(_border(x, name, images[x], geometry, sizes, plane))
                 made.add(name)
             one.reads = [name]
@@ -75,20 +77,25 @@ def _bordered(geometry: Geometry) -> tuple[int, int]:
 
 
 def _border(
-    x: str, made: str, read: Image, geometry: Geometry, sizes: tuple[int, int], plane: bool
-) -> Operation:
+    x: str, made: str, read: Image, geometry: Geometry, sizes: tuple[int, int],
+    plane: tuple[str, Planes] | None,
+) -> Operation:  # fmt: skip
     count = geometry.images * sizes[0] * sizes[1] * read.channels
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        step = one.step(x, read)
-        steps = [step, 4, read.pixels * step]
-        if plane:
-            steps = [4, read.pixels * 4, read.channels * read.pixels * 4]
+        if plane is None:
+            step, begin = one.step(x, read), at[x]
+            steps = [step, 4, read.pixels * step, read.width * step]
+        else:
+            root, pixels = plane
+            row, apart = pixels.steps
+            steps = [4, apart, read.channels * apart, row]
+            begin = at[root] + pixels.begin
         return [
-            at[x], at[made], geometry.images, *geometry.read, *sizes, *geometry.pads,
+            begin, at[made], geometry.images, *geometry.read, *sizes, *geometry.pads,
             read.channels, *steps,
         ]  # fmt: skip
 
     image = Image(1, 1, -(-count // PADDED), PADDED)  # it is as large
-    reads, plain = ([], [x]) if plane else ([x], [])
+    reads, plain = ([x], []) if plane is None else ([], [plane[0]])
     return Operation("images_border", reads, made, slots, [], plain=plain, image=image)

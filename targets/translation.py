@@ -1,0 +1,597 @@
+"""From a kernel's syntax tree to LLVM: one walk, in which callees are inlined.
+
+A kernel is a plain Python function over the markers of `headrace.targets.simd` and numbers. What is
+known at compile time (constants, what a closure holds, arithmetic on these) is computed here, and a
+branch on it leaves nothing of the other side. Numbers have Numba's types and arithmetic
+(`headrace.targets.scalars`), so a kernel means what it would mean to `numba.njit`.
+
+A name stands for a value of LLVM as long as control is straight. Where it joins (behind an `if`, at
+the head of a loop) names that were assigned lie on the stack, from where LLVM brings them to
+registers. A name that a loop assigns keeps its type in the loop.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import operator
+import types as python_types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import llvmlite.ir as ir
+from numba.core import types
+
+from headrace.targets import lowering, scalars, syntax
+from headrace.targets.table import symbol_of
+
+_I64 = ir.IntType(64)
+_POINTER = ir.IntType(8).as_pointer()
+
+
+class Known(NamedTuple):
+    """A value at compile time: a number, a function, None, or a tuple of bindings."""
+
+    value: Any
+
+
+class Value(NamedTuple):
+    """A value of LLVM, and its type."""
+
+    value: ir.Value
+    type: types.Type
+
+
+class Place(NamedTuple):
+    """A value on the stack."""
+
+    place: ir.Value
+    type: types.Type
+
+
+Binding = Known | Value | Place
+
+_BINARY: dict[type[ast.operator], Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
+}
+_UNARY: dict[type[ast.unaryop], Any] = {ast.USub: operator.neg, ast.Invert: operator.invert}
+_COMPARE: dict[type[ast.cmpop], Any] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
+_BUILTINS: dict[str, Any] = {"float": float, "int": int, "min": min, "max": max, "len": len}
+
+
+def _parts(binding: Binding) -> list[Binding]:
+    """The bindings of a tuple."""
+    if not isinstance(binding, Known) or not isinstance(binding.value, tuple):
+        raise TypeError("it is no tuple")
+    return [one if isinstance(one, Binding) else Known(one) for one in binding.value]
+
+
+def _same(one: Binding, other: Binding) -> bool:
+    if isinstance(one, Known) and isinstance(other, Known):
+        return type(one.value) is type(other.value) and one.value == other.value
+    return one is other or (isinstance(one, Place) and one == other)
+
+
+def _is_number(binding: Binding) -> bool:
+    return isinstance(binding, Known) and isinstance(binding.value, bool | int | float)
+
+
+# Types of names at the heads of loops, by those in front; None: another value with the same name.
+_Heads = dict[tuple[ast.stmt, str, types.Type], types.Type | None]
+
+
+class _Again(Exception):
+    """What a name is at the head of a loop was found at its end; `_Walk.heads` knows it now."""
+
+
+class _Walk:
+    """What all functions of a kernel have in common: the place where code is written."""
+
+    def __init__(self, symbol: str, heads: _Heads) -> None:
+        self.heads = heads
+        self.module = ir.Module("kernel")
+        arguments = [_POINTER, _I64, _I64]
+        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), arguments), symbol)
+        # All places on the stack are made in the first block, which goes on when all is written.
+        self.entry = self.function.append_basic_block("entry")
+        self.first = self.function.append_basic_block("first")
+        self.b = ir.IRBuilder(self.first)
+
+    def finish(self) -> None:
+        self.b.ret_void()
+        ir.IRBuilder(self.entry).branch(self.first)
+
+    def block(self, name: str) -> ir.Block:
+        return self.function.append_basic_block(name)
+
+    def stack(self, ty: types.Type) -> Place:
+        return Place(ir.IRBuilder(self.entry).alloca(lowering.llvm_type(ty)), ty)
+
+    @contextmanager
+    def at(self, block: ir.Block) -> Iterator[None]:
+        before = self.b.block
+        self.b.position_at_end(block)
+        yield
+        self.b.position_at_end(before)
+
+    def value(self, binding: Binding) -> Value:
+        """What a binding stands for as a value of LLVM."""
+        if isinstance(binding, Value):
+            return binding
+        if isinstance(binding, Place):
+            return Value(self.b.load(binding.place), binding.type)
+        if not _is_number(binding):
+            raise TypeError(f"{binding.value!r} is no value of a kernel")
+        return Value(scalars.constant(binding.value), scalars.type_of(binding.value))
+
+    def store(self, binding: Binding, place: Place) -> None:
+        value, ty = self.value(binding)
+        if ty != place.type:
+            value = scalars.convert(self.b, value, ty, place.type)
+        self.b.store(value, place.place)
+
+    def truth(self, binding: Binding) -> Known | ir.Value:
+        if isinstance(binding, Known):
+            return Known(bool(binding.value))
+        value, ty = self.value(binding)
+        return scalars.is_true(self.b, value, ty)
+
+    def operate(self, op: Any, *operands: Binding) -> Binding:
+        """An operator of Python on numbers, addresses or vectors."""
+        known = [one.value for one in operands if isinstance(one, Known)]
+        if len(known) == len(operands):
+            return Known(op(*known))
+        values = [self.value(one) for one in operands]
+        arguments = tuple(one.type for one in values)
+        found = lowering.operation(op, arguments)
+        if found is not None:
+            result, code = found
+            given = lowering.Signature(result, arguments)
+            return Value(code(None, self.b, given, [one.value for one in values]), result)
+        result, lower = scalars.operation(op, arguments)
+        return Value(lower(self.b, [one.value for one in values]), result)
+
+    def marker(self, fn: Callable[..., Any], arguments: Sequence[Binding]) -> Binding:
+        """A marker's call."""
+        values = [self.value(one) for one in arguments]
+        literals = tuple(
+            scalars.literal_type(known.value) if isinstance(known, Known) else value.type
+            for known, value in zip(arguments, values, strict=True)
+        )
+        typer, code = lowering.MEANINGS[fn]
+        result = typer(*literals)
+        if result is None:
+            raise TypeError(f"{fn.__name__} of {', '.join(map(str, literals))}")
+        given = lowering.Signature(result, literals)
+        made = code(None, self.b, given, [one.value for one in values])
+        return Known(None) if result == types.none else Value(made, result)
+
+
+class _Call:
+    """One function at one place where it is called."""
+
+    def __init__(self, walk: _Walk, fn: Callable[..., Any], arguments: Sequence[Binding]) -> None:
+        self.walk = walk
+        self.fn = fn
+        self.tree = syntax.tree_of(fn)
+        self.body = syntax.body_of(self.tree)
+        names = [one.arg for one in self.tree.args.args]
+        defaults = [Known(value) for value in fn.__defaults__ or ()]
+        missing = len(names) - len(arguments)
+        if not 0 <= missing <= len(defaults):
+            raise TypeError(f"{fn.__name__} takes {len(names)} arguments, not {len(arguments)}")
+        given = [*arguments, *defaults[len(defaults) - missing :]]
+        self.scope: dict[str, Binding] = dict(zip(names, given, strict=True))
+        self.alive = True  # control gets here
+        self.returned: list[tuple[ir.Block, Binding]] = []
+        cells = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
+        self.free = {name: cell.cell_contents for name, cell in cells}
+
+    def result(self) -> Binding:
+        """Write the function here; what it returns."""
+        self.statements(self.body)
+        if not self.returned:
+            return Known(None)
+        b = self.walk.b
+        if not self.alive and len(self.returned) == 1:
+            block, binding = self.returned[0]
+            b.position_at_end(block)
+            return binding
+        ends = list(self.returned)
+        if self.alive:
+            ends.append((b.block, Known(None)))
+        blocks, bindings = [block for block, _ in ends], [one for _, one in ends]
+        return self._join(blocks, bindings, self.walk.block("returned"))
+
+    # ---- names ------------------------------------------------------------------------------
+
+    def lookup(self, name: str) -> Binding:
+        if name in self.scope:
+            found = self.scope[name]
+            return self.walk.value(found) if isinstance(found, Place) else found
+        if name in self.free:
+            return Known(self.free[name])
+        if name in self.fn.__globals__:
+            return Known(self.fn.__globals__[name])
+        if name in _BUILTINS:
+            return Known(_BUILTINS[name])
+        raise TypeError(f"{name} has no value here")
+
+    def assign(self, target: ast.expr, binding: Binding) -> None:
+        if isinstance(target, ast.Tuple):
+            parts = _parts(binding)
+            if len(parts) != len(target.elts):
+                raise TypeError(f"{len(parts)} values for {ast.unparse(target)}")
+            for one, part in zip(target.elts, parts, strict=True):
+                self.assign(one, part)
+            return
+        if not isinstance(target, ast.Name):
+            raise TypeError(f"a kernel assigns names, not {ast.unparse(target)}")
+        self.scope[target.id] = binding
+
+    # ---- statements -------------------------------------------------------------------------
+
+    def statements(self, nodes: Sequence[ast.stmt]) -> None:
+        for node in nodes:
+            if not self.alive:
+                return
+            method = getattr(self, f"_{type(node).__name__}", None)
+            if method is None:
+                raise TypeError(f"kernels have no {type(node).__name__}: {ast.unparse(node)}")
+            try:
+                method(node)
+            except Exception as error:
+                if isinstance(error, _Again) or hasattr(error, "at"):
+                    raise
+                place = f"{self.fn.__module__}.{self.fn.__qualname__}"
+                said = TypeError(f"{place}, line {node.lineno}: {error}")
+                said.at = node  # type: ignore[attr-defined]
+                raise said from error
+
+    def _Pass(self, node: ast.Pass) -> None:
+        del node
+
+    def _Expr(self, node: ast.Expr) -> None:
+        if not isinstance(node.value, ast.Constant):
+            self.expression(node.value)
+
+    def _Assign(self, node: ast.Assign) -> None:
+        binding = self.expression(node.value)
+        for target in node.targets:
+            self.assign(target, binding)
+
+    def _AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.assign(node.target, self.expression(node.value))
+
+    def _AugAssign(self, node: ast.AugAssign) -> None:
+        before = self.expression(ast.Name(ast.unparse(node.target), ast.Load()))
+        binding = self.walk.operate(_BINARY[type(node.op)], before, self.expression(node.value))
+        self.assign(node.target, binding)
+
+    def _Return(self, node: ast.Return) -> None:
+        binding = Known(None) if node.value is None else self.expression(node.value)
+        self.returned.append((self.walk.b.block, binding))
+        self.alive = False
+
+    def _If(self, node: ast.If) -> None:
+        truth = self.walk.truth(self.expression(node.test))
+        if isinstance(truth, Known):
+            self.statements(node.body if truth.value else node.orelse)
+            return
+        b = self.walk.b
+        yes, no, behind = (self.walk.block(name) for name in ("then", "else", "behind"))
+        b.cbranch(truth, yes, no)
+        before = self.scope
+        ends: list[ir.Block] = []
+        scopes: list[dict[str, Binding]] = []
+        for block, nodes in ((yes, node.body), (no, node.orelse)):
+            b.position_at_end(block)
+            self.scope, self.alive = dict(before), True
+            self.statements(nodes)
+            if self.alive:
+                ends.append(b.block)
+                scopes.append(self.scope)
+        self.alive = bool(ends)
+        if not ends:
+            self.scope = before
+            self._remove(behind)
+            return
+        b.position_at_end(behind)
+        self.scope = scopes[0]
+        if len(scopes) == 2:
+            self.scope = dict(before)
+            ways = list(zip(ends, scopes, strict=True))
+            for name in syntax.assigned(*node.body, *node.orelse):
+                found = [(end, scope[name]) for end, scope in ways if name in scope]
+                self.scope.pop(name, None)
+                joined = self._joined([end for end, _ in found], [one for _, one in found])
+                if joined is not None:
+                    self.scope[name] = joined
+        for end in ends:
+            with self.walk.at(end):
+                b.branch(behind)
+
+    def _remove(self, block: ir.Block) -> None:
+        self.walk.function.basic_blocks.remove(block)
+
+    def _joined(self, ends: Sequence[ir.Block], bindings: Sequence[Binding]) -> Binding | None:
+        """What a name stands for where ways meet, stored where they end; None: nothing common."""
+        if not bindings:
+            return None
+        walk, first = self.walk, bindings[0]
+        if all(_same(first, one) for one in bindings) and len(bindings) > 1:
+            return first
+        if not all(_is_number(one) for one in bindings if isinstance(one, Known)):
+            return None
+        kinds = [scalars.type_of(v.value) if isinstance(v, Known) else v.type for v in bindings]
+        common: types.Type | None = kinds[0]
+        for kind in kinds[1:]:
+            common = None if common is None else scalars.common_type(common, kind)
+        if common is None:
+            return None
+        place = walk.stack(common)
+        for end, one in zip(ends, bindings, strict=True):
+            with walk.at(end):
+                walk.store(one, place)
+        return place
+
+    def _join(
+        self, ends: Sequence[ir.Block], bindings: Sequence[Binding], behind: ir.Block
+    ) -> Binding:
+        """As `_joined`, of what must have a value; goes on behind the ends."""
+        if all(isinstance(one, Known) and isinstance(one.value, tuple) for one in bindings):
+            parts = zip(*(_parts(one) for one in bindings), strict=True)
+            joined = [self._joined(ends, part) for part in parts]
+            found: Binding | None = None if None in joined else Known(tuple(joined))
+        else:
+            found = self._joined(ends, bindings)
+        if found is None:
+            raise TypeError(f"no common type of {', '.join(str(one) for one in bindings)}")
+        for end in ends:
+            with self.walk.at(end):
+                self.walk.b.branch(behind)
+        self.walk.b.position_at_end(behind)
+        return self._loaded(found)
+
+    def _loaded(self, binding: Binding) -> Binding:
+        if isinstance(binding, Known) and isinstance(binding.value, tuple):
+            return Known(tuple(self._loaded(one) for one in _parts(binding)))
+        return self.walk.value(binding) if isinstance(binding, Place) else binding
+
+    @contextmanager
+    def _loop(self, node: ast.For | ast.While, head: ir.Block) -> Iterator[None]:
+        """Names that the loop assigns lie on the stack at its head, and so behind it."""
+        if node.orelse:
+            raise TypeError("loops of kernels have no else")
+        walk = self.walk
+        inside, everywhere = syntax.read(node), syntax.read(*self.body)
+        places: dict[str, Place] = {}
+        starts: dict[str, types.Type] = {}
+        later = []
+        for name in syntax.assigned(node):
+            if name in self.scope and self.scope[name] != Known(None):
+                starts[name] = walk.value(self.scope[name]).type
+                kind = walk.heads.get((node, name, starts[name]), starts[name])
+                if kind is None:
+                    del self.scope[name]
+                    continue
+                places[name] = walk.stack(kind)
+                walk.store(self.scope[name], places[name])
+            elif everywhere[name] > inside[name]:
+                later.append(name)
+        self.scope |= places
+        before = dict(self.scope)
+        walk.b.branch(head)
+        walk.b.position_at_end(head)
+        yield
+        if not self.alive:
+            raise TypeError("a loop of a kernel does not return")
+        for name in later:
+            if name in self.scope:
+                before[name] = places[name] = walk.stack(walk.value(self.scope[name]).type)
+        now = {name: walk.value(self.scope[name]) for name in places if name in self.scope}
+        for name, place in places.items():
+            kind = now[name].type if name in now else None
+            common = None if kind is None else scalars.common_type(kind, place.type)
+            if common != place.type:
+                walk.heads[node, name, starts[name]] = common
+                raise _Again
+            if self.scope[name] != place:
+                walk.store(now[name], place)
+        walk.b.branch(head)
+        self.scope = before
+
+    def _While(self, node: ast.While) -> None:
+        walk, b = self.walk, self.walk.b
+        head, body, behind = (walk.block(name) for name in ("while", "body", "behind"))
+        with self._loop(node, head):
+            truth = walk.truth(self.expression(node.test))
+            if isinstance(truth, Known):
+                truth = ir.Constant(ir.IntType(1), int(truth.value))
+            b.cbranch(truth, body, behind)
+            b.position_at_end(body)
+            self.statements(node.body)
+        b.position_at_end(behind)
+
+    def _For(self, node: ast.For) -> None:
+        walk, b = self.walk, self.walk.b
+        start, stop, step = self._range(node.iter)
+        if not isinstance(node.target, ast.Name):
+            raise TypeError(f"a loop of a kernel counts one name, not {ast.unparse(node.target)}")
+        count = walk.stack(types.int64)
+        walk.store(start, count)
+        last, by = walk.value(stop), walk.value(step)
+        head, body, behind = (walk.block(name) for name in ("for", "body", "behind"))
+        with self._loop(node, head):
+            now = walk.value(count)
+            b.cbranch(b.icmp_signed("<", now.value, last.value), body, behind)
+            b.position_at_end(body)
+            self.scope[node.target.id] = now
+            self.statements(node.body)
+            if self.alive:
+                b.store(b.add(now.value, by.value, flags=["nsw"]), count.place)
+        b.position_at_end(behind)
+
+    def _range(self, node: ast.expr) -> tuple[Binding, Binding, Binding]:
+        is_range = isinstance(node, ast.Call) and ast.unparse(node.func) == "range"
+        if not is_range or not isinstance(node, ast.Call):
+            raise TypeError(f"kernels loop over range(...), not {ast.unparse(node)}")
+        given = [self.expression(one) for one in node.args]
+        for one in given:
+            if (kind := self.walk.value(one).type) != types.int64:
+                raise TypeError(f"{ast.unparse(node)} counts by {kind}")
+        start = Known(0) if len(given) == 1 else given[0]
+        step = given[2] if len(given) == 3 else Known(1)
+        if isinstance(step, Known) and step.value <= 0:
+            raise TypeError(f"loops of kernels count up, unlike {ast.unparse(node)}")
+        return start, given[0] if len(given) == 1 else given[1], step
+
+    # ---- expressions ------------------------------------------------------------------------
+
+    def expression(self, node: ast.expr) -> Binding:
+        method = getattr(self, f"_{type(node).__name__}", None)
+        if method is None:
+            raise TypeError(f"kernels have no {type(node).__name__}: {ast.unparse(node)}")
+        found: Binding = method(node)
+        return found
+
+    def _Constant(self, node: ast.Constant) -> Binding:
+        return Known(node.value)
+
+    def _Name(self, node: ast.Name) -> Binding:
+        return self.lookup(node.id)
+
+    def _Tuple(self, node: ast.Tuple) -> Binding:
+        return Known(tuple(self.expression(one) for one in node.elts))
+
+    def _BinOp(self, node: ast.BinOp) -> Binding:
+        left = self.expression(node.left)
+        return self.walk.operate(_BINARY[type(node.op)], left, self.expression(node.right))
+
+    def _UnaryOp(self, node: ast.UnaryOp) -> Binding:
+        operand = self.expression(node.operand)
+        if not isinstance(node.op, ast.Not):
+            return self.walk.operate(_UNARY[type(node.op)], operand)
+        truth = self.walk.truth(operand)
+        if isinstance(truth, Known):
+            return Known(not truth.value)
+        return Value(self.walk.b.not_(truth), types.boolean)
+
+    def _Compare(self, node: ast.Compare) -> Binding:
+        if len(node.ops) != 1:
+            raise TypeError(f"kernels compare two at a time: {ast.unparse(node)}")
+        left, right = self.expression(node.left), self.expression(node.comparators[0])
+        if isinstance(node.ops[0], ast.In):
+            return self._any([self.walk.operate(operator.eq, left, one) for one in _parts(right)])
+        return self.walk.operate(_COMPARE[type(node.ops[0])], left, right)
+
+    def _any(self, cases: Sequence[Binding]) -> Binding:
+        truths = [self.walk.truth(case) for case in cases]
+        if any(isinstance(one, Known) and one.value for one in truths):
+            return Known(True)
+        open_cases = [one for one in truths if not isinstance(one, Known)]
+        if not open_cases:
+            return Known(False)
+        return Value(functools.reduce(self.walk.b.or_, open_cases), types.boolean)
+
+    def _BoolOp(self, node: ast.BoolOp) -> Binding:
+        """`and` and `or`: what decides first, as in Python; the result is true or false."""
+        ends_with = isinstance(node.op, ast.Or)
+        walk, b = self.walk, self.walk.b
+        place, behind = None, None
+        for i, one in enumerate(node.values):
+            truth = walk.truth(self.expression(one))
+            is_last = i == len(node.values) - 1
+            if isinstance(truth, Known):
+                if truth.value != ends_with and not is_last:
+                    continue
+                if place is None:
+                    return truth
+                truth = ir.Constant(ir.IntType(1), int(truth.value))
+                is_last = True
+            if place is None:
+                if is_last:
+                    return Value(truth, types.boolean)
+                place, behind = walk.stack(types.boolean), walk.block("decided")
+            b.store(truth, place.place)
+            if is_last:
+                break
+            on = walk.block("next")
+            b.cbranch(truth, *((behind, on) if ends_with else (on, behind)))
+            b.position_at_end(on)
+        if place is None:
+            return Known(not ends_with)
+        b.branch(behind)
+        b.position_at_end(behind)
+        return walk.value(place)
+
+    def _IfExp(self, node: ast.IfExp) -> Binding:
+        truth = self.walk.truth(self.expression(node.test))
+        if isinstance(truth, Known):
+            return self.expression(node.body if truth.value else node.orelse)
+        b, found, ends = self.walk.b, [], []
+        blocks = [self.walk.block(name) for name in ("then", "else")]
+        b.cbranch(truth, *blocks)
+        for block, one in zip(blocks, (node.body, node.orelse), strict=True):
+            b.position_at_end(block)
+            found.append(self.expression(one))
+            ends.append(b.block)
+        return self._join(ends, found, self.walk.block("behind"))
+
+    def _Call(self, node: ast.Call) -> Binding:
+        fn = self.expression(node.func)
+        if node.keywords:
+            raise TypeError(f"{ast.unparse(node.func)}: pass arguments by position")
+        arguments = [self.expression(one) for one in node.args]
+        if not isinstance(fn, Known) or not callable(fn.value):
+            raise TypeError(f"{ast.unparse(node.func)} is no function")
+        if fn.value in lowering.MEANINGS:
+            return self.walk.marker(fn.value, arguments)
+        if isinstance(fn.value, python_types.FunctionType):
+            return _Call(self.walk, fn.value, arguments).result()
+        known = [one.value for one in arguments if isinstance(one, Known)]
+        if len(known) < len(arguments):
+            raise TypeError(f"{ast.unparse(node)} is no constant")
+        return Known(fn.value(*known))  # float("inf")
+
+
+def translate(fn: Callable[..., Any], name: str) -> ir.Module:
+    """A module with one function, `symbol_of(name)`: void (args, thread, n_threads).
+
+    Call it within `headrace.targets.lowering.lowering_for`.
+
+    Raises:
+        TypeError: the function is no kernel; the message says where and why.
+    """
+    heads: _Heads = {}
+    while True:
+        walk = _Walk(symbol_of(name), heads)
+        args, thread, n_threads = walk.function.args
+        given = Value(args, lowering.PTR), Value(thread, types.int64), Value(n_threads, types.int64)
+        try:
+            _Call(walk, fn, given).result()
+        except _Again:
+            continue
+        walk.finish()
+        return walk.module
