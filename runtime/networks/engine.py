@@ -18,10 +18,15 @@ from headrace.kernels import (
     images,
     images_u8,
     layer_norm,
+    n_bits_rows,
+    prepare,
+    product_rows,
     rows,
+    softmax_rows,
     sparse_product,
 )
 from headrace.networks.weight_store import WeightStore
+from headrace.sparse import n_bits
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
@@ -31,6 +36,7 @@ from headrace.team import Team
 MODULES = (
     convolution, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
+    n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
 )  # fmt: skip
 
 
