@@ -465,6 +465,32 @@ def _load_block(
         return join(parts)
 
 
+def _places(b: ir.IRBuilder, p: ir.Value, count: int, stride: ir.Value) -> list[ir.Value]:
+    more = [_offset(b, p, b.mul(stride, ir.Constant(_I64, i))) for i in range(1, count)]
+    return [p, *more]
+
+
+def load_rows_and_columns(
+    b: ir.IRBuilder, w: ir.Value, of: types.Type, rows: int, w_step: ir.Value, x: ir.Value,
+    columns: int, x_step: ir.Value, n: int,
+) -> list[tuple[list[ir.Value], list[ir.Value]]]:  # fmt: skip
+    """Operands of n outer products: see `simd.fma_columns`; `of` is the type of w."""
+    memory = _memory(_F32)()
+    row_places = _places(b, first_of(b, w, of, memory), rows, as_i64(b, w_step))
+    column_places = _places(b, x, columns, as_i64(b, x_step))
+
+    def loaded(places: list[ir.Value], more: int, ty: ir.Type) -> list[ir.Value]:
+        return [_load(b, _offset(b, p, ir.Constant(_I64, more)), ty) for p in places]
+
+    return [
+        (
+            loaded(row_places, 64 * i, memory),
+            [splat(b, v, lanes()) for v in loaded(column_places, 4 * i, _F32)],
+        )
+        for i in range(n)
+    ]
+
+
 def _widen(signed: bool) -> Callable[..., Any]:
     def convert(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
         return (b.sext if signed else b.zext)(v, vector_type("i32"))

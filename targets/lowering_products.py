@@ -17,6 +17,7 @@ from headrace.targets.lowering import (
     join,
     lanes,
     literal,
+    load_rows_and_columns,
     marker,
     pair_loads,
     primitive,
@@ -252,6 +253,19 @@ def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         raise TypeError("fma_outer: the sum must have R * T vectors")
     pairs = _row_by_column(b, rows, columns)
     return join([fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)])
+
+
+@marker("fma_columns", lambda acc, *rest: acc)
+def _fma_columns(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    n, rows, columns = (literal(sig.args[i], "count") for i in (3, 4, 6))
+    sums = split(args[0])
+    operands = load_rows_and_columns(
+        b, args[1], sig.args[1], rows, args[5], args[2], columns, args[7], n
+    )
+    for a, x in operands:
+        pairs = _row_by_column(b, a, x)
+        sums = [fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)]
+    return join(sums)
 
 
 @marker("add_pairs", lambda v: VecType("f32", v.count // 2))

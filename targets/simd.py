@@ -826,6 +826,18 @@ def fma_outer(a: Any, b: Any, c: Any) -> Any:
 
 
 @_marker
+def fma_columns(
+    acc: Any, w: Any, x: Any, n: int, rows: int, w_step: Any, columns: int, x_step: Any
+) -> Any:
+    """acc + the sum of n `outer` of float32 rows and columns.
+
+    Vectors of rows are 64 bytes apart from one to the next and `w_step` within one, numbers of
+    columns 4 bytes and `x_step`. Addresses are formed once for all n.
+    """
+    return _only_compiled()
+
+
+@_marker
 def bf16_pairs(a: Any, b: Any) -> Any:
     """int32 lanes: bfloat16 of a in the low half, of b in the high half (nearest, ties to even)."""
     return _only_compiled()

@@ -247,6 +247,93 @@ def test_squeeze_and_excitation() -> None:
     check(nodes, X, constants=constants, kernels=kernels)
 
 
+def test_activations_give_no_denormal_numbers() -> None:
+    """Such take CPUs a hundred times as long; a deep SiLU would be full of them."""
+    nodes = [node("Sigmoid", "x"), *silu("x", "z")]
+    model = model_of(nodes, {"x": (FLOAT, [1, 16, 40, 40])}, ["y", "z"])
+    x = -np.linspace(0, 200, 16 * 1600, dtype=np.float32).reshape(1, 16, 40, 40)
+    with network_of(model, threads=1) as network:
+        found = network({"x": x})
+        assert isinstance(region(network, {"x": x}), NativeRegion)
+    for one in found.values():
+        assert np.abs(one).min() < 1e-25 and not (np.abs(one[one != 0]) < 1.2e-38).any()
+
+
+# ---- values [images, channels, pixels] ------------------------------------------------------
+
+
+def head(channels: int = 4, bins: int = 16) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """The head of YOLOv8: what two sizes of pixels have, boxes out of distances, and classes."""
+    wide = channels * bins
+    constants = {
+        "w": constant(wide + 18, 20, 1, 1), "all": np.array([1, wide + 18, -1]),
+        "parts": np.array([wide, 18]), "grouped": np.array([1, channels, bins, -1]),
+        "bins": np.arange(bins, dtype=np.float32).reshape(1, bins, 1, 1),
+        "sides": np.array([1, channels, -1]), "zero": np.array([0]), "two": np.array([2]),
+        "four": np.array([4]), "axis": np.array([1]), "centres": constant(1, 2, 75),
+        "sizes": constant(1, 75), "half": np.array(2, np.float32),
+    }  # fmt: skip
+    nodes = [
+        node("Conv", "x w", "large"), node("Reshape", "large all", "a"),
+        node("MaxPool", "x", "pooled", kernel_shape=[2, 2], strides=[2, 3], pads=[0, 0, 1, 1]),
+        node("Conv", "pooled w", "small"), node("Reshape", "small all", "b"),
+        node("Concat", "a b", "c", axis=2), node("Split", "c parts", "d e", axis=1),
+        node("Sigmoid", "e", "scores"), node("Reshape", "d grouped", "f"),
+        node("Transpose", "f", "g", perm=[0, 2, 1, 3]), node("Softmax", "g", "h", axis=1),
+        node("Conv", "h bins", "i"), node("Reshape", "i sides", "distances"),
+        node("Slice", "distances zero two axis", "near"),
+        node("Slice", "distances two four axis", "far"), node("Sub", "centres near", "low"),
+        node("Add", "centres far", "high"), node("Add", "low high", "sum"),
+        node("Div", "sum half", "middle"), node("Sub", "high low", "size"),
+        node("Concat", "middle size", "box", axis=1), node("Mul", "box sizes", "scaled"),
+        node("Concat", "scaled scores", axis=1),
+    ]  # fmt: skip
+    return nodes, constants
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_head_of_a_detector(threads: int) -> None:
+    nodes, constants = head()
+    run = check(nodes, {"x": (FLOAT, [1, 20, 7, 9])}, ("y", "scores"), constants, threads=threads)
+    kernels = [one.kernel for one in run.operations]
+    assert kernels.count("images_softmax_mean") == 1 and len(run.nodes) == 19
+
+
+def test_bins_that_fill_no_vector_are_the_hosts() -> None:
+    nodes, constants = head(bins=8)
+    model = model_of(nodes, {"x": (FLOAT, [1, 20, 7, 9])}, ["y"], constants)
+    x = RNG.standard_normal((1, 20, 7, 9)).astype(np.float32)
+    with network_of(model, threads=1) as network:
+        found = network({"x": x})["y"]
+        assert {kind for kind, _ in network.plan({"x": x}).where()} >= {"onnxruntime"}
+    (right,) = expected(model, {"x": x})
+    np.testing.assert_allclose(found, right, rtol=2e-5, atol=2e-4)
+
+
+def test_rows_stay_rows() -> None:
+    """Pixels in one dimension that a matrix multiplies are no channels-first value for anybody."""
+    constants = {"w": constant(16, 20, 1, 1), "flat": np.array([2, 16, -1]), "m": constant(63, 8)}
+    nodes = [
+        node("Conv", "x w", "a"), node("Reshape", "a flat", "b"), node("Sigmoid", "b", "c"),
+        node("MatMul", "c m"),
+    ]  # fmt: skip
+    model = model_of(nodes, X, ["y"], constants)
+    x = RNG.standard_normal((2, 20, 7, 9)).astype(np.float32)
+    with network_of(model, threads=2) as network:
+        found = network({"x": x})["y"]
+        assert network.plan({"x": x}).graph.channels_first == frozenset()
+    (right,) = expected(model, {"x": x})
+    np.testing.assert_allclose(found, right, rtol=2e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
+@pytest.mark.parametrize("shape", [(7, 9), (2, 1, 7, 9), (2, 20, 7, 9), (20, 1, 1)])
+def test_constants_of_pixels(op: str, shape: tuple[int, ...]) -> None:
+    for inputs in ("r c", "c r"):
+        nodes = [node("Conv", "x w", "s"), node("Sigmoid", "s", "r"), node(op, inputs)]
+        check(nodes, X, constants={"w": constant(20, 20, 1, 1) / 99, "c": constant(*shape)})
+
+
 # ---- places ---------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from test_quantised_networks import Qdq, small_network
 import headrace
 from headrace.cli import main
 from headrace.errors import HeadraceError
-from headrace.kernels.convolution import Geometry
+from headrace.kernels.geometry import Geometry
 from headrace.networks.layout import BEHIND
 from headrace.networks.lifetimes import ALIGNED
 from headrace.networks.network import Network, network_of

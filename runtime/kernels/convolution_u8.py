@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution import Geometry, reference
+from headrace.kernels.geometry import Geometry, geometry_of, reference
 from headrace.kernels.requantise import (
     Quantised,
     byte_order,
@@ -151,21 +151,10 @@ def _dense(target: Target) -> KernelFunction:
             outside = arg_ptr(args, 4)
             quads = arg_int(args, 5)
             most = arg_int(args, 7)
-            images = arg_int(args, 8)
-            height = arg_int(args, 9)
-            width = arg_int(args, 10)
-            out_height = arg_int(args, 11)
-            out_width = arg_int(args, 12)
-            tall = arg_int(args, 13)
-            wide = arg_int(args, 14)
-            step_y = arg_int(args, 15)
-            step_x = arg_int(args, 16)
-            above = arg_int(args, 17)
-            before = arg_int(args, 18)
-            apart_y = arg_int(args, 19)
-            apart_x = arg_int(args, 20)
-            pixel = arg_int(args, 21)
-            out_pixel = arg_int(args, 22)
+            (
+                images, height, width, out_height, out_width, tall, wide, step_y, step_x, above,
+                before, apart_y, apart_x, pixel, out_pixel,
+            ) = geometry_of(args)  # fmt: skip
             zero = arg_int(args, 23)
             least = arg_int(args, 24)
             floats = arg_int(args, 25) != 0
@@ -376,7 +365,7 @@ def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     sources = (
         __name__, "headrace.sparse.format", "headrace.kernels.requantise",
-        "headrace.kernels.convolution",
+        "headrace.kernels.geometry",
     )  # fmt: skip
     return [Kernel("convolution_u8", _dense, sources, _cases, __name__)]
 

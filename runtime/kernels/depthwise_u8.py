@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution import Geometry, reference
 from headrace.kernels.convolution_u8 import SHAPES, random_weights
+from headrace.kernels.geometry import Geometry, geometry_of, reference
 from headrace.kernels.requantise import (
     GROUP,
     Quantised,
@@ -142,6 +142,10 @@ def _depthwise(target: Target) -> KernelFunction:
     one, two, four = (of(count) for count in AT_ONCE)
 
     def depthwise_u8(args: Any, thread: Any, n_threads: Any) -> None:
+        (
+            images, height, width, out_height, out_width, tall, _, step_y, step_x, above, before,
+            apart_y, _, pixel, out_pixel,
+        ) = geometry_of(args)  # fmt: skip
         w = arg_ptr(args, 0)
         x = arg_ptr(args, 1)
         y = arg_ptr(args, 2)
@@ -150,18 +154,6 @@ def _depthwise(target: Target) -> KernelFunction:
         channels = arg_int(args, 5)
         count = arg_int(args, 6)
         most = arg_int(args, 7)
-        height = arg_int(args, 9)
-        width = arg_int(args, 10)
-        out_height = arg_int(args, 11)
-        out_width = arg_int(args, 12)
-        tall = arg_int(args, 13)
-        step_y = arg_int(args, 15)
-        step_x = arg_int(args, 16)
-        above = arg_int(args, 17)
-        before = arg_int(args, 18)
-        apart_y = arg_int(args, 19)
-        pixel = arg_int(args, 21)
-        out_pixel = arg_int(args, 22)
         zero = arg_int(args, 23)
         least = arg_int(args, 24)
         fours = arg_int(args, 25)
@@ -169,7 +161,7 @@ def _depthwise(target: Target) -> KernelFunction:
         if channels < 64:
             narrow = channels
         blocks = (channels + 63) // 64
-        units = arg_int(args, 8) * out_height * blocks
+        units = images * out_height * blocks
         for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
             row = u // blocks
             block = u - row * blocks
@@ -307,7 +299,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
-    sources = (__name__, "headrace.kernels.requantise", "headrace.kernels.convolution")
+    sources = (__name__, "headrace.kernels.requantise", "headrace.kernels.geometry")
     return [Kernel("depthwise_u8", _depthwise, sources, _cases, __name__)]
 
 

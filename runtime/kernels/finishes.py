@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.math import exp
+from headrace.kernels.math import exp_down
 from headrace.targets.simd import (
     arg_float,
     arg_int,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 INFINITE = float("inf")  # a bound that bounds nothing
 NONE, SIGMOID, SILU, HARD_SIGMOID, HARD_SWISH, LEAKY = range(6)
 FINISH_SLOTS = 5
+# Sigmoids of less are that of this, 1.6e-28. Those of -88 and below are denormal numbers, which
+# take CPUs a hundred times as long: here, and in all products that read them.
+LOWEST_GATED = -64.0
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,11 @@ def activated(v: Any, kind: Any, alpha: Any, beta: Any) -> Any:
     found = v
     if kind in (SIGMOID, SILU):
         one = splat_f32(1.0)
-        gate = one / (one + exp(splat_f32(0.0) - v))
+        inner = maximum(v, splat_f32(LOWEST_GATED))
+        gate = one / (one + exp_down(splat_f32(0.0) - inner))
         found = gate
         if kind == SILU:
-            found = v * gate
+            found = inner * gate
     elif kind in (HARD_SIGMOID, HARD_SWISH):
         gate = minimum(splat_f32(1.0), maximum(fma(v, alpha, beta), splat_f32(0.0)))
         found = gate

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution import GEOMETRY, Geometry, behind_taps, first_tap
 from headrace.kernels.finishes import INFINITE
+from headrace.kernels.geometry import GEOMETRY, Geometry, behind_taps, first_tap, geometry_of
 from headrace.targets.simd import (
     arg_float,
     arg_int,
@@ -91,25 +91,19 @@ def pool(args: Any, thread: Any, n_threads: Any) -> None:
     y = arg_ptr(args, 1)
     vectors = arg_int(args, 2)
     what = arg_int(args, 3)
-    height = arg_int(args, 9)
-    width = arg_int(args, 10)
-    out_height = arg_int(args, 11)
-    out_width = arg_int(args, 12)
-    tall = arg_int(args, 13)
-    wide = arg_int(args, 14)
-    apart_y = arg_int(args, 19)
-    apart_x = arg_int(args, 20)
-    pixel = arg_int(args, 21)
-    out_pixel = arg_int(args, 22)
-    rows = arg_int(args, 8) * out_height
+    (
+        images, height, width, out_height, out_width, tall, wide, step_y, step_x, above, before,
+        apart_y, apart_x, pixel, out_pixel,
+    ) = geometry_of(args)  # fmt: skip
+    rows = images * out_height
     for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
         image = row // out_height
-        iy = (row - image * out_height) * arg_int(args, 15) - arg_int(args, 17)
+        iy = (row - image * out_height) * step_y - above
         ky = first_tap(iy, apart_y)
         ny = behind_taps(iy, apart_y, tall, height) - ky
         source = x + (image * height + iy + ky * apart_y) * width * pixel
         for ox in range(out_width):
-            ix = ox * arg_int(args, 16) - arg_int(args, 18)
+            ix = ox * step_x - before
             kx = first_tap(ix, apart_x)
             nx = behind_taps(ix, apart_x, wide, width) - kx
             p = source + (ix + kx * apart_x) * pixel
@@ -423,7 +417,7 @@ def all_kernels() -> list[Kernel]:
         ("images_resize", resize, _resize_cases), ("images_copy", copy, _copy_cases),
         ("images_border", border, _border_cases), ("images_spread", spread, _spread_cases),
     )  # fmt: skip
-    sources = (__name__, "headrace.kernels.convolution")
+    sources = (__name__, "headrace.kernels.geometry")
     return [Kernel(name, same_for_all(fn), sources, cases, __name__) for name, fn, cases in rows]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution import INFINITE
+from headrace.kernels.finishes import INFINITE
 from headrace.targets.simd import (
     arg_float,
     arg_int,

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headrace.kernels.convolution import INFINITE
+from headrace.kernels.finishes import INFINITE
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
     arg_float,

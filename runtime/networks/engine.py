@@ -9,6 +9,7 @@ from headrace.kernels import (
     attention_rows,
     convolution,
     convolution_u8,
+    depthwise,
     depthwise_u8,
     dynamic_u8,
     execute,
@@ -22,6 +23,7 @@ from headrace.kernels import (
     prepare,
     product_rows,
     rows,
+    softmax_mean,
     softmax_rows,
     sparse_product,
 )
@@ -34,9 +36,10 @@ from headrace.team import Team
 
 # Whose kernels networks use.
 MODULES = (
-    convolution, sparse_product, images, finishes, image_operators, layer_norm, gelu,
+    convolution, depthwise, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
     n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
+    softmax_mean,
 )  # fmt: skip
 
 

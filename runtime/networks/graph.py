@@ -220,6 +220,7 @@ class Graph:
         constants: values that are there before anything is computed.
         inputs, outputs: names.
         opsets: versions by domain.
+        channels_first: values of three dimensions that lie as images: `channels_first`.
     """
 
     nodes: list[Node]
@@ -230,6 +231,7 @@ class Graph:
     ir_version: int
     types: dict[str, TensorType] = field(default_factory=dict)
     sparse: dict[str, Any] = field(default_factory=dict)
+    channels_first: frozenset[str] = frozenset()
 
     def type(self, name: str) -> TensorType | None:
         """Of a value or constant; None: not known."""

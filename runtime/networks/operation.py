@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from headrace.kernels.convolution import Geometry
 from headrace.kernels.finishes import INFINITE, NONE, Finish
+from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph
 
@@ -140,10 +140,18 @@ def _image(graph: Graph, name: str, types: tuple[int, ...], item: int) -> Image 
         return None
     if len(of.shape) not in (2, 3, 4) or math.prod(of.shape) == 0:
         return None
+    if len(of.shape) == 3 and name in graph.channels_first:
+        return Image(of.shape[0], 1, of.shape[2], of.shape[1], item)
     if len(of.shape) == 3:
         return Image(of.shape[0] * of.shape[1], 1, 1, of.shape[2], item)
     images, channels, height, width = (*of.shape, 1, 1)[:4]
     return Image(images, height, width, channels, item)
+
+
+def channel_axis(graph: Graph, name: str) -> int:
+    """The dimension of a value of known shape that its channels are."""
+    rank = len(graph.shape(name) or ())
+    return 1 if rank == 4 or name in graph.channels_first else rank - 1
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,7 @@ class Operation:
         windows: how it makes some pixels only; None: it cannot.
         affine: factors and summands of channels that come before `finish` (`images_map` only).
         finish: activation before bounds and, if `late`, before what is added.
-        late: see `headrace.kernels.convolution.Ending`.
+        late: see `headrace.kernels.ending.Ending`.
         spreads: whether neighbours of what it makes are made apart, so that nothing can be added.
         image: how its result lies, where the graph does not know that value.
         channel: the first one that it reads (PART only).

@@ -30,6 +30,7 @@ from headrace.networks.operators import (
     quantised_images,
     resizing,
     softmax,
+    softmax_mean,
     transposed,
 )
 
@@ -56,10 +57,16 @@ OPERATORS: dict[str, Maker] = {
     **dynamic.OPERATORS,
     **gathering.OPERATORS,
     **quantised_images.OPERATORS,
+    **softmax_mean.OPERATORS,
 }
+
+
+def key_of(node: Node) -> str:
+    """What its operator is called in the table."""
+    return f"{node.domain}.{node.op}" if node.domain else node.op
 
 
 def operation_for(graph: Graph, node: Node) -> Operation | None:
     """Our operation for a node; None: there is none."""
-    maker = OPERATORS.get(f"{node.domain}.{node.op}" if node.domain else node.op)
+    maker = OPERATORS.get(key_of(node))
     return None if maker is None else maker(graph, node)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Geometry
 from headrace.kernels.finishes import (
     HARD_SIGMOID,
     HARD_SWISH,
@@ -16,6 +15,7 @@ from headrace.kernels.finishes import (
     SILU,
     Finish,
 )
+from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import NOTHING, Operation, Slots, Windows, image_of, pixelwise
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from headrace.kernels import image_operators as kernels
-from headrace.kernels.convolution import Geometry
+from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import (
     Image,
@@ -19,6 +19,7 @@ from headrace.networks.operation import (
     Slots,
     Weight,
     Windows,
+    channel_axis,
     image_of,
     pixelwise,
 )
@@ -48,15 +49,19 @@ def _with_constant(graph: Graph, node: Node, at: int) -> Operation | None:
     if of is None or graph.shape(x) != graph.shape(node.outputs[0]):
         return None
     c = per_channel(graph, node.inputs[at], x)
+    if c is None and node.op == "Add" and (rows := _with_rows(graph, node, x, node.inputs[at])):
+        return rows
     if c is None:
-        return _with_rows(graph, node, x, node.inputs[at]) if node.op == "Add" else None
+        return _combined(graph, node)
     one = np.ones(of.padded, np.float32)
     with np.errstate(divide="ignore"):
         affine = {
             "Add": (one, c), "Mul": (c, 0 * one), "Sub": (one, -c) if at else (-one, c),
             "Div": (1 / np.float64(c), 0 * one) if at else None,
         }.get(node.op)  # fmt: skip
-    if affine is None or not all(np.isfinite(a).all() for a in affine):
+    if affine is None:
+        return _combined(graph, node)
+    if not all(np.isfinite(a).all() for a in affine):
         return None
     scale, shift = (np.asarray(a, np.float32) for a in affine)
     return mapped(graph, node, x, affine=(scale, shift))
@@ -69,6 +74,8 @@ def _with_rows(graph: Graph, node: Node, x: str, name: str) -> Operation | None:
     while len(rows) > 2 and rows[0] == 1:
         rows = rows[1:]
     if of is None or held.elem_type != 1 or len(shape) != 3 or rows != shape[1:]:
+        return None
+    if x in graph.channels_first:
         return None
 
     def more() -> np.ndarray:
@@ -94,7 +101,7 @@ def per_channel(graph: Graph, name: str, x: str) -> np.ndarray | None:
     held = graph.constants.type(name)
     if of is None or shape is None or held.elem_type != 1 or held.shape is None:
         return None
-    axis = 1 if len(shape) == 4 else len(shape) - 1
+    axis = channel_axis(graph, x)
     whole = (1,) * (len(shape) - len(held.shape)) + held.shape
     if len(whole) > len(shape) or any(n != 1 for i, n in enumerate(whole) if i != axis):
         return None
@@ -106,12 +113,14 @@ def per_channel(graph: Graph, name: str, x: str) -> np.ndarray | None:
 
 def _combined(graph: Graph, node: Node) -> Operation | None:
     a, b = node.inputs
-    first, second = image_of(graph, a), image_of(graph, b)
     made = image_of(graph, node.outputs[0])
-    ranks = {len(graph.shape(name) or ()) for name in (a, b, node.outputs[0])}
+    held = {n: w for n in (a, b) if (w := _as_image(graph, n, node.outputs[0])) is not None}
+    first, second = (held[n][0] if n in held else image_of(graph, n) for n in (a, b))
+    read = [name for name in (a, b) if name not in graph.constants]
+    ranks = {len(graph.shape(name) or ()) for name in (*read, node.outputs[0])}
     if first is None or second is None or made is None or len(ranks) != 1:
         return None
-    if ranks == {3} and graph.shape(a) != graph.shape(b):
+    if ranks == {3} and len(read) == 2 and graph.shape(a) != graph.shape(b):
         return None
     if not all(_spreads(one, made) for one in (first, second)):
         return None
@@ -119,26 +128,59 @@ def _combined(graph: Graph, node: Node) -> Operation | None:
     def part(geometry: Geometry) -> Slots:
         pixels = geometry.pixels // made.images
 
-        def steps(one: Operation, i: int, of: Image) -> list[int]:
-            step = one.step(one.reads[i], of)
+        def steps(one: Operation, name: str, of: Image) -> list[int]:
+            step = one.step(name, of)
             each = of.pixels == made.pixels
             between = step * (pixels if each else 1)
             return [between if of.images == made.images else 0, step if each else 0]
 
         def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+            values = iter(one.reads)
+            x, y = ("constant" if name in held else next(values) for name in (a, b))
             return [
-                *(at[name] for name in one.reads), at[one.makes], made.images, pixels,
-                made.padded // 16, *steps(one, 0, first), *steps(one, 1, second),
-                one.step(one.makes, made), _CODES[node.op], one.least, one.most,
+                at[x], at[y], at[one.makes], made.images, pixels, made.padded // 16,
+                *steps(one, x, first), *steps(one, y, second), one.step(one.makes, made),
+                _CODES[node.op], one.least, one.most,
             ]  # fmt: skip
 
         return slots
 
     whole = pixelwise(made)
+    weights: dict[str, np.ndarray | Weight] = {}
+    for _, weight in held.values():
+        weights["constant"] = weight
     return Operation(
-        "images_combine", [a, b], node.outputs[0], part(whole), [node],
-        windows=Windows(whole, part) if first == second else None,
+        "images_combine", read, node.outputs[0], part(whole), [node], weights,
+        windows=Windows(whole, part) if first == second and not held else None,
     )  # fmt: skip
+
+
+def _as_image(graph: Graph, name: str, made: str) -> tuple[Image, Weight] | None:
+    """How a float32 constant lies that is spread over an image; None: it is none, or wider."""
+    of, shape = image_of(graph, made), graph.shape(made) or ()
+    if name not in graph.constants or of is None or channel_axis(graph, made) != 1:
+        return None
+    held = graph.constants.type(name)
+    given = held.shape or ()
+    whole = (1,) * (len(shape) - len(given)) + given
+    if held.elem_type != 1 or len(whole) != len(shape):
+        return None
+    if any(n not in (1, wide) for n, wide in zip(whole, shape, strict=True)):
+        return None
+    alone = set(whole[2:]) == {1}  # one pixel for all
+    sizes = (1, 1) if alone else (of.height, of.width)
+    image = Image(whole[0], *sizes, of.channels)
+
+    def make() -> np.ndarray:
+        array = graph.constants.array(name).reshape(whole)
+        array = np.broadcast_to(array, (whole[0], shape[1], *(whole if alone else shape)[2:]))
+        array = array.reshape(image.images, image.channels, image.pixels).transpose(0, 2, 1)
+        # The pad is what makes neither a zero nor an infinity of anything.
+        pad = ((0, 0), (0, 0), (0, image.padded - image.channels))
+        return np.pad(array, pad, constant_values=1).astype(np.float32)
+
+    key = graph.constants.identity(name)
+    return image, Weight(image.n_bytes, make, None if key is None else ("image", key, shape))
 
 
 def _spreads(one: Image, made: Image) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.kernels.convolution import INFINITE
+from headrace.kernels.finishes import INFINITE
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, bytes_of, image_of
 from headrace.networks.operators.quantised_images import clip

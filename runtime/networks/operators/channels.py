@@ -1,4 +1,7 @@
-"""Concat, Split and Slice along channels: places in memory, or copies (`passes.in_place`)."""
+"""Concat, Split and Slice along channels: places in memory, or copies (`passes.in_place`).
+
+Concat of the pixels of one image copies.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import JOINED, PART, Operation, image_of
+from headrace.networks.operation import JOINED, PART, Image, Operation, channel_axis, image_of
 
 
 def _no_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
@@ -18,7 +21,7 @@ def _no_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
 def _along_channels(graph: Graph, name: str, axis: int) -> bool:
     """Whether a dimension of a value is its channels."""
     rank = len(graph.shape(name) or ())
-    return rank > 0 and axis % rank == (1 if rank == 4 else rank - 1)
+    return rank > 0 and axis % rank == channel_axis(graph, name)
 
 
 def _concat(graph: Graph, node: Node) -> Operation | None:
@@ -26,9 +29,35 @@ def _concat(graph: Graph, node: Node) -> Operation | None:
     values = [*node.inputs, made]
     if any(name in graph.constants or image_of(graph, name) is None for name in values):
         return None
-    if not _along_channels(graph, made, axis):
+    if _along_channels(graph, made, axis):
+        return Operation(JOINED, node.inputs, made, _no_slots, [node])
+    return _one_behind_the_other(graph, node) if made in graph.channels_first else None
+
+
+def _one_behind_the_other(graph: Graph, node: Node) -> Operation | None:
+    """Pixels of several values as those of one."""
+    made, whole = node.outputs[0], image_of(graph, node.outputs[0])
+    if whole is None or whole.images != 1 or node.attribute("axis", 0) % 3 != 2:
         return None
-    return Operation(JOINED, node.inputs, made, _no_slots, [node])
+    copies: list[Operation] = []
+    first = 0
+    for name in node.inputs:
+        of = image_of(graph, name)
+        assert of is not None
+        copies.append(_copy_of_pixels(name, of, made, whole, first))
+        first += of.pixels
+    copies[0].nodes = [node]
+    copies[0].also = copies[1:]
+    return copies[0]
+
+
+def _copy_of_pixels(x: str, of: Image, made: str, whole: Image, first: int) -> Operation:
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        step = one.step(one.makes, whole)
+        to = at[one.makes] + first * step
+        return [at[x], to, of.pixels, of.channels, one.step(x, of), step]
+
+    return Operation("images_copy", [x], made, slots, [])
 
 
 def _split(graph: Graph, node: Node) -> Operation | None:

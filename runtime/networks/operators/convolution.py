@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Ending, Geometry, Groups, one_group, tiled_weights
+from headrace.kernels.convolution import Groups, one_group, tiled_weights
+from headrace.kernels.ending import Ending
+from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Constants, Graph, Node
 from headrace.networks.operation import (
     NOTHING,

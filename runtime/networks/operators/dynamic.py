@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from headrace.kernels import convolution_u8
-from headrace.kernels.convolution import Geometry
 from headrace.kernels.dynamic_u8 import MOST_THREADS, PART
+from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of

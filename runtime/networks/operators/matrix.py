@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from headrace.kernels.convolution import Geometry
+from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Image, Operation, image_of
 from headrace.networks.operators.convolution import convolution

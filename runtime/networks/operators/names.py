@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.kernels.convolution import INFINITE
+from headrace.kernels.finishes import INFINITE
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, bytes_of, image_of
 from headrace.networks.operators.bounds import clamped
@@ -14,10 +14,14 @@ def _same(graph: Graph, node: Node) -> Operation | None:
     if bytes_of(graph, x) is not None:
         return unchanged(graph, node) if len(node.outputs) == 1 else None
     of, made = image_of(graph, x), image_of(graph, node.outputs[0])
-    if of is None or of != made or x in graph.constants or len(node.outputs) > 1:
+    if of is None or made is None or x in graph.constants or len(node.outputs) > 1:
         return None
-
-    return clamped(graph, node, -INFINITE, INFINITE)
+    if (of.images, of.pixels, of.channels) != (made.images, made.pixels, made.channels):
+        return None
+    found = clamped(graph, node, -INFINITE, INFINITE)
+    if found is not None and of != made:
+        found.windows = None  # its pixels have other neighbours
+    return found
 
 
 OPERATORS = dict.fromkeys(

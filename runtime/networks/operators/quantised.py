@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headrace.kernels import convolution_u8, depthwise_u8
-from headrace.kernels.convolution import Geometry
+from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, folded_bias, rounding_slots, scales
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import (

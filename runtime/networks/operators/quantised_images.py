@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.kernels.convolution import Geometry
+from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, rounding_slots
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Geometry
+from headrace.kernels.geometry import Geometry
 from headrace.kernels.sparse_product import (
     kernel_of,
     pack,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from headrace.kernels.convolution import Geometry
+from headrace.kernels.geometry import Geometry
 from headrace.networks.operation import PADDED, Image, Operation, Planes
 
 _PER_CHANNEL = 16  # pixels of a row for each channel written, up to which a copy pays

@@ -10,7 +10,7 @@ import numpy as np
 
 from headrace.kernels.finishes import Finish
 from headrace.kernels.sparse_product import ROWS, kernel_of
-from headrace.networks.operation import NOTHING, Operation, Weight
+from headrace.networks.operation import JOINED, NOTHING, Operation, Weight
 
 _CONVOLUTIONS = ("convolution_f32", "depthwise_f32")
 _ENDING = (*_CONVOLUTIONS, "images_map")  # kernels that end with an activation
@@ -67,6 +67,8 @@ def _absorbed(
         return None
     if len(one.reads) == 1:
         before = only_user(one.reads[0])
+        if before is not None and before.kernel == JOINED and not one.clamps:
+            return before  # under another name
         if before is None or before.kernel not in _BOUNDING:
             return None
         if one.clamps and before.clamps and not one.least <= before.least <= one.most:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from headrace.kernels.convolution import Geometry
+from headrace.kernels.geometry import Geometry
 from headrace.networks.layout import gather
 from headrace.networks.operation import Image, Operation, Planes
 

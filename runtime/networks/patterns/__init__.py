@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from headrace.networks.channels_first import channels_first
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operators import operation_for
 from headrace.networks.patterns import (
@@ -23,6 +24,7 @@ from headrace.networks.patterns import (
     microsoft,
     quantised,
     scale_and_add,
+    softmax_mean,
 )
 from headrace.networks.patterns.match import Matcher
 from headrace.networks.patterns.repeats import without_repeats
@@ -39,6 +41,7 @@ PATTERNS: tuple[Pattern, ...] = (
     linear.found,
     attention.found,
     quantised.found,
+    softmax_mean.found,
 )
 
 
@@ -46,7 +49,8 @@ def with_patterns(graph: Graph) -> Graph:
     """The graph with these nodes instead; it may be the same."""
     for pattern in PATTERNS:
         graph = _applied(graph, pattern)
-    return without_repeats(graph)
+    graph = without_repeats(graph)
+    return replace(graph, channels_first=channels_first(graph))
 
 
 def _applied(graph: Graph, pattern: Pattern) -> Graph:
@@ -70,7 +74,9 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
 
 
 def _runs(graph: Graph, node: Node) -> bool:
-    return node.op in microsoft.ON_MASKS or operation_for(graph, node) is not None
+    # How values of three dimensions lie is known only behind all patterns.
+    late = node.op in (*microsoft.ON_MASKS, "SoftmaxMean")
+    return late or operation_for(graph, node) is not None
 
 
 def _behind(matcher: Matcher, node: Node, gone: dict[int, Node]) -> list[Node]:
