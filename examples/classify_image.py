@@ -1,4 +1,4 @@
-"""What is in a picture: python examples/classify_image.py MODEL.onnx LABELS.txt PICTURE [MEAN SCALE]
+"""What is it: python examples/classify_image.py MODEL.onnx LABELS.txt PICTURE [MEAN SCALE]
 
 Pixels are (value - MEAN) / SCALE, by default (value - 127) / 128, as EfficientNet-Lite wants them.
 Needs Pillow (`pip install pillow`).

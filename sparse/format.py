@@ -54,49 +54,59 @@ class Unpacked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
-    """How a weight matrix is coded; `encode`, `decode`, `tile`, `untile` are the numpy reference.
+class Tiled:
+    """What matrix products must know of tiled weights; `encode`, `decode`, `tile` are in numpy.
 
     Args:
         name: ours.
-        ggml_type: GGML's name of the same bytes; None for formats that only our own files hold.
         modules: files of `headrace.sparse` with its native functions, if not one of its name.
         block: weights that share a scale; the length of a row is a multiple of it.
-        block_bytes: bytes of a block of one row, as in the file.
         tile_block_bytes: bytes of a block of 16 rows, tiled.
         activation: what kernels multiply the weights by, INT8 ("q8") or float32 ("f32"), or INT8
             but for one token tables of sums ("tables", of `headrace.sparse.plane_tables`).
-        planes: bit planes that choose from such tables.
         encode: float32 [rows, n] -> raw uint8 [rows, row_bytes].
         decode: raw uint8 [rows, row_bytes] -> float32 [rows, n].
         tile: raw uint8 [rows, row_bytes] -> uint8 [n_tiles, n_blocks, tile_block_bytes].
-        untile: tiled bytes, rows -> raw uint8 [rows, row_bytes].
-        product, tile_block, row_block: the native inner loops; see `headrace.sparse.linear`.
-        tile_run: a number of blocks, and `tile_block` for so many at once: for small blocks.
-        grid: what scales and codes are, for those who search and round better than `encode`.
-        pattern: the same, of formats that keep some of the weights only.
-        unpacked: the form that `product` and `row_block` take, if it is not the tile block.
+        product: the native inner loop; see `headrace.sparse.linear`.
+        unpacked: the form that `product` takes, if it is not the tile block.
     """
 
     name: str
-    ggml_type: str | None = None
     modules: tuple[str, ...] = ()
     block: int
-    block_bytes: int
     tile_block_bytes: int
     activation: Literal["q8", "f32", "tables"]
-    planes: int = 0
     encode: Callable[[Floats], Bytes]
     decode: Callable[[Bytes], Floats]
     tile: Callable[[Bytes], Bytes]
-    untile: Callable[[Bytes, int], Bytes]
     product: Callable[..., Any]
+    unpacked: Unpacked | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format(Tiled):
+    """How a weight matrix is coded in a file.
+
+    Args:
+        ggml_type: GGML's name of the same bytes; None for formats that only our own files hold.
+        block_bytes: bytes of a block of one row, as in the file.
+        planes: bit planes that choose from such tables.
+        untile: tiled bytes, rows -> raw uint8 [rows, row_bytes].
+        tile_block, row_block: the other native inner loops; see `headrace.sparse.linear`.
+        tile_run: a number of blocks, and `tile_block` for so many at once: for small blocks.
+        grid: what scales and codes are, for those who search and round better than `encode`.
+        pattern: the same, of formats that keep some of the weights only.
+    """
+
+    ggml_type: str | None = None
+    block_bytes: int
+    planes: int = 0
+    untile: Callable[[Bytes, int], Bytes]
     tile_block: Callable[..., None]
     row_block: Callable[..., None]
     tile_run: tuple[int, Callable[..., None]] | None = None
     grid: Grid | None = None
     pattern: Pattern | None = None
-    unpacked: Unpacked | None = None
 
     @property
     def written(self) -> bool:

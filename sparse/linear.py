@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.sparse import plane_tables
-from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.format import TILE_ROWS, Format, Tiled
 from headrace.sparse.registry import FORMATS
 from headrace.sparse.sums import by_columns, sums
 from headrace.sparse.token_pairs import pair_entries
@@ -68,13 +68,13 @@ def activation_bytes(kind: str, inputs: int) -> int:
     return inputs // Q8_BLOCK * Q8_BLOCK_BYTES * (2 if kind == "q8x2" else 1)
 
 
-def together(fmt: Format) -> str:
+def together(fmt: Tiled) -> str:
     """The activations of tokens that a product takes several of at once."""
     return "f32" if fmt.activation == "f32" else "q8"
 
 
 def _linear(
-    fmt: Format,
+    fmt: Tiled,
     tiles: int,
     tokens: int,
     pairs: bool = False,
@@ -168,7 +168,7 @@ def _linear(
     return with_lanes(linear, lanes, in_order=columns < tokens, token_pairs=token_pairs)
 
 
-def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
+def _gemm(fmt: Tiled, target: Target, pairs: bool) -> KernelFunction:
     # One column (or pair) at a time finds the weights of a strip in registers, and needs no more
     # than its own activations beside them. The weights of a long block do not fit.
     lanes = target.lanes(fmt.activation)
@@ -180,12 +180,12 @@ def _gemm(fmt: Format, target: Target, pairs: bool) -> KernelFunction:
     return _linear(fmt, target.gemm_tiles, tokens, pairs, lanes, columns, two)
 
 
-def _gemv(fmt: Format, target: Target) -> KernelFunction:
+def _gemv(fmt: Tiled, target: Target) -> KernelFunction:
     chains, ahead = CHAINS[fmt.activation], target.ahead
     return _linear(fmt, 1, 1, lanes=target.gemv_lanes, chains=chains, ahead=ahead)
 
 
-def _gems(fmt: Format, target: Target) -> KernelFunction:
+def _gems(fmt: Tiled, target: Target) -> KernelFunction:
     # A register's width of rows: each of its tokens has several sums in registers.
     lanes = min(TILE_ROWS, target.vector_bytes // 4)
     return _linear(fmt, 1, target.few_tokens, lanes=lanes, chains=CHAINS[fmt.activation])
@@ -322,7 +322,7 @@ def pack_f32(x: np.ndarray, tokens: int) -> np.ndarray:
     return np.ascontiguousarray(grouped.transpose(0, 2, 1))
 
 
-def _random_raw(fmt: Format, rng: np.random.Generator, rows: int, n: int) -> np.ndarray:
+def _random_raw(fmt: Tiled, rng: np.random.Generator, rows: int, n: int) -> np.ndarray:
     """Raw rows with every code, extreme rows among them; finite scales."""
     import numpy as np
 
@@ -335,7 +335,7 @@ def _random_raw(fmt: Format, rng: np.random.Generator, rows: int, n: int) -> np.
     return fmt.encode(x)
 
 
-def group_tokens(operation: str, fmt: Format, target: Target) -> int:
+def group_tokens(operation: str, fmt: Tiled, target: Target) -> int:
     """Tokens that lie side by side in the activations of a product of `kernels`."""
     if operation.startswith("gemv"):
         return 1
@@ -344,7 +344,7 @@ def group_tokens(operation: str, fmt: Format, target: Target) -> int:
     return target.tokens(fmt.activation) // (2 if operation == "gemm2" else 1)
 
 
-def _linear_cases(fmt: Format, operation: str) -> Any:
+def _linear_cases(fmt: Tiled, operation: str) -> Any:
     def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         import numpy as np
 
@@ -430,7 +430,7 @@ def _rows_cases(fmt: Format) -> Any:
     return cases
 
 
-def _sources(fmt: Format) -> tuple[str, ...]:
+def _sources(fmt: Tiled) -> tuple[str, ...]:
     return (
         __name__,
         "headrace.sparse.format",
@@ -442,19 +442,14 @@ def _sources(fmt: Format) -> tuple[str, ...]:
     )
 
 
-def kernels(fmt: Format) -> dict[str, Kernel]:
-    """The rows of the kernel table that a format has, by operation.
+def products(fmt: Tiled) -> dict[str, Kernel]:
+    """The rows of the kernel table of products by weights that are tiled so, by operation.
 
     "gemv" is one token (decode), "gemm" groups of tokens (prefill); "gemv2" and "gemm2" are the
     same for "q8x2" activations. With tables "gemv" takes any number of tokens, one by one. For
     floats, whose sums show in which order they are formed, "gems" is small groups in the order of
     "gemv" (short chunks); of the others "gemm" has that order.
     """
-    sources = _sources(fmt)
-
-    def row(operation: str, build: Any, cases: Any) -> Kernel:
-        return Kernel(f"{operation}_{fmt.name}", build, sources, cases, __name__)
-
     builders: dict[str, Any] = {"gemm": lambda t: _gemm(fmt, t, False)}
     if fmt.activation == "f32":
         builders["gems"] = lambda t: _gems(fmt, t)
@@ -464,13 +459,23 @@ def kernels(fmt: Format) -> dict[str, Kernel]:
         builders["gemv2"] = lambda t: _linear(fmt, 1, 2, True, ahead=t.ahead)
     if fmt.activation != "tables":
         builders["gemv"] = lambda t: _gemv(fmt, t)
+    return {name: _row(fmt, name, how, _linear_cases(fmt, name)) for name, how in builders.items()}
+
+
+def _row(fmt: Tiled, operation: str, build: Any, cases: Any) -> Kernel:
+    return Kernel(f"{operation}_{fmt.name}", build, _sources(fmt), cases, __name__)
+
+
+def kernels(fmt: Format) -> dict[str, Kernel]:
+    """The rows of the kernel table that a format has, by operation: `products` and others."""
     found = {
-        "tile": row("tile", lambda t: _tile(fmt), _tile_cases(fmt)),
-        "rows": row("rows", lambda t: _rows(fmt), _rows_cases(fmt)),
-        **{name: row(name, build, _linear_cases(fmt, name)) for name, build in builders.items()},
+        "tile": _row(fmt, "tile", lambda t: _tile(fmt), _tile_cases(fmt)),
+        "rows": _row(fmt, "rows", lambda t: _rows(fmt), _rows_cases(fmt)),
+        **products(fmt),
     }
     if fmt.activation == "tables":
-        found["gemv"] = row("gemv", lambda t: plane_tables.gemv(fmt, t), plane_tables.cases(fmt))
+        gemv, cases = (lambda t: plane_tables.gemv(fmt, t)), plane_tables.cases(fmt)
+        found["gemv"] = _row(fmt, "gemv", gemv, cases)
     return found
 
 

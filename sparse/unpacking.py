@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.sparse.format import TILE_ROWS, Format
+from headrace.sparse.format import TILE_ROWS, Format, Tiled
 from headrace.sparse.sums import by_columns, sums
 from headrace.targets.simd import (
     add_pairs,
@@ -35,14 +35,14 @@ from headrace.targets.simd import (
 from headrace.targets.table import KernelFunction
 
 
-def scratch_bytes(fmt: Format, columns: int, tiles: int) -> int:
+def scratch_bytes(fmt: Tiled, columns: int, tiles: int) -> int:
     """Bytes of a thread's scratch in products of `columns` weights a row, `tiles` at a time."""
     if fmt.unpacked is None:
         return 0
     return columns // fmt.block * fmt.unpacked.tile_block_bytes * tiles
 
 
-def unpacking_slots(fmt: Format, columns: int, tiles: int) -> list[Any]:
+def unpacking_slots(fmt: Tiled, columns: int, tiles: int) -> list[Any]:
     """The slots of tests and measurements, with room for 4 threads."""
     import numpy as np
 
@@ -54,7 +54,7 @@ def unpacking_slots(fmt: Format, columns: int, tiles: int) -> list[Any]:
 
 
 def unpacked_linear(
-    fmt: Format, x_advance: int, tiles: int, tokens: int, pairs: bool, lanes: int, columns: int,
+    fmt: Tiled, x_advance: int, tiles: int, tokens: int, pairs: bool, lanes: int, columns: int,
     token_pairs: bool,
 ) -> KernelFunction:  # fmt: skip
     """`headrace.sparse.linear._linear` of such a format. More slots: 10 scratch, 11 its bytes a

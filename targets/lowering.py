@@ -13,7 +13,7 @@ import contextlib
 import operator
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import llvmlite.ir as ir
 from numba.core import cgutils, types
@@ -26,13 +26,14 @@ LANES = 16  # of a tile, and of vectors in kernels that do not ask for fewer
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _F32, _F16 = ir.FloatType(), ir.HalfType()
+Parts: TypeAlias = ir.Value | list[ir.Value]  # a block of one vector is that vector
 _ELEMENT = {"u8": _I8, "i32": _I32, "f32": _F32}
 
 
 class PtrType(types.Type):
     """An address without an element type."""
 
-    value_type = _I8.as_pointer()
+    part_types = (_I8.as_pointer(),)
 
     def __init__(self) -> None:
         super().__init__(name="Ptr")
@@ -41,7 +42,7 @@ class PtrType(types.Type):
 class StripType(types.Type):
     """An address, and which strip of a tile its vector loads give."""
 
-    value_type = ir.LiteralStructType([_I8.as_pointer(), _I64])
+    part_types = (_I8.as_pointer(), _I64)
 
     def __init__(self) -> None:
         super().__init__(name="Strip")
@@ -54,7 +55,7 @@ class VecType(types.Type):
         self.element = element
         self.count = count
         self.llvm = vector_type(element)
-        self.value_type = block_type(self.llvm, count)
+        self.part_types = [self.llvm] * count
         super().__init__(name=f"Vec({element}, {count}, {self.llvm.count})")
 
 
@@ -64,8 +65,8 @@ class Q8Type(types.Type):
     def __init__(self, count: int, in_registers: bool) -> None:
         self.count = count
         self.in_registers = in_registers
-        words = ir.ArrayType(ir.ArrayType(ir.VectorType(_I32, 4), 3), count)
-        self.value_type = words if in_registers else PtrType.value_type
+        quarters = [ir.VectorType(_I32, 4)] * (3 * count)
+        self.part_types = quarters if in_registers else PtrType.part_types
         super().__init__(name=f"Q8({count}, {in_registers})")
 
 
@@ -78,17 +79,14 @@ def vector_type(element: str) -> ir.VectorType:
     return ir.VectorType(_ELEMENT[element], lanes() * (4 if element == "u8" else 1))
 
 
-def block_type(one: ir.Type, count: int) -> ir.Type:
-    return one if count == 1 else ir.ArrayType(one, count)
-
-
 Q8_BYTES = 48
 _PAIR_WORDS, _PAIR_CODES = 32, 64  # of two entries: see `headrace.sparse.token_pairs`
 
 
-def llvm_type(ty: types.Type) -> ir.Type:
-    """What a value of a type is in LLVM."""
-    return ty.value_type if hasattr(ty, "value_type") else scalars.llvm_type(ty)
+def part_types(ty: types.Type) -> Sequence[ir.Type]:
+    """What LLVM values a value consists of: one, or a list of them."""
+    found: Sequence[ir.Type] = getattr(ty, "part_types", ())
+    return found or [scalars.llvm_type(ty)]
 
 
 _current: list[Target] = []
@@ -137,17 +135,14 @@ def primitive(name: str) -> Callable[..., Any] | None:
 # --- building blocks ------------------------------------------------------------------------------
 
 
-def split(b: ir.IRBuilder, value: ir.Value, count: int) -> list[ir.Value]:
-    return [value] if count == 1 else [b.extract_value(value, i) for i in range(count)]
+def split(value: Parts) -> list[ir.Value]:
+    """The vectors of a block, or whatever else a value consists of."""
+    return value if isinstance(value, list) else [value]
 
 
-def join(b: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
-    if len(parts) == 1:
-        return parts[0]
-    block = ir.Constant(ir.ArrayType(parts[0].type, len(parts)), ir.Undefined)
-    for i, one in enumerate(parts):
-        block = b.insert_value(block, one, i)
-    return block
+def join(parts: list[ir.Value]) -> Parts:
+    """The value that consists of these."""
+    return parts[0] if len(parts) == 1 else parts
 
 
 def splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
@@ -276,8 +271,8 @@ def _ptr_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 @_on(operator.add, _moves(StripType))
 def _strip_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    moved = _offset(b, b.extract_value(args[0], 0), as_i64(b, args[1]))
-    return b.insert_value(args[0], moved, 0)
+    at, index = args[0]
+    return [_offset(b, at, as_i64(b, args[1])), index]
 
 
 def _slot(b: ir.IRBuilder, args: Any) -> ir.Value:
@@ -452,7 +447,8 @@ def first_of(b: ir.IRBuilder, p: ir.Value, ty: types.Type, memory: ir.Type) -> i
     if not isinstance(ty, StripType):
         return p
     n_bytes = ir.Constant(_I64, _bits(memory.element) * memory.count // 8)
-    return _offset(b, b.extract_value(p, 0), b.mul(b.extract_value(p, 1), n_bytes))
+    at, index = p
+    return _offset(b, at, b.mul(index, n_bytes))
 
 
 def _load_block(
@@ -462,8 +458,11 @@ def _load_block(
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         stride = as_i64(b, args[2])
         p = first_of(b, args[0], sig.args[0], memory())
-        places = _places(b, p, sig.return_type.count, stride)
-        return join(b, [convert(b, _load(b, at, memory())) for at in places])
+        parts = []
+        for i in range(sig.return_type.count):
+            at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
+            parts.append(convert(b, _load(b, at, memory())))
+        return join(parts)
 
 
 def _places(b: ir.IRBuilder, p: ir.Value, count: int, stride: ir.Value) -> list[ir.Value]:
@@ -524,8 +523,7 @@ _load_block("bcast_i32", "i32", lambda: _I32, lambda b, v: splat(b, v, lanes()))
 
 @marker("strip", lambda p, index: STRIP)
 def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    both = ir.Constant(ir.LiteralStructType([_I8.as_pointer(), _I64]), ir.Undefined)
-    return b.insert_value(b.insert_value(both, args[0], 0), as_i64(b, args[1]), 1)
+    return [args[0], as_i64(b, args[1])]
 
 
 def _q8_type(p: types.Type, count: types.Type) -> Q8Type:
@@ -537,14 +535,11 @@ def _q8_type(p: types.Type, count: types.Type) -> Q8Type:
 def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not sig.return_type.in_registers:
         return args[0]
-    quarter = ir.VectorType(_I32, 4)
-    block = ir.Constant(ir.ArrayType(ir.ArrayType(quarter, 3), sig.return_type.count), ir.Undefined)
-    load, at = primitive("load_q8"), args[0]
-    for i in range(sig.return_type.count):
-        for k, one in enumerate(load(b, at)):
-            block = b.insert_value(block, one, (i, k))
+    load, at, quarters = primitive("load_q8"), args[0], []
+    for _ in range(sig.return_type.count):
+        quarters += load(b, at)
         at = _offset(b, at, unknown(b, Q8_BYTES))
-    return block
+    return quarters
 
 
 def unknown(b: ir.IRBuilder, n_bytes: int) -> ir.Value:
@@ -593,8 +588,7 @@ def _q8_scalars(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int) -> li
     """The 32-bit word at a byte offset of each entry."""
     if ty.in_registers:
         lane = ir.Constant(_I32, offset % 16 // 4)
-        quarters = (b.extract_value(entry, (i, offset // 16)) for i in range(ty.count))
-        return [b.extract_element(one, lane) for one in quarters]
+        return [b.extract_element(one, lane) for one in entry[offset // 16 :: 3]]
     places = (ir.Constant(_I64, i * Q8_BYTES + offset) for i in range(ty.count))
     return [_load(b, _offset(b, entry, place), _I32) for place in places]
 
@@ -651,9 +645,9 @@ def _q8_part(name: str, element: str) -> None:
         offset = literal(sig.args[1], "offset")
         if token_pairs():
             parts = _pair_parts(b, args[0], sig.args[0].count, offset)
-            return join(b, [b.bitcast(v, vector_type(element)) for v in parts])
+            return join([b.bitcast(v, vector_type(element)) for v in parts])
         words = q8_words(b, args[0], sig.args[0], offset)
-        return join(b, [b.bitcast(v, vector_type(element)) for v in words])
+        return join([b.bitcast(v, vector_type(element)) for v in words])
 
 
 _q8_part("q8_f32", "f32")
@@ -670,22 +664,22 @@ def shifted_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, bit
     if token_pairs():
         if offset == 44:
             parts = _pair_parts(b, entry, ty.count, offset)
-            return join(b, [b.shl(v, constant("i32", bits)) for v in parts])
+            return join([b.shl(v, constant("i32", bits)) for v in parts])
         sums = [v for words in pair_loads(b, entry, ty.count, False) for v in words[:2]]
         shift = b.shl if bits >= 3 else b.ashr
-        return join(b, [shift(v, constant("i32", abs(bits - 3))) for v in sums])
+        return join([shift(v, constant("i32", abs(bits - 3))) for v in sums])
     shift = primitive("shifted_word")
     if shift is None or _words_loader():
         words = q8_words(b, entry, ty, offset)
-        return join(b, [b.shl(one, constant("i32", bits)) for one in words])
-    return join(b, [shift(b, word, bits) for word in _q8_scalars(b, entry, ty, offset)])
+        return join([b.shl(one, constant("i32", bits)) for one in words])
+    return join([shift(b, word, bits) for word in _q8_scalars(b, entry, ty, offset)])
 
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:
     @marker(name, lambda p, value, stride: types.none)
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
         p, stride = args[0], as_i64(b, args[2])
-        for i, one in enumerate(split(b, args[1], sig.args[1].count)):
+        for i, one in enumerate(split(args[1])):
             at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
             _store(b, at, convert(b, one))
 
@@ -699,7 +693,7 @@ _store_block("store_i16", lambda b, v: b.trunc(v, ir.VectorType(_I16, lanes())))
 @marker("store_i8_halves", lambda p, value, apart, stride: types.none)
 def _store_i8_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     apart, stride = literal(sig.args[2], "apart"), as_i64(b, args[3])
-    for i, one in enumerate(split(b, args[1], sig.args[1].count)):
+    for i, one in enumerate(split(args[1])):
         codes = b.trunc(one, ir.VectorType(_I8, LANES))
         at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
         for half in range(2):
@@ -723,16 +717,14 @@ def _load_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns = literal(sig.args[1], "rows"), literal(sig.args[2], "columns")
     rs, cs = as_i64(b, args[3]), as_i64(b, args[4])
     places = [(r, k) for r in range(rows) for k in range(columns)]
-    return join(
-        b, [_load(b, _grid(b, args[0], rs, cs, r, k), vector_type("f32")) for r, k in places]
-    )
+    return join([_load(b, _grid(b, args[0], rs, cs, r, k), vector_type("f32")) for r, k in places])
 
 
 @marker("store_f32_grid", lambda p, value, columns, rs, cs: types.none)
 def _store_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     columns = literal(sig.args[2], "columns")
     rs, cs = as_i64(b, args[3]), as_i64(b, args[4])
-    for i, one in enumerate(split(b, args[1], sig.args[1].count)):
+    for i, one in enumerate(split(args[1])):
         _store(b, _grid(b, args[0], rs, cs, i // columns, i % columns), one)
 
 
@@ -741,7 +733,7 @@ _store_block("store_f16", f32_to_half)
 
 @marker("store_u8", lambda p, value: types.none)
 def _store_u8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-    for i, one in enumerate(split(b, args[1], sig.args[1].count)):
+    for i, one in enumerate(split(args[1])):
         _store(b, _offset(b, args[0], ir.Constant(_I64, 64 * i)), one)
 
 
@@ -789,7 +781,7 @@ def _transposed_runs(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, run: int) -
 @marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
 def _load_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     run = literal(sig.args[2], "run")
-    return join(b, _transposed_runs(b, args[0], as_i64(b, args[1]), run))
+    return join(_transposed_runs(b, args[0], as_i64(b, args[1]), run))
 
 
 @marker("copy_runs", lambda dst, src, row_bytes, run: types.none)
@@ -808,7 +800,7 @@ def _copy_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 @marker("zeros_f32", lambda count: _vec("f32", count))
 def _zeros_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return ir.Constant(block_type(vector_type("f32"), sig.return_type.count), None)
+    return join([ir.Constant(vector_type("f32"), None)] * sig.return_type.count)
 
 
 @marker("splat_f32", lambda v: _vec("f32", 1))
@@ -828,31 +820,30 @@ def _iota(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 @marker("repeat", lambda v, n: _vec(v.element, v.count * literal(n, "count")))
 def _repeat(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    parts = split(b, args[0], sig.args[0].count)
-    return join(b, parts * (sig.return_type.count // len(parts)))
+    parts = split(args[0])
+    return join(parts * (sig.return_type.count // len(parts)))
 
 
 @marker("part", lambda v, i: _vec(v.element, 1))
 def _part(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return split(b, args[0], sig.args[0].count)[literal(sig.args[1], "index")]
+    return split(args[0])[literal(sig.args[1], "index")]
 
 
 @marker("join4", lambda a, x, y, z: VecType(a.element, 4))
 def _join4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return join(b, list(args))
+    return join(list(args))
 
 
 @marker("join", lambda a, x: VecType(a.element, 2 * a.count))
 def _join_two(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    n = sig.args[0].count
-    return join(b, [*split(b, args[0], n), *split(b, args[1], n)])
+    return join([*split(args[0]), *split(args[1])])
 
 
 @marker("sub_block", lambda v, start, n: _vec(v.element, n))
 def _sub_block(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     start = literal(sig.args[1], "start")
-    parts = split(b, args[0], sig.args[0].count)
-    return join(b, parts[start : start + sig.return_type.count])
+    parts = split(args[0])
+    return join(parts[start : start + sig.return_type.count])
 
 
 @marker("lane0", lambda v: types.float32)
@@ -889,9 +880,9 @@ def _same(*args: types.Type) -> VecType | None:
 def _map(b: ir.IRBuilder, sig: Any, args: Any, fn: Callable[..., ir.Value]) -> ir.Value:
     columns = []
     for value, ty in zip(args, sig.args, strict=True):
-        parts = split(b, value, ty.count)
+        parts = split(value)
         columns.append(parts * sig.return_type.count if ty.count == 1 else parts)
-    return join(b, [fn(*row) for row in zip(*columns, strict=False)])
+    return join([fn(*row) for row in zip(*columns, strict=False)])
 
 
 def _operator(op: Any, integer: str, floating: str | None) -> None:
@@ -941,8 +932,8 @@ def _unary(name: str, result: str | None, fn: Callable[..., ir.Value]) -> None:
     @marker(name, lambda v, *rest: VecType(result or v.element, v.count))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         constants = [literal(t, "argument") for t in sig.args[1:]]
-        parts = split(b, args[0], sig.args[0].count)
-        return join(b, [fn(b, v, *constants) for v in parts])
+        parts = split(args[0])
+        return join([fn(b, v, *constants) for v in parts])
 
 
 def constant(element: str, value: int) -> ir.Constant:
@@ -1010,7 +1001,7 @@ def _lookup16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     values = [byte + bias & 0xFF for byte in struct.pack("<2q", low, high)]
     table = ir.Constant(ir.VectorType(_I8, 16), values)
     look = primitive("lookup16") or _looked_up_by_ones
-    return join(b, [look(b, table, v, shift) for v in split(b, args[0], sig.args[0].count)])
+    return join([look(b, table, v, shift) for v in split(args[0])])
 
 
 def _halves_of(b: ir.IRBuilder, v: ir.Value) -> list[ir.Value]:
@@ -1032,7 +1023,7 @@ def _load_entries(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     n_bytes, n_entries = (literal(t, "argument") for t in sig.args[2:])
     own = primitive("load_entries")
     if own is not None:
-        return join(b, own(b, args[0], args[1], n_bytes, n_entries))
+        return join(own(b, args[0], args[1], n_bytes, n_entries))
     entry, parts = ir.IntType(8 * n_bytes), []
     table, halves = _at(b, args[0], entry), _halves_of(b, args[1])
     for some in (halves[: lanes()], halves[lanes() :]):
@@ -1045,7 +1036,7 @@ def _load_entries(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         step = n_bytes // 4
         quads = [shuffle(b, words, words, range(k, step * lanes(), step)) for k in range(step)]
         parts += [b.bitcast(v, vector_type("u8")) for v in quads]
-    return join(b, parts)
+    return join(parts)
 
 
 @marker("negate_bytes", lambda v, bits, shift: v)
@@ -1155,7 +1146,7 @@ def _row_reduction(name: str, element: str, fn: Callable[..., ir.Value]) -> None
     @marker(name, lambda v: VecType(element, 1))
     def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         n = sig.args[0].count
-        value = _reduce_rows(b, split(b, args[0], n), fn)
+        value = _reduce_rows(b, split(args[0]), fn)
         undef = ir.Constant(value.type, ir.Undefined)
         lanes = _merged_order(n)
         return shuffle(b, value, undef, [lanes[i] if i < n else 0 for i in range(LANES)])
@@ -1173,7 +1164,7 @@ def _merged_order(n: int) -> list[int]:
 
 @marker("transpose16", lambda v: v if v.count == LANES else None)
 def _transpose16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    rows = split(b, args[0], LANES)
+    rows = split(args[0])
     width = LANES // 2
     while width:
         # Swap the upper `width` lanes of each run of x with the lower ones of its partner y.
@@ -1186,7 +1177,7 @@ def _transpose16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
                 out[i], out[i + width] = shuffle(b, x, y, low), shuffle(b, x, y, high)
         rows = out
         width //= 2
-    return join(b, rows)
+    return join(rows)
 
 
 @marker("load_turned", lambda p, stride: VecType("f32", LANES))
@@ -1219,7 +1210,7 @@ def _load_turned(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
             shuffle(b, a, d, left), shuffle(b, a, d, right), shuffle(b, c_, e, left),
             shuffle(b, c_, e, right),
         ]  # fmt: skip
-    return join(b, found)
+    return join(found)
 
 
 _row_reduction("row_sum_i32", "i32", lambda b, x, y: b.add(x, y))

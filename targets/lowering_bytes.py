@@ -40,7 +40,7 @@ def _store(b: ir.IRBuilder, p: ir.Value, value: ir.Value) -> None:
 def _store_u8_rows(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
     per, rows = (literal(t, "argument") for t in sig.args[2:4])
     stride, size = as_i64(b, args[4]), _PIECE // per
-    for i, one in enumerate(split(b, args[1], sig.args[1].count)):
+    for i, one in enumerate(split(args[1])):
         for k in range(min(per, rows - i * per)):
             order = [j + size * k + n for j in range(0, 64, _PIECE) for n in range(size)]
             row = one if per == 1 else shuffle(b, one, one, order)
@@ -57,19 +57,19 @@ def _store_u8_quarter(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 def _dot4_each(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     step, prepare = primitive("dot4_each"), primitive("dot4_weights")
     found = []
-    parts = (split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    parts = (split(v) for v in args)
     for acc, x, w in zip(*parts, strict=True):
         if step is None:
             found.append(dot4(b, acc, acc, x, w, 8)[0])
         else:
             codes = prepare(b, x, 8) if prepare else x
             found.append(step(b, acc, acc, codes, w, 8)[0])
-    return join(b, found)
+    return join(found)
 
 
 @marker("interleave4", lambda v: v if v.count == 4 else None)
 def _interleave4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    first, second, third, fourth = split(b, args[0], 4)
+    first, second, third, fourth = split(args[0])
 
     def words(value: ir.Value) -> ir.Value:
         return b.bitcast(value, ir.VectorType(ir.IntType(16), value.type.count // 2))
@@ -79,15 +79,15 @@ def _interleave4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         x = words(zipped(b, first, second, half, _PIECE))
         y = words(zipped(b, third, fourth, half, _PIECE))
         found += [zipped(b, x, y, part, _PIECE // 2) for part in (0, 1)]
-    return join(b, [b.bitcast(one, vector_type("u8")) for one in found])
+    return join([b.bitcast(one, vector_type("u8")) for one in found])
 
 
 @marker("to_bytes", lambda v, *rest: VecType("u8", v.count // 4) if v.count % 4 == 0 else None)
 def _to_bytes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    parts = split(b, args[0], sig.args[0].count)
+    parts = split(args[0])
     own = primitive("to_bytes") or _rounded
     fours = [parts[i : i + 4] for i in range(0, len(parts), 4)]
-    return join(b, [own(b, four, *args[1:]) for four in fours])
+    return join([own(b, four, *args[1:]) for four in fours])
 
 
 def _rounded(

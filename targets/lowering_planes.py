@@ -45,7 +45,7 @@ def _load_columns(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         at = b.gep(first, [b.mul(stride, ir.Constant(_I64, i))], inbounds=True) if i else first
         whole = concat(b, [_bytes_at(b, at, LANES * column, n) for column in range(_COLUMNS)])
         parts.append(b.shuffle_vector(whole, ir.Constant(whole.type, ir.Undefined), mask))
-    return join(b, parts)
+    return join(parts)
 
 
 def _from_memory(b: ir.IRBuilder, table: ir.Value, codes: ir.Value, shift: int) -> ir.Value:

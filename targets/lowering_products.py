@@ -11,7 +11,6 @@ from numba.core import types
 from headrace.targets.lowering import (
     Q8Type,
     VecType,
-    block_type,
     constant,
     current_target,
     fma_vectors,
@@ -47,8 +46,7 @@ class DotType(types.Type):
         self.llvm = vector_type("i32")
         kind = primitive("dot_narrow")
         self.narrow = self.llvm if kind is None else kind(lanes())
-        sums = [ir.ArrayType(one, count) for one in (self.llvm, self.narrow)]
-        self.value_type = ir.LiteralStructType(sums)
+        self.part_types = [self.llvm] * count + [self.narrow] * count
         super().__init__(name=f"Dot({count}, {steps}, {self.llvm.count}, {self.narrow})")
 
     def after(self, steps: int, bits: int) -> DotType:
@@ -68,47 +66,40 @@ def _dot_start(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (literal(t, "argument") for t in sig.args[1:])
     bias = current_target().dot_bias(bits)
     if not bias:
-        return ir.Constant(block_type(vector_type("i32"), sig.return_type.count), None)
+        return join([ir.Constant(vector_type("i32"), None)] * sig.return_type.count)
     return shifted_words(b, args[0], sig.args[0], offset, bias.bit_length() - 1)
 
 
 @marker("dot_init", lambda start, rows: DotType(start.count * literal(rows, "rows")))
 def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     n = sig.return_type.count
-    start = split(b, args[0], sig.args[0].count)
-    sums = ir.ArrayType(vector_type("i32"), n)
-    block = ir.Constant(sums, ir.Undefined)
-    for i, one in enumerate(start * (n // len(start))):
-        block = b.insert_value(block, one, i)
-    narrow = ir.ArrayType(sig.return_type.narrow, n)
-    whole = ir.Constant(ir.LiteralStructType([sums, narrow]), ir.Undefined)
-    whole = b.insert_value(whole, block, 0)
-    return b.insert_value(whole, ir.Constant(narrow, None), 1)
+    start = split(args[0])
+    narrow = ir.Constant(sig.return_type.narrow, None)
+    return start * (n // len(start)) + [narrow] * n
 
 
 @marker("eights", lambda first, second: VecType("u8", 2 * first.count))
 def _eights(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    first, second = (split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    first, second = (split(v) for v in args)
     if not token_pairs():
-        return join(b, [*first, *second])
+        return join([*first, *second])
     # A register for rows 0 and 1 and one for rows 2 and 3, 8 inputs of each row in a run.
     words = [[b.bitcast(v, vector_type("i32")) for v in row] for row in (first, second)]
     rows = [zipped(b, x, y, half) for x, y in zip(*words, strict=True) for half in (0, 1)]
-    return join(b, [b.bitcast(v, vector_type("u8")) for v in rows])
+    return join([b.bitcast(v, vector_type("u8")) for v in rows])
 
 
 def _dot8_pairs(
     b: ir.IRBuilder, acc: ir.Value, weights: list[ir.Value], entry: ir.Value, offset: int
 ) -> ir.Value:
     """Two rows by two tokens at a time: see `simd.with_lanes`."""
-    tokens = acc.type.elements[0].count * 2 // len(weights)
+    tokens, sums = len(acc) // len(weights), list(acc)
     step = primitive("pair_products")
     for p, codes in enumerate(pair_loads(b, entry, tokens, True)):
         for r, w in enumerate(weights):
             i = r // 2 * tokens + 2 * p + r % 2
-            total = step(b, b.extract_value(acc, (0, i)), w, codes[offset // 8])
-            acc = b.insert_value(acc, total, (0, i))
-    return acc
+            sums[i] = step(b, sums[i], w, codes[offset // 8])
+    return sums
 
 
 def _activations(
@@ -117,8 +108,7 @@ def _activations(
     """`dot4` of the target, and what it takes of each entry's 4 codes at a byte offset."""
     lane_step = primitive("dot4_lane")
     if ty.in_registers and lane_step:  # by a lane of a register that holds 16 codes
-        quarters = [b.extract_value(entry, (t, offset // 16)) for t in range(ty.count)]
-        return lane_step, [(quarter, offset % 16 // 4) for quarter in quarters]
+        return lane_step, [(quarter, offset % 16 // 4) for quarter in entry[offset // 16 :: 3]]
     step = primitive("dot4") or primitive("dot8")
     if step is None:
         raise TypeError(f"target {current_target().name} has no dot4")
@@ -129,20 +119,19 @@ def _add_steps(
     b: ir.IRBuilder, acc: ir.Value, steps: list[Step], bits: int, kind: DotType,
     by_rows: bool = False,
 ) -> ir.Value:  # fmt: skip
-    most = _dot_steps(bits)
+    most, sums, n = _dot_steps(bits), list(acc), kind.count
     for k, (step, ws, xs) in enumerate(steps, kind.steps):
         full = most and k and k % most == 0  # of the 16-bit sums
         # Activations outermost: each broadcast is used R times at once, its register free again.
         places = [(r, t) for t in range(len(xs)) for r in range(len(ws))]
         for r, t in sorted(places) if by_rows else places:
             i = r * len(xs) + t
-            wide, narrow = b.extract_value(acc, (0, i)), b.extract_value(acc, (1, i))
+            wide, narrow = sums[i], sums[n + i]
             if full:
                 wide = primitive("dot_result")(b, wide, narrow, bits)
                 narrow = ir.Constant(narrow.type, None)
-            wide, narrow = step(b, wide, narrow, ws[r], xs[t], bits)
-            acc = b.insert_value(b.insert_value(acc, wide, (0, i)), narrow, (1, i))
-    return acc
+            sums[i], sums[n + i] = step(b, wide, narrow, ws[r], xs[t], bits)
+    return sums
 
 
 def _dot8s(
@@ -154,7 +143,7 @@ def _dot8s(
     kind: DotType,
 ) -> ir.Value:
     """`dot8` of each of `products`, (weights, byte offset in the entries), to one sum."""
-    n, tokens = acc.type.elements[0].count, entry[1].count
+    n, tokens = kind.count, entry[1].count
     if any(2 * n != len(weights) * tokens for weights, _ in products):
         raise TypeError("dot8: acc must have R * T vectors")
     if token_pairs():
@@ -181,14 +170,14 @@ def _dot8s(
 @marker("dot8", lambda acc, w, entry, offset, bits: acc.after(2, literal(bits, "bits")))
 def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (literal(t, "argument") for t in sig.args[3:])
-    weights = split(b, args[1], sig.args[1].count)
+    weights = split(args[1])
     return _dot8s(b, args[0], [(weights, offset)], (args[2], sig.args[2]), bits, sig.args[0])
 
 
 @marker("dot16", lambda acc, low, high, entry, offset, bits: acc.after(4, literal(bits, "bits")))
 def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (literal(t, "argument") for t in sig.args[4:])
-    low, high = (split(b, args[i], sig.args[i].count) for i in (1, 2))
+    low, high = (split(args[i]) for i in (1, 2))
     products = [(low, offset), (high, offset + 16)]
     return _dot8s(b, args[0], products, (args[3], sig.args[3]), bits, sig.args[0])
 
@@ -217,7 +206,7 @@ def _lanes_step(
 
 
 def _blocks(b: ir.IRBuilder, sig: Any, args: Any, which: tuple[int, ...]) -> list[list[ir.Value]]:
-    return [split(b, args[i], sig.args[i].count) for i in which]
+    return [split(args[i]) for i in which]
 
 
 @marker("dot8_lanes", lambda acc, *rest: acc.after(2, literal(rest[4], "bits")))
@@ -237,10 +226,10 @@ def _dot_result(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     bits = literal(sig.args[1], "bits")
     finish = primitive("dot_result")
     parts = []
-    for i in range(sig.args[0].count):
-        wide, narrow = b.extract_value(args[0], (0, i)), b.extract_value(args[0], (1, i))
+    n = sig.args[0].count
+    for wide, narrow in zip(args[0][:n], args[0][n:], strict=True):
         parts.append(wide if finish is None else finish(b, wide, narrow, bits))
-    return join(b, parts)
+    return join(parts)
 
 
 def _row_by_column(b: ir.IRBuilder, rows: list[ir.Value], columns: list[ir.Value]) -> list[Any]:
@@ -253,36 +242,36 @@ def _row_by_column(b: ir.IRBuilder, rows: list[ir.Value], columns: list[ir.Value
 
 @marker("outer", lambda a, x: VecType("f32", a.count * x.count))
 def _outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    rows, columns = (split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
-    return join(b, [b.fmul(r, t) for r, t in _row_by_column(b, rows, columns)])
+    rows, columns = (split(v) for v in args)
+    return join([b.fmul(r, t) for r, t in _row_by_column(b, rows, columns)])
 
 
 @marker("fma_outer", lambda a, x, acc: acc)
 def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    rows, columns, sums = (split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    rows, columns, sums = (split(v) for v in args)
     if len(sums) != len(rows) * len(columns):
         raise TypeError("fma_outer: the sum must have R * T vectors")
     pairs = _row_by_column(b, rows, columns)
-    return join(b, [fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)])
+    return join([fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)])
 
 
 @marker("fma_columns", lambda acc, *rest: acc)
 def _fma_columns(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     n, rows, columns = (literal(sig.args[i], "count") for i in (3, 4, 6))
-    sums = split(b, args[0], rows * columns)
+    sums = split(args[0])
     operands = load_rows_and_columns(
         b, args[1], sig.args[1], rows, args[5], args[2], columns, args[7], n
     )
     for a, x in operands:
         pairs = _row_by_column(b, a, x)
         sums = [fma_vectors(b, r, t, s) for (r, t), s in zip(pairs, sums, strict=True)]
-    return join(b, sums)
+    return join(sums)
 
 
 @marker("add_pairs", lambda v: VecType("f32", v.count // 2))
 def _add_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    parts = _by_token(b, split(b, args[0], sig.args[0].count))
-    return join(b, [b.fadd(x, y) for x, y in zip(parts[0::2], parts[1::2], strict=True)])
+    parts = _by_token(b, split(args[0]))
+    return join([b.fadd(x, y) for x, y in zip(parts[0::2], parts[1::2], strict=True)])
 
 
 def _by_token(b: ir.IRBuilder, parts: list[ir.Value]) -> list[ir.Value]:
@@ -297,7 +286,7 @@ def _by_token(b: ir.IRBuilder, parts: list[ir.Value]) -> list[ir.Value]:
 
 @marker("by_token", lambda v: v)
 def _lower_by_token(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    return join(b, _by_token(b, split(b, args[0], sig.args[0].count)))
+    return join(_by_token(b, split(args[0])))
 
 
 def _round_to_bf16(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
@@ -322,6 +311,6 @@ def _bf16_dot(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     step = primitive("bf16_dot")
     if step is None:
         raise TypeError(f"target {current_target().name} has no bf16_dot")
-    sums, rows, columns = (split(b, v, t.count) for v, t in zip(args, sig.args, strict=True))
+    sums, rows, columns = (split(v) for v in args)
     pairs = [(r, t) for r in rows for t in columns]
-    return join(b, [step(b, s, r, t) for (r, t), s in zip(pairs, sums, strict=True)])
+    return join([step(b, s, r, t) for (r, t), s in zip(pairs, sums, strict=True)])

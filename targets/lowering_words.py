@@ -34,7 +34,7 @@ def _load_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         low, high = (b.load(b.bitcast(p, half.as_pointer()), align=4) for p in at)
         return shuffle(b, low, high, range(LANES))
 
-    return join(b, [one(i) for i in range(sig.return_type.count)])
+    return join([one(i) for i in range(sig.return_type.count)])
 
 
 def _words(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -76,5 +76,5 @@ def _dot_words_by_lanes(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value
 @marker("dot_words", lambda acc, x, y: acc)
 def _dot_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     dot = primitive("dot_words") or _dot_words_by_lanes
-    rows = zip(*(split(b, v, sig.return_type.count) for v in args), strict=True)
-    return join(b, [dot(b, *row) for row in rows])
+    rows = zip(*(split(v) for v in args), strict=True)
+    return join([dot(b, *row) for row in rows])

@@ -37,16 +37,16 @@ class Known(NamedTuple):
 
 
 class Value(NamedTuple):
-    """A value of LLVM, and its type."""
+    """A value of LLVM, or the several that a block of vectors is, and its type."""
 
-    value: ir.Value
+    value: lowering.Parts
     type: types.Type
 
 
 class Place(NamedTuple):
-    """A value on the stack."""
+    """A value on the stack: the address of each of its parts."""
 
-    place: ir.Value
+    places: tuple[ir.Value, ...]
     type: types.Type
 
 
@@ -125,7 +125,8 @@ class _Walk:
         return self.function.append_basic_block(name)
 
     def stack(self, ty: types.Type) -> Place:
-        return Place(ir.IRBuilder(self.entry).alloca(lowering.llvm_type(ty)), ty)
+        b = ir.IRBuilder(self.entry)
+        return Place(tuple(b.alloca(one) for one in lowering.part_types(ty)), ty)
 
     @contextmanager
     def at(self, block: ir.Block) -> Iterator[None]:
@@ -139,7 +140,7 @@ class _Walk:
         if isinstance(binding, Value):
             return binding
         if isinstance(binding, Place):
-            return Value(self.b.load(binding.place), binding.type)
+            return Value(lowering.join([self.b.load(one) for one in binding.places]), binding.type)
         if not _is_number(binding):
             raise TypeError(f"{binding.value!r} is no value of a kernel")
         return Value(scalars.constant(binding.value), scalars.type_of(binding.value))
@@ -148,7 +149,8 @@ class _Walk:
         value, ty = self.value(binding)
         if ty != place.type:
             value = scalars.convert(self.b, value, ty, place.type)
-        self.b.store(value, place.place)
+        for part, at in zip(lowering.split(value), place.places, strict=True):
+            self.b.store(part, at)
 
     def truth(self, binding: Binding) -> Known | ir.Value:
         if isinstance(binding, Known):
@@ -450,7 +452,7 @@ class _Call:
             self.scope[node.target.id] = now
             self.statements(node.body)
             if self.alive:
-                b.store(b.add(now.value, by.value, flags=["nsw"]), count.place)
+                b.store(b.add(now.value, by.value, flags=["nsw"]), *count.places)
         b.position_at_end(behind)
 
     def _range(self, node: ast.expr) -> tuple[Binding, Binding, Binding]:
@@ -534,7 +536,7 @@ class _Call:
                 if is_last:
                     return Value(truth, types.boolean)
                 place, behind = walk.stack(types.boolean), walk.block("decided")
-            b.store(truth, place.place)
+            b.store(truth, *place.places)
             if is_last:
                 break
             on = walk.block("next")

@@ -16,7 +16,7 @@ import pytest
 
 from headrace.errors import KernelError
 from headrace.kernels import probe
-from headrace.kernels.table import kernel_table
+from headrace.kernels.table import all_rows, kernel_table
 from headrace.targets import workers
 from headrace.targets.cache import KernelStore
 from headrace.targets.compiler import compile_kernel
@@ -140,3 +140,7 @@ def test_what_is_not_wanted_any_more_is_stopped() -> None:
     running = workers.compile_aside([*pairs, (TABLE["probe_read"], target)], 2)
     next(running)
     running.close()  # returns when the processes have ended, long before the last kernel
+
+
+def test_names_are_of_one_kernel_each() -> None:
+    assert len(all_rows()) == len(kernel_table())

@@ -1,10 +1,10 @@
 """Seconds of a call of ONNX models, beside onnxruntime's, and how far the outputs are apart.
 
     python onnx_networks.py MODEL.onnx ... [--threads 2] [--rounds 10] [--input DIMENSION=SIZE]
-        [--against FLOAT.onnx]
+        [--input NAME=FILE.npy] [--against FLOAT.onnx]
 
 With `--against`, onnxruntime also runs that file: what a model was quantised from, say. All sides
-take turns, some calls each a round, on the same random inputs, in one process;
+take turns, some calls each a round, on the same inputs, given or random ones, in one process;
 onnxruntime has all its optimisations. Threads of either side spin for a while after a call, so a
 turn begins with a pause and a call that is not counted. The ratio is the median of the rounds'.
 """
@@ -45,14 +45,15 @@ def session_of(path: str, threads: int) -> Any:
 
 
 def measure(
-    path: str, threads: int, rounds: int, sizes: dict[str, int], against: str | None
-) -> dict[str, Any]:
+    path: str, threads: int, rounds: int, sizes: dict[str, int], given: dict[str, np.ndarray],
+    against: str | None,
+) -> dict[str, Any]:  # fmt: skip
     """A row of the table."""
     sessions = [session_of(one, threads) for one in (path, against) if one is not None]
     with headrace.load(path, threads=threads) as network:
         random = np.random.default_rng(0)
         types = assumed_types(network, sizes)
-        inputs = {name: random_input(of, random) for name, of in types.items()}
+        inputs = {name: random_input(of, random) for name, of in types.items()} | given
         theirs_of = [lambda session=one: session.run(None, inputs) for one in sessions]
         sides = [lambda: network(inputs), *theirs_of]
         for side in sides:
@@ -85,9 +86,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--against", help="another file that onnxruntime runs")
-    parser.add_argument("--input", action="append", default=[], help="DIMENSION=SIZE")
+    more = "DIMENSION=SIZE or NAME=FILE.npy"
+    parser.add_argument("--input", action="append", default=[], help=more)
     args = parser.parse_args()
-    sizes = {name: int(n) for name, _, n in (text.partition("=") for text in args.input)}
+    pairs = dict(text.split("=", 1) for text in args.input)
+    sizes = {name: int(value) for name, value in pairs.items() if value.isdigit()}
+    given = {name: np.load(value) for name, value in pairs.items() if not value.isdigit()}
     head = ["model", "headrace, ms", "onnxruntime, ms", "times as fast"]
     if args.against:
         head += [f"onnxruntime, {args.against.rpartition('/')[2]}, ms", "times as fast"]
@@ -95,7 +99,7 @@ def main() -> None:
     print(f"| {' | '.join(head)} |")
     print(f"| --- |{' ---: |' * (len(head) - 1)}")
     for path in args.models:
-        row = measure(path, args.threads, args.rounds, sizes, args.against)
+        row = measure(path, args.threads, args.rounds, sizes, given, args.against)
         cells = [row["model"], *(f"{row[k]:.2f}" for k in ("ours_ms", "onnxruntime_ms", "ratio"))]
         if args.against:
             cells += [f"{row[k]:.2f}" for k in ("against_ms", "against")]

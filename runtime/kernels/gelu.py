@@ -111,7 +111,7 @@ def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     sources = (__name__, "headrace.kernels.math")
     rows = (
-        ("gelu_f32", gelu, _exact), ("gelu_tanh_f32", gelu_tanh, _by_tanh),
+        ("gelu_erf_f32", gelu, _exact), ("gelu_tanh_f32", gelu_tanh, _by_tanh),
     )  # fmt: skip
     return [
         Kernel(name, same_for_all(_of(function)), sources, _cases(reference), __name__)

@@ -31,18 +31,22 @@ def exp(x: Any) -> Any:
 
 def exp_down(x: Any) -> Any:
     """As `exp` for x <= 88, but e**-87 (1.6e-38) for everything below -87: for softmax."""
-    safe = maximum(x, splat_f32(-87.0))
-    n = round_i32(safe * splat_f32(1.4426950408889634))
+    p, n = exp_parts(maximum(x, splat_f32(-87.0)))
+    power = bits_f32(shl(n + splat_i32(127), 23))
+    return p * power
+
+
+def exp_parts(x: Any) -> Any:
+    """e**x as p between 0.7 and 1.5 and n, an int32, of p * 2**n; for |x| up to 1e5."""
+    n = round_i32(x * splat_f32(1.4426950408889634))
     nf = to_f32(n)
-    t = fma(nf, splat_f32(-0.693145751953125), safe)
+    t = fma(nf, splat_f32(-0.693145751953125), x)
     t = fma(nf, splat_f32(-1.428606765330187e-06), t)
     p = fma(splat_f32(0.008287994), t, splat_f32(0.0418978222))
     p = fma(p, t, splat_f32(0.166676521))
     p = fma(p, t, splat_f32(0.499991506))
     p = fma(p, t, splat_f32(0.999999762))
-    p = fma(p, t, splat_f32(1.0))
-    power = bits_f32(shl(n + splat_i32(127), 23))
-    return p * power
+    return fma(p, t, splat_f32(1.0)), n
 
 
 def silu(x: Any) -> Any:

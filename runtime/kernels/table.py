@@ -21,25 +21,35 @@ from headrace.kernels import (
     images,
     images_u8,
     layer_norm,
+    n_bits_rows,
     prepare,
     probe,
+    product_rows,
     recall,
     rows,
     softmax_mean,
+    softmax_rows,
     sparse_product,
     zero_computation,
 )
 from headrace.offload import expert_store, requests
-from headrace.sparse import gqs_columns, gqs_kernels, linear
+from headrace.sparse import gqs_columns, gqs_kernels, linear, n_bits
 from headrace.targets.table import Kernel
 
 
 def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name; dispatch, tests and benchmarks loop over it."""
-    found = [
+    return {row.name: row for row in all_rows()}
+
+
+def all_rows() -> list[Kernel]:
+    """Every kernel; no two have one name."""
+    return [
         *linear.all_kernels(),
+        *n_bits.all_kernels(),
         *gqs_kernels.all_kernels(),
         *gqs_columns.all_kernels(),
+        *n_bits_rows.all_kernels(),
         *prepare.all_kernels(),
         *convolution.all_kernels(),
         *depthwise.all_kernels(),
@@ -54,6 +64,8 @@ def kernel_table() -> dict[str, Kernel]:
         *image_operators.all_kernels(),
         *layer_norm.all_kernels(),
         *rows.all_kernels(),
+        *softmax_rows.all_kernels(),
+        *product_rows.all_kernels(),
         *gelu.all_kernels(),
         *attention_rows.all_kernels(),
         *bitstack.all_kernels(),
@@ -68,4 +80,3 @@ def kernel_table() -> dict[str, Kernel]:
         *requests.all_kernels(),
         *expert_store.all_kernels(),
     ]
-    return {row.name: row for row in found}

@@ -19,11 +19,16 @@ from headrace.kernels import (
     images,
     images_u8,
     layer_norm,
+    n_bits_rows,
+    prepare,
+    product_rows,
     rows,
     softmax_mean,
+    softmax_rows,
     sparse_product,
 )
 from headrace.networks.weight_store import WeightStore
+from headrace.sparse import n_bits
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
@@ -33,6 +38,7 @@ from headrace.team import Team
 MODULES = (
     convolution, depthwise, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
+    n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
     softmax_mean,
 )  # fmt: skip
 

@@ -56,15 +56,22 @@ class HostRegion:
         self._plain = True
         self._reference: Any = None
         self._held: list[Any] = []
-        proto = self._model(graph, here)
+        proto = self._model(graph, here, graph.types)
         try:
-            self._session = self._open(graph, proto, here, threads, spins)
+            try:
+                self._session = self._open(graph, proto, here, threads, spins)
+            except Exception:
+                # It checks branches of `If` that are never taken too, and known shapes may not fit.
+                proto = self._model(graph, here, _without_shapes(graph.types))
+                self._session = self._open(graph, proto, here, threads, spins)
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
             self._reference = self._evaluator(graph, proto, here)
 
-    def _model(self, graph: Graph, constants: Sequence[str]) -> Any:
+    def _model(
+        self, graph: Graph, constants: Sequence[str], types: Mapping[str, TensorType]
+    ) -> Any:
         import onnx
 
         proto = onnx.ModelProto(ir_version=graph.ir_version)
@@ -73,7 +80,7 @@ class HostRegion:
         proto.graph.name = "region"
         proto.graph.node.extend(node.proto for node in self.nodes)
         for name in self.inputs:
-            proto.graph.input.append(value_info(name, graph.types.get(name)))
+            proto.graph.input.append(value_info(name, types.get(name)))
         for name in self.outputs:
             proto.graph.output.append(value_info(name, None))
         read = {name for node in self.nodes for name in node.reads}
@@ -198,6 +205,10 @@ class HostRegion:
             for name, value in feeds.items()
         }
         return [_array(v) for v in self._session.run_with_ort_values(self.outputs, values)]
+
+
+def _without_shapes(types: Mapping[str, TensorType]) -> dict[str, TensorType]:
+    return {name: TensorType(of.elem_type) for name, of in types.items()}
 
 
 def _is_plain(value: Any) -> bool:

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from headrace.errors import HeadraceError
 from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
 from headrace.loaders.reader import TensorReader
+from headrace.networks.branches import Decisions
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
@@ -22,6 +24,8 @@ from headrace.networks.patch_choice import Choice
 from headrace.team import default_threads
 
 MOST_PLANS = 8  # of shapes that were used last
+MOST_FITTING = 256  # types of inputs that are remembered to be the network's
+NO_TENSORS = ("SEQUENCE", "OPTIONAL", "MAP")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Port:
     name: str
     kind: str
     shape: tuple[int | str | None, ...] | None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a single whole number or bool, of any rank."""
+        whole = self.kind == "BOOL" or self.kind.startswith(("INT", "UINT"))
+        return whole and self.shape is not None and all(d == 1 for d in self.shape)
 
     @property
     def text(self) -> str:
@@ -92,11 +102,13 @@ class Network:
         ports = {one.name: _port(one) for one in model.proto.graph.input}
         self.inputs = tuple(ports[name] for name in self._graph.inputs)
         self.outputs = tuple(_port(one) for one in model.proto.graph.output)
-        # Initialisers that are inputs as well (before IR version 4 all were) may be given.
-        self._defaults = {name: port for name, port in ports.items() if port not in self.inputs}
+        self._ports = ports
+        numbers = [port.name for port in self.inputs if port.is_number]
+        self._decisions = Decisions(self._graph, numbers)
         self._engine = Engine(self.threads)
         self._patches = patches
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
+        self._fitting: set[Any] = set()  # types of inputs that need no other look
         self._lock = threading.RLock()
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,14 +121,15 @@ class Network:
             ValueError, TypeError: an input is missing, or of the wrong shape or type.
             HeadraceError: an operator refuses its inputs, or the network is closed.
         """
-        given = {name: self._checked(name, value) for name, value in inputs.items()}
-        missing = [port.name for port in self.inputs if port.name not in given]
-        missing = [name for name in missing if not self._optional(name)]
-        if missing:
-            wanted = ", ".join(f"{port.name}: {port.text}" for port in self.inputs)
-            raise ValueError(f"no input {', '.join(missing)}; the network takes {wanted}")
+        given = {name: self._as_array(name, value) for name, value in inputs.items()}
+        types = _types_key(given)
         with self._lock:
-            return self.plan(given).run(given)
+            if types not in self._fitting:
+                self._check(given)
+                if len(self._fitting) >= MOST_FITTING:
+                    self._fitting.clear()
+                self._fitting.add(types)
+            return self._plan(types, given).run(given)
 
     def plan(self, inputs: Mapping[str, Any]) -> NetworkPlan:
         """What runs for inputs of such types and shapes (arrays, or `TensorType`s).
@@ -125,26 +138,31 @@ class Network:
             HeadraceError: nothing here runs an operator, or on so many patches, or the network is
                 closed.
         """
-        types = {name: type_of(value) for name, value in inputs.items()}
-        key = tuple(sorted((name, of) for name, of in types.items()))
         with self._lock:
-            if self._graph is None:
-                raise HeadraceError("this network is closed")
-            plan = self._plans.get(key)
-            if plan is None:
-                known = {name: of for name, of in types.items() if of is not None}
-                plan = NetworkPlan(self._with_given(inputs), known, self._engine, self._patches)
-                self._plans[key] = plan
-                while len(self._plans) > MOST_PLANS:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(key)
-            return plan
+            return self._plan(_types_key(inputs), inputs)
+
+    def _plan(self, types: Any, inputs: Mapping[str, Any]) -> NetworkPlan:
+        if self._graph is None:
+            raise HeadraceError("this network is closed")
+        decided = self._decisions.of(inputs)
+        key = types, decided
+        plan = self._plans.get(key)
+        if plan is None:
+            known = {n: of for n, value in inputs.items() if (of := type_of(value)) is not None}
+            graph = self._with_given(inputs)
+            plan = NetworkPlan(graph, known, self._engine, self._patches, decided)
+            self._plans[key] = plan
+            while len(self._plans) > MOST_PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return plan
 
     def _with_given(self, inputs: Mapping[str, Any]) -> Graph:
         """The graph whose defaults are inputs where they are given."""
         graph = self._graph
         assert graph is not None
-        given = [name for name in inputs if name in self._defaults]
+        # Initialisers that are inputs as well (before IR version 4 all were) may be given.
+        given = [name for name in inputs if name in graph.constants]
         if not given:
             return graph
         constants = graph.constants.hiding(given)
@@ -156,31 +174,31 @@ class Network:
     def _optional(self, name: str) -> bool:
         return any(port.name == name and port.kind == "OPTIONAL" for port in self.inputs)
 
-    def _checked(self, name: str, value: Any) -> Any:
-        port = next((p for p in self.inputs if p.name == name), None) or self._defaults.get(name)
-        if port is None:
-            names = ", ".join(p.name for p in self.inputs)
-            raise ValueError(f"there is no input {name!r}; the network takes {names}")
-        if port.shape is None and port.kind in ("SEQUENCE", "OPTIONAL", "MAP"):
+    def _as_array(self, name: str, value: Any) -> Any:
+        """An array whose elements lie in order, unless the input is no tensor."""
+        if not isinstance(value, np.ndarray):
+            port = self._ports.get(name)
+            if port is not None and port.shape is None and port.kind in NO_TENSORS:
+                return value
+            value = np.asarray(value)
+        if value.flags.c_contiguous:
             return value
-        array = np.asarray(value)
-        found = _elem_type(array)
-        if type_name(found) != port.kind:
-            raise TypeError(
-                f"input {name!r} is {type_name(found)} (numpy {array.dtype}), and the network takes"
-                f" {port.text}; convert it with .astype(...)"
-            )
-        if port.shape is not None:
-            fits = len(array.shape) == len(port.shape) and all(
-                not isinstance(d, int) or d == n
-                for d, n in zip(port.shape, array.shape, strict=False)
-            )
-            if not fits:
-                raise ValueError(
-                    f"input {name!r} has the shape {list(array.shape)}, and the network takes "
-                    f"{port.text}"
-                )
-        return np.ascontiguousarray(array).reshape(array.shape)
+        return np.ascontiguousarray(value).reshape(value.shape)
+
+    def _check(self, inputs: Mapping[str, Any]) -> None:
+        """That inputs are those of the network, all of them, and of its types."""
+        for name, value in inputs.items():
+            port = self._ports.get(name)
+            if port is None:
+                names = ", ".join(p.name for p in self.inputs)
+                raise ValueError(f"there is no input {name!r}; the network takes {names}")
+            if port.shape is not None or port.kind not in NO_TENSORS:
+                _check_type(port, value)
+        missing = [port.name for port in self.inputs if port.name not in inputs]
+        missing = [name for name in missing if not self._optional(name)]
+        if missing:
+            wanted = ", ".join(f"{port.name}: {port.text}" for port in self.inputs)
+            raise ValueError(f"no input {', '.join(missing)}; the network takes {wanted}")
 
     def close(self) -> None:
         """Give its memory back; the network cannot be used again."""
@@ -200,15 +218,47 @@ class Network:
         self.close()
 
 
-def _elem_type(array: np.ndarray) -> int:
+@cache
+def _elem_type(dtype: np.dtype[Any]) -> int:
+    # The library goes through a list of all types, which takes longer than some networks do.
     import onnx
 
-    if array.dtype.kind in "OUS":
+    if dtype.kind in "OUS":
         return int(onnx.TensorProto.STRING)
     try:
-        return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+        return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
     except (KeyError, ValueError):
-        raise TypeError(f"numpy's {array.dtype} is no type of ONNX") from None
+        raise TypeError(f"numpy's {dtype} is no type of ONNX") from None
+
+
+def _check_type(port: Port, array: np.ndarray) -> None:
+    kind = type_name(_elem_type(array.dtype))
+    if kind != port.kind:
+        raise TypeError(
+            f"input {port.name!r} is {kind} (numpy {array.dtype}), and the network takes "
+            f"{port.text}; convert it with .astype(...)"
+        )
+    if port.shape is None:
+        return
+    fits = len(array.shape) == len(port.shape) and all(
+        not isinstance(d, int) or d == n for d, n in zip(port.shape, array.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"input {port.name!r} has the shape {list(array.shape)}, and the network takes "
+            f"{port.text}"
+        )
+
+
+def _types_key(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells types of inputs from others; made for each call."""
+    return tuple(sorted((name, *_key(value)) for name, value in inputs.items()))
+
+
+def _key(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, np.ndarray):
+        return _elem_type(value.dtype), value.shape
+    return (value.elem_type, value.shape) if isinstance(value, TensorType) else ()
 
 
 def type_of(value: Any) -> TensorType | None:
@@ -217,7 +267,7 @@ def type_of(value: Any) -> TensorType | None:
         return value
     if not isinstance(value, np.ndarray):
         return None
-    return TensorType(_elem_type(value), value.shape)
+    return TensorType(_elem_type(value.dtype), value.shape)
 
 
 def load_network(path: Path, *, threads: int | None = None, patches: Choice = "off") -> Network:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class NetworkPlan:
         engine: threads and kernels.
         patches: whether first operations run patch by patch: "auto", "off", or so many rows and
             columns of patches.
+        decided: conditions of `If` nodes, and what they are.
 
     Attributes:
         graph: what is left of it for these inputs.
@@ -42,9 +43,9 @@ class NetworkPlan:
 
     def __init__(
         self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine,
-        patches: Choice = "off",
+        patches: Choice = "off", decided: Iterable[tuple[str, bool]] = (),
     ) -> None:  # fmt: skip
-        as_it_is = specialise(graph, inputs)
+        as_it_is = specialise(graph, inputs, decided)
         fused = with_patterns(as_it_is)
         ours = _ours(fused)
         self.regions = regions_that_pay(fused, lambda node: id(node) in ours)
@@ -107,7 +108,7 @@ class NetworkPlan:
         for i, run in enumerate(self.runs):
             values.update(run.run(values))
             for name in self._last_use.get(i, ()):
-                values.pop(name, None)
+                del values[name]
         return {name: self._output(name, values) for name in self.graph.outputs}
 
     def _output(self, name: str, values: Mapping[str, Any]) -> Any:
@@ -149,13 +150,12 @@ def _runner(run: HostRegion | NativeRegion) -> str:
 
 def _last_uses(regions: list[Region], outputs: list[str]) -> dict[int, list[str]]:
     """Values that nobody needs after each region."""
+    between = {name for region in regions for name in region.outputs}.difference(outputs)
     last: dict[str, int] = {}
     for i, region in enumerate(regions):
         for node in region.nodes:
-            for name in (*node.reads, *node.outputs):
-                last[name] = i
+            last.update(dict.fromkeys(between.intersection((*node.reads, *node.outputs)), i))
     found: dict[int, list[str]] = {}
     for name, i in last.items():
-        if name not in outputs:
-            found.setdefault(i, []).append(name)
+        found.setdefault(i, []).append(name)
     return found

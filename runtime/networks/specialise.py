@@ -1,20 +1,22 @@
 """Shapes and constants of a graph for inputs of certain shapes.
 
 Exported models compute shapes with operators: where inputs have known shapes, these have known
-values, and go. What is computed from weights alone is computed when somebody wants it. Weights that
-DequantizeLinear makes stay as they are: kernels want them as the file has them.
+values, and go. Of an `If` whose condition is known, the branch that is taken stays. What is
+computed from weights alone is computed when somebody wants it. Weights that DequantizeLinear makes
+stay as they are: kernels want them as the file has them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from headrace.loaders.onnx_model import subgraphs
+from headrace.networks.branches import taken_branch
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
 
@@ -27,13 +29,29 @@ _KEPT = ("QuantizeLinear", "Identity")
 FLOAT = 1  # of TensorProto
 
 
-def specialise(graph: Graph, inputs: Mapping[str, TensorType]) -> Graph:
-    """The graph that is left for inputs of these types: shapes known as far as they can be."""
+def specialise(
+    graph: Graph, inputs: Mapping[str, TensorType], decided: Iterable[tuple[str, bool]] = ()
+) -> Graph:
+    """The graph that is left for inputs of these types: shapes known as far as they can be.
+
+    Args:
+        decided: values of the graph that are conditions, and what they are.
+    """
     found = Graph(
         [], graph.constants.without(), graph.inputs, graph.outputs, graph.opsets,
         graph.ir_version, dict(inputs), graph.sparse,
     )  # fmt: skip
-    for node in graph.nodes:
+    conditions = {name: _condition(name, value) for name, value in decided}
+    found.constants.computed.update(conditions)
+    waiting = list(reversed(graph.nodes))
+    while waiting:
+        node = waiting.pop()
+        if conditions.keys() >= set(node.outputs):
+            continue
+        branch = taken_branch(found, node)
+        if branch is not None:
+            waiting.extend(reversed(branch))
+            continue
         if _is_constant(found, node):
             values = _computed(found, node)
             if values is not None:
@@ -53,6 +71,12 @@ def specialise(graph: Graph, inputs: Mapping[str, TensorType]) -> Graph:
             continue
         found.nodes.append(node)
     return found.of(found.nodes)
+
+
+def _condition(name: str, value: bool) -> Any:
+    import onnx
+
+    return onnx.numpy_helper.from_array(np.array(value), name)
 
 
 def _is_constant(graph: Graph, node: Node) -> bool:

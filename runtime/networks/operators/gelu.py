@@ -8,7 +8,7 @@ from typing import Any
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, image_of
 
-_KERNELS = {b"none": "gelu_f32", b"tanh": "gelu_tanh_f32"}
+_KERNELS = {b"none": "gelu_erf_f32", b"tanh": "gelu_tanh_f32"}
 
 
 def _gelu(graph: Graph, node: Node) -> Operation | None:

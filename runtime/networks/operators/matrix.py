@@ -1,6 +1,6 @@
 """Gemm, MatMul and Linear (x w + bias) of rows with constant float32 weights.
 
-They are convolutions of single pixels.
+They are convolutions of single pixels. MatMul of two values that come at run time is none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Image, Operation, image_of
 from headrace.networks.operators.convolution import convolution
+from headrace.networks.operators.product import product_of_values
 from headrace.networks.quantisation import named
 
 
@@ -25,6 +26,8 @@ def _gemm(graph: Graph, node: Node) -> Operation | None:
 
 
 def _matmul(graph: Graph, node: Node) -> Operation | None:
+    if node.inputs[1] not in graph.constants:
+        return product_of_values(graph, node)
     return _product(graph, node, False, "")
 
 

@@ -1,0 +1,158 @@
+"""Softmax of rows: in three passes, or in two where a row is larger than the cache.
+
+Three passes: the largest value; exponentials of the differences to it, and their sum; shares of it.
+Two passes (Dukhan and Ablavatski 2020, arXiv:2001.04438) keep e**x as p * 2**n with a float n, for
+which no x is too large: a sum of such pairs needs no largest value, so x is read twice and y is
+only written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from headrace.kernels.math import exp, exp_parts
+from headrace.targets.simd import (
+    absolute,
+    arg_int,
+    arg_ptr,
+    bits_f32,
+    fma,
+    iota_i32,
+    load_f32,
+    max_f32,
+    maximum,
+    round_i32,
+    select_lt,
+    shl,
+    splat_f32,
+    splat_i32,
+    store_f32,
+    sum_f32,
+    to_f32,
+    zeros_f32,
+)
+from headrace.targets.table import Case, Kernel, same_for_all
+from headrace.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CACHE = 1 << 18  # values: rows that are longer come from memory in each pass
+WIDE = 1e5  # rows with larger values take three passes: see `exp_parts`
+INFINITE = float("inf")
+NONE = float("nan")
+
+
+def _two_to(n: Any) -> Any:
+    """2**n of float32 lanes of whole numbers up to 0; 0 below -126."""
+    return bits_f32(shl(round_i32(maximum(n, splat_f32(-127.0))) + splat_i32(127), 23))
+
+
+def _value(p: Any, i: Any, n: Any, other: Any) -> Any:
+    """16 values of a row, and `other` behind its end."""
+    there = iota_i32() + splat_i32(i)
+    return select_lt(there, splat_i32(n), load_f32(p + i * 4, 1, 0), splat_f32(other))
+
+
+def _three_passes(x: Any, y: Any, n: Any) -> None:
+    top = splat_f32(-INFINITE)
+    total = zeros_f32(1)
+    for i in range(0, n, 16):
+        v = _value(x, i, n, -INFINITE)
+        top = maximum(top, v)
+        # An infinite value, or one that is none, makes no numbers of the row.
+        total = total + select_lt(v, splat_f32(INFINITE), splat_f32(0.0), splat_f32(NONE))
+    highest = max_f32(top)
+    if highest < -3.4028235e38:
+        total = splat_f32(NONE)
+    for i in range(0, n, 16):
+        e = exp(_value(x, i, n, -INFINITE) - splat_f32(highest))
+        store_f32(y + i * 4, e, 0)
+        total = total + e
+    scale = splat_f32(1.0 / sum_f32(total))
+    for i in range(0, n, 16):
+        store_f32(y + i * 4, load_f32(y + i * 4, 1, 0) * scale, 0)
+    store_f32(y + (n - 1) // 16 * 64, _value(y, (n - 1) // 16 * 16, n, 0.0), 0)  # pads
+
+
+def softmax(args: Any, thread: Any, n_threads: Any) -> None:
+    """y = e**x / sum of e**x, row by row; pads of y are zero. Threads share the rows.
+
+    Slots: 0 x [rows][padded to 16], 1 y, 2 rows, 3 values of a row, 4 the most of them that take
+    three passes. A row with an infinite value, one that is no number, or with nothing but -inf
+    gives no numbers.
+    """
+    rows = arg_int(args, 2)
+    n = arg_int(args, 3)
+    row = (n + 15) // 16 * 64
+    for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+        x = arg_ptr(args, 0) + r * row
+        y = arg_ptr(args, 1) + r * row
+        sums = zeros_f32(1)
+        powers = splat_f32(-4.0 * WIDE)
+        beyond = zeros_f32(1)  # values that pairs are not for
+        if n > arg_int(args, 4):
+            for i in range(0, n, 16):
+                v = _value(x, i, n, -WIDE)
+                beyond = beyond + select_lt(
+                    splat_f32(WIDE * 1.01) - absolute(v), zeros_f32(1), splat_f32(1.0), v - v
+                )
+                p, k = exp_parts(_value(x, i, n, -2.0 * WIDE))
+                power = to_f32(k)
+                both = maximum(powers, power)
+                sums = fma(sums, _two_to(powers - both), p * _two_to(power - both))
+                powers = both
+        if n > arg_int(args, 4) and sum_f32(beyond) == 0.0:
+            most = splat_f32(max_f32(powers))
+            scale = splat_f32(1.0 / sum_f32(sums * _two_to(powers - most)))
+            for i in range(0, n, 16):
+                p, k = exp_parts(_value(x, i, n, -2.0 * WIDE))
+                store_f32(y + i * 4, p * scale * _two_to(to_f32(k) - most), 0)
+            store_f32(y + (n - 1) // 16 * 64, _value(y, (n - 1) // 16 * 16, n, 0.0), 0)
+        else:
+            _three_passes(x, y, n)
+
+
+# Rows, values, spread, and the most values that take three passes.
+_SHAPES = ((3, 37, 1.0, 99), (5, 16, 300.0, 99), (2, 37, 1.0, 1), (3, 4096, 1.0, 1),
+           (2, 50, 300.0, 1), (1, 1, 1.0, 1), (2, 33, 1e6, 1))  # fmt: skip
+
+
+def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for rows, n, spread, most in _SHAPES:
+        padded = -(-n // 16) * 16
+        x = np.full((rows, padded), np.nan, np.float32)
+        x[:, :n] = rng.standard_normal((rows, n)) * spread
+        if n > 1 and rows > 2:
+            x[0, 0] = x[1, : n - 1] = -INFINITE
+        yield _case(x, n, most, f"{rows}x{n}, spread {spread:g}")
+
+
+def _case(x: np.ndarray, n: int, most: int, label: str) -> Case:
+    import numpy as np
+
+    real = x[:, :n].astype(np.float64)
+    expected = np.zeros(x.shape)
+    largest = real.max(1, keepdims=True)
+    e = np.exp(real - largest)
+    expected[:, :n] = e / e.sum(1, keepdims=True)
+    # Differences are rounded once, exponentials are off by 3e-7, sums by a unit for each term.
+    apart = np.minimum(np.abs(real - largest), 90)
+    bound = np.full(x.shape, 1e-37)
+    bound[:, :n] += expected[:, :n] * (apart * 2 + n / 16 + 24) * 2.0**-23
+    y = np.full(x.shape, np.nan, np.float32)
+    return Case([x, y, len(x), n, most], [(y, expected.astype(np.float32))], bound, label)
+
+
+def all_kernels() -> list[Kernel]:
+    """Every row of this module."""
+    sources = (__name__, "headrace.kernels.math")
+    return [Kernel("softmax_rows_f32", same_for_all(softmax), sources, _cases, __name__)]
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of this name."""
+    return next(row for row in all_kernels() if row.name == name)

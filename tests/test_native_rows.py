@@ -1,0 +1,122 @@
+"""Softmax, and products of two values that come at run time, on kernels of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnx_models import FLOAT, model_of
+
+from headrace.networks.network import Network, network_of
+from headrace.networks.operators import softmax
+
+
+def ours(network: Network, inputs: dict[str, Any]) -> bool:
+    return [on for on, _ in network.plan(inputs).where()] == ["headrace"]
+
+
+def softmax_network(shape: tuple[int, ...], axis: int, opset: int = 21) -> Network:
+    node = helper.make_node("Softmax", ["x"], ["y"], axis=axis)
+    return network_of(model_of([node], {"x": (FLOAT, shape)}, ["y"], opset=opset), threads=2)
+
+
+def exact(x: np.ndarray, axis: int) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        e = np.exp(x.astype(np.float64) - x.max(axis, keepdims=True))
+    found: np.ndarray = e / e.sum(axis, keepdims=True)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "opset"),
+    [((5, 37), -1, 21), ((2, 3, 50), 2, 13), ((2, 21, 3, 5), 1, 21), ((4, 9), 1, 11),
+     ((2, 7, 1, 1), 1, 11)],
+)  # fmt: skip
+@pytest.mark.parametrize("cache", [softmax.CACHE, 1])
+def test_softmax(
+    shape: tuple[int, ...], axis: int, opset: int, cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In three passes, and in two as if rows were long."""
+    monkeypatch.setattr(softmax, "CACHE", cache)
+    network = softmax_network(shape, axis, opset)
+    for spread in (1, 30, 1e6):
+        x = (np.random.default_rng(1).normal(size=shape) * spread).astype(np.float32)
+        np.testing.assert_allclose(network({"x": x})["y"], exact(x, axis), rtol=5e-5, atol=1e-36)
+    assert ours(network, {"x": x})
+
+
+@pytest.mark.parametrize("cache", [softmax.CACHE, 1])
+def test_softmax_of_what_is_no_number(cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "CACHE", cache)
+    x = np.random.default_rng(2).normal(size=(6, 40)).astype(np.float32)
+    x[0, 3] = x[1, 39] = -np.inf  # of no weight
+    x[2, 0] = x[3, 39] = np.inf
+    x[4, 17] = np.nan
+    x[5] = -np.inf
+    y = softmax_network(x.shape, -1)({"x": x})["y"]
+    np.testing.assert_allclose(y[:2], exact(x[:2], -1), rtol=1e-5)
+    assert np.isnan(y[2:]).all()
+
+
+def test_a_long_row_adds_up_to_one() -> None:
+    x = np.random.default_rng(3).normal(size=(1, softmax.CACHE + 5)).astype(np.float32) * 300
+    y = softmax_network(x.shape, -1)({"x": x})["y"]
+    assert abs(y.astype(np.float64).sum() - 1) < 1e-4
+    np.testing.assert_allclose(y, exact(x, -1), rtol=1e-3, atol=1e-36)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "opset"), [((2, 3, 5), 1, 21), ((2, 3, 4, 5), 3, 21), ((2, 3, 5), 1, 11)]
+)
+def test_softmax_of_other_dimensions_is_the_hosts(
+    shape: tuple[int, ...], axis: int, opset: int
+) -> None:
+    network = softmax_network(shape, axis, opset)
+    x = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    y = network({"x": x})["y"]
+    if opset >= 13:
+        np.testing.assert_allclose(y, exact(x, axis), rtol=1e-5)
+    else:
+        np.testing.assert_allclose(y, exact(x.reshape(2, -1), 1).reshape(shape), rtol=1e-5)
+    assert not ours(network, {"x": x})
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((21, 37), (37, 50)), ((3, 9, 20), (3, 20, 33)), ((1, 5, 16), (4, 16, 16)),
+     ((4, 5, 3), (3, 7)), ((2, 3), (4, 3, 40))],
+)  # fmt: skip
+def test_products_of_values(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    node = helper.make_node("MatMul", ["a", "b"], ["y"])
+    model = model_of([node], {"a": (FLOAT, a), "b": (FLOAT, b)}, ["y"])
+    random = np.random.default_rng(5)
+    inputs = {
+        name: random.normal(size=shape).astype(np.float32) for name, shape in (("a", a), ("b", b))
+    }
+    found = []
+    for threads in (1, 2):
+        with network_of(model, threads=threads) as network:
+            found.append(network(inputs)["y"])
+            assert ours(network, inputs)
+    assert np.array_equal(*found), "threads change results"
+    left, right = inputs["a"].astype(np.float64), inputs["b"]
+    bound = np.abs(left) @ np.abs(right) * (a[-1] + 1) * 2.0**-24
+    assert (np.abs(found[0] - left @ right) <= bound).all()
+
+
+def test_a_value_times_itself() -> None:
+    node = helper.make_node("MatMul", ["x", "x"], ["y"])
+    network = network_of(model_of([node], {"x": (FLOAT, [18, 18])}, ["y"]))
+    x = np.random.default_rng(6).normal(size=(18, 18)).astype(np.float32)
+    np.testing.assert_allclose(network({"x": x})["y"], x @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("a", "b"), [((2, 3, 4, 5), (2, 3, 5, 6)), ((4,), (4, 3))])
+def test_products_of_other_ranks_are_the_hosts(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    node = helper.make_node("MatMul", ["a", "b"], ["y"])
+    network = network_of(model_of([node], {"a": (FLOAT, a), "b": (FLOAT, b)}, ["y"]))
+    inputs = {"a": np.ones(a, np.float32), "b": np.ones(b, np.float32)}
+    np.testing.assert_allclose(network(inputs)["y"], inputs["a"] @ inputs["b"])
+    assert not ours(network, inputs)
