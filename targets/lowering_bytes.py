@@ -11,6 +11,7 @@ from headrace.targets.lowering import (
     VecType,
     as_i64,
     constant,
+    current_target,
     intrinsic_call,
     join,
     lanes,
@@ -19,9 +20,9 @@ from headrace.targets.lowering import (
     primitive,
     shuffle,
     split,
-    vector_type,
     zipped,
 )
+from headrace.targets.pieces import concat, cut
 from headrace.targets.portable import dot4
 
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
@@ -69,17 +70,26 @@ def _dot4_each(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 @marker("interleave4", lambda v: v if v.count == 4 else None)
 def _interleave4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    first, second, third, fourth = split(args[0])
+    four = split(args[0])
+    if not current_target().shuffle_bytes:
+        return join(_interleaved(b, four))
+    pieces = [
+        _interleaved(b, list(row)) for row in zip(*(cut(b, v, _PIECE) for v in four), strict=True)
+    ]
+    return join([concat(b, list(column)) for column in zip(*pieces, strict=True)])
+
+
+def _interleaved(b: ir.IRBuilder, four: list[ir.Value]) -> list[ir.Value]:
+    """Bytes of four vectors in turn, within each piece of 16 bytes."""
 
     def words(value: ir.Value) -> ir.Value:
         return b.bitcast(value, ir.VectorType(ir.IntType(16), value.type.count // 2))
 
     found = []
     for half in (0, 1):
-        x = words(zipped(b, first, second, half, _PIECE))
-        y = words(zipped(b, third, fourth, half, _PIECE))
+        x, y = (words(zipped(b, *two, half, _PIECE)) for two in (four[:2], four[2:]))
         found += [zipped(b, x, y, part, _PIECE // 2) for part in (0, 1)]
-    return join([b.bitcast(one, vector_type("u8")) for one in found])
+    return [b.bitcast(one, four[0].type) for one in found]
 
 
 @marker("to_bytes", lambda v, *rest: VecType("u8", v.count // 4) if v.count % 4 == 0 else None)
