@@ -87,7 +87,8 @@ def _interleaved(b: ir.IRBuilder, four: list[ir.Value]) -> list[ir.Value]:
 
     found = []
     for half in (0, 1):
-        x, y = (words(zipped(b, *two, half, _PIECE)) for two in (four[:2], four[2:]))
+        x = words(zipped(b, four[0], four[1], half, _PIECE))
+        y = words(zipped(b, four[2], four[3], half, _PIECE))
         found += [zipped(b, x, y, part, _PIECE // 2) for part in (0, 1)]
     return [b.bitcast(one, four[0].type) for one in found]
 
