@@ -23,6 +23,7 @@ _GENERATOR = (
     "headrace.targets.scalars",
     "headrace.targets.syntax",
     "headrace.targets.translation",
+    "headrace.targets.walk",
     "headrace.targets.backend",
     "headrace.targets.ir_text",
 )

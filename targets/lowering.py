@@ -212,7 +212,7 @@ def literal(ty: types.Type, what: str) -> int:
 # --- registration ---------------------------------------------------------------------------------
 
 Typer = Callable[..., types.Type | None]
-Lower = Callable[[Any, ir.IRBuilder, Any, Sequence[ir.Value]], Any]
+Lower = Callable[[ir.IRBuilder, Any, Sequence[Any]], Any]
 
 
 class Signature(NamedTuple):
@@ -265,12 +265,12 @@ def _moves(kind: type[types.Type]) -> Typer:
 
 
 @_on(operator.add, _moves(PtrType))
-def _ptr_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _ptr_add(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _offset(b, args[0], as_i64(b, args[1]))
 
 
 @_on(operator.add, _moves(StripType))
-def _strip_add(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _strip_add(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     at, index = args[0]
     return [_offset(b, at, as_i64(b, args[1])), index]
 
@@ -280,27 +280,27 @@ def _slot(b: ir.IRBuilder, args: Any) -> ir.Value:
 
 
 @marker("arg_ptr", lambda p, slot: PTR)
-def _arg_ptr(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _arg_ptr(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _load(b, _slot(b, args), _I8.as_pointer(), 4)
 
 
 @marker("arg_int", lambda p, slot: types.int64)
-def _arg_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _arg_int(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _load(b, _slot(b, args), _I64, 4)
 
 
 @marker("arg_float", lambda p, slot: types.float32)
-def _arg_float(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _arg_float(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _load(b, _slot(b, args), _F32, 4)
 
 
 @marker("ptr_to_int", lambda p: types.int64)
-def _ptr_to_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _ptr_to_int(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.ptrtoint(args[0], _I64)
 
 
 @marker("int_to_ptr", lambda v: PTR)
-def _int_to_ptr(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _int_to_ptr(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.inttoptr(as_i64(b, args[0]), _I8.as_pointer())
 
 
@@ -361,7 +361,7 @@ def _get(
     name: str, result: types.Type, memory: ir.Type, convert: Callable[..., Any], align: int = 0
 ) -> None:
     @marker(name, lambda p: result)
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         return convert(b, _load(b, args[0], memory, align))
 
 
@@ -379,7 +379,7 @@ _get("get_bf16", types.float32, _I16, _bf16_to_f32)
 
 def _put_int(name: str, memory: ir.IntType) -> None:
     @marker(name, lambda p, v: types.none)
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> None:
         value = as_i64(b, args[1])
         _store(b, args[0], value if memory.width == 64 else b.trunc(value, memory))
 
@@ -390,27 +390,27 @@ _put_int("put_i64", _I64)
 
 
 @marker("put_f32", lambda p, v: types.none)
-def _put_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _put_f32(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     _store(b, args[0], _as_f32(b, args[1], sig.args[1]))
 
 
 @marker("put_f16", lambda p, v: types.none)
-def _put_f16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _put_f16(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     _store(b, args[0], f32_to_half(b, _as_f32(b, args[1], sig.args[1])))
 
 
 @marker("f32", lambda v: types.float32)
-def _f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _f32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _as_f32(b, args[0], sig.args[0])
 
 
 @marker("to_int", lambda v: types.int64)
-def _to_int(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _to_int(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.fptosi(args[0], _I64)
 
 
 @marker("sqrt", lambda v: types.float32)
-def _sqrt(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _sqrt(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return intrinsic_call(b, "llvm.sqrt.f32", _F32, [_as_f32(b, args[0], sig.args[0])])
 
 
@@ -421,7 +421,7 @@ def _scalar_pair(a: types.Type, b: types.Type) -> types.Type:
 
 def _choose(name: str, take_second_when_less: bool) -> None:
     @marker(name, _scalar_pair)
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         if sig.return_type == types.int64:
             x, y = (as_i64(b, v) for v in args)
             less = b.icmp_signed("<", x, y)
@@ -455,7 +455,7 @@ def _load_block(
     name: str, element: str, memory: Callable[[], ir.Type], convert: Callable[..., Any]
 ) -> None:
     @marker(name, lambda p, count, stride: _vec(element, count))
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         stride = as_i64(b, args[2])
         p = first_of(b, args[0], sig.args[0], memory())
         parts = []
@@ -522,7 +522,7 @@ _load_block("bcast_i32", "i32", lambda: _I32, lambda b, v: splat(b, v, lanes()))
 
 
 @marker("strip", lambda p, index: STRIP)
-def _strip(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _strip(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return [args[0], as_i64(b, args[1])]
 
 
@@ -532,7 +532,7 @@ def _q8_type(p: types.Type, count: types.Type) -> Q8Type:
 
 
 @marker("load_q8", _q8_type)
-def _load_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _load_q8(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if not sig.return_type.in_registers:
         return args[0]
     load, at, quarters = primitive("load_q8"), args[0], []
@@ -574,7 +574,7 @@ def _q8_steps(count: int) -> tuple[int, ...]:
 
 
 @marker("past_q8", lambda x, count: PTR)
-def _past_q8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _past_q8(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     at, count = args[0], literal(sig.args[1], "count")
     steps = _q8_steps(count)
     if not steps:
@@ -641,7 +641,7 @@ def _pair_parts(b: ir.IRBuilder, entry: ir.Value, count: int, offset: int) -> li
 
 def _q8_part(name: str, element: str) -> None:
     @marker(name, lambda entry, offset: VecType(element, entry.count))
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         offset = literal(sig.args[1], "offset")
         if token_pairs():
             parts = _pair_parts(b, args[0], sig.args[0].count, offset)
@@ -655,7 +655,7 @@ _q8_part("q8_i32", "i32")
 
 
 @marker("q8_shifted", lambda entry, offset, bits: VecType("i32", entry.count))
-def _q8_shifted(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _q8_shifted(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (literal(t, "argument") for t in sig.args[1:])
     return shifted_words(b, args[0], sig.args[0], offset, bits)
 
@@ -677,7 +677,7 @@ def shifted_words(b: ir.IRBuilder, entry: ir.Value, ty: Q8Type, offset: int, bit
 
 def _store_block(name: str, convert: Callable[..., Any]) -> None:
     @marker(name, lambda p, value, stride: types.none)
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> None:
         p, stride = args[0], as_i64(b, args[2])
         for i, one in enumerate(split(args[1])):
             at = p if i == 0 else _offset(b, p, b.mul(stride, ir.Constant(_I64, i)))
@@ -691,7 +691,7 @@ _store_block("store_i16", lambda b, v: b.trunc(v, ir.VectorType(_I16, lanes())))
 
 
 @marker("store_i8_halves", lambda p, value, apart, stride: types.none)
-def _store_i8_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _store_i8_halves(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     apart, stride = literal(sig.args[2], "apart"), as_i64(b, args[3])
     for i, one in enumerate(split(args[1])):
         codes = b.trunc(one, ir.VectorType(_I8, LANES))
@@ -713,7 +713,7 @@ def _grid(b: ir.IRBuilder, p: ir.Value, row: ir.Value, column: ir.Value, r: int,
         "f32", literal(rows, "rows") * literal(columns, "columns")
     ),
 )
-def _load_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _load_grid(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns = literal(sig.args[1], "rows"), literal(sig.args[2], "columns")
     rs, cs = as_i64(b, args[3]), as_i64(b, args[4])
     places = [(r, k) for r in range(rows) for k in range(columns)]
@@ -721,7 +721,7 @@ def _load_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("store_f32_grid", lambda p, value, columns, rs, cs: types.none)
-def _store_grid(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _store_grid(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     columns = literal(sig.args[2], "columns")
     rs, cs = as_i64(b, args[3]), as_i64(b, args[4])
     for i, one in enumerate(split(args[1])):
@@ -732,13 +732,13 @@ _store_block("store_f16", f32_to_half)
 
 
 @marker("store_u8", lambda p, value: types.none)
-def _store_u8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _store_u8(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     for i, one in enumerate(split(args[1])):
         _store(b, _offset(b, args[0], ir.Constant(_I64, 64 * i)), one)
 
 
 @marker("store_u8_quarters", lambda p, value, stride: types.none)
-def _store_u8_quarters(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _store_u8_quarters(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     stride = as_i64(b, args[2])
     for i in range(4):
         at = _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
@@ -779,13 +779,13 @@ def _transposed_runs(b: ir.IRBuilder, p: ir.Value, stride: ir.Value, run: int) -
 
 
 @marker("load_runs", lambda p, row_bytes, run: VecType("u8", 4))
-def _load_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _load_runs(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     run = literal(sig.args[2], "run")
     return join(_transposed_runs(b, args[0], as_i64(b, args[1]), run))
 
 
 @marker("copy_runs", lambda dst, src, row_bytes, run: types.none)
-def _copy_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _copy_runs(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     dst, src, stride = args[0], args[1], as_i64(b, args[2])
     run, own = literal(sig.args[3], "run"), primitive("copy_runs")
     if own is not None:
@@ -799,61 +799,61 @@ def _copy_runs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 
 @marker("zeros_f32", lambda count: _vec("f32", count))
-def _zeros_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _zeros_f32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return join([ir.Constant(vector_type("f32"), None)] * sig.return_type.count)
 
 
 @marker("splat_f32", lambda v: _vec("f32", 1))
-def _splat_f32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _splat_f32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return splat(b, _as_f32(b, args[0], sig.args[0]), lanes())
 
 
 @marker("splat_i32", lambda v: _vec("i32", 1))
-def _splat_i32(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _splat_i32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return splat(b, b.trunc(as_i64(b, args[0]), _I32), lanes())
 
 
 @marker("iota_i32", lambda: _vec("i32", 1))
-def _iota(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _iota(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return ir.Constant(vector_type("i32"), list(range(lanes())))
 
 
 @marker("repeat", lambda v, n: _vec(v.element, v.count * literal(n, "count")))
-def _repeat(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _repeat(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     parts = split(args[0])
     return join(parts * (sig.return_type.count // len(parts)))
 
 
 @marker("part", lambda v, i: _vec(v.element, 1))
-def _part(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _part(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return split(args[0])[literal(sig.args[1], "index")]
 
 
 @marker("join4", lambda a, x, y, z: VecType(a.element, 4))
-def _join4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _join4(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return join(list(args))
 
 
 @marker("join", lambda a, x: VecType(a.element, 2 * a.count))
-def _join_two(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _join_two(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return join([*split(args[0]), *split(args[1])])
 
 
 @marker("sub_block", lambda v, start, n: _vec(v.element, n))
-def _sub_block(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _sub_block(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     start = literal(sig.args[1], "start")
     parts = split(args[0])
     return join(parts[start : start + sig.return_type.count])
 
 
 @marker("lane0", lambda v: types.float32)
-def _lane0(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _lane0(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.extract_element(args[0], ir.Constant(_I32, 0))
 
 
 def _pick(name: str, first: int) -> None:
     @marker(name, lambda a, v: _same(a, v))
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         index = ir.Constant(ir.VectorType(_I32, LANES), list(range(first, 2 * LANES, 2)))
         return b.shuffle_vector(args[0], args[1], index)
 
@@ -887,7 +887,7 @@ def _map(b: ir.IRBuilder, sig: Any, args: Any, fn: Callable[..., ir.Value]) -> i
 
 def _operator(op: Any, integer: str, floating: str | None) -> None:
     @_on(op, lambda *a: _same(*a) if len(a) == 2 else None)
-    def _lower(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         name = floating if sig.return_type.element == "f32" else integer
         if name is None:
             raise TypeError(f"{op.__name__} has no meaning for float lanes")
@@ -921,7 +921,7 @@ def _fma_type(*args: types.Type) -> types.Type | None:
 
 
 @marker("fma", _fma_type)
-def _fma(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _fma(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     if sig.return_type == types.float32:
         scalars = [_as_f32(b, v, t) for v, t in zip(args, sig.args, strict=True)]
         return intrinsic_call(b, "llvm.fma.f32", _F32, scalars)
@@ -930,7 +930,7 @@ def _fma(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 def _unary(name: str, result: str | None, fn: Callable[..., ir.Value]) -> None:
     @marker(name, lambda v, *rest: VecType(result or v.element, v.count))
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         constants = [literal(t, "argument") for t in sig.args[1:]]
         parts = split(args[0])
         return join([fn(b, v, *constants) for v in parts])
@@ -963,8 +963,8 @@ _unary("bits_i32", "i32", lambda b, v: b.bitcast(v, vector_type("i32")))
 _unary("bits_u8", "u8", lambda b, v: b.bitcast(v, vector_type("u8")))
 _unary("shl", None, lambda b, v, n: b.shl(v, constant("i32", n)))
 _unary("shr", None, lambda b, v, n: b.lshr(v, constant("i32", n)))
-marker("shl_by", lambda v, bits: v)(lambda c, b, sig, args: b.shl(*args))
-marker("shr_by", lambda v, bits: v)(lambda c, b, sig, args: b.lshr(*args))
+marker("shl_by", lambda v, bits: v)(lambda b, sig, args: b.shl(*args))
+marker("shr_by", lambda v, bits: v)(lambda b, sig, args: b.lshr(*args))
 _unary("shr_u8", None, lambda b, v, n: b.lshr(v, constant("u8", n)))
 _unary("shl_u8", None, lambda b, v, n: b.shl(v, constant("u8", n)))
 _unary("and_u8", None, lambda b, v, mask: b.and_(v, constant("u8", mask)))
@@ -995,7 +995,7 @@ def _looked_up_by_ones(b: ir.IRBuilder, table: ir.Constant, v: ir.Value, shift: 
 
 
 @marker("lookup16", lambda v, *rest: v)
-def _lookup16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _lookup16(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     shift, low, high, bits = (literal(t, "argument") for t in sig.args[1:])
     bias = current_target().dot_bias(bits) if bits == simd.SMALL else 0
     values = [byte + bias & 0xFF for byte in struct.pack("<2q", low, high)]
@@ -1019,7 +1019,7 @@ def _halves_of(b: ir.IRBuilder, v: ir.Value) -> list[ir.Value]:
     "load_entries",
     lambda p, index, n, entries: VecType("u8", literal(n, "n_bytes") // 2),
 )
-def _load_entries(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _load_entries(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     n_bytes, n_entries = (literal(t, "argument") for t in sig.args[2:])
     own = primitive("load_entries")
     if own is not None:
@@ -1040,7 +1040,7 @@ def _load_entries(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("negate_bytes", lambda v, bits, shift: v)
-def _negate_bytes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _negate_bytes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     shift, value = literal(sig.args[2], "shift"), args[0]
     bits = b.bitcast(args[1], value.type)
     each = range(value.type.count)
@@ -1058,7 +1058,7 @@ def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
 
 def _minmax(name: str, keep_first_when_less: bool) -> None:
     @marker(name, lambda x, y: _same(x, y))
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         # Compare-and-select: one instruction on x86, and no NaN rules that differ by target.
         def one(x: ir.Value, y: ir.Value) -> ir.Value:
             less = b.fcmp_ordered("<", x, y)
@@ -1072,7 +1072,7 @@ _minmax("maximum", False)
 
 
 @marker("select_lt", lambda a, b, yes, no: _same(yes, no))
-def _select_lt(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _select_lt(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _map(b, sig, args, lambda x, y, yes, no: b.select(_compare(b, x, y), yes, no))
 
 
@@ -1081,7 +1081,7 @@ def _select_lt(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 def _reduce(name: str, result: types.Type, fn: Callable[..., ir.Value]) -> None:
     @marker(name, lambda v: result)
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         value = args[0]
         if sig.args[0].count != 1:
             raise TypeError(f"{name} takes one vector")
@@ -1144,7 +1144,7 @@ def _reduce_rows(b: ir.IRBuilder, rows: list[ir.Value], fn: Callable[..., ir.Val
 
 def _row_reduction(name: str, element: str, fn: Callable[..., ir.Value]) -> None:
     @marker(name, lambda v: VecType(element, 1))
-    def _lower(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         n = sig.args[0].count
         value = _reduce_rows(b, split(args[0]), fn)
         undef = ir.Constant(value.type, ir.Undefined)
@@ -1163,7 +1163,7 @@ def _merged_order(n: int) -> list[int]:
 
 
 @marker("transpose16", lambda v: v if v.count == LANES else None)
-def _transpose16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _transpose16(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows = split(args[0])
     width = LANES // 2
     while width:
@@ -1181,7 +1181,7 @@ def _transpose16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("load_turned", lambda p, stride: VecType("f32", LANES))
-def _load_turned(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _load_turned(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     # Quarters of rows 4 apart make a vector, and 4 vectors are turned within their quarters: half
     # the shuffles of `transpose16`, as vectors are put together while they are loaded.
     quarter, stride = ir.VectorType(ir.FloatType(), 4), as_i64(b, args[1])
@@ -1218,13 +1218,13 @@ _row_reduction("row_max_f32", "f32", lambda b, x, y: b.select(b.fcmp_ordered("<"
 
 
 @marker("splat_lane", lambda v, lane: VecType(v.element, 1))
-def _splat_lane(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _splat_lane(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     lane = literal(sig.args[1], "lane")
     return shuffle(b, args[0], ir.Constant(args[0].type, ir.Undefined), [lane] * LANES)
 
 
 @marker("store_lanes", lambda p, a, x, y, z, count, stride: types.none)
-def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _store_lanes(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     count, stride = literal(sig.args[5], "count"), as_i64(b, args[6])
     ints = [b.bitcast(v, vector_type("i32")) for v in args[1:5]]
     for i in range(count):
@@ -1235,7 +1235,7 @@ def _store_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 
 @marker("store_words", lambda p, a, count, stride: types.none)
-def _store_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _store_words(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     ints, stride = b.bitcast(args[1], vector_type("i32")), as_i64(b, args[3])
     for i in range(literal(sig.args[2], "count")):
         at = args[0] if i == 0 else _offset(b, args[0], b.mul(stride, ir.Constant(_I64, i)))
@@ -1246,54 +1246,54 @@ def _store_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 
 @marker("prefetch", lambda p: types.none)
-def _prefetch(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _prefetch(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     fn_type = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
     fn = cgutils.get_or_insert_function(b.module, fn_type, "llvm.prefetch.p0")
     b.call(fn, [args[0], ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
 
 
 @marker("atomic_add", lambda p, v: types.int64)
-def _atomic_add(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _atomic_add(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.atomic_rmw("add", _at(b, args[0], _I64), as_i64(b, args[1]), "seq_cst")
 
 
 @marker("atomic_get", lambda p: types.int64)
-def _atomic_get(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _atomic_get(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.load_atomic(_at(b, args[0], _I64), "acquire", 8)
 
 
 @marker("atomic_put", lambda p, v: types.none)
-def _atomic_put(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _atomic_put(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     b.store_atomic(as_i64(b, args[1]), _at(b, args[0], _I64), "release", 8)
 
 
 @marker("spin_pause", lambda: types.none)
-def _spin_pause(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _spin_pause(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     own = primitive("spin_pause")
     if own is not None:
         own(b)
 
 
 @marker("clock", lambda: types.int64)
-def _clock(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _clock(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     own = primitive("clock")
     return ir.Constant(_I64, 0) if own is None else own(b)
 
 
 @marker("call_kernel", lambda f, args, t, n: types.none)
-def _call_kernel(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _call_kernel(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     fn_type = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I64, _I64])
     fn = b.bitcast(args[0], fn_type.as_pointer())
     b.call(fn, [args[1], as_i64(b, args[2]), as_i64(b, args[3])])
 
 
 @marker("call_void", lambda f: types.none)
-def _call_void(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _call_void(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     b.call(b.bitcast(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
 
 
 @marker("call_system", lambda f, x, y, z, n: types.int64)
-def _call_system(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _call_system(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     word = ir.IntType(8 * current_target().word_bytes)
     fn = b.bitcast(args[0], ir.FunctionType(word, [word, word, word, _I64]).as_pointer())
     words = [_as_word(b, value, word) for value in args[1:4]]

@@ -38,7 +38,7 @@ def _store(b: ir.IRBuilder, p: ir.Value, value: ir.Value) -> None:
 
 
 @marker("store_u8_rows", lambda p, value, per, rows, stride: types.none)
-def _store_u8_rows(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _store_u8_rows(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     per, rows = (literal(t, "argument") for t in sig.args[2:4])
     stride, size = as_i64(b, args[4]), _PIECE // per
     for i, one in enumerate(split(args[1])):
@@ -49,13 +49,13 @@ def _store_u8_rows(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 
 @marker("store_u8_quarter", lambda p, value, index: types.none)
-def _store_u8_quarter(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+def _store_u8_quarter(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     begin = _PIECE * literal(sig.args[2], "index")
     _store(b, args[0], shuffle(b, args[1], args[1], range(begin, begin + _PIECE)))
 
 
 @marker("dot4_each", lambda acc, x, w: acc)
-def _dot4_each(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot4_each(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     step, prepare = primitive("dot4_each"), primitive("dot4_weights")
     found = []
     parts = (split(v) for v in args)
@@ -69,7 +69,7 @@ def _dot4_each(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("interleave4", lambda v: v if v.count == 4 else None)
-def _interleave4(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _interleave4(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     four = split(args[0])
     if not current_target().shuffle_bytes:
         return join(_interleaved(b, four))
@@ -94,7 +94,7 @@ def _interleaved(b: ir.IRBuilder, four: list[ir.Value]) -> list[ir.Value]:
 
 
 @marker("to_bytes", lambda v, *rest: VecType("u8", v.count // 4) if v.count % 4 == 0 else None)
-def _to_bytes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _to_bytes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     parts = split(args[0])
     own = primitive("to_bytes") or _rounded
     fours = [parts[i : i + 4] for i in range(0, len(parts), 4)]

@@ -34,7 +34,7 @@ def _bytes_at(b: ir.IRBuilder, p: ir.Value, offset: int, n: int) -> ir.Value:
 
 
 @marker("load_columns", lambda p, count, stride: VecType("u8", literal(count, "count")))
-def _load_columns(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _load_columns(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     n = lanes()
     first = first_of(b, args[0], sig.args[0], ir.VectorType(_I8, n))
     stride = args[2] if args[2].type == _I64 else b.sext(args[2], _I64)
@@ -77,7 +77,7 @@ def _looked_up_sums(b: ir.IRBuilder, planes: Sequence[Products]) -> ir.Value:
 
 
 @marker("plane_sums", lambda codes, tables, bits: VecType("i32", 1))
-def _plane_sums(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _plane_sums(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     bits, n = literal(sig.args[2], "bits"), _COLUMNS * _TABLE
     planes: list[list[tuple[ir.Value, ir.Value]]] = [[] for _ in range(bits)]
     for chunk in range(_CHUNKS):

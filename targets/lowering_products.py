@@ -62,7 +62,7 @@ def _dot_steps(bits: int) -> int:
 
 
 @marker("dot_start", lambda entry, offset, bits: VecType("i32", entry.count))
-def _dot_start(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot_start(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (literal(t, "argument") for t in sig.args[1:])
     bias = current_target().dot_bias(bits)
     if not bias:
@@ -71,7 +71,7 @@ def _dot_start(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("dot_init", lambda start, rows: DotType(start.count * literal(rows, "rows")))
-def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot_init(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     n = sig.return_type.count
     start = split(args[0])
     narrow = ir.Constant(sig.return_type.narrow, None)
@@ -79,7 +79,7 @@ def _dot_init(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("eights", lambda first, second: VecType("u8", 2 * first.count))
-def _eights(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _eights(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     first, second = (split(v) for v in args)
     if not token_pairs():
         return join([*first, *second])
@@ -168,14 +168,14 @@ def _dot8s(
 
 
 @marker("dot8", lambda acc, w, entry, offset, bits: acc.after(2, literal(bits, "bits")))
-def _dot8(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot8(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (literal(t, "argument") for t in sig.args[3:])
     weights = split(args[1])
     return _dot8s(b, args[0], [(weights, offset)], (args[2], sig.args[2]), bits, sig.args[0])
 
 
 @marker("dot16", lambda acc, low, high, entry, offset, bits: acc.after(4, literal(bits, "bits")))
-def _dot16(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot16(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     offset, bits = (literal(t, "argument") for t in sig.args[4:])
     low, high = (split(args[i]) for i in (1, 2))
     products = [(low, offset), (high, offset + 16)]
@@ -210,19 +210,19 @@ def _blocks(b: ir.IRBuilder, sig: Any, args: Any, which: tuple[int, ...]) -> lis
 
 
 @marker("dot8_lanes", lambda acc, *rest: acc.after(2, literal(rest[4], "bits")))
-def _dot8_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot8_lanes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     codes, halves = (_blocks(b, sig, args, which) for which in ((1, 2), (3, 4)))
     return _lanes_step(b, sig, args, codes, halves)
 
 
 @marker("dot4_lanes", lambda acc, *rest: acc.after(2, literal(rest[2], "bits")))
-def _dot4_lanes(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot4_lanes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     codes, halves = (_blocks(b, sig, args, which) for which in ((1,), (2,)))
     return _lanes_step(b, sig, args, codes, halves)
 
 
 @marker("dot_result", lambda acc, bits: VecType("i32", acc.count))
-def _dot_result(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot_result(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     bits = literal(sig.args[1], "bits")
     finish = primitive("dot_result")
     parts = []
@@ -241,13 +241,13 @@ def _row_by_column(b: ir.IRBuilder, rows: list[ir.Value], columns: list[ir.Value
 
 
 @marker("outer", lambda a, x: VecType("f32", a.count * x.count))
-def _outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _outer(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns = (split(v) for v in args)
     return join([b.fmul(r, t) for r, t in _row_by_column(b, rows, columns)])
 
 
 @marker("fma_outer", lambda a, x, acc: acc)
-def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _fma_outer(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows, columns, sums = (split(v) for v in args)
     if len(sums) != len(rows) * len(columns):
         raise TypeError("fma_outer: the sum must have R * T vectors")
@@ -256,7 +256,7 @@ def _fma_outer(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("fma_columns", lambda acc, *rest: acc)
-def _fma_columns(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _fma_columns(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     n, rows, columns = (literal(sig.args[i], "count") for i in (3, 4, 6))
     sums = split(args[0])
     operands = load_rows_and_columns(
@@ -269,7 +269,7 @@ def _fma_columns(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("add_pairs", lambda v: VecType("f32", v.count // 2))
-def _add_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _add_pairs(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     parts = _by_token(b, split(args[0]))
     return join([b.fadd(x, y) for x, y in zip(parts[0::2], parts[1::2], strict=True)])
 
@@ -285,7 +285,7 @@ def _by_token(b: ir.IRBuilder, parts: list[ir.Value]) -> list[ir.Value]:
 
 
 @marker("by_token", lambda v: v)
-def _lower_by_token(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _lower_by_token(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return join(_by_token(b, split(args[0])))
 
 
@@ -297,7 +297,7 @@ def _round_to_bf16(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
 
 
 @marker("bf16_pairs", lambda x, y: VecType("i32", 1))
-def _bf16_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _bf16_pairs(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     own = primitive("bf16_pairs")
     if own is not None:
         return own(b, *args)
@@ -307,7 +307,7 @@ def _bf16_pairs(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 @marker("bf16_dot", lambda acc, x, y: acc)
-def _bf16_dot(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _bf16_dot(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     step = primitive("bf16_dot")
     if step is None:
         raise TypeError(f"target {current_target().name} has no bf16_dot")

@@ -25,7 +25,7 @@ _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
 @marker("load_halves", lambda p, q, n, stride: VecType("i32", literal(n, "count")))
-def _load_halves(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _load_halves(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     half, stride = ir.VectorType(_I32, LANES // 2), as_i64(b, args[3])
 
     def one(i: int) -> ir.Value:
@@ -57,7 +57,7 @@ def _group_words(
 
 
 @marker("group_words", lambda v, *rest: v)
-def _lower_group_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _lower_group_words(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     index, first, n = (literal(sig.args[i], "argument") for i in (1, 3, 4))
     value, scales = (_words(b, args[i]) for i in (0, 2))
     groups = [first + i * n // value.type.count for i in range(value.type.count)]
@@ -74,7 +74,7 @@ def _dot_words_by_lanes(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value
 
 
 @marker("dot_words", lambda acc, x, y: acc)
-def _dot_words(c: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+def _dot_words(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     dot = primitive("dot_words") or _dot_words_by_lanes
     rows = zip(*(split(v) for v in args), strict=True)
     return join([dot(b, *row) for row in rows])

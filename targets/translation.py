@@ -7,7 +7,7 @@ branch on it leaves nothing of the other side. Numbers have Numba's types and ar
 
 A name stands for a value of LLVM as long as control is straight. Where it joins (behind an `if`, at
 the head of a loop) names that were assigned lie on the stack, from where LLVM brings them to
-registers. A name that a loop assigns keeps its type in the loop.
+registers. At the head of a loop a name has one type.
 """
 
 from __future__ import annotations
@@ -18,39 +18,24 @@ import operator
 import types as python_types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite.ir as ir
 from numba.core import types
 
 from headrace.targets import lowering, scalars, syntax
 from headrace.targets.table import symbol_of
-
-_I64 = ir.IntType(64)
-_POINTER = ir.IntType(8).as_pointer()
-
-
-class Known(NamedTuple):
-    """A value at compile time: a number, a function, None, or a tuple of bindings."""
-
-    value: Any
-
-
-class Value(NamedTuple):
-    """A value of LLVM, or the several that a block of vectors is, and its type."""
-
-    value: lowering.Parts
-    type: types.Type
-
-
-class Place(NamedTuple):
-    """A value on the stack: the address of each of its parts."""
-
-    places: tuple[ir.Value, ...]
-    type: types.Type
-
-
-Binding = Known | Value | Place
+from headrace.targets.walk import (
+    Binding,
+    Heads,
+    Known,
+    Place,
+    Value,
+    Walk,
+    is_number,
+    parts_of,
+    same,
+)
 
 _BINARY: dict[type[ast.operator], Any] = {
     ast.Add: operator.add,
@@ -79,120 +64,18 @@ _COMPARE: dict[type[ast.cmpop], Any] = {
 _BUILTINS: dict[str, Any] = {"float": float, "int": int, "min": min, "max": max, "len": len}
 
 
-def _parts(binding: Binding) -> list[Binding]:
-    """The bindings of a tuple."""
-    if not isinstance(binding, Known) or not isinstance(binding.value, tuple):
-        raise TypeError("it is no tuple")
-    return [one if isinstance(one, Binding) else Known(one) for one in binding.value]
-
-
-def _same(one: Binding, other: Binding) -> bool:
-    if isinstance(one, Known) and isinstance(other, Known):
-        return type(one.value) is type(other.value) and one.value == other.value
-    return one is other or (isinstance(one, Place) and one == other)
-
-
-def _is_number(binding: Binding) -> bool:
-    return isinstance(binding, Known) and isinstance(binding.value, bool | int | float)
-
-
-# Types of names at the heads of loops, by those in front; None: another value with the same name.
-_Heads = dict[tuple[ast.stmt, str, types.Type], types.Type | None]
-
-
 class _Again(Exception):
-    """What a name is at the head of a loop was found at its end; `_Walk.heads` knows it now."""
+    """What a name is at the head of a loop was found at its end; `Walk.heads` knows it now."""
 
 
-class _Walk:
-    """What all functions of a kernel have in common: the place where code is written."""
-
-    def __init__(self, symbol: str, heads: _Heads) -> None:
-        self.heads = heads
-        self.module = ir.Module("kernel")
-        arguments = [_POINTER, _I64, _I64]
-        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), arguments), symbol)
-        # All places on the stack are made in the first block, which goes on when all is written.
-        self.entry = self.function.append_basic_block("entry")
-        self.first = self.function.append_basic_block("first")
-        self.b = ir.IRBuilder(self.first)
-
-    def finish(self) -> None:
-        self.b.ret_void()
-        ir.IRBuilder(self.entry).branch(self.first)
-
-    def block(self, name: str) -> ir.Block:
-        return self.function.append_basic_block(name)
-
-    def stack(self, ty: types.Type) -> Place:
-        b = ir.IRBuilder(self.entry)
-        return Place(tuple(b.alloca(one) for one in lowering.part_types(ty)), ty)
-
-    @contextmanager
-    def at(self, block: ir.Block) -> Iterator[None]:
-        before = self.b.block
-        self.b.position_at_end(block)
-        yield
-        self.b.position_at_end(before)
-
-    def value(self, binding: Binding) -> Value:
-        """What a binding stands for as a value of LLVM."""
-        if isinstance(binding, Value):
-            return binding
-        if isinstance(binding, Place):
-            return Value(lowering.join([self.b.load(one) for one in binding.places]), binding.type)
-        if not _is_number(binding):
-            raise TypeError(f"{binding.value!r} is no value of a kernel")
-        return Value(scalars.constant(binding.value), scalars.type_of(binding.value))
-
-    def store(self, binding: Binding, place: Place) -> None:
-        value, ty = self.value(binding)
-        if ty != place.type:
-            value = scalars.convert(self.b, value, ty, place.type)
-        for part, at in zip(lowering.split(value), place.places, strict=True):
-            self.b.store(part, at)
-
-    def truth(self, binding: Binding) -> Known | ir.Value:
-        if isinstance(binding, Known):
-            return Known(bool(binding.value))
-        value, ty = self.value(binding)
-        return scalars.is_true(self.b, value, ty)
-
-    def operate(self, op: Any, *operands: Binding) -> Binding:
-        """An operator of Python on numbers, addresses or vectors."""
-        known = [one.value for one in operands if isinstance(one, Known)]
-        if len(known) == len(operands):
-            return Known(op(*known))
-        values = [self.value(one) for one in operands]
-        arguments = tuple(one.type for one in values)
-        found = lowering.operation(op, arguments)
-        if found is not None:
-            result, code = found
-            given = lowering.Signature(result, arguments)
-            return Value(code(None, self.b, given, [one.value for one in values]), result)
-        result, lower = scalars.operation(op, arguments)
-        return Value(lower(self.b, [one.value for one in values]), result)
-
-    def marker(self, fn: Callable[..., Any], arguments: Sequence[Binding]) -> Binding:
-        """A marker's call."""
-        values = [self.value(one) for one in arguments]
-        literals = tuple(
-            scalars.literal_type(known.value) if isinstance(known, Known) else value.type
-            for known, value in zip(arguments, values, strict=True)
-        )
-        typer, code = lowering.MEANINGS[fn]
-        result = typer(*literals)
-        if result is None:
-            raise TypeError(f"{fn.__name__} of {', '.join(map(str, literals))}")
-        given = lowering.Signature(result, literals)
-        made = code(None, self.b, given, [one.value for one in values])
-        return Known(None) if result == types.none else Value(made, result)
+class _NoKernel(TypeError):
+    """What is wrong with a function, and where."""
 
 
 class _Call:
     """One function at one place where it is called."""
 
-    def __init__(self, walk: _Walk, fn: Callable[..., Any], arguments: Sequence[Binding]) -> None:
+    def __init__(self, walk: Walk, fn: Callable[..., Any], arguments: Sequence[Binding]) -> None:
         self.walk = walk
         self.fn = fn
         self.tree = syntax.tree_of(fn)
@@ -241,7 +124,7 @@ class _Call:
 
     def assign(self, target: ast.expr, binding: Binding) -> None:
         if isinstance(target, ast.Tuple):
-            parts = _parts(binding)
+            parts = parts_of(binding)
             if len(parts) != len(target.elts):
                 raise TypeError(f"{len(parts)} values for {ast.unparse(target)}")
             for one, part in zip(target.elts, parts, strict=True):
@@ -262,13 +145,11 @@ class _Call:
                 raise TypeError(f"kernels have no {type(node).__name__}: {ast.unparse(node)}")
             try:
                 method(node)
+            except (_Again, _NoKernel):
+                raise
             except Exception as error:
-                if isinstance(error, _Again) or hasattr(error, "at"):
-                    raise
                 place = f"{self.fn.__module__}.{self.fn.__qualname__}"
-                said = TypeError(f"{place}, line {node.lineno}: {error}")
-                said.at = node  # type: ignore[attr-defined]
-                raise said from error
+                raise _NoKernel(f"{place}, line {node.lineno}: {error}") from error
 
     def _Pass(self, node: ast.Pass) -> None:
         del node
@@ -316,8 +197,7 @@ class _Call:
                 scopes.append(self.scope)
         self.alive = bool(ends)
         if not ends:
-            self.scope = before
-            self._remove(behind)
+            self.walk.function.basic_blocks.remove(behind)
             return
         b.position_at_end(behind)
         self.scope = scopes[0]
@@ -334,17 +214,14 @@ class _Call:
             with self.walk.at(end):
                 b.branch(behind)
 
-    def _remove(self, block: ir.Block) -> None:
-        self.walk.function.basic_blocks.remove(block)
-
     def _joined(self, ends: Sequence[ir.Block], bindings: Sequence[Binding]) -> Binding | None:
         """What a name stands for where ways meet, stored where they end; None: nothing common."""
         if not bindings:
             return None
         walk, first = self.walk, bindings[0]
-        if all(_same(first, one) for one in bindings) and len(bindings) > 1:
+        if all(same(first, one) for one in bindings) and len(bindings) > 1:
             return first
-        if not all(_is_number(one) for one in bindings if isinstance(one, Known)):
+        if not all(is_number(one) for one in bindings if isinstance(one, Known)):
             return None
         kinds = [scalars.type_of(v.value) if isinstance(v, Known) else v.type for v in bindings]
         common: types.Type | None = kinds[0]
@@ -363,7 +240,7 @@ class _Call:
     ) -> Binding:
         """As `_joined`, of what must have a value; goes on behind the ends."""
         if all(isinstance(one, Known) and isinstance(one.value, tuple) for one in bindings):
-            parts = zip(*(_parts(one) for one in bindings), strict=True)
+            parts = zip(*(parts_of(one) for one in bindings), strict=True)
             joined = [self._joined(ends, part) for part in parts]
             found: Binding | None = None if None in joined else Known(tuple(joined))
         else:
@@ -378,7 +255,7 @@ class _Call:
 
     def _loaded(self, binding: Binding) -> Binding:
         if isinstance(binding, Known) and isinstance(binding.value, tuple):
-            return Known(tuple(self._loaded(one) for one in _parts(binding)))
+            return Known(tuple(self._loaded(one) for one in parts_of(binding)))
         return self.walk.value(binding) if isinstance(binding, Place) else binding
 
     @contextmanager
@@ -392,7 +269,7 @@ class _Call:
         starts: dict[str, types.Type] = {}
         later = []
         for name in syntax.assigned(node):
-            if name in self.scope and self.scope[name] != Known(None):
+            if name in self.scope:
                 starts[name] = walk.value(self.scope[name]).type
                 kind = walk.heads.get((node, name, starts[name]), starts[name])
                 if kind is None:
@@ -505,7 +382,7 @@ class _Call:
             raise TypeError(f"kernels compare two at a time: {ast.unparse(node)}")
         left, right = self.expression(node.left), self.expression(node.comparators[0])
         if isinstance(node.ops[0], ast.In):
-            return self._any([self.walk.operate(operator.eq, left, one) for one in _parts(right)])
+            return self._any([self.walk.operate(operator.eq, left, one) for one in parts_of(right)])
         return self.walk.operate(_COMPARE[type(node.ops[0])], left, right)
 
     def _any(self, cases: Sequence[Binding]) -> Binding:
@@ -586,9 +463,9 @@ def translate(fn: Callable[..., Any], name: str) -> ir.Module:
     Raises:
         TypeError: the function is no kernel; the message says where and why.
     """
-    heads: _Heads = {}
+    heads: Heads = {}
     while True:
-        walk = _Walk(symbol_of(name), heads)
+        walk = Walk(symbol_of(name), heads)
         args, thread, n_threads = walk.function.args
         given = Value(args, lowering.PTR), Value(thread, types.int64), Value(n_threads, types.int64)
         try:
