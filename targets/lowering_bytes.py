@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -25,7 +26,7 @@ from headrace.targets.lowering import (
 from headrace.targets.pieces import concat, cut
 from headrace.targets.portable import dot4
 
-_I8, _I64 = ir.IntType(8), ir.IntType(64)
+_I8, _I16, _I64 = (ir.IntType(n) for n in (8, 16, 64))
 _PIECE = 16  # bytes that are interleaved with one another
 
 
@@ -83,7 +84,7 @@ def _interleaved(b: ir.IRBuilder, four: list[ir.Value]) -> list[ir.Value]:
     """Bytes of four vectors in turn, within each piece of 16 bytes."""
 
     def words(value: ir.Value) -> ir.Value:
-        return b.bitcast(value, ir.VectorType(ir.IntType(16), value.type.count // 2))
+        return b.bitcast(value, ir.VectorType(_I16, value.type.count // 2))
 
     found = []
     for half in (0, 1):
@@ -101,6 +102,14 @@ def _to_bytes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return join([own(b, four, *args[1:]) for four in fours])
 
 
+def _narrowed(b: ir.IRBuilder, four: Sequence[ir.Value]) -> ir.Value:
+    """The low bytes of four vectors of four."""
+    # In registers of 128 bits: of more, LLVM 20 makes no code for SVE.
+    words = [b.trunc(one, ir.VectorType(_I16, 4)) for one in four]
+    eights = [concat(b, words[i : i + 2]) for i in (0, 2)]
+    return concat(b, [b.trunc(one, ir.VectorType(_I8, 8)) for one in eights])
+
+
 def _rounded(
     b: ir.IRBuilder, four: list[ir.Value], zero: ir.Value, least: ir.Value, most: ir.Value
 ) -> ir.Value:
@@ -112,8 +121,16 @@ def _rounded(
     for one in four:
         one = b.select(b.fcmp_ordered("<", one, high), one, high)
         one = b.select(b.fcmp_ordered("<", one, low), low, one)
-        bits = b.bitcast(b.fadd(one, magic), zero.type)
-        codes.append(b.trunc(b.add(bits, offset), ir.VectorType(_I8, lanes())))
+        codes.append(b.add(b.bitcast(b.fadd(one, magic), zero.type), offset))
+    if current_target().shuffle_bytes:
+        return concat(
+            b,
+            [
+                _narrowed(b, row)
+                for row in zip(*(cut(b, one, _PIECE) for one in codes), strict=True)
+            ],
+        )
+    codes = [b.trunc(one, ir.VectorType(_I8, lanes())) for one in codes]
     first, second = (shuffle(b, x, y, range(2 * lanes())) for x, y in (codes[:2], codes[2:]))
     quads = range(lanes() // 4)
     order = [lanes() * v + 4 * j + i for j in quads for v in range(4) for i in range(4)]
