@@ -42,7 +42,9 @@ def type_of(value: Scalar) -> types.Type:
         return types.boolean
     if isinstance(value, float):
         return types.float64
-    return types.int64 if -(2**63) <= value < 2**63 else types.uint64
+    if not -(2**63) <= value < 2**64:
+        raise TypeError(f"{value} has more than 64 bits")
+    return types.int64 if value < 2**63 else types.uint64
 
 
 def literal_type(value: Scalar) -> types.Type:

@@ -7,7 +7,9 @@ branch on it leaves nothing of the other side. Numbers have Numba's types and ar
 
 A name stands for a value of LLVM as long as control is straight. Where it joins (behind an `if`, at
 the head of a loop) names that were assigned lie on the stack, from where LLVM brings them to
-registers. At the head of a loop a name has one type.
+registers. At the head of a loop a name has one type. What has a value on some of the ways only, or
+first gets one within a loop, has none behind it: to read it there is an error. Loops count up: a
+step that is not known is taken to be positive, as the number of threads is.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from headrace.targets.walk import (
     Binding,
     Heads,
     Known,
+    Path,
     Place,
     Value,
     Walk,
@@ -75,12 +78,18 @@ class _NoKernel(TypeError):
 class _Call:
     """One function at one place where it is called."""
 
-    def __init__(self, walk: Walk, fn: Callable[..., Any], arguments: Sequence[Binding]) -> None:
+    def __init__(
+        self, walk: Walk, fn: Callable[..., Any], arguments: Sequence[Binding], path: Path
+    ) -> None:
+        self.path = path
         self.walk = walk
         self.fn = fn
         self.tree = syntax.tree_of(fn)
         self.body = syntax.body_of(self.tree)
-        names = [one.arg for one in self.tree.args.args]
+        taken = self.tree.args
+        if taken.posonlyargs or taken.kwonlyargs or taken.vararg or taken.kwarg:
+            raise TypeError(f"{fn.__name__}: kernels take plain arguments only")
+        names = [one.arg for one in taken.args]
         defaults = [Known(value) for value in fn.__defaults__ or ()]
         missing = len(names) - len(arguments)
         if not 0 <= missing <= len(defaults):
@@ -114,6 +123,8 @@ class _Call:
         if name in self.scope:
             found = self.scope[name]
             return self.walk.value(found) if isinstance(found, Place) else found
+        if name in self.fn.__code__.co_varnames or name in self.fn.__code__.co_cellvars:
+            raise TypeError(f"{name} has no value here, or has one on some of the ways only")
         if name in self.free:
             return Known(self.free[name])
         if name in self.fn.__globals__:
@@ -203,11 +214,11 @@ class _Call:
         self.scope = scopes[0]
         if len(scopes) == 2:
             self.scope = dict(before)
-            ways = list(zip(ends, scopes, strict=True))
             for name in syntax.assigned(*node.body, *node.orelse):
-                found = [(end, scope[name]) for end, scope in ways if name in scope]
                 self.scope.pop(name, None)
-                joined = self._joined([end for end, _ in found], [one for _, one in found])
+                if not all(name in scope for scope in scopes):
+                    continue
+                joined = self._joined(ends, [scope[name] for scope in scopes])
                 if joined is not None:
                     self.scope[name] = joined
         for end in ends:
@@ -216,10 +227,8 @@ class _Call:
 
     def _joined(self, ends: Sequence[ir.Block], bindings: Sequence[Binding]) -> Binding | None:
         """What a name stands for where ways meet, stored where they end; None: nothing common."""
-        if not bindings:
-            return None
         walk, first = self.walk, bindings[0]
-        if all(same(first, one) for one in bindings) and len(bindings) > 1:
+        if all(same(first, one) for one in bindings):
             return first
         if not all(is_number(one) for one in bindings if isinstance(one, Known)):
             return None
@@ -264,21 +273,17 @@ class _Call:
         if node.orelse:
             raise TypeError("loops of kernels have no else")
         walk = self.walk
-        inside, everywhere = syntax.read(node), syntax.read(*self.body)
         places: dict[str, Place] = {}
         starts: dict[str, types.Type] = {}
-        later = []
         for name in syntax.assigned(node):
             if name in self.scope:
                 starts[name] = walk.value(self.scope[name]).type
-                kind = walk.heads.get((node, name, starts[name]), starts[name])
+                kind = walk.heads.get((self.path, node, name, starts[name]), starts[name])
                 if kind is None:
                     del self.scope[name]
                     continue
                 places[name] = walk.stack(kind)
                 walk.store(self.scope[name], places[name])
-            elif everywhere[name] > inside[name]:
-                later.append(name)
         self.scope |= places
         before = dict(self.scope)
         walk.b.branch(head)
@@ -286,15 +291,12 @@ class _Call:
         yield
         if not self.alive:
             raise TypeError("a loop of a kernel does not return")
-        for name in later:
-            if name in self.scope:
-                before[name] = places[name] = walk.stack(walk.value(self.scope[name]).type)
         now = {name: walk.value(self.scope[name]) for name in places if name in self.scope}
         for name, place in places.items():
             kind = now[name].type if name in now else None
             common = None if kind is None else scalars.common_type(kind, place.type)
             if common != place.type:
-                walk.heads[node, name, starts[name]] = common
+                walk.heads[self.path, node, name, starts[name]] = common
                 raise _Again
             if self.scope[name] != place:
                 walk.store(now[name], place)
@@ -395,18 +397,21 @@ class _Call:
         return Value(functools.reduce(self.walk.b.or_, open_cases), types.boolean)
 
     def _BoolOp(self, node: ast.BoolOp) -> Binding:
-        """`and` and `or`: what decides first, as in Python; the result is true or false."""
+        """`and` and `or`: what decides first, as in Python, of what is true or false."""
         ends_with = isinstance(node.op, ast.Or)
         walk, b = self.walk, self.walk.b
         place, behind = None, None
         for i, one in enumerate(node.values):
-            truth = walk.truth(self.expression(one))
+            found = self.expression(one)
+            if not isinstance(found, Known) and found.type != types.boolean:
+                raise TypeError(f"{ast.unparse(one)} is {found.type}: compare it with 0")
+            truth = walk.truth(found)
             is_last = i == len(node.values) - 1
             if isinstance(truth, Known):
                 if truth.value != ends_with and not is_last:
                     continue
                 if place is None:
-                    return truth
+                    return found
                 truth = ir.Constant(ir.IntType(1), int(truth.value))
                 is_last = True
             if place is None:
@@ -448,7 +453,7 @@ class _Call:
         if fn.value in lowering.MEANINGS:
             return self.walk.marker(fn.value, arguments)
         if isinstance(fn.value, python_types.FunctionType):
-            return _Call(self.walk, fn.value, arguments).result()
+            return _Call(self.walk, fn.value, arguments, (*self.path, node)).result()
         known = [one.value for one in arguments if isinstance(one, Known)]
         if len(known) < len(arguments):
             raise TypeError(f"{ast.unparse(node)} is no constant")
@@ -469,7 +474,7 @@ def translate(fn: Callable[..., Any], name: str) -> ir.Module:
         args, thread, n_threads = walk.function.args
         given = Value(args, lowering.PTR), Value(thread, types.int64), Value(n_threads, types.int64)
         try:
-            _Call(walk, fn, given).result()
+            _Call(walk, fn, given, ()).result()
         except _Again:
             continue
         walk.finish()

@@ -48,7 +48,8 @@ def parts_of(binding: Binding) -> list[Binding]:
 
 def same(one: Binding, other: Binding) -> bool:
     if isinstance(one, Known) and isinstance(other, Known):
-        return type(one.value) is type(other.value) and one.value == other.value
+        # Not by ==, to which 0.0 is -0.0, and 1 is True.
+        return one.value is other.value or (is_number(one) and repr(one) == repr(other))
     return one is other or (isinstance(one, Place) and one == other)
 
 
@@ -56,8 +57,9 @@ def is_number(binding: Binding) -> bool:
     return isinstance(binding, Known) and isinstance(binding.value, bool | int | float)
 
 
+Path = tuple[ast.Call, ...]  # the calls that lead to a function
 # Types of names at the heads of loops, by those in front; None: another value with the same name.
-Heads = dict[tuple[ast.stmt, str, types.Type], types.Type | None]
+Heads = dict[tuple[Path, ast.stmt, str, types.Type], types.Type | None]
 
 
 class Walk:
@@ -117,6 +119,8 @@ class Walk:
     def operate(self, op: Any, *operands: Binding) -> Binding:
         """An operator of Python on numbers, addresses or vectors."""
         known = [one.value for one in operands if isinstance(one, Known)]
+        if any(isinstance(one, tuple) for one in known):
+            raise TypeError(f"kernels do not compare tuples or compute with them ({op.__name__})")
         if len(known) == len(operands):
             return Known(op(*known))
         values = [self.value(one) for one in operands]

@@ -151,6 +151,7 @@ def branches(args: Any, thread: Any, n_threads: Any) -> None:
 def loops(args: Any, thread: Any, n_threads: Any) -> None:
     x, y = arg_ptr(args, 0), arg_ptr(args, 1)
     total = 0
+    last = 0
     for i in range(2, 30, 3):
         total += i
         last = i
@@ -166,6 +167,7 @@ def loops(args: Any, thread: Any, n_threads: Any) -> None:
     put_i64(y + 24, a)
     put_i64(y + 32, b)
     found = 0
+    first = 0
     for i in range(7):
         v = get_i64(x + i * 8)
         left = i
@@ -178,6 +180,7 @@ def loops(args: Any, thread: Any, n_threads: Any) -> None:
         found = found + first
     put_i64(y + 40, found)
     n = 4
+    step = 0
     for _ in range(3):
         step = n
         n = step + 1

@@ -23,8 +23,8 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
     what = MAXIMUM
     if node.op == "AveragePool":
         what = MEAN_WITH_PADS if node.attribute("count_include_pad", 0) else MEAN
-    if what == MEAN_WITH_PADS and node.attribute("ceil_mode", 0):
-        return None  # what lies behind the pads would have to be left out
+    if node.attribute("ceil_mode", 0):
+        return None  # windows that begin behind the image do not count, and some shapes count them
     strides = tuple(node.attribute("strides", [1, 1]))
     dilations = tuple(node.attribute("dilations", [1, 1]))
     same = node.attribute("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
