@@ -69,7 +69,6 @@ def node(op: str, inputs: str, outputs: str = "y", **attributes: Any) -> Any:
         ("Sigmoid", {}), ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}), ("HardSwish", {}),
         ("LeakyRelu", {"alpha": 0.2}), ("GlobalAveragePool", {}),
         ("MaxPool", {"kernel_shape": [5, 5], "pads": [2, 2, 2, 2]}),
-        ("MaxPool", {"kernel_shape": [2, 3], "strides": [2, 2], "ceil_mode": 1}),
         ("MaxPool", {"kernel_shape": [2, 2], "auto_pad": "SAME_LOWER"}),
         ("MaxPool", {"kernel_shape": [3, 2], "dilations": [2, 3], "pads": [1, 1, 2, 0]}),
         ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),

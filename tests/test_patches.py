@@ -277,3 +277,20 @@ def test_what_cannot_be_cut(tmp_path: Path) -> None:
             headrace.load(path, patches=wrong)
     with pytest.raises(TypeError, match="takes no 'patches'"):
         headrace.load("smollm2-135m", patches=2)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (17, 11)])
+def test_what_a_convolution_reads_is_added_to_it(size: tuple[int, int]) -> None:
+    """As in ResNets: the sum is the last step of the convolution, and reads less than taps."""
+    rng = np.random.default_rng(5)
+    constants = {
+        f"w{i}": (rng.standard_normal((16, 16, 3, 3)) / 12).astype(np.float32) for i in range(2)
+    }
+    nodes = []
+    for i, (x, y) in enumerate((("x", "s"), ("s", "y"))):
+        nodes += [
+            helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1]),
+            helper.make_node("Add", [x, f"c{i}"], [y]),
+        ]
+    model = model_of(nodes, {"x": (FLOAT, [1, 16, *size])}, ["y"], constants)
+    check(model, rng.standard_normal((1, 16, *size)).astype(np.float32), (2, 3))

@@ -345,7 +345,46 @@ def mixed(args: Any, thread: Any, n_threads: Any) -> None:
     put_f32(arg_ptr(args, 0), zeros_f32(1) + 1)
 
 
+def carried(args: Any, thread: Any, n_threads: Any) -> None:
+    for i in range(3):
+        if i == 0:
+            late = 10
+        late = late + 1
+        put_i64(arg_ptr(args, 0), late)
+
+
+def behind_a_loop(args: Any, thread: Any, n_threads: Any) -> None:
+    for i in range(thread):
+        last = i
+    put_i64(arg_ptr(args, 0), last)
+
+
+def shadowing(args: Any, thread: Any, n_threads: Any) -> None:
+    if thread == 0:
+        COUNT = 3
+    put_i64(arg_ptr(args, 0), COUNT)
+
+
+def numbers_and(args: Any, thread: Any, n_threads: Any) -> None:
+    put_i64(arg_ptr(args, 0), thread or 3)
+
+
+def tuples(args: Any, thread: Any, n_threads: Any) -> None:
+    if (thread, n_threads) == (0, 1):
+        put_i64(arg_ptr(args, 0), 1)
+
+
+def too_wide(args: Any, thread: Any, n_threads: Any) -> None:
+    put_i64(arg_ptr(args, 0), thread & (1 << 70))
+
+
 WRONG = {
+    carried: "late has no value here, or has one on some of the ways only",
+    behind_a_loop: "last has no value here",
+    shadowing: "COUNT has no value here",
+    numbers_and: "thread is int64: compare it with 0",
+    tuples: "do not compare tuples",
+    too_wide: "more than 64 bits",
     undefined: "line 1: nothing has no value here",
     several: "sign takes 2 arguments, not 0",
     changing: "line 3: acc has no value here",

@@ -79,8 +79,10 @@ class Stage:
             made = needed[one.makes]
             read, pads = _behind(one.windows.geometry, axis, made)
             of.append(_Reads(made, read, pads))
-            for name in one.inputs:
-                more = made if name == one.adds else read
+            # What is added may be what is read, with its halo.
+            wanted = [(name, read) for name in one.inputs if name != one.adds or name in one.reads]
+            wanted += [] if one.adds is None else [(one.adds, made)]
+            for name, more in wanted:
                 known = needed.get(name, more)
                 needed[name] = min(known[0], more[0]), max(known[1], more[1])
         return Axis(needed, of[::-1])
