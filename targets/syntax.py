@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -48,19 +47,6 @@ def assigned(*nodes: ast.stmt) -> tuple[str, ...]:
     ]
     found.sort(key=lambda node: (node.lineno, node.col_offset))
     return tuple(dict.fromkeys(node.id for node in found))
-
-
-@functools.cache
-def read(*nodes: ast.AST) -> Counter[str]:
-    """How often statements read each name; `x += 1` reads x."""
-    inner = [node for top in nodes for node in ast.walk(top)]
-    names = [n.id for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
-    names += [
-        n.target.id
-        for n in inner
-        if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)
-    ]
-    return Counter(names)
 
 
 def body_of(function: Function) -> list[ast.stmt]:

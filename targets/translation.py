@@ -447,7 +447,12 @@ class _Call:
         fn = self.expression(node.func)
         if node.keywords:
             raise TypeError(f"{ast.unparse(node.func)}: pass arguments by position")
-        arguments = [self.expression(one) for one in node.args]
+        arguments: list[Binding] = []
+        for one in node.args:
+            if isinstance(one, ast.Starred):
+                arguments += parts_of(self.expression(one.value))
+            else:
+                arguments.append(self.expression(one))
         if not isinstance(fn, Known) or not callable(fn.value):
             raise TypeError(f"{ast.unparse(node.func)} is no function")
         if fn.value in lowering.MEANINGS:

@@ -129,7 +129,8 @@ def branches(args: Any, thread: Any, n_threads: Any) -> None:
         put_i64(at, absolute(v))
         put_i64(at + 8, sign(v))
         put_i64(at + 16, sign(v, 3))
-        big, small = larger_and_smaller(v, w)
+        both = v, w
+        big, small = larger_and_smaller(*both)
         put_i64(at + 24, big - small)
         kind = 0
         if v > 0 and w > 0:

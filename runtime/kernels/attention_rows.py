@@ -99,7 +99,7 @@ def _kernel(target: Target) -> KernelFunction:
             w: Any, w_step: Any, w_apart: Any, x: Any, x_step: Any, n: Any, y: Any, y_step: Any,
             vectors: Any,
         ) -> None:  # fmt: skip
-            v = vectors * 0
+            v = 0
             if tiles > 1:
                 while v + tiles <= vectors:
                     products(
@@ -197,11 +197,11 @@ def _kernel(target: Target) -> KernelFunction:
                     put_f32(to + d * wide, 0.0)
             t = first
             while t < last:
-                n = t * 0 + 1
+                n = 1
                 if last - t >= most:
-                    n = n * 0 + most
+                    n = most
                 elif last - t >= FEW:
-                    n = n * 0 + FEW
+                    n = FEW
                 q = arg_ptr(args, 0) + ((image * queries + t) * q_row + h * head * 4)
                 y = arg_ptr(args, 3) + ((image * queries + t) * y_row + h * head * 4)
                 if n == most:

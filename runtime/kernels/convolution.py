@@ -21,10 +21,9 @@ from headrace.kernels.finishes import INFINITE, SILU, Finish
 from headrace.kernels.geometry import (
     SHAPES,
     Geometry,
-    behind_taps,
-    first_tap,
     geometry_of,
     reference,
+    taps_inside,
 )
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
@@ -185,7 +184,7 @@ def _dense(target: Target) -> KernelFunction:
         behind = larger(inner, (width - 1 - (wide - 1) * apart_x + before) // step_x + 1)
         rows = images * out_height
         few = rows * ((out_width + most - 1) // most) < 4 * n_threads
-        t = n_tiles * 0
+        t = 0
         end = n_tiles
         if few:
             t = n_tiles * thread // n_threads // tiles * tiles
@@ -194,19 +193,19 @@ def _dense(target: Target) -> KernelFunction:
         # While it multiplies by some tiles, the next come from memory: in at least 2 rounds.
         reach = tall * w_row // 4
         while t < end:
-            at_once = t * 0 + 1
-            span = t * 0 + most_of_one
+            at_once = 1
+            span = most_of_one
             g = t // group
             if tiles > 1 and t + tiles <= smaller(end, (g + 1) * group):
-                at_once = at_once * 0 + tiles
-                span = span * 0 + most
+                at_once = tiles
+                span = most
             per_row = (out_width + span - 1) // span
             if tiles > 1 and at_once == tiles:  # about as many everywhere
                 span = (out_width + per_row - 1) // per_row
             first = rows * per_row * thread // n_threads
             last = rows * per_row * (thread + 1) // n_threads
             if few:
-                first = first * 0
+                first = 0
                 last = rows * per_row
             rounds = smaller(last - first, 8)
             down = g // arg_int(args, 36)
@@ -218,13 +217,13 @@ def _dense(target: Target) -> KernelFunction:
                 side = there + s * lanes * 4
                 row = first // per_row
                 place = first - row * per_row
-                fresh = row * 0 - 1  # the row whose borders are known
-                ky = row * 0
-                ny = row * 0
+                fresh = -1  # the row whose borders are known
+                ky = 0
+                ny = 0
                 source = x
                 for u in range(first, last):
                     ahead = w + (t + at_once) * tile_stride
-                    lines = t * 0
+                    lines = 0
                     if s == 0 and t + 2 * at_once <= end and u - first < rounds:
                         lines = lines + (1 if rounds == 8 else 4)
                         ahead = ahead + (u - first) * lines * reach
@@ -232,8 +231,7 @@ def _dense(target: Target) -> KernelFunction:
                         fresh = row
                         image = row // out_height
                         iy = (row - image * out_height) * step_y - above
-                        ky = first_tap(iy, apart_y)
-                        ny = behind_taps(iy, apart_y, tall, height) - ky
+                        ky, ny = taps_inside(iy, apart_y, tall, height)
                         source = x + ((image * height + iy + ky * apart_y) * width * pixel)
                         source = source + g * arg_int(args, 35)
                     left_end = place * span
@@ -241,89 +239,49 @@ def _dense(target: Target) -> KernelFunction:
                     ox = left_end
                     while ox < stop:
                         ix = ox * step_x - before
-                        n = ox * 0 + 1
-                        kx = ox * 0
+                        n = 1
+                        kx = 0
                         nx = wide
                         if ox >= inner and ox < behind:
                             n = smaller(stop, behind) - ox
                         else:
-                            kx = first_tap(ix, apart_x)
-                            nx = behind_taps(ix, apart_x, wide, width) - kx
+                            kx, nx = taps_inside(ix, apart_x, wide, width)
                         at = w_row * ky + kx * channels * 64
                         to = row * out_row + ox * out_pixel + side
                         p = source + (ix + kx * apart_x) * pixel
+                        given = (
+                            tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
+                            row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
+                            highest, adds, lines, ahead,
+                        )  # fmt: skip
                         if tiles > 1 and at_once == tiles:
                             if n == 8:
-                                eights(
-                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
-                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
-                                    least, highest, adds, lines, ahead,
-                                )  # fmt: skip
+                                eights(*given)
                             elif n == 7:
-                                sevens(
-                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
-                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
-                                    least, highest, adds, lines, ahead,
-                                )  # fmt: skip
+                                sevens(*given)
                             elif n == 6:
-                                sixes(
-                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
-                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
-                                    least, highest, adds, lines, ahead,
-                                )  # fmt: skip
+                                sixes(*given)
                             elif n == 5:
-                                fives(
-                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
-                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
-                                    least, highest, adds, lines, ahead,
-                                )  # fmt: skip
+                                fives(*given)
                             elif n == 4:
-                                fours(
-                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
-                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
-                                    least, highest, adds, lines, ahead,
-                                )  # fmt: skip
+                                fours(*given)
                             elif n >= 2:
-                                n = n * 0 + 2
-                                pair(
-                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
-                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
-                                    least, highest, adds, lines, ahead,
-                                )  # fmt: skip
+                                n = 2
+                                pair(*given)
                             else:
-                                single(
-                                    tile + at, p, y + to, bias + column, more + to, channels, ny,
-                                    nx, row_step, tap_step, w_row, tile_stride, x_step, out_pixel,
-                                    least, highest, adds, lines, ahead,
-                                )  # fmt: skip
+                                single(*given)
                         elif n >= most_of_one:
-                            n = n * 0 + most_of_one
-                            many(
-                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
-                                row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
-                                highest, adds, lines, ahead,
-                            )  # fmt: skip
+                            n = most_of_one
+                            many(*given)
                         elif n >= most:
-                            n = n * 0 + most
-                            eight(
-                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
-                                row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
-                                highest, adds, lines, ahead,
-                            )  # fmt: skip
+                            n = most
+                            eight(*given)
                         elif n >= FEW:
-                            n = n * 0 + FEW
-                            four(
-                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
-                                row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
-                                highest, adds, lines, ahead,
-                            )  # fmt: skip
+                            n = FEW
+                            four(*given)
                         else:
-                            n = n * 0 + 1
-                            one(
-                                tile + at, p, y + to, bias + column, more + to, channels, ny, nx,
-                                row_step, tap_step, w_row, tile_stride, x_step, out_pixel, least,
-                                highest, adds, lines, ahead,
-                            )  # fmt: skip
+                            n = 1
+                            one(*given)
                         ox += n
                     if ends:
                         end_pixels(
@@ -333,7 +291,7 @@ def _dense(target: Target) -> KernelFunction:
                         )  # fmt: skip
                     place += 1
                     if place == per_row:
-                        place = place * 0
+                        place = 0
                         row += 1
             t += at_once
 

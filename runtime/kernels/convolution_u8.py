@@ -106,7 +106,7 @@ def _dense(target: Target) -> KernelFunction:
                 for kx in range(wide):
                     ix = left + kx * apart_x
                     p = outside
-                    step = x_step * 0
+                    step = 0
                     if iy >= 0 and iy < height and (not edge or (ix >= 0 and ix < width)):
                         p = x + (iy * width + ix) * pixel
                         step = x_step
@@ -195,10 +195,10 @@ def _dense(target: Target) -> KernelFunction:
                             step_x * pixel, out_pixel, zero, least, most, floats,
                             group_bytes + u % (2 * rows) * 64,
                         )  # fmt: skip
-                    alone = begin * 0
+                    alone = 0
                     if chunk == 0:
                         alone = begin
-                    k = begin * 0
+                    k = 0
                     if chunk > 0:
                         k = k + end
                     if chunk == per_row - 1:
@@ -229,7 +229,7 @@ def _dense(target: Target) -> KernelFunction:
         wrote = 16 + 48 * smaller(arg_int(args, 25), 1)
         fours = n_tiles // 4
         if arg_int(args, 25) != 0:
-            fours = fours * 0
+            fours = 0
         twos = (n_tiles - fours * 4) // 2
         four(args, thread, n_threads, fours, w, y, tail)
         done = fours * 4

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.ending import ENDINGS, end_pixels, ended
-from headrace.kernels.geometry import SHAPES, behind_taps, first_tap, geometry_of, reference
+from headrace.kernels.geometry import SHAPES, geometry_of, reference, taps_inside
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
     arg_float,
@@ -87,53 +87,40 @@ def _depthwise(target: Target) -> KernelFunction:
         for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
             image = row // out_height
             iy = (row - image * out_height) * step_y - above
-            ky = first_tap(iy, apart_y)
-            ny = behind_taps(iy, apart_y, tall, height) - ky
+            ky, ny = taps_inside(iy, apart_y, tall, height)
             source = x + (image * height + iy + ky * apart_y) * width * pixel
-            ox = row * 0
+            ox = 0
             while ox < out_width:
                 ix = ox * step_x - before
                 reached = ix + (wide - 1) * apart_x  # by the last tap
-                n = ox * 0 + 1
-                kx = ox * 0
+                n = 1
+                kx = 0
                 nx = wide
                 if ix >= 0 and reached < width:
                     if out_width - ox >= most and reached + (most - 1) * step_x < width:
-                        n = n * 0 + most
+                        n = most
                 else:
-                    kx = first_tap(ix, apart_x)
-                    nx = behind_taps(ix, apart_x, wide, width) - kx
+                    kx, nx = taps_inside(ix, apart_x, wide, width)
                 at = (ky * wide + kx) * w_tap
                 p = source + (ix + kx * apart_x) * pixel
                 to = (row * out_width + ox) * out_pixel
-                c = ox * 0
-                while c + columns * 16 <= channels:
-                    if n == most:
-                        many(
-                            w + (at + c * 4), p + c * 4, y + (to + c * 4), bias + c * 4, ny, nx,
-                            row_step, tap_step, wide * w_tap, w_tap, step_x * pixel, out_pixel,
-                            least, highest,
-                        )  # fmt: skip
+                c = 0
+                while c < channels:
+                    given = (
+                        w + (at + c * 4), p + c * 4, y + (to + c * 4), bias + c * 4, ny, nx,
+                        row_step, tap_step, wide * w_tap, w_tap, step_x * pixel, out_pixel, least,
+                        highest,
+                    )  # fmt: skip
+                    if columns > 1 and c + columns * 16 > channels:
+                        if n == most:
+                            many_narrow(*given)
+                        else:
+                            one_narrow(*given)
+                    elif n == most:
+                        many(*given)
                     else:
-                        one(
-                            w + (at + c * 4), p + c * 4, y + (to + c * 4), bias + c * 4, ny, nx,
-                            row_step, tap_step, wide * w_tap, w_tap, step_x * pixel, out_pixel,
-                            least, highest,
-                        )  # fmt: skip
+                        one(*given)
                     c += columns * 16
-                if columns > 1 and c < channels:
-                    if n == most:
-                        many_narrow(
-                            w + (at + c * 4), p + c * 4, y + (to + c * 4), bias + c * 4, ny, nx,
-                            row_step, tap_step, wide * w_tap, w_tap, step_x * pixel, out_pixel,
-                            least, highest,
-                        )  # fmt: skip
-                    else:
-                        one_narrow(
-                            w + (at + c * 4), p + c * 4, y + (to + c * 4), bias + c * 4, ny, nx,
-                            row_step, tap_step, wide * w_tap, w_tap, step_x * pixel, out_pixel,
-                            least, highest,
-                        )  # fmt: skip
                 if ends:
                     end_pixels(
                         args, y + to, more + (row * out_width + ox) * arg_int(args, 26), n,

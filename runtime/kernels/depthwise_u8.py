@@ -157,7 +157,7 @@ def _depthwise(target: Target) -> KernelFunction:
         zero = arg_int(args, 23)
         least = arg_int(args, 24)
         fours = arg_int(args, 25)
-        narrow = channels * 0
+        narrow = 0
         if channels < 64:
             narrow = channels
         blocks = (channels + 63) // 64
@@ -171,7 +171,7 @@ def _depthwise(target: Target) -> KernelFunction:
             source = x + (image * height * width * pixel + c)
             at = w + block * (tall * fours * count * 256)
             end = tail + block * TAIL
-            ox = row * 0
+            ox = 0
             while ox < out_width:
                 left = ox * step_x - before
                 to = y + ((row * out_width + ox) * out_pixel + c)

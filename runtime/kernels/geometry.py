@@ -62,17 +62,13 @@ def geometry_of(args: Any) -> Any:
     )  # fmt: skip
 
 
-def first_tap(begin: Any, step: Any) -> Any:
-    """The first tap that does not fall in front of the image, which begins at -`begin`."""
-    found = begin * 0
+def taps_inside(begin: Any, step: Any, taps: Any, size: Any) -> Any:
+    """Of taps `step` apart from `begin` on, the first that is in the image, and how many are."""
+    first = 0
     if begin < 0:
-        found = (step - 1 - begin) // step
-    return found
-
-
-def behind_taps(begin: Any, step: Any, taps: Any, size: Any) -> Any:
-    """The first tap that falls behind the image."""
-    return smaller(taps, larger(begin * 0, (size - begin + step - 1) // step))
+        first = (step - 1 - begin) // step
+    behind = smaller(taps, larger(0, (size - begin + step - 1) // step))
+    return first, behind - first
 
 
 # --- reference and cases --------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.finishes import INFINITE
-from headrace.kernels.geometry import GEOMETRY, Geometry, behind_taps, first_tap, geometry_of
+from headrace.kernels.geometry import GEOMETRY, Geometry, geometry_of, taps_inside
 from headrace.targets.simd import (
     arg_float,
     arg_int,
@@ -99,13 +99,11 @@ def pool(args: Any, thread: Any, n_threads: Any) -> None:
     for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
         image = row // out_height
         iy = (row - image * out_height) * step_y - above
-        ky = first_tap(iy, apart_y)
-        ny = behind_taps(iy, apart_y, tall, height) - ky
+        ky, ny = taps_inside(iy, apart_y, tall, height)
         source = x + (image * height + iy + ky * apart_y) * width * pixel
         for ox in range(out_width):
             ix = ox * step_x - before
-            kx = first_tap(ix, apart_x)
-            nx = behind_taps(ix, apart_x, wide, width) - kx
+            kx, nx = taps_inside(ix, apart_x, wide, width)
             p = source + (ix + kx * apart_x) * pixel
             count = ny * nx
             if what == MEAN_WITH_PADS:
@@ -216,7 +214,7 @@ def border(args: Any, thread: Any, n_threads: Any) -> None:
         iy = row - image * out_height - arg_int(args, 7)
         to = y + row * out_width * channels * 4
         first = out_width
-        count = left * 0
+        count = 0
         if iy >= 0 and iy < height:
             first = left
             count = width

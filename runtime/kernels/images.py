@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def in_planes(row: Any, column: Any, channels: Any, rows: Any, row_bytes: Any, plane: Any) -> Any:
+    """Where a pixel's first channel is in planes; rows of all images count, and bytes in a row."""
+    image = row // rows
+    return image * channels * plane + (row - image * rows) * row_bytes + column
+
+
 def gather(args: Any, thread: Any, n_threads: Any) -> None:
     """Planes to pixel by pixel; pads become zero. Threads share the pixels.
 
@@ -48,9 +54,8 @@ def gather(args: Any, thread: Any, n_threads: Any) -> None:
     n = arg_int(args, 2) * rows * columns
     for p in range(n * thread // n_threads, n * (thread + 1) // n_threads):
         row = p // columns
-        image = row // rows
-        source = x + (image * channels * plane + (row - image * rows) * arg_int(args, 6))
-        source = source + (p - row * columns) * 4
+        column = (p - row * columns) * 4
+        source = x + in_planes(row, column, channels, rows, arg_int(args, 6), plane)
         to = y + p * padded * 4
         for c in range(channels):
             put_f32(to + c * 4, get_f32(source + c * plane))

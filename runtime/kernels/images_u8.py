@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.images import WINDOWS
+from headrace.kernels.images import WINDOWS, in_planes
 from headrace.kernels.requantise import (
     Quantised,
     dequantised,
@@ -93,10 +93,9 @@ def quantise(args: Any, thread: Any, n_threads: Any) -> None:
     for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
         row = u // chunks
         p = (u - row * chunks) * 16
-        image = row // rows
-        source = x + (image * channels * plane + (row - image * rows) * row_bytes + p * 4)
+        source = x + in_planes(row, p * 4, channels, rows, row_bytes, plane)
         to = y + (row * columns + p) * stride
-        c = u * 0
+        c = 0
         while c < channels:
             left = channels - c
             at = source + c * plane
@@ -171,9 +170,7 @@ def gather(args: Any, thread: Any, n_threads: Any) -> None:
     n = arg_int(args, 2) * rows * columns
     for p in range(n * thread // n_threads, n * (thread + 1) // n_threads):
         row = p // columns
-        image = row // rows
-        source = x + (image * channels * plane + (row - image * rows) * arg_int(args, 6))
-        source = source + (p - row * columns)
+        source = x + in_planes(row, p - row * columns, channels, rows, arg_int(args, 6), plane)
         for c in range(channels):
             put_u8(y + (p * stride + c), get_u8(source + c * plane) + more)
 
@@ -484,7 +481,7 @@ def all_kernels() -> list[Kernel]:
         ("images_from_floats", from_floats, _from_floats_cases),
         ("images_add_u8", add, _add_cases), ("images_mean_u8", mean, _mean_cases),
     )  # fmt: skip
-    sources = (__name__, "headrace.kernels.requantise")
+    sources = (__name__, "headrace.kernels.images", "headrace.kernels.requantise")
     return [Kernel(name, same_for_all(fn), sources, cases, __name__) for name, fn, cases in rows]
 
 

@@ -169,7 +169,7 @@ def _kernel(target: Target) -> KernelFunction:
             w: Any, n_tiles: Any, inputs: Any, x: Any, x_step: Any, y: Any, y_step: Any, bias: Any,
             begins: Any,
         ) -> None:  # fmt: skip
-            i = n_tiles * 0
+            i = 0
             if tiles > 1:
                 while i + tiles <= n_tiles:
                     several(w, inputs, x, x_step, y + i * 64, y_step, bias + i * 64, begins)
@@ -205,7 +205,7 @@ def _kernel(target: Target) -> KernelFunction:
                 if rows == 1:  # what becomes a float is multiplied in a register
                     for i in range(run):
                         found = multiply(
-                            w + i * tile_stride, t * 0, inputs // 32, group, groups,
+                            w + i * tile_stride, 0, inputs // 32, group, groups,
                             arg_ptr(args, 1), 4,
                         )  # fmt: skip
                         found = found + load_f32(bias + i * 64, 1, 0)
@@ -222,16 +222,16 @@ def _kernel(target: Target) -> KernelFunction:
                             beside * wide,
                         )  # fmt: skip
                     begins = first == 0
-                    r = rows * 0
+                    r = 0
                     while r < rows:
                         x = arg_ptr(args, 1) + r * x_step + first * 4
                         y = arg_ptr(args, 2) + r * y_step + side
-                        n = r * 0 + 1
+                        n = 1
                         if rows - r >= most:
-                            n = n * 0 + most
+                            n = most
                             many(scratch, run, n_inputs, x, x_step, y, y_step, bias, begins)
                         elif rows - r >= FEW:
-                            n = n * 0 + FEW
+                            n = FEW
                             few(scratch, run, n_inputs, x, x_step, y, y_step, bias, begins)
                         else:
                             one(scratch, run, n_inputs, x, x_step, y, y_step, bias, begins)

@@ -70,12 +70,12 @@ def _kernel(target: Target) -> KernelFunction:
         ) -> None:
             left = rows
             while left > 0:
-                n = left * 0 + 1
+                n = 1
                 if left >= most:
-                    n = n * 0 + most
+                    n = most
                     many(a, a_step, b, b_step, inner, y, y_step)
                 elif left >= FEW:
-                    n = n * 0 + FEW
+                    n = FEW
                     few(a, a_step, b, b_step, inner, y, y_step)
                 else:
                     one(a, a_step, b, b_step, inner, y, y_step)

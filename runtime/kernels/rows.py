@@ -37,14 +37,14 @@ def gather(args: Any, thread: Any, n_threads: Any) -> None:
     entries = arg_int(args, 5)
     wide = arg_int(args, 6)
     for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
-        index = rows * 0
+        index = 0
         if wide == 8:
             index = index + get_i64(ids + r * 8)
         if wide == 4:
             index = index + get_i32(ids + r * 4)
         if index < 0:
             index = index + entries
-        index = smaller(larger(index, entries * 0), entries - 1)
+        index = smaller(larger(index, 0), entries - 1)
         for c in range(0, padded, 16):
             value = load_f32(table + (index * padded + c) * 4, 1, 0)
             store_f32(y + (r * padded + c) * 4, value, 0)
@@ -66,7 +66,7 @@ def add_rows(args: Any, thread: Any, n_threads: Any) -> None:
         store_f32(y + v * 64, load_f32(a + v * 64, 1, 0) + load_f32(b + at * 64, 1, 0), 0)
         at += 1
         if at == period:
-            at = at * 0
+            at = 0
 
 
 def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:

@@ -238,13 +238,13 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
         keep = 0 if n_slabs == 1 else TILE_ROWS * _CHANNEL
         n_vectors = (pixels + 15) // 16
         # The last vector begins where it is full, if there is one: some pixels come twice.
-        behind = larger(pixels - 16, n_vectors * 0)
+        behind = larger(pixels - 16, 0)
         first = n_vectors * thread // n_threads
         last = n_vectors * (thread + 1) // n_threads
-        t = n_tiles * 0
+        t = 0
         end = n_tiles
         if n_vectors < most * n_threads:
-            first = n_vectors * 0
+            first = 0
             last = n_vectors
             t = n_tiles * thread // n_threads
             end = n_tiles * (thread + 1) // n_threads
@@ -269,7 +269,7 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
                     count = counts + row * (per_tile * 4)
                     to = sums + (tile - t) * keep
                     begins = slab == 0
-                    i = n * 0
+                    i = 0
                     while i < n:
                         at = panel + i * _VECTOR
                         sum_at = to + i * _VECTOR

@@ -151,7 +151,7 @@ class Stage:
 
         for i, one in enumerate(self.operations):
             down, across = rows.of[i], columns.of[i]
-            taken = [self._taken_in(one, x, rows, columns, own(x)) for x in one.inputs]
+            taken = [self._taken_in(x, rows, columns, own(x)) for x in one.inputs]
             x = one.reads[0]
             if x in self._inputs and one.kernel == "images_from_floats":
                 found.append(self._quantised(one, rows, columns, own(one.makes)))
@@ -179,9 +179,7 @@ class Stage:
         tile, whole = image(self.makes), self._images[self.makes]
         return found + _copies(own(self.makes), self.makes, tile, (0, 0), whole, at, tile)
 
-    def _taken_in(
-        self, one: Operation, x: str, rows: Axis, columns: Axis, made: str
-    ) -> Operation | None:
+    def _taken_in(self, x: str, rows: Axis, columns: Axis, made: str) -> Operation | None:
         """What brings an input's pixels in; None: it is none."""
         if x not in self._inputs:
             return None
