@@ -104,6 +104,13 @@ class LayerInputs:
             notice(
                 f"statistics of {format_size(n_bytes)} are too large to be kept for another time"
             )
+        there = sum(self._cache.has(unit.name) for unit in self._units)
+        if notice is not None and there and not watched:
+            what = "layers" if all(unit.expert is None for unit in self._units) else "parts"
+            notice(
+                f"calibration: statistics of {there:,} of {len(self._units):,} {what} on this text "
+                "are there from before"
+            )
         self.few = set[tuple[int, int]]()
         self._of_unit: tuple[int, dict[str, Inputs | None]] = -1, {}
         self._index = {name: i for i, unit in enumerate(self._units) for name in unit.matrices}

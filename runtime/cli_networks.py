@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.cli_output import print_json, say, show
 from headrace.errors import HeadraceError
+from headrace.sizes import compared_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,6 @@ def compress(
     """Write a network with zeros, or of 8-bit integers, as an ONNX file."""
     from headrace.loaders.sources import resolve
     from headrace.networks.compression.compress import compress_network
-    from headrace.sizes import format_size
 
     given = {k: v for k, v in options.items() if k not in _OF_NETWORKS}
     for name, value in given.items():
@@ -127,8 +127,7 @@ def compress(
         parts.append(f"{done.sparsity:.1%} of the weights of {done.sparse_layers} layers are zero")
     if done.integer_nodes:
         parts.append(f"{sum(done.integer_nodes.values())} nodes of integers")
-    sizes = f"{format_size(done.size_bytes)} (from {format_size(done.source_bytes)})"
-    say(f"{done.path}: {sizes}, {', '.join(parts)}")
+    say(f"{done.path}: {compared_size(done.size_bytes, done.source_bytes)}, {', '.join(parts)}")
     return 0
 
 

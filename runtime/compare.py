@@ -57,8 +57,8 @@ def compare(
         losses.append((losses_of(p, targets), losses_of(q, targets)))
         q -= p
         np.exp(p, out=p)
-        # No less than 0, but for rounding.
-        divergence.append(np.maximum(0.0, -np.einsum("ij,ij->i", p, q, dtype=np.float64)))
+        # No less than 0, but for rounding; 0 is added as -0 is no less either.
+        divergence.append(np.maximum(0.0, -np.einsum("ij,ij->i", p, q, dtype=np.float64)) + 0.0)
         if progress is not None:
             progress(i + 1, len(windows), "windows")
     kl = np.concatenate(divergence)

@@ -44,7 +44,7 @@ from headrace.rates import measure_rates
 from headrace.refit import refit
 from headrace.sampling import SamplingParams
 from headrace.sizes import parse_size
-from headrace.stack import StackBlock, block_format
+from headrace.stack import StackBlocks, block_format
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
@@ -218,10 +218,10 @@ class Model:
         return max(sizes, key=lambda name: sizes[name])
 
     @property
-    def blocks(self) -> tuple[StackBlock, ...]:
+    def blocks(self) -> StackBlocks:
         """Blocks in memory, of a model that is a stack of them."""
         prepared = self._held.prepared
-        return prepared.stack.blocks[: prepared.blocks] if prepared.stack else ()
+        return StackBlocks(prepared.stack.blocks[: prepared.blocks] if prepared.stack else ())
 
     @property
     def streams(self) -> bool:

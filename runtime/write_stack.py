@@ -162,7 +162,7 @@ def write_stack(
                     losses = found_losses.reshape(levels - 1, len(stacked))
                 made, header = layout(blocks.in_order(spill, losses))
                 with PartialFile(target, made.key, made.size) as file:
-                    file.tell(notice, len(made.entries), f"tensors that {file.path} has")
+                    file.tell(notice, len(made.entries), "tensors")
                     made.write(file, header, reader, spill, progress)
                     if price is not None:
                         found = price(file.path, priced)

@@ -94,6 +94,7 @@ def test_distance_is_what_its_definition_says(exact: headrace.Model, rough: head
 def test_a_model_equals_itself(rough: headrace.Model) -> None:
     found = compare(rough, rough, TEXT, context=CONTEXT, chunks=1)
     assert found["kl_divergence"] == 0 == found["kl_largest"]
+    assert not any(np.signbit(value) for key, value in found.items() if "kl" in key)  # no -0
     assert found["top_agreement"] == found["perplexity_ratio"] == 1
     assert found["windows"] == 1
 

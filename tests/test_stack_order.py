@@ -145,7 +145,7 @@ def test_what_was_interrupted_goes_on(path: Path, tmp_path: Path) -> None:
     assert not target.exists()
     write(target, told=told, progress=lambda done, total, what: tried.append(done))
     assert tried == list(range(1, LEAST * (LEVELS - 1) + 1))
-    assert "going on after 40 of 60 blocks that were tried" in told
+    assert any("going on after 40 of 60 blocks that were tried" in line for line in told)
     assert target.read_bytes() == path.read_bytes()
     assert not list(tmp_path.glob(".s*"))
 
@@ -168,9 +168,9 @@ def test_levels_without_room_are_ordered_by_error(
 
 def test_the_command_asks_for_a_text(tmp_path: Path) -> None:
     target = tmp_path / "s.gguf"
-    for options in ({"format": "bitstack"}, {"format": "q4_0", "calibrate": TEXT}):
+    for options in ({"format": "bitstack", "method": "rtn"}, {"format": "q4_0", "calibrate": TEXT}):
         with pytest.raises(UnsupportedError, match="--sort perplexity is for --format bitstack"):
             compress(STORIES, target, sort="perplexity", **options)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="--sort is one of error, perplexity, not 'size'"):
-        compress(STORIES, target, format="bitstack", sort="size")  # type: ignore[arg-type]
+        compress(STORIES, target, format="bitstack", method="rtn", sort="size")  # type: ignore[arg-type]
     assert not target.exists()
