@@ -206,7 +206,7 @@ def measure_price(
         floor = levels_bytes(open_model(compressed), levels, options)
         with loaded(whole_stack=False, floor=floor) as pair:
             for n in sorted(levels, reverse=True):
-                pair[1].memory = _memory_of(pair[1], n)
+                _compute_with(pair[1], n)
                 parts.insert(0, {"level": n, **_rates(price(pair))})
     return {
         **_rates(found),
@@ -216,24 +216,24 @@ def measure_price(
     }
 
 
-def _memory_of(model: Model, levels: int) -> int:
-    """What a stack takes with so many levels.
+def _compute_with(model: Model, levels: int) -> None:
+    """Let a stack compute with so many blocks of each matrix.
 
     Raises:
-        BudgetError: it has got less than that.
+        BudgetError: it has got memory for fewer.
     """
     p = model.prepared
     if p.stack is None:
         raise AssertionError("no stack has no levels")
-    more = p.stack.n_bytes(levels * p.stack.least) - p.stack.n_bytes(p.blocks)
-    needed = sum(p.parts.values()) + more
-    if more > 0:
+    missing = p.stack.n_bytes(levels * p.stack.least) - p.stack.n_bytes(p.blocks)
+    if missing > 0:
+        needed = sum(p.parts.values()) + missing
         raise BudgetError(
             f"to price {levels} levels of a stack takes {format_size(needed)} of memory beside the "
             "source: less is free than was when this began. Free some, or leave out --evaluate",
             needed_bytes=needed,
         )
-    return needed
+    model.compute_with(dict.fromkeys(p.stack.shapes, levels))
 
 
 def _rates(found: dict[str, Any]) -> dict[str, float]:
