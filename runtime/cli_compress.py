@@ -45,6 +45,8 @@ def compress(
     if "numpy" not in sys.modules:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from headrace.compress import compress as write
+    from headrace.loaders.tiled import open_model
+    from headrace.stack_price import shown_price
 
     options["calibrate"] = None if calibrate is None else text_of(calibrate)
     options["evaluate"] = None if evaluate is None else text_of(evaluate)
@@ -57,6 +59,7 @@ def compress(
         if parts_of(dst):
             say(f"what is complete of {dst} is kept: the same command goes on")
         raise
+    price = None if done.price is None else shown_price(open_model(done.path))
     if json:
         print_json(
             {
@@ -65,12 +68,12 @@ def compress(
                 "size_bytes": done.size_bytes,
                 "formats": done.formats,
                 "remarks": done.remarks,
-                "price": done.price,
+                "price": price,
             }
         )
         return 0
-    if done.price is not None:
-        show(done.price, False)
+    if price is not None:
+        show(price, False)
     sizes = compared_size(done.size_bytes, done.source_bytes)
     if options["format"] == "bitstack":
         sizes += ", all blocks; a model loads as many of them as memory has room for"

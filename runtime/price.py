@@ -31,7 +31,7 @@ _CHARACTERS = 16  # more than a token has on average
 _PREFIX = "headrace.price."
 _RESERVED = "headrace.later."  # of the room for it: as long, and no price
 _LEVEL = re.compile(re.escape(_PREFIX) + r"level(\d{1,3})\.kl_divergence")
-_RATES = ("kl_divergence", "top_agreement", "perplexity_ratio")
+RATES = ("kl_divergence", "top_agreement", "perplexity_ratio")
 
 
 def text_digest(text: str) -> str:
@@ -48,11 +48,11 @@ def price_keys(found: dict[str, Any] | None, levels: Sequence[int] = ()) -> dict
     found = found or {"tokens": 0, "text_sha256": "0" * 64}
     parts = found.get("levels", [{} for _ in levels])
     return {
-        **{prefix + name: float(found.get(name, 0)) for name in _RATES},
+        **{prefix + name: float(found.get(name, 0)) for name in RATES},
         **{
             f"{prefix}level{level}.{name}": float(part.get(name, 0))
             for level, part in zip(levels, parts, strict=True)
-            for name in _RATES
+            for name in RATES
         },
         prefix + "tokens": int(found["tokens"]),
         prefix + "text_sha256": found["text_sha256"],
@@ -65,7 +65,7 @@ def price_of(model: ModelFile) -> dict[str, Any] | None:
     Raises:
         ModelFileError: what it states is none.
     """
-    if _PREFIX + _RATES[0] not in model.metadata:
+    if _PREFIX + RATES[0] not in model.metadata:
         return None
     named = (_LEVEL.fullmatch(key) for key in model.metadata)
     levels = sorted(int(match[1]) for match in named if match)
@@ -237,4 +237,4 @@ def _compute_with(model: Model, levels: int) -> None:
 
 
 def _rates(found: dict[str, Any]) -> dict[str, float]:
-    return {name: found[name] for name in _RATES}
+    return {name: found[name] for name in RATES}

@@ -37,7 +37,7 @@ from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name, refuse_stack
 
 STACK = "bitstack"  # what it is called among the formats that a file may get
-PRICED_LEVELS = 2, 4, 8  # whose price stands in the file, beside that of all
+PRICED_LEVELS = 1, 2, 3, 4, 6, 8, 12  # whose price stands in the file, beside that of all
 
 _Source: TypeAlias = PlacedMatrix | TensorInfo | MadeBlock
 

@@ -8,6 +8,7 @@ import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from headrace.partial_file import PartialFile
 from headrace.price import price_of
 from headrace.sparse.bitstack import rebuild, unpack
 from headrace.stack import Stack, stack_of
+from headrace.stack_price import price_at
 from headrace.standalone.export import export
 from headrace.targets.host import pick_target
 from headrace.write_stack import write_stack
@@ -503,24 +505,69 @@ def test_the_price_of_levels_stands_in_the_file(
     ).path  # fmt: skip
     price = price_of(open_model(path))
     assert price is not None and price["tokens"] == 255
-    assert [one["level"] for one in price["levels"]] == [2, 4, 8]
+    assert [one["level"] for one in price["levels"]] == [1, 2, 3, 4, 6, 8, 12]
     divergences = [one["kl_divergence"] for one in price["levels"]] + [price["kl_divergence"]]
-    assert divergences == sorted(divergences, reverse=True) and divergences[0] > divergences[2] > 0
+    assert divergences == sorted(divergences, reverse=True) and divergences[0] > divergences[-2] > 0
     # It is what `compare` says of a budget with these blocks.
     with load_wide(STORIES) as source, load_wide(path) as model:
         found = stack(path)
         fixed = sum(model.prepared.parts.values()) - found.n_bytes(len(found))
-        for one in price["levels"]:
+        for one in price["levels"][1::3]:
             model.memory = fixed + found.n_bytes(one["level"] * found.least)
             again = measure(source, model, TEXT, context=512, chunks=1)
             assert again["kl_divergence"] == pytest.approx(one["kl_divergence"], rel=1e-6)
-    assert describe_model(path)["price"] == price
-    show(price, False)
+    _shown_with_levels_between(path, price, capsys)
+
+
+def _shown_with_levels_between(
+    path: Path, price: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 16 levels those that were not measured lie between those that were, and it says so."""
+    listed = describe_model(path)["price"]
+    assert {**listed, "levels": 0} == {**price, "levels": 0}
+    rows = {one["level"]: one for one in listed["levels"]}
+    assert [*rows] == [*range(1, 17)]
+    for one in price["levels"]:
+        assert rows[one["level"]].items() >= {**one, "how": "measured"}.items()
+    assert rows[16]["kl_divergence"] == price["kl_divergence"]
+    sizes = [one["weights_bytes"] for one in listed["levels"]]
+    assert sizes == sorted(sizes) and sizes[-1] < path.stat().st_size
+    found = [one["kl_divergence"] for one in listed["levels"]]
+    assert found == sorted(found, reverse=True)
+    five = rows[5]
+    assert five["how"] == "interpolated"
+    halfway = (rows[4]["kl_divergence"] * rows[6]["kl_divergence"]) ** 0.5  # by bytes, about
+    assert five["kl_divergence"] == pytest.approx(halfway, rel=0.02)
+    assert rows[4]["top_agreement"] <= five["top_agreement"] <= rows[6]["top_agreement"]
+    show(listed, False)
     shown = capsys.readouterr().out
-    assert shown.count("\n") == 11  # five facts, and a table of three levels
     for command in ("plan", "inspect"):
         assert cli.main([command, str(path)]) == 0
         assert f"\nprice\n{shown}" in capsys.readouterr().out
+    whole, blocks = plan_model(path, context=64, measure=False), stack(path)
+    assert whole.price_in_memory is None
+    fixed = whole.peak_bytes - blocks.n_bytes(len(blocks))
+    for count, how in ((4 * 30, "measured"), (4 * 30 + 7, "interpolated")):
+        with load(path) as model:
+            model.memory = fixed + blocks.n_bytes(count)
+            plan = model.plan
+        here = plan.price_in_memory
+        assert here is not None and (here["blocks"], here["how"]) == (count, how)
+        assert rows[5]["kl_divergence"] < here["kl_divergence"] <= rows[4]["kl_divergence"]
+        ratio = f"{here['perplexity_ratio']:.3g}"
+        assert f"(perplexity {ratio} times the source's on the text" in plan.notices()[0]
+        assert how in plan.notices()[0]
+
+
+def test_below_what_was_measured_there_is_no_price(path: Path) -> None:
+    rates = {"kl_divergence": 0.0, "top_agreement": 1.0, "perplexity_ratio": 1.0}
+    price = {**rates, "levels": [{"level": 2, **rates, "kl_divergence": 0.5}]}
+    blocks = stack(path)
+    assert price_at(price, blocks, 2 * blocks.least - 1) is None
+    exact = price_at(price, blocks, 2 * blocks.least)
+    assert exact is not None and exact["how"] == "measured" and exact["kl_divergence"] == 0.5
+    between = price_at(price, blocks, 3 * blocks.least)  # towards 0 in a straight line
+    assert between is not None and between["kl_divergence"] == pytest.approx(0.25, rel=0.01)
 
 
 def load_wide(path: Path) -> Model:
