@@ -30,7 +30,14 @@ def refit(prepared: Prepared, budget: int | None, owner: object = None) -> Prepa
             if found is not None:
                 return found
         p = _roomed(p, with_fitted=False)
-    return _fitting(p, limit, budget)
+    try:
+        return _fitting(p, limit, budget)
+    except BudgetError as error:
+        raise BudgetError(
+            f"{error}. A model that is loaded keeps its context of {p.shape.context} tokens and its "
+            f"chunks of {p.shape.chunk}: loaded anew within that memory it takes shorter ones",
+            needed_bytes=error.needed_bytes,
+        ) from error
 
 
 def least(prepared: Prepared) -> Prepared:

@@ -189,7 +189,7 @@ def test_too_little_memory_names_the_least(path: Path) -> None:
         load(path, memory=needed - 4096)
     with load(path) as model:
         before = model.logits(IDS)
-        with pytest.raises(BudgetError):
+        with pytest.raises(BudgetError, match="keeps its context of 64 tokens and its chunks of"):
             model.memory = "60MB"
         assert np.array_equal(model.logits(IDS), before)
 
