@@ -34,8 +34,8 @@ def refit(prepared: Prepared, budget: int | None, owner: object = None) -> Prepa
         return _fitting(p, limit, budget)
     except BudgetError as error:
         raise BudgetError(
-            f"{error}. A model that is loaded keeps its context of {p.shape.context} tokens and its "
-            f"chunks of {p.shape.chunk}: loaded anew within that memory it takes shorter ones",
+            f"{error}. A model that is loaded keeps its context of {p.shape.context} tokens and "
+            f"its chunks of {p.shape.chunk}: loaded anew within that memory it takes shorter ones",
             needed_bytes=error.needed_bytes,
         ) from error
 
