@@ -223,10 +223,14 @@ def compress(
     copied = format == KEEP and widths is None  # or some matrices are rounded
     chosen: Method = method or ("rtn" if calibrate is None or copied else "gptq")
     if chosen == "gptq" and calibrate is None:
-        raise UnsupportedError("--method gptq needs a text to --calibrate with")
+        raise UnsupportedError(
+            "--method gptq needs a text: add --calibrate TEXT, or take --method search or rtn"
+        )
     if format == STACK:
         if method == "search" or ends is not None:
-            raise UnsupportedError(f"--format {STACK} takes neither --method search nor --ends")
+            raise UnsupportedError(
+                f"--format {STACK} takes neither --method search nor --ends: leave that out"
+            )
         if calibrate is None and method is None:
             raise UnsupportedError(
                 f"--format {STACK} needs a text like those that the model will read: add "
@@ -310,7 +314,7 @@ def compress(
                     needs.append(("trying blocks (--sort perplexity)", alone - process))
                 needs += blocks.needs(None if inputs is None else inputs.held)
                 needs += [] if inputs is None else inputs.needs()
-                check_memory(allowed, process, needs, 1)
+                check_memory(path, allowed, process, needs, 1)
 
             measure = None
             if evaluate is not None:
@@ -373,7 +377,7 @@ def compress(
                 stack.enter_context(again)
                 needs = priced + _needs(wanted, rounder, inputs)
                 needs += fitting_needs(again, downs, mixtures, widths[0])
-                check_memory(allowed, process, needs, n_threads)
+                check_memory(path, allowed, process, needs, n_threads)
                 windows = last_windows(model, decoder, calibrate)
                 check_room(path, windows.context, windows.scored, limit)
                 waiting = waiting_experts(
@@ -406,9 +410,11 @@ def compress(
             for line in said:
                 say(line)
             if cut is not None and inputs is not None:
-                check_memory(allowed, process, priced + cut.needs(inputs), 1)
+                check_memory(path, allowed, process, priced + cut.needs(inputs), 1)
             else:
-                check_memory(allowed, process, priced + _needs(wanted, rounder, inputs), n_threads)
+                check_memory(
+                    path, allowed, process, priced + _needs(wanted, rounder, inputs), n_threads
+                )
             for other in (*beside(target), *([] if widths else [waiting_of(target)])):
                 drop(other, say)
             file = stack.enter_context(PartialFile(target, key, size))
