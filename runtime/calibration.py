@@ -47,7 +47,7 @@ def calibration_windows(model: ModelFile, decoder: Decoder, text: str, tokens: i
     window = min(WINDOW, decoder.context, n)
     if window < LEAST_WINDOW:
         raise HeadraceError(
-            f"the text has {n} tokens, too few to learn from: {LEAST_WINDOW} are the least, and "
+            f"the text has {n} tokens, too short to learn from: {LEAST_WINDOW} are the least, and "
             "some ten thousand are usual; use a longer one"
         )
     windows = np.array(ids[: n // window * window], np.int64).reshape(-1, window)
