@@ -1,4 +1,7 @@
-"""Conv: dense, depthwise and in groups, of images with constant float32 weights."""
+"""Conv: dense, depthwise and in groups, of images with constant float32 weights.
+
+Of one dimension, it is that of images of one row (`headrace.networks.channels_first`).
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,16 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
     bias_name = named(node.inputs, 2)
     constant = name in graph.constants and (not bias_name or bias_name in graph.constants)
     shape = graph.constants.type(name).shape if constant else None
-    if read is None or written is None or shape is None or len(shape) != 4:
+    if read is None or written is None or shape is None or len(shape) not in (3, 4):
         return None
+    if len(shape) == 3 and not graph.channels_first.issuperset((x, node.outputs[0])):
+        return None
+    one_row = (1,) * (4 - len(shape))  # what rows are to what is given of columns
+    shape = (*shape[:2], *one_row, *shape[2:])
     groups = node.attribute("group", 1)
     depthwise = groups == read.channels == written.channels and groups > 1
-    strides = tuple(node.attribute("strides", [1, 1]))
-    dilations = tuple(node.attribute("dilations", [1, 1]))
+    strides = (*one_row, *node.attribute("strides", [1] * (2 - len(one_row))))
+    dilations = (*one_row, *node.attribute("dilations", [1] * (2 - len(one_row))))
     pads = pads_before(node, read, written, shape[2:], strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
@@ -49,7 +56,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         bias[: written.channels] = graph.constants.array(bias_name)
 
     def weights() -> np.ndarray:  # [down, across, read, written]
-        return graph.constants.array(name).transpose(2, 3, 1, 0)
+        return graph.constants.array(name).reshape(shape).transpose(2, 3, 1, 0)
 
     channels = (shape[1], shape[0])
     key = graph.constants.identity(name)
@@ -212,7 +219,7 @@ def pads_before(
     auto = node.attribute("auto_pad", b"NOTSET").decode()
     if auto in ("NOTSET", "VALID"):
         pads = node.attribute("pads", [0, 0, 0, 0]) if auto == "NOTSET" else [0, 0]
-        return pads[0], pads[1]
+        return (0, pads[0]) if len(pads) == 2 else (pads[0], pads[1])
     found = []
     sizes = ((read.height, written.height), (read.width, written.width))
     for i, (size, out) in enumerate(sizes):
