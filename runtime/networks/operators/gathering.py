@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, Weight, image_of
+from headrace.networks.operation import Operation, Table, Weight, image_of
 
 _ID_BYTES = {int(onnx.TensorProto.INT32): 4, int(onnx.TensorProto.INT64): 8}
 
@@ -37,10 +37,13 @@ def _gather(graph: Graph, node: Node) -> Operation | None:
         return [at["table"], at[ids], at[one.makes], rows, padded, entries, id_bytes]
 
     key = graph.constants.identity(name)
-    weight = Weight(4 * entries * padded, whole, None if key is None else ("rows", key))
+    place = graph.constants.place(name) if padded == width else None
+    weight = Weight(
+        4 * entries * padded, whole, None if key is None else ("rows", key), place=place
+    )
     return Operation(
         "rows_f32_gather", [], node.outputs[0], slots, [node], {"table": weight}, plain=[ids],
-        bounds={ids: (-entries, entries - 1)},
+        bounds={ids: (-entries, entries - 1)}, table=Table("table", ids, entries, 4 * padded),
     )  # fmt: skip
 
 
