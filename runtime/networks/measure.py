@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +11,8 @@ import numpy as np
 import onnx
 
 from headrace.errors import HeadraceError
-from headrace.networks.graph import Graph, TensorType
+from headrace.networks.graph import TensorType
+from headrace.networks.live import live_bytes
 from headrace.networks.native import NativeRegion
 from headrace.networks.network import Network, Port
 from headrace.networks.network_plan import NetworkPlan
@@ -90,30 +90,6 @@ def patches(plan: NetworkPlan) -> list[dict[str, Any]]:
         }
         for one in plan.patches
     ]  # fmt: skip
-
-
-def live_bytes(graph: Graph) -> int:
-    """The most bytes that values of known shapes have at any moment."""
-    last: dict[str, int] = {}
-    for i, node in enumerate(graph.nodes):
-        last.update(dict.fromkeys(node.reads, i))
-    last.update(dict.fromkeys(graph.outputs, len(graph.nodes)))
-    live = {name: _bytes(graph, name) for name in graph.inputs}
-    most = sum(live.values())
-    for i, node in enumerate(graph.nodes):
-        live.update({name: _bytes(graph, name) for name in node.outputs})
-        most = max(most, sum(live.values()))
-        for name in (*node.reads, *node.outputs):
-            if last.get(name, i) <= i:
-                live.pop(name, None)
-    return most
-
-
-def _bytes(graph: Graph, name: str) -> int:
-    of = graph.types.get(name)
-    if of is None or of.shape is None or of.elem_type == onnx.TensorProto.STRING:
-        return 0
-    return math.prod(of.shape) * onnx.helper.tensor_dtype_to_np_dtype(of.elem_type).itemsize
 
 
 def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> dict[str, Any]:

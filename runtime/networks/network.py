@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from headrace.arguments import whole
 from headrace.errors import HeadraceError
 from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
+from headrace.loaders.progress import Progress
 from headrace.loaders.reader import TensorReader
 from headrace.networks.branches import Decisions
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
 from headrace.networks.patch_choice import Choice
+from headrace.networks.residence import Residence
+from headrace.sizes import parse_size
 from headrace.team import default_threads
 
 MOST_PLANS = 8  # of shapes that were used last
@@ -83,7 +87,11 @@ class Network:
         model: a validated model.
         threads: that compute; default: the physical cores that this process may use.
         patches: whether first operations run patch by patch, which takes less memory and more time:
-            "auto", "off", or so many rows and columns of patches.
+            "auto", "off", or so many rows and columns of patches; None: as "auto" where it does not
+            fit in `memory` otherwise, else "off".
+        memory: bytes that it may take beside the process; what does not fit of its weights is read
+            from a file for every call. None: as many as it takes.
+        progress: called while weights are packed for that.
 
     Attributes:
         path: of the file; None: it came as bytes.
@@ -92,8 +100,9 @@ class Network:
     """
 
     def __init__(
-        self, model: OnnxModel, *, threads: int | None = None, patches: Choice = "off"
-    ) -> None:
+        self, model: OnnxModel, *, threads: int | None = None, patches: Choice | None = None,
+        memory: int | None = None, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
         self.path = model.path
         self.threads = default_threads() if threads is None else threads
         self.model = model
@@ -106,6 +115,7 @@ class Network:
         numbers = [port.name for port in self.inputs if port.is_number]
         self._decisions = Decisions(self._graph, numbers)
         self._engine = Engine(self.threads)
+        self._residence = Residence(model, self._engine, memory, progress)
         self._patches = patches
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
         self._fitting: set[Any] = set()  # types of inputs that need no other look
@@ -150,12 +160,45 @@ class Network:
         if plan is None:
             known = {n: of for n, value in inputs.items() if (of := type_of(value)) is not None}
             graph = self._with_given(inputs)
-            plan = NetworkPlan(graph, known, self._engine, self._patches, decided)
-            self._plans[key] = plan
-            while len(self._plans) > MOST_PLANS:
-                self._plans.popitem(last=False)
+            if self._residence.budget is not None:  # sessions have memory as long as they live
+                self._forget([k for k, one in self._plans.items() if one.host_bytes])
+            plan = self._plans[key] = self._made(graph, known, decided)
+            self._forget(list(self._plans)[:-MOST_PLANS])
         self._plans.move_to_end(key)
         return plan
+
+    def _forget(self, keys: Sequence[Any]) -> None:
+        for key in keys:
+            self._residence.forget(self._plans.pop(key))
+
+    def _made(self, graph: Graph, known: Mapping[str, TensorType], decided: Any) -> NetworkPlan:
+        """A plan, patch by patch where memory is too short for it otherwise."""
+        given = graph, known, self._engine, self._residence
+        plan = NetworkPlan(*given, self._patches or "off", decided)
+        if self._patches is not None:
+            return plan
+        if plan.least_bytes > (self._residence.budget or plan.least_bytes):
+            cut = NetworkPlan(*given, "auto", decided)
+            if cut.least_bytes < plan.least_bytes:
+                return cut
+        return plan
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that it may take beside the process; None: as many as it does.
+
+        May be set while it is loaded with some, as a number of bytes or text as "300MB": more or
+        fewer weights stay from the next call on.
+
+        Raises:
+            BudgetError: that is too little for inputs as they came last; all is as before.
+        """
+        return self._residence.budget
+
+    @memory.setter
+    def memory(self, memory: int | str) -> None:
+        with self._lock:
+            self._residence.change(budget_of(memory))
 
     def _with_given(self, inputs: Mapping[str, Any]) -> Graph:
         """The graph whose defaults are inputs where they are given."""
@@ -203,6 +246,7 @@ class Network:
     def close(self) -> None:
         """Give its memory back; the network cannot be used again."""
         with self._lock:
+            self._residence.close()
             self._plans.clear()
             self._graph = None
             self._engine.close()
@@ -270,19 +314,36 @@ def type_of(value: Any) -> TensorType | None:
     return TensorType(_elem_type(value.dtype), value.shape)
 
 
-def load_network(path: Path, *, threads: int | None = None, patches: Choice = "off") -> Network:
-    """A network from an ONNX file.
+def budget_of(memory: int | str) -> int:
+    """Bytes of a size as callers give it.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    return parse_size(memory if isinstance(memory, str) else whole("memory", memory, low=1))
+
+
+def load_network(
+    path: Path, *, threads: int | None = None, patches: Choice | None = None,
+    memory: int | None = None, progress: Progress | None = None,
+) -> Network:  # fmt: skip
+    """A network from an ONNX file; arguments are those of `Network`.
 
     Raises:
         ModelNotFoundError, ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(open_onnx(path), threads=threads, patches=patches)
+    return Network(
+        open_onnx(path), threads=threads, patches=patches, memory=memory, progress=progress
+    )
 
 
-def network_of(proto: Any, *, threads: int | None = None, patches: Choice = "off") -> Network:
+def network_of(
+    proto: Any, *, threads: int | None = None, patches: Choice | None = None,
+    memory: int | None = None,
+) -> Network:  # fmt: skip
     """A network from a ModelProto in memory.
 
     Raises:
         ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(from_proto(proto), threads=threads, patches=patches)
+    return Network(from_proto(proto), threads=threads, patches=patches, memory=memory)

@@ -212,12 +212,14 @@ class Table(NamedTuple):
         weight: its name.
         ids: the value that chooses, as it lies in ONNX.
         entries, row_bytes: rows, and what each has.
+        rows: how many are taken.
     """
 
     weight: str
     ids: str
     entries: int
     row_bytes: int
+    rows: int
 
 
 class Sparse(NamedTuple):

@@ -27,7 +27,6 @@ from headrace.networks.operation import (
 from headrace.networks.operators.sparse_product import sparse_product
 from headrace.networks.quantisation import named
 
-
 # Weights [down, across, read, written] in parts, with the first channels read and written; a part
 # has all channels that are read, or all that are written and a single tap.
 Runs = Callable[[], Iterator[tuple[int, int, np.ndarray]]]
@@ -158,9 +157,7 @@ def convolution(
     """
     read, written = images
     if not depthwise:
-        sparse = sparse_product(
-            node, geometry.flat(), images, w, key, bias, constants, runs
-        )
+        sparse = sparse_product(node, geometry.flat(), images, w, key, bias, constants, runs)
         if sparse is not None:
             return sparse
     taps = math.prod(geometry.taps)
