@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
@@ -22,9 +22,31 @@ from headrace.networks.patch_choice import Choice, with_patches
 from headrace.networks.quantisation import elem_type
 
 if TYPE_CHECKING:
-    from headrace.networks.streaming import NetworkStreaming, TilesAt
+    from headrace.networks.streaming import TilesAt
+    from headrace.offload.window import Window
 
 _WITHIN = (1 << 44) - 1  # of what stands for an address outside, bytes from the value's begin
+
+
+class WeightSource(Protocol):
+    """Weights that do not all stay in memory, as `headrace.networks.streaming` has them."""
+
+    @property
+    def window(self) -> Window | None:
+        """That steps wait for; None: nothing is read while they run."""
+
+    @property
+    def address(self) -> int:
+        """Of the window; 0: there is none."""
+
+    def parts(self, operation: Operation, name: str) -> list[TilesAt] | None:
+        """Where the tiles of an operation's weight are, in order; None: it is not among these."""
+
+    def rows(self, operation: Operation) -> dict[str, int] | None:
+        """Addresses of the rows that an operation takes, and of what stands for their ids."""
+
+    def fetch(self, operation: Operation, values: Mapping[str, np.ndarray]) -> None:
+        """Bring the rows that ids choose, which have been checked."""
 
 
 class NativeRegion:
@@ -75,7 +97,7 @@ class NativeRegion:
         self._own: dict[int, dict[str, Arena]] = {}  # what operations have for themselves alone
         self._linked: _Linked | None = None
 
-    def link(self, streaming: NetworkStreaming | None, *, again: bool) -> None:
+    def link(self, streaming: WeightSource | None, *, again: bool) -> None:
         """Take memory for values and weights.
 
         Args:
@@ -168,7 +190,7 @@ class _Linked:
 
     def __init__(
         self, region: NativeRegion, engine: Engine, own: dict[int, dict[str, Arena]],
-        streaming: NetworkStreaming | None,
+        streaming: WeightSource | None,
     ) -> None:  # fmt: skip
         # Not the region: in a circle, threads might outlive the kernels that they run.
         self._engine, self._streaming = engine, streaming

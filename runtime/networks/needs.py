@@ -6,7 +6,7 @@ The number is for the network, beside the process that it runs in.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,7 +29,7 @@ from headrace.sizes import format_size
 LEAST_BYTES = 32 << 10  # smaller weights stay in memory: they are not worth a read
 TOGETHER = 4  # tiles, which kernels take at a time; and for each thread at least half as many
 STEP_BYTES = 2000  # of a call's argument block, and of a read
-READER_BYTES = 1 << 20  # stacks of the threads that read
+READER_BYTES = 2 << 20  # stacks of the threads that read, and what says what is where
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Needs:
     Attributes:
         fixed: bytes by what they are for, but for weights.
         stay: bytes of weights that are in memory in any case.
-        making_stay: that making one of these takes at most.
+        making_stay: that making one of these takes at most, or a plan that looks at weights.
         making: the same of all weights.
         streamable: those that need not be, in the order of a run.
         tables: of which rows may be read.
@@ -108,6 +108,11 @@ class Needs:
             + sum(one.weight.n_bytes for one in self.streamable)
             + sum(one.weight.n_bytes for one in self.tables)
         )
+
+    @property
+    def row_bytes(self) -> int:
+        """Of what a run reads of tables, at most."""
+        return sum(one.n_bytes for one in self.tables)
 
     @cached_property
     def pieces(self) -> list[Piece]:
@@ -148,8 +153,15 @@ class NetworkMemory:
         return (self.residency.streamed_bytes if self.residency else 0) + self.row_bytes
 
 
-def needs_of(operations: Iterable[Operation], threads: int, fixed: dict[str, int]) -> Needs:
-    """What operations take, and `fixed` bytes beside them."""
+def needs_of(
+    operations: Iterable[Operation], threads: int, fixed: dict[str, int], *, files: bool
+) -> Needs:
+    """What operations take, and `fixed` bytes beside them.
+
+    Args:
+        threads: that compute.
+        files: whether the network came as a file, so that its weights can be read from one.
+    """
     own = {id(one.weights): one for one in operations}
     shared = Counter(id(one.weights) for one in operations)
     shared_keys = Counter(
@@ -165,16 +177,19 @@ def needs_of(operations: Iterable[Operation], threads: int, fixed: dict[str, int
                 stay += weight.nbytes
                 continue
             making = max(making, weight.making_bytes)
+            if weight.planned_by:
+                making_stay = max(making_stay, weight.making_bytes)
             key = _key(weight)
             if one.table is not None and name == one.table.weight:
                 rows = _rows(one, one.table, weight)
-                if rows is not None:
+                if rows is not None and files:
                     tables.append(rows)
                     continue
             # What several operations read (those of patches among them) is better kept.
             alone = shared[id(one.weights)] == 1 and shared_keys[key] == 1
             only = not any(found.operation is one for found in streamable)
-            if weight.key is not None and weight.n_bytes >= LEAST_BYTES and alone and only:
+            large = weight.key is not None and weight.n_bytes >= LEAST_BYTES
+            if large and alone and only and files:
                 streamable.append(_streamable(one, name, weight, threads))
             elif weight.key is None or key not in placed:
                 stay += weight.n_bytes
@@ -201,21 +216,23 @@ def _rows(one: Operation, table: Table, weight: Weight) -> Rows | None:
     return found if known and 2 * found.n_bytes < weight.n_bytes else None
 
 
-def decide(needs: Needs, budget: int | None, arena: int, name: str) -> NetworkMemory:
-    """Everything in memory if that fits, else the weights that keep most of it busy.
+def decide(
+    needs: Needs, budget: int | None, reserved: Mapping[str, int], name: str
+) -> NetworkMemory:
+    """Everything in memory if that fits, else as much of the weights as does.
 
     Args:
         budget: bytes that the network may take; None: as many as it does.
-        arena: bytes for values; more than this plan's where another one's took more, so that the
-            weights that stay are the same ones.
+        reserved: bytes for parts, where other plans take more than this one: so that the weights
+            that stay are the same ones.
         name: of the network, for messages.
 
     Raises:
         BudgetError: not even the least fits.
     """
-    fixed = needs.fixed | {"values": max(arena, needs.fixed["values"])}
+    fixed = {part: max(n, reserved.get(part, 0)) for part, n in needs.fixed.items()}
     kept = needs.stay + sum(one.weight.n_bytes for one in needs.streamable)
-    rows = sum(one.n_bytes for one in needs.tables)
+    rows = needs.row_bytes and max(needs.row_bytes, reserved.get("rows", 0))
     pieces = needs.pieces
     whole = fixed | {"weights": needs.weights, "making weights": needs.making}
     with_rows = fixed | {"weights": kept, "making weights": needs.making, "rows": rows}
@@ -233,7 +250,7 @@ def decide(needs: Needs, budget: int | None, arena: int, name: str) -> NetworkMe
     if budget is None or totals[0] <= budget:
         return found
     if totals[1] <= budget:
-        return replace(found, parts=with_rows, from_file=True, row_bytes=rows)
+        return replace(found, parts=with_rows, from_file=True, row_bytes=needs.row_bytes)
     room = budget - sum(base.values())
     residency = keep(pieces, room) if window is not None and window <= room else None
     if residency is None:
@@ -247,5 +264,6 @@ def decide(needs: Needs, budget: int | None, arena: int, name: str) -> NetworkMe
     parts = base | {"window": residency.window_bytes}
     parts["weights"] += residency.kept_bytes
     return replace(
-        found, parts=parts, residency=residency, from_file=bool(needs.tables), row_bytes=rows
-    )
+        found, parts=parts, residency=residency, from_file=bool(needs.tables),
+        row_bytes=needs.row_bytes,
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,12 @@ from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
 from headrace.networks.patch_choice import Choice
 from headrace.networks.residence import Residence
-from headrace.sizes import parse_size
+from headrace.sizes import format_size, parse_size
 from headrace.team import default_threads
+
+if TYPE_CHECKING:
+    from headrace.networks.packed_file import PackedFile
+    from headrace.networks.prediction import Prediction
 
 MOST_PLANS = 8  # of shapes that were used last
 MOST_FITTING = 256  # types of inputs that are remembered to be the network's
@@ -199,6 +203,63 @@ class Network:
     def memory(self, memory: int | str) -> None:
         with self._lock:
             self._residence.change(budget_of(memory))
+
+    def predict(self, plan: NetworkPlan) -> Prediction:
+        """What a run of a plan should take that has no memory yet (as `plan` gives it).
+
+        Raises:
+            BudgetError: it does not fit.
+            ModelFileError: the file cannot be read.
+            KernelError: a kernel cannot be had.
+        """
+        from headrace.networks.prediction import predict
+
+        with self._lock:
+            self._residence.release()
+            return predict(plan, plan.memory, self._engine, self.model)
+
+    def packed_file(self, plan: NetworkPlan) -> PackedFile | None:
+        """The file that weights of a plan are read from under a budget; None: the model's own."""
+        from headrace.networks.streaming import packed_of
+
+        if plan.memory.residency is None and not any(
+            one.weight.place is None for one in plan.needs.tables
+        ):
+            return None
+        return packed_of(plan.needs, self.model, self._engine.target.name)
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds that calls have waited for weights, since there was last another budget."""
+        streaming = self._residence.streaming
+        return 0.0 if streaming is None else streaming.stall_s
+
+    def notices(self, inputs: Mapping[str, Any]) -> list[str]:
+        """What a user should know before the wait, where memory is short for such inputs.
+
+        Raises:
+            BudgetError: they do not fit.
+        """
+        plan = self.plan(inputs)
+        memory, found = plan.memory, []
+        if self._patches is None:
+            found += [
+                f"operators {one.first} to {one.last} run on {one.grid} x {one.grid} patches, as "
+                f"memory is short: {100 * one.overhead:.0f}% more multiply-adds"
+                for one in plan.patches
+            ]
+        if memory.streamed_bytes:
+            found.append(
+                f"{format_size(memory.streamed_bytes)} of weights are read from the disk for each "
+                f"run; with {format_size(memory.whole)} of memory none would be"
+            )
+            packed = self.packed_file(plan)
+            if packed is not None and not packed.is_there:
+                found.append(
+                    f"for that, they are packed once: {format_size(packed.n_bytes)} in "
+                    f"{packed.path}"
+                )
+        return found
 
     def _with_given(self, inputs: Mapping[str, Any]) -> Graph:
         """The graph whose defaults are inputs where they are given."""

@@ -114,7 +114,7 @@ class NetworkPlan:
             "onnxruntime": sum(host),
             "steps": STEP_BYTES * len(operations),
         }
-        return needs_of(operations, self._threads, fixed)
+        return needs_of(operations, self._threads, fixed, files=self._residence.has_files)
 
     @property
     def memory(self) -> NetworkMemory:
@@ -128,7 +128,7 @@ class NetworkPlan:
     @property
     def least_bytes(self) -> int:
         """The smallest budget in which it runs."""
-        return decide(self.needs, None, self.arena_bytes, "").least
+        return decide(self.needs, None, {}, "").least
 
     @property
     def host_bytes(self) -> int:
@@ -137,6 +137,7 @@ class NetworkPlan:
 
     def link(self, streaming: NetworkStreaming | None, *, again: bool) -> None:
         """Take memory, if it has none; see `NativeRegion.link`."""
+        _ = self.needs  # while it is known what weights are made of
         for run in self.natives:
             if not run.is_linked:
                 run.link(streaming, again=again)

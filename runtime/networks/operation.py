@@ -168,6 +168,7 @@ class Weight:
             made whole.
         place: where a file has these very bytes; None: nowhere.
         making: bytes that `make` takes, if not four times the array's.
+        planned_by: whether every plan looks at all of it, which takes as much.
     """
 
     n_bytes: int
@@ -176,6 +177,7 @@ class Weight:
     runs: Callable[[], Iterator[tuple[int, np.ndarray]]] | None = None
     place: TensorInfo | None = None
     making: int | None = None
+    planned_by: bool = False
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:
         """All of it, each part with the byte that it begins at."""
@@ -188,7 +190,7 @@ class Weight:
     def making_bytes(self) -> int:
         """What `parts` takes."""
         if self.runs is not None:
-            return 4 * CHUNK_BYTES
+            return 4 * min(CHUNK_BYTES, self.n_bytes)
         return 4 * self.n_bytes if self.making is None else self.making
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from headrace import kernels, networks, sparse
 from headrace.atomic_file import whole_file
-from headrace.errors import HeadraceError, UnsupportedError
+from headrace.errors import HeadraceError
 from headrace.folders import cache_root, why_unusable
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_model import OnnxModel
@@ -40,7 +40,7 @@ class PackedFile:
     """The packed weights of a network, in a file that may have to be written yet.
 
     Args:
-        model: whose weights they are.
+        model: whose weights they are; it came as a file.
         weights: by what tells each from others, in the order in which they are read.
         target: of the kernels.
 
@@ -49,16 +49,9 @@ class PackedFile:
         n_bytes: of the file.
         places: of the weights, by the same keys.
 
-    Raises:
-        UnsupportedError: the model came as bytes.
     """
 
     def __init__(self, model: OnnxModel, weights: Mapping[Any, Weight], target: str) -> None:
-        if model.path is None:
-            raise UnsupportedError(
-                "a network that came as bytes cannot be read from a file while it runs: give its "
-                "file, or more memory"
-            )
         self._weights = dict(weights)
         whose, which = _digests(model, self._weights, target)
         folder = cache_root() / FOLDER

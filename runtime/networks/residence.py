@@ -39,7 +39,7 @@ class Residence:
     ) -> None:
         self._model, self._engine, self._progress = model, engine, progress
         self.budget = budget
-        self._arena = 0  # of the plan that takes most
+        self._reserved: dict[str, int] = {}  # what plans took at most of what is no weight
         # Plans know this: in a circle, threads might outlive the kernels that they run.
         self._in_use: ReferenceType[NetworkPlan] | None = None
         self._kept: Kept = {}
@@ -49,6 +49,11 @@ class Residence:
     @property
     def _plan(self) -> NetworkPlan | None:
         return None if self._in_use is None else self._in_use()
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the network came as a file."""
+        return self._model.path is not None
 
     @property
     def name(self) -> str:
@@ -61,7 +66,7 @@ class Residence:
         Raises:
             BudgetError: more than there may be.
         """
-        return decide(plan.needs, self.budget, self._arena, self.name)
+        return decide(plan.needs, self.budget, self._reserved, self.name)
 
     def use(self, plan: NetworkPlan) -> None:
         """Have memory for a plan.
@@ -77,7 +82,8 @@ class Residence:
         if self._plan is plan:
             return
         memory = self.memory_of(plan)
-        self._arena = max(self._arena, plan.arena_bytes)
+        parts = plan.needs.fixed | {"rows": plan.needs.row_bytes}
+        self._reserved = {k: max(n, self._reserved.get(k, 0)) for k, n in parts.items()}
         before = self._plan
         if before is not None and self.streaming is None and not _reads(memory):
             before.empty()
@@ -121,7 +127,7 @@ class Residence:
                 "made of: load it with one, which can be changed"
             )
         if self._plan is not None:
-            decide(self._plan.needs, budget, self._arena, self.name)
+            decide(self._plan.needs, budget, self._reserved, self.name)
         self.budget = budget
         self.release()
 

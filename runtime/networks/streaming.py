@@ -208,6 +208,11 @@ class NetworkStreaming:
         if self._revision.add(self.window.mode, n_bytes, seconds, stall_s):
             self._rates = self._revision.rates
 
+    @property
+    def stall_s(self) -> float:
+        """Seconds that runs have waited."""
+        return 0.0 if self.window is None else self.window.flow.stall_s
+
     def halt(self) -> None:
         """End the readers until the next run begins."""
         if self.window is not None:

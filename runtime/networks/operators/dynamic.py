@@ -30,7 +30,7 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
         return None
     if shape is None or shape != (read.channels, written.channels):
         return None
-    key = tuple(graph.constants.identity(n) for n in (name, scales, zeros) if n)
+    key: Any = tuple(graph.constants.identity(n) for n in (name, scales, zeros) if n)
     if scales not in graph.constants or (zeros and zeros not in graph.constants):
         return None
     found = int8_weights(graph, name, scales, zeros, 1)
@@ -80,9 +80,10 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
         assert again is not None
         return convolution_u8.tiled_weights(again[0][None, None], True)
 
+    key = None if None in key else ("dynamic", *key)
     product = Operation(
         "convolution_u8", [codes], y, product_slots, [],
-        {"weights": Weight(n_bytes, tiled, None if None in key else ("dynamic", *key))},
+        {"weights": Weight(n_bytes, tiled, key, planned_by=True)},
         macs=rows * w.size, cut=Cut(tiles, convolution_u8.some_tiles),
     )  # fmt: skip
     quantise = Operation(

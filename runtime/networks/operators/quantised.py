@@ -105,7 +105,7 @@ def _dense(
     own: dict[str, np.ndarray | Weight] = {
         "weights": Weight(
             n_bytes, lambda: convolution_u8.tiled_weights(again(), floats),
-            None if key is None else ("u8", key, floats),
+            None if key is None else ("u8", key, floats), planned_by=True,
         ),
         "tails": tails,
         "outside": np.full(-(-read.pixel_bytes // 64) * 64, of.zero, np.uint8),
