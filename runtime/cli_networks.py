@@ -28,7 +28,7 @@ def run(
 
     with _open(model, threads, patches, memory) as network:
         given = _files(inputs, network)
-        if memory is not None and not json:
+        if not json:
             for notice in network.notices(given):
                 say(notice)
         found = network(given)
@@ -138,8 +138,9 @@ def compress(
 
 
 def embed(
-    *, model: str, texts: Sequence[str], output: str | None, threads: int | None, json: bool
-) -> int:
+    *, model: str, texts: Sequence[str], output: str | None, threads: int | None,
+    memory: int | None, json: bool,
+) -> int:  # fmt: skip
     """Turn texts into vectors: those given, or each line of stdin.
 
     Shows how alike they are (cosines of their vectors); -o writes the vectors as a .npy file.
@@ -159,7 +160,7 @@ def embed(
         raise HeadraceError('no texts; write `headrace embed MODEL "a text" "another"`')
     chosen = None if threads is None else whole("threads", threads, low=1)
     with (
-        load_encoder(Path(model).expanduser(), threads=chosen) as encoder,
+        load_encoder(Path(model).expanduser(), threads=chosen, memory=memory) as encoder,
         progress_bar() as progress,
     ):
         vectors = encoder.embed(given, progress=lambda n, of: progress(n, of, "texts"))

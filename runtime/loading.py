@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from headrace import model as language_model
-from headrace.arguments import whole
+from headrace.arguments import size_of, whole
 from headrace.loaders.sources import is_encoder, is_network, resolve
 
 P = ParamSpec("P")
@@ -43,21 +43,21 @@ def _other(
     if given:
         raise TypeError(f"{name}: {what} takes no {given[0]!r} (yet); leave it out")
     chosen = None if threads is None else whole("threads", threads, low=1)
+    budget = None if memory is None else size_of(memory)
     if is_network(name):
-        from headrace.networks.network import budget_of, load_network
+        from headrace.networks.network import load_network
         from headrace.networks.patch_choice import checked
 
         return load_network(
             resolve(name, progress=progress), threads=chosen, progress=progress,
             patches=None if patches is None else checked(patches),
-            memory=None if memory is None else budget_of(memory),
+            memory=budget,
         )  # fmt: skip
-    for option, value in (("patches", patches), ("memory", memory)):
-        if value is not None:
-            raise TypeError(f"{name}: {what} takes no {option!r} (yet); leave it out")
+    if patches is not None:
+        raise TypeError(f"{name}: {what} takes no 'patches'; leave it out")
     from headrace.networks.encoders.encoder import load_encoder
 
-    return load_encoder(Path(name).expanduser(), threads=chosen)
+    return load_encoder(Path(name).expanduser(), threads=chosen, memory=budget)
 
 
 load = _or_network(language_model.load)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.arguments import whole
+from headrace.arguments import size_of
 from headrace.errors import HeadraceError
 from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
 from headrace.loaders.progress import Progress
@@ -24,7 +24,7 @@ from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
 from headrace.networks.patch_choice import Choice
 from headrace.networks.residence import Residence
-from headrace.sizes import format_size, parse_size
+from headrace.sizes import format_size
 from headrace.team import default_threads
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Network:
             "auto", "off", or so many rows and columns of patches; None: as "auto" where it does not
             fit in `memory` otherwise, else "off".
         memory: bytes that it may take beside the process; what does not fit of its weights is read
-            from a file for every call. None: as many as it takes.
+            from a file for every call. None: as many as it takes, if those are free.
         progress: called while weights are packed for that.
 
     Attributes:
@@ -164,8 +164,8 @@ class Network:
         if plan is None:
             known = {n: of for n, value in inputs.items() if (of := type_of(value)) is not None}
             graph = self._with_given(inputs)
-            if self._residence.budget is not None:  # sessions have memory as long as they live
-                self._forget([k for k, one in self._plans.items() if one.host_bytes])
+            # Sessions of onnxruntime have memory as long as they live.
+            self._forget([k for k, one in self._plans.items() if self._residence.is_large(one)])
             plan = self._plans[key] = self._made(graph, known, decided)
             self._forget(list(self._plans)[:-MOST_PLANS])
         self._plans.move_to_end(key)
@@ -181,7 +181,8 @@ class Network:
         plan = NetworkPlan(*given, self._patches or "off", decided)
         if self._patches is not None:
             return plan
-        if plan.least_bytes > (self._residence.budget or plan.least_bytes):
+        budget = self._residence.budget
+        if budget is not None and plan.least_bytes > budget and not self._residence.is_large(plan):
             cut = NetworkPlan(*given, "auto", decided)
             if cut.least_bytes < plan.least_bytes:
                 return cut
@@ -189,7 +190,7 @@ class Network:
 
     @property
     def memory(self) -> int | None:
-        """Bytes that it may take beside the process; None: as many as it does.
+        """Bytes that it may take beside the process; None: as many as it does (and as are free).
 
         May be set while it is loaded with some, as a number of bytes or text as "300MB": more or
         fewer weights stay from the next call on.
@@ -202,7 +203,7 @@ class Network:
     @memory.setter
     def memory(self, memory: int | str) -> None:
         with self._lock:
-            self._residence.change(budget_of(memory))
+            self._residence.change(size_of(memory))
 
     def predict(self, plan: NetworkPlan) -> Prediction:
         """What a run of a plan should take that has no memory yet (as `plan` gives it).
@@ -373,15 +374,6 @@ def type_of(value: Any) -> TensorType | None:
     if not isinstance(value, np.ndarray):
         return None
     return TensorType(_elem_type(value.dtype), value.shape)
-
-
-def budget_of(memory: int | str) -> int:
-    """Bytes of a size as callers give it.
-
-    Raises:
-        TypeError, ValueError: it is none.
-    """
-    return parse_size(memory if isinstance(memory, str) else whole("memory", memory, low=1))
 
 
 def load_network(

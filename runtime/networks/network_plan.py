@@ -126,6 +126,11 @@ class NetworkPlan:
         return self._residence.memory_of(self)
 
     @property
+    def is_linked(self) -> bool:
+        """Whether it has memory."""
+        return any(run.is_linked for run in self.natives)
+
+    @property
     def least_bytes(self) -> int:
         """The smallest budget in which it runs."""
         return decide(self.needs, None, {}, "").least

@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import ReferenceType, ref
 
+from headrace.available import resident_bytes
 from headrace.errors import HeadraceError
 from headrace.loaders.onnx_model import OnnxModel
 from headrace.loaders.progress import Progress
 from headrace.networks.engine import Engine
-from headrace.networks.needs import NetworkMemory, decide
+from headrace.networks.needs import Needs, NetworkMemory, decide
 from headrace.offload.modes import FlashRate, ReadMode
 from headrace.promises import promise
 
 if TYPE_CHECKING:
     from headrace.networks.network_plan import NetworkPlan
     from headrace.networks.streaming import Kept, NetworkStreaming
+
+
+WATCHED_BYTES = 64 << 20  # of weights: networks with fewer fit without a look at what is free
+SMALL_SHARE = 512  # of a budget, that sessions may have which are not in use
 
 
 class Residence:
@@ -26,11 +31,12 @@ class Residence:
     Args:
         model: the network's file.
         engine: its kernels and threads.
-        budget: bytes that the network may take beside the process; None: as many as it does.
+        budget: bytes that the network may take beside the process; None: as many as it does, or as
+            are free where that is less.
         progress: of packing weights.
 
     Attributes:
-        budget: as given; `change` changes it.
+        budget: as given, or what was free; `change` changes it.
         streaming: what the plan reads that has memory; None: all of it is there.
     """
 
@@ -66,7 +72,14 @@ class Residence:
         Raises:
             BudgetError: more than there may be.
         """
-        return decide(plan.needs, self.budget, self._reserved, self.name)
+        budget = self.budget
+        if budget is None and self.has_files and not plan.is_linked:
+            budget = _free_for(plan.needs)
+        return decide(plan.needs, budget, self._reserved, self.name)
+
+    def is_large(self, plan: NetworkPlan) -> bool:
+        """Whether a plan that has no turn takes more than what does not matter."""
+        return self.budget is not None and plan.host_bytes > self.budget // SMALL_SHARE
 
     def use(self, plan: NetworkPlan) -> None:
         """Have memory for a plan.
@@ -76,12 +89,13 @@ class Residence:
             KernelError: a kernel cannot be had.
             HeadraceError: weights cannot be packed or read.
         """
-        if self.budget is None:
-            plan.link(None, again=False)
-            return
-        if self._plan is plan:
+        if self._plan is plan or (self.budget is None and plan.is_linked):
             return
         memory = self.memory_of(plan)
+        if memory.budget is None:
+            plan.link(None, again=False)
+            return
+        self.budget = memory.budget
         parts = plan.needs.fixed | {"rows": plan.needs.row_bytes}
         self._reserved = {k: max(n, self._reserved.get(k, 0)) for k, n in parts.items()}
         before = self._plan
@@ -150,6 +164,19 @@ class Residence:
         # Readers run a kernel of the engine's: they must have ended before that goes.
         if getattr(self, "streaming", None) is not None:
             self.release()
+
+
+def _free_for(needs: Needs) -> int | None:
+    """What is free, if a plan needs more; None: it does not."""
+    if needs.weights < WATCHED_BYTES:
+        return None
+    from headrace.planning import limit_of  # of language models: networks seldom need it
+
+    free = limit_of(None).n_bytes
+    needed = decide(needs, None, {}, "").whole
+    if free is None or needed <= free - resident_bytes():
+        return None
+    return max(1, free - resident_bytes())
 
 
 def _reads(memory: NetworkMemory) -> bool:
