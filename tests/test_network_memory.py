@@ -17,18 +17,21 @@ import pytest
 from onnx import helper
 from onnx_encoders import encoder, tokens
 from onnx_models import FLOAT, linear, model_of, random_network, save
+from test_embed import TEXTS, write
 from test_memory_limit import group
 from test_n_bits_networks import product
 from test_quantised_networks import small_network
 from test_sparse_networks import SIZE, inverted_residuals
 
 import headrace
+from headrace import planning
 from headrace.cli import main
 from headrace.errors import BudgetError, HeadraceError, ModelFileError
-from headrace.networks import graph, needs, packed_file
+from headrace.networks import graph, needs, packed_file, residence
 from headrace.networks.network import Network, load_network, network_of
 from headrace.networks.operation import Weight
 from headrace.offload import pieces
+from headrace.offload.budget import Limit
 
 Inputs = dict[str, np.ndarray]
 
@@ -436,3 +439,36 @@ def test_the_number_holds_in_a_group(tmp_path: Path) -> None:
         found = run()
     assert found["sums"] == [expected] * 3
     assert 4 << 20 < found["grown"] <= budget
+
+
+def test_what_is_free_is_the_limit(
+    stored: tuple[Path, Inputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, inputs = stored
+    budget = _some_budget(path, inputs)
+    with load_network(path) as network:
+        expected = _bytes(network, inputs)
+    monkeypatch.setattr(residence, "WATCHED_BYTES", 1 << 20)
+    monkeypatch.setattr(residence, "resident_bytes", lambda: 1 << 30)
+    for free, streams in ((budget, True), (1 << 30, False)):
+        limit = Limit((1 << 30) + free, "free")
+        monkeypatch.setattr(planning, "limit_of", lambda _, limit=limit: limit)
+        with load_network(path) as network:
+            assert bool(network.notices(inputs)) == streams
+            for _ in range(2):
+                assert _bytes(network, inputs) == expected
+            assert bool(network.plan(inputs).memory.streamed_bytes) == streams
+            assert network.memory == (free if streams else None)
+
+
+def test_encoders_take_memory(tmp_path: Path) -> None:
+    folder = write(tmp_path / "bert")
+    with headrace.load(folder, threads=2) as whole:
+        expected = whole.embed(TEXTS)
+        tokens = {name: np.zeros((1, 16), np.int64) for name in whole._takes}
+        most = whole.network.plan(tokens).memory.whole
+    with headrace.load(folder, threads=2, memory=most - 20_000) as encoder:
+        np.testing.assert_array_equal(encoder.embed(TEXTS), expected)
+        assert encoder.network._residence.streaming is not None
+    with headrace.load(folder, memory="1kB") as encoder, pytest.raises(BudgetError):
+        encoder.embed(TEXTS)

@@ -27,7 +27,11 @@ from headrace.offload.pieces import (
 from headrace.sizes import format_size
 
 LEAST_BYTES = 32 << 10  # smaller weights stay in memory: they are not worth a read
-TOGETHER = 4  # tiles, which kernels take at a time; and for each thread at least half as many
+LARGE_BYTES = 1 << 20  # pieces need not be larger
+TILES = 2  # of a piece, for each thread at least
+# The window may take this part of what weights have: less than in language models' budgets, and the
+# few slots that fit are too few reads in flight (a third slower for MiniLM in 15 MB).
+WINDOW_SHARE = 4
 STEP_BYTES = 2000  # of a call's argument block, and of a read
 READER_BYTES = 2 << 20  # stacks of the threads that read, and what says what is where
 
@@ -205,7 +209,10 @@ def _key(weight: Weight) -> str:
 def _streamable(one: Operation, name: str, weight: Weight, threads: int) -> Streamable:
     if one.cut is None or name != "weights":
         return Streamable(one, name, weight, 0, 1)
-    unit = -(-threads // 2) * TOGETHER
+    together = one.cut.together
+    unit = -(-threads * TILES // together) * together
+    if weight.n_bytes // one.cut.tiles * unit > LARGE_BYTES:
+        unit = together
     return Streamable(one, name, weight, one.cut.tiles, unit)
 
 
@@ -252,7 +259,7 @@ def decide(
     if totals[1] <= budget:
         return replace(found, parts=with_rows, from_file=True, row_bytes=needs.row_bytes)
     room = budget - sum(base.values())
-    residency = keep(pieces, room) if window is not None and window <= room else None
+    residency = keep(pieces, room, WINDOW_SHARE) if window is not None and window <= room else None
     if residency is None:
         smallest = (whole, with_rows, base | {"reading weights": window or 0})[totals.index(least)]
         listed = ", ".join(f"{part} {format_size(n)}" for part, n in smallest.items() if n)

@@ -201,10 +201,12 @@ class Cut(NamedTuple):
         tiles: of all; those of `weights["weights"]` lie one behind the other, all of one size.
         part: the argument block for some of them, out of the whole one, the number of the first
             and how many there are. Slot 0 is the address of the weights of these.
+        together: tiles that the kernel takes at a time: parts begin at multiples.
     """
 
     tiles: int
     part: Callable[[list[Any], int, int], list[Any]]
+    together: int = 4
 
 
 class Table(NamedTuple):

@@ -184,7 +184,7 @@ def convolution(
 
         made = tiled_convolution(node, images, weight, bias, layout, macs)
         made.geometry = flat, read.channels
-        made.cut = Cut(n_tiles, some_tiles)
+        made.cut = Cut(n_tiles, some_tiles, 2)
         # Its slots go by `made.geometry`.
         made.windows = Windows(geometry, lambda _: made.slots)
         return made
