@@ -17,10 +17,13 @@ from headrace.targets.simd import (
     arg_ptr,
     bcast_f32,
     by_token,
+    f32,
     fma_outer,
     get_f32,
     larger,
     load_f32,
+    load_turned,
+    max_f32,
     maximum,
     outer,
     put_f32,
@@ -28,6 +31,7 @@ from headrace.targets.simd import (
     splat_f32,
     store_f32,
     store_f32_grid,
+    sum_f32,
     with_lanes,
     zeros_f32,
 )
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 QUERIES = 128  # of a head, whose keys are transposed once
-SPARE = 64  # bytes of scratch memory in front, for a vector
+SPARE = 64  # bytes of scratch memory in front, for a number of each query at once
 ABSENT = -float("inf")  # score of what fills the last vector of keys
 
 
@@ -115,10 +119,9 @@ def _kernel(target: Target) -> KernelFunction:
     many, few, one = of(most), of(FEW), of(1)
 
     def weigh(
-        row: Any, mask: Any, masked: Any, keys: Any, padded: Any, scale: Any, zeros: Any,
-        spare: Any,
-    ) -> None:  # fmt: skip
-        """Scores become weights that add up to 1."""
+        row: Any, mask: Any, masked: Any, keys: Any, padded: Any, scale: Any, zeros: Any
+    ) -> Any:
+        """Scores become weights, which add up to 1 with the factor that this gives."""
         factor = splat_f32(scale)
         whole = keys // lanes * lanes
         top = splat_f32(-float("inf"))
@@ -128,11 +131,7 @@ def _kernel(target: Target) -> KernelFunction:
                 score = score + load_f32(mask + j * 4, 1, 0)
             store_f32(row + j * 4, score, 0)
             top = maximum(top, score)
-        # Lane by lane, as vectors may have 4, 8 or 16.
-        store_f32(spare, top, 0)
-        highest = get_f32(spare)
-        for i in range(1, lanes):
-            highest = larger(highest, get_f32(spare + i * 4))
+        highest = max_f32(top)
         for j in range(whole, keys):
             last = get_f32(row + j * 4) * scale
             if masked:
@@ -141,6 +140,7 @@ def _kernel(target: Target) -> KernelFunction:
             highest = larger(highest, last)
         for j in range(keys, padded):
             put_f32(row + j * 4, ABSENT)
+        inverse = f32(1.0)
         if zeros and highest < -3.4028235e38:
             for j in range(0, padded, lanes):
                 store_f32(row + j * 4, zeros_f32(1), 0)
@@ -150,13 +150,8 @@ def _kernel(target: Target) -> KernelFunction:
                 weight = exp(load_f32(row + j * 4, 1, 0) - splat_f32(highest))
                 store_f32(row + j * 4, weight, 0)
                 total = total + weight
-            store_f32(spare, total, 0)
-            whole_sum = get_f32(spare)
-            for i in range(1, lanes):
-                whole_sum = whole_sum + get_f32(spare + i * 4)
-            inverse = splat_f32(1.0 / whole_sum)
-            for j in range(0, padded, lanes):
-                store_f32(row + j * 4, load_f32(row + j * 4, 1, 0) * inverse, 0)
+            inverse = f32(1.0) / sum_f32(total)
+        return inverse
 
     def kernel(args: Any, thread: Any, n_threads: Any) -> None:
         masked = arg_int(args, 4) != 0
@@ -187,7 +182,14 @@ def _kernel(target: Target) -> KernelFunction:
             v = arg_ptr(args, 2) + (image * keys * v_row + h * head * 4)
             mask = arg_ptr(args, 4) + (image * arg_int(args, 15) + h * arg_int(args, 16))
             # Vectors of keys: [padded / lanes][head][lanes].
-            for j in range(keys):
+            turned_whole = 0
+            if lanes == 16:
+                turned_whole = keys // 16 * 16
+                for j in range(0, turned_whole, 16):
+                    for d in range(0, head, 16):
+                        block = load_turned(k + (j * k_row + d * 4), k_row)
+                        store_f32(turned + (j * head + d * 16) * 4, block, 64)
+            for j in range(turned_whole, keys):
                 to = turned + (j // lanes * head * lanes + j % lanes) * 4
                 for d in range(head):
                     put_f32(to + d * wide, get_f32(k + (j * k_row + d * 4)))
@@ -220,16 +222,22 @@ def _kernel(target: Target) -> KernelFunction:
                         padded // lanes,
                     )  # fmt: skip
                 for r in range(n):
-                    weigh(
+                    inverse = weigh(
                         scores + r * score_row, mask + (t + r) * mask_row, masked, keys, padded,
-                        scale, zeros, spare,
+                        scale, zeros,
                     )  # fmt: skip
+                    put_f32(spare + r * 4, inverse)
                 if n == most:
                     many(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)
                 elif n == FEW:
                     few(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)
                 else:
                     one(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)
+                for r in range(n):
+                    inverses = splat_f32(get_f32(spare + r * 4))
+                    for c in range(0, head * 4, wide):
+                        at = y + (r * y_row + c)
+                        store_f32(at, load_f32(at, 1, 0) * inverses, 0)
                 t += n
 
     return with_lanes(kernel, lanes)
