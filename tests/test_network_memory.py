@@ -27,7 +27,7 @@ import headrace
 from headrace import planning
 from headrace.cli import main
 from headrace.errors import BudgetError, HeadraceError, ModelFileError
-from headrace.networks import graph, needs, packed_file, residence
+from headrace.networks import graph, needs, network_plan, packed_file, residence
 from headrace.networks.network import Network, load_network, network_of
 from headrace.networks.operation import Weight
 from headrace.offload import pieces
@@ -42,6 +42,7 @@ def _in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs, "LEAST_BYTES", 512)
     monkeypatch.setattr(needs, "READER_BYTES", 0)
     monkeypatch.setattr(needs, "STEP_BYTES", 10)
+    monkeypatch.setattr(network_plan, "OPERATION_BYTES", 10)
     monkeypatch.setattr(pieces, "LEAST_PIECE_BYTES", 4096)
     monkeypatch.setattr(pieces, "HUGE_PAGE", 4096)
     for module in (graph, sys.modules["headrace.networks.operation"]):

@@ -115,6 +115,17 @@ class NativeRegion:
             for one in self.operations:
                 one.weights.clear()
 
+    def load_kernels(self) -> None:
+        """Have its kernels, compiled if need be.
+
+        Raises:
+            KernelError: one does not compile, or there is no compiler.
+        """
+        layout = self.layout
+        moves = [*layout.moves_in(), *layout.moves_out()]
+        self._engine.addresses({one.kernel for one in (*moves, *self.operations)})
+        _ = self._engine.team
+
     @property
     def is_linked(self) -> bool:
         """Whether it has memory."""

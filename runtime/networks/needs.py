@@ -32,7 +32,8 @@ TILES = 2  # of a piece, for each thread at least
 # The window may take this part of what weights have: less than in language models' budgets, and the
 # few slots that fit are too few reads in flight (a third slower for MiniLM in 15 MB).
 WINDOW_SHARE = 4
-STEP_BYTES = 2000  # of a call's argument block, and of a read
+OPERATION_BYTES = 12_000  # of an operation in Python, as far as planning goes, and its call
+STEP_BYTES = 2000  # of one more call's argument block, and of a read
 READER_BYTES = 2 << 20  # stacks of the threads that read, and what says what is where
 
 

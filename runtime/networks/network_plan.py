@@ -13,7 +13,7 @@ from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion, host_weight_bytes
 from headrace.networks.native import NativeRegion
-from headrace.networks.needs import STEP_BYTES, Needs, NetworkMemory, decide, needs_of
+from headrace.networks.needs import OPERATION_BYTES, Needs, NetworkMemory, decide, needs_of
 from headrace.networks.operation import Operation
 from headrace.networks.operators import operation_for
 from headrace.networks.patch_choice import Choice, Patches
@@ -112,7 +112,7 @@ class NetworkPlan:
             "values": self.arena_bytes,
             "results": sum(run.result_bytes for run in self.natives),
             "onnxruntime": sum(host),
-            "steps": STEP_BYTES * len(operations),
+            "steps": OPERATION_BYTES * len(operations),
         }
         return needs_of(operations, self._threads, fixed, files=self._residence.has_files)
 
@@ -139,6 +139,15 @@ class NetworkPlan:
     def host_bytes(self) -> int:
         """What onnxruntime has as long as the plan is there."""
         return sum(run.memory_bytes for run in self.runs if isinstance(run, HostRegion))
+
+    def load_kernels(self) -> None:
+        """Have all kernels, compiled if need be, before memory is taken.
+
+        Raises:
+            KernelError: one does not compile, or there is no compiler.
+        """
+        for run in self.natives:
+            run.load_kernels()
 
     def link(self, streaming: NetworkStreaming | None, *, again: bool) -> None:
         """Take memory, if it has none; see `NativeRegion.link`."""

@@ -96,6 +96,7 @@ class Residence:
             plan.link(None, again=False)
             return
         self.budget = memory.budget
+        plan.load_kernels()  # compiling takes memory of its own
         parts = plan.needs.fixed | {"rows": plan.needs.row_bytes}
         self._reserved = {k: max(n, self._reserved.get(k, 0)) for k, n in parts.items()}
         before = self._plan

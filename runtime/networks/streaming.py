@@ -12,7 +12,7 @@ import numpy as np
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_model import OnnxModel
 from headrace.loaders.progress import Progress
-from headrace.memory import Arena
+from headrace.memory import Arena, give_back_heap
 from headrace.networks.engine import Engine
 from headrace.networks.needs import Needs, NetworkMemory, Rows, Streamable
 from headrace.networks.operation import Operation
@@ -83,6 +83,7 @@ class NetworkStreaming:
         packed = packed_of(with_pieces, model, engine.target.name)
         if packed is not None and not packed.is_there:
             packed.write(progress)
+            give_back_heap()  # what packing took comes before what stays
         self._places = {} if packed is None else dict(packed.places)
         paths = dict.fromkeys(info.path for info in self._places.values())
         if memory.from_file:
