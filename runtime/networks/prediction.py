@@ -99,19 +99,21 @@ class _Zeros:
 
     def parts(self, operation: Operation, name: str) -> list[TilesAt] | None:
         """One part, if it is no weight that is there anyway."""
-        first = next((n for n, w in operation.weights.items() if isinstance(w, Weight)), None)
-        if name != first:
+        if name != next(iter(_weights(operation)), None):
             return None
         tiles = 0 if operation.cut is None else operation.cut.tiles
         return [TilesAt(0, tiles, self._arena.base, None)]
 
     def rows(self, operation: Operation) -> dict[str, int] | None:
-        """Of a table."""
-        table = operation.table
-        return None if table is None else {table.weight: self._arena.base}
+        """Of all other weights."""
+        return dict.fromkeys(_weights(operation)[1:], self._arena.base)
 
     def fetch(self, operation: Operation, values: Mapping[str, np.ndarray]) -> None:
         """Nothing."""
+
+
+def _weights(operation: Operation) -> list[str]:
+    return [name for name, weight in operation.weights.items() if isinstance(weight, Weight)]
 
 
 def _rates(
