@@ -21,6 +21,7 @@ from test_embed import TEXTS, write
 from test_memory_limit import group
 from test_n_bits_networks import product
 from test_quantised_networks import small_network
+from test_recurrent_networks import layer
 from test_sparse_networks import SIZE, inverted_residuals
 
 import headrace
@@ -99,6 +100,7 @@ MODELS: dict[str, tuple[Callable[[np.random.Generator], Any], Inputs]] = {
     "cnn": (random_network, _floats(2, 3, 29, 34)),
     "normalised": (_normalised, _floats(1, 24, 9, 8)),
     "sparse": (lambda rng: inverted_residuals(rng, _mostly_zero), _floats(1, 3, *SIZE)),
+    "lstm": (lambda rng: layer("LSTM", "bidirectional")[0], layer("LSTM", "bidirectional")[1]),
     "int8": (small_network, _floats(1, 3, 27, 30)),
     "dynamic": (_dynamic, _floats(1, 7, 80)),
     "n_bits": (lambda rng: product(32)[0], _floats(5, 256)),
