@@ -6,19 +6,20 @@ Of one dimension, it is that of images of one row (`headrace.networks.channels_f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Groups, one_group, tiled_weights
+from headrace.kernels.convolution import Groups, one_group, some_tiles, tiled_weights
 from headrace.kernels.ending import Ending
 from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Constants, Graph, Node
 from headrace.networks.operation import (
     NOTHING,
     PADDED,
+    Cut,
     Image,
     Operation,
     Slots,
@@ -28,6 +29,10 @@ from headrace.networks.operation import (
 )
 from headrace.networks.operators.sparse_product import sparse_product
 from headrace.networks.quantisation import named
+
+# Weights [down, across, read, written] in parts, with the first channels read and written; a part
+# has all channels that are read, or all that are written and a single tap.
+Runs = Callable[[], Iterator[tuple[int, int, np.ndarray]]]
 
 
 def _conv(graph: Graph, node: Node) -> Operation | None:
@@ -58,13 +63,17 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
     def weights() -> np.ndarray:  # [down, across, read, written]
         return graph.constants.array(name).reshape(shape).transpose(2, 3, 1, 0)
 
+    def runs() -> Iterator[tuple[int, int, np.ndarray]]:
+        for first, rows in graph.constants.rows(name, PADDED):
+            yield 0, first, rows.transpose(2, 3, 1, 0)
+
     channels = (shape[1], shape[0])
     key = graph.constants.identity(name)
     if groups > 1 and not depthwise:
         return grouped(node, geometry, (read, written), groups, weights, key, bias)
     return convolution(
         node, geometry, (read, written), channels, weights, key, bias, graph.constants,
-        depthwise=depthwise,
+        depthwise=depthwise, runs=runs if graph.constants.in_runs(name) else None,
     )  # fmt: skip
 
 
@@ -141,7 +150,7 @@ def tiled_convolution(
 def convolution(
     node: Node, geometry: Geometry, images: tuple[Image, Image], channels: tuple[int, int],
     w: Callable[[], np.ndarray], key: Any, bias: np.ndarray, constants: Constants, *,
-    depthwise: bool = False,
+    depthwise: bool = False, runs: Runs | None = None,
 ) -> Operation:  # fmt: skip
     """The operation of weights [down, across, channels read, channels written].
 
@@ -151,10 +160,11 @@ def convolution(
         w: gives them.
         key: what tells them from others; None: nothing does.
         constants: of the network.
+        runs: gives the weights in parts; None: they can only be had whole.
     """
     read, written = images
     if not depthwise:
-        sparse = sparse_product(node, geometry.flat(), images, w, key, bias, constants)
+        sparse = sparse_product(node, geometry.flat(), images, w, key, bias, constants, runs)
         if sparse is not None:
             return sparse
     taps = math.prod(geometry.taps)
@@ -169,7 +179,10 @@ def convolution(
         return found
 
     kernel = "depthwise_f32" if depthwise else "convolution_f32"
-    weight = Weight(4 * padded, tiled, None if key is None else (kernel, key))
+    weight = Weight(
+        4 * padded, tiled, None if key is None else (kernel, key),
+        None if runs is None or depthwise else lambda: _tiled_runs(runs(), taps * channels[0]),
+    )  # fmt: skip
     if not depthwise:
         flat, n_tiles = geometry.flat(), written.padded // PADDED
 
@@ -178,6 +191,7 @@ def convolution(
 
         made = tiled_convolution(node, images, weight, bias, layout, macs)
         made.geometry = flat, read.channels
+        made.cut = Cut(n_tiles, some_tiles, 2)
         # Its slots go by `made.geometry`.
         made.windows = Windows(geometry, lambda _: made.slots)
         return made
@@ -199,6 +213,20 @@ def convolution(
         kernel, [node.inputs[0]], node.outputs[0], part(geometry), [node],
         {"weights": weight, "bias": bias}, macs=macs, windows=Windows(geometry, part),
     )  # fmt: skip
+
+
+def _tiled_runs(
+    parts: Iterator[tuple[int, int, np.ndarray]], rows: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Parts of weights as the kernel has them, tiles of so many rows of 16, with their places."""
+    for read, written, part in parts:
+        tiles = tiled_weights(part)
+        first = written // PADDED
+        if tiles[0].size == rows * PADDED:
+            yield 4 * PADDED * rows * first, tiles
+            continue
+        for i, tile in enumerate(tiles):
+            yield 4 * PADDED * (rows * (first + i) + read), tile
 
 
 def ending_of(one: Operation, written: Image) -> Ending:
