@@ -16,7 +16,7 @@ from headrace.kernels.dynamic_u8 import MOST_THREADS, PART
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Cut, Image, Operation, Weight, image_of
 from headrace.networks.quantisation import int8_weights, named
 
 
@@ -30,7 +30,7 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
         return None
     if shape is None or shape != (read.channels, written.channels):
         return None
-    key = tuple(graph.constants.identity(n) for n in (name, scales, zeros) if n)
+    key: Any = tuple(graph.constants.identity(n) for n in (name, scales, zeros) if n)
     if scales not in graph.constants or (zeros and zeros not in graph.constants):
         return None
     found = int8_weights(graph, name, scales, zeros, 1)
@@ -46,7 +46,7 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
             return None
         bias[: written.channels] = given
     sums, padded_factors = np.zeros(written.padded, np.int32), np.zeros(written.padded, np.float32)
-    sums[: written.channels] = w.astype(np.int32).sum(0)
+    sums[: written.channels] = w.sum(0, dtype=np.int32)
     padded_factors[: written.channels] = factors
     rows, tiles = read.images, written.padded // PADDED
     row_bytes = pixel_bytes(read.channels)
@@ -76,12 +76,15 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
         ]  # fmt: skip
 
     def tiled() -> np.ndarray:
-        return convolution_u8.tiled_weights(w[None, None], True)
+        again = int8_weights(graph, name, scales, zeros, 1)
+        assert again is not None
+        return convolution_u8.tiled_weights(again[0][None, None], True)
 
+    key = None if None in key else ("dynamic", *key)
     product = Operation(
         "convolution_u8", [codes], y, product_slots, [],
-        {"weights": Weight(n_bytes, tiled, None if None in key else ("dynamic", *key))},
-        macs=rows * w.size,
+        {"weights": Weight(n_bytes, tiled, key, planned_by=True)},
+        macs=rows * w.size, cut=Cut(tiles, convolution_u8.some_tiles),
     )  # fmt: skip
     quantise = Operation(
         "dynamic_rows", [x, ranges], codes, codes_slots, [],
