@@ -121,7 +121,10 @@ class HostRegion:
             self._held = values
             options.add_external_initializers(large, values)
         return onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            proto.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # it prints what went wrong
         )
 
     @staticmethod

@@ -121,7 +121,10 @@ def _plain_session(model: Any, outputs: Sequence[str]) -> Any:
 def _session(model: Any, options: Any) -> Any:
     try:
         return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # it prints what went wrong
         )
     except Exception as error:  # of any kind: it is a native library's
         reason = str(error).strip().splitlines()[0]

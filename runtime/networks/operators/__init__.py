@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation
+from headrace.networks.operation import Operation, bytes_of, image_of
 from headrace.networks.operators import (
     activations,
     arithmetic,
@@ -71,4 +71,17 @@ def key_of(node: Node) -> str:
 def operation_for(graph: Graph, node: Node) -> Operation | None:
     """Our operation for a node; None: there is none."""
     maker = OPERATORS.get(key_of(node))
-    return None if maker is None else maker(graph, node)
+    try:
+        found = None if maker is None else maker(graph, node)
+    except IndexError:  # it lacks inputs or outputs: the host says so
+        return None
+    if found is None or not all(_lies(graph, node, one) for one in (found, *found.also)):
+        return None
+    return found
+
+
+def _lies(graph: Graph, node: Node, one: Operation) -> bool:
+    """Whether its result is of a kind that values of ours are; what a file declares may differ."""
+    if one.makes not in node.outputs:
+        return True  # a step in between
+    return image_of(graph, one.makes) is not None or bytes_of(graph, one.makes) is not None
