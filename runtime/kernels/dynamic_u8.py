@@ -72,12 +72,16 @@ def quantise_rows(args: Any, thread: Any, n_threads: Any) -> None:
     rows = arg_int(args, 2)
     padded = arg_int(args, 3)
     row_bytes = arg_int(args, 4)
-    ranges = arg_ptr(args, 5)
-    tiles = arg_int(args, 6)
-    factors = arg_ptr(args, 7)
-    sums = arg_ptr(args, 8)
-    bias = arg_ptr(args, 9)
-    tails = arg_ptr(args, 10)
+    scale, zero = scale_and_zero(arg_ptr(args, 5), n_threads)
+    for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+        for c in range(0, padded, 16):
+            code = code_of(load_f32(x + (r * padded + c) * 4, 1, 0), scale, zero, 0, 255)
+            store_i8(y + (r * row_bytes + c), code, 0)
+    write_tails(args, thread, n_threads, scale, zero)
+
+
+def scale_and_zero(ranges: Any, n_threads: Any) -> Any:
+    """Of a value, out of the ranges that threads found."""
     least = get_f32(ranges)
     most = get_f32(ranges + 4)
     for t in range(1, n_threads):
@@ -88,10 +92,16 @@ def quantise_rows(args: Any, thread: Any, n_threads: Any) -> None:
         scale = scale + 1.0
     # As integer lanes: 32-bit ARM has no instruction for a float to an address-sized integer.
     zero = smaller(larger(sum_i32(round_i32(splat_f32(least / scale))) // 16, 0), 255)
-    for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
-        for c in range(0, padded, 16):
-            code = code_of(load_f32(x + (r * padded + c) * 4, 1, 0), scale, zero, 0, 255)
-            store_i8(y + (r * row_bytes + c), code, 0)
+    return scale, zero
+
+
+def write_tails(args: Any, thread: Any, n_threads: Any, scale: Any, zero: Any) -> None:
+    """What a product ends with: slots 6 to 10 of `quantise_rows`. Threads share the tiles."""
+    tiles = arg_int(args, 6)
+    factors = arg_ptr(args, 7)
+    sums = arg_ptr(args, 8)
+    bias = arg_ptr(args, 9)
+    tails = arg_ptr(args, 10)
     for t in range(tiles * thread // n_threads, tiles * (thread + 1) // n_threads):
         total = load_i32(sums + t * 64, 1, 0)
         to = tails + t * 256

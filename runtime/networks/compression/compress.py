@@ -18,6 +18,7 @@ from headrace.atomic_file import whole_file
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.loaders.onnx_model import open_onnx
 from headrace.networks.compression.bias_correction import correct
+from headrace.networks.compression.dynamic_int8 import quantised_products
 from headrace.networks.compression.float_model import simplified
 from headrace.networks.compression.price import price
 from headrace.networks.compression.pruning import PATTERNS, prune
@@ -28,7 +29,8 @@ from headrace.networks.compression.sparse_layers import LEAST, SparseLayer, zero
 from headrace.networks.network import Network
 
 KEEP = "keep"  # float32 as it is
-FORMATS = (KEEP, "int8")
+DYNAMIC = "int8-dynamic"  # products of rows, by the range that their input has
+FORMATS = (KEEP, "int8", DYNAMIC)
 SAMPLES, EVALUATED = 64, 256  # calls that are looked at, at most
 
 
@@ -65,7 +67,7 @@ def compress_network(
     Args:
         src: of float32, with constant weights.
         dst: the file to write; it gets its name when it is whole.
-        format: "int8" or "keep".
+        format: "int8" (static), "int8-dynamic" or "keep".
         calibrate: inputs: see `read_samples`. Without them the smallest weights are left out.
         sparsity: share of the weights of 1x1 convolutions and matrices that is left out.
         pattern: outputs whose weights of an input are left out together: "1x1", "4x1" (4) or
@@ -101,6 +103,10 @@ def compress_network(
     counts: Counter[str] = Counter()
     if format == "int8" and given is not None:
         written, counts = _quantised(src, written, given, notice)
+    if format == DYNAMIC:
+        written, counts = quantised_products(onnx.shape_inference.infer_shapes(written))
+        if not counts:
+            raise UnsupportedError(f"{src} has no matrices of float32 that multiply rows")
     written.producer_name = "headrace"
     with whole_file(dst) as file:
         file.write(written.SerializeToString(deterministic=True))
@@ -129,7 +135,7 @@ def _check(
     if format not in FORMATS:
         raise UnsupportedError(f"ONNX files become {', '.join(FORMATS)}, not {format!r}")
     if format == KEEP and sparsity is None:
-        raise HeadraceError("nothing to do: give --format int8, --sparsity 0.7, or both")
+        raise HeadraceError("nothing to do: give --format int8 or int8-dynamic, --sparsity 0.7, or both")
     if format == "int8" and calibrate is None:
         raise HeadraceError(
             "--format int8 needs inputs to --calibrate with: a folder of .npy or .npz files, each "
