@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from headrace.kernels.dynamic_columns import PANEL as PANEL_U8
 from headrace.kernels.sparse_product import PANEL, ROWS, kept_blocks
 
 LEAST_PIXELS = 16  # below, the memory binds, and vectors are half empty
@@ -20,6 +21,7 @@ GAIN = 1.1  # times as fast as dense, or it stays dense
 _TURN = 80.0  # of 16 x 16 values
 # Of an entry, for each panel of pixels and each vector of them, by rows of a block.
 _ENTRY = {1: (2.0, 1.6), 4: (1.5, 3.6)}
+_FOUR, _TILE = 80.0, 2000.0  # of bytes: four inputs of 4 outputs, and a tile, of a panel of rows
 # An image that the second cache does not hold is written in pieces of whole panels by sparse
 # products, of a few pixels by dense ones: that costs these so much more for 16 values.
 _CACHED_BYTES, _FAR = 1 << 20, 6.0
@@ -64,3 +66,10 @@ def _cost(entries: int, rows: int, pixels: int, read: int, written: int) -> floa
     once, each = _ENTRY[rows]
     turns = vectors * (-(-read // 16) + -(-written // 16))
     return entries * (panels * once + vectors * each) + turns * _TURN
+
+
+def int8_pays(fours: int, rows: int, read: int, written: int) -> bool:
+    """Whether a product of bytes is faster with so many fours of blocks (`sparse_product_u8`)."""
+    panels, tiles = -(-rows // PANEL_U8), -(-written // 16)
+    cost = panels * (fours * _FOUR + tiles * _TILE)
+    return rows >= LEAST_PIXELS and cost * GAIN < rows * tiles * read

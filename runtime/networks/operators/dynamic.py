@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels import convolution_u8
+from headrace.kernels import convolution_u8, sparse_product_u8
+from headrace.kernels.dynamic_columns import SCRATCH
 from headrace.kernels.dynamic_u8 import MOST_THREADS, PART
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operators.sparse_dynamic import codes_bytes, codes_of, sparse_dynamic
 from headrace.networks.quantisation import int8_weights, named
 
 
@@ -48,50 +50,66 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
     sums, padded_factors = np.zeros(written.padded, np.int32), np.zeros(written.padded, np.float32)
     sums[: written.channels] = w.astype(np.int32).sum(0)
     padded_factors[: written.channels] = factors
-    rows, tiles = read.images, written.padded // PADDED
-    row_bytes = pixel_bytes(read.channels)
-    if row_bytes != read.padded:
+    if pixel_bytes(read.channels) != read.padded:
         return None  # rows of up to 4 channels
-    ranges, codes = f"{y}/headrace/range", f"{y}/headrace/codes"
-    tails_at = rows * row_bytes
+    known = None if None in key else key
+    ends = {"factors": padded_factors, "sums": sums, "bias": bias}
+    product = sparse_dynamic(node, (read, written), w, known, graph.constants)
+    if product is None:
+        product = _dense(node, (read, written), w, known)
+    return _with_codes(node, read, written, product, ends)
+
+
+def _with_codes(
+    node: Node, read: Image, written: Image, product: Operation, ends: dict[str, Any]
+) -> Operation:
+    """What finds the range, makes codes of it and multiplies them."""
+    x, rows, tiles = node.inputs[0], read.images, written.padded // PADDED
+    ranges, turned = f"{node.outputs[0]}/headrace/range", product.kernel == sparse_product_u8.NAME
+    codes = product.reads[0]
+    tails_at = codes_bytes(read, turned)
 
     def range_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [at[x], rows * read.padded // 16, at[ranges]]
 
     def codes_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [
-            at[x], at[codes], rows, read.padded, row_bytes, at[ranges], tiles, at["factors"],
-            at["sums"], at["bias"], at[codes] + tails_at,
+            at[x], at[codes], rows, read.padded, read.padded, at[ranges], tiles, at["factors"],
+            at["sums"], at["bias"], at[codes] + tails_at, *([at["scratch"]] if turned else ()),
         ]  # fmt: skip
 
-    quads = -(-read.channels // convolution_u8.QUAD)
-    n_bytes = quads * convolution_u8.QUAD * written.padded
-    geometry = Geometry(1, (1, rows), (1, rows), (1, 1)).slots(row_bytes, written.pixel_bytes)
-    share_tiles = int(w.size > 4 * rows * read.padded)
-
-    def product_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [
-            at["weights"], at[codes], at[y], at[codes] + tails_at, at[codes], quads, tiles, 255,
-            *geometry, 0, 0, 1, share_tiles,
-        ]  # fmt: skip
-
-    def tiled() -> np.ndarray:
-        return convolution_u8.tiled_weights(w[None, None], True)
-
-    product = Operation(
-        "convolution_u8", [codes], y, product_slots, [],
-        {"weights": Weight(n_bytes, tiled, None if None in key else ("dynamic", *key))},
-        macs=rows * w.size,
-    )  # fmt: skip
     quantise = Operation(
-        "dynamic_rows", [x, ranges], codes, codes_slots, [],
-        {"factors": padded_factors, "sums": sums, "bias": bias},
-        image=_memory(tails_at + tiles * convolution_u8.TAIL),
+        "dynamic_columns" if turned else "dynamic_rows", [x, ranges], codes, codes_slots, [], ends,
+        image=_memory(tails_at + tiles * convolution_u8.TAIL), scratch=SCRATCH if turned else 0,
     )  # fmt: skip
     return Operation(
         "dynamic_range", [x], ranges, range_slots, [node], image=_memory(MOST_THREADS * PART),
         also=[quantise, product],
     )  # fmt: skip
+
+
+def _dense(node: Node, images: tuple[Image, Image], w: np.ndarray, key: Any) -> Operation:
+    (read, written), y = images, node.outputs[0]
+    rows, tiles = read.images, written.padded // PADDED
+    codes, row_bytes = codes_of(node), read.padded
+    quads = -(-read.channels // convolution_u8.QUAD)
+    n_bytes = quads * convolution_u8.QUAD * written.padded
+    geometry = Geometry(1, (1, rows), (1, rows), (1, 1)).slots(row_bytes, written.pixel_bytes)
+    share_tiles = int(w.size > 4 * rows * read.padded)
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [
+            at["weights"], at[codes], at[y], at[codes] + codes_bytes(read, False), at[codes],
+            quads, tiles, 255, *geometry, 0, 0, 1, share_tiles,
+        ]  # fmt: skip
+
+    def tiled() -> np.ndarray:
+        return convolution_u8.tiled_weights(w[None, None], True)
+
+    weight = Weight(n_bytes, tiled, None if key is None else ("dynamic", *key))
+    return Operation(
+        "convolution_u8", [codes], y, slots, [], {"weights": weight}, macs=rows * w.size
+    )
 
 
 def _memory(n_bytes: int) -> Image:

@@ -1,0 +1,73 @@
+"""Products of quantised rows with int8 weights that are mostly zero, where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace.kernels.dynamic_columns import PANEL, columns_bytes
+from headrace.kernels.sparse_product import kept_blocks
+from headrace.kernels.sparse_product_u8 import (
+    NAME,
+    ROWS,
+    SCRATCH,
+    fours_of,
+    front_bytes,
+    pack,
+    packed_bytes,
+)
+from headrace.networks.graph import Constants, Node
+from headrace.networks.operation import PADDED, Image, Operation, Sparse, Weight
+from headrace.networks.sparse_choice import int8_pays
+
+
+def codes_of(node: Node) -> str:
+    """The name of the codes of what a DynamicLinear multiplies."""
+    return f"{node.outputs[0]}/headrace/codes"
+
+
+def codes_bytes(read: Image, turned: bool) -> int:
+    """Of these codes, behind which the product's tails lie."""
+    return columns_bytes(read.images, read.padded) if turned else read.images * read.padded
+
+
+def sparse_dynamic(
+    node: Node, images: tuple[Image, Image], w: np.ndarray, key: Any, constants: Constants
+) -> Operation | None:
+    """The product of int8 weights [channels read, channels written]; None: dense is faster.
+
+    Args:
+        images: rows that are read and written.
+        key: what tells the weights from others; None: nothing does.
+        constants: of the network, which remembers what was found of weights.
+    """
+    (read, written), y = images, node.outputs[0]
+    if read.padded < PANEL:
+        return None
+
+    def found() -> tuple[int, int]:
+        return int(np.count_nonzero(w)), int(fours_of(kept_blocks(w.T, ROWS)).sum())
+
+    weights, fours = found() if key is None else constants.remembered(("fours", key), found)
+    if not int8_pays(fours, read.images, read.channels, written.channels):
+        return None
+    codes, rows, tiles = codes_of(node), read.images, written.padded // PADDED
+    at_counts, at_entries = front_bytes(written.channels)
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        begin = at["weights"]
+        return [
+            begin + at_entries, at[codes], at[y], at[codes] + codes_bytes(read, True), read.padded,
+            tiles, rows, written.pixel_bytes, begin + at_counts, begin, at["scratch"],
+        ]  # fmt: skip
+
+    weight = Weight(
+        packed_bytes(written.channels, fours), lambda: pack(w.T),
+        None if key is None else (NAME, *key),
+    )  # fmt: skip
+    return Operation(
+        NAME, [codes], y, slots, [], {"weights": weight}, macs=rows * weights, scratch=SCRATCH,
+        sparse=Sparse(1 - weights / w.size, "4x1"),
+    )  # fmt: skip
