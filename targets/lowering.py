@@ -1085,7 +1085,7 @@ def _reduce(name: str, result: types.Type, fn: Callable[..., ir.Value]) -> None:
         value = args[0]
         if sig.args[0].count != 1:
             raise TypeError(f"{name} takes one vector")
-        width = LANES
+        width = value.type.count
         while width > 1:  # fold the upper half onto the lower one
             width //= 2
             undef = ir.Constant(value.type, ir.Undefined)

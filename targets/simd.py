@@ -641,19 +641,19 @@ def select_lt(a: Any, b: Any, yes: Any, no: Any) -> Any:
 
 @_marker
 def sum_f32(value: Any) -> Any:
-    """The sum of 16 float32 lanes."""
+    """The sum of a vector's float32 lanes."""
     return _only_compiled()
 
 
 @_marker
 def max_f32(value: Any) -> Any:
-    """The largest of 16 float32 lanes."""
+    """The largest of a vector's float32 lanes."""
     return _only_compiled()
 
 
 @_marker
 def sum_i32(value: Any) -> Any:
-    """The sum of 16 int32 lanes."""
+    """The sum of a vector's int32 lanes."""
     return _only_compiled()
 
 
