@@ -83,7 +83,7 @@ def _with_codes(
         image=_memory(tails_at + tiles * convolution_u8.TAIL), scratch=SCRATCH if turned else 0,
     )  # fmt: skip
     return Operation(
-        "dynamic_range", [x], ranges, range_slots, [node], image=_memory(MOST_THREADS * PART),
+        "dynamic_range", [x], ranges, range_slots, [], image=_memory(MOST_THREADS * PART),
         also=[quantise, product],
     )  # fmt: skip
 
@@ -108,7 +108,7 @@ def _dense(node: Node, images: tuple[Image, Image], w: np.ndarray, key: Any) -> 
 
     weight = Weight(n_bytes, tiled, None if key is None else ("dynamic", *key))
     return Operation(
-        "convolution_u8", [codes], y, slots, [], {"weights": weight}, macs=rows * w.size
+        "convolution_u8", [codes], y, slots, [node], {"weights": weight}, macs=rows * w.size
     )
 
 

@@ -68,6 +68,6 @@ def sparse_dynamic(
         None if key is None else (NAME, *key),
     )  # fmt: skip
     return Operation(
-        NAME, [codes], y, slots, [], {"weights": weight}, macs=rows * weights, scratch=SCRATCH,
+        NAME, [codes], y, slots, [node], {"weights": weight}, macs=rows * weights, scratch=SCRATCH,
         sparse=Sparse(1 - weights / w.size, "4x1"),
     )  # fmt: skip
