@@ -16,14 +16,14 @@ import headrace
 
 
 def main() -> None:
+    if len(sys.argv) not in (4, 6):
+        sys.exit(__doc__)
     model, labels, picture, *scaling = sys.argv[1:]
     mean, scale = map(float, scaling or (127, 128))
     with headrace.load(model) as network:
         (port,) = network.inputs  # [batch, 3, height, width]
         height, width = port.shape[2:]
-        image = (
-            Image.open(picture).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        )
+        image = Image.open(picture).convert("RGB").resize((width, height))
         pixels = (np.asarray(image, np.float32) - mean) / scale
         (scores,) = network({port.name: pixels.transpose(2, 0, 1)[None]}).values()
     shares = np.exp(scores[0] - scores[0].max())

@@ -15,7 +15,11 @@ import headrace
 
 
 def main() -> None:
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     model, folder, query = sys.argv[1:]
+    if not Path(folder).is_dir():
+        sys.exit(f"there is no folder {folder}")
     found = []
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file() and path.suffix in (".txt", ".md"):

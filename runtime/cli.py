@@ -135,7 +135,7 @@ COMMANDS: dict[str, Command] = {
             _JSON,
         ),
     ),
-    "inspect": Command(inspect, (_MODEL, _JSON)),
+    "inspect": Command(inspect, (_MODEL, _SHAPED, _JSON)),
     "perplexity": Command(
         perplexity,
         (

@@ -257,12 +257,13 @@ def compare(
     return 0
 
 
-def inspect(*, model: str, json: bool) -> int:
+def inspect(*, model: str, json: bool, inputs: Sequence[str] = ()) -> int:
     """Show what is in a model file and how it would load."""
     if _is_network(model):
         from headrace import cli_networks
 
-        return cli_networks.inspect(model=model, json=json)
+        return cli_networks.inspect(model=model, inputs=inputs, json=json)
+    _refuse_for_language_models(inputs)
     from headrace.description import describe_model
 
     facts = describe_model(model_path(model))

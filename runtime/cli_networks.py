@@ -12,6 +12,7 @@ from headrace.errors import HeadraceError
 if TYPE_CHECKING:
     import numpy as np
 
+    from headrace.networks.graph import TensorType
     from headrace.networks.network import Network
 
 _SHOWN = 8  # elements of an output
@@ -50,12 +51,14 @@ def run(
     return 0
 
 
-def inspect(*, model: str, json: bool) -> int:
+def inspect(*, model: str, inputs: Sequence[str], json: bool) -> int:
     """Show what is in an ONNX file, and what its operators run on."""
-    from headrace.networks.measure import assumed_types, describe
+    from headrace.networks.measure import describe
 
     with _open(model, None) as network:
-        show(describe(network, assumed_types(network, {})), json)
+        found = describe(network, _types(inputs, network))
+        show(found, json)
+        _say_what_is_assumed(inputs, found)
     return 0
 
 
@@ -64,12 +67,12 @@ def plan(
 ) -> int:
     """Say what a network takes."""
     from headrace.networks.measure import requirements
-    from headrace.networks.network import type_of
 
     with _open(model, threads, patches) as network:
-        given = _inputs(inputs, network)
-        types = {name: of for name, a in given.items() if (of := type_of(a)) is not None}
-        show(requirements(network, types), json)
+        found = requirements(network, _types(inputs, network))
+        show(found, json)
+        _say_what_is_assumed(inputs, found)
+        _say_what_patches_gain(patches, found)
     return 0
 
 
@@ -81,8 +84,25 @@ def bench(
     from headrace.networks.measure import bench as measure
 
     with _open(model, threads, patches) as network:
-        show(measure(network, _inputs(inputs, network), runs=runs), json)
+        found = measure(network, _inputs(inputs, network), runs=runs)
+        show(found, json)
+        _say_what_patches_gain(patches, found)
     return 0
+
+
+def _say_what_is_assumed(inputs: Sequence[str], found: Mapping[str, Any]) -> None:
+    if found["assumed"] and not inputs:
+        taken = ", ".join(found["assumed"])
+        say(f"open dimensions were taken as {taken}; --input DIMENSION=SIZE says what they are")
+
+
+def _say_what_patches_gain(asked: str | None, found: Mapping[str, Any]) -> None:
+    """What rows do not say: that nothing is cut, or that cutting takes as much memory."""
+    if asked not in (None, "off") and not found["patches"]:
+        say("--patches auto: no cut makes the arena smaller for little more work; all runs whole")
+    for row in found["patches"]:
+        if found["arena_bytes"] >= row["layer_by_layer_bytes"]:
+            say(f"--patches {asked}: the arena is not smaller than without; leave it out")
 
 
 def compress(
@@ -227,6 +247,14 @@ def _files(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
         kinds = ", ".join(f"{port.name}: {port.text}" for port in missing)
         raise HeadraceError(f"the network also takes {kinds}; give {wanted}")
     return found
+
+
+def _types(texts: Sequence[str], network: Network) -> dict[str, TensorType]:
+    """Types of what `_inputs` gives."""
+    from headrace.networks.network import type_of
+
+    given = _inputs(texts, network)
+    return {name: of for name, a in given.items() if (of := type_of(a)) is not None}
 
 
 def _inputs(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:

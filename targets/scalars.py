@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,8 @@ def operation(op: Any, arguments: tuple[types.Type, ...]) -> tuple[types.Type, L
     except TypingError as error:
         given = ", ".join(map(str, arguments))
         raise TypeError(f"there is no {op.__name__} of {given}") from error
+    if op in (operator.floordiv, operator.mod) and isinstance(signature.return_type, types.Float):
+        raise TypeError(f"there is no {op.__name__} of floats: it wants a library's floor")
     code = context.get_function(op, signature)
 
     def lower(builder: ir.IRBuilder, values: list[ir.Value]) -> ir.Value:

@@ -18,7 +18,7 @@ import ast
 import functools
 import operator
 import types as python_types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,7 +64,14 @@ _COMPARE: dict[type[ast.cmpop], Any] = {
     ast.Is: operator.is_,
     ast.IsNot: operator.is_not,
 }
+
 _BUILTINS: dict[str, Any] = {"float": float, "int": int, "min": min, "max": max, "len": len}
+
+
+def _operator(known: Mapping[Any, Any], op: ast.AST, node: ast.AST) -> Any:
+    if type(op) not in known:
+        raise TypeError(f"kernels have no operator {type(op).__name__}: {ast.unparse(node)}")
+    return known[type(op)]
 
 
 class _Again(Exception):
@@ -152,9 +159,10 @@ class _Call:
             if not self.alive:
                 return
             method = getattr(self, f"_{type(node).__name__}", None)
-            if method is None:
-                raise TypeError(f"kernels have no {type(node).__name__}: {ast.unparse(node)}")
             try:
+                if method is None:
+                    text = ast.unparse(node).splitlines()[0]
+                    raise TypeError(f"kernels have no {type(node).__name__}: {text}")
                 method(node)
             except (_Again, _NoKernel):
                 raise
@@ -180,7 +188,8 @@ class _Call:
 
     def _AugAssign(self, node: ast.AugAssign) -> None:
         before = self.expression(ast.Name(ast.unparse(node.target), ast.Load()))
-        binding = self.walk.operate(_BINARY[type(node.op)], before, self.expression(node.value))
+        op = _operator(_BINARY, node.op, node)
+        binding = self.walk.operate(op, before, self.expression(node.value))
         self.assign(node.target, binding)
 
     def _Return(self, node: ast.Return) -> None:
@@ -367,14 +376,17 @@ class _Call:
         return Known(tuple(self.expression(one) for one in node.elts))
 
     def _BinOp(self, node: ast.BinOp) -> Binding:
-        left = self.expression(node.left)
-        return self.walk.operate(_BINARY[type(node.op)], left, self.expression(node.right))
+        op = _operator(_BINARY, node.op, node)
+        return self.walk.operate(op, self.expression(node.left), self.expression(node.right))
 
     def _UnaryOp(self, node: ast.UnaryOp) -> Binding:
         operand = self.expression(node.operand)
         if not isinstance(node.op, ast.Not):
-            return self.walk.operate(_UNARY[type(node.op)], operand)
-        truth = self.walk.truth(operand)
+            return self.walk.operate(_operator(_UNARY, node.op, node), operand)
+        return self._not(operand)
+
+    def _not(self, binding: Binding) -> Binding:
+        truth = self.walk.truth(binding)
         if isinstance(truth, Known):
             return Known(not truth.value)
         return Value(self.walk.b.not_(truth), types.boolean)
@@ -383,8 +395,10 @@ class _Call:
         if len(node.ops) != 1:
             raise TypeError(f"kernels compare two at a time: {ast.unparse(node)}")
         left, right = self.expression(node.left), self.expression(node.comparators[0])
-        if isinstance(node.ops[0], ast.In):
-            return self._any([self.walk.operate(operator.eq, left, one) for one in parts_of(right)])
+        if isinstance(node.ops[0], ast.In | ast.NotIn):
+            cases = [self.walk.operate(operator.eq, left, one) for one in parts_of(right)]
+            found = self._any(cases)
+            return self._not(found) if isinstance(node.ops[0], ast.NotIn) else found
         return self.walk.operate(_COMPARE[type(node.ops[0])], left, right)
 
     def _any(self, cases: Sequence[Binding]) -> Binding:

@@ -170,6 +170,9 @@ def test_semantic_search(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     said = run(EXAMPLES / "semantic_search.py", encoder, tmp_path / "nothing", "x", ok=False).stderr
     assert "no paragraph" in said
+    said = run(EXAMPLES / "semantic_search.py", encoder, tmp_path / "gone", "x", ok=False).stderr
+    assert "there is no folder" in said and "Traceback" not in said
+    assert "MODEL FOLDER QUERY" in run(EXAMPLES / "semantic_search.py", ok=False).stderr
 
 
 def test_classify_image(tmp_path: Path) -> None:

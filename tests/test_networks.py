@@ -311,6 +311,11 @@ def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: An
     facts = json.loads(capsys.readouterr().out)
     assert facts["weights_bytes"] == 64 * 64 * 4
     assert facts["operators"][0] == {"operator": "MatMul", "nodes": 1}
+    assert main(["inspect", path, "--input", "batch=5"]) == 0
+    shown = capsys.readouterr()
+    assert "batch = 5" in shown.out and "were taken as" not in shown.err
+    assert main(["inspect", path]) == 0
+    assert "were taken as batch = 1; --input DIMENSION=SIZE" in capsys.readouterr().err
     assert main(["plan", path, "--input", "batch=3", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["assumed"] == ["batch = 3"]

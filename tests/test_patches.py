@@ -264,12 +264,30 @@ def test_the_command_prints_arena_and_overhead(mobilenet: Path, capsys: Any) -> 
     assert 'must be "auto", "off"' in capsys.readouterr().err
 
 
-def test_what_cannot_be_cut(tmp_path: Path) -> None:
+def test_auto_leaves_alone_what_costs_much(tmp_path: Path, capsys: Any) -> None:
+    """Where many taps in a row are read, patches compute most of an image again."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], {}
+    for i in range(3):
+        weights[f"w{i}"] = rng.normal(size=(16, 16, 7, 7)).astype(np.float32)
+        names = [f"x{i}", f"w{i}"], [f"x{i + 1}"]
+        nodes.append(helper.make_node("Conv", *names, pads=[3] * 4, strides=[1 + 3 * (i == 2)] * 2))
+    model = model_of(nodes, {"x0": (FLOAT, [1, 16, 24, 24])}, ["x3"], weights)
+    path = str(save(model, tmp_path / "wide.onnx"))
+    assert main(["plan", path, "--patches", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["patches"][0]["recomputed_percent"] > 25
+    assert main(["plan", path, "--patches", "auto", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["patches"] == []
+
+
+def test_what_cannot_be_cut(tmp_path: Path, capsys: Any) -> None:
     model, w = linear()
     x = np.ones((2, len(w)), np.float32)
     with network_of(model, patches="auto") as network:
         assert network({"x": x})["y"].shape == x.shape and not network.plan({"x": x}).patches
     path = save(model, tmp_path / "x.onnx")
+    assert main(["plan", str(path), "--patches", "auto"]) == 0
+    assert "no cut makes the arena smaller" in capsys.readouterr().err
     with headrace.load(path, patches=2) as network, pytest.raises(HeadraceError, match="2 x 2"):
         network({"x": x})
     for wrong, error in ((1, ValueError), ("x", ValueError), (True, TypeError), (2.5, TypeError)):

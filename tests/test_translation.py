@@ -147,6 +147,8 @@ def branches(args: Any, thread: Any, n_threads: Any) -> None:
         put_i64(at + 48, late + kind)
         if v in (1, -4, 6):
             put_i64(at + 56, 1)
+        if v not in (1, 2) and kind not in (7, v):
+            put_i64(at + 56, get_i64(at + 56) + 2)
 
 
 def loops(args: Any, thread: Any, n_threads: Any) -> None:
@@ -379,7 +381,25 @@ def too_wide(args: Any, thread: Any, n_threads: Any) -> None:
     put_i64(arg_ptr(args, 0), thread & (1 << 70))
 
 
+def powers(args: Any, thread: Any, n_threads: Any) -> None:
+    put_i64(arg_ptr(args, 0), thread**n_threads)
+
+
+def float_floor(args: Any, thread: Any, n_threads: Any) -> None:
+    put_f32(arg_ptr(args, 0), get_f32(arg_ptr(args, 0)) // 2.0)
+
+
+def tries(args: Any, thread: Any, n_threads: Any) -> None:
+    try:
+        put_i64(arg_ptr(args, 0), thread)
+    finally:
+        put_i64(arg_ptr(args, 0), 0)
+
+
 WRONG = {
+    powers: r"line 1: kernels have no operator Pow: thread \*\* n_threads",
+    float_floor: "line 1: there is no floordiv of floats",
+    tries: r"line 1: kernels have no Try: try:$",
     carried: "late has no value here, or has one on some of the ways only",
     behind_a_loop: "last has no value here",
     shadowing: "COUNT has no value here",

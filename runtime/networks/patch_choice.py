@@ -1,12 +1,14 @@
 """Which operations of a region run patch by patch, and on how many patches.
 
 Source: MCUNetV2 (`passes.patches`), whose scheduler looks for the least peak memory. The least
-arena often costs far more multiply-adds than one that is a little larger: of all that are nearly
-as small, the one that computes least again is taken.
+arena often costs far more multiply-adds than one that is a little larger: of all that compute at
+most a quarter of a region again and are nearly as small as the least of these, the one that
+computes least again is taken.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +22,7 @@ from headrace.networks.passes.patches import Axis, Stage, stages
 from headrace.networks.quantisation import elem_type
 
 GRIDS = range(2, 9)  # rows and columns of patches that are tried
+AGAIN = 0.25  # of a region's multiply-adds, that "auto" computes again at most
 SLACK = 1.1  # how much larger than the least arena one may be
 _ROUGH = 1.25  # the same of estimates, before places are looked for
 
@@ -47,7 +50,10 @@ class Patches:
 
     @property
     def overhead(self) -> float:
-        """Multiply-adds that are computed again, as a share of those of the region."""
+        """Multiply-adds that are computed again, as a share of those of the region.
+
+        Below 0 where patches leave out what no operation reads.
+        """
         return self.macs / self.whole_macs - 1 if self.whole_macs else 0.0
 
 
@@ -78,8 +84,8 @@ def with_patches(
 
     Args:
         operations: whole.
-        choice: "auto" looks for the grid as well; of a number, that one is taken even if it does
-            not take less.
+        choice: "auto" looks for the grid as well, of those that compute little again; of a
+            number, that one is taken even if it does not take less.
     """
     if choice == "off":
         return list(operations), None
@@ -169,9 +175,14 @@ def _candidates(
             assert isinstance(grid, int)
             if grid <= min(of.height, of.width):
                 found.append(_Candidate(stage, grid, max(rest[stage.count :], default=0)))
+    most = AGAIN * sum(one.macs for one in operations) if choice == "auto" else math.inf
+
+    def good(one: _Candidate) -> bool:
+        return one.fits and one.again <= most
+
     by_size = sorted(found, key=lambda one: one.rough)
-    least = next((one.rough for one in by_size if one.fits), 0)
-    return [one for one in found if one.rough <= _ROUGH * least and one.fits]
+    least = next((one.rough for one in by_size if good(one)), 0)
+    return [one for one in found if one.rough <= _ROUGH * least and good(one)]
 
 
 def _live_bytes(
