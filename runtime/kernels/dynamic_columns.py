@@ -8,7 +8,6 @@ apart to vectors of 16 rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.dynamic_u8 import PART, reference, scale_and_zero, write_tails
@@ -20,7 +19,6 @@ from headrace.targets.simd import (
     load_f32,
     load_turned,
     load_u8,
-    part,
     repeat,
     smaller,
     splat_f32,
@@ -84,7 +82,7 @@ def _columns() -> KernelFunction:
     divided, multiplied = of(True), of(False)
 
     def columns(args: Any, thread: Any, n_threads: Any) -> None:
-        """Rows of float32 as panels of bytes, and what a product of them with int8 weights ends with.
+        """Rows of float32 as panels of bytes, and what their product with int8 weights ends with.
 
         Slots: those of `dynamic_u8.quantise_rows`, but 4 is not used, and 11 scratch of `SCRATCH`
         bytes for each thread. Rows have at least 64 elements with their pads. Threads share the
@@ -115,7 +113,7 @@ def _columns() -> KernelFunction:
 
 
 def in_columns(codes: np.ndarray) -> np.ndarray:
-    """Codes [rows, channels] as they lie: [panels, channels, 64]; rows that fill up are the last."""
+    """Codes [rows, channels] as they lie: [panels, channels, 64]; what fills up is the last row."""
     import numpy as np
 
     panels = -(-len(codes) // PANEL)

@@ -232,7 +232,9 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         zero = int(rng.integers(0, 256))
         sums = w.astype(np.int32).sum(1)
         ends = tails(-zero * sums, scale, sums, True)
-        ends[:, 3] = np.pad(bias, (0, tiles * TILE_ROWS - outputs)).view(np.int32).reshape(tiles, -1)
+        ends[:, 3] = (
+            np.pad(bias, (0, tiles * TILE_ROWS - outputs)).view(np.int32).reshape(tiles, -1)
+        )
         y = np.full((rows, tiles * TILE_ROWS), np.nan, np.float32)
         expected = np.zeros_like(y)
         exact = (codes.astype(np.int32) - zero) @ w.astype(np.int32).T

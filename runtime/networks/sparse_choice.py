@@ -21,8 +21,8 @@ GAIN = 1.1  # times as fast as dense, or it stays dense
 _TURN = 80.0  # of 16 x 16 values
 # Of an entry, for each panel of pixels and each vector of them, by rows of a block.
 _ENTRY = {1: (2.0, 1.6), 4: (1.5, 3.6)}
-# Of bytes: four inputs of 4 outputs, and a tile, of a panel of 64 rows. Measured as above, with VNNI
-# for both sides (170 and 205 billion multiply-adds a second).
+# Of bytes: four inputs of 4 outputs, and a tile, of a panel of 64 rows. Measured as above, with
+# VNNI for both sides (170 and 205 billion multiply-adds a second).
 _FOUR, _TILE = 75.0, 1500.0
 # An image that the second cache does not hold is written in pieces of whole panels by sparse
 # products, of a few pixels by dense ones: that costs these so much more for 16 values.

@@ -135,7 +135,9 @@ def _check(
     if format not in FORMATS:
         raise UnsupportedError(f"ONNX files become {', '.join(FORMATS)}, not {format!r}")
     if format == KEEP and sparsity is None:
-        raise HeadraceError("nothing to do: give --format int8 or int8-dynamic, --sparsity 0.7, or both")
+        raise HeadraceError(
+            "nothing to do: give --format int8 or int8-dynamic, --sparsity 0.7, or both"
+        )
     if format == "int8" and calibrate is None:
         raise HeadraceError(
             "--format int8 needs inputs to --calibrate with: a folder of .npy or .npz files, each "
