@@ -126,7 +126,7 @@ def in_columns(codes: np.ndarray) -> np.ndarray:
 def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    shapes = ((70, 144, 2, 1.0), (5, 64, 1, 1e-3), (64, 80, 3, 0.0), (3, 96, 1, 1e-37))
+    shapes = ((70, 144, 2, 1.0), (5, 64, 1, 1e-3), (64, 80, 3, 0.0), (3, 96, 1, 1e-34))
     for rows, padded, tiles, spread in shapes:
         x = (rng.standard_normal((rows, padded)) * spread).astype(np.float32)
         x[0, :4] = x.max(), x.min(), 0, x.max() / 3

@@ -20,30 +20,33 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.convolution_u8 import tails
 from headrace.kernels.dynamic_columns import PANEL, in_columns
+from headrace.kernels.finishes import INFINITE
 from headrace.kernels.sparse_product import kept_blocks
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
+    arg_float,
     arg_int,
     arg_ptr,
     bcast_i8x4,
     bits_f32,
     bits_i32,
-    dot4_lanes,
-    dot_init,
-    dot_result,
+    dot4_each,
     get_i32,
     get_i64,
     interleave4,
+    join,
     join4,
     load_f32,
     load_i32,
     load_turned,
     load_u8,
+    maximum,
+    minimum,
     repeat,
     smaller,
+    splat_f32,
     splat_i32,
     store_f32,
-    store_f32_grid,
     to_f32,
     with_lanes,
     xor_u8,
@@ -122,11 +125,12 @@ def _rows_at_once(target: Target) -> int:
 
 
 def _sparse(target: Target) -> KernelFunction:
-    """y = (sum over inputs of w x) * scale + bias, as float32.
+    """y = clamp((sum over inputs of w x) * scale + bias), or with what is there added, as float32.
 
     Slots: 0 stream, 1 x, 2 y, 3 tails of tiles (`convolution_u8.tails`), 4 inputs, 5 tiles of 16
     outputs, 6 rows (tokens), 7 bytes of a row of y, 8 counts, 9 starts, 10 scratch of `SCRATCH`
-    bytes for each thread. Threads share the tiles of all panels.
+    bytes for each thread, 11 what is added before clamping (0: nothing; it lies as y does),
+    12 least and 13 most value (float32). Threads share the tiles of all panels.
     """
     lanes, at_once = _lanes(target), _rows_at_once(target)
     wide = 4 * lanes  # bytes of a vector
@@ -135,20 +139,27 @@ def _sparse(target: Target) -> KernelFunction:
     def block(stream: Any, count: Any, x: Any, sums: Any) -> None:
         """4 outputs of 4 vectors of rows: sums [4][4 vectors]."""
         for begin in range(0, ROWS, at_once):
-            acc = dot_init(splat_i32(0), 4 * at_once)
+            acc = repeat(splat_i32(0), 4 * at_once)
             p = stream
             for _ in range(count):
                 four = join4(
                     load_u8(x + get_i32(p), 1, 0), load_u8(x + get_i32(p + 4), 1, 0),
                     load_u8(x + get_i32(p + 8), 1, 0), load_u8(x + get_i32(p + 12), 1, 0),
                 )  # fmt: skip
-                weights = bcast_i8x4(p + (16 + begin * 4), at_once, 4)
-                acc = dot4_lanes(acc, xor_u8(interleave4(four), 0x80), weights, 8)
+                codes = repeat(xor_u8(interleave4(four), 0x80), at_once)
+                w = p + (16 + begin * 4)
+                weights = join(repeat(bcast_i8x4(w, 1, 0), 4), repeat(bcast_i8x4(w + 4, 1, 0), 4))
+                if at_once == ROWS:
+                    third, fourth = bcast_i8x4(w + 8, 1, 0), bcast_i8x4(w + 12, 1, 0)
+                    weights = join(weights, join(repeat(third, 4), repeat(fourth, 4)))
+                acc = dot4_each(acc, codes, weights)
                 p = p + ENTRY
-            found = bits_f32(dot_result(acc, 8))
-            store_f32_grid(sums + begin * (4 * wide), found, at_once, wide, 4 * wide)
+            store_f32(sums + begin * (4 * wide), bits_f32(acc), wide)
 
-    def written(sums: Any, tail: Any, y: Any, row: Any, there: Any, spare: Any) -> None:
+    def written(
+        sums: Any, tail: Any, y: Any, more: Any, adds: Any, clamps: Any, least: Any, most: Any,
+        row: Any, there: Any, spare: Any,
+    ) -> None:  # fmt: skip
         """As many outputs as lanes of as many rows, or of those that are there."""
         start = load_i32(tail, 1, 0)
         if signed:
@@ -157,11 +168,21 @@ def _sparse(target: Target) -> KernelFunction:
         found = found * repeat(load_f32(tail + 64, 1, 0), lanes)
         found = found + repeat(load_f32(tail + 192, 1, 0), lanes)
         if there >= lanes:
+            if adds:
+                found = found + load_f32(more, lanes, row)
+            if clamps:
+                low = maximum(found, repeat(splat_f32(least), lanes))
+                found = minimum(repeat(splat_f32(most), lanes), low)
             store_f32(y, found, row)
         else:
             store_f32(spare, found, wide)
             for i in range(there):
-                store_f32(y + i * row, load_f32(spare + i * wide, 1, 0), 0)
+                value = load_f32(spare + i * wide, 1, 0)
+                if adds:
+                    value = value + load_f32(more + i * row, 1, 0)
+                if clamps:
+                    value = minimum(splat_f32(most), maximum(value, splat_f32(least)))
+                store_f32(y + i * row, value, 0)
 
     def sparse(args: Any, thread: Any, n_threads: Any) -> None:
         stream = arg_ptr(args, 0)
@@ -176,6 +197,11 @@ def _sparse(target: Target) -> KernelFunction:
         starts = arg_ptr(args, 9)
         sums = arg_ptr(args, 10) + SCRATCH * thread
         spare = sums + _SUMS
+        more = arg_ptr(args, 11)
+        adds = arg_int(args, 11) != 0
+        least = arg_float(args, 12)
+        most = arg_float(args, 13)
+        clamps = least > -INFINITE or most < INFINITE
         units = (rows + PANEL - 1) // PANEL * n_tiles
         for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
             panel = u // n_tiles
@@ -191,9 +217,10 @@ def _sparse(target: Target) -> KernelFunction:
                 for v in range(4):
                     begin = first + v * 16 + part
                     for output in range(0, TILE_ROWS, lanes):
+                        place = begin * row + (tile * TILE_ROWS + output) * 4
                         written(
                             sums + (output * 4 + v) * wide, tails + (tile * _TAIL + output * 4),
-                            y + (begin * row + (tile * TILE_ROWS + output) * 4), row,
+                            y + place, more + place, adds, clamps, least, most, row,
                             smaller(lanes, rows - begin), spare,
                         )  # fmt: skip
 
@@ -219,7 +246,7 @@ _SHAPES = ((70, 37, 40, 0.3), (128, 64, 16, 1.0), (3, 130, 100, 0.1), (17, 96, 3
 def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for rows, inputs, outputs, density in _SHAPES:
+    for i, (rows, inputs, outputs, density) in enumerate(_SHAPES):
         codes = rng.integers(0, 256, (rows, inputs), dtype=np.uint8)
         codes[0], codes[-1] = 0, 255
         w = sparse_codes(rng, (outputs, inputs), density)
@@ -239,11 +266,15 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         expected = np.zeros_like(y)
         exact = (codes.astype(np.int32) - zero) @ w.astype(np.int32).T
         expected[:, :outputs] = exact.astype(np.float32) * scale + bias
+        more = rng.standard_normal(y.shape).astype(np.float32) if i % 2 else None
+        low, high = (-INFINITE, INFINITE) if i < 2 else (-1.0, 6.0)
+        expected = np.clip(expected if more is None else expected + more, low, high)
         packed = pack(w)
         counts, entries = front_bytes(outputs)
         slots = [
             packed[entries:], in_columns(codes), y, ends, inputs, tiles, rows, 4 * y.shape[1],
             packed[counts:entries], packed[:counts], np.zeros(8 * SCRATCH, np.uint8),
+            0 if more is None else more, low, high,
         ]  # fmt: skip
         yield Case(slots, [(y, expected)], 0, f"{rows}x{inputs}x{outputs}, {density}")
 

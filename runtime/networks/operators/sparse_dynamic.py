@@ -43,7 +43,7 @@ def sparse_dynamic(
         key: what tells the weights from others; None: nothing does.
         constants: of the network, which remembers what was found of weights.
     """
-    (read, written), y = images, node.outputs[0]
+    read, written = images
     if read.padded < PANEL:
         return None
 
@@ -55,12 +55,14 @@ def sparse_dynamic(
         return None
     codes, rows, tiles = codes_of(node), read.images, written.padded // PADDED
     at_counts, at_entries = front_bytes(written.channels)
+    tails_at = codes_bytes(read, True)
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         begin = at["weights"]
         return [
-            begin + at_entries, at[codes], at[y], at[codes] + codes_bytes(read, True), read.padded,
-            tiles, rows, written.pixel_bytes, begin + at_counts, begin, at["scratch"],
+            begin + at_entries, at[codes], at[one.makes], at[codes] + tails_at, read.padded, tiles,
+            rows, written.pixel_bytes, begin + at_counts, begin, at["scratch"],
+            0 if one.adds is None else at[one.adds], one.least, one.most,
         ]  # fmt: skip
 
     weight = Weight(
@@ -68,6 +70,6 @@ def sparse_dynamic(
         None if key is None else (NAME, *key),
     )  # fmt: skip
     return Operation(
-        NAME, [codes], y, slots, [node], {"weights": weight}, macs=rows * weights, scratch=SCRATCH,
-        sparse=Sparse(1 - weights / w.size, "4x1"),
+        NAME, [codes], node.outputs[0], slots, [node], {"weights": weight}, macs=rows * weights,
+        scratch=SCRATCH, sparse=Sparse(1 - weights / w.size, "4x1"),
     )  # fmt: skip
