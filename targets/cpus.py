@@ -28,6 +28,7 @@ _V3 = _V2 | {"avx2", "fma", "f16c", "bmi2"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _VNNI = _V4 | {"avx512vnni"}
 _BF16 = _VNNI | {"avx512bf16"}
+_AMX = _BF16 | {"amx-tile", "amx-int8"}
 
 _RV64 = frozenset({"m", "a", "f", "d", "c"})
 _RVV = _RV64 | {"v", "zvl128b"}
@@ -74,7 +75,8 @@ CPUS: dict[str, dict[str, frozenset[str]]] = {
         **_each("x86-64-v4 skylake-avx512", _V4),
         **_each("cascadelake icelake-client icelake-server tigerlake rocketlake", _VNNI),
         **_each("cooperlake znver4", _BF16),
-        **_each("sapphirerapids emeraldrapids graniterapids znver5", _BF16 | {"avxvnni"}),
+        **_each("znver5", _BF16 | {"avxvnni"}),
+        **_each("sapphirerapids emeraldrapids graniterapids", _AMX | {"avxvnni"}),
     },
 }
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from headrace.errors import KernelError
+from headrace.targets.host_amx import usable
 from headrace.targets.sve_length import host_lengths
 
 # Bits of getauxval, from the kernel's uapi/asm/hwcap.h of each architecture.
@@ -60,13 +61,14 @@ def host_features() -> frozenset[str]:
         raise KernelError(
             f"cannot tell what this CPU ({platform.machine()}) has: install llvmlite"
         ) from error
-    return frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
+    return usable(frozenset(name for name, on in llvm.get_host_cpu_features().items() if on))
 
 
 def _linux(architecture: str) -> frozenset[str] | None:
     try:
         if architecture == "x86_64":
-            return _cpuinfo_flags(Path("/proc/cpuinfo").read_text())
+            found = _cpuinfo_flags(Path("/proc/cpuinfo").read_text())
+            return None if found is None else usable(found)
         if architecture == "aarch64":
             found = _bits(_HWCAP, _AARCH64) | _bits(_HWCAP2, _AARCH64_2)
             return found | host_lengths() if "sve" in found else found
@@ -86,8 +88,9 @@ def _cpuinfo_flags(text: str) -> frozenset[str] | None:
     for line in text.splitlines():
         name, _, flags = line.partition(":")
         if name.strip() == "flags":
-            dotted = {"sse4_1": "sse4.1", "sse4_2": "sse4.2", "pni": "sse3"}
-            return frozenset(dotted.get(flag, flag.replace("_", "")) for flag in flags.split())
+            names = {"sse4_1": "sse4.1", "sse4_2": "sse4.2", "pni": "sse3"}
+            names |= {"amx_tile": "amx-tile", "amx_int8": "amx-int8"}
+            return frozenset(names.get(flag, flag.replace("_", "")) for flag in flags.split())
     return None
 
 

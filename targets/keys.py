@@ -15,6 +15,7 @@ _GENERATOR = (
     "headrace.targets.simd",
     "headrace.targets.lowering",
     "headrace.targets.lowering_bytes",
+    "headrace.targets.lowering_matrix",
     "headrace.targets.lowering_planes",
     "headrace.targets.lowering_products",
     "headrace.targets.lowering_words",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.errors import KernelError
+from headrace.targets import host_amx
 from headrace.targets.ir_text import constant_bytes
 from headrace.targets.target import Target
 
@@ -158,6 +159,14 @@ define internal void @illegal() noinline {{
   %set = call {w} @system({w} {system.sigaction}, {w} {_SIGILL}, {w} %action, {w} 0, {w} 8)
 """
     return functions, call
+
+
+def asked_for(target: Target) -> str:
+    """IR for the body of `_start` that asks for what Linux gives to who asks; needs `support`."""
+    if not target.byte_matrix:
+        return ""
+    ask = f"i64 {host_amx.SYSTEM_CALL}, i64 {host_amx.ASK}, i64 {host_amx.REGISTERS}"
+    return f"  %asked = call i64 @system({ask}, i64 0, i64 0)\n"
 
 
 def start(system: SystemCalls, body: str) -> str:

@@ -3,13 +3,15 @@
 Importing this module imports Numba and registers the markers with it; only the compiler does so.
 Those of inner products are in `headrace.targets.lowering_products`, of 16-bit integers in
 `headrace.targets.lowering_words`, of bit planes in `headrace.targets.lowering_planes`, of images of
-bytes in `headrace.targets.lowering_bytes`.
+bytes in `headrace.targets.lowering_bytes`, of matrix registers in
+`headrace.targets.lowering_matrix`.
 A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -918,6 +920,15 @@ def _fma_type(*args: types.Type) -> types.Type | None:
     if all(isinstance(types.unliteral(a), types.Float) for a in args):
         return types.float32
     return _same(*args)
+
+
+@marker("reciprocal", lambda v: v)
+def _reciprocal(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    def divided(v: ir.Value) -> ir.Value:
+        return b.fdiv(ir.Constant(v.type, [1.0] * v.type.count), v)
+
+    own = primitive("reciprocal")
+    return _map(b, sig, args, divided if own is None else functools.partial(own, b))
 
 
 @marker("fma", _fma_type)

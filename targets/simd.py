@@ -488,6 +488,12 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 
 @_marker
+def reciprocal(value: Any) -> Any:
+    """1 / value within 2 units of the last place, for values from 1e-30 to 1e30."""
+    return _only_compiled()
+
+
+@_marker
 def to_f32(value: Any) -> Any:
     """int32 lanes to float32."""
     return _only_compiled()
@@ -641,19 +647,19 @@ def select_lt(a: Any, b: Any, yes: Any, no: Any) -> Any:
 
 @_marker
 def sum_f32(value: Any) -> Any:
-    """The sum of a vector's float32 lanes."""
+    """The sum of all float32 lanes."""
     return _only_compiled()
 
 
 @_marker
 def max_f32(value: Any) -> Any:
-    """The largest of a vector's float32 lanes."""
+    """The largest of all float32 lanes."""
     return _only_compiled()
 
 
 @_marker
 def sum_i32(value: Any) -> Any:
-    """The sum of a vector's int32 lanes."""
+    """The sum of all int32 lanes."""
     return _only_compiled()
 
 
@@ -876,6 +882,52 @@ def by_token(value: Any) -> Any:
     return _only_compiled()
 
 
+# --- registers of matrices: on targets with `byte_matrix` -----------------------------------------
+
+
+@_marker
+def matrix_begin(n_bytes: Any) -> None:
+    """Shape the registers, until `matrix_end`, which must come.
+
+    0 to 3 are 16 x 16 int32 sums, 4 and 5 16 rows of `n_bytes` unsigned bytes (4 to 64, a multiple
+    of 4), 6 and 7 `n_bytes` / 4 rows of 16 times 4 signed bytes.
+    """
+    _only_compiled()
+
+
+@_marker
+def matrix_end() -> None:
+    """Leave the registers as a thread finds them."""
+    _only_compiled()
+
+
+@_marker
+def matrix_zero(register: int) -> None:
+    """Sums of nothing."""
+    _only_compiled()
+
+
+@_marker
+def matrix_load(register: int, p: Any, stride: Any) -> None:
+    """Rows, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
+def matrix_store(p: Any, register: int, stride: Any) -> None:
+    """The same of sums."""
+    _only_compiled()
+
+
+@_marker
+def matrix_dot(sums: int, unsigned: int, signed: int) -> None:
+    """sums[i, j] += the sum over k and n < 4 of unsigned[i, 4 k + n] * signed[k, j, n].
+
+    It wraps.
+    """
+    _only_compiled()
+
+
 # --- memory and threads ---------------------------------------------------------------------------
 
 
@@ -963,6 +1015,12 @@ def larger(a: Any, b: Any) -> Any:
 @_marker
 def smaller(a: Any, b: Any) -> Any:
     """The smaller of two integers or of two float32 scalars."""
+    return _only_compiled()
+
+
+@_marker
+def stack_bytes(n_bytes: int) -> Any:
+    """The address of so many bytes on the stack (a multiple of 64 is), the same each time."""
     return _only_compiled()
 
 

@@ -12,7 +12,15 @@ from headrace.targets.fallbacks import (
     half_to_f32_by_bits,
     separate_multiply_add,
 )
-from headrace.targets.lowering import intrinsic_call, lanes, nibbles, splat, stack_place, unknown
+from headrace.targets.lowering import (
+    fma_vectors,
+    intrinsic_call,
+    lanes,
+    nibbles,
+    splat,
+    stack_place,
+    unknown,
+)
 from headrace.targets.lowering_bytes import saturated_sum
 from headrace.targets.pieces import concat, cut
 from headrace.targets.simd import SMALL
@@ -136,6 +144,17 @@ def _shuffled(b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
     return intrinsic_call(b, "llvm.x86.avx512.pshuf.b.512", codes.type, [table, codes])
 
 
+def _reciprocal_512(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    """`vrcp14ps` and a step of Newton's: a division takes as long as 16 other instructions."""
+    ty, one = v.type, ir.Constant(v.type, [1.0] * v.type.count)
+    if ty.count != 16:
+        return b.fdiv(one, v)
+    none, every = ir.Constant(ty, ir.Undefined), ir.Constant(_I16, 0xFFFF)
+    near = intrinsic_call(b, "llvm.x86.avx512.rcp14.ps.512", ty, [v, none, every])
+    off = fma_vectors(b, b.fneg(v), near, one)
+    return fma_vectors(b, off, near, near)
+
+
 # --- VNNI: unsigned by signed bytes, four at a time, into 32 bits ---------------------------------
 
 
@@ -236,6 +255,12 @@ def _to_bytes(width: int) -> Callable[..., ir.Value]:
     return to_bytes
 
 
+_ONLY_512: Mapping[str, Callable[..., Any]] = {
+    "load_entries": _load_entries_512,
+    "reciprocal": _reciprocal_512,
+}
+
+
 def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
     """`vpdpbusd` at 512 or 256 bits."""
     lanes, n_bytes = width // 32, width // 8
@@ -263,7 +288,7 @@ def vnni(width: int) -> Mapping[str, Callable[..., Any]]:
         "dot_words": dot_words,
         "group_words": _group_words(width),
         "lookup16": _lookup16(width, flip=0x80),
-        **({"load_entries": _load_entries_512} if width == 512 else {}),
+        **(_ONLY_512 if width == 512 else {}),
         "looked_up_sums": _looked_up_sums(width),
     }
 

@@ -8,6 +8,7 @@ import llvmlite.binding as llvm
 import pytest
 
 from headrace.errors import KernelError
+from headrace.targets import features, host_amx
 from headrace.targets.cpus import CPUS
 from headrace.targets.naming import choose, choose_one
 from headrace.targets.target import all_targets
@@ -137,6 +138,7 @@ def test_llvm_knows_riscv_alike(cpu: str) -> None:
         ("x86_64-linux", "x86-64-v3", "x86-64-v3"),
         ("x86_64-linux", "alderlake", "x86-64-v3-vnni"),
         ("x86_64-linux", "znver4", "x86-64-v4-bf16"),
+        ("x86_64-linux", "sapphirerapids", "x86-64-v4-amx"),
         ("riscv64-linux", "spacemit-x60", "riscv64-v256-zvfh"),
         ("riscv64-linux", "generic-rv64", "riscv64"),
         ("armv7-linux", "cortex-a72", "armv7-neon"),
@@ -163,3 +165,26 @@ def test_cpus_that_do_not_fit() -> None:
         choose(TARGETS, "armv7-linux", "cortex-a8")
     with pytest.raises(KernelError, match="cortex-a53 cannot run aarch64-i8mm: it lacks dotprod"):
         choose_one(TARGETS, "aarch64-i8mm-linux", "cortex-a53")
+
+
+def test_matrix_registers_are_used_where_the_system_gives_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = features._cpuinfo_flags("processor\t: 0\nflags\t\t: avx2 sse4_1 avx512_vnni\n")
+    assert plain == {"avx2", "sse4.1", "avx512vnni"}
+    more = features._cpuinfo_flags("flags : avx2 amx_tile amx_int8 amx_bf16\n")
+    assert more is not None and more > host_amx.FEATURES
+    asked: list[bool] = []
+
+    def answer(given: bool) -> bool:
+        asked.append(given)
+        return given
+
+    monkeypatch.setattr(host_amx, "_asked", lambda: answer(True))
+    assert host_amx.usable(plain) == plain and not asked  # there is nothing to ask for
+    assert host_amx.usable(more) == more
+    monkeypatch.setattr(host_amx, "_asked", lambda: answer(False))
+    assert host_amx.usable(more) == more - host_amx.FEATURES and asked == [True, False]
+    monkeypatch.undo()
+    monkeypatch.setattr(host_amx.sys, "platform", "win32")
+    assert host_amx.usable(more) == more - host_amx.FEATURES

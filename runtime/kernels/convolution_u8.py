@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from headrace.kernels.byte_matrix import PIXELS, quads_at_once, sums_of
 from headrace.kernels.geometry import Geometry, geometry_of, reference
 from headrace.kernels.requantise import (
     Quantised,
@@ -41,10 +42,13 @@ from headrace.targets.simd import (
     load_f32,
     load_i32,
     load_u8,
+    matrix_begin,
+    matrix_end,
     prefetch,
     repeat,
     smaller,
     splat_i32,
+    stack_bytes,
     store_f32_grid,
     store_u8_rows,
     to_bytes,
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
 QUAD = 4  # bytes of a tap that are multiplied at once
 TAIL = 256  # bytes for each tile: bias, scales, 128 * sums of weights, bias of float32 results
 FOUR = 4  # tiles whose results are stored together
+FEW = 4  # pixels whose sums are taken from memory at once
 
 
 def pixels_at_once(target: Target) -> dict[int, int]:
@@ -84,11 +89,31 @@ def _dense(target: Target) -> KernelFunction:
     24 least, 25 whether results are float32, 26 whether threads share tiles before pixels.
     """
     signed, ahead = target.dot_bias(8) == 0, target.ahead
+    in_matrices = target.byte_matrix
 
-    def of(rows: int, count: int, edge: bool) -> Any:
+    def finish(rows: int, count: int) -> Any:
+        """What makes sums of pixels what is written."""
         per_vector = FOUR // rows  # pixels whose results are one vector of bytes
         spare = max(1, per_vector // count)
+
+        def finished(
+            sums: Any, y: Any, tail: Any, zero: Any, least: Any, most: Any, floats: Any, y_step: Any
+        ) -> None:
+            found = to_f32(sums) * repeat(load_f32(tail + 64, rows, TAIL), count)
+            if rows != FOUR and floats:
+                found = found + repeat(load_f32(tail + 192, rows, TAIL), count)
+                store_f32_grid(y, found, rows, y_step, 64)
+            else:
+                if spare > 1:
+                    found = repeat(found, spare)
+                code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
+                store_u8_rows(y, code, per_vector, count, y_step)
+
+        return finished
+
+    def of(rows: int, count: int, edge: bool) -> Any:
         alone = edge and target.ahead > 0
+        finished = finish(rows, count)
 
         def some(
             w: Any, x: Any, y: Any, tail: Any, outside: Any, quads: Any, tall: Any, wide: Any,
@@ -129,20 +154,36 @@ def _dense(target: Target) -> KernelFunction:
                             acc, xor_u8(bcast_i8x4(p, count, step), 0x80), load_u8(q, rows, 64), 8
                         )
                         q = q + rows * 64
-            found = to_f32(dot_result(acc, 8)) * repeat(load_f32(tail + 64, rows, TAIL), count)
-            if rows != FOUR and floats:
-                found = found + repeat(load_f32(tail + 192, rows, TAIL), count)
-                store_f32_grid(y, found, rows, y_step, 64)
-            else:
-                if spare > 1:
-                    found = repeat(found, spare)
-                code = to_bytes(found, splat_i32(zero), splat_i32(least), splat_i32(most))
-                store_u8_rows(y, code, per_vector, count, y_step)
+            finished(dot_result(acc, 8), y, tail, zero, least, most, floats, y_step)
+
+        return some
+
+    def matrix_of(rows: int, registers: int) -> Any:
+        """The same of 16 pixels for each register, whose taps are all inside."""
+        sums, finished = sums_of(rows, registers), finish(rows, FEW)
+
+        def some(
+            at_once: Any, w: Any, x: Any, y: Any, tail: Any, outside: Any, quads: Any, tall: Any,
+            wide: Any, top: Any, left: Any, apart_y: Any, apart_x: Any, height: Any, width: Any,
+            pixel: Any, x_step: Any, y_step: Any, zero: Any, least: Any, most: Any, floats: Any,
+            ahead: Any,
+        ) -> None:  # fmt: skip
+            found = stack_bytes(4096)
+            sums(
+                found, w, x, outside, quads, at_once, tall, wide, top, left, apart_y, apart_x,
+                height, width, pixel, x_step, ahead,
+            )  # fmt: skip
+            start = repeat(load_i32(tail, rows, TAIL), FEW)
+            for i in range(0, 16 * registers, FEW):
+                block = load_i32(found + i * rows * 64, FEW * rows, 64) + start
+                finished(block, y + i * y_step, tail, zero, least, most, floats, y_step)
 
         return some
 
     def tiles_of(rows: int, most_pixels: int) -> Any:
         many, one = of(rows, most_pixels, False), of(rows, 1, True)
+        registers = 1 if rows == FOUR else 2
+        wide_matrix, matrix = matrix_of(rows, registers), matrix_of(rows, 1)
 
         def groups(
             args: Any, thread: Any, n_threads: Any, n_groups: Any, w: Any, y: Any, tail: Any
@@ -163,10 +204,19 @@ def _dense(target: Target) -> KernelFunction:
             reach = (wide - 1) * apart_x
             begin = smaller((before + step_x - 1) // step_x, out_width)
             end = larger(begin, smaller(out_width, (width - 1 - reach + before) // step_x + 1))
-            if end - begin < most_pixels:
+            taken = most_pixels
+            at_once = 0
+            if in_matrices and end - begin >= PIXELS:
+                at_once = quads_at_once(quads)
+            if in_matrices and at_once > 0:
+                taken = PIXELS
+                if end - begin >= registers * PIXELS:
+                    taken = registers * PIXELS
+                matrix_begin(at_once * QUAD)
+            if end - begin < taken:
                 begin = out_width
                 end = out_width
-            per_row = larger(1, (end - begin + most_pixels - 1) // most_pixels)
+            per_row = larger(1, (end - begin + taken - 1) // taken)
             units = images * out_height * per_row
             group_bytes = tall * wide * quads * rows * 64
             wrote = rows * 16
@@ -187,14 +237,20 @@ def _dense(target: Target) -> KernelFunction:
                     to = y + (row * out_width * out_pixel + g * wrote)
                     if end > begin:
                         # The last of them are taken once more with those before them.
-                        ox = smaller(begin + chunk * most_pixels, end - most_pixels)
-                        many(
+                        ox = smaller(begin + chunk * taken, end - taken)
+                        given = (
                             w + g * group_bytes, source, to + ox * out_pixel,
                             tail + g * rows * TAIL, outside, quads, tall, wide, top,
                             ox * step_x - before, apart_y, apart_x, height, width, pixel,
                             step_x * pixel, out_pixel, zero, least, most, floats,
                             group_bytes + u % (2 * rows) * 64,
                         )  # fmt: skip
+                        if not in_matrices or at_once == 0:
+                            many(*given)
+                        elif registers > 1 and taken > PIXELS:
+                            wide_matrix(at_once, *given)
+                        else:
+                            matrix(at_once, *given)
                     alone = 0
                     if chunk == 0:
                         alone = begin
@@ -214,6 +270,8 @@ def _dense(target: Target) -> KernelFunction:
                                 step_x * pixel, out_pixel, zero, least, most, floats, ahead,
                             )  # fmt: skip
                         k += 1
+            if in_matrices and at_once > 0:
+                matrix_end()
 
         return groups
 
@@ -306,6 +364,10 @@ SHAPES: Sequence[tuple[Geometry, int, int]] = (  # channels read and written
     (Geometry(1, (4, 3), (4, 3), (5, 5), pads=(2, 2)), 32, 32),
     (Geometry(1, (9, 31), (5, 27), (3, 3), dilations=(2, 2)), 17, 130),
     (Geometry(1, (1, 1), (1, 1), (1, 1)), 64, 100),
+    (Geometry(1, (1, 45), (1, 45), (1, 1)), 384, 80),
+    (Geometry(1, (7, 37), (7, 37), (3, 3), pads=(1, 1)), 80, 80),
+    (Geometry(1, (1, 39), (1, 39), (1, 1)), 68, 112),
+    (Geometry(1, (1, 18), (1, 18), (1, 1)), 128, 32),
 )
 
 
@@ -328,7 +390,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for i, (geometry, read, written) in enumerate(SHAPES):
         of = Quantised(0.02, (0, 128, 255)[i % 3])
         to = Quantised(0.03, (128, 0, 3)[i % 3], *((0, 255) if i % 2 else (7, 200)))
-        floats, bytes_read = i in (3, 5), pixel_bytes(read)
+        floats, bytes_read = i in (3, 5, 6, 9), pixel_bytes(read)
         x = rng.integers(0, 256, (geometry.images, *geometry.read, bytes_read), dtype=np.uint8)
         x[0, 0, 0], x[0, -1, -1] = 255, 0
         w, scale = random_weights(rng, (*geometry.taps, read, written), 100)
@@ -365,7 +427,7 @@ def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     sources = (
         __name__, "headrace.sparse.format", "headrace.kernels.requantise",
-        "headrace.kernels.geometry",
+        "headrace.kernels.byte_matrix", "headrace.kernels.geometry",
     )  # fmt: skip
     return [Kernel("convolution_u8", _dense, sources, _cases, __name__)]
 

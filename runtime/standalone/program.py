@@ -10,7 +10,7 @@ from headrace.standalone import driver
 from headrace.standalone.places import BUFFERS, DATA, KV, Place, place_of
 from headrace.step import Step
 from headrace.targets.ir_text import constant_bytes
-from headrace.targets.linux import at_illegal_instruction, start, support, system_of
+from headrace.targets.linux import asked_for, at_illegal_instruction, start, support, system_of
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -156,7 +156,8 @@ define internal void @{_EXIT}(ptr %args, i64 %thread, i64 %threads) noinline {{
         illegal,
         start(
             system,
-            set_handler
+            asked_for(target)
+            + set_handler
             + f"""  %stack_word = ptrtoint ptr %stack to i64
   store i64 %stack_word, ptr @{_ARGUMENTS}
   call void @{symbol_of(driver.ROW.name)}(ptr @{_ARGUMENTS}, i64 0, i64 1)""",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from headrace.targets import backend
-from headrace.targets.linux import SystemCalls, start, support, system_of
+from headrace.targets.linux import SystemCalls, asked_for, start, support, system_of
 from headrace.targets.target import Target
 
 ROOM = 128 << 20  # bytes of the largest image; untouched pages cost nothing
@@ -17,9 +17,10 @@ KERNEL = "headrace_emulated_kernel"
 TOO_LARGE = 3  # exit status
 
 
-def _text(system: SystemCalls) -> str:
+def _text(system: SystemCalls, target: Target) -> str:
     w = system.word
-    body = f"  call void @main()\n  call void @exit_with({w} 0)"
+    body = asked_for(target)
+    body += f"  call void @main()\n  call void @exit_with({w} 0)"
     return f"""
 @image = internal global [{ROOM} x i8] zeroinitializer, align 4096
 
@@ -137,4 +138,4 @@ def runtime_object(target: Target) -> bytes:
     Raises:
         KernelError: no system calls are known for the target's architecture.
     """
-    return backend.emit_plain(_text(system_of(target)), target)
+    return backend.emit_plain(_text(system_of(target), target), target)
