@@ -22,8 +22,9 @@ _TURN = 80.0  # of 16 x 16 values
 # Of an entry, for each panel of pixels and each vector of them, by rows of a block.
 _ENTRY = {1: (2.0, 1.6), 4: (1.5, 3.6)}
 # Of bytes: four inputs of 4 outputs, and a tile, of a panel of 64 rows. Measured as above, with
-# VNNI for both sides (170 and 205 billion multiply-adds a second).
-_FOUR, _TILE = 75.0, 1500.0
+# VNNI for both sides (170 and 205 billion multiply-adds a second); dense products in matrix
+# registers take the last share of that (400 billion with AMX).
+_FOUR, _TILE, _IN_MATRICES = 75.0, 1500.0, 0.5
 # An image that the second cache does not hold is written in pieces of whole panels by sparse
 # products, of a few pixels by dense ones: that costs these so much more for 16 values.
 _CACHED_BYTES, _FAR = 1 << 20, 6.0
@@ -70,8 +71,13 @@ def _cost(entries: int, rows: int, pixels: int, read: int, written: int) -> floa
     return entries * (panels * once + vectors * each) + turns * _TURN
 
 
-def int8_pays(fours: int, rows: int, read: int, written: int) -> bool:
-    """Whether a product of bytes is faster with so many fours of blocks (`sparse_product_u8`)."""
+def int8_pays(fours: int, rows: int, read: int, written: int, matrices: bool) -> bool:
+    """Whether a product of bytes is faster with so many fours of blocks (`sparse_product_u8`).
+
+    Args:
+        matrices: whether the CPU's dense kernel has matrix registers (`Target.byte_matrix`).
+    """
     panels, tiles = -(-rows // PANEL_U8), -(-written // 16)
     cost = panels * (fours * _FOUR + tiles * _TILE)
-    return rows >= LEAST_PIXELS and cost * GAIN < rows * tiles * read
+    dense = rows * tiles * read * (_IN_MATRICES if matrices else 1.0)
+    return rows >= LEAST_PIXELS and cost * GAIN < dense

@@ -21,6 +21,7 @@ from headrace.kernels.sparse_product_u8 import (
 from headrace.networks.graph import Constants, Node
 from headrace.networks.operation import PADDED, Image, Operation, Sparse, Weight
 from headrace.networks.sparse_choice import int8_pays
+from headrace.targets.host import pick_target
 
 
 def codes_of(node: Node) -> str:
@@ -51,7 +52,8 @@ def sparse_dynamic(
         return int(np.count_nonzero(w)), int(fours_of(kept_blocks(w.T, ROWS)).sum())
 
     weights, fours = found() if key is None else constants.remembered(("fours", key), found)
-    if not int8_pays(fours, read.images, read.channels, written.channels):
+    matrices = pick_target(None).byte_matrix
+    if not int8_pays(fours, read.images, read.channels, written.channels, matrices):
         return None
     codes, rows, tiles = codes_of(node), read.images, written.padded // PADDED
     at_counts, at_entries = front_bytes(written.channels)
