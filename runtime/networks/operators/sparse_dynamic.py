@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ def codes_bytes(read: Image, turned: bool) -> int:
     return columns_bytes(read.images, read.padded) if turned else read.images * read.padded
 
 
+@cache
+def _in_matrices() -> bool:
+    return pick_target(None).byte_matrix
+
+
 def sparse_dynamic(
     node: Node, images: tuple[Image, Image], w: np.ndarray, key: Any, constants: Constants
 ) -> Operation | None:
@@ -52,8 +58,7 @@ def sparse_dynamic(
         return int(np.count_nonzero(w)), int(fours_of(kept_blocks(w.T, ROWS)).sum())
 
     weights, fours = found() if key is None else constants.remembered(("fours", key), found)
-    matrices = pick_target(None).byte_matrix
-    if not int8_pays(fours, read.images, read.channels, written.channels, matrices):
+    if not int8_pays(fours, read.images, read.channels, written.channels, _in_matrices()):
         return None
     codes, rows, tiles = codes_of(node), read.images, written.padded // PADDED
     at_counts, at_entries = front_bytes(written.channels)
