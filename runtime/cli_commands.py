@@ -292,9 +292,9 @@ def compress(
     into clusters that fire together. When it is interrupted, the same command goes on. Other
     programs can list what is in the file, but not run it: keep the source if you need it elsewhere.
     An ONNX file becomes one of 8-bit integers (--format int8, with inputs to --calibrate with; or
-    int8-dynamic, for encoders), or one with zeros (--sparsity 0.7 --pattern 4x1: blocks of 4 outputs
-    of an input; 1x1, group: 16; --ends sparse: in its last layer, too), or both. Inputs are .npy
-    files or a folder of them, others to --evaluate.
+    int8-dynamic, for encoders), or one with zeros (--sparsity 0.7 --pattern 4x1: 4 outputs of an
+    input; 1x1, group: 16; --ends sparse: in its last layer, too), or both. Inputs are .npy files
+    or a folder of them, others to --evaluate.
     """
     import shlex
 

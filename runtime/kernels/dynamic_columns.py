@@ -10,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.dynamic_u8 import PART, reference, scale_and_zero, write_tails
+from headrace.kernels.dynamic_u8 import (
+    PART,
+    SMALL,
+    quotient,
+    reference,
+    scale_and_zero,
+    write_tails,
+)
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
-    fma,
     interleave4,
     load_f32,
     load_turned,
@@ -35,7 +41,6 @@ if TYPE_CHECKING:
 
 PANEL = 64  # rows; channels that are turned at once, too
 SCRATCH = 2 * PANEL * PANEL  # bytes for each thread
-_SMALL = 1e-35  # scales below have reciprocals that are no good
 
 
 def columns_bytes(rows: int, channels: int) -> int:
@@ -51,11 +56,8 @@ def _columns() -> KernelFunction:
             if divides:
                 found = x / repeat(splat_f32(scale), 4)
             else:
-                # Markstein's division: what the first quotient leaves puts it right.
-                by = repeat(splat_f32(inverse), 4)
-                first = x * by
-                left = fma(repeat(splat_f32(0.0 - scale), 4), first, x)
-                found = fma(left, by, first)
+                negative = repeat(splat_f32(0.0 - scale), 4)
+                found = quotient(x, negative, repeat(splat_f32(inverse), 4))
             return to_bytes(found, splat_i32(zero), splat_i32(0), splat_i32(255))
 
         def block(
@@ -103,7 +105,7 @@ def _columns() -> KernelFunction:
             first = panel * PANEL
             source = x + (first * padded + c) * 4
             to = y + (first * padded + c * PANEL)
-            if scale < _SMALL:
+            if scale < SMALL:
                 divided(source, padded * 4, rows - first, to, spare, scale, inverse, zero)
             else:
                 multiplied(source, padded * 4, rows - first, to, spare, scale, inverse, zero)

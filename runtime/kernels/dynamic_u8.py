@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.images_u8 import code_of
+from headrace.kernels.images_u8 import bounded
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
+    fma,
     get_f32,
     larger,
     load_f32,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 PART = 64  # bytes between the ranges that threads found
 MOST_THREADS = 256
+SMALL = 1e-35  # scales below have reciprocals that are no good
 
 
 def value_range(args: Any, thread: Any, n_threads: Any) -> None:
@@ -73,11 +75,31 @@ def quantise_rows(args: Any, thread: Any, n_threads: Any) -> None:
     padded = arg_int(args, 3)
     row_bytes = arg_int(args, 4)
     scale, zero = scale_and_zero(arg_ptr(args, 5), n_threads)
+    inverse = 1.0 / scale
     for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
-        for c in range(0, padded, 16):
-            code = code_of(load_f32(x + (r * padded + c) * 4, 1, 0), scale, zero, 0, 255)
-            store_i8(y + (r * row_bytes + c), code, 0)
+        p = x + r * padded * 4
+        to = y + r * row_bytes
+        if scale < SMALL:
+            for c in range(0, padded, 16):
+                found = load_f32(p + c * 4, 1, 0) / splat_f32(scale)
+                store_i8(to + c, bounded(found, zero, 0, 255), 0)
+        else:
+            for c in range(0, padded, 16):
+                value = load_f32(p + c * 4, 1, 0)
+                found = quotient(value, splat_f32(0.0 - scale), splat_f32(inverse))
+                store_i8(to + c, bounded(found, zero, 0, 255), 0)
     write_tails(args, thread, n_threads, scale, zero)
+
+
+def quotient(x: Any, negative: Any, inverse: Any) -> Any:
+    """x / scale by its reciprocal, put right by what the first quotient leaves (Markstein 1990).
+
+    A division takes as long as 16 other instructions. The scale, which comes with the other sign,
+    is at least `SMALL`.
+    """
+    first = x * inverse
+    left = fma(negative, first, x)
+    return fma(left, inverse, first)
 
 
 def scale_and_zero(ranges: Any, n_threads: Any) -> Any:
@@ -143,7 +165,8 @@ def _range_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 def _quantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for rows, padded, tiles, spread in ((3, 48, 2, 1.0), (5, 16, 1, 1e-3), (1, 32, 3, 0.0)):
+    shapes = ((3, 48, 2, 1.0), (5, 16, 1, 1e-3), (1, 32, 3, 0.0), (3, 16, 1, 1e-34))
+    for rows, padded, tiles, spread in shapes:
         x = (rng.standard_normal((rows, padded)) * spread).astype(np.float32)
         codes, scale, zero = reference(x)
         y = np.zeros((rows, padded), np.uint8)
