@@ -31,7 +31,8 @@ from headrace.networks.network import Network
 KEEP = "keep"  # float32 as it is
 DYNAMIC = "int8-dynamic"  # products of rows, by the range that their input has
 FORMATS = (KEEP, "int8", DYNAMIC)
-SAMPLES, EVALUATED = 64, 256  # calls that are looked at, at most
+# Calls that are looked at, at most: a text has fewer rows than an image has pixels.
+SAMPLES, TEXTS, EVALUATED = 64, 256, 256
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def compress_network(
     _check(format, sparsity, pattern, ends, calibrate)
     _check_target(dst, force)
     with Network(open_onnx(src), threads=1) as network:
-        given = None if calibrate is None else read_samples(calibrate, network.inputs, SAMPLES)
+        texts = all(port.kind in ("INT64", "INT32") for port in network.inputs)
+        most = TEXTS if texts else SAMPLES
+        given = None if calibrate is None else read_samples(calibrate, network.inputs, most)
         others = [] if evaluate is None else read_samples(evaluate, network.inputs, EVALUATED)
     source = simplified(onnx.load(src))
     written = onnx.ModelProto()
