@@ -65,9 +65,12 @@ def _columns() -> KernelFunction:
             zero: Any,
         ) -> None:  # fmt: skip
             """64 rows of 64 channels; rows that are not there are the last one again."""
-            for t in range(PANEL):
-                at = x + smaller(t, rows - 1) * row_bytes
-                store_u8(spare + t * PANEL, quantised(at, scale, inverse, zero))
+            there = smaller(rows, PANEL)
+            for t in range(there):
+                store_u8(spare + t * PANEL, quantised(x + t * row_bytes, scale, inverse, zero))
+            last = load_u8(spare + (there - 1) * PANEL, 1, 0)
+            for t in range(there, PANEL):
+                store_u8(spare + t * PANEL, last)
             # Words of 4 channels: [16 rows][word] to [word][16 rows].
             turned = spare + PANEL * PANEL
             for g in range(4):

@@ -47,6 +47,8 @@ from headrace.targets.simd import (
     splat_f32,
     splat_i32,
     store_f32,
+    store_f32_grid,
+    sub_block,
     to_f32,
     with_lanes,
     xor_u8,
@@ -136,25 +138,35 @@ def _sparse(target: Target) -> KernelFunction:
     wide = 4 * lanes  # bytes of a vector
     signed = target.dot_bias(8) == 0
 
-    def block(stream: Any, count: Any, x: Any, sums: Any) -> None:
-        """4 outputs of 4 vectors of rows: sums [4][4 vectors]."""
-        for begin in range(0, ROWS, at_once):
-            acc = repeat(splat_i32(0), 4 * at_once)
-            p = stream
-            for _ in range(count):
-                four = join4(
-                    load_u8(x + get_i32(p), 1, 0), load_u8(x + get_i32(p + 4), 1, 0),
-                    load_u8(x + get_i32(p + 8), 1, 0), load_u8(x + get_i32(p + 12), 1, 0),
-                )  # fmt: skip
-                codes = repeat(xor_u8(interleave4(four), 0x80), at_once)
-                w = p + (16 + begin * 4)
-                weights = join(repeat(bcast_i8x4(w, 1, 0), 4), repeat(bcast_i8x4(w + 4, 1, 0), 4))
-                if at_once == ROWS:
-                    third, fourth = bcast_i8x4(w + 8, 1, 0), bcast_i8x4(w + 12, 1, 0)
-                    weights = join(weights, join(repeat(third, 4), repeat(fourth, 4)))
-                acc = dot4_each(acc, codes, weights)
-                p = p + ENTRY
-            store_f32(sums + begin * (4 * wide), bits_f32(acc), wide)
+    def of(vectors: int) -> Any:
+        def two_of(w: Any) -> Any:
+            """Weights of two outputs, for each vector."""
+            first, second = bcast_i8x4(w, 1, 0), bcast_i8x4(w + 4, 1, 0)
+            return join(repeat(first, vectors), repeat(second, vectors))
+
+        def block(stream: Any, count: Any, x: Any, sums: Any) -> None:
+            """4 outputs of some vectors of rows: sums [4][4 vectors]."""
+            for begin in range(0, ROWS, at_once):
+                acc = repeat(splat_i32(0), vectors * at_once)
+                p = stream
+                for _ in range(count):
+                    four = join4(
+                        load_u8(x + get_i32(p), 1, 0), load_u8(x + get_i32(p + 4), 1, 0),
+                        load_u8(x + get_i32(p + 8), 1, 0), load_u8(x + get_i32(p + 12), 1, 0),
+                    )  # fmt: skip
+                    codes = xor_u8(sub_block(interleave4(four), 0, vectors), 0x80)
+                    w = p + (16 + begin * 4)
+                    weights = two_of(w)
+                    if at_once == ROWS:
+                        weights = join(weights, two_of(w + 8))
+                    acc = dot4_each(acc, repeat(codes, at_once), weights)
+                    p = p + ENTRY
+                to = sums + begin * (4 * wide)
+                store_f32_grid(to, bits_f32(acc), vectors, 4 * wide, wide)
+
+        return block
+
+    four, three, two, one = of(4), of(3), of(2), of(1)
 
     def written(
         sums: Any, tail: Any, y: Any, more: Any, adds: Any, clamps: Any, least: Any, most: Any,
@@ -207,14 +219,23 @@ def _sparse(target: Target) -> KernelFunction:
             panel = u // n_tiles
             tile = u - panel * n_tiles
             first = panel * PANEL
+            vectors = smaller((rows - first + 15) // 16, 4)
             for part in range(0, PANEL // 4, lanes):  # of each 16 rows
                 at = x + (first * inputs + part * 4)
                 p = stream + get_i64(starts + tile * 8)
                 for b in range(BLOCKS):
                     count = get_i32(counts + (tile * BLOCKS + b) * 4)
-                    block(p, count, at, sums + b * (ROWS * 4 * wide))
+                    to = sums + b * (ROWS * 4 * wide)
+                    if vectors == 4:
+                        four(p, count, at, to)
+                    elif vectors == 3:
+                        three(p, count, at, to)
+                    elif vectors == 2:
+                        two(p, count, at, to)
+                    else:
+                        one(p, count, at, to)
                     p = p + count * ENTRY
-                for v in range(4):
+                for v in range(vectors):
                     begin = first + v * 16 + part
                     for output in range(0, TILE_ROWS, lanes):
                         place = begin * row + (tile * TILE_ROWS + output) * 4
@@ -240,7 +261,9 @@ def sparse_codes(rng: np.random.Generator, shape: tuple[int, int], density: floa
 
 
 # Rows, inputs, outputs, share of blocks that are there.
-_SHAPES = ((70, 37, 40, 0.3), (128, 64, 16, 1.0), (3, 130, 100, 0.1), (17, 96, 33, 0.0))
+_SHAPES = (
+    (70, 37, 40, 0.3), (128, 64, 16, 1.0), (3, 130, 100, 0.1), (17, 96, 33, 0.0), (99, 40, 16, 0.5),
+)  # fmt: skip
 
 
 def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
