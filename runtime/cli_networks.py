@@ -109,7 +109,7 @@ def compress(
     *, src: str, dst: str, calibrate: str | None, evaluate: str | None, json: bool,
     options: Mapping[str, Any],
 ) -> int:  # fmt: skip
-    """Write a network with zeros, or of 8-bit integers, as an ONNX file."""
+    """Write a network with zeros, or of integers of 8 or 4 bits, as an ONNX file."""
     from headrace.loaders.sources import resolve
     from headrace.networks.compression.compress import compress_network
     from headrace.sizes import format_size
@@ -136,6 +136,7 @@ def compress(
                 "samples": done.samples,
                 "sparse_layers": done.sparse_layers,
                 "sparsity": done.sparsity,
+                "four_bit_products": done.four_bits,
                 "price": done.price,
             }
         )
@@ -147,6 +148,8 @@ def compress(
         parts.append(f"{done.sparsity:.1%} of the weights of {done.sparse_layers} layers are zero")
     if done.integer_nodes:
         parts.append(f"{sum(done.integer_nodes.values())} nodes of integers")
+    if done.four_bits:
+        parts.append(f"weights of {done.four_bits} products have 4 bits")
     sizes = f"{format_size(done.size_bytes)} (from {format_size(done.source_bytes)})"
     say(f"{done.path}: {sizes}, {', '.join(parts)}")
     return 0

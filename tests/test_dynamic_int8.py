@@ -15,7 +15,7 @@ from test_native_networks import native, reference
 
 import headrace.networks.operators.sparse_dynamic
 from headrace.cli import main
-from headrace.errors import UnsupportedError
+from headrace.errors import HeadraceError, UnsupportedError
 from headrace.kernels.sparse_product import kept_blocks
 from headrace.kernels.sparse_product_u8 import NAME, ROWS, fours_of, sparse_codes
 from headrace.networks.compression.compress import compress_network
@@ -127,6 +127,8 @@ def test_gemm_and_what_is_no_product_of_rows(tmp_path: Path) -> None:
     with network_of(written, threads=1) as network:
         for name, value in network({"x": x}).items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-3)
+    with pytest.raises(HeadraceError, match="looks at no inputs"):
+        compress_network(src, done.path, format="int8-dynamic", calibrate=tmp_path, force=True)
     only = model_of([nodes[1]], {"x": (FLOAT, [9, 70])}, ["c"], {"v": constants["v"]})
     src = save(only, tmp_path / "c.onnx")
     with pytest.raises(UnsupportedError, match="no matrices of float32"):

@@ -23,6 +23,7 @@ from headrace.kernels import (
     n_bits_rows,
     prepare,
     product_rows,
+    recurrent,
     rows,
     softmax_mean,
     softmax_rows,
@@ -41,7 +42,7 @@ MODULES = (
     convolution, depthwise, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
     n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
-    softmax_mean, dynamic_columns, sparse_product_u8,
+    softmax_mean, recurrent, dynamic_columns, sparse_product_u8,
 )  # fmt: skip
 
 

@@ -221,6 +221,7 @@ class Graph:
         inputs, outputs: names.
         opsets: versions by domain.
         channels_first: values of three dimensions that lie as images: `channels_first`.
+        as_rows: values of four dimensions that lie as rows: `as_rows`.
     """
 
     nodes: list[Node]
@@ -232,6 +233,7 @@ class Graph:
     types: dict[str, TensorType] = field(default_factory=dict)
     sparse: dict[str, Any] = field(default_factory=dict)
     channels_first: frozenset[str] = frozenset()
+    as_rows: frozenset[str] = frozenset()
 
     def type(self, name: str) -> TensorType | None:
         """Of a value or constant; None: not known."""

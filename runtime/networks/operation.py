@@ -142,8 +142,8 @@ def _image(graph: Graph, name: str, types: tuple[int, ...], item: int) -> Image 
         return None
     if len(of.shape) == 3 and name in graph.channels_first:
         return Image(of.shape[0], 1, of.shape[2], of.shape[1], item)
-    if len(of.shape) == 3:
-        return Image(of.shape[0] * of.shape[1], 1, 1, of.shape[2], item)
+    if len(of.shape) == 3 or name in graph.as_rows:
+        return Image(math.prod(of.shape[:-1]), 1, 1, of.shape[-1], item)
     images, channels, height, width = (*of.shape, 1, 1)[:4]
     return Image(images, height, width, channels, item)
 
@@ -151,7 +151,9 @@ def _image(graph: Graph, name: str, types: tuple[int, ...], item: int) -> Image 
 def channel_axis(graph: Graph, name: str) -> int:
     """The dimension of a value of known shape that its channels are."""
     rank = len(graph.shape(name) or ())
-    return 1 if rank == 4 or name in graph.channels_first else rank - 1
+    if name in graph.channels_first or (rank == 4 and name not in graph.as_rows):
+        return 1
+    return rank - 1
 
 
 @dataclass(frozen=True)

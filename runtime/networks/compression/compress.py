@@ -1,6 +1,7 @@
 """Write a smaller ONNX file, which onnxruntime runs as well.
 
-Weights become zero where they matter least, products those of 8-bit integers, or both.
+Weights become zero where they matter least, products those of 8-bit integers, or both; or weights
+of matrices become integers of 4 bits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx
 from headrace.atomic_file import whole_file
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.loaders.onnx_model import open_onnx
+from headrace.networks.compression import four_bits
 from headrace.networks.compression.bias_correction import correct
 from headrace.networks.compression.dynamic_int8 import quantised_products
 from headrace.networks.compression.float_model import simplified
@@ -30,7 +32,7 @@ from headrace.networks.network import Network
 
 KEEP = "keep"  # float32 as it is
 DYNAMIC = "int8-dynamic"  # products of rows, by the range that their input has
-FORMATS = (KEEP, "int8", DYNAMIC)
+FORMATS = (KEEP, "int8", DYNAMIC, *four_bits.FORMATS)
 # Calls that are looked at, at most: a text has fewer rows than an image has pixels.
 SAMPLES, TEXTS, EVALUATED = 64, 256, 256
 
@@ -44,6 +46,7 @@ class CompressedNetwork:
         samples: calls that it was calibrated with.
         sparse_layers: products of which weights were left out.
         sparsity: share of their weights that is zero now.
+        four_bits: products whose weights have 4 bits.
         price: how far it is from its source, if that was asked for; see `price.price`.
     """
 
@@ -54,6 +57,7 @@ class CompressedNetwork:
     samples: int
     sparse_layers: int = 0
     sparsity: float = 0.0
+    four_bits: int = 0
     price: dict[str, Any] | None = None
 
 
@@ -68,8 +72,9 @@ def compress_network(
     Args:
         src: of float32, with constant weights.
         dst: the file to write; it gets its name when it is whole.
-        format: "int8" (static), "int8-dynamic" or "keep".
-        calibrate: inputs: see `read_samples`. Without them the smallest weights are left out.
+        format: of `FORMATS`.
+        calibrate: inputs: see `read_samples`. Without them the smallest weights are left out, and
+            those of 4 bits are rounded to nearest.
         sparsity: share of the weights of 1x1 convolutions and matrices that is left out.
         pattern: outputs whose weights of an input are left out together: "1x1", "4x1" (4) or
             "group" (16).
@@ -110,12 +115,19 @@ def compress_network(
         written, counts = quantised_products(onnx.shape_inference.infer_shapes(written))
         if not counts:
             raise UnsupportedError(f"{src} has no matrices of float32 that multiply rows")
+    small = four_bits.quantise(written, format, given, notice) if format in four_bits.FORMATS else 0
+    if format in four_bits.FORMATS and not small:
+        raise UnsupportedError(
+            f"{src} has no matrices of float32 with constant weights of their own and {LEAST} "
+            "channels or more"
+        )
     written.producer_name = "headrace"
     with whole_file(dst) as file:
         file.write(written.SerializeToString(deterministic=True))
     return CompressedNetwork(
         dst, src.stat().st_size, dst.stat().st_size, dict(counts.most_common()),
-        len(given or ()), len(layers), left, price(source, written, others) if others else None,
+        len(given or ()), len(layers), left, small,
+        price(source, written, others) if others else None,
     )  # fmt: skip
 
 
@@ -140,6 +152,12 @@ def _check(
     if format == KEEP and sparsity is None:
         raise HeadraceError(
             "nothing to do: give --format int8 or int8-dynamic, --sparsity 0.7, or both"
+        )
+    if format in four_bits.FORMATS and sparsity is not None:
+        raise HeadraceError(f"--format {format} and --sparsity do not go together; take one")
+    if format == DYNAMIC and sparsity is None and calibrate is not None:
+        raise HeadraceError(
+            f"--format {DYNAMIC} looks at no inputs but with --sparsity: leave out --calibrate"
         )
     if format == "int8" and calibrate is None:
         raise HeadraceError(

@@ -28,6 +28,7 @@ from headrace.networks.operators import (
     pooling,
     quantised,
     quantised_images,
+    recurrent,
     resizing,
     softmax,
     softmax_mean,
@@ -58,6 +59,7 @@ OPERATORS: dict[str, Maker] = {
     **gathering.OPERATORS,
     **quantised_images.OPERATORS,
     **softmax_mean.OPERATORS,
+    **recurrent.OPERATORS,
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from headrace.networks.as_rows import as_rows
 from headrace.networks.channels_first import channels_first
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operators import operation_for
@@ -50,7 +51,7 @@ def with_patterns(graph: Graph) -> Graph:
     for pattern in PATTERNS:
         graph = _applied(graph, pattern)
     graph = without_repeats(graph)
-    return replace(graph, channels_first=channels_first(graph))
+    return replace(graph, channels_first=channels_first(graph), as_rows=as_rows(graph))
 
 
 def _applied(graph: Graph, pattern: Pattern) -> Graph:

@@ -1,0 +1,132 @@
+"""LSTM and GRU of ONNX files on kernels of ours, against onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import helper
+from onnx_models import FLOAT, model_of, save
+
+import headrace
+from headrace.networks.native import NativeRegion
+from headrace.networks.network import network_of
+
+STEPS, SEQUENCES, READ, HIDDEN = 7, 5, 24, 32
+
+
+def layer(
+    op: str, direction: str = "forward", n: int = HIDDEN, given: str = "B h c", **more: Any
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """A model of one layer whose states are squeezed (or turned), and inputs."""
+    rng = np.random.default_rng(3)
+    gates, directions = {"LSTM": 4, "GRU": 3}[op], 2 if direction == "bidirectional" else 1
+    constants = {
+        "W": rng.standard_normal((directions, gates * n, READ)).astype(np.float32) / 4,
+        "R": rng.standard_normal((directions, gates * n, n)).astype(np.float32) / 6,
+        "B": rng.standard_normal((directions, 2 * gates * n)).astype(np.float32),
+        "axes": np.array([1]),
+        "joined": np.array([0, 0, -1]),
+    }
+    state = (directions, SEQUENCES, n)
+    x = {"x": rng.standard_normal((STEPS, SEQUENCES, READ)).astype(np.float32)}
+    names = ["x", "W", "R", "B" if "B" in given else "", ""]
+    for name in "hc" if op == "LSTM" else "h":
+        names.append(name if name in given else "")
+        if name in given:
+            x[name] = rng.standard_normal(state).astype(np.float32)
+    outputs = ["Y", "Yh", "Yc"][: 3 if op == "LSTM" else 2]
+    if op == "GRU":
+        more = {"linear_before_reset": 1, **more}
+    nodes = [
+        helper.make_node(op, names, outputs, hidden_size=n, direction=direction, **more),
+        helper.make_node("Squeeze", ["Y", "axes"], ["y"])
+        if directions == 1
+        else helper.make_node("Transpose", ["Y"], ["turned"], perm=[0, 2, 1, 3]),
+    ]
+    if directions == 2:
+        nodes.append(helper.make_node("Reshape", ["turned", "joined"], ["y"]))
+    types = {name: (FLOAT, list(a.shape)) for name, a in x.items()}
+    return model_of(nodes, types, ["y", *outputs[1:]], constants), x
+
+
+def natives(network: Any, x: dict[str, np.ndarray]) -> list[str]:
+    return [
+        one.kernel
+        for run in network.plan(x).runs
+        if isinstance(run, NativeRegion)
+        for one in run.operations
+    ]
+
+
+def check(model: Any, x: dict[str, np.ndarray], kernel: str | None) -> None:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, x), strict=True))
+    kept = {name: a.copy() for name, a in x.items()}
+    before: dict[str, np.ndarray] | None = None
+    for threads in (1, 2):
+        with network_of(model, threads=threads) as network:
+            for _ in range(2):  # states begin anew
+                found = network(x)
+                for name, value in expected.items():
+                    np.testing.assert_allclose(found[name], value, atol=2e-5)
+                    np.testing.assert_array_equal(found[name], (before or found)[name])
+                before = {name: np.array(a) for name, a in found.items()}
+            assert kernel is None or kernel in natives(network, x)
+            assert kernel is not None or not {"lstm_f32", "gru_f32"} & {*natives(network, x)}
+    for name, a in kept.items():
+        np.testing.assert_array_equal(x[name], a)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_layers_equal_onnxruntime(op: str, direction: str) -> None:
+    check(*layer(op, direction), f"{op.lower()}_f32")
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+@pytest.mark.parametrize("given", ["", "B", "h", "h c"])
+def test_what_is_left_out_is_zero(op: str, given: str) -> None:
+    check(*layer(op, n=20, given=given), f"{op.lower()}_f32")
+
+
+def test_states_that_are_constant(tmp_path: Path) -> None:
+    model, x = layer("LSTM", n=20)
+    for name in "hc":
+        model.graph.initializer.append(onnx_tensor(x.pop(name), name))
+        kept = [one for one in model.graph.input if one.name != name]
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+    check(model, x, "lstm_f32")
+    with headrace.load(save(model, tmp_path / "x.onnx"), threads=1) as network:
+        assert network(x)["y"].shape == (STEPS, SEQUENCES, 20)
+
+
+def onnx_tensor(array: np.ndarray, name: str) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(array, name)
+
+
+@pytest.mark.parametrize(
+    ("op", "more"),
+    [
+        ("LSTM", {"activations": ["Sigmoid", "Relu", "Tanh"]}),
+        ("LSTM", {"clip": 0.5}),
+        ("LSTM", {"input_forget": 1}),
+        ("GRU", {"linear_before_reset": 0}),
+    ],
+)
+def test_the_host_computes_other_kinds(op: str, more: dict[str, Any]) -> None:
+    check(*layer(op, **more), None)
+
+
+def test_all_steps_are_an_output_as_they_are() -> None:
+    """Of four dimensions, which others take as images."""
+    model, x = layer("LSTM", "bidirectional", n=20)
+    del model.graph.node[1:]
+    model.graph.output[0].name = "Y"
+    check(model, x, "lstm_f32")
