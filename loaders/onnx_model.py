@@ -118,6 +118,30 @@ class OnnxModel:
         array: np.ndarray = onnx.numpy_helper.to_array(self.constant(name, reader))
         return array
 
+    def rows(
+        self, name: str, reader: TensorReader, n_bytes: int, together: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """An initialiser in runs of entries of its first dimension, with the first one's number.
+
+        Args:
+            n_bytes: of a run, about; of what is no tensor of a file there is one run.
+            together: runs begin at multiples of so many.
+
+        Raises:
+            ModelFileError: the file shrank, or the disk failed.
+        """
+        info, elem_type = self.weights.get(name, (None, 0))
+        if info is None or elem_type in _BITS or not info.shape or not info.n_bytes:
+            yield 0, self.array(name, reader)
+            return
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+        count, row_bytes = info.shape[0], info.n_bytes // info.shape[0]
+        step = max(1, n_bytes // (row_bytes * together)) * together
+        for first in range(0, count, step):
+            found = np.empty((min(step, count - first), *info.shape[1:]), dtype)
+            reader.readinto(info, first * row_bytes, found.reshape(-1).view(np.uint8))
+            yield first, found
+
 
 def open_onnx(path: Path) -> OnnxModel:
     """Read and check the header of an ONNX file.

@@ -63,4 +63,8 @@ def _rate(
     for read in sample:
         files[read.path].forget_cached(read.offset, read.n_bytes)
     slots = next(n for n in range(min(_SLOTS, len(sample)), 0, -1) if len(sample) % n == 0)
-    return Window(sample, slots, slot_bytes, reader, mode, files).rate()
+    window = Window(sample, slots, slot_bytes, reader, mode, files)
+    try:
+        return window.rate()
+    finally:
+        window.close()  # windows refer to themselves: their memory would stay for a while

@@ -164,10 +164,13 @@ def spread(pieces: Sequence[Piece]) -> list[int]:
     return sorted(range(len(pieces)), key=lambda i: i * _GOLDEN % 1.0)
 
 
-def keep(pieces: Sequence[Piece], budget: int) -> Residency | None:
+def keep(
+    pieces: Sequence[Piece], budget: int, window_share: int = WINDOW_SHARE
+) -> Residency | None:
     """The residency that keeps most within `budget` bytes, and streams the rest.
 
-    None where not even the least fits, or there is nothing to stream.
+    The window takes one part in `window_share` of the budget at most, if it can be that small. None
+    where not even the least fits, or there is nothing to stream.
     """
     if len(pieces) < LEAST_SLOTS:
         return None
@@ -176,7 +179,7 @@ def keep(pieces: Sequence[Piece], budget: int) -> Residency | None:
     sums = [0]
     for i in order:
         sums.append(sums[-1] + pieces[i].kept_bytes)
-    window = min(max(ENOUGH_SLOTS * slot, ENOUGH_BYTES), budget // WINDOW_SHARE) // slot
+    window = min(max(ENOUGH_SLOTS * slot, ENOUGH_BYTES), budget // window_share) // slot
     window = min(max(window, LEAST_SLOTS), MOST_SLOTS)
 
     def best_of(numbers: range) -> tuple[int, int]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+from headrace.sizes import parse_size
+
 
 def whole(name: str, value: Any, *, low: int) -> int:
     """A whole number of at least `low`; NumPy's count, booleans do not.
@@ -21,6 +23,15 @@ def whole(name: str, value: Any, *, low: int) -> int:
     if number < low:
         raise ValueError(f"{name} must be at least {low}, not {number}")
     return number
+
+
+def size_of(memory: Any) -> int:
+    """Bytes of an amount of memory: a whole number of them, or text as `300MB`.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    return parse_size(memory if isinstance(memory, str) else whole("memory", memory, low=1))
 
 
 def _index(value: Any) -> int | None:

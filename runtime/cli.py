@@ -154,6 +154,7 @@ COMMANDS: dict[str, Command] = {
             Opt("texts", str, (), "texts; without any, the lines of stdin", many=True),
             Opt("output", str, None, "write the vectors to this .npy file", ("-o", "--output")),
             Opt("threads", int, None, "threads; default: the physical cores", ("--threads", "-t")),
+            _MACHINE[0],
             _JSON,
         ),
     ),

@@ -47,7 +47,7 @@ def run(
         _refuse_for_networks(options | {"prompt": prompt})
         return cli_networks.run(
             model=model, inputs=inputs, output=output, threads=options["threads"],
-            patches=patches, json=json,
+            patches=patches, memory=options["memory"], json=json,
         )  # fmt: skip
     _refuse_for_language_models(inputs, output, patches)
     if prompt is None and " " in model and not os.path.exists(model):
@@ -165,8 +165,9 @@ def plan(
 
         _refuse_for_networks(options)
         return cli_networks.plan(
-            model=model, inputs=inputs, threads=options["threads"], patches=patches, json=json
-        )
+            model=model, inputs=inputs, threads=options["threads"], patches=patches,
+            memory=options["memory"], json=json,
+        )  # fmt: skip
     _refuse_for_language_models(inputs, patches=patches)
     path = model_path(model)
     with progress_bar() as progress:
@@ -189,7 +190,7 @@ def bench(
         _refuse_for_networks(options)
         return cli_networks.bench(
             model=model, inputs=inputs, threads=options["threads"], patches=patches,
-            runs=options["runs"], json=json,
+            memory=options["memory"], runs=options["runs"], json=json,
         )  # fmt: skip
     _refuse_for_language_models(inputs, patches=patches)
     from headrace.bench import bench as measure
@@ -372,7 +373,7 @@ def _is_network(model: str) -> bool:
 
 def _refuse_for_networks(options: Mapping[str, Any]) -> None:
     """Options that say nothing to an ONNX file are not ignored."""
-    for name in ("prompt", "memory", "target", "kernels", "context", "draft"):
+    for name in ("prompt", "target", "kernels", "context", "draft"):
         if options.get(name) is not None:
             raise HeadraceError(f"an ONNX file takes no {name} (yet); leave it out")
 

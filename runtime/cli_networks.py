@@ -22,13 +22,17 @@ _OF_NETWORKS = ("format", "force", "threads", "sparsity", "pattern", "ends")
 
 def run(
     *, model: str, inputs: Sequence[str], output: str | None, threads: int | None,
-    patches: str | None, json: bool,
+    patches: str | None, memory: int | None, json: bool,
 ) -> int:  # fmt: skip
     """Run a network once, and print its outputs or write them as .npy files."""
     import numpy as np
 
-    with _open(model, threads, patches) as network:
-        found = network(_files(inputs, network))
+    with _open(model, threads, patches, memory) as network:
+        given = _files(inputs, network)
+        if not json:
+            for notice in network.notices(given):
+                say(notice)
+        found = network(given)
         rows = []
         for name, value in found.items():
             array = np.asarray(value) if isinstance(value, np.ndarray) else None
@@ -63,12 +67,13 @@ def inspect(*, model: str, inputs: Sequence[str], json: bool) -> int:
 
 
 def plan(
-    *, model: str, inputs: Sequence[str], threads: int | None, patches: str | None, json: bool
-) -> int:
+    *, model: str, inputs: Sequence[str], threads: int | None, patches: str | None,
+    memory: int | None, json: bool,
+) -> int:  # fmt: skip
     """Say what a network takes."""
     from headrace.networks.measure import requirements
 
-    with _open(model, threads, patches) as network:
+    with _open(model, threads, patches, memory) as network:
         found = requirements(network, _types(inputs, network))
         show(found, json)
         _say_what_is_assumed(inputs, found)
@@ -77,13 +82,13 @@ def plan(
 
 
 def bench(
-    *, model: str, inputs: Sequence[str], threads: int | None, patches: str | None, runs: int,
-    json: bool,
+    *, model: str, inputs: Sequence[str], threads: int | None, patches: str | None,
+    memory: int | None, runs: int, json: bool,
 ) -> int:  # fmt: skip
     """Measure a network; inputs that are not given are random."""
     from headrace.networks.measure import bench as measure
 
-    with _open(model, threads, patches) as network:
+    with _open(model, threads, patches, memory) as network:
         found = measure(network, _inputs(inputs, network), runs=runs)
         show(found, json)
         _say_what_patches_gain(patches, found)
@@ -156,8 +161,9 @@ def compress(
 
 
 def embed(
-    *, model: str, texts: Sequence[str], output: str | None, threads: int | None, json: bool
-) -> int:
+    *, model: str, texts: Sequence[str], output: str | None, threads: int | None,
+    memory: int | None, json: bool,
+) -> int:  # fmt: skip
     """Turn texts into vectors: those given, or each line of stdin.
 
     Shows how alike they are (cosines of their vectors); -o writes the vectors as a .npy file.
@@ -177,7 +183,7 @@ def embed(
         raise HeadraceError('no texts; write `headrace embed MODEL "a text" "another"`')
     chosen = None if threads is None else whole("threads", threads, low=1)
     with (
-        load_encoder(Path(model).expanduser(), threads=chosen) as encoder,
+        load_encoder(Path(model).expanduser(), threads=chosen, memory=memory) as encoder,
         progress_bar() as progress,
     ):
         vectors = encoder.embed(given, progress=lambda n, of: progress(n, of, "texts"))
@@ -220,15 +226,17 @@ def _save(path: Path, array: np.ndarray) -> None:
     write_whole(path, content.getvalue())
 
 
-def _open(model: str, threads: int | None, patches: str | None = None) -> Network:
+def _open(
+    model: str, threads: int | None, patches: str | None = None, memory: int | None = None
+) -> Network:
     from headrace.arguments import whole
     from headrace.loaders.sources import resolve
     from headrace.networks.network import load_network
     from headrace.networks.patch_choice import checked
 
     chosen = None if threads is None else whole("threads", threads, low=1)
-    cut = checked("off" if patches is None else patches)
-    return load_network(resolve(model), threads=chosen, patches=cut)
+    cut = None if patches is None else checked(patches)
+    return load_network(resolve(model), threads=chosen, patches=cut, memory=memory)
 
 
 def _named(texts: Sequence[str]) -> dict[str, str]:

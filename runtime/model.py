@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from headrace.arguments import one_text, switch, token_ids, whole
+from headrace.arguments import one_text, size_of, switch, token_ids, whole
 from headrace.conversation import Chat
 from headrace.detokenizer import Detokenizer
 from headrace.errors import (
@@ -43,7 +43,6 @@ from headrace.programs import Program, Programs
 from headrace.rates import measure_rates
 from headrace.refit import refit
 from headrace.sampling import SamplingParams
-from headrace.sizes import parse_size
 from headrace.stack import StackBlock, block_format
 from headrace.targets.pack import Kernels
 from headrace.team import Team
@@ -111,7 +110,7 @@ def load(
     """
     if patches is not None:
         raise TypeError(f"{model}: a language model takes no 'patches'; leave it out")
-    budget = None if memory is None else _budget(memory)
+    budget = None if memory is None else size_of(memory)
     path = resolve(model, progress=progress)
     prepared = prepare(
         path, context=context, threads=threads, target=target, activations=activations,
@@ -119,10 +118,6 @@ def load(
         whole_stack=switch("whole_stack", whole_stack), predictor=predictor,
     )  # fmt: skip
     return Model(prepared, progress)
-
-
-def _budget(memory: int | str) -> int:
-    return parse_size(memory if isinstance(memory, str) else whole("memory", memory, low=1))
 
 
 class Model:
@@ -315,7 +310,7 @@ class Model:
 
     @memory.setter
     def memory(self, memory: int | str) -> None:
-        budget = _budget(memory)
+        budget = size_of(memory)
         # Not a step: a generation goes on afterwards, and if it is at work it waits for this.
         hold = Hold(sys._getframe())
         self._changers.append(hold)

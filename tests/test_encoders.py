@@ -55,7 +55,9 @@ def test_plans_share_their_weights() -> None:
     with network_of(encoder(rng, "new"), threads=1) as network:
         inputs = [tokens(rng, 1, count) for count in (5, 9)]
         (a,), (b,) = (native(network, one) for one in inputs)
-        large = [{w.base for w in region._weights if w.n_bytes > 4096} for region in (a, b)]
+        for one in inputs:
+            network(one)
+        large = [{w.base for w in region.weights() if w.n_bytes > 4096} for region in (a, b)]
         assert large[0] == large[1] and len(large[0]) == 4 * LAYERS + 1
         network.plan(inputs[0])
         before = network(inputs[1])["y"]

@@ -105,7 +105,7 @@ def test_numbers_that_are_none_stay_none() -> None:
 @pytest.mark.parametrize(
     ("node", "shapes"),
     [
-        (("Conv", {}), {"x": [1, 4, 9], "w": [4, 4, 3]}),
+        (("Conv", {}), {"x": [1, 4, 3, 4, 5], "w": [4, 4, 1, 2, 2]}),
         (("ConvTranspose", {"strides": [2, 2]}), {"x": [1, 4, 5, 5], "w": [4, 2, 3, 3]}),
         (("Gemm", {"alpha": 0.5}), {"x": [2, 4], "w": [4, 5]}),
     ],

@@ -335,12 +335,13 @@ def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: An
         (["run", "M", "--input", "x=M"], "no .npy file"),
         (["plan", "M", "--input", "b=3"], "no input has a dimension 'b'; there are batch"),
         (["bench", "M", "--input", "batch=many"], "no size"),
-        (["plan", "M", "--memory", "1GB"], "takes no memory"),
+        (["plan", "M", "--target", "x86-64-v3"], "takes no target"),
+        (["plan", "M", "--memory", "1kB"], "the least that works is"),
     ],
 )
 def test_wrong_commands_say_what_to_do(
     tmp_path: Path, capsys: Any, more: list[str], match: str
 ) -> None:
     path = str(save(linear()[0], tmp_path / "linear.onnx"))
-    assert main([word.replace("M", path) if word != "--memory" else word for word in more]) == 2
+    assert main([path if word == "M" else word.replace("=M", f"={path}") for word in more]) == 2
     assert match in capsys.readouterr().err

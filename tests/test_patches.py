@@ -221,7 +221,8 @@ def test_mobilenet_takes_a_quarter(mobilenet: Path) -> None:
         assert counted == patches.macs == sum(one.macs for one in run.operations)
         assert patches.whole_macs == sum(one.macs for one in each.values())
         # What is written of the arena reaches to its end.
-        arena, touched = run._arena.view("values"), []
+        assert run._linked is not None
+        arena, touched = run._linked.arena.view("values"), []
         for fill in (0x5A, 0xA5):
             arena[:] = fill
             np.testing.assert_array_equal(network(x)["logits"], expected)

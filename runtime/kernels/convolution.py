@@ -84,6 +84,15 @@ def one_group(tiles: int, geometry: Geometry, written_bytes: int) -> Groups:
     return Groups(max(1, tiles), 0, 1, (0, 0), geometry.written[1] * written_bytes)
 
 
+def some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
+    """The argument block for some tiles of one group, out of that for all."""
+    found = [*slots]
+    for slot in (2, 3, 4) if slots[4] else (2, 3):
+        found[slot] += first * TILE_ROWS * 4
+    found[6] = found[34] = tiles
+    return found
+
+
 def pixels_at_once(target: Target) -> int:
     """Pixels whose sums a convolution has in registers, for each of `gemm_tiles` tiles."""
     return 8 if target.gemm_tiles > 1 else target.tokens("f32")

@@ -81,6 +81,15 @@ def tile_groups(n_tiles: int, floats: bool) -> list[int]:
     return [FOUR] * fours + [2] * (rest // 2) + [1] * (rest % 2)
 
 
+def some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
+    """The argument block for some tiles, out of that for all; `first` is a multiple of FOUR."""
+    found = [*slots]
+    found[2] += first * TILE_ROWS * (4 if slots[25] else 1)
+    found[3] += first * TAIL
+    found[6] = tiles
+    return found
+
+
 def _dense(target: Target) -> KernelFunction:
     """y = requantised(bias + sum over taps and channels of w x), or the sum times scale as float32.
 

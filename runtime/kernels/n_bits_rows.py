@@ -69,6 +69,15 @@ def tiled(codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray) -> np.ndarra
     return np.concatenate([one.reshape(tiles, -1) for one in parts], axis=1)
 
 
+def some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
+    """The argument block for some tiles, out of that for all."""
+    found = [*slots]
+    for slot in (2, 3):
+        found[slot] += first * TILE_ROWS * 4
+    found[7] = tiles
+    return found
+
+
 def scratch_bytes() -> int:
     """What a thread needs, of any target."""
     return BLOCK * RUN * TILE_ROWS * 4

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from headrace.networks.graph import Graph
 
-_MOVES = ("Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity")  # that take what lies anyhow
+_MOVES = (
+    "Squeeze",
+    "Unsqueeze",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Identity",
+)  # that take what lies anyhow
 
 
 def as_rows(graph: Graph) -> frozenset[str]:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from headrace.networks.graph import Graph, Node
 
-_OF_ONE = ("Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Clip", "headrace.Silu",
-           "headrace.HardSwish", "headrace.SoftmaxMean", "Split", "Slice")  # fmt: skip
+_OF_ONE = (
+    "Conv", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Clip",
+    "headrace.Silu", "headrace.HardSwish", "headrace.SoftmaxMean", "Split", "Slice",
+)  # fmt: skip
 _OF_SEVERAL = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat")
+_MOVES = ("Reshape", "Transpose")
 FLOAT = 1  # of TensorProto
 
 
@@ -26,8 +29,8 @@ def channels_first(graph: Graph) -> frozenset[str]:
 
     def made_so(name: str) -> bool:
         node = makers.get(name)
-        if node is None:
-            return False
+        if node is None or key_of(node) not in OPERATORS or key_of(node) == "Transpose":
+            return any(key_of(one) == "Conv" for one in users.get(name, []))
         if key_of(node) == "Reshape":
             return _flattens(graph, node) or node.inputs[0] in found
         read = node.inputs[:1] if key_of(node) in _OF_ONE else node.inputs
@@ -38,7 +41,9 @@ def channels_first(graph: Graph) -> frozenset[str]:
 
     def used_so(name: str) -> bool:
         return all(
-            takes_so(node) or key_of(node) == "Reshape" or key_of(node) not in OPERATORS
+            takes_so(node)
+            or key_of(node) in ("Reshape", "Transpose")
+            or key_of(node) not in OPERATORS
             for node in users.get(name, [])
         )
 

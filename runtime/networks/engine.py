@@ -35,6 +35,7 @@ from headrace.sparse import n_bits
 from headrace.targets.cache import KernelStore
 from headrace.targets.host import pick_target
 from headrace.targets.table import Kernel
+from headrace.targets.target import Target
 from headrace.team import Team
 
 # Whose kernels networks use.
@@ -59,8 +60,14 @@ class Engine:
         self._team: Team | None = None
 
     @cached_property
-    def _store(self) -> KernelStore:
-        return KernelStore(pick_target(None), self.threads)
+    def target(self) -> Target:
+        """What kernels are for."""
+        return pick_target(None)
+
+    @cached_property
+    def store(self) -> KernelStore:
+        """Compiled kernels."""
+        return KernelStore(self.target, self.threads)
 
     def addresses(self, names: Iterable[str]) -> dict[str, int]:
         """Of kernels by name.
@@ -71,7 +78,15 @@ class Engine:
         known: dict[str, Kernel] = {
             row.name: row for module in MODULES for row in module.all_kernels()
         }
-        return self._store.load([known[name] for name in names])
+        return self.addresses_of([known[name] for name in names])
+
+    def addresses_of(self, kernels: Iterable[Kernel]) -> dict[str, int]:
+        """Of kernels.
+
+        Raises:
+            KernelError: one does not compile, or there is no compiler.
+        """
+        return self.store.load(list(kernels))
 
     @property
     def team(self) -> Team:
@@ -81,7 +96,7 @@ class Engine:
             KernelError: there is no compiler.
         """
         if self._team is None:
-            self._team = Team(self._store.load(execute.kernels().values()), self.threads)
+            self._team = Team(self.store.load(execute.kernels().values()), self.threads)
         return self._team
 
     def close(self) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_model import OnnxModel, subgraphs
 from headrace.loaders.reader import TensorReader
 
 SMALL_BYTES = 1 << 16  # constants up to here may be computed ahead, and are kept
+CHUNK_BYTES = 1 << 20  # of constants that are read in runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,30 @@ class Constants:
         if name in self.derived:
             return self.derived[name].make()
         return self._model.array(name, self._reader)
+
+    def rows(self, name: str, together: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """A constant in runs of entries of its first dimension, with the first one's number.
+
+        Runs begin at multiples of `together`, and have about `CHUNK_BYTES` where the constant is
+        an initialiser of a file.
+
+        Raises:
+            ModelFileError: it cannot be read.
+        """
+        if name in self.computed or name in self.derived:
+            yield 0, self.array(name)
+        else:
+            yield from self._model.rows(name, self._reader, CHUNK_BYTES, together)
+
+    def in_runs(self, name: str) -> bool:
+        """Whether `rows` needs no more memory than for a run."""
+        return name not in self.computed and name not in self.derived
+
+    def place(self, name: str) -> TensorInfo | None:
+        """Where a file has the constant's elements; None: nowhere as they are."""
+        if not self.in_runs(name) or name not in self._model.weights:
+            return None
+        return self._model.weights[name][0]
 
     def identity(self, name: str) -> Any:
         """What tells a constant from others of all plans of a network; None: nothing does."""

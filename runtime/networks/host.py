@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from headrace.errors import HeadraceError, UnsupportedError
+from headrace.loaders.onnx_model import tensor_bytes
 from headrace.networks.graph import Graph, Node, TensorType
+from headrace.networks.live import live_bytes
 
 INLINE_BYTES = 1 << 10  # constants above are handed over as they lie in memory
 NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
@@ -34,6 +37,7 @@ class HostRegion:
     Attributes:
         inputs, outputs: names.
         by_reference: why onnxruntime does not compute them; None: it does.
+        memory_bytes: that it takes, about.
 
     Raises:
         UnsupportedError: nothing here computes them.
@@ -51,6 +55,7 @@ class HostRegion:
         self.inputs = [
             name for name in read if name not in graph.constants and name not in graph.sparse
         ]
+        self.memory_bytes = host_bytes(graph, self.nodes, self.inputs, outputs)
         self.by_reference: str | None = None
         self._session: Any = None
         self._plain = True
@@ -205,6 +210,24 @@ class HostRegion:
             for name, value in feeds.items()
         }
         return [_array(v) for v in self._session.run_with_ort_values(self.outputs, values)]
+
+
+def host_weight_bytes(graph: Graph, nodes: Sequence[Node]) -> int:
+    """What large constants of a region take: as they are, and as onnxruntime packs them."""
+    names = {name for node in nodes for name in node.reads if name in graph.constants}
+    large = [graph.constants.type(n) for n in names if not graph.constants.is_small(n)]
+    return 2 * sum(tensor_bytes(of.elem_type, of.shape or ()) for of in large)
+
+
+def host_bytes(
+    graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
+) -> int:
+    """What a region takes in onnxruntime, about, of values whose shapes are known.
+
+    Its weights, and values twice: it asks for memory in powers of two.
+    """
+    alone = replace(graph, nodes=list(nodes), inputs=list(inputs), outputs=list(outputs))
+    return host_weight_bytes(graph, nodes) + 2 * live_bytes(alone)
 
 
 def _without_shapes(types: Mapping[str, TensorType]) -> dict[str, TensorType]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -11,11 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from headrace.available import resident_bytes
 from headrace.errors import HeadraceError
-from headrace.networks.graph import Graph, TensorType
+from headrace.networks.graph import TensorType
+from headrace.networks.live import live_bytes
 from headrace.networks.native import NativeRegion
+from headrace.networks.needs import NetworkMemory
 from headrace.networks.network import Network, Port
 from headrace.networks.network_plan import NetworkPlan
+from headrace.networks.prediction import Prediction
 from headrace.peak import peak_rss_bytes
 
 _KINDS = {name: value for name, value in onnx.TensorProto.DataType.items()}
@@ -75,8 +78,46 @@ def requirements(network: Network, inputs: Mapping[str, TensorType]) -> dict[str
         "values_of_unknown_shape": sum(
             plan.graph.shape(name) is None for node in plan.graph.nodes for name in node.outputs
         ),
+        **_memory(network, plan),
         "patches": patches(plan),
         "regions": regions(plan),
+    }
+
+
+def _memory(network: Network, plan: NetworkPlan) -> dict[str, Any]:
+    """What a plan takes beside the process, and of a budget what is read and expected.
+
+    Raises:
+        BudgetError: it does not fit.
+    """
+    found = plan.memory
+    process = resident_bytes()
+    facts: dict[str, Any] = {
+        "needed_bytes": found.n_bytes,
+        "least_bytes": found.least,
+        "process_bytes": process,
+        "memory": [{"for": name, "bytes": n} for name, n in found.parts.items() if n],
+    }
+    if found.budget is None:
+        return facts
+    facts |= {
+        "budget_bytes": found.budget,
+        "all_in_memory": found.streamed_bytes == 0,
+        "all_in_memory_from_bytes": found.whole,
+    }
+    if not found.streamed_bytes:
+        return facts
+    expected = network.predict(plan)
+    packed = network.packed_file(plan)
+    return facts | {
+        "bytes_read_per_run": found.streamed_bytes,
+        "flash_read_gb_s": None if expected.flash is None else expected.flash / 1e9,
+        "read_mode": None if expected.mode is None else str(expected.mode),
+        "compute_s": expected.compute_s,
+        "predicted_s": expected.seconds,
+        "packed_file": None if packed is None else str(packed.path),
+        "packed_bytes": None if packed is None else packed.n_bytes,
+        "is_packed": None if packed is None else packed.is_there,
     }
 
 
@@ -92,30 +133,6 @@ def patches(plan: NetworkPlan) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def live_bytes(graph: Graph) -> int:
-    """The most bytes that values of known shapes have at any moment."""
-    last: dict[str, int] = {}
-    for i, node in enumerate(graph.nodes):
-        last.update(dict.fromkeys(node.reads, i))
-    last.update(dict.fromkeys(graph.outputs, len(graph.nodes)))
-    live = {name: _bytes(graph, name) for name in graph.inputs}
-    most = sum(live.values())
-    for i, node in enumerate(graph.nodes):
-        live.update({name: _bytes(graph, name) for name in node.outputs})
-        most = max(most, sum(live.values()))
-        for name in (*node.reads, *node.outputs):
-            if last.get(name, i) <= i:
-                live.pop(name, None)
-    return most
-
-
-def _bytes(graph: Graph, name: str) -> int:
-    of = graph.types.get(name)
-    if of is None or of.shape is None or of.elem_type == onnx.TensorProto.STRING:
-        return 0
-    return math.prod(of.shape) * onnx.helper.tensor_dtype_to_np_dtype(of.elem_type).itemsize
-
-
 def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> dict[str, Any]:
     """Best and median seconds of calls, after one that is not counted.
 
@@ -125,16 +142,20 @@ def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> d
     """
     if runs < 1:
         raise ValueError("runs must be at least 1")
+    types = {name: TensorType(_KINDS[_kind(network, name)], a.shape) for name, a in inputs.items()}
+    planned = network.plan(inputs)
+    memory = planned.memory
+    expected = network.predict(planned) if memory.streamed_bytes else None
     began = time.perf_counter()
     network(inputs)
     first_s = time.perf_counter() - began
-    taken = []
+    taken, stalls = [], []
     for _ in range(runs):
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), network.stall_s
         network(inputs)
         taken.append(time.perf_counter() - began)
+        stalls.append(network.stall_s - waited)
     plan = network.plan(inputs)
-    types = {name: TensorType(_KINDS[_kind(network, name)], a.shape) for name, a in inputs.items()}
     return {
         "model": None if network.path is None else str(network.path),
         "threads": network.threads,
@@ -145,9 +166,38 @@ def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> d
         "runs": runs,
         "peak_rss_bytes": peak_rss_bytes(),
         "arena_bytes": plan.arena_bytes,
+        **_of_budget(memory, expected, min(taken), stalls[int(np.argmin(taken))]),
         "patches": patches(plan),
         "regions": regions(plan),
         "assumed": _assumed(network, types),
+    }
+
+
+def _of_budget(
+    memory: NetworkMemory, expected: Prediction | None, best_s: float, stall_s: float
+) -> dict[str, Any]:
+    """What was read, beside what the disk gives: for a budget."""
+    if memory.budget is None:
+        return {}
+    facts: dict[str, Any] = {
+        "budget_bytes": memory.budget,
+        "planned_bytes": memory.n_bytes,
+        "bytes_read_per_run": memory.streamed_bytes,
+    }
+    if expected is None or not expected.flash:
+        return facts
+    read_s = memory.streamed_bytes / expected.flash
+    return facts | {
+        "flash_read_gb_s": expected.flash / 1e9,
+        "read_mode": str(expected.mode),
+        "read_s": read_s,
+        "compute_s": expected.compute_s,
+        "predicted_s": expected.seconds,
+        "share_of_flash": read_s / best_s,
+        # What a run took, over the longer of reading and computing: 1 is perfect overlap.
+        "overlap": best_s / max(read_s, expected.compute_s),
+        "stall_s": stall_s,
+        "stall_share": stall_s / best_s,
     }
 
 

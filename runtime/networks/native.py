@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from headrace.errors import CancelledError, HeadraceError
-from headrace.kernels.execute import STEP_BARRIER, STEP_SLOTS
+from headrace.kernels.execute import STEP_BARRIER, STEP_GIVE, STEP_SLOTS, STEP_WAIT
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.networks.engine import Engine
@@ -19,6 +20,33 @@ from headrace.networks.operation import Operation
 from headrace.networks.passes.into_convolutions import into_convolutions
 from headrace.networks.patch_choice import Choice, with_patches
 from headrace.networks.quantisation import elem_type
+
+if TYPE_CHECKING:
+    from headrace.networks.streaming import TilesAt
+    from headrace.offload.window import Window
+
+_WITHIN = (1 << 44) - 1  # of what stands for an address outside, bytes from the value's begin
+
+
+class WeightSource(Protocol):
+    """Weights that do not all stay in memory, as `headrace.networks.streaming` has them."""
+
+    @property
+    def window(self) -> Window | None:
+        """That steps wait for; None: nothing is read while they run."""
+
+    @property
+    def address(self) -> int:
+        """Of the window; 0: there is none."""
+
+    def parts(self, operation: Operation, name: str) -> list[TilesAt] | None:
+        """Where the tiles of an operation's weight are, in order; None: it is not among these."""
+
+    def rows(self, operation: Operation) -> dict[str, int] | None:
+        """Addresses of the rows that an operation takes, and of what stands for their ids."""
+
+    def fetch(self, operation: Operation, values: Mapping[str, np.ndarray]) -> None:
+        """Bring the rows that ids choose, which have been checked."""
 
 
 class NativeRegion:
@@ -37,11 +65,8 @@ class NativeRegion:
         operations: that are left of the nodes.
         layout: where their values lie.
         patches: what runs patch by patch; None: nothing.
-        arena_bytes, weight_bytes: that it takes; weights may be shared with other regions.
-
-    Raises:
-        KernelError: a kernel does not compile, or there is no compiler.
-        BudgetError: the system gives no memory.
+        arena_bytes, weight_bytes: that it takes as soon as it is linked; weights may be shared with
+            other regions.
     """
 
     by_reference = None
@@ -64,73 +89,93 @@ class NativeRegion:
         self._shapes = {name: graph.shape(name) or () for name in self.outputs}
         self.layout = Layout(graph, operations, *ends)
         self.operations, self.arena_bytes = self.layout.operations, self.layout.arena_bytes
-        self._arena = Arena({"values": self.arena_bytes})
-        self._weights: list[Any] = []  # they go with the last region that has them
-        self.weight_bytes = 0
-        self._steps, self._blocks, self._from_outside = self._compiled()
+        self.weight_bytes = sum(
+            weight.nbytes if isinstance(weight, np.ndarray) else weight.n_bytes
+            for weights in {id(one.weights): one.weights for one in self.operations}.values()
+            for weight in weights.values()
+        )
+        self._own: dict[int, dict[str, Arena]] = {}  # what operations have for themselves alone
+        self._linked: _Linked | None = None
 
-    def _compiled(self) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, int]]]:
-        """Steps, argument blocks, and where in these which address comes with what added to it."""
+    def link(self, streaming: WeightSource | None, *, again: bool) -> None:
+        """Take memory for values and weights.
+
+        Args:
+            streaming: has some of the weights; None: all are taken.
+            again: whether this may be done once more, after `release`; else what weights are made
+                of is forgotten.
+
+        Raises:
+            KernelError: a kernel does not compile, or there is no compiler.
+            BudgetError: the system gives no memory.
+            ModelFileError: a weight cannot be read.
+        """
+        self._linked = _Linked(self, self._engine, self._own, streaming)
+        if not again:
+            for one in self.operations:
+                one.weights.clear()
+
+    def load_kernels(self) -> None:
+        """Have its kernels, compiled if need be.
+
+        Raises:
+            KernelError: one does not compile, or there is no compiler.
+        """
         layout = self.layout
-        at = layout.addresses(self._arena.base)
-        own: dict[int, dict[str, int]] = {}  # of operations that share their weights
-        calls: list[tuple[str, list[Any]]] = []
-        for operation in layout.moves_in():
-            calls.append((operation.kernel, operation.slots(operation, at)))
-        for i, operation in enumerate(self.operations):
-            if id(operation.weights) not in own:
-                own[id(operation.weights)] = self._placed_weights(operation)
-            places = own[id(operation.weights)]
-            if operation.scratch:
-                places = places | {"scratch": at[scratch_of(i)]}
-            calls.append((operation.kernel, operation.slots(operation, at | places)))
-        for operation in layout.moves_out():
-            calls.append((operation.kernel, operation.slots(operation, at)))
-        addresses = self._engine.addresses({kernel for kernel, _ in calls})
-        starts = np.cumsum([0, *(len(slots) for _, slots in calls)])
-        blocks = np.concatenate([argument_block(slots) for _, slots in calls])
-        steps = np.zeros((len(calls), STEP_SLOTS), np.int64)
-        steps[:, 0] = [addresses[kernel] for kernel, _ in calls]
-        steps[:, 1] = blocks.ctypes.data + 8 * starts[:-1]
-        steps[:, 2] = STEP_BARRIER
-        ends = list(layout.outside)
-        from_outside = [
-            (int(at), ends[int(blocks[at] - GIVEN) >> 44], int(blocks[at]) & ((1 << 44) - 1))
-            for at in np.flatnonzero(blocks >= GIVEN)
-        ]
-        return steps, blocks, from_outside
+        moves = [*layout.moves_in(), *layout.moves_out()]
+        self._engine.addresses({one.kernel for one in (*moves, *self.operations)})
+        _ = self._engine.team
 
-    def _placed_weights(self, operation: Operation) -> dict[str, int]:
-        """Addresses, in memory that this region keeps; the operation's own ones go."""
-        weights = operation.weights
-        if operation.affine is not None:
-            weights |= dict(zip(("scales", "shifts"), operation.affine, strict=True))
-        placed = {name: self._engine.weights.placed(weight) for name, weight in weights.items()}
-        weights.clear()
-        self._weights += placed.values()
-        self.weight_bytes += sum(arena.n_bytes for arena in placed.values())
-        return {name: arena.base for name, arena in placed.items()}
+    @property
+    def is_linked(self) -> bool:
+        """Whether it has memory."""
+        return self._linked is not None
+
+    def weights(self) -> list[Arena]:
+        """Memory of its weights, some of them other regions' as well; none before it is linked."""
+        if self._linked is None:
+            return []
+        return [*self._linked.held, *(one for own in self._own.values() for one in own.values())]
+
+    @property
+    def result_bytes(self) -> int:
+        """Of the arrays that a run gives."""
+        return sum(
+            math.prod(self._shapes[name]) * tensor_dtype_to_np_dtype(self._types[name]).itemsize
+            for name in self.outputs
+        )
+
+    def empty(self) -> None:
+        """Give the memory of values back, and no more be run."""
+        if self._linked is not None:
+            self._linked.arena.empty()
+
+    def release(self) -> None:
+        """Give the memory back, but for what operations have for themselves alone."""
+        self.empty()
+        self._linked = None
 
     def types(self) -> dict[str, Any]:
         """Of outputs: all are known before."""
         return {}
 
     def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs for inputs.
+        """Outputs for inputs, of a region that is linked.
 
         Raises:
             HeadraceError: an index is out of bounds.
-            CancelledError: somebody cancelled it.
+            CancelledError: somebody cancelled it, or a read failed.
+            ModelFileError: rows of a table cannot be read.
         """
+        linked = self._linked
+        assert linked is not None
         held = {name: np.ascontiguousarray(values[name]) for name in self.inputs}
         found = {
             name: np.empty(self._shapes[name], tensor_dtype_to_np_dtype(self._types[name]))
             for name in self.outputs
         }
         self._check(held)
-        for at, name, more in self._from_outside:
-            self._blocks[at] = (found if name in found else held)[name].ctypes.data + more
-        if not self._engine.team.run(self._steps):
+        if not linked.run(held, found):
             raise CancelledError("the network was cancelled")
         return found
 
@@ -144,3 +189,123 @@ class NativeRegion:
                         f"{one.nodes[0].label}: {name} has an element {wrong}, and the table has "
                         f"entries from {least} to {most}"
                     )
+
+
+class _Linked:
+    """A region with memory: steps and argument blocks for the native loop.
+
+    Args:
+        region: of which operations have their weights, as far as `streaming` does not.
+        own: memory that stays, by the operations' weights; more comes to it.
+    """
+
+    def __init__(
+        self, region: NativeRegion, engine: Engine, own: dict[int, dict[str, Arena]],
+        streaming: WeightSource | None,
+    ) -> None:  # fmt: skip
+        # Not the region: in a circle, threads might outlive the kernels that they run.
+        self._engine, self._streaming = engine, streaming
+        self._from_tables = [one for one in region.operations if one.table is not None]
+        self.arena = Arena({"values": region.arena_bytes})
+        self.held: list[Arena] = []  # weights; they go with the last region that has them
+        self._own = own
+        layout = region.layout
+        at = layout.addresses(self.arena.base)
+        placed: dict[int, dict[str, int]] = {}  # of operations that share their weights
+        calls: list[_Call] = []
+        for operation in layout.moves_in():
+            calls.append(_Call(operation.kernel, operation.slots(operation, at)))
+        for i, operation in enumerate(region.operations):
+            if id(operation.weights) not in placed:
+                placed[id(operation.weights)] = self._placed(operation)
+            places = placed[id(operation.weights)]
+            if operation.scratch:
+                places = places | {"scratch": at[scratch_of(i)]}
+            calls += self._calls(operation, at | places)
+        for operation in layout.moves_out():
+            calls.append(_Call(operation.kernel, operation.slots(operation, at)))
+        self._steps, self._blocks = self._table(calls)
+        ends = list(layout.outside)
+        self._from_outside = [
+            (int(at), ends[int(self._blocks[at] - GIVEN) >> 44], int(self._blocks[at]) & _WITHIN)
+            for at in np.flatnonzero(self._blocks >= GIVEN)
+        ]
+
+    def _placed(self, operation: Operation) -> dict[str, int]:
+        """Addresses of an operation's weights, but for those that come in parts."""
+        own = self._own.setdefault(id(operation.weights), {})
+        alone = {k: w for k, w in operation.weights.items() if isinstance(w, np.ndarray)}
+        if operation.affine is not None and not own:
+            alone |= dict(zip(("scales", "shifts"), operation.affine, strict=True))
+        for name, array in alone.items():
+            own[name] = self._engine.weights.placed(array)
+            operation.weights.pop(name, None)
+        found = {name: arena.base for name, arena in own.items()}
+        rows = None if self._streaming is None else self._streaming.rows(operation)
+        found |= rows or {}
+        for name, weight in operation.weights.items():
+            if name in found or self._parts(operation, name) is not None:
+                continue
+            self.held.append(self._engine.weights.placed(weight))
+            found[name] = self.held[-1].base
+        return found
+
+    def _parts(self, operation: Operation, name: str) -> list[TilesAt] | None:
+        return None if self._streaming is None else self._streaming.parts(operation, name)
+
+    def _calls(self, operation: Operation, at: dict[str, int]) -> list[_Call]:
+        """Of an operation: one, or one for each part of its weights, without barriers between."""
+        name, parts = next(
+            ((n, p) for n in operation.weights if (p := self._parts(operation, n)) is not None),
+            ("", []),
+        )
+        if not parts:
+            return [_Call(operation.kernel, operation.slots(operation, at))]
+        if operation.cut is None or not parts[0].tiles:
+            (one,) = parts
+            slots = operation.slots(operation, at | {name: one.address})
+            return [_Call(operation.kernel, slots, one.request)]
+        whole = operation.slots(operation, at | {name: 0})
+        found = []
+        for one in parts:
+            slots = operation.cut.part(whole, one.first, one.tiles)
+            slots[0] = one.address
+            found.append(_Call(operation.kernel, slots, one.request, one is parts[-1]))
+        return found
+
+    def _table(self, calls: Sequence[_Call]) -> tuple[np.ndarray, np.ndarray]:
+        addresses = self._engine.addresses({call.kernel for call in calls})
+        starts = np.cumsum([0, *(len(call.slots) for call in calls)])
+        blocks = np.concatenate([argument_block(call.slots) for call in calls])
+        steps = np.zeros((len(calls), STEP_SLOTS), np.int64)
+        steps[:, 0] = [addresses[call.kernel] for call in calls]
+        steps[:, 1] = blocks.ctypes.data + 8 * starts[:-1]
+        steps[:, 2] = [STEP_BARRIER if call.barrier else 0 for call in calls]
+        window = None if self._streaming is None else self._streaming.window
+        for i, call in enumerate(calls):
+            if call.request is not None and window is not None:
+                steps[i, 2] |= STEP_WAIT | STEP_GIVE
+                steps[i, 5] = window.request(call.request)
+        return steps, blocks
+
+    def run(self, held: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> bool:
+        """Compute outputs in their memory; False: it was cancelled on the way."""
+        streaming = self._streaming
+        if streaming is not None:
+            for one in self._from_tables:
+                streaming.fetch(one, held)
+        for at, name, more in self._from_outside:
+            self._blocks[at] = (found if name in found else held)[name].ctypes.data + more
+        if streaming is None:
+            return self._engine.team.run(self._steps)
+        # It may take long: whoever wants to interrupt it can.
+        return self._engine.team.run(self._steps, interruptible=True, window=streaming.address)
+
+
+class _Call(NamedTuple):
+    """Of a kernel; `request`: the read that it waits for (None: none)."""
+
+    kernel: str
+    slots: list[Any]
+    request: int | None = None
+    barrier: bool = True

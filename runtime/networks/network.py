@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrace.arguments import size_of
 from headrace.errors import HeadraceError
 from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
+from headrace.loaders.progress import Progress
 from headrace.loaders.reader import TensorReader
 from headrace.networks.branches import Decisions
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
 from headrace.networks.patch_choice import Choice
+from headrace.networks.residence import Residence
+from headrace.sizes import format_size
 from headrace.team import default_threads
+
+if TYPE_CHECKING:
+    from headrace.networks.packed_file import PackedFile
+    from headrace.networks.prediction import Prediction
 
 MOST_PLANS = 8  # of shapes that were used last
 MOST_FITTING = 256  # types of inputs that are remembered to be the network's
@@ -83,7 +91,11 @@ class Network:
         model: a validated model.
         threads: that compute; default: the physical cores that this process may use.
         patches: whether first operations run patch by patch, which takes less memory and more time:
-            "auto", "off", or so many rows and columns of patches.
+            "auto", "off", or so many rows and columns of patches; None: as "auto" where it does not
+            fit in `memory` otherwise, else "off".
+        memory: bytes that it may take beside the process; what does not fit of its weights is read
+            from a file for every call. None: as many as it takes, if those are free.
+        progress: called while weights are packed for that.
 
     Attributes:
         path: of the file; None: it came as bytes.
@@ -92,8 +104,9 @@ class Network:
     """
 
     def __init__(
-        self, model: OnnxModel, *, threads: int | None = None, patches: Choice = "off"
-    ) -> None:
+        self, model: OnnxModel, *, threads: int | None = None, patches: Choice | None = None,
+        memory: int | None = None, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
         self.path = model.path
         self.threads = default_threads() if threads is None else threads
         self.model = model
@@ -106,6 +119,7 @@ class Network:
         numbers = [port.name for port in self.inputs if port.is_number]
         self._decisions = Decisions(self._graph, numbers)
         self._engine = Engine(self.threads)
+        self._residence = Residence(model, self._engine, memory, progress)
         self._patches = patches
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
         self._fitting: set[Any] = set()  # types of inputs that need no other look
@@ -150,12 +164,103 @@ class Network:
         if plan is None:
             known = {n: of for n, value in inputs.items() if (of := type_of(value)) is not None}
             graph = self._with_given(inputs)
-            plan = NetworkPlan(graph, known, self._engine, self._patches, decided)
-            self._plans[key] = plan
-            while len(self._plans) > MOST_PLANS:
-                self._plans.popitem(last=False)
+            # Sessions of onnxruntime have memory as long as they live.
+            self._forget([k for k, one in self._plans.items() if self._residence.is_large(one)])
+            plan = self._plans[key] = self._made(graph, known, decided)
+            self._forget(list(self._plans)[:-MOST_PLANS])
         self._plans.move_to_end(key)
         return plan
+
+    def _forget(self, keys: Sequence[Any]) -> None:
+        for key in keys:
+            self._residence.forget(self._plans.pop(key))
+
+    def _made(self, graph: Graph, known: Mapping[str, TensorType], decided: Any) -> NetworkPlan:
+        """A plan, patch by patch where memory is too short for it otherwise."""
+        given = graph, known, self._engine, self._residence
+        plan = NetworkPlan(*given, self._patches or "off", decided)
+        if self._patches is not None:
+            return plan
+        budget = self._residence.budget
+        if budget is not None and plan.least_bytes > budget and not self._residence.is_large(plan):
+            cut = NetworkPlan(*given, "auto", decided)
+            if cut.least_bytes < plan.least_bytes:
+                return cut
+        return plan
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that it may take beside the process; None: as many as it does (and as are free).
+
+        May be set while it is loaded with some, as a number of bytes or text as "300MB": more or
+        fewer weights stay from the next call on.
+
+        Raises:
+            BudgetError: that is too little for inputs as they came last; all is as before.
+        """
+        return self._residence.budget
+
+    @memory.setter
+    def memory(self, memory: int | str) -> None:
+        with self._lock:
+            self._residence.change(size_of(memory))
+
+    def predict(self, plan: NetworkPlan) -> Prediction:
+        """What a run of a plan should take that has no memory yet (as `plan` gives it).
+
+        Raises:
+            BudgetError: it does not fit.
+            ModelFileError: the file cannot be read.
+            KernelError: a kernel cannot be had.
+        """
+        from headrace.networks.prediction import predict
+
+        with self._lock:
+            self._residence.release()
+            return predict(plan, plan.memory, self._engine, self.model)
+
+    def packed_file(self, plan: NetworkPlan) -> PackedFile | None:
+        """The file that weights of a plan are read from under a budget; None: the model's own."""
+        from headrace.networks.streaming import packed_of
+
+        if plan.memory.residency is None and not any(
+            one.weight.place is None for one in plan.needs.tables
+        ):
+            return None
+        return packed_of(plan.needs, self.model, self._engine.target.name)
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds that calls have waited for weights, since there was last another budget."""
+        streaming = self._residence.streaming
+        return 0.0 if streaming is None else streaming.stall_s
+
+    def notices(self, inputs: Mapping[str, Any]) -> list[str]:
+        """What a user should know before the wait, where memory is short for such inputs.
+
+        Raises:
+            BudgetError: they do not fit.
+        """
+        plan = self.plan(inputs)
+        memory, found = plan.memory, []
+        if self._patches is None:
+            found += [
+                f"operators {one.first} to {one.last} run on {one.grid} x {one.grid} patches, as "
+                f"memory is short: {100 * one.overhead:.0f}% more multiply-adds"
+                for one in plan.patches
+            ]
+        if memory.streamed_bytes:
+            found.append(
+                f"{format_size(memory.streamed_bytes)} of weights are read from the disk for each "
+                f"run; with {format_size(memory.whole)} of memory none would be"
+            )
+            packed = self.packed_file(plan)
+            if packed is not None and not packed.is_there:
+                found.append(
+                    f"for that, they are packed once: {format_size(packed.n_bytes)} in "
+                    f"{packed.path}"
+                )
+        return found
 
     def _with_given(self, inputs: Mapping[str, Any]) -> Graph:
         """The graph whose defaults are inputs where they are given."""
@@ -203,6 +308,7 @@ class Network:
     def close(self) -> None:
         """Give its memory back; the network cannot be used again."""
         with self._lock:
+            self._residence.close()
             self._plans.clear()
             self._graph = None
             self._engine.close()
@@ -270,19 +376,27 @@ def type_of(value: Any) -> TensorType | None:
     return TensorType(_elem_type(value.dtype), value.shape)
 
 
-def load_network(path: Path, *, threads: int | None = None, patches: Choice = "off") -> Network:
-    """A network from an ONNX file.
+def load_network(
+    path: Path, *, threads: int | None = None, patches: Choice | None = None,
+    memory: int | None = None, progress: Progress | None = None,
+) -> Network:  # fmt: skip
+    """A network from an ONNX file; arguments are those of `Network`.
 
     Raises:
         ModelNotFoundError, ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(open_onnx(path), threads=threads, patches=patches)
+    return Network(
+        open_onnx(path), threads=threads, patches=patches, memory=memory, progress=progress
+    )
 
 
-def network_of(proto: Any, *, threads: int | None = None, patches: Choice = "off") -> Network:
+def network_of(
+    proto: Any, *, threads: int | None = None, patches: Choice | None = None,
+    memory: int | None = None,
+) -> Network:  # fmt: skip
     """A network from a ModelProto in memory.
 
     Raises:
         ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(from_proto(proto), threads=threads, patches=patches)
+    return Network(from_proto(proto), threads=threads, patches=patches, memory=memory)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.errors import HeadraceError
+from headrace.errors import BudgetError, HeadraceError
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node, TensorType
-from headrace.networks.host import HostRegion
+from headrace.networks.host import HostRegion, host_weight_bytes
 from headrace.networks.native import NativeRegion
+from headrace.networks.needs import OPERATION_BYTES, Needs, NetworkMemory, decide, needs_of
 from headrace.networks.operation import Operation
 from headrace.networks.operators import operation_for
 from headrace.networks.patch_choice import Choice, Patches
 from headrace.networks.patterns import with_patterns
 from headrace.networks.regions import Region, regions_of, regions_that_pay
+from headrace.networks.residence import Residence
 from headrace.networks.specialise import specialise
+from headrace.sizes import format_size
+
+if TYPE_CHECKING:
+    from headrace.networks.streaming import NetworkStreaming
 
 
 class NetworkPlan:
@@ -30,6 +37,7 @@ class NetworkPlan:
         patches: whether first operations run patch by patch: "auto", "off", or so many rows and
             columns of patches.
         decided: conditions of `If` nodes, and what they are.
+        residence: gives it memory when it is to run.
 
     Attributes:
         graph: what is left of it for these inputs.
@@ -38,13 +46,15 @@ class NetworkPlan:
 
     Raises:
         UnsupportedError: nothing here runs an operator.
+        BudgetError: what onnxruntime takes for weights is more than there may be.
         HeadraceError: there is nothing that runs on so many patches.
     """
 
     def __init__(
-        self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine,
+        self, graph: Graph, inputs: Mapping[str, TensorType], engine: Engine, residence: Residence,
         patches: Choice = "off", decided: Iterable[tuple[str, bool]] = (),
     ) -> None:  # fmt: skip
+        self._residence, self._threads = residence, engine.threads
         as_it_is = specialise(graph, inputs, decided)
         fused = with_patterns(as_it_is)
         ours = _ours(fused)
@@ -53,6 +63,7 @@ class NetworkPlan:
         if not any(region.ours for region in self.regions):
             self.graph = as_it_is
             self.regions = regions_of(as_it_is, lambda node: False)
+        self._check_host()
         self.runs: list[HostRegion | NativeRegion] = []
         mixed = any(region.ours for region in self.regions)
         for region in self.regions:
@@ -75,7 +86,87 @@ class NetworkPlan:
                 f"no first operations of this network run on {patches} x {patches} patches: they "
                 "take images on kernels of headrace; use fewer patches, or leave `patches` out"
             )
+        self._streaming: NetworkStreaming | None = None
         self._last_use = _last_uses(self.regions, self.graph.outputs)
+
+    def _check_host(self) -> None:
+        """Sessions of onnxruntime take their memory as soon as they are there."""
+        budget = self._residence.budget
+        nodes = [n for r in self.regions if not r.ours for one in r.nodes for n in one.originals]
+        needed = host_weight_bytes(self.graph, nodes)
+        if budget is not None and needed > budget:
+            raise BudgetError(
+                f"{self._residence.name} does not fit in {format_size(budget)} (`memory`): its "
+                f"operators that onnxruntime runs ({nodes[0].label} and others) take "
+                f"{format_size(needed)} for weights, which cannot be read while it runs; allow "
+                "more than that",
+                needed_bytes=needed,
+            )
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What it takes, before it has any of it."""
+        operations = [one for run in self.natives for one in run.operations]
+        host = [run.memory_bytes for run in self.runs if isinstance(run, HostRegion)]
+        fixed = {
+            "values": self.arena_bytes,
+            "results": sum(run.result_bytes for run in self.natives),
+            "onnxruntime": sum(host),
+            "steps": OPERATION_BYTES * len(operations),
+        }
+        return needs_of(operations, self._threads, fixed, files=self._residence.has_files)
+
+    @property
+    def memory(self) -> NetworkMemory:
+        """What it takes under the network's budget.
+
+        Raises:
+            BudgetError: more than that.
+        """
+        return self._residence.memory_of(self)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether it has memory."""
+        return any(run.is_linked for run in self.natives)
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest budget in which it runs."""
+        return decide(self.needs, None, {}, "").least
+
+    @property
+    def host_bytes(self) -> int:
+        """What onnxruntime has as long as the plan is there."""
+        return sum(run.memory_bytes for run in self.runs if isinstance(run, HostRegion))
+
+    def load_kernels(self) -> None:
+        """Have all kernels, compiled if need be, before memory is taken.
+
+        Raises:
+            KernelError: one does not compile, or there is no compiler.
+        """
+        for run in self.natives:
+            run.load_kernels()
+
+    def link(self, streaming: NetworkStreaming | None, *, again: bool) -> None:
+        """Take memory, if it has none; see `NativeRegion.link`."""
+        _ = self.needs  # while it is known what weights are made of
+        for run in self.natives:
+            if not run.is_linked:
+                run.link(streaming, again=again)
+        self._streaming = streaming
+
+    def empty(self) -> None:
+        """Give the memory of values back."""
+        for run in self.natives:
+            run.empty()
+
+    def release(self) -> None:
+        """Give the memory back."""
+        for run in self.natives:
+            run.release()
+        self._streaming = None
 
     @property
     def natives(self) -> list[NativeRegion]:
@@ -102,8 +193,22 @@ class NetworkPlan:
         """Outputs by name.
 
         Raises:
-            HeadraceError: an operator refuses its inputs.
+            HeadraceError: an operator refuses its inputs, or weights cannot be read.
+            BudgetError: it does not fit in the memory that there may be.
         """
+        self._residence.use(self)
+        streaming, finished = self._streaming, False
+        if streaming is None:
+            return self._run(inputs)
+        streaming.begin()
+        try:
+            found = self._run(inputs)
+            finished = True
+        finally:
+            streaming.end(finished)  # raises why a read has failed
+        return found
+
+    def _run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {name: inputs.get(name) for name in self.graph.inputs}
         for i, run in enumerate(self.runs):
             values.update(run.run(values))

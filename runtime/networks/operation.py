@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ import onnx
 from headrace.kernels.finishes import INFINITE, NONE, Finish
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
-from headrace.networks.graph import Graph
+from headrace.loaders.model_file import TensorInfo
+from headrace.networks.graph import CHUNK_BYTES, Graph
 
 PADDED = 16  # channels of a pixel are a multiple
 BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
@@ -165,11 +166,66 @@ class Weight:
         make: gives the array.
         key: what tells it from others of all plans of a network, which share those with the same
             one; None: it is this plan's own.
+        runs: gives it in parts, in any order, each with the byte that it begins at; None: it is
+            made whole.
+        place: where a file has these very bytes; None: nowhere.
+        making: bytes that `make` takes, if not four times the array's.
+        planned_by: whether every plan looks at all of it, which takes as much.
     """
 
     n_bytes: int
     make: Callable[[], np.ndarray]
     key: Any = None
+    runs: Callable[[], Iterator[tuple[int, np.ndarray]]] | None = None
+    place: TensorInfo | None = None
+    making: int | None = None
+    planned_by: bool = False
+
+    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
+        """All of it, each part with the byte that it begins at."""
+        if self.runs is None:
+            yield 0, self.make()
+        else:
+            yield from self.runs()
+
+    @property
+    def making_bytes(self) -> int:
+        """What `parts` takes."""
+        if self.runs is not None:
+            return 4 * min(CHUNK_BYTES, self.n_bytes)
+        return 4 * self.n_bytes if self.making is None else self.making
+
+
+class Cut(NamedTuple):
+    """How a product is cut into calls that each take some of its tiles of 16 outputs.
+
+    Attributes:
+        tiles: of all; those of `weights["weights"]` lie one behind the other, all of one size.
+        part: the argument block for some of them, out of the whole one, the number of the first
+            and how many there are. Slot 0 is the address of the weights of these.
+        together: tiles that the kernel takes at a time: parts begin at multiples.
+    """
+
+    tiles: int
+    part: Callable[[list[Any], int, int], list[Any]]
+    together: int = 4
+
+
+class Table(NamedTuple):
+    """Rows of constants that an operation takes as ids say.
+
+    Attributes:
+        weight: its name.
+        ids: the value that chooses, as it lies in ONNX.
+        entries, row_bytes: rows, and what each has.
+        rows: how many are taken.
+    """
+
+    weight: str
+    ids: str
+    entries: int
+    row_bytes: int
+    rows: int
 
 
 class Sparse(NamedTuple):
@@ -212,6 +268,8 @@ class Operation:
             reads; None: of any other.
         also: operations of the node's other outputs.
         steps: bytes between pixels of values that are parts of others; others are dense.
+        cut: how it computes some tiles only; None: all at once.
+        table: the weight whose rows ids choose; None: it has none.
     """
 
     kernel: str
@@ -241,6 +299,8 @@ class Operation:
     geometry: tuple[Geometry, int] | None = None
     also: list[Operation] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
+    cut: Cut | None = None
+    table: Table | None = None
 
     def step(self, name: str, image: Image) -> int:
         """Bytes between pixels of a value."""

@@ -71,7 +71,10 @@ def int8_weights(
         return None
     shape = [1] * w.ndim
     shape[axis] = -1
-    whole = w.astype(np.int16) - offsets.astype(np.int16).reshape(shape)
-    if not np.isfinite(factors).all() or whole.size == 0 or np.abs(whole).max() > 127:
+    whole = w.astype(np.int16)
+    whole -= offsets.astype(np.int16).reshape(shape)
+    if not np.isfinite(factors).all() or whole.size == 0:
+        return None
+    if whole.max() > 127 or whole.min() < -127:
         return None
     return whole.astype(np.int8), np.broadcast_to(factors, n).astype(np.float32)

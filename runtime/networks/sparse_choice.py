@@ -8,6 +8,7 @@ other CPUs vectors are shorter for both sides.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,13 @@ def kept_of(w: np.ndarray) -> Kept:
     if weights > (1 - LEAST_ZEROS) * w.size:
         return Kept(weights, {})
     return Kept(weights, {rows: int(kept_blocks(w, rows).sum()) for rows in ROWS})
+
+
+def full_of(parts: Iterable[np.ndarray]) -> Kept | None:
+    """The same of weights in parts, which need not be there together; None: they are not full."""
+    counts = [(int(np.count_nonzero(part)), part.size) for part in parts]
+    weights, size = (sum(one) for one in zip(*counts, strict=True))
+    return Kept(weights, {}) if weights > (1 - LEAST_ZEROS) * size else None
 
 
 def rows_that_pay(kept: Kept, pixels: int, read: int, written: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -25,16 +26,19 @@ class WeightStore:
             ModelFileError: the weight cannot be read.
         """
         if isinstance(weight, np.ndarray):
-            return _filled(weight)
+            return _filled(weight.nbytes, [(0, weight)])
         found = None if weight.key is None else self._shared.get(weight.key)
         if found is None:
-            found = _filled(weight.make())
+            found = _filled(weight.n_bytes, weight.parts())
             if weight.key is not None:
                 self._shared[weight.key] = found
         return found
 
 
-def _filled(array: np.ndarray) -> Arena:
-    arena = Arena({"weight": array.nbytes})
-    arena.view("weight")[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def _filled(n_bytes: int, parts: Iterable[tuple[int, np.ndarray]]) -> Arena:
+    arena = Arena({"weight": n_bytes})
+    whole = arena.view("weight")
+    for at, part in parts:
+        data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        whole[at : at + data.size] = data
     return arena

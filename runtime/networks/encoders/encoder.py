@@ -164,11 +164,12 @@ def _next_batch(order: Sequence[int], first: int, tokens: Sequence[Sequence[int]
     return list(near[: 1 << (alike.bit_length() - 1)])
 
 
-def load_encoder(path: Path, *, threads: int | None = None) -> Encoder:
+def load_encoder(path: Path, *, threads: int | None = None, memory: int | None = None) -> Encoder:
     """An encoder from a directory, or from an ONNX file with its tokenizer beside it.
 
     A directory has tokenizer.json and either model.onnx (also in `onnx`) or config.json with
-    safetensors files; pooling and normalisation come from modules.json and what it names.
+    safetensors files; pooling and normalisation come from modules.json and what it names. `threads`
+    and `memory` are those of `Network`; the tokenizer is not counted.
 
     Raises:
         ModelNotFoundError: a file is missing.
@@ -194,7 +195,7 @@ def load_encoder(path: Path, *, threads: int | None = None) -> Encoder:
         from headrace.networks.encoders.bert import read_bert
 
         model = read_bert(folder)
-    return Encoder(Network(model, threads=threads), tokenizer, settings)
+    return Encoder(Network(model, threads=threads, memory=memory), tokenizer, settings)
 
 
 def _home(file: Path) -> Path:

@@ -1,21 +1,25 @@
-"""Conv: dense, depthwise and in groups, of images with constant float32 weights."""
+"""Conv: dense, depthwise and in groups, of images with constant float32 weights.
+
+Of one dimension, it is that of images of one row (`headrace.networks.channels_first`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Groups, one_group, tiled_weights
+from headrace.kernels.convolution import Groups, one_group, some_tiles, tiled_weights
 from headrace.kernels.ending import Ending
 from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Constants, Graph, Node
 from headrace.networks.operation import (
     NOTHING,
     PADDED,
+    Cut,
     Image,
     Operation,
     Slots,
@@ -26,6 +30,10 @@ from headrace.networks.operation import (
 from headrace.networks.operators.sparse_product import sparse_product
 from headrace.networks.quantisation import named
 
+# Weights [down, across, read, written] in parts, with the first channels read and written; a part
+# has all channels that are read, or all that are written and a single tap.
+Runs = Callable[[], Iterator[tuple[int, int, np.ndarray]]]
+
 
 def _conv(graph: Graph, node: Node) -> Operation | None:
     x, name = node.inputs[0], node.inputs[1]
@@ -33,12 +41,16 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
     bias_name = named(node.inputs, 2)
     constant = name in graph.constants and (not bias_name or bias_name in graph.constants)
     shape = graph.constants.type(name).shape if constant else None
-    if read is None or written is None or shape is None or len(shape) != 4:
+    if read is None or written is None or shape is None or len(shape) not in (3, 4):
         return None
+    if len(shape) == 3 and not graph.channels_first.issuperset((x, node.outputs[0])):
+        return None
+    one_row = (1,) * (4 - len(shape))  # what rows are to what is given of columns
+    shape = (*shape[:2], *one_row, *shape[2:])
     groups = node.attribute("group", 1)
     depthwise = groups == read.channels == written.channels and groups > 1
-    strides = tuple(node.attribute("strides", [1, 1]))
-    dilations = tuple(node.attribute("dilations", [1, 1]))
+    strides = (*one_row, *node.attribute("strides", [1] * (2 - len(one_row))))
+    dilations = (*one_row, *node.attribute("dilations", [1] * (2 - len(one_row))))
     pads = pads_before(node, read, written, shape[2:], strides, dilations)
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
@@ -49,7 +61,11 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         bias[: written.channels] = graph.constants.array(bias_name)
 
     def weights() -> np.ndarray:  # [down, across, read, written]
-        return graph.constants.array(name).transpose(2, 3, 1, 0)
+        return graph.constants.array(name).reshape(shape).transpose(2, 3, 1, 0)
+
+    def runs() -> Iterator[tuple[int, int, np.ndarray]]:
+        for first, rows in graph.constants.rows(name, PADDED):
+            yield 0, first, rows.transpose(2, 3, 1, 0)
 
     channels = (shape[1], shape[0])
     key = graph.constants.identity(name)
@@ -57,7 +73,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
         return grouped(node, geometry, (read, written), groups, weights, key, bias)
     return convolution(
         node, geometry, (read, written), channels, weights, key, bias, graph.constants,
-        depthwise=depthwise,
+        depthwise=depthwise, runs=runs if graph.constants.in_runs(name) else None,
     )  # fmt: skip
 
 
@@ -134,7 +150,7 @@ def tiled_convolution(
 def convolution(
     node: Node, geometry: Geometry, images: tuple[Image, Image], channels: tuple[int, int],
     w: Callable[[], np.ndarray], key: Any, bias: np.ndarray, constants: Constants, *,
-    depthwise: bool = False,
+    depthwise: bool = False, runs: Runs | None = None,
 ) -> Operation:  # fmt: skip
     """The operation of weights [down, across, channels read, channels written].
 
@@ -144,10 +160,11 @@ def convolution(
         w: gives them.
         key: what tells them from others; None: nothing does.
         constants: of the network.
+        runs: gives the weights in parts; None: they can only be had whole.
     """
     read, written = images
     if not depthwise:
-        sparse = sparse_product(node, geometry.flat(), images, w, key, bias, constants)
+        sparse = sparse_product(node, geometry.flat(), images, w, key, bias, constants, runs)
         if sparse is not None:
             return sparse
     taps = math.prod(geometry.taps)
@@ -162,7 +179,10 @@ def convolution(
         return found
 
     kernel = "depthwise_f32" if depthwise else "convolution_f32"
-    weight = Weight(4 * padded, tiled, None if key is None else (kernel, key))
+    weight = Weight(
+        4 * padded, tiled, None if key is None else (kernel, key),
+        None if runs is None or depthwise else lambda: _tiled_runs(runs(), taps * channels[0]),
+    )  # fmt: skip
     if not depthwise:
         flat, n_tiles = geometry.flat(), written.padded // PADDED
 
@@ -171,6 +191,7 @@ def convolution(
 
         made = tiled_convolution(node, images, weight, bias, layout, macs)
         made.geometry = flat, read.channels
+        made.cut = Cut(n_tiles, some_tiles, 2)
         # Its slots go by `made.geometry`.
         made.windows = Windows(geometry, lambda _: made.slots)
         return made
@@ -194,6 +215,20 @@ def convolution(
     )  # fmt: skip
 
 
+def _tiled_runs(
+    parts: Iterator[tuple[int, int, np.ndarray]], rows: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Parts of weights as the kernel has them, tiles of so many rows of 16, with their places."""
+    for read, written, part in parts:
+        tiles = tiled_weights(part)
+        first = written // PADDED
+        if tiles[0].size == rows * PADDED:
+            yield 4 * PADDED * rows * first, tiles
+            continue
+        for i, tile in enumerate(tiles):
+            yield 4 * PADDED * (rows * (first + i) + read), tile
+
+
 def ending_of(one: Operation, written: Image) -> Ending:
     """What a convolution does last."""
     if one.adds is None:
@@ -212,7 +247,7 @@ def pads_before(
     auto = node.attribute("auto_pad", b"NOTSET").decode()
     if auto in ("NOTSET", "VALID"):
         pads = node.attribute("pads", [0, 0, 0, 0]) if auto == "NOTSET" else [0, 0]
-        return pads[0], pads[1]
+        return (0, pads[0]) if len(pads) == 2 else (pads[0], pads[1])
     found = []
     sizes = ((read.height, written.height), (read.width, written.width))
     for i, (size, out) in enumerate(sizes):

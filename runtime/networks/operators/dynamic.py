@@ -6,7 +6,7 @@ maybe a bias; what it computes is DynamicQuantizeLinear, MatMulInteger, Cast, Mu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from headrace.kernels.dynamic_u8 import MOST_THREADS, PART
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Cut, Image, Operation, Weight, image_of
 from headrace.networks.operators.sparse_dynamic import codes_bytes, codes_of, sparse_dynamic
 from headrace.networks.quantisation import int8_weights, named
 
@@ -48,15 +48,21 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
             return None
         bias[: written.channels] = given
     sums, padded_factors = np.zeros(written.padded, np.int32), np.zeros(written.padded, np.float32)
-    sums[: written.channels] = w.astype(np.int32).sum(0)
+    sums[: written.channels] = w.sum(0, dtype=np.int32)
     padded_factors[: written.channels] = factors
     if pixel_bytes(read.channels) != read.padded:
         return None  # rows of up to 4 channels
     known = None if None in key else key
     ends = {"factors": padded_factors, "sums": sums, "bias": bias}
-    product = sparse_dynamic(node, (read, written), w, known, graph.constants)
+
+    def again() -> np.ndarray:  # so that nobody holds it between planning and packing
+        found = int8_weights(graph, name, scales, zeros, 1)
+        assert found is not None
+        return found[0]
+
+    product = sparse_dynamic(node, (read, written), w, again, known, graph.constants)
     if product is None:
-        product = _dense(node, (read, written), w, known)
+        product = _dense(node, (read, written), again, known)
     return _with_codes(node, read, written, product, ends)
 
 
@@ -88,14 +94,17 @@ def _with_codes(
     )  # fmt: skip
 
 
-def _dense(node: Node, images: tuple[Image, Image], w: np.ndarray, key: Any) -> Operation:
+def _dense(
+    node: Node, images: tuple[Image, Image], w: Callable[[], np.ndarray], key: Any
+) -> Operation:
     (read, written), y = images, node.outputs[0]
+    size = read.channels * written.channels
     rows, tiles = read.images, written.padded // PADDED
     codes, row_bytes = codes_of(node), read.padded
     quads = -(-read.channels // convolution_u8.QUAD)
     n_bytes = quads * convolution_u8.QUAD * written.padded
     geometry = Geometry(1, (1, rows), (1, rows), (1, 1)).slots(row_bytes, written.pixel_bytes)
-    share_tiles = int(w.size > 4 * rows * read.padded)
+    share_tiles = int(size > 4 * rows * read.padded)
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [
@@ -104,12 +113,14 @@ def _dense(node: Node, images: tuple[Image, Image], w: np.ndarray, key: Any) -> 
         ]  # fmt: skip
 
     def tiled() -> np.ndarray:
-        return convolution_u8.tiled_weights(w[None, None], True)
+        return convolution_u8.tiled_weights(w()[None, None], True)
 
-    weight = Weight(n_bytes, tiled, None if key is None else ("dynamic", *key))
+    unique = None if key is None else ("dynamic", *key)
     return Operation(
-        "convolution_u8", [codes], y, slots, [node], {"weights": weight}, macs=rows * w.size
-    )
+        "convolution_u8", [codes], y, slots, [node],
+        {"weights": Weight(n_bytes, tiled, unique, planned_by=True)}, macs=rows * size,
+        cut=Cut(tiles, convolution_u8.some_tiles),
+    )  # fmt: skip
 
 
 def _memory(n_bytes: int) -> Image:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, Weight, image_of
+from headrace.networks.operation import Operation, Table, Weight, image_of
 
 _ID_BYTES = {int(onnx.TensorProto.INT32): 4, int(onnx.TensorProto.INT64): 8}
 
@@ -33,14 +33,22 @@ def _gather(graph: Graph, node: Node) -> Operation | None:
         array = graph.constants.array(name)
         return array if padded == width else np.pad(array, ((0, 0), (0, padded - width)))
 
+    def runs() -> Iterator[tuple[int, np.ndarray]]:
+        for first, rows in graph.constants.rows(name):
+            yield 4 * padded * first, np.pad(rows, ((0, 0), (0, padded - width)))
+
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [at["table"], at[ids], at[one.makes], rows, padded, entries, id_bytes]
 
     key = graph.constants.identity(name)
-    weight = Weight(4 * entries * padded, whole, None if key is None else ("rows", key))
+    place = graph.constants.place(name) if padded == width else None
+    weight = Weight(
+        4 * entries * padded, whole, None if key is None else ("rows", key),
+        runs if graph.constants.in_runs(name) else None, place,
+    )  # fmt: skip
     return Operation(
         "rows_f32_gather", [], node.outputs[0], slots, [node], {"table": weight}, plain=[ids],
-        bounds={ids: (-entries, entries - 1)},
+        bounds={ids: (-entries, entries - 1)}, table=Table("table", ids, entries, 4 * padded, rows),
     )  # fmt: skip
 
 

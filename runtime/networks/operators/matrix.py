@@ -5,12 +5,14 @@ They are convolutions of single pixels. MatMul of two values that come at run ti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 
 from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Image, Operation, image_of
+from headrace.networks.operation import PADDED, Image, Operation, image_of
 from headrace.networks.operators.convolution import convolution
 from headrace.networks.operators.product import product_of_values
 from headrace.networks.quantisation import named
@@ -56,12 +58,17 @@ def _product(graph: Graph, node: Node, transposed: bool, bias_name: str) -> Oper
         w = graph.constants.array(name)
         return (w.T if transposed else w)[None, None]
 
+    def runs() -> Iterator[tuple[int, int, np.ndarray]]:
+        for first, rows in graph.constants.rows(name, PADDED if transposed else 1):
+            yield (0, first, rows.T[None, None]) if transposed else (first, 0, rows[None, None])
+
     geometry = Geometry(1, (1, read.images), (1, read.images), (1, 1))
     row = Image(1, 1, read.images, read.channels), Image(1, 1, read.images, written.channels)
     key = graph.constants.identity(name)
     return convolution(
         node, geometry, row, (read.channels, written.channels), weights,
         None if key is None else (key, transposed), bias, graph.constants,
+        runs=runs if graph.constants.in_runs(name) else None,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import onnx
 
 from headrace.kernels import n_bits_rows
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Cut, Image, Operation, Weight, image_of
 from headrace.networks.quantisation import named
 from headrace.sparse.linear import Q8_BLOCK, activation_bytes
 from headrace.sparse.n_bits import WEIGHTS, raw_blocks
@@ -128,7 +128,7 @@ def _floats(
     return Operation(
         "product_rows_n4", [node.inputs[0]], node.outputs[0], slots, [node],
         {"weights": weight, "bias": bias}, macs=read.images * read.channels * written.channels,
-        scratch=n_bits_rows.scratch_bytes(),
+        scratch=n_bits_rows.scratch_bytes(), cut=Cut(tiles, n_bits_rows.some_tiles),
     )  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def _coded(
         Operation(
             f"{'gemv' if side == 1 else 'gemm'}_{of.name}", [codes], spare, product_slots, [],
             {"weights": weight, "bias": bias, "counts": counts},
-            macs=rows * read.channels * written.channels,
+            macs=rows * read.channels * written.channels, cut=Cut(tiles, _some_tiles),
             image=None if spare == y else Image(padded_rows, 1, 1, written.channels),
         )
     ]  # fmt: skip
@@ -192,6 +192,15 @@ def _coded(
         "copy_q8", [x], codes, code_slots, [node], {"counts": counts}, also=more,
         scratch=read.pixel_bytes, image=Image(1, 1, padded_rows, n_bytes // 4),
     )  # fmt: skip
+
+
+def _some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
+    """The argument block of a product by codes (`headrace.sparse.linear`) for some tiles."""
+    found = [*slots]
+    for slot in (2, 8):
+        found[slot] += first * PADDED * 4
+    found[4] = tiles
+    return found
 
 
 OPERATORS = {"com.microsoft.MatMulNBits": _n_bits}

@@ -24,6 +24,22 @@ def _same(graph: Graph, node: Node) -> Operation | None:
     return found
 
 
-OPERATORS = dict.fromkeys(
+def _turned(graph: Graph, node: Node) -> Operation | None:
+    """Channels that are put last, or second, where they lie innermost anyhow."""
+    x, y = node.inputs[0], node.outputs[0]
+    if node.attribute("perm") != [0, 2, 1] or (x in graph.channels_first) == (
+        y in graph.channels_first
+    ):
+        return None
+    of, made = image_of(graph, x), image_of(graph, y)
+    if of is None or made is None or x in graph.constants or of.channels != made.channels:
+        return None
+    found = clamped(graph, node, -INFINITE, INFINITE)
+    if found is not None:
+        found.windows = None
+    return found
+
+
+OPERATORS = {"Transpose": _turned} | dict.fromkeys(
     ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), _same
 )

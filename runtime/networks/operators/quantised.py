@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from headrace.kernels.requantise import GROUP, Quantised, folded_bias, rounding_
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import (
     PADDED,
+    Cut,
     Image,
     Operation,
     Slots,
@@ -56,16 +57,29 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
     taps = w.transpose(2, 3, 1, 0)  # [down, across, read, written]
     if depthwise:
         return _depthwise(node, geometry, written, taps[:, :, 0], factors, bias, of, to)
-    return _dense(node, geometry, read, written, taps, factors, bias, of, to)
+
+    def again() -> np.ndarray:
+        found = int8_weights(graph, w_name, w_scale, w_zero, 0)
+        assert found is not None
+        return found[0].transpose(2, 3, 1, 0)
+
+    key = _key(graph, w_name, w_zero)
+    return _dense(node, geometry, read, written, taps, factors, bias, of, to, key, again)
 
 
 def _dense(
     node: Node, geometry: Geometry, read: Image, written: Image, w: np.ndarray,
-    factors: np.ndarray, bias: np.ndarray, of: Quantised, to: Quantised | None,
+    factors: np.ndarray, bias: np.ndarray, of: Quantised, to: Quantised | None, key: Any,
+    again: Callable[[], np.ndarray],
 ) -> Operation:  # fmt: skip
-    """The operation of weights [down, across, read, written]; without `to` it gives float32."""
+    """The operation of weights [down, across, read, written]; without `to` it gives float32.
+
+    Args:
+        key: what tells the weights from others; None: nothing does.
+        again: gives them once more: they are not held meanwhile.
+    """
     floats = to is None
-    sums = w.astype(np.int64).sum((0, 1, 2))
+    sums = w.sum((0, 1, 2), dtype=np.int64)
     tails = convolution_u8.tails(
         folded_bias(bias, sums, of.zero), scales(of, factors, 1.0 if to is None else to.scale),
         sums, floats,
@@ -73,11 +87,12 @@ def _dense(
     zero, least, most = rounding_slots(to or of)
     quads = -(-w.shape[2] // convolution_u8.QUAD)
     n_bytes = math.prod(w.shape[:2]) * quads * convolution_u8.QUAD * written.padded
+    size = w.size
 
     def part(geometry: Geometry) -> Slots:
         tail = geometry.flat().slots(read.pixel_bytes, written.pixel_bytes)
         # Late layers have more weights than pixels: each thread reads some of them only.
-        share_tiles = int(w.size > geometry.pixels * written.pixel_bytes)
+        share_tiles = int(size > geometry.pixels * written.pixel_bytes)
 
         def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
             return [
@@ -88,13 +103,18 @@ def _dense(
         return slots
 
     own: dict[str, np.ndarray | Weight] = {
-        "weights": Weight(n_bytes, lambda: convolution_u8.tiled_weights(w, floats)), "tails": tails,
+        "weights": Weight(
+            n_bytes, lambda: convolution_u8.tiled_weights(again(), floats),
+            None if key is None else ("u8", key, floats), planned_by=True,
+        ),
+        "tails": tails,
         "outside": np.full(-(-read.pixel_bytes // 64) * 64, of.zero, np.uint8),
     }  # fmt: skip
     macs = written.images * written.pixels * math.prod(w.shape)
     return Operation(
         "convolution_u8", [node.inputs[0]], node.outputs[0], part(geometry), [node], own, macs=macs,
         windows=Windows(geometry, part),
+        cut=Cut(written.padded // PADDED, convolution_u8.some_tiles),
     )  # fmt: skip
 
 
@@ -137,7 +157,7 @@ def _stay_integers(
     w: np.ndarray, factors: np.ndarray, bias: np.ndarray, of: Quantised, to: Quantised
 ) -> bool:
     """Whether sums, times their scales, are integers of 32 bits again; w: channels first."""
-    sizes = np.abs(w.reshape(len(w), -1)).astype(np.float64) @ np.full(w[0].size, 255.0)
+    sizes = np.abs(w.reshape(len(w), -1)).sum(1, dtype=np.int64) * 255.0
     largest = np.minimum(sizes + np.abs(bias), 2.0**31)
     return bool((largest * scales(of, factors, to.scale) < 2.0**31).all())
 
@@ -187,9 +207,23 @@ def _product(
     if to is not None and not _stay_integers(columns.T, factors, bias, of, to):
         return None
     matrix = columns[None, None]
+
+    def again() -> np.ndarray:
+        found = int8_weights(graph, w_name, w_scale, w_zero, 0 if transposed else 1)
+        assert found is not None
+        return (found[0].T if transposed else found[0])[None, None]
+
+    key = _key(graph, w_name, w_zero)
     geometry = Geometry(1, (1, read.images), (1, read.images), (1, 1))
     rows = [Image(1, 1, read.images, v.channels, v.item) for v in (read, written)]
-    return _dense(node, geometry, rows[0], rows[1], matrix, factors, bias, of, to)
+    key = None if key is None else (*key, transposed)
+    return _dense(node, geometry, rows[0], rows[1], matrix, factors, bias, of, to, key, again)
+
+
+def _key(graph: Graph, *names: str) -> Any:
+    """What tells int8 weights less their zero points from others; None: nothing does."""
+    found = tuple(graph.constants.identity(name) for name in names if name)
+    return None if None in found else found
 
 
 OPERATORS = {

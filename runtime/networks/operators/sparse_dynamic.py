@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -41,12 +41,14 @@ def _in_matrices() -> bool:
 
 
 def sparse_dynamic(
-    node: Node, images: tuple[Image, Image], w: np.ndarray, key: Any, constants: Constants
-) -> Operation | None:
+    node: Node, images: tuple[Image, Image], w: np.ndarray, again: Callable[[], np.ndarray],
+    key: Any, constants: Constants,
+) -> Operation | None:  # fmt: skip
     """The product of int8 weights [channels read, channels written]; None: dense is faster.
 
     Args:
         images: rows that are read and written.
+        again: gives the weights once more.
         key: what tells the weights from others; None: nothing does.
         constants: of the network, which remembers what was found of weights.
     """
@@ -60,6 +62,7 @@ def sparse_dynamic(
     weights, fours = found() if key is None else constants.remembered(("fours", key), found)
     if not int8_pays(fours, read.images, read.channels, written.channels, _in_matrices()):
         return None
+    size = w.size
     codes, rows, tiles = codes_of(node), read.images, written.padded // PADDED
     at_counts, at_entries = front_bytes(written.channels)
     tails_at = codes_bytes(read, True)
@@ -73,10 +76,10 @@ def sparse_dynamic(
         ]  # fmt: skip
 
     weight = Weight(
-        packed_bytes(written.channels, fours), lambda: pack(w.T),
-        None if key is None else (NAME, *key),
+        packed_bytes(written.channels, fours), lambda: pack(again().T),
+        None if key is None else (NAME, *key), making=12 * size, planned_by=True,
     )  # fmt: skip
     return Operation(
         NAME, [codes], node.outputs[0], slots, [node], {"weights": weight}, macs=rows * weights,
-        scratch=SCRATCH, sparse=Sparse(1 - weights / w.size, "4x1"),
+        scratch=SCRATCH, sparse=Sparse(1 - weights / size, "4x1"),
     )  # fmt: skip

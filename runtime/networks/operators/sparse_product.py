@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,19 @@ from headrace.networks.operation import (
     Windows,
     pixelwise,
 )
-from headrace.networks.sparse_choice import LEAST_PIXELS, Kept, kept_of, rows_that_pay
+from headrace.networks.sparse_choice import (
+    LEAST_PIXELS,
+    Kept,
+    full_of,
+    kept_of,
+    rows_that_pay,
+)
 
 
 def sparse_product(
     node: Node, geometry: Geometry, images: tuple[Image, Image], w: Callable[[], np.ndarray],
     key: Any, bias: np.ndarray, constants: Constants,
+    runs: Callable[[], Iterator[tuple[int, int, np.ndarray]]] | None = None,
 ) -> Operation | None:  # fmt: skip
     """The operation of weights [..., channels read, channels written]; None: dense is faster.
 
@@ -41,6 +48,7 @@ def sparse_product(
         w: gives the weights.
         key: what tells them from others; None: nothing does.
         constants: of the network, which remembers what was found of weights.
+        runs: gives the weights in parts; None: they can only be had whole.
     """
     read, written = images
     pixels = geometry.read[1]
@@ -53,7 +61,8 @@ def sparse_product(
         return w().reshape(read.channels, written.channels).T
 
     def found() -> Kept:
-        return kept_of(matrix())
+        full = None if runs is None else full_of(part for _, _, part in runs())
+        return kept_of(matrix()) if full is None else full
 
     kept = found() if key is None else constants.remembered(("zeros", key), found)
     rows = rows_that_pay(kept, pixels, read.channels, written.channels)
@@ -63,6 +72,7 @@ def sparse_product(
     weight = Weight(
         packed_bytes(*size, kept.blocks[rows]), lambda: pack(matrix(), rows),
         None if key is None else (kernel_of(rows), key),
+        making=16 * read.channels * written.channels,
     )  # fmt: skip
     at_counts, at_entries = parts(*size)
     scratch = scratch_bytes(read.channels, written.channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -129,5 +129,13 @@ def _scale_weights(before: Operation, scale: np.ndarray, shift: np.ndarray) -> N
         found: np.ndarray = (weight.make().reshape(shape) * factor).astype(np.float32)
         return found
 
+    def runs() -> Iterator[tuple[int, np.ndarray]]:
+        of_tile = weight.n_bytes // 64 // (scale.size // 16)  # rows of 16
+        for at, part in weight.parts():
+            rows = part.reshape(-1, 16)
+            tiles = (at // 64 + np.arange(len(rows))) // of_tile
+            yield at, (rows * scale.reshape(-1, 16)[tiles]).astype(np.float32)
+
     key = None if weight.key is None else (weight.key, scale.tobytes())
-    before.weights["weights"] = Weight(weight.n_bytes, scaled, key)
+    part_wise = None if weight.runs is None else runs
+    before.weights["weights"] = Weight(weight.n_bytes, scaled, key, part_wise)

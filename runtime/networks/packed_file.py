@@ -1,0 +1,145 @@
+"""Weights as kernels want them, in a file in the cache, from which they stream.
+
+An ONNX file has weights as the exporter left them. To pack them anew for every run would take
+longer than to read them, and would have to go through Python; so that is done once, a tensor (or a
+part of it) at a time. The file's name says what it is made of: the model's files with their sizes
+and times, the code that packs, the target, and the weights in order. It gets that name when it is
+complete.
+
+    bytes 0 to 4095     a line of text, "headrace packed weights" and the hash that is in the name
+    then                the weights, each from a multiple of 4096 on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from headrace import kernels, networks, sparse
+from headrace.atomic_file import whole_file
+from headrace.errors import HeadraceError
+from headrace.folders import cache_root, why_unusable
+from headrace.loaders.model_file import TensorInfo
+from headrace.loaders.onnx_model import OnnxModel
+from headrace.loaders.progress import Progress
+from headrace.loaders.reader import open_regular
+from headrace.networks.operation import Weight
+from headrace.offload.files import PAGE, stamp_of
+from headrace.sizes import format_size
+
+FOLDER, SUFFIX = "networks", ".weights"
+SPARE_BYTES = 64 << 20  # of the disk that are left to others
+
+
+class PackedFile:
+    """The packed weights of a network, in a file that may have to be written yet.
+
+    Args:
+        model: whose weights they are; it came as a file.
+        weights: by what tells each from others, in the order in which they are read.
+        target: of the kernels.
+
+    Attributes:
+        path: of the file.
+        n_bytes: of the file.
+        places: of the weights, by the same keys.
+
+    """
+
+    def __init__(self, model: OnnxModel, weights: Mapping[Any, Weight], target: str) -> None:
+        self._weights = dict(weights)
+        whose, which = _digests(model, self._weights, target)
+        folder = cache_root() / FOLDER
+        self.path = folder / f"{whose}-{which}{SUFFIX}"
+        self._others = f"{whose[:16]}-*{SUFFIX}"  # what earlier versions of the model left
+        self._alike = f"{whose}-"
+        self._head = f"headrace packed weights {whose}-{which}\n".encode()
+        self.places: dict[Any, TensorInfo] = {}
+        at = PAGE
+        for key, weight in self._weights.items():
+            name = f"packed weights {len(self.places)}"
+            self.places[key] = TensorInfo(
+                name, "I8", (weight.n_bytes,), self.path, at, weight.n_bytes
+            )
+            at += -(-weight.n_bytes // PAGE) * PAGE
+        self.n_bytes = at
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has been written."""
+        try:
+            with open_regular(self.path, "packed weights") as file:
+                whole = os.fstat(file.fileno()).st_size == self.n_bytes
+                return whole and file.read(len(self._head)) == self._head
+        except (OSError, HeadraceError):
+            return False
+
+    def write(self, progress: Progress | None = None) -> None:
+        """Write it, and remove what other versions of the model have left.
+
+        Raises:
+            HeadraceError: there is no room on the disk, or it cannot be written.
+            ModelFileError: weights cannot be read.
+        """
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob(self._others):
+                if not old.name.startswith(self._alike):
+                    old.unlink(missing_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < self.n_bytes + SPARE_BYTES:
+                raise HeadraceError(
+                    f"weights that are read while the network runs are packed once in {folder}, "
+                    f"which takes {format_size(self.n_bytes)} of the disk, and {format_size(free)} "
+                    "are free: make room, or set HEADRACE_CACHE to a folder elsewhere"
+                )
+            with whole_file(self.path) as file:
+                file.write(self._head)
+                self._fill(file.fileno(), progress)
+                file.flush()
+        except OSError as error:
+            why = why_unusable(folder) or error.strerror or str(error)
+            raise HeadraceError(f"packed weights cannot be written: {why}") from error
+
+    def _fill(self, file: int, progress: Progress | None) -> None:
+        done = 0
+        os.truncate(file, self.n_bytes)
+        for key, weight in self._weights.items():
+            begin = self.places[key].offset
+            for at, part in weight.parts():
+                data = memoryview(part.reshape(-1).view("u1"))
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(file, data[written:], begin + at + written)
+                done += len(data)
+                if progress is not None:
+                    progress(done, self.n_bytes, "packing weights")
+
+
+def _digests(model: OnnxModel, weights: Mapping[Any, Weight], target: str) -> tuple[str, str]:
+    """Of the model and what packs it, in two halves of which the first is the path; of weights."""
+    assert model.path is not None
+    path = model.path.resolve()
+    files = sorted({path, *(info.path.resolve() for info, _ in model.weights.values())})
+    stamps = [(str(one), *stamp_of(one)) for one in files]
+    which = [(key, weight.n_bytes) for key, weight in weights.items()]
+    version = hashlib.sha256(repr((stamps, target, _code())).encode()).hexdigest()[:16]
+    whose = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return f"{whose}-{version}", hashlib.sha256(repr(which).encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    """Hash of all code that may have a part in packing."""
+    digest = hashlib.sha256()
+    for package in (networks, kernels, sparse):
+        for folder in package.__path__:
+            for file in sorted(Path(folder).rglob("*.py")):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()

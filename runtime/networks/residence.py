@@ -1,0 +1,184 @@
+"""Which plan of a network has memory for its values and weights, under which budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import ReferenceType, ref
+
+from headrace.available import resident_bytes
+from headrace.errors import HeadraceError
+from headrace.loaders.onnx_model import OnnxModel
+from headrace.loaders.progress import Progress
+from headrace.networks.engine import Engine
+from headrace.networks.needs import Needs, NetworkMemory, decide
+from headrace.offload.modes import FlashRate, ReadMode
+from headrace.promises import promise
+
+if TYPE_CHECKING:
+    from headrace.networks.network_plan import NetworkPlan
+    from headrace.networks.streaming import Kept, NetworkStreaming
+
+
+WATCHED_BYTES = 64 << 20  # of weights: networks with fewer fit without a look at what is free
+SMALL_SHARE = 512  # of a budget, that sessions may have which are not in use
+
+
+class Residence:
+    """Memory for the plans of a network: without a budget for all, with one for one at a time.
+
+    A plan whose turn it is takes over what it can of the weights of the one before.
+
+    Args:
+        model: the network's file.
+        engine: its kernels and threads.
+        budget: bytes that the network may take beside the process; None: as many as it does, or as
+            are free where that is less.
+        progress: of packing weights.
+
+    Attributes:
+        budget: as given, or what was free; `change` changes it.
+        streaming: what the plan reads that has memory; None: all of it is there.
+    """
+
+    def __init__(
+        self, model: OnnxModel, engine: Engine, budget: int | None, progress: Progress | None
+    ) -> None:
+        self._model, self._engine, self._progress = model, engine, progress
+        self.budget = budget
+        self._reserved: dict[str, int] = {}  # what plans took at most of what is no weight
+        # Plans know this: in a circle, threads might outlive the kernels that they run.
+        self._in_use: ReferenceType[NetworkPlan] | None = None
+        self._kept: Kept = {}
+        self._rates: dict[ReadMode, FlashRate] = {}
+        self.streaming: NetworkStreaming | None = None
+
+    @property
+    def _plan(self) -> NetworkPlan | None:
+        return None if self._in_use is None else self._in_use()
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the network came as a file."""
+        return self._model.path is not None
+
+    @property
+    def name(self) -> str:
+        """Of the network, for messages."""
+        return "this network" if self._model.path is None else self._model.path.name
+
+    def memory_of(self, plan: NetworkPlan) -> NetworkMemory:
+        """What a plan takes.
+
+        Raises:
+            BudgetError: more than there may be.
+        """
+        budget = self.budget
+        if budget is None and self.has_files and not plan.is_linked:
+            budget = _free_for(plan.needs)
+        return decide(plan.needs, budget, self._reserved, self.name)
+
+    def is_large(self, plan: NetworkPlan) -> bool:
+        """Whether a plan that has no turn takes more than what does not matter."""
+        return self.budget is not None and plan.host_bytes > self.budget // SMALL_SHARE
+
+    def use(self, plan: NetworkPlan) -> None:
+        """Have memory for a plan.
+
+        Raises:
+            BudgetError: it does not fit, or the system gives none.
+            KernelError: a kernel cannot be had.
+            HeadraceError: weights cannot be packed or read.
+        """
+        if self._plan is plan or (self.budget is None and plan.is_linked):
+            return
+        memory = self.memory_of(plan)
+        if memory.budget is None:
+            plan.link(None, again=False)
+            return
+        self.budget = memory.budget
+        plan.load_kernels()  # compiling takes memory of its own
+        parts = plan.needs.fixed | {"rows": plan.needs.row_bytes}
+        self._reserved = {k: max(n, self._reserved.get(k, 0)) for k, n in parts.items()}
+        before = self._plan
+        if before is not None and self.streaming is None and not _reads(memory):
+            before.empty()
+            plan.link(None, again=True)  # weights that both have are there once
+            before.release()
+        else:
+            self.release()
+            if _reads(memory):
+                from headrace.networks.streaming import NetworkStreaming  # most networks do not
+
+                self.streaming = NetworkStreaming(
+                    plan.needs, memory, self._engine, self._model, self._rates, self._kept,
+                    self._progress,
+                )  # fmt: skip
+            else:
+                self._kept.clear()
+            try:
+                plan.link(self.streaming, again=True)
+            except BaseException:
+                plan.release()
+                self.release()
+                raise
+        self._in_use = ref(plan)
+        promise(self, memory.n_bytes)
+
+    def forget(self, plan: NetworkPlan) -> None:
+        """A plan is not used any more."""
+        if self._plan is plan:
+            self.release()
+
+    def change(self, budget: int) -> None:
+        """Have another budget, from the next run on.
+
+        Raises:
+            BudgetError: it is too small for the plan that has memory; all is as before.
+            HeadraceError: the network was loaded without one.
+        """
+        if self.budget is None:
+            raise HeadraceError(
+                "this network was loaded without `memory`, and has forgotten what its weights are "
+                "made of: load it with one, which can be changed"
+            )
+        if self._plan is not None:
+            decide(self._plan.needs, budget, self._reserved, self.name)
+        self.budget = budget
+        self.release()
+
+    def release(self) -> None:
+        """Give memory back; pieces of weights stay for the next plan, till that knows better."""
+        plan = self._plan
+        if plan is not None:
+            plan.release()
+        self._in_use = None
+        if self.streaming is not None:
+            self.streaming.close()
+            self.streaming = None
+
+    def close(self) -> None:
+        """Give all memory back."""
+        self.release()
+        self._kept.clear()
+
+    def __del__(self) -> None:
+        # Readers run a kernel of the engine's: they must have ended before that goes.
+        if getattr(self, "streaming", None) is not None:
+            self.release()
+
+
+def _free_for(needs: Needs) -> int | None:
+    """What is free, if a plan needs more; None: it does not."""
+    if needs.weights < WATCHED_BYTES:
+        return None
+    from headrace.planning import limit_of  # of language models: networks seldom need it
+
+    free = limit_of(None).n_bytes
+    needed = decide(needs, None, {}, "").whole
+    if free is None or needed <= free - resident_bytes():
+        return None
+    return max(1, free - resident_bytes())
+
+
+def _reads(memory: NetworkMemory) -> bool:
+    return memory.residency is not None or memory.from_file
