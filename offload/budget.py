@@ -29,6 +29,7 @@ class Choice:
 
     Attributes:
         context, chunk: tokens.
+        logits_rows: tokens whose logits are there at a time, where a text is scored.
         whole: bytes by what they are for, if all weights stay in memory.
         streaming: the same if some do not.
     """
@@ -37,6 +38,7 @@ class Choice:
     chunk: int
     whole: Mapping[str, int]
     streaming: Mapping[str, int]
+    logits_rows: int = 0
 
 
 @dataclass(frozen=True)

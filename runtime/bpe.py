@@ -11,6 +11,7 @@ need `merge` all the same, so every SentencePiece vocabulary uses it. Nor can a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -27,6 +28,10 @@ def _byte_alphabet() -> list[str]:
 
 
 ALPHABET = _byte_alphabet()
+
+
+PIECE = 1 << 16  # characters
+_LINE = re.compile(r"(?<=\S\n)(?=[A-Za-z])|(?<=\n)(?= [A-Za-z])")
 
 
 class Bpe:
@@ -93,8 +98,10 @@ class Bpe:
             text: Valid text, special tokens already taken out.
             missing: What to write for a byte that the vocabulary has no token for.
         """
+        ids: list[int] = []
         try:
-            ids = self._library.encode(text, add_special_tokens=False).ids
+            for piece in pieces_of(text):
+                ids += self._library.encode(piece, add_special_tokens=False).ids
         except BaseException as error:
             # Oniguruma gives up at some ten million spaces in a row, and the library panics with
             # an exception that is no Exception.
@@ -107,6 +114,21 @@ class Bpe:
         for token in ids:
             out += [token] if token < self.n_vocab else missing(token - self.n_vocab)
         return out
+
+
+def pieces_of(text: str, least: int = PIECE) -> Iterator[str]:
+    """Pieces of a text, of `least` characters or some more, that words do not reach across.
+
+    The library takes some 700 bytes for each token until it is done: pieces bound that. Every
+    expression of `headrace.pretokenizers` ends a word behind a line, if the next one begins with a
+    letter or one space and a letter; but behind other spaces than the one line end it may go on.
+    """
+    at = 0
+    while (cut := _LINE.search(text, at + least)) is not None:
+        yield text[at : cut.start()]
+        at = cut.start()
+    if at < len(text):
+        yield text[at:]
 
 
 def nfc(text: str) -> str:

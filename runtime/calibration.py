@@ -47,8 +47,8 @@ def calibration_windows(model: ModelFile, decoder: Decoder, text: str, tokens: i
     window = min(WINDOW, decoder.context, n)
     if window < LEAST_WINDOW:
         raise HeadraceError(
-            f"{n} tokens of text are too short to learn from; {LEAST_WINDOW} are the least, and "
-            "some ten thousand are usual"
+            f"the text has {n} tokens, too short to learn from: {LEAST_WINDOW} are the least, and "
+            "some ten thousand are usual; use a longer one"
         )
     windows = np.array(ids[: n // window * window], np.int64).reshape(-1, window)
     if tokenizer.add_bos and tokenizer.bos_id is not None:
@@ -103,6 +103,13 @@ class LayerInputs:
         if notice is not None and not self._cache.kept:
             notice(
                 f"statistics of {format_size(n_bytes)} are too large to be kept for another time"
+            )
+        there = sum(self._cache.has(unit.name) for unit in self._units)
+        if notice is not None and there and not watched:
+            what = "layers" if all(unit.expert is None for unit in self._units) else "parts"
+            notice(
+                f"calibration: statistics of {there:,} of {len(self._units):,} {what} on this text "
+                "are there from before"
             )
         self.few = set[tuple[int, int]]()
         self._of_unit: tuple[int, dict[str, Inputs | None]] = -1, {}

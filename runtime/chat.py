@@ -26,6 +26,12 @@ CHATML = (
 )
 
 
+def has_template(metadata: Mapping[str, Any]) -> bool:
+    """Whether `ChatTemplate.from_metadata` finds one, by the header alone."""
+    tokens = metadata.get("tokenizer.ggml.tokens") or ()
+    return "tokenizer.chat_template" in metadata or "<|im_start|>" in tokens
+
+
 class ChatTemplate:
     """A model's chat template.
 

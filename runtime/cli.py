@@ -20,7 +20,6 @@ from headrace.cli_commands import (
     bench,
     chat,
     compare,
-    compress,
     embed,
     inspect,
     perplexity,
@@ -28,6 +27,7 @@ from headrace.cli_commands import (
     pull,
     run,
 )
+from headrace.cli_compress import compress
 from headrace.cli_options import REQUIRED, Command, Opt, bits, build_app, parse
 from headrace.cli_output import say
 from headrace.cli_routing import trace

@@ -41,7 +41,7 @@ def run(
     PROMPT may be `-` or come through a pipe. With one argument that has spaces in it, that is the
     prompt, and the model is smollm2-135m. An ONNX file takes --input, and has no prompt.
     """
-    if _is_network(model):
+    if is_network(model):
         from headrace import cli_networks
 
         _refuse_for_networks(options | {"prompt": prompt})
@@ -160,7 +160,7 @@ def plan(
     """Say from the file's header alone what a model takes here, and how fast it will be."""
     from headrace.memory_plan import plan_model
 
-    if _is_network(model):
+    if is_network(model):
         from headrace import cli_networks
 
         _refuse_for_networks(options)
@@ -184,7 +184,7 @@ def bench(
 
     Of an ONNX file: calls, with random inputs where --input gives none.
     """
-    if _is_network(model):
+    if is_network(model):
         from headrace import cli_networks
 
         _refuse_for_networks(options)
@@ -260,7 +260,7 @@ def compare(
 
 def inspect(*, model: str, json: bool, inputs: Sequence[str] = ()) -> int:
     """Show what is in a model file and how it would load."""
-    if _is_network(model):
+    if is_network(model):
         from headrace import cli_networks
 
         return cli_networks.inspect(model=model, inputs=inputs, json=json)
@@ -278,63 +278,6 @@ def inspect(*, model: str, json: bool, inputs: Sequence[str] = ()) -> int:
     print("\nmetadata")
     for key, value in metadata.items():
         print(f"  {printable(key)}  {printable(value_text(value))}")
-    return 0
-
-
-def compress(
-    *, src: str, dst: str, calibrate: str | None, evaluate: str | None, json: bool, **options: Any
-) -> int:
-    """Write a model as a file of our own, which loads without repacking, in a smaller format.
-
-    Embedding and head stay what they are up to 8.5 bits a weight, else they become q8_0, unless
-    --ends names a format. With --calibrate TEXT rounding follows what the model computes (gptq);
-    with --evaluate TEXT, a different one, the file says how far it is from its source. --to-moe
-    cuts the feed-forwards of a dense model into experts, --neuron-clusters N those of a ReLU model
-    into clusters that fire together. When it is interrupted, the same command goes on. Other
-    programs can list what is in the file, but not run it: keep the source if you need it elsewhere.
-    An ONNX file becomes one of 8-bit integers (--format int8, with inputs to --calibrate with; or
-    int8-dynamic, for encoders), or one with zeros (--sparsity 0.7 --pattern 4x1: 4 outputs of an
-    input; 1x1, group: 16; --ends sparse: in its last layer, too), or both. Inputs are .npy files
-    or a folder of them, others to --evaluate.
-    """
-    import shlex
-
-    if _is_network(src):
-        from headrace import cli_networks
-
-        return cli_networks.compress(
-            src=src, dst=dst, calibrate=calibrate, evaluate=evaluate, json=json, options=options
-        )
-    if options.pop("pattern", None) is not None:
-        raise HeadraceError("--pattern is for ONNX files; formats of this model have their own")
-
-    # Work is shared by rows: threads of BLAS's own would only wait for each other. It looks once.
-    if "numpy" not in sys.modules:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from headrace.compress import compress as write
-
-    options["calibrate"] = None if calibrate is None else text_of(calibrate)
-    options["evaluate"] = None if evaluate is None else text_of(evaluate)
-    with progress_bar() as progress:
-        done = write(src, dst, progress=progress, notice=say, **options)
-    if json:
-        print_json(
-            {
-                "path": str(done.path),
-                "source_bytes": done.source_bytes,
-                "size_bytes": done.size_bytes,
-                "formats": done.formats,
-                "remarks": done.remarks,
-                "price": done.price,
-            }
-        )
-        return 0
-    if done.price is not None:
-        show(done.price, False)
-    say(
-        f"{done.path}: {format_size(done.size_bytes)} (from {format_size(done.source_bytes)}); "
-        f'try `headrace run {shlex.quote(str(done.path))} "Why is the sky blue?"`'
-    )
     return 0
 
 
@@ -365,10 +308,11 @@ def _show_with_price(values: dict[str, Any], as_json: bool) -> None:
         show(price, False)
 
 
-def _is_network(model: str) -> bool:
-    from headrace.loaders.sources import is_network
+def is_network(model: str) -> bool:
+    """Whether MODEL is an ONNX file, which has commands of its own."""
+    from headrace.loaders.sources import is_network as found
 
-    return is_network(model)
+    return found(model)
 
 
 def _refuse_for_networks(options: Mapping[str, Any]) -> None:

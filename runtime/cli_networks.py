@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.cli_output import print_json, say, show
 from headrace.errors import HeadraceError
+from headrace.sizes import compared_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,6 @@ def compress(
     """Write a network with zeros, or of integers of 8 or 4 bits, as an ONNX file."""
     from headrace.loaders.sources import resolve
     from headrace.networks.compression.compress import compress_network
-    from headrace.sizes import format_size
 
     given = {k: v for k, v in options.items() if k not in _OF_NETWORKS}
     for name, value in given.items():
@@ -155,8 +155,7 @@ def compress(
         parts.append(f"{sum(done.integer_nodes.values())} nodes of integers")
     if done.four_bits:
         parts.append(f"weights of {done.four_bits} products have 4 bits")
-    sizes = f"{format_size(done.size_bytes)} (from {format_size(done.source_bytes)})"
-    say(f"{done.path}: {sizes}, {', '.join(parts)}")
+    say(f"{done.path}: {compared_size(done.size_bytes, done.source_bytes)}, {', '.join(parts)}")
     return 0
 
 

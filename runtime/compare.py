@@ -9,7 +9,7 @@ import numpy as np
 from headrace.errors import HeadraceError
 from headrace.loaders.progress import Progress
 from headrace.model import Model
-from headrace.perplexity import log_softmax, losses_of
+from headrace.perplexity import log_probabilities, losses_of
 from headrace.windows import cut_text
 
 _VOCABULARY = "tokenizer.ggml.tokens"
@@ -51,14 +51,15 @@ def compare(
     windows = cut_text(reference.tokenizer, text, context, chunks)
     divergence, agree, losses = [], [], []
     for i, (ids, targets) in enumerate(windows):
-        p = log_softmax(reference.logits(ids, last=windows.scored)[:-1])
-        q = log_softmax(model.logits(ids, last=windows.scored)[:-1])
-        agree.append(p.argmax(axis=1) == q.argmax(axis=1))
-        losses.append((losses_of(p, targets), losses_of(q, targets)))
-        q -= p
-        np.exp(p, out=p)
-        # No less than 0, but for rounding.
-        divergence.append(np.maximum(0.0, -np.einsum("ij,ij->i", p, q, dtype=np.float64)))
+        for some, (p, q) in log_probabilities((reference, model), ids, windows.first):
+            agree.append(p.argmax(axis=1) == q.argmax(axis=1))
+            losses.append((losses_of(p, targets[some]), losses_of(q, targets[some])))
+            q -= p
+            np.exp(p, out=p)
+            # No less than 0, but for rounding; 0 is added as -0 is no less either.
+            sums = np.einsum("ij,ij->i", p, q, dtype=np.float64)
+            divergence.append(np.maximum(0.0, -sums) + 0.0)
+            del p, q
         if progress is not None:
             progress(i + 1, len(windows), "windows")
     kl = np.concatenate(divergence)

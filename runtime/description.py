@@ -13,8 +13,8 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.gguf import TensorInfo
 from headrace.loaders.tiled import format_name, open_model
 from headrace.placing import format_of, group_format, padded16
-from headrace.price import price_of
 from headrace.stack import is_block, is_first
+from headrace.stack_price import shown_price
 
 
 def describe_model(path: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "pre_tokenizer": get("tokenizer.ggml.pre"),
         "vocabulary": len(vocabulary) if isinstance(vocabulary, Sequence) else None,
         "chat_template": "tokenizer.chat_template" in model.metadata,
-        "price": price_of(model),
+        "price": shown_price(model),
         "types": sorted(types.values(), key=lambda row: -row["bytes"]),
         "metadata": {key: _shortened(value) for key, value in model.metadata.items()},
     }

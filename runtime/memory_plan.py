@@ -17,6 +17,7 @@ from headrace.prediction import Passes, Rates, Speed
 from headrace.price import price_of
 from headrace.rates import PROMPT_TOKENS, measure_rates
 from headrace.sizes import format_rate, format_size
+from headrace.stack_price import price_at, shown_price
 
 _UNIFORM = "as uniform, the worst case (`headrace trace MODEL TEXT --learn` finds out)"
 NEARLY = 0.99  # of a budget: what is missing is not worth a word
@@ -47,6 +48,8 @@ class MemoryPlan:
         expected_stall_s: that a token waits for flash, as predicted.
         routing: what that is taken from.
         price: how far a compressed model is from its source, as its file says.
+        price_in_memory: the same of a stack of which not all blocks are in memory; see
+            `headrace.stack_price`.
         advice: what would change the speed most.
     """
 
@@ -90,6 +93,7 @@ class MemoryPlan:
     blocks_in_file: int
     expanded: tuple[dict[str, Any], ...]
     price: dict[str, Any] | None
+    price_in_memory: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -114,10 +118,17 @@ class MemoryPlan:
                 f"each token{how}{about}; with {format_size(missing)} of memory none would be"
             )
         if self.blocks < self.blocks_in_file and not self.flash_bytes_per_token:
-            missing = self.weights - self.resident_weights
+            missing, price = self.weights - self.resident_weights, self.price_in_memory
+            cost = ""
+            if price is not None:
+                ratio, whole = price["perplexity_ratio"], (self.price or {})["perplexity_ratio"]
+                cost = (
+                    f" (perplexity {ratio:.3g} times the source's on the text of the price tag, "
+                    f"{price['how']}; with all {whole:.3g} times)"
+                )
             found.append(
-                f"{self.blocks} of {self.blocks_in_file} blocks of weights are in memory: the "
-                f"answers are the better, the more; all take {format_size(missing)} more"
+                f"{self.blocks} of {self.blocks_in_file} blocks of weights are in memory{cost}: "
+                f"the answers are the better, the more; all take {format_size(missing)} more"
             )
         if self.expected_hit_rate is not None and self.routing is not None:
             what, how = "experts", "routing taken"
@@ -196,8 +207,16 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
             for one in p.placed
             if one.expanded
         ),
-        price=price_of(p.file),
+        price=shown_price(p.file),
+        price_in_memory=_price_in_memory(p),
     )
+
+
+def _price_in_memory(p: Prepared) -> dict[str, Any] | None:
+    if p.stack is None or p.used_blocks == len(p.stack):
+        return None
+    price = price_of(p.file)
+    return None if price is None else price_at(price, p.stack, p.used_blocks)
 
 
 def _stall_s(speed: Speed) -> float | None:

@@ -43,7 +43,7 @@ from headrace.programs import Program, Programs
 from headrace.rates import measure_rates
 from headrace.refit import refit
 from headrace.sampling import SamplingParams
-from headrace.stack import StackBlock, block_format
+from headrace.stack import StackBlocks, block_format
 from headrace.targets.pack import Kernels
 from headrace.team import Team
 from headrace.tokenizer import Tokenizer
@@ -90,8 +90,8 @@ def load(
         activations: "q8" multiplies coded weights by 8-bit activations; "f32" is a switch for
             debugging that expands the weights to float32.
         kernels: a kernel pack (`headrace targets build`) to use instead of compiling.
-        logits_rows: tokens whose logits are asked for at a time (`Model.logits`, `perplexity`):
-            what these take is then counted in `memory`.
+        logits_rows: tokens whose logits are asked for (`perplexity`, `compare`): what as many of
+            them take as fit is then counted in `memory` (`Model.logits_at_once`).
         whole_stack: of a model that is a stack of blocks, compute with all, and read those that do
             not fit from the file for every token; by default only what fits is computed with. Other
             models are refused.
@@ -213,10 +213,10 @@ class Model:
         return max(sizes, key=lambda name: sizes[name])
 
     @property
-    def blocks(self) -> tuple[StackBlock, ...]:
+    def blocks(self) -> StackBlocks:
         """Blocks in memory, of a model that is a stack of them."""
         prepared = self._held.prepared
-        return prepared.stack.blocks[: prepared.blocks] if prepared.stack else ()
+        return StackBlocks(prepared.stack.blocks[: prepared.blocks] if prepared.stack else ())
 
     @property
     def streams(self) -> bool:
@@ -461,21 +461,32 @@ class Model:
         """
         ids = self._checked(ids)
         wanted = len(ids) if last is None else min(whole("last", last, low=1), len(ids))
-        out = np.empty((wanted, self._decoder.vocabulary), np.float32)
         with self._begin():
             self._kept = []
-            step = self._programs.shape.chunk
-            for first in range(0, len(ids), step):
-                chunk = ids[first : first + step]
-                skip = max(0, len(ids) - wanted - first)
-                if skip < len(chunk):
-                    at = first + skip - (len(ids) - wanted)
-                    self._read_chunk(chunk, first, len(ids), out=out[at : at + len(chunk) - skip])
-                else:
-                    self._read_chunk(chunk, first, len(ids))
-                if progress is not None:
-                    progress(min(first + step, len(ids)), len(ids), "reading")
-        return out
+            return self._logits_of(ids, len(ids) - wanted, len(ids), progress)
+
+    def logits_between(self, ids: Sequence[int], first: int, end: int) -> np.ndarray:
+        """Logits after tokens `first` to `end` - 1 of a text: float32 [end - first, vocabulary].
+
+        They are those of `logits`, bit for bit, where a text is read from one `forget` on, one part
+        behind the other: what was read of it before is not read again.
+
+        Raises:
+            ContextOverflowError: more tokens than the context holds.
+            ValueError: there are no such tokens.
+        """
+        ids = self._checked(ids)
+        if not 0 <= first < end <= len(ids):
+            raise ValueError(f"there are no tokens {first} to {end} of {len(ids)}")
+        with self._begin():
+            return self._logits_of(ids, first, end, None)
+
+    @property
+    def logits_at_once(self) -> int | None:
+        """Tokens whose logits have room in `memory` at a time; None: that was not asked for
+        (`logits_rows` of `load`).
+        """
+        return self.prepared.logits_at_once or None
 
     def read_tokens(self, ids: Sequence[int], start: int = 0) -> None:
         """Read tokens at positions from `start` without sampling: the work that `bench` times.
@@ -595,6 +606,21 @@ class Model:
             self._read_chunk(ids[first : first + step], start + first, len(ids))
         return self._logits()
 
+    def _logits_of(
+        self, ids: list[int], first: int, end: int, progress: Progress | None
+    ) -> np.ndarray:
+        """Read a text up to `end`, but for what is kept before `first`; logits from there on."""
+        out = np.empty((end - first, self._decoder.vocabulary), np.float32)
+        step = self._programs.shape.chunk
+        for at in range(common_prefix(self._kept, ids[:first]), end, step):
+            stop = min(at + step, end)
+            low = max(at, first)
+            wanted = out[low - first : stop - first] if low < stop else None
+            self._read_chunk(ids[at:stop], at, len(ids), out=wanted)
+            if progress is not None:
+                progress(stop, end, "reading")
+        return out
+
     def _read_guessed(self, ids: list[int], position: int) -> list[np.ndarray]:
         """Run a token and some that may follow it; logits after each (views).
 
@@ -615,9 +641,18 @@ class Model:
     def _logits(self) -> np.ndarray:
         return self._capped(self._programs.logits[0, : self._decoder.vocabulary])
 
-    def _capped(self, logits: np.ndarray) -> np.ndarray:
+    def _capped(self, logits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Logits as the model gives them: in `out`, or as they are where nothing is to be done."""
         cap = np.float32(self._decoder.soft_cap)
-        return cap * np.tanh(logits / cap) if cap else logits
+        if cap:
+            out = np.divide(logits, cap, out=out)
+            np.tanh(out, out=out)
+            out *= cap
+            return out
+        if out is None:
+            return logits
+        out[:] = logits
+        return out
 
     def _read_chunk(
         self, ids: list[int], position: int, of: int, out: np.ndarray | None = None
@@ -634,7 +669,7 @@ class Model:
             rows = np.empty((wanted + rows.shape[0] - 1, rows.shape[1]), np.float32)
         self._run_chunk(ids, position, wanted, rows, self._programs.for_tokens(of))
         if out is not None:
-            out[:] = self._capped(rows[:wanted, : self._decoder.vocabulary])
+            self._capped(rows[:wanted, : self._decoder.vocabulary], out)
 
     def _run_chunk(
         self, ids: list[int], position: int, wanted: int, rows: np.ndarray, program: Program

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -118,7 +119,10 @@ class PartialFile:
         if self.other:
             notice(f"{self.path} was of another source or other options: it is begun anew")
         elif self.done:
-            notice(f"going on after {self.done:,} of {total:,} {what}")
+            notice(
+                f"resuming what was interrupted: going on after {self.done:,} of {total:,} {what}, "
+                f"which are in {self.path}"
+            )
 
     def write(self, at: int, data: bytes | NDArray[np.uint8]) -> None:
         """Write bytes at an offset; from any thread.
@@ -190,6 +194,12 @@ class PartialFile:
         text = json.dumps({"key": self._key, "done": self._count})
         write_whole(self._journal, text.encode(), durable=False)
         self._saved = time.monotonic()
+
+
+def parts_of(target: str | Path) -> list[Path]:
+    """The parts that lie beside a file, its own and those of what it is made of."""
+    path = Path(os.path.expanduser(target))
+    return list(path.parent.glob(f".{glob.escape(path.name[:80])}*.part"))
 
 
 def drop(path: Path, notice: Callable[[str], None]) -> None:

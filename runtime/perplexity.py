@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,10 @@ def perplexity(
     windows = cut_text(model.tokenizer, text, context, chunks)
     losses = []
     for ids, targets in windows:
-        logits = model.logits(ids, last=windows.scored)[:-1]
-        losses.append(losses_of(log_softmax(logits), targets))
+        parts = []
+        for some, (log_p,) in log_probabilities((model,), ids, windows.first):
+            parts.append(losses_of(log_p, targets[some]))
+        losses.append(np.concatenate(parts))
         if progress is not None:
             progress(len(losses), len(windows), "windows")
     every = np.concatenate(losses)
@@ -49,6 +52,28 @@ def perplexity(
         "context": context,
         "window_perplexities": [float(np.exp(x.mean())) for x in losses],
     }
+
+
+def log_probabilities(
+    models: Sequence[Model], ids: Sequence[int], first: int
+) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """What models expect behind the tokens of a text from `first` on, but for the last.
+
+    As many tokens come at a time as have room in the memory of each (`Model.logits_at_once`); the
+    numbers do not depend on it.
+
+    Returns:
+        which of these tokens, and of each model float32 [tokens, vocabulary].
+    """
+    end = len(ids) - 1
+    step = min([end - first, *(m.logits_at_once for m in models if m.logits_at_once)])
+    for model in models:
+        model.forget()
+    for at in range(first, end, step):
+        stop = min(at + step, end)
+        found = [log_softmax(model.logits_between(ids, at, stop)) for model in models]
+        yield slice(at - first, stop - first), found
+        del found  # before the next are made
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

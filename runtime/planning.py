@@ -71,7 +71,8 @@ class Prepared:
     budget: int | None = None  # that was asked for
     limit: int | None = None  # and what there is: less, if that is not free
     pack: Pack | None = None  # the kernel pack that was asked for
-    logits_rows: int = 0  # that whoever scores a text holds at a time
+    logits_rows: int = 0  # that whoever scores a text would hold at a time, were there room
+    logits_at_once: int = 0  # and what there is room for
     stack: Stack | None = None  # of the matrices that are stacks of blocks
     blocks: int = 0  # of it that stay in memory
     rest: Ranked | None = None  # all of it, if what does not stay is read for every pass
@@ -144,7 +145,7 @@ def prepare(
 
     Args:
         budget: bytes that the process may take; None: what is free.
-        logits_rows: rows of logits that whoever scores a text holds at a time.
+        logits_rows: rows of logits that whoever scores a text holds at a time, or fewer.
         whole_stack: compute with all blocks of a stack, and stream those that do not fit.
         predictor: what asks for experts ahead, where they are brought when they are wanted.
 
@@ -315,8 +316,9 @@ def prepare_for(
     return Prepared(
         file, stamps, decoder, placed, target, shape,
         context or min(decoder.context, DEFAULT_CONTEXT), pieces, found.parts, found.residency,
-        stack=stack, blocks=found.blocks, logits_rows=logits_rows, rest=rest, room=room,
-        slots=found.slots, fired=fired_of(file, decoder),
+        stack=stack, blocks=found.blocks, logits_rows=logits_rows,
+        logits_at_once=found.choice.logits_rows, rest=rest, room=room, slots=found.slots,
+        fired=fired_of(file, decoder),
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ _CHARACTERS = 16  # more than a token has on average
 _PREFIX = "headrace.price."
 _RESERVED = "headrace.later."  # of the room for it: as long, and no price
 _LEVEL = re.compile(re.escape(_PREFIX) + r"level(\d{1,3})\.kl_divergence")
-_RATES = ("kl_divergence", "top_agreement", "perplexity_ratio")
+RATES = ("kl_divergence", "top_agreement", "perplexity_ratio")
 
 
 def text_digest(text: str) -> str:
@@ -48,11 +48,11 @@ def price_keys(found: dict[str, Any] | None, levels: Sequence[int] = ()) -> dict
     found = found or {"tokens": 0, "text_sha256": "0" * 64}
     parts = found.get("levels", [{} for _ in levels])
     return {
-        **{prefix + name: float(found.get(name, 0)) for name in _RATES},
+        **{prefix + name: float(found.get(name, 0)) for name in RATES},
         **{
             f"{prefix}level{level}.{name}": float(part.get(name, 0))
             for level, part in zip(levels, parts, strict=True)
-            for name in _RATES
+            for name in RATES
         },
         prefix + "tokens": int(found["tokens"]),
         prefix + "text_sha256": found["text_sha256"],
@@ -65,7 +65,7 @@ def price_of(model: ModelFile) -> dict[str, Any] | None:
     Raises:
         ModelFileError: what it states is none.
     """
-    if _PREFIX + _RATES[0] not in model.metadata:
+    if _PREFIX + RATES[0] not in model.metadata:
         return None
     named = (_LEVEL.fullmatch(key) for key in model.metadata)
     levels = sorted(int(match[1]) for match in named if match)
@@ -206,7 +206,7 @@ def measure_price(
         floor = levels_bytes(open_model(compressed), levels, options)
         with loaded(whole_stack=False, floor=floor) as pair:
             for n in sorted(levels, reverse=True):
-                pair[1].memory = _memory_of(pair[1], n)
+                _compute_with(pair[1], n)
                 parts.insert(0, {"level": n, **_rates(price(pair))})
     return {
         **_rates(found),
@@ -216,25 +216,25 @@ def measure_price(
     }
 
 
-def _memory_of(model: Model, levels: int) -> int:
-    """What a stack takes with so many levels.
+def _compute_with(model: Model, levels: int) -> None:
+    """Let a stack compute with so many blocks of each matrix.
 
     Raises:
-        BudgetError: it has got less than that.
+        BudgetError: it has got memory for fewer.
     """
     p = model.prepared
     if p.stack is None:
         raise AssertionError("no stack has no levels")
-    more = p.stack.n_bytes(levels * p.stack.least) - p.stack.n_bytes(p.blocks)
-    needed = sum(p.parts.values()) + more
-    if more > 0:
+    missing = p.stack.n_bytes(levels * p.stack.least) - p.stack.n_bytes(p.blocks)
+    if missing > 0:
+        needed = sum(p.parts.values()) + missing
         raise BudgetError(
             f"to price {levels} levels of a stack takes {format_size(needed)} of memory beside the "
             "source: less is free than was when this began. Free some, or leave out --evaluate",
             needed_bytes=needed,
         )
-    return needed
+    model.compute_with(dict.fromkeys(p.stack.shapes, levels))
 
 
 def _rates(found: dict[str, Any]) -> dict[str, float]:
-    return {name: found[name] for name in _RATES}
+    return {name: found[name] for name in RATES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal, get_args
 
 from headrace.errors import UnsupportedError
@@ -78,6 +79,8 @@ def recipes(
                 what = f"{name} is for --format alone"
             else:
                 what = f"there is no format {name!r}"
+                near = _near(name, taken)
+                what += f" (did you mean {' or '.join(near)}?)" if near else ""
             raise UnsupportedError(f"{what}; {option} takes: {', '.join(taken)}")
     if method not in METHODS:
         raise UnsupportedError(f"there is no method {method!r}; there is: {', '.join(METHODS)}")
@@ -114,6 +117,14 @@ def recipes(
         how: Method = "search" if at_end and method == "gptq" else method
         found.append(recipe_for(placed, name, how, sparsity))
     return found
+
+
+def _near(name: str, taken: Sequence[str]) -> list[str]:
+    """The names that somebody who wrote `name` may have meant, three at most."""
+    low = name.lower()
+    near = get_close_matches(low, taken, n=1, cutoff=0.85)
+    begins = [one for one in taken if low and (low.startswith(one) or one.startswith(low))]
+    return near or begins[:3]
 
 
 def _chosen(reader: TensorReader, placed: Placed, formats: Sequence[Format]) -> Format:
@@ -157,14 +168,23 @@ def _block_of(name: str) -> int:
 
 
 def remarks(chosen: Sequence[Recipe]) -> list[str]:
-    """What became of matrices that could not be what was asked for, a line for each kind."""
+    """What a user should know of what is to be made: matrices that cannot be what was asked for, a
+    line for each kind, and how much is left out, if that is more than can go well.
+    """
     counts: dict[tuple[int, str, str], int] = {}
     for recipe in chosen:
         if recipe.instead_of is not None:
             placed = recipe.placed
             key = placed.matrix.columns, recipe.instead_of, placed.format.name
             counts[key] = counts.get(key, 0) + 1
-    return [
+    left_out = [r.placed.sparsity for r in chosen if isinstance(r.placed, PrunedMatrix)]
+    found = []
+    if max(left_out, default=0) > SPARSITY:
+        found.append(
+            f"--sparsity {max(left_out):g} leaves out more than half of the weights: expect a poor "
+            "model (at 0.5 SmolLM2's perplexity is ten times its source's), and see with --evaluate"
+        )
+    return found + [
         f"{n} matri{'x' if n == 1 else 'ces'} with rows of {columns:,} get{'s' if n == 1 else ''} "
         f"{name} instead of {wanted}, whose blocks have {_block_of(wanted)} weights"
         for (columns, wanted, name), n in counts.items()

@@ -30,14 +30,21 @@ def refit(prepared: Prepared, budget: int | None, owner: object = None) -> Prepa
             if found is not None:
                 return found
         p = _roomed(p, with_fitted=False)
-    return _fitting(p, limit, budget)
+    try:
+        return _fitting(p, limit, budget)
+    except BudgetError as error:
+        raise BudgetError(
+            f"{error}. A model that is loaded keeps its context of {p.shape.context} tokens and "
+            f"its chunks of {p.shape.chunk}: loaded anew within that memory it takes shorter ones",
+            needed_bytes=error.needed_bytes,
+        ) from error
 
 
 def least(prepared: Prepared) -> Prepared:
     """The same model with the same context in as little memory as it can have."""
     fitted = prepared.wanted_predictor == "fitted" and prepared.tables
     p = _roomed(prepared, with_fitted=False) if fitted else prepared
-    choice = _same_choice(p)
+    choice = _same_choices(p, None)[1][-1]
     n_bytes = sum(choice.whole.values())
     if len(p.pieces) >= LEAST_SLOTS:
         n_bytes = min(n_bytes, sum(choice.streaming.values()) + least_bytes(p.pieces))
@@ -59,11 +66,11 @@ def _fitting(p: Prepared, limit: Limit, budget: int | None) -> Prepared:
     Raises:
         BudgetError: it does not fit.
     """
-    choice = _same_choice(p)
-    found = fit_in(limit, [choice], [choice], p.pieces, p.stack, p.rest, p.room, p.file)
+    whole, small = _same_choices(p, limit.n_bytes)
+    found = fit_in(limit, whole, small, p.pieces, p.stack, p.rest, p.room, p.file)
     return replace(
         p, parts=found.parts, residency=found.residency, blocks=found.blocks, slots=found.slots,
-        budget=budget, limit=limit.n_bytes,
+        logits_at_once=found.choice.logits_rows, budget=budget, limit=limit.n_bytes,
     )  # fmt: skip
 
 
@@ -92,10 +99,10 @@ def _with_fitted(p: Prepared) -> Prepared | None:
     return None
 
 
-def _same_choice(p: Prepared) -> Choice:
-    """What the sizes take that were chosen before."""
+def _same_choices(p: Prepared, limit: int | None) -> tuple[list[Choice], list[Choice]]:
+    """What the sizes take that were chosen before: whole, and with weights that stream."""
     n_pieces = len(p.pieces) if p.rest is None else len(p.rest.pieces)
     sizes = Sizes(
         p.decoder, p.placed, p.target, p.shape.threads, n_pieces, p.stack, p.logits_rows, p.room
     )
-    return sizes.choice(p.shape.context, p.shape.chunk)
+    return sizes.same(p.shape.context, p.shape.chunk, limit)

@@ -137,7 +137,7 @@ def record(
             a_pass.layers.needed(one.layer, one.matrices, a_pass.held(one) - one.n_bytes)
             for one in units
         )
-        check_memory(limit, process, [("a layer on the text", taken + max(sizes))], n_threads)
+        check_memory(path, limit, process, [("a layer on the text", taken + max(sizes))], n_threads)
         for i, unit in enumerate(units):
 
             def report(share: float, i: int = i) -> None:

@@ -56,6 +56,16 @@ def format_size(n_bytes: float) -> str:
     return f"{n_bytes:.{digits}f} {unit}"
 
 
+def compared_size(n_bytes: int, source_bytes: int) -> str:
+    """How large something is beside what it was made of: plain words where it is no smaller."""
+    size, source = format_size(n_bytes), format_size(source_bytes)
+    if n_bytes <= source_bytes:
+        return f"{size} (from {source})"
+    if size == source:
+        size, source = f"{n_bytes:,} bytes", f"{source_bytes:,}"
+    return f"larger than the source: {size} against {source}"
+
+
 def format_rate(per_s: float) -> str:
     """Three digits: `483`, `12.3`, `0.91`."""
     digits = 2 if per_s < 9.995 else 1 if per_s < 99.95 else 0

@@ -21,6 +21,7 @@ from headrace.loaders.tiled import ALIGNMENT, format_name
 from headrace.memory import Arena
 from headrace.offload.pieces import Piece
 from headrace.offload.prefix import Ranked
+from headrace.sizes import format_size
 from headrace.sparse.bitstack import RANKS, BlockShape
 
 _NAME = re.compile(r"(.+)\.block(\d{1,3})")
@@ -53,7 +54,7 @@ def is_first(tensor: TensorInfo) -> bool:
     return tensor.name.endswith(".block0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StackBlock:
     """A block of a matrix, and where it is in the file."""
 
@@ -61,6 +62,20 @@ class StackBlock:
     level: int
     info: TensorInfo
     shape: BlockShape
+
+    def __repr__(self) -> str:
+        return f"<block {self.level} of {self.matrix.name}, {format_size(self.info.n_bytes)}>"
+
+
+class StackBlocks(tuple[StackBlock, ...]):
+    """Blocks of a stack, in their order, which print as one line."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        matrices = len({one.matrix.name for one in self})
+        size = format_size(sum(one.info.n_bytes for one in self))
+        return f"<{len(self):,} blocks of {matrices:,} matrices, {size}>"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from headrace.loaders.progress import Progress
 from headrace.loaders.tiled import open_model
 from headrace.model import Model, load
 from headrace.partial_file import PartialFile
-from headrace.perplexity import log_softmax, losses_of
+from headrace.perplexity import log_probabilities, losses_of
 from headrace.planning import bounds_of
 from headrace.tokenizer import Tokenizer
 from headrace.windows import Windows, check_length, cut_text
@@ -105,7 +105,8 @@ def _loss(model: Model, windows: Windows) -> float:
     """The mean over all tokens that have one before them."""
     found = []
     for ids, _ in windows:
-        logits = model.logits(ids)[:-1]
-        found.append(losses_of(log_softmax(logits), np.array(ids[1:])))
+        targets = np.array(ids[1:])
+        for some, (log_p,) in log_probabilities((model,), ids, 0):
+            found.append(losses_of(log_p, targets[some]))
     mean = float(np.concatenate(found).mean())
     return mean if np.isfinite(mean) else float("inf")

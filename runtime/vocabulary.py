@@ -113,6 +113,11 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str | Path | None) -> Voc
     return _Reader(metadata, path).read()
 
 
+def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
+    """Whether a header describes one."""
+    return PREFIX + "model" in metadata
+
+
 class _Reader:
     def __init__(self, metadata: Mapping[str, Any], path: str | Path | None) -> None:
         self.metadata = metadata
@@ -124,7 +129,7 @@ class _Reader:
     def read(self) -> Vocabulary:
         kind = self.text("model")
         if kind is None:
-            raise self.fault("model", "is missing: the model has no tokenizer")
+            raise self.missing()
         if kind not in ("gpt2", "llama", "gemma4"):
             raise UnsupportedError(
                 f"{PREFIX}model is {kind!r}; Headrace reads 'gpt2', 'llama' and 'gemma4'",
@@ -151,6 +156,24 @@ class _Reader:
 
     def fault(self, key: str, what: str) -> ModelFileError:
         return ModelFileError(f"{PREFIX}{key} {what}", path=self.path)
+
+    def missing(self) -> ModelFileError:
+        """There is no tokenizer: of a directory that is a file, else a key."""
+        without = (
+            "; without one it takes token ids only (`headrace bench`, or in Python "
+            "`model.likeliest([1, 2], 8)`)"
+        )
+        if self.path is not None and Path(self.path).name == "config.json":
+            return ModelFileError(
+                "this directory has no tokenizer.json, so the model reads no text: put the one "
+                f"that it was published with beside the weights{without}",
+                path=Path(self.path).parent,
+            )
+        return self.fault(
+            "model",
+            "is missing: the model has no tokenizer, so it reads no text. Convert it again from a "
+            f"source that has one (a tokenizer.json, where that is a directory){without}",
+        )
 
     def text(self, key: str) -> str | None:
         value = self.metadata.get(PREFIX + key)

@@ -38,6 +38,11 @@ class Windows:
         """See `scored_of`."""
         return scored_of(self.context)
 
+    @property
+    def first(self) -> int:
+        """The first position of a window whose successor is to be predicted."""
+        return self.context - self.scored
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -37,7 +37,7 @@ from headrace.sparse.registry import FORMATS
 from headrace.stack import block_format, block_name, refuse_stack
 
 STACK = "bitstack"  # what it is called among the formats that a file may get
-PRICED_LEVELS = 2, 4, 8  # whose price stands in the file, beside that of all
+PRICED_LEVELS = 1, 2, 3, 4, 6, 8, 12  # whose price stands in the file, beside that of all
 
 _Source: TypeAlias = PlacedMatrix | TensorInfo | MadeBlock
 
@@ -162,7 +162,7 @@ def write_stack(
                     losses = found_losses.reshape(levels - 1, len(stacked))
                 made, header = layout(blocks.in_order(spill, losses))
                 with PartialFile(target, made.key, made.size) as file:
-                    file.tell(notice, len(made.entries), f"tensors that {file.path} has")
+                    file.tell(notice, len(made.entries), "tensors")
                     made.write(file, header, reader, spill, progress)
                     if price is not None:
                         found = price(file.path, priced)

@@ -94,6 +94,7 @@ def test_distance_is_what_its_definition_says(exact: headrace.Model, rough: head
 def test_a_model_equals_itself(rough: headrace.Model) -> None:
     found = compare(rough, rough, TEXT, context=CONTEXT, chunks=1)
     assert found["kl_divergence"] == 0 == found["kl_largest"]
+    assert not any(np.signbit(value) for key, value in found.items() if "kl" in key)  # no -0
     assert found["top_agreement"] == found["perplexity_ratio"] == 1
     assert found["windows"] == 1
 
@@ -114,6 +115,66 @@ def test_texts_that_are_too_short(rough: headrace.Model) -> None:
         cut_text(rough.tokenizer, TEXT, 3, None)
     with pytest.raises(ValueError, match="at least 1"):
         cut_text(rough.tokenizer, TEXT, CONTEXT, 0)
+
+
+# --- some logits at a time ---
+
+
+@pytest.mark.parametrize("name", ["stories260K", "gemma2", "qwen2moe"])
+def test_parts_of_a_text_are_the_whole_bit_for_bit(name: str) -> None:
+    path = STORIES if name == "stories260K" else STORIES.parent / "families" / f"{name}.gguf"
+    with headrace.load(path, context=CONTEXT, threads=2) as model:
+        ids = [int(i) for i in np.random.default_rng(2).integers(3, model.vocabulary, CONTEXT)]
+        whole = model.logits(ids)
+        for step in (1, 16, 31):
+            model.forget()
+            parts = [
+                model.logits_between(ids, at, min(at + step, CONTEXT - 1))
+                for at in range(20, CONTEXT - 1, step)
+            ]
+            assert np.array_equal(np.concatenate(parts), whole[20 : CONTEXT - 1])
+        assert np.array_equal(model.logits_between(ids, 20, 30), whole[20:30])  # once more
+        with pytest.raises(ValueError, match="no tokens 64 to 65 of 64"):
+            model.logits_between(ids, CONTEXT, CONTEXT + 1)
+        with pytest.raises(ValueError, match="no tokens 5 to 5"):
+            model.logits_between(ids, 5, 5)
+
+
+def test_little_memory_scores_the_same(rough: headrace.Model) -> None:
+    """Also two models together, and one with itself; the fewest logits have room in the least."""
+    path, options = rough.prepared.file.paths[0], {"context": CONTEXT, "threads": 2}
+    scored = {**options, "logits_rows": CONTEXT // 2}
+    least, most = bounds(path, **scored)  # type: ignore[arg-type]
+    with headrace.load(path, memory=least, **scored) as small:  # type: ignore[arg-type]
+        assert small.logits_at_once == 16
+        assert small.plan.peak_bytes <= least
+        assert perplexity(small, TEXT, context=CONTEXT) == perplexity(rough, TEXT, context=CONTEXT)
+        alike = compare(small, rough, TEXT, context=CONTEXT)
+        assert alike["kl_divergence"] == 0 and alike["top_agreement"] == 1
+        assert compare(small, small, TEXT, context=CONTEXT) == alike
+        small.memory = most
+        assert small.logits_at_once == CONTEXT // 2
+        small.memory = most - 1
+        assert small.logits_at_once == 16
+    assert rough.logits_at_once is None
+
+
+def test_logits_that_have_room_are_no_more_than_counted(
+    rough: headrace.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = headrace.Model.logits_between
+
+    def between(model: headrace.Model, ids: list[int], first: int, end: int) -> np.ndarray:
+        seen.append(end - first)
+        return real(model, ids, first, end)
+
+    monkeypatch.setattr(headrace.Model, "logits_between", between)
+    path = rough.prepared.file.paths[0]
+    least, _ = bounds(path, context=CONTEXT, threads=2, logits_rows=32)
+    with headrace.load(path, memory=least, context=CONTEXT, threads=2, logits_rows=32) as small:
+        perplexity(small, TEXT, context=CONTEXT, chunks=1)
+    assert seen == [16, 15]
 
 
 # --- within one budget ----------------------------------------------------------------------------

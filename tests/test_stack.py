@@ -8,6 +8,7 @@ import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from headrace.partial_file import PartialFile
 from headrace.price import price_of
 from headrace.sparse.bitstack import rebuild, unpack
 from headrace.stack import Stack, stack_of
+from headrace.stack_price import price_at
 from headrace.standalone.export import export
 from headrace.targets.host import pick_target
 from headrace.write_stack import write_stack
@@ -187,7 +189,7 @@ def test_too_little_memory_names_the_least(path: Path) -> None:
         load(path, memory=needed - 4096)
     with load(path) as model:
         before = model.logits(IDS)
-        with pytest.raises(BudgetError):
+        with pytest.raises(BudgetError, match="keeps its context of 64 tokens and its chunks of"):
             model.memory = "60MB"
         assert np.array_equal(model.logits(IDS), before)
 
@@ -248,7 +250,12 @@ def test_a_stack_is_neither_exported_nor_stacked_again(path: Path, tmp_path: Pat
         export(path, pick_target(), tmp_path / "out")
     with pytest.raises(UnsupportedError, match="a stack already"):
         write_stack(path, tmp_path / "again.gguf")
-    for options in ({}, {"format": "q4_0"}, {"format": "bitstack"}, {"evaluate": TEXT}):
+    for options in (
+        {},
+        {"format": "q4_0"},
+        {"format": "bitstack", "method": "rtn"},
+        {"evaluate": TEXT},
+    ):
         with pytest.raises(UnsupportedError, match="a stack already: take its source"):
             compress(path, tmp_path / "again.gguf", **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
@@ -281,20 +288,26 @@ def test_the_command_writes_a_stack(tmp_path: Path) -> None:
     )
     with load(done.path) as model:
         assert model.format == "bitstack_k1" and len(model.blocks) == 16 * 30
+        assert repr(model.blocks) == "<480 blocks of 30 matrices, 497 kB>"
+        assert repr(model.blocks[-1]).startswith("<block 15 of blk.")
         assert "".join(model.generate("Once upon a time", raw=True, max_tokens=8)).strip()
     assert not list(tmp_path.glob(".s*"))
-    with pytest.raises(UnsupportedError, match="--method"):
-        compress(STORIES, tmp_path / "t.gguf", format="bitstack", method="rtn")
+    with pytest.raises(UnsupportedError, match="--method search"):
+        compress(STORIES, tmp_path / "t.gguf", format="bitstack", method="search")
 
 
 def test_the_rank_can_be_chosen(path: Path, tmp_path: Path) -> None:
-    found = stack(by_command(tmp_path / "s.gguf", "--format", "bitstack", "--rank", str(RANK)))
+    found = stack(
+        by_command(
+            tmp_path / "s.gguf", "--format", "bitstack", "--method", "rtn", "--rank", str(RANK)
+        )
+    )
     assert {one.shape.rank for one in found.blocks} == {RANK}
     ours = {one.info.name: one.info.n_bytes for one in stack(path).blocks}
     assert ours.items() <= {one.info.name: one.info.n_bytes for one in found.blocks}.items()
     for rank in (0, -1, 3, 32):
         with pytest.raises(UnsupportedError, match=f"--rank is one of 1, 2, 4, 8, 16, not {rank}$"):
-            compress(STORIES, tmp_path / "t.gguf", format="bitstack", rank=rank)
+            compress(STORIES, tmp_path / "t.gguf", format="bitstack", method="rtn", rank=rank)
     with pytest.raises(UnsupportedError, match="--rank is for --format bitstack"):
         compress(STORIES, tmp_path / "t.gguf", format="q4_0", rank=2)
 
@@ -354,7 +367,7 @@ def test_other_options_begin_anew(tmp_path: Path) -> None:
             raise _Stop
 
     with pytest.raises(_Stop):
-        compress(STORIES, target, format="bitstack", threads=1, progress=stop)
+        compress(STORIES, target, format="bitstack", method="rtn", threads=1, progress=stop)
     options = {"calibrate": TEXT, "calibrate_tokens": 256}
     told: list[str] = []
     compress(STORIES, target, format="bitstack", notice=told.append, **options)  # type: ignore[arg-type]
@@ -367,7 +380,7 @@ def test_a_price_begins_nothing_anew(tmp_path: Path) -> None:
     """Blocks do not depend on it, nor tensors of the file."""
     target, wanted = tmp_path / "s.gguf", tmp_path / "wanted.gguf"
     priced = {"evaluate": TEXT, "evaluate_tokens": 512}
-    write = partial(compress, STORIES, format="bitstack", threads=1)
+    write = partial(compress, STORIES, format="bitstack", method="rtn", threads=1)
 
     def stop(done: int, total: int | None, what: str) -> None:
         if (what, done) == where:
@@ -380,10 +393,11 @@ def test_a_price_begins_nothing_anew(tmp_path: Path) -> None:
     told: list[str] = []
     with pytest.raises(_Stop):
         write(target, progress=stop, notice=told.append, **priced)
-    assert told == ["going on after 5 of 30 matrices"]
+    assert len(told) == 1 and "resuming what was interrupted" in told[0]
+    assert "going on after 5 of 30 matrices, which are in" in told[0]
     write(target, notice=told.append)
-    assert told[1] == "going on after 30 of 30 matrices"
-    assert len(told) == 3 and "tensors that" in told[2]
+    assert "going on after 30 of 30 matrices" in told[1]
+    assert len(told) == 3 and "tensors, which are in" in told[2]
     write(wanted)
     assert target.read_bytes() == wanted.read_bytes()
 
@@ -405,7 +419,7 @@ def test_blocks_go_when_another_format_is_written(tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
     tried = measured()
     with pytest.raises(_Stop):
-        compress(STORIES, target, format="bitstack", threads=1, progress=stop)
+        compress(STORIES, target, format="bitstack", method="rtn", threads=1, progress=stop)
     assert not tried.exists()  # nothing is tried without --sort perplexity
     (left,) = tmp_path.glob(".*.part")
     assert left.stat().st_size > 10_000
@@ -437,12 +451,12 @@ def test_a_disk_that_fills_up_leaves_the_blocks(
 
     monkeypatch.setattr("headrace.partial_file.os.pwrite", pwrite)
     with pytest.raises(HeadraceError, match=r"No space left on device; what is decomposed stays"):
-        compress(STORIES, target, format="bitstack", threads=1, progress=fill)
+        compress(STORIES, target, format="bitstack", method="rtn", threads=1, progress=fill)
     assert len(list(tmp_path.glob(".s.gguf.blocks*"))) == len(list(tmp_path.iterdir())) == 2
     full.clear()
     told: list[str] = []
-    compress(STORIES, target, format="bitstack", threads=1, notice=told.append)
-    assert told == ["going on after 30 of 30 matrices"]
+    compress(STORIES, target, format="bitstack", method="rtn", threads=1, notice=told.append)
+    assert len(told) == 1 and "going on after 30 of 30 matrices" in told[0]
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -491,24 +505,69 @@ def test_the_price_of_levels_stands_in_the_file(
     ).path  # fmt: skip
     price = price_of(open_model(path))
     assert price is not None and price["tokens"] == 255
-    assert [one["level"] for one in price["levels"]] == [2, 4, 8]
+    assert [one["level"] for one in price["levels"]] == [1, 2, 3, 4, 6, 8, 12]
     divergences = [one["kl_divergence"] for one in price["levels"]] + [price["kl_divergence"]]
-    assert divergences == sorted(divergences, reverse=True) and divergences[0] > divergences[2] > 0
+    assert divergences == sorted(divergences, reverse=True) and divergences[0] > divergences[-2] > 0
     # It is what `compare` says of a budget with these blocks.
     with load_wide(STORIES) as source, load_wide(path) as model:
         found = stack(path)
         fixed = sum(model.prepared.parts.values()) - found.n_bytes(len(found))
-        for one in price["levels"]:
+        for one in price["levels"][1::3]:
             model.memory = fixed + found.n_bytes(one["level"] * found.least)
             again = measure(source, model, TEXT, context=512, chunks=1)
             assert again["kl_divergence"] == pytest.approx(one["kl_divergence"], rel=1e-6)
-    assert describe_model(path)["price"] == price
-    show(price, False)
+    _shown_with_levels_between(path, price, capsys)
+
+
+def _shown_with_levels_between(
+    path: Path, price: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 16 levels those that were not measured lie between those that were, and it says so."""
+    listed = describe_model(path)["price"]
+    assert {**listed, "levels": 0} == {**price, "levels": 0}
+    rows = {one["level"]: one for one in listed["levels"]}
+    assert [*rows] == [*range(1, 17)]
+    for one in price["levels"]:
+        assert rows[one["level"]].items() >= {**one, "how": "measured"}.items()
+    assert rows[16]["kl_divergence"] == price["kl_divergence"]
+    sizes = [one["weights_bytes"] for one in listed["levels"]]
+    assert sizes == sorted(sizes) and sizes[-1] < path.stat().st_size
+    found = [one["kl_divergence"] for one in listed["levels"]]
+    assert found == sorted(found, reverse=True)
+    five = rows[5]
+    assert five["how"] == "interpolated"
+    halfway = (rows[4]["kl_divergence"] * rows[6]["kl_divergence"]) ** 0.5  # by bytes, about
+    assert five["kl_divergence"] == pytest.approx(halfway, rel=0.02)
+    assert rows[4]["top_agreement"] <= five["top_agreement"] <= rows[6]["top_agreement"]
+    show(listed, False)
     shown = capsys.readouterr().out
-    assert shown.count("\n") == 11  # five facts, and a table of three levels
     for command in ("plan", "inspect"):
         assert cli.main([command, str(path)]) == 0
         assert f"\nprice\n{shown}" in capsys.readouterr().out
+    whole, blocks = plan_model(path, context=64, measure=False), stack(path)
+    assert whole.price_in_memory is None
+    fixed = whole.peak_bytes - blocks.n_bytes(len(blocks))
+    for count, how in ((4 * 30, "measured"), (4 * 30 + 7, "interpolated")):
+        with load(path) as model:
+            model.memory = fixed + blocks.n_bytes(count)
+            plan = model.plan
+        here = plan.price_in_memory
+        assert here is not None and (here["blocks"], here["how"]) == (count, how)
+        assert rows[5]["kl_divergence"] < here["kl_divergence"] <= rows[4]["kl_divergence"]
+        ratio = f"{here['perplexity_ratio']:.3g}"
+        assert f"(perplexity {ratio} times the source's on the text" in plan.notices()[0]
+        assert how in plan.notices()[0]
+
+
+def test_below_what_was_measured_there_is_no_price(path: Path) -> None:
+    rates = {"kl_divergence": 0.0, "top_agreement": 1.0, "perplexity_ratio": 1.0}
+    price = {**rates, "levels": [{"level": 2, **rates, "kl_divergence": 0.5}]}
+    blocks = stack(path)
+    assert price_at(price, blocks, 2 * blocks.least - 1) is None
+    exact = price_at(price, blocks, 2 * blocks.least)
+    assert exact is not None and exact["how"] == "measured" and exact["kl_divergence"] == 0.5
+    between = price_at(price, blocks, 3 * blocks.least)  # towards 0 in a straight line
+    assert between is not None and between["kl_divergence"] == pytest.approx(0.25, rel=0.01)
 
 
 def load_wide(path: Path) -> Model:
@@ -517,5 +576,5 @@ def load_wide(path: Path) -> Model:
 
 def test_too_little_memory_to_decompose_in(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="--memory"):
-        compress(STORIES, tmp_path / "s.gguf", format="bitstack", memory=110_450_000)
+        compress(STORIES, tmp_path / "s.gguf", format="bitstack", method="rtn", memory=110_450_000)
     assert not list(tmp_path.iterdir())

@@ -502,7 +502,7 @@ def test_logits_that_are_scored_are_counted(copy: Path) -> None:
     plain = prepare(copy, context=CONTEXT, threads=2, target=None)
     scored = prepare(copy, context=CONTEXT, threads=2, target=None, logits_rows=100)
     more = sum(scored.parts.values()) - sum(plain.parts.values())
-    assert more == 100 * plain.decoder.vocabulary * 4 * 4
+    assert more == (100 * 4 + plain.target.most_tokens) * plain.decoder.vocabulary * 4
     assert refit(scored, None).parts == scored.parts
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.bpe import ALPHABET, Bpe, merge
+from headrace.bpe import ALPHABET, Bpe, merge, pieces_of
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
 from headrace.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from headrace.tokenizer import Tokenizer
@@ -163,6 +163,15 @@ def test_words(name: str, text: str, words: list[str]) -> None:
 
 
 # --- SentencePiece ---
+
+
+@given(text=st.text(" \n\r\taZ1.'s,()é", max_size=40), name=st.sampled_from([*PRE_TOKENIZERS]))
+def test_words_do_not_reach_across_pieces(text: str, name: str) -> None:
+    text = f"One line.\n{text}\n A\n{text}\nEnd\n\n"
+    pieces = list(pieces_of(text, 2))
+    assert "".join(pieces) == text and len(pieces) > 1
+    words = [word for piece in pieces for word in words_of(name, piece)]
+    assert words == words_of(name, text)
 
 
 def quadratic_merge(symbols: list[str], scores: dict[str, float]) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 import headrace
 from headrace.model import Model
-from headrace.perplexity import log_softmax, losses_of
+from headrace.perplexity import log_probabilities, losses_of
 from headrace.stack import Stack
 from headrace.windows import Windows, cut_text
 
@@ -43,8 +43,8 @@ class Levels:
             raise AssertionError(f"{self.model.prepared.blocks} blocks, not {blocks}")
         found = []
         for ids, targets in self._windows:
-            logits = self.model.logits(ids, last=self._windows.scored)[:-1]
-            found.append(losses_of(log_softmax(logits), targets))
+            for some, (log_p,) in log_probabilities((self.model,), ids, self._windows.first):
+                found.append(losses_of(log_p, targets[some]))
         return np.concatenate(found)
 
 
