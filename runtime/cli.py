@@ -179,7 +179,7 @@ COMMANDS: dict[str, Command] = {
             Opt("ends", str, None, "format of embedding and head", ("--ends",)),
             Opt("method", str, None, "rtn, search or gptq", ("--method",)),
             Opt("sparsity", float, None, "share to leave out (gqs_...: 0.5)", ("--sparsity",)),
-            Opt("pattern", str, None, "of ONNX weights: 1x1, 4x1, group", ("--pattern",)),
+            Opt("pattern", str, None, "outputs x inputs of ONNX files: 1x1, 4x1", ("--pattern",)),
             Opt("rank", int, None, "vectors of a block of bitstack", ("--rank",)),
             Opt("sort", str, "error", "a stack's blocks: error or perplexity", ("--sort",)),
             Opt("to_moe", bool, False, "cut feed-forwards into experts", ("--to-moe",)),

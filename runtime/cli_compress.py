@@ -28,9 +28,10 @@ def compress(
     cuts the feed-forwards of a dense model into experts, --neuron-clusters N those of a ReLU model
     into clusters that fire together. When it is interrupted, the same command goes on. Other
     programs can list what is in the file, but not run it: keep the source if you need it elsewhere.
-    An ONNX file becomes one of 8-bit integers (--format int8, with inputs to --calibrate with), or
-    one with zeros (--sparsity 0.7 --pattern 4x1; --ends sparse: in its last layer, too), or both.
-    Inputs are .npy files or a folder of them, others to --evaluate.
+    An ONNX file becomes one of 8-bit integers (--format int8, with inputs to --calibrate with; or
+    int8-dynamic, for encoders), or one with zeros (--sparsity 0.7 --pattern 4x1: 4 outputs of an
+    input; 1x1, group: 16; --ends sparse: in its last layer, too), or both. Inputs are .npy files
+    or a folder of them, others to --evaluate.
     """
     if is_network(src):
         from headrace import cli_networks

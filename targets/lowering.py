@@ -1191,13 +1191,14 @@ def _transpose16(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return join(rows)
 
 
-@marker("load_turned", lambda p, stride: VecType("f32", LANES))
+@marker("load_turned", lambda p, stride: VecType("f32", lanes()))
 def _load_turned(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     # Quarters of rows 4 apart make a vector, and 4 vectors are turned within their quarters: half
     # the shuffles of `transpose16`, as vectors are put together while they are loaded.
-    quarter, stride = ir.VectorType(ir.FloatType(), 4), as_i64(b, args[1])
+    quarter, stride, n = ir.VectorType(ir.FloatType(), 4), as_i64(b, args[1]), lanes()
+    quarters = range(0, n, 4)
     found: list[ir.Value] = []
-    for first in range(0, LANES, 4):
+    for first in quarters:
         rows = []
         for k in range(4):
             at = ir.Constant(_I64, 4 * first)
@@ -1206,16 +1207,19 @@ def _load_turned(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
                     b, _offset(b, args[0], b.add(b.mul(ir.Constant(_I64, k + r), stride), at)),
                     quarter,
                 )
-                for r in range(0, LANES, 4)
+                for r in quarters
             ]  # fmt: skip
-            low = shuffle(b, parts[0], parts[1], list(range(8)))
-            high = shuffle(b, parts[2], parts[3], list(range(8)))
-            rows.append(shuffle(b, low, high, list(range(16))))
-        lower = [q + i // 2 + i % 2 * LANES for q in range(0, LANES, 4) for i in range(4)]
+            while len(parts) > 1:
+                whole = list(range(2 * parts[0].type.count))
+                parts = [
+                    shuffle(b, x, y, whole) for x, y in zip(parts[::2], parts[1::2], strict=True)
+                ]
+            rows.append(parts[0])
+        lower = [q + i // 2 + i % 2 * n for q in quarters for i in range(4)]
         upper = [one + 2 for one in lower]
         a, c_ = shuffle(b, rows[0], rows[1], lower), shuffle(b, rows[0], rows[1], upper)
         d, e = shuffle(b, rows[2], rows[3], lower), shuffle(b, rows[2], rows[3], upper)
-        left = [q + i % 2 + i // 2 * LANES for q in range(0, LANES, 4) for i in range(4)]
+        left = [q + i % 2 + i // 2 * n for q in quarters for i in range(4)]
         right = [one + 2 for one in left]
         found += [
             shuffle(b, a, d, left), shuffle(b, a, d, right), shuffle(b, c_, e, left),

@@ -468,7 +468,7 @@ def odds(a: Any, b: Any) -> Any:
 
 @_marker
 def load_turned(p: Any, stride: Any) -> Any:
-    """16 float32 of each of 16 rows: lane j of vector i is float i of row j."""
+    """As many float32 as lanes of as many rows: lane j of vector i is float i of row j."""
     return _only_compiled()
 
 

@@ -191,3 +191,20 @@ def test_classify_image(tmp_path: Path) -> None:
     shares = np.exp(np.array([200, 60, 10]) / 51)
     expected = [f"{share:.1%}" for share in shares / shares.sum()]
     assert found == [[s, n] for s, n in zip(expected, ("green", "blue", "red"), strict=True)]
+
+
+def test_encoders_are_calibrated_and_scored(tmp_path: Path) -> None:
+    encoder, scripts = test_embed.write(tmp_path / "encoder"), EXAMPLES / "benchmarks"
+    text = tmp_path / "text.txt"
+    text.write_text("a b c d e f g h i j k l m n " * 9)
+    out = tmp_path / "inputs"
+    said = run(scripts / "encoder_inputs.py", encoder, text, out, "--tokens", 12, "--count", 5)
+    assert said.stdout == "5 pieces of 12 tokens\n" and len(list(out.glob("*.npz"))) == 5
+    with np.load(out / "0003.npz") as arrays:
+        assert arrays["input_ids"].shape == (1, 12) and arrays["attention_mask"].all()
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("a b c,a b c,5\na b c,a b x,4\na b c,z y x,0\n")
+    rows = run(scripts / "sentence_pairs.py", pairs, encoder).stdout.splitlines()
+    assert len(rows) == 3 and -1 <= float(rows[2].split("|")[2]) <= 1
+    said = run(scripts / "encoder_inputs.py", encoder, text, out, "--tokens", 999, ok=False)
+    assert "a piece takes" in said.stderr

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.convolution import FEW, pixels_at_once
-from headrace.kernels.math import exp
+from headrace.kernels.math import exp_down
 from headrace.targets.simd import (
     arg_float,
     arg_int,
     arg_ptr,
     bcast_f32,
     by_token,
-    f32,
     fma_outer,
     get_f32,
     larger,
@@ -27,6 +26,8 @@ from headrace.targets.simd import (
     maximum,
     outer,
     put_f32,
+    repeat,
+    select_lt,
     smaller,
     splat_f32,
     store_f32,
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 QUERIES = 128  # of a head, whose keys are transposed once
-SPARE = 64  # bytes of scratch memory in front, for a number of each query at once
+SPARE = 64 * FEW + 64  # bytes of scratch memory in front: vectors of some rows, a number of all
+LEAST = -3.4028235e38  # of numbers
 ABSENT = -float("inf")  # score of what fills the last vector of keys
 
 
@@ -118,40 +120,55 @@ def _kernel(target: Target) -> KernelFunction:
 
     many, few, one = of(most), of(FEW), of(1)
 
-    def weigh(
-        row: Any, mask: Any, masked: Any, keys: Any, padded: Any, scale: Any, zeros: Any
-    ) -> Any:
-        """Scores become weights, which add up to 1 with the factor that this gives."""
-        factor = splat_f32(scale)
-        whole = keys // lanes * lanes
-        top = splat_f32(-float("inf"))
-        for j in range(0, whole, lanes):
-            score = load_f32(row + j * 4, 1, 0) * factor
-            if masked:
-                score = score + load_f32(mask + j * 4, 1, 0)
-            store_f32(row + j * 4, score, 0)
-            top = maximum(top, score)
-        highest = max_f32(top)
-        for j in range(whole, keys):
-            last = get_f32(row + j * 4) * scale
-            if masked:
-                last = last + get_f32(mask + j * 4)
-            put_f32(row + j * 4, last)
-            highest = larger(highest, last)
-        for j in range(keys, padded):
-            put_f32(row + j * 4, ABSENT)
-        inverse = f32(1.0)
-        if zeros and highest < -3.4028235e38:
+    def weighing(rows: int) -> Any:
+        def weigh(
+            scores: Any, step: Any, mask: Any, mask_step: Any, masked: Any, keys: Any, padded: Any,
+            scale: Any, least: Any, spare: Any, inverses: Any,
+        ) -> None:  # fmt: skip
+            """Scores of some rows become weights, and what makes these add up to 1 is stored."""
+            factor = repeat(splat_f32(scale), rows)
+            whole = keys // lanes * lanes
+            top = repeat(splat_f32(least), rows)
+            for j in range(0, whole, lanes):
+                score = load_f32(scores + j * 4, rows, step) * factor
+                if masked:
+                    score = score + load_f32(mask + j * 4, rows, mask_step)
+                store_f32(scores + j * 4, score, step)
+                top = maximum(top, score)
+            store_f32(spare, top, wide)
+            for r in range(rows):
+                highest = max_f32(load_f32(spare + r * wide, 1, 0))
+                row = scores + r * step
+                for j in range(whole, keys):
+                    last = get_f32(row + j * 4) * scale
+                    if masked:
+                        last = last + get_f32(mask + (r * mask_step + j * 4))
+                    put_f32(row + j * 4, last)
+                    highest = larger(highest, last)
+                for j in range(keys, padded):
+                    put_f32(row + j * 4, ABSENT)
+                put_f32(inverses + r * 4, highest)
+            top = bcast_f32(inverses, rows, 4)
+            total = repeat(zeros_f32(1), rows)
             for j in range(0, padded, lanes):
-                store_f32(row + j * 4, zeros_f32(1), 0)
-        else:
-            total = zeros_f32(1)
-            for j in range(0, padded, lanes):
-                weight = exp(load_f32(row + j * 4, 1, 0) - splat_f32(highest))
-                store_f32(row + j * 4, weight, 0)
+                apart = load_f32(scores + j * 4, rows, step) - top
+                weight = select_lt(
+                    apart, repeat(splat_f32(-87.0), rows), repeat(zeros_f32(1), rows),
+                    exp_down(apart),
+                )  # fmt: skip
+                store_f32(scores + j * 4, weight, step)
                 total = total + weight
-            inverse = f32(1.0) / sum_f32(total)
-        return inverse
+            store_f32(spare, total, wide)
+            for r in range(rows):
+                whole_sum = sum_f32(load_f32(spare + r * wide, 1, 0))
+                inverse = whole_sum
+                if whole_sum != 0.0:
+                    inverse = 1.0 / whole_sum
+                put_f32(inverses + r * 4, inverse)
+
+        return weigh
+
+    weigh_few, weigh_one = weighing(FEW), weighing(1)
 
     def kernel(args: Any, thread: Any, n_threads: Any) -> None:
         masked = arg_int(args, 4) != 0
@@ -165,8 +182,12 @@ def _kernel(target: Target) -> KernelFunction:
         y_row = arg_int(args, 13)
         scale = arg_float(args, 14)
         mask_row = arg_int(args, 17)
-        zeros = arg_int(args, 20) != 0
+        # Below the least of all scores, all weights of a query become zeros.
+        least = -float("inf")
+        if arg_int(args, 20) != 0:
+            least = LEAST
         spare = arg_ptr(args, 18) + arg_int(args, 19) * thread
+        inverses = spare + FEW * wide
         turned = spare + SPARE
         padded = (keys + lanes - 1) // lanes * lanes
         scores = turned + padded * head * 4
@@ -182,19 +203,17 @@ def _kernel(target: Target) -> KernelFunction:
             v = arg_ptr(args, 2) + (image * keys * v_row + h * head * 4)
             mask = arg_ptr(args, 4) + (image * arg_int(args, 15) + h * arg_int(args, 16))
             # Vectors of keys: [padded / lanes][head][lanes].
-            turned_whole = 0
-            if lanes == 16:
-                turned_whole = keys // 16 * 16
-                for j in range(0, turned_whole, 16):
-                    for d in range(0, head, 16):
-                        block = load_turned(k + (j * k_row + d * 4), k_row)
-                        store_f32(turned + (j * head + d * 16) * 4, block, 64)
-            for j in range(turned_whole, keys):
-                to = turned + (j // lanes * head * lanes + j % lanes) * 4
+            whole = keys // lanes * lanes
+            for j in range(0, whole, lanes):
+                for d in range(0, head, lanes):
+                    block = load_turned(k + (j * k_row + d * 4), k_row)
+                    store_f32(turned + (j * head + d * lanes) * 4, block, wide)
+            for j in range(whole, keys):
+                to = turned + (whole * head + j - whole) * 4
                 for d in range(head):
                     put_f32(to + d * wide, get_f32(k + (j * k_row + d * 4)))
             for j in range(keys, padded):
-                to = turned + (j // lanes * head * lanes + j % lanes) * 4
+                to = turned + (whole * head + j - whole) * 4
                 for d in range(head):
                     put_f32(to + d * wide, 0.0)
             t = first
@@ -221,12 +240,22 @@ def _kernel(target: Target) -> KernelFunction:
                         turned, wide, head * wide, q, q_row, head, scores, score_row,
                         padded // lanes,
                     )  # fmt: skip
-                for r in range(n):
-                    inverse = weigh(
-                        scores + r * score_row, mask + (t + r) * mask_row, masked, keys, padded,
-                        scale, zeros,
-                    )  # fmt: skip
-                    put_f32(spare + r * 4, inverse)
+                r = 0
+                while r < n:
+                    row = scores + r * score_row
+                    row_mask = mask + (t + r) * mask_row
+                    if n - r >= FEW:
+                        weigh_few(
+                            row, score_row, row_mask, mask_row, masked, keys, padded, scale, least,
+                            spare, inverses + r * 4,
+                        )  # fmt: skip
+                        r += FEW
+                    else:
+                        weigh_one(
+                            row, score_row, row_mask, mask_row, masked, keys, padded, scale, least,
+                            spare, inverses + r * 4,
+                        )  # fmt: skip
+                        r += 1
                 if n == most:
                     many(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)
                 elif n == FEW:
@@ -234,10 +263,10 @@ def _kernel(target: Target) -> KernelFunction:
                 else:
                     one(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)
                 for r in range(n):
-                    inverses = splat_f32(get_f32(spare + r * 4))
-                    for c in range(0, head * 4, wide):
-                        at = y + (r * y_row + c)
-                        store_f32(at, load_f32(at, 1, 0) * inverses, 0)
+                    inverse = splat_f32(get_f32(inverses + r * 4))
+                    for d in range(0, head, lanes):
+                        to = y + (r * y_row + d * 4)
+                        store_f32(to, load_f32(to, 1, 0) * inverse, 0)
                 t += n
 
     return with_lanes(kernel, lanes)

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 _FAR = 2.0**20
 
 
-def _bounded(x: Any, zero: Any, least: Any, most: Any) -> Any:
+def bounded(x: Any, zero: Any, least: Any, most: Any) -> Any:
     """A vector rounded and moved by a zero point: int32."""
     low, high = to_f32(splat_i32(least - zero)), to_f32(splat_i32(most - zero))
     return round_i32(minimum(high, maximum(x, low))) + splat_i32(zero)
@@ -66,7 +66,7 @@ def _bounded(x: Any, zero: Any, least: Any, most: Any) -> Any:
 
 def code_of(x: Any, scale: Any, zero: Any, least: Any, most: Any) -> Any:
     """QuantizeLinear of a vector: int32."""
-    return _bounded(x / splat_f32(scale), zero, least, most)
+    return bounded(x / splat_f32(scale), zero, least, most)
 
 
 def quantise(args: Any, thread: Any, n_threads: Any) -> None:
@@ -307,7 +307,7 @@ def mean(args: Any, thread: Any, n_threads: Any) -> None:
         if floats:
             store_f32(y + (image * out_stride + c * 4), found, 0)
         else:
-            store_i8(y + (image * out_stride + c), _bounded(found, zero, least, most), 0)
+            store_i8(y + (image * out_stride + c), bounded(found, zero, least, most), 0)
 
 
 # --- cases ----------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from headrace.targets.simd import (
     fma,
     iota_i32,
     load_f32,
+    part,
+    repeat,
     select_lt,
     splat_f32,
     splat_i32,
@@ -25,6 +27,9 @@ from headrace.targets.target import Target
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+_RUN = 64  # channels whose sums are formed side by side
 
 
 def layer_norm(args: Any, thread: Any, n_threads: Any) -> None:
@@ -41,30 +46,43 @@ def layer_norm(args: Any, thread: Any, n_threads: Any) -> None:
     channels = arg_int(args, 5)
     padded = arg_int(args, 6)
     epsilon = arg_float(args, 7)
+    whole = channels // _RUN * _RUN
     for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
         p = x + r * padded * 4
-        total = zeros_f32(1)
-        for c in range(0, padded, 16):
+        totals = zeros_f32(4)  # so that no sum waits for the one before
+        for c in range(0, whole, _RUN):
+            totals = totals + load_f32(p + c * 4, 4, 64)
+        total = _sum_of_four(totals)
+        for c in range(whole, padded, 16):
             total = total + load_f32(p + c * 4, 1, 0)
-        mean = splat_f32(sum_f32(total) / channels)
-        squares = zeros_f32(1)
-        for c in range(0, padded, 16):
-            apart = load_f32(p + c * 4, 1, 0) - mean
+        mean = sum_f32(total) / channels
+        squares = zeros_f32(4)
+        for c in range(0, whole, _RUN):
+            four = load_f32(p + c * 4, 4, 64) - repeat(splat_f32(mean), 4)
+            squares = fma(four, four, squares)
+        square = _sum_of_four(squares)
+        for c in range(whole, padded, 16):
+            apart = load_f32(p + c * 4, 1, 0) - splat_f32(mean)
             there = iota_i32() + splat_i32(c)
             apart = select_lt(there, splat_i32(channels), apart, splat_f32(0.0))
-            squares = fma(apart, apart, squares)
-        scale = splat_f32(1.0 / sqrt(sum_f32(squares) / channels + epsilon))
+            square = fma(apart, apart, square)
+        scale = splat_f32(1.0 / sqrt(sum_f32(square) / channels + epsilon))
         to = y + r * padded * 4
         for c in range(0, padded, 16):
-            apart = (load_f32(p + c * 4, 1, 0) - mean) * scale
+            apart = (load_f32(p + c * 4, 1, 0) - splat_f32(mean)) * scale
             found = fma(apart, load_f32(weight + c * 4, 1, 0), load_f32(bias + c * 4, 1, 0))
             store_f32(to + c * 4, found, 0)
+
+
+def _sum_of_four(four: Any) -> Any:
+    return (part(four, 0) + part(four, 1)) + (part(four, 2) + part(four, 3))
 
 
 def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for rows, channels, spread in ((5, 48, 1.0), (3, 37, 1e3), (1, 16, 1e-3), (2, 1, 1.0)):
+    shapes = ((5, 48, 1.0), (3, 37, 1e3), (1, 16, 1e-3), (2, 1, 1.0), (2, 150, 3.0))
+    for rows, channels, spread in shapes:
         padded = -(-channels // 16) * 16
         x = np.zeros((rows, padded), np.float32)
         x[:, :channels] = rng.standard_normal((rows, channels)) * spread + 3 * spread

@@ -11,6 +11,7 @@ from headrace.kernels import (
     convolution_u8,
     depthwise,
     depthwise_u8,
+    dynamic_columns,
     dynamic_u8,
     execute,
     expert_cache,
@@ -31,6 +32,7 @@ from headrace.kernels import (
     softmax_mean,
     softmax_rows,
     sparse_product,
+    sparse_product_u8,
     zero_computation,
 )
 from headrace.offload import expert_store, requests
@@ -61,6 +63,8 @@ def all_rows() -> list[Kernel]:
         *convolution_u8.all_kernels(),
         *depthwise_u8.all_kernels(),
         *dynamic_u8.all_kernels(),
+        *dynamic_columns.all_kernels(),
+        *sparse_product_u8.all_kernels(),
         *images_u8.all_kernels(),
         *finishes.all_kernels(),
         *image_operators.all_kernels(),

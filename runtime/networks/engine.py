@@ -11,6 +11,7 @@ from headrace.kernels import (
     convolution_u8,
     depthwise,
     depthwise_u8,
+    dynamic_columns,
     dynamic_u8,
     execute,
     finishes,
@@ -27,6 +28,7 @@ from headrace.kernels import (
     softmax_mean,
     softmax_rows,
     sparse_product,
+    sparse_product_u8,
 )
 from headrace.networks.weight_store import WeightStore
 from headrace.sparse import n_bits
@@ -41,7 +43,7 @@ MODULES = (
     convolution, depthwise, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
     n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
-    softmax_mean, recurrent,
+    softmax_mean, recurrent, dynamic_columns, sparse_product_u8,
 )  # fmt: skip
 
 

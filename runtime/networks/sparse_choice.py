@@ -21,6 +21,10 @@ GAIN = 1.1  # times as fast as dense, or it stays dense
 _TURN = 80.0  # of 16 x 16 values
 # Of an entry, for each panel of pixels and each vector of them, by rows of a block.
 _ENTRY = {1: (2.0, 1.6), 4: (1.5, 3.6)}
+# Of bytes: four inputs of 4 outputs, and a tile, of a vector of 16 rows. Measured as above, with
+# VNNI for both sides (170 and 205 billion multiply-adds a second); dense products in matrix
+# registers take the last share of that (590 billion with AMX).
+_FOUR, _TILE, _IN_MATRICES = 19.0, 375.0, 0.35
 # An image that the second cache does not hold is written in pieces of whole panels by sparse
 # products, of a few pixels by dense ones: that costs these so much more for 16 values.
 _CACHED_BYTES, _FAR = 1 << 20, 6.0
@@ -72,3 +76,15 @@ def _cost(entries: int, rows: int, pixels: int, read: int, written: int) -> floa
     once, each = _ENTRY[rows]
     turns = vectors * (-(-read // 16) + -(-written // 16))
     return entries * (panels * once + vectors * each) + turns * _TURN
+
+
+def int8_pays(fours: int, rows: int, read: int, written: int, matrices: bool) -> bool:
+    """Whether a product of bytes is faster with so many fours of blocks (`sparse_product_u8`).
+
+    Args:
+        matrices: whether the CPU's dense kernel has matrix registers (`Target.byte_matrix`).
+    """
+    vectors, tiles = -(-rows // 16), -(-written // 16)
+    cost = vectors * (fours * _FOUR + tiles * _TILE)
+    dense = rows * tiles * read * (_IN_MATRICES if matrices else 1.0)
+    return rows >= LEAST_PIXELS and cost * GAIN < dense

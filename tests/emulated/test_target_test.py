@@ -140,7 +140,8 @@ COPIES = ("copy_f32", "copy_x16", "copy_tables")
 MOVED = ("experts_group", "experts_pick", "experts_gather", "experts_scatter")
 BYTES = (
     "convolution_u8", "depthwise_u8", "images_quantise", "images_dequantise", "images_to_floats",
-    "images_from_floats", "images_mean_u8", "dynamic_rows",
+    "images_from_floats", "images_mean_u8", "dynamic_rows", "dynamic_columns",
+    "sparse_product_4x1_u8",
 )  # fmt: skip
 LISTED = ("clusters_fired", "clusters_list")
 IMAGES = (

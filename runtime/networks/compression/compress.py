@@ -20,6 +20,7 @@ from headrace.errors import HeadraceError, UnsupportedError
 from headrace.loaders.onnx_model import open_onnx
 from headrace.networks.compression import four_bits
 from headrace.networks.compression.bias_correction import correct
+from headrace.networks.compression.dynamic_int8 import quantised_products
 from headrace.networks.compression.float_model import simplified
 from headrace.networks.compression.price import price
 from headrace.networks.compression.pruning import PATTERNS, prune
@@ -30,8 +31,10 @@ from headrace.networks.compression.sparse_layers import LEAST, SparseLayer, zero
 from headrace.networks.network import Network
 
 KEEP = "keep"  # float32 as it is
-FORMATS = (KEEP, "int8", *four_bits.FORMATS)
-SAMPLES, EVALUATED = 64, 256  # calls that are looked at, at most
+DYNAMIC = "int8-dynamic"  # products of rows, by the range that their input has
+FORMATS = (KEEP, "int8", DYNAMIC, *four_bits.FORMATS)
+# Calls that are looked at, at most: a text has fewer rows than an image has pixels.
+SAMPLES, TEXTS, EVALUATED = 64, 256, 256
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ def compress_network(
     _check(format, sparsity, pattern, ends, calibrate)
     _check_target(dst, force)
     with Network(open_onnx(src), threads=1) as network:
-        given = None if calibrate is None else read_samples(calibrate, network.inputs, SAMPLES)
+        texts = all(port.kind in ("INT64", "INT32") for port in network.inputs)
+        most = TEXTS if texts else SAMPLES
+        given = None if calibrate is None else read_samples(calibrate, network.inputs, most)
         others = [] if evaluate is None else read_samples(evaluate, network.inputs, EVALUATED)
     source = simplified(onnx.load(src))
     written = onnx.ModelProto()
@@ -106,6 +111,10 @@ def compress_network(
     counts: Counter[str] = Counter()
     if format == "int8" and given is not None:
         written, counts = _quantised(src, written, given, notice)
+    if format == DYNAMIC:
+        written, counts = quantised_products(onnx.shape_inference.infer_shapes(written))
+        if not counts:
+            raise UnsupportedError(f"{src} has no matrices of float32 that multiply rows")
     small = four_bits.quantise(written, format, given, notice) if format in four_bits.FORMATS else 0
     if format in four_bits.FORMATS and not small:
         raise UnsupportedError(
@@ -141,9 +150,15 @@ def _check(
     if format not in FORMATS:
         raise UnsupportedError(f"ONNX files become {', '.join(FORMATS)}, not {format!r}")
     if format == KEEP and sparsity is None:
-        raise HeadraceError("nothing to do: give --format int8, --sparsity 0.7, or both")
+        raise HeadraceError(
+            "nothing to do: give --format int8 or int8-dynamic, --sparsity 0.7, or both"
+        )
     if format in four_bits.FORMATS and sparsity is not None:
         raise HeadraceError(f"--format {format} and --sparsity do not go together; take one")
+    if format == DYNAMIC and sparsity is None and calibrate is not None:
+        raise HeadraceError(
+            f"--format {DYNAMIC} looks at no inputs but with --sparsity: leave out --calibrate"
+        )
     if format == "int8" and calibrate is None:
         raise HeadraceError(
             "--format int8 needs inputs to --calibrate with: a folder of .npy or .npz files, each "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,8 @@ def sparse_layers(model: Any) -> list[SparseLayer]:
     found = []
     for node in model.graph.node:
         layer = _layer(node, constants, _gives(model, node, constants, outputs))
+        if layer is not None and layer.bias is None and node.op_type == "MatMul":
+            layer = replace(layer, bias=_added(model, node, constants, used, outputs))
         if layer is not None and used[layer.weight.name] == 1:
             found.append(layer)
     return found
@@ -105,6 +107,20 @@ def _layer(node: Any, constants: dict[str, Any], ends: bool) -> SparseLayer | No
                              given.get("beta", 1.0) != 1.0):  # fmt: skip
         bias = None
     return SparseLayer(node, weight, not given.get("transB", 0), bias, None, ends)
+
+
+def _added(
+    model: Any, node: Any, constants: dict[str, Any], used: Counter[str], outputs: set[str]
+) -> Any:  # fmt: skip
+    """The constant that a sum adds to all rows of a product, and to nothing else; None: none."""
+    name, width = node.output[0], constants[node.input[1]].dims[-1]
+    users = [one for one in model.graph.node if name in one.input]
+    if name in outputs or len(users) != 1 or users[0].op_type != "Add":
+        return None
+    (other,) = [one for one in users[0].input if one != name] or [""]
+    bias = constants.get(other)
+    fits = bias is not None and list(bias.dims) == [width] and used[other] == 1
+    return bias if fits else None
 
 
 def _gives(model: Any, node: Any, constants: dict[str, Any], outputs: set[str]) -> bool:

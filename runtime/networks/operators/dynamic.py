@@ -6,17 +6,19 @@ maybe a bias; what it computes is DynamicQuantizeLinear, MatMulInteger, Cast, Mu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from headrace.kernels import convolution_u8
+from headrace.kernels import convolution_u8, sparse_product_u8
+from headrace.kernels.dynamic_columns import SCRATCH
 from headrace.kernels.dynamic_u8 import MOST_THREADS, PART
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import PADDED, Cut, Image, Operation, Weight, image_of
+from headrace.networks.operators.sparse_dynamic import codes_bytes, codes_of, sparse_dynamic
 from headrace.networks.quantisation import int8_weights, named
 
 
@@ -30,7 +32,7 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
         return None
     if shape is None or shape != (read.channels, written.channels):
         return None
-    key: Any = tuple(graph.constants.identity(n) for n in (name, scales, zeros) if n)
+    key = tuple(graph.constants.identity(n) for n in (name, scales, zeros) if n)
     if scales not in graph.constants or (zeros and zeros not in graph.constants):
         return None
     found = int8_weights(graph, name, scales, zeros, 1)
@@ -48,52 +50,76 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
     sums, padded_factors = np.zeros(written.padded, np.int32), np.zeros(written.padded, np.float32)
     sums[: written.channels] = w.sum(0, dtype=np.int32)
     padded_factors[: written.channels] = factors
-    rows, tiles = read.images, written.padded // PADDED
-    row_bytes = pixel_bytes(read.channels)
-    if row_bytes != read.padded:
+    if pixel_bytes(read.channels) != read.padded:
         return None  # rows of up to 4 channels
-    ranges, codes = f"{y}/headrace/range", f"{y}/headrace/codes"
-    tails_at = rows * row_bytes
+    known = None if None in key else key
+    ends = {"factors": padded_factors, "sums": sums, "bias": bias}
+
+    def again() -> np.ndarray:  # so that nobody holds it between planning and packing
+        found = int8_weights(graph, name, scales, zeros, 1)
+        assert found is not None
+        return found[0]
+
+    product = sparse_dynamic(node, (read, written), w, again, known, graph.constants)
+    if product is None:
+        product = _dense(node, (read, written), again, known)
+    return _with_codes(node, read, written, product, ends)
+
+
+def _with_codes(
+    node: Node, read: Image, written: Image, product: Operation, ends: dict[str, Any]
+) -> Operation:
+    """What finds the range, makes codes of it and multiplies them."""
+    x, rows, tiles = node.inputs[0], read.images, written.padded // PADDED
+    ranges, turned = f"{node.outputs[0]}/headrace/range", product.kernel == sparse_product_u8.NAME
+    codes = product.reads[0]
+    tails_at = codes_bytes(read, turned)
 
     def range_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [at[x], rows * read.padded // 16, at[ranges]]
 
     def codes_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [
-            at[x], at[codes], rows, read.padded, row_bytes, at[ranges], tiles, at["factors"],
-            at["sums"], at["bias"], at[codes] + tails_at,
+            at[x], at[codes], rows, read.padded, read.padded, at[ranges], tiles, at["factors"],
+            at["sums"], at["bias"], at[codes] + tails_at, *([at["scratch"]] if turned else ()),
         ]  # fmt: skip
 
+    quantise = Operation(
+        "dynamic_columns" if turned else "dynamic_rows", [x, ranges], codes, codes_slots, [], ends,
+        image=_memory(tails_at + tiles * convolution_u8.TAIL), scratch=SCRATCH if turned else 0,
+    )  # fmt: skip
+    return Operation(
+        "dynamic_range", [x], ranges, range_slots, [], image=_memory(MOST_THREADS * PART),
+        also=[quantise, product],
+    )  # fmt: skip
+
+
+def _dense(
+    node: Node, images: tuple[Image, Image], w: Callable[[], np.ndarray], key: Any
+) -> Operation:
+    (read, written), y = images, node.outputs[0]
+    size = read.channels * written.channels
+    rows, tiles = read.images, written.padded // PADDED
+    codes, row_bytes = codes_of(node), read.padded
     quads = -(-read.channels // convolution_u8.QUAD)
     n_bytes = quads * convolution_u8.QUAD * written.padded
     geometry = Geometry(1, (1, rows), (1, rows), (1, 1)).slots(row_bytes, written.pixel_bytes)
-    share_tiles = int(w.size > 4 * rows * read.padded)
+    share_tiles = int(size > 4 * rows * read.padded)
 
-    def product_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [
-            at["weights"], at[codes], at[y], at[codes] + tails_at, at[codes], quads, tiles, 255,
-            *geometry, 0, 0, 1, share_tiles,
+            at["weights"], at[codes], at[y], at[codes] + codes_bytes(read, False), at[codes],
+            quads, tiles, 255, *geometry, 0, 0, 1, share_tiles,
         ]  # fmt: skip
 
     def tiled() -> np.ndarray:
-        again = int8_weights(graph, name, scales, zeros, 1)
-        assert again is not None
-        return convolution_u8.tiled_weights(again[0][None, None], True)
+        return convolution_u8.tiled_weights(w()[None, None], True)
 
-    key = None if None in key else ("dynamic", *key)
-    product = Operation(
-        "convolution_u8", [codes], y, product_slots, [],
-        {"weights": Weight(n_bytes, tiled, key, planned_by=True)},
-        macs=rows * w.size, cut=Cut(tiles, convolution_u8.some_tiles),
-    )  # fmt: skip
-    quantise = Operation(
-        "dynamic_rows", [x, ranges], codes, codes_slots, [],
-        {"factors": padded_factors, "sums": sums, "bias": bias},
-        image=_memory(tails_at + tiles * convolution_u8.TAIL),
-    )  # fmt: skip
+    unique = None if key is None else ("dynamic", *key)
     return Operation(
-        "dynamic_range", [x], ranges, range_slots, [node], image=_memory(MOST_THREADS * PART),
-        also=[quantise, product],
+        "convolution_u8", [codes], y, slots, [node],
+        {"weights": Weight(n_bytes, tiled, unique, planned_by=True)}, macs=rows * size,
+        cut=Cut(tiles, convolution_u8.some_tiles),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from headrace.kernels import sparse_product_u8
 from headrace.kernels.finishes import Finish
 from headrace.kernels.sparse_product import ROWS, kernel_of
 from headrace.networks.operation import JOINED, NOTHING, Operation, Weight
@@ -15,7 +16,7 @@ from headrace.networks.operation import JOINED, NOTHING, Operation, Weight
 _CONVOLUTIONS = ("convolution_f32", "depthwise_f32")
 _ENDING = (*_CONVOLUTIONS, "images_map")  # kernels that end with an activation
 # Kernels that can add something to what they make.
-_ADDING = (*_CONVOLUTIONS, *(kernel_of(rows) for rows in ROWS))
+_ADDING = (*_CONVOLUTIONS, *(kernel_of(rows) for rows in ROWS), sparse_product_u8.NAME)
 _BOUNDING = (*_ADDING, "images_map", "images_add", "images_combine")
 
 

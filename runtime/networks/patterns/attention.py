@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.networks.graph import Node
+from headrace.networks.patterns import dynamic
 from headrace.networks.patterns.match import Matcher, new_node
+from headrace.networks.quantisation import named
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 MOST_ELEMENTS = 1 << 22  # of a value whose shuffle is tried
@@ -145,18 +147,26 @@ def _projected(matcher: Matcher, parts: Sequence[_Source], like: str) -> Node | 
     """One product for queries, keys and values; None: they are not of the same value."""
     makers = [matcher.makers.get(part.name) for part in parts]
     nodes = [one for one in makers if one is not None and one.domain == "headrace"]
-    if len(nodes) != 3 or any(one.op != "Linear" for one in nodes):
-        return None
-    if len({one.inputs[0] for one in nodes}) > 1:
+    if len(nodes) != 3 or len({(one.op, one.inputs[0]) for one in nodes}) > 1:
         return None
     shape = matcher.shape(parts[0].name) or ()
-    x = nodes[0].inputs[0]
     made = matcher.new_value(like, "projections", (*shape[:-1], 3 * shape[-1]))
-    joined = [
-        matcher.joined(like, role, [one.inputs[i] for one in nodes])
-        for i, role in ((1, "weights"), (2, "bias"))
-    ]
-    return new_node("Linear", [x, *joined], made, "headrace")
+    if nodes[0].op == "Linear":
+        roles = {1: "weights", 2: "bias"}
+    elif nodes[0].op == dynamic.OP and all(_by_channels(matcher, one, shape[-1]) for one in nodes):
+        roles = {1: "weights", 2: "scales", 4: "bias"}
+    else:
+        return None
+    inputs = list(nodes[0].inputs)
+    for i, role in roles.items():
+        inputs[i] = matcher.joined(like, role, [one.inputs[i] for one in nodes])
+    return new_node(nodes[0].op, inputs, made, "headrace")
+
+
+def _by_channels(matcher: Matcher, node: Node, channels: int) -> bool:
+    """Whether a DynamicLinear has a scale and a bias for each channel, and no zero points."""
+    names = [named(node.inputs, i) for i in (2, 3, 4)]
+    return not names[1] and all(matcher.shape(one) == (channels,) for one in names[::2])
 
 
 def _places(shape: tuple[int, ...]) -> np.ndarray:

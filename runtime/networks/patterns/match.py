@@ -81,12 +81,11 @@ class Matcher:
         return name
 
     def joined(self, like: str, role: str, names: Sequence[str]) -> str:
-        """The name of a float32 constant: others beside each other, on the way to `like`."""
+        """The name of a constant: others of a type beside each other, on the way to `like`."""
         constants = self.graph.constants
-        shapes = [constants.type(name).shape or () for name in names]
-        of = TensorType(
-            onnx.TensorProto.FLOAT, (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        )
+        types = [constants.type(name) for name in names]
+        shapes = [of.shape or () for of in types]
+        of = TensorType(types[0].elem_type, (*shapes[0][:-1], sum(shape[-1] for shape in shapes)))
         made = f"{like}/headrace/{role}"
         constants.derive(
             made, of, names, lambda: np.concatenate([constants.array(n) for n in names], axis=-1)
