@@ -150,7 +150,7 @@ IMAGES = (
 )  # fmt: skip
 EXACT = (
     "experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED,
-    *LISTED, *IMAGES,
+    *LISTED, *IMAGES, "recurrent_start",
 )  # fmt: skip
 
 
