@@ -65,7 +65,7 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
 
     def runs() -> Iterator[tuple[int, int, np.ndarray]]:
         for first, rows in graph.constants.rows(name, PADDED):
-            yield 0, first, rows.transpose(2, 3, 1, 0)
+            yield 0, first, rows.reshape(-1, *shape[1:]).transpose(2, 3, 1, 0)
 
     channels = (shape[1], shape[0])
     key = graph.constants.identity(name)
