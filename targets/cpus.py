@@ -28,7 +28,7 @@ _V3 = _V2 | {"avx2", "fma", "f16c", "bmi2"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _VNNI = _V4 | {"avx512vnni"}
 _BF16 = _VNNI | {"avx512bf16"}
-_AMX = _BF16 | {"amx-tile", "amx-int8"}
+_AMX = _BF16 | {"amx-int8"}
 
 _RV64 = frozenset({"m", "a", "f", "d", "c"})
 _RVV = _RV64 | {"v", "zvl128b"}

@@ -89,7 +89,7 @@ def _cpuinfo_flags(text: str) -> frozenset[str] | None:
         name, _, flags = line.partition(":")
         if name.strip() == "flags":
             names = {"sse4_1": "sse4.1", "sse4_2": "sse4.2", "pni": "sse3"}
-            names |= {"amx_tile": "amx-tile", "amx_int8": "amx-int8"}
+            names["amx_int8"] = "amx-int8"
             return frozenset(names.get(flag, flag.replace("_", "")) for flag in flags.split())
     return None
 

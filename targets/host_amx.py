@@ -11,7 +11,7 @@ import sys
 SYSTEM_CALL = 158  # arch_prctl of x86-64
 ASK, REGISTERS = 0x1023, 18  # ARCH_REQ_XCOMP_PERM, and the number of what is asked for
 
-FEATURES = frozenset({"amx-tile", "amx-int8"})
+FEATURES = frozenset({"amx-int8"})
 
 
 def usable(features: frozenset[str]) -> frozenset[str]:

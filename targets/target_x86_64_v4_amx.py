@@ -22,7 +22,7 @@ TARGET: Target = replace(
     _BF16,
     name="x86-64-v4-amx",
     features=f"{_BF16.features},+amx-tile,+amx-int8",
-    needs=_BF16.needs | {"amx-tile", "amx-int8"},
+    needs=_BF16.needs | {"amx-int8"},
     rank=_BF16.rank + 1,
     byte_matrix=True,
     sources=(*_BF16.sources, "headrace.targets.x86_amx"),
