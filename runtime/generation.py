@@ -110,7 +110,7 @@ class Generation:
         model, began = self._model, time.perf_counter()
         with model._begin(self._owner, self._cancels):
             # What is in the cache may be counted on only now that nobody else can change it.
-            start = common_prefix(model._kept, prompt[:-1]) if reuse else 0
+            start = model._read_before(prompt[:-1]) if reuse else 0
             self.stats.reused_tokens = start
             token = self._choose(model._read(prompt[start:], start))
         self.stats.prefill_s = time.perf_counter() - began

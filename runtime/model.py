@@ -144,6 +144,7 @@ class Model:
         self._closed = False
         self._ended = False
         self._kept: list[int] = []  # tokens whose keys and values are in the cache
+        self._of_other_blocks = False  # some were computed with another part of a stack
         self._pass_times = PassTimes()
         self._tokenizer: Tokenizer | None = None
         self._template: Any = None
@@ -336,6 +337,7 @@ class Model:
         undisturbed(lambda: self._change_now(prepared))
 
     def _change_now(self, prepared: Prepared) -> None:
+        before = self._held.prepared.blocks
         try:
             self._held.change(prepared)
         finally:
@@ -345,6 +347,8 @@ class Model:
                 self._closed = True
                 self._end()
                 raise
+            if self._held.prepared.blocks != before and self._held.streaming is None:
+                self._of_other_blocks = True
             self._pass_times = PassTimes()
             give_back_heap()
 
@@ -415,7 +419,7 @@ class Model:
         """
         ids, found = self._checked(ids), list[int]()
         with self._begin():
-            start = common_prefix(self._kept, ids[:-1])
+            start = self._read_before(ids[:-1])
             logits = self._read(ids[start:], start)
             found.append(int(np.argmax(logits)))
             while len(found) < n:
@@ -469,7 +473,8 @@ class Model:
         """Logits after tokens `first` to `end` - 1 of a text: float32 [end - first, vocabulary].
 
         They are those of `logits`, bit for bit, where a text is read from one `forget` on, one part
-        behind the other: what was read of it before is not read again.
+        behind the other: what was read of it before is not read again, unless the blocks of a stack
+        have changed since.
 
         Raises:
             ContextOverflowError: more tokens than the context holds.
@@ -599,6 +604,12 @@ class Model:
             )
         return ids
 
+    def _read_before(self, ids: list[int]) -> int:
+        """How many of these tokens need not be read again, by work that begins."""
+        if self._of_other_blocks:
+            self._kept, self._of_other_blocks = [], False
+        return common_prefix(self._kept, ids)
+
     def _read(self, ids: list[int], start: int) -> np.ndarray:
         """Run tokens at positions from `start`; logits after the last one (a view)."""
         step = self._programs.shape.chunk
@@ -612,7 +623,7 @@ class Model:
         """Read a text up to `end`, but for what is kept before `first`; logits from there on."""
         out = np.empty((end - first, self._decoder.vocabulary), np.float32)
         step = self._programs.shape.chunk
-        for at in range(common_prefix(self._kept, ids[:first]), end, step):
+        for at in range(self._read_before(ids[:first]), end, step):
             stop = min(at + step, end)
             low = max(at, first)
             wanted = out[low - first : stop - first] if low < stop else None

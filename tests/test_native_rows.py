@@ -120,3 +120,23 @@ def test_products_of_other_ranks_are_the_hosts(a: tuple[int, ...], b: tuple[int,
     inputs = {"a": np.ones(a, np.float32), "b": np.ones(b, np.float32)}
     np.testing.assert_allclose(network(inputs)["y"], inputs["a"] @ inputs["b"])
     assert not ours(network, inputs)
+
+
+@pytest.mark.parametrize("n", [9, 17])
+def test_layer_norm_of_rows_that_fill_no_vector(n: int) -> None:
+    """What is in front makes something of pads."""
+    rng = np.random.default_rng(n)
+    w, g = rng.standard_normal((24, n)).astype(np.float32), rng.standard_normal(n)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Sigmoid", ["m"], ["s"]),
+        helper.make_node("LayerNormalization", ["s", "g"], ["y"]),
+    ]
+    constants = {"w": w, "g": g.astype(np.float32)}
+    x = rng.standard_normal((3, 5, 24)).astype(np.float32)
+    with network_of(model_of(nodes, {"x": (FLOAT, x.shape)}, ["y"], constants)) as network:
+        assert ours(network, {"x": x})
+        s = 1 / (1 + np.exp(-(x.astype(np.float64) @ w)))
+        s -= s.mean(-1, keepdims=True)
+        expected = s / np.sqrt(np.square(s).mean(-1, keepdims=True) + 1e-5) * g
+        np.testing.assert_allclose(network({"x": x})["y"], expected, atol=2e-5)

@@ -186,3 +186,15 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "exists; use --force" in capsys.readouterr().err
     assert main([*words, *inputs, "--force", "--rank", "2"]) == 2
     assert "an ONNX file takes no --rank" in capsys.readouterr().err
+
+
+def test_products_without_biases(tmp_path: Path) -> None:
+    w = np.random.default_rng(2).standard_normal((32, 48)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    onnx.save(model_of(nodes, {"x": (FLOAT, [4, 32])}, ["y"], {"w": w}), tmp_path / "x.onnx")
+    x = np.random.default_rng(3).standard_normal((4, 32)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    compress_network(
+        tmp_path / "x.onnx", tmp_path / "y.onnx", format="int8", calibrate=tmp_path / "x.npy"
+    )
+    assert off(run(tmp_path / "y.onnx", x)["y"], x @ w) < 0.03

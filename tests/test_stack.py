@@ -179,6 +179,31 @@ def test_changing_the_budget_reads_the_difference(
         assert np.array_equal(model.logits(IDS), some[: len(IDS)])
 
 
+def test_what_fewer_blocks_have_read_is_read_again(path: Path) -> None:
+    """What is kept of a text belongs to the blocks that it was read with."""
+    found = stack(path)
+    with load(path) as model:
+        everything = sum(model.prepared.parts.values())
+        few = everything - found.n_bytes(len(found)) + found.n_bytes(found.least)
+        fresh, logits = model.likeliest(IDS, 12), model.logits(IDS)
+        for before, after in ((few, everything), (everything, few), (few, everything)):
+            model.memory = before
+            model.likeliest(IDS, 12)
+            model.memory = after
+            if after == everything:
+                assert model.likeliest(IDS, 12) == fresh
+                model.memory = before
+                model.likeliest(IDS, 12)
+                model.memory = after
+                between = model.logits_between(IDS, len(IDS) - 1, len(IDS))
+                np.testing.assert_array_equal(between, logits[-1:])
+            else:
+                assert len(model.blocks) == found.least
+                small = model.likeliest(IDS, 12)
+                model.forget()
+                assert model.likeliest(IDS, 12) == small
+
+
 def test_too_little_memory_names_the_least(path: Path) -> None:
     with pytest.raises(BudgetError, match="blocks") as refused:
         load(path, memory="60MB")

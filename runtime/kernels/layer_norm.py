@@ -36,7 +36,7 @@ def layer_norm(args: Any, thread: Any, n_threads: Any) -> None:
     """y = (x - mean) / sqrt(variance + epsilon) * weight + bias. Threads share the rows.
 
     Slots: 0 x [rows][padded], 1 weight, 2 bias, 3 y, 4 rows, 5 channels, 6 padded (to 16),
-    7 epsilon (float32). Pads of x are zero, and those of weight and bias: so are y's.
+    7 epsilon (float32). Pads of x may be anything; those of weight and bias are zero, and y's.
     """
     x = arg_ptr(args, 0)
     weight = arg_ptr(args, 1)
@@ -54,7 +54,9 @@ def layer_norm(args: Any, thread: Any, n_threads: Any) -> None:
             totals = totals + load_f32(p + c * 4, 4, 64)
         total = _sum_of_four(totals)
         for c in range(whole, padded, 16):
-            total = total + load_f32(p + c * 4, 1, 0)
+            there = iota_i32() + splat_i32(c)
+            value = load_f32(p + c * 4, 1, 0)
+            total = total + select_lt(there, splat_i32(channels), value, splat_f32(0.0))
         mean = sum_f32(total) / channels
         squares = zeros_f32(4)
         for c in range(0, whole, _RUN):
@@ -71,6 +73,8 @@ def layer_norm(args: Any, thread: Any, n_threads: Any) -> None:
         for c in range(0, padded, 16):
             apart = (load_f32(p + c * 4, 1, 0) - splat_f32(mean)) * scale
             found = fma(apart, load_f32(weight + c * 4, 1, 0), load_f32(bias + c * 4, 1, 0))
+            there = iota_i32() + splat_i32(c)
+            found = select_lt(there, splat_i32(channels), found, splat_f32(0.0))
             store_f32(to + c * 4, found, 0)
 
 
@@ -84,7 +88,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     shapes = ((5, 48, 1.0), (3, 37, 1e3), (1, 16, 1e-3), (2, 1, 1.0), (2, 150, 3.0))
     for rows, channels, spread in shapes:
         padded = -(-channels // 16) * 16
-        x = np.zeros((rows, padded), np.float32)
+        x = np.full((rows, padded), np.nan, np.float32)
         x[:, :channels] = rng.standard_normal((rows, channels)) * spread + 3 * spread
         weight, bias = np.zeros((2, padded), np.float32)
         weight[:channels] = rng.standard_normal(channels)

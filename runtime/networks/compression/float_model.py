@@ -47,12 +47,15 @@ def observe(
     """
     wanted = list(dict.fromkeys(names))
     inputs = {one.name for one in model.graph.input}
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    session = _plain_session(shown, [name for name in wanted if name not in inputs])
-    outputs = [one.name for one in session.get_outputs()]
+    outputs = [name for name in wanted if name not in inputs]
+    session = None
+    if outputs:
+        shown = onnx.ModelProto()
+        shown.CopyFrom(model)
+        session = _plain_session(shown, outputs)
     for sample in samples:
-        values = dict(zip(outputs, session.run(None, sample), strict=True))
+        found = [] if session is None else session.run(outputs, sample)
+        values = dict(zip(outputs, found, strict=True))
         look(values | {name: sample[name] for name in wanted if name in inputs})
 
 
