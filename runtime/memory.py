@@ -27,8 +27,8 @@ def _map(n_bytes: int) -> mmap.mmap:
             # Python's default is shared memory, for which the system gives no huge pages.
             return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return mmap.mmap(-1, n_bytes)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise
         raise BudgetError(
             f"the system refuses {format_size(n_bytes)} of memory in one piece: end other programs,"

@@ -15,7 +15,8 @@ from headrace.placing import Placed, PlacedMatrix, place
 from headrace.pruning import PrunedMatrix
 from headrace.rows import some_rows
 from headrace.sparse.format import Format
-from headrace.sparse.gqs import GROUP_FORMATS
+from headrace.sparse.gqs import GROUP_FORMATS, UNIT
+from headrace.sparse.gqs_pruning import left_out
 from headrace.sparse.group_size import ADAPTIVE, SAMPLE_ROWS, choose_format
 from headrace.sparse.registry import FORMATS
 
@@ -26,6 +27,7 @@ ENOUGH_BITS = 8.5  # of an embedding or a head that stays what it is
 ENDS = "q8_0"  # what it becomes otherwise
 UNPRUNED = "i4_g32"  # what a matrix becomes that cannot be cut into groups, or something larger
 SPARSITY = 0.5
+_MORE = 0.02  # of a matrix: what rows that fill no units lose beyond what was asked
 # Codebooks want a search that weighs what errors matter: formats that have one are only read.
 WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.written}
 
@@ -177,13 +179,27 @@ def remarks(chosen: Sequence[Recipe]) -> list[str]:
             placed = recipe.placed
             key = placed.matrix.columns, recipe.instead_of, placed.format.name
             counts[key] = counts.get(key, 0) + 1
-    left_out = [r.placed.sparsity for r in chosen if isinstance(r.placed, PrunedMatrix)]
+    asked = [r.placed.sparsity for r in chosen if isinstance(r.placed, PrunedMatrix)]
     found = []
-    if max(left_out, default=0) > SPARSITY:
+    if max(asked, default=0) > SPARSITY:
         found.append(
-            f"--sparsity {max(left_out):g} leaves out more than half of the weights: expect a poor "
+            f"--sparsity {max(asked):g} leaves out more than half of the weights: expect a poor "
             "model (at 0.5 SmolLM2's perplexity is ten times its source's), and see with --evaluate"
         )
+    narrow: dict[tuple[int, float, float], int] = {}
+    for recipe in chosen:
+        if isinstance(of := recipe.placed, PrunedMatrix):
+            rows, columns = of.matrix.rows, of.matrix.columns
+            share = left_out(rows, columns, of.format.group, of.sparsity)
+            if share > of.sparsity + _MORE:
+                at = columns, of.sparsity, round(share, 2)
+                narrow[at] = narrow.get(at, 0) + 1
+    found += [
+        f"{n} matri{'x' if n == 1 else 'ces'} with rows of {columns:,} lose{'s' if n == 1 else ''} "
+        f"{share:.0%} of the weights instead of {wanted:.0%}: groups are stored "
+        f"{UNIT} weights at a time, much for rows so short, of which some may keep none"
+        for (columns, wanted, share), n in narrow.items()
+    ]
     return found + [
         f"{n} matri{'x' if n == 1 else 'ces'} with rows of {columns:,} get{'s' if n == 1 else ''} "
         f"{name} instead of {wanted}, whose blocks have {_block_of(wanted)} weights"

@@ -85,6 +85,16 @@ def n_units(rows: int, n: int, group: int, rate: float) -> int:
     return most if rate == 0 else int((1 - rate) * rows * n / gqs.UNIT + 1e-6)
 
 
+def left_out(rows: int, n: int, group: int, rate: float) -> float:
+    """The share that really goes: rows that fill no whole units lose more than `rate`."""
+    columns = gqs.columns_of(n, group)
+    per_unit = gqs.UNIT // group
+    every, more = divmod(n_units(rows, columns * group, group, rate), rows)
+    stay = (rows - more) * min(every * per_unit, columns)
+    stay += more * min((every + 1) * per_unit, columns)
+    return 1 - stay / (rows * columns)
+
+
 def kept(score: Floats, group: int, rate: float) -> Mask:
     """The groups that stay, of those scored [rows, columns]: the best units of each row."""
     rows, columns = score.shape

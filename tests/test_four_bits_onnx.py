@@ -142,6 +142,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "y.onnx").exists()
 
 
+def test_weights_that_are_given_out_stay(tmp_path: Path) -> None:
+    model = chain()
+    model.graph.output.append(onnx.ValueInfoProto(name="w"))
+    model.graph.output[-1].CopyFrom(helper.make_tensor_value_info("w", FLOAT, [96, 64]))
+    onnx.save(model, tmp_path / "x.onnx")
+    assert (
+        compress_network(tmp_path / "x.onnx", tmp_path / "y.onnx", format="i4_g32").four_bits == 1
+    )
+    onnxruntime.InferenceSession(tmp_path / "y.onnx")
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "x.onnx", tmp_path / "y.onnx"
     onnx.save(chain(), source)

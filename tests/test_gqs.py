@@ -237,3 +237,12 @@ def test_places_are_loaded_and_not_taken_out_of_vectors(
     # for one token and for several, which some targets multiply in more than one go
     assert len(re.findall(r" = load i16,", text)) >= 2 * gqs.UNIT // group
     assert not re.findall(r" = extractelement <\d+ x i(?:16|32|64)>", text)
+
+
+@pytest.mark.parametrize("columns", [64, 192, 256, 320, 576])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_what_short_rows_lose_is_known(columns: int, rate: float) -> None:
+    score = np.random.default_rng(0).random((48, columns // 32)).astype(np.float32)
+    gone = 1 - gqs_pruning.kept(score, 32, rate).mean()
+    assert gqs_pruning.left_out(48, columns, 32, rate) == pytest.approx(gone)
+    assert gone >= rate - 0.01 and (columns < 256 or columns % 128 or gone < rate + 0.02)

@@ -151,7 +151,7 @@ def _check(
         raise UnsupportedError(f"ONNX files become {', '.join(FORMATS)}, not {format!r}")
     if format == KEEP and sparsity is None:
         raise HeadraceError(
-            "nothing to do: give --format int8 or int8-dynamic, --sparsity 0.7, or both"
+            "nothing to do: give --format int8, int8-dynamic or i4_g32, or --sparsity 0.7"
         )
     if format in four_bits.FORMATS and sparsity is not None:
         raise HeadraceError(f"--format {format} and --sparsity do not go together; take one")

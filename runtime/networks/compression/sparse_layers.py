@@ -71,6 +71,7 @@ def sparse_layers(model: Any) -> list[SparseLayer]:
     constants = {one.name: one for one in model.graph.initializer}
     used = Counter(name for node in model.graph.node for name in node.input)
     outputs = {one.name for one in model.graph.output}
+    used.update(outputs)
     found = []
     for node in model.graph.node:
         layer = _layer(node, constants, _gives(model, node, constants, outputs))
