@@ -250,6 +250,11 @@ def _named(texts: Sequence[str]) -> dict[str, str]:
 
 def _files(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
     """Inputs out of files."""
+    ports = {port.name for port in network.inputs}
+    unknown = [name for name in _named(texts) if name not in ports]
+    if unknown:
+        kinds = ", ".join(f"{port.name}: {port.text}" for port in network.inputs)
+        raise HeadraceError(f"the network has no input {unknown[0]!r}; it takes {kinds}")
     found = {name: _load(Path(value)) for name, value in _named(texts).items()}
     missing = [port for port in network.inputs if port.name not in found]
     if missing:

@@ -350,6 +350,7 @@ def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: An
         (["run", "M", "hello"], "takes no prompt"),
         (["run", "M"], "give --input x=FILE.npy"),
         (["run", "M", "--input", "x"], "write NAME=FILE.npy"),
+        (["run", "M", "--input", "z=x.npy"], "has no input 'z'; it takes x: FLOAT"),
         (["run", "M", "--input", "x=gone.npy"], "no file gone.npy"),
         (["run", "M", "--input", "x=M"], "no .npy file"),
         (["plan", "M", "--input", "b=3"], "no input has a dimension 'b'; there are batch"),
