@@ -127,7 +127,8 @@ def _digests(model: OnnxModel, weights: Mapping[Any, Weight], target: str) -> tu
     assert model.path is not None
     path = model.path.resolve()
     files = sorted({path, *(info.path.resolve() for info, _ in model.weights.values())})
-    stamps = [(str(one), *stamp_of(one)) for one in files]
+    # Archives and image layers give files the times that they had: not that of their change.
+    stamps = [(str(one), *stamp_of(one), os.stat(one).st_ctime_ns) for one in files]
     which = [(key, weight.n_bytes) for key, weight in weights.items()]
     version = hashlib.sha256(repr((stamps, target, _code())).encode()).hexdigest()[:16]
     whose = hashlib.sha256(str(path).encode()).hexdigest()[:16]
