@@ -70,6 +70,14 @@ def raw_blocks(codes: Bytes, zeros: Bytes, scales: Floats) -> Bytes:
     return as_rows(np.concatenate([d, zeros[..., None], packed], axis=-1))
 
 
+def parts_of(raw: Bytes, group: int) -> tuple[Bytes, Bytes, Floats]:
+    """What `raw_blocks` was made of: codes [rows, n], zeros and scales [rows, n / group]."""
+    blocks = byte_blocks(raw, HEAD + group // 2)
+    scales = np.ascontiguousarray(blocks[..., :4]).view(np.float32)[..., 0]
+    packed = blocks[..., HEAD:].reshape(*scales.shape, -1, 16)
+    return unpack_nibbles(packed).reshape(len(raw), -1), blocks[..., 4], scales
+
+
 def quantised(x: Floats, group: int) -> tuple[Bytes, Bytes, Floats]:
     """Codes [rows, n], zeros and scales [rows, n / group], rounded to nearest."""
     groups = weight_blocks(x, group)
@@ -121,10 +129,7 @@ def _made(group: int) -> Tiled:
 
     def decode(raw: Bytes) -> Floats:
         """Give the float32 weights."""
-        blocks = byte_blocks(raw, block_bytes)
-        d = np.ascontiguousarray(blocks[..., :4]).view(np.float32)[..., 0]
-        packed = blocks[..., HEAD:].reshape(*d.shape, -1, 16)
-        return weights_of(unpack_nibbles(packed).reshape(len(raw), -1), blocks[..., 4], d)
+        return weights_of(*parts_of(raw, group))
 
     def tile(raw: Bytes) -> Bytes:
         """Interleave 16 rows: the tile block above."""

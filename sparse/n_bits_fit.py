@@ -13,12 +13,11 @@ import numpy as np
 
 from headrace.sparse.format import Bytes, Floats, byte_blocks, pack_nibbles, weight_blocks
 from headrace.sparse.grid import Grid, inverse
-from headrace.sparse.n_bits import HEAD, raw_blocks
+from headrace.sparse.int4_zeros import FITS, STEPS
+from headrace.sparse.n_bits import HEAD, parts_of, raw_blocks
 
 LEVELS = tuple(float(code) for code in range(16))
 MIDDLE = 8
-STEPS = (15.0, 14.0, 16.0, 17.0, 18.0, 19.0)
-FITS = 2
 
 
 def search(
@@ -68,9 +67,8 @@ def grid(group: int, symmetric: bool) -> Grid:
         return raw_blocks(np.zeros(x.shape, np.uint8), *search(x, importance, group, symmetric))
 
     def scales(raw: Bytes) -> tuple[Floats, Floats | None]:
-        blocks = byte_blocks(raw, block_bytes)
-        d = np.ascontiguousarray(blocks[..., :4]).view(np.float32)[..., 0]
-        return d, -d * blocks[..., 4]
+        _, zeros, d = parts_of(raw, group)
+        return d, -d * zeros
 
     def put(raw: Bytes, codes: Bytes) -> Bytes:
         found = raw.copy()

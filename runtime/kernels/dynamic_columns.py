@@ -10,14 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.dynamic_u8 import (
-    PART,
-    SMALL,
-    quotient,
-    reference,
-    scale_and_zero,
-    write_tails,
-)
+from headrace.kernels.dynamic_u8 import SMALL, ends_of, quotient, scale_and_zero, write_tails
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
@@ -135,24 +128,10 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for rows, padded, tiles, spread in shapes:
         x = (rng.standard_normal((rows, padded)) * spread).astype(np.float32)
         x[0, :4] = x.max(), x.min(), 0, x.max() / 3
-        codes, scale, zero = reference(x)
         y = np.zeros(columns_bytes(rows, padded), np.uint8)
-        ranges = np.zeros((8, PART // 4), np.float32)
-        ranges[:, 0], ranges[:, 1] = max(0, -x.min()), max(0, x.max())
-        factors = rng.uniform(0.1, 2, tiles * 16).astype(np.float32)
-        sums = rng.integers(-9999, 9999, tiles * 16).astype(np.int32)
-        bias = rng.standard_normal(tiles * 16).astype(np.float32)
-        tails = np.zeros((tiles, 4, 16), np.int32)
-        expected = np.zeros_like(tails)
-        shape = (tiles, 16)
-        expected[:, 0] = (-zero * sums).reshape(shape)
-        expected[:, 1] = (factors * scale).view(np.int32).reshape(shape)
-        expected[:, 2] = (128 * sums).reshape(shape)
-        expected[:, 3] = bias.view(np.int32).reshape(shape)
-        slots = [
-            x, y, rows, padded, 0, ranges, tiles, factors, sums, bias, tails,
-            np.zeros(8 * SCRATCH, np.uint8),
-        ]  # fmt: skip
+        codes, ends, expected = ends_of(x, tiles, rng)
+        slots = [x, y, rows, padded, 0, *ends, np.zeros(8 * SCRATCH, np.uint8)]
+        tails = ends[-1]
         yield Case(
             slots, [(y, in_columns(codes).reshape(-1)), (tails, expected)], 0,
             f"{rows}x{padded} about {spread}",

@@ -162,27 +162,38 @@ def _range_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         yield Case([x, n, out], [(out, whole)], together, f"{n} vectors about {shift}")
 
 
+def ends_of(
+    x: np.ndarray, tiles: int, rng: np.random.Generator
+) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    """Of a case: codes of x, slots 5 to 10, the last of which is tails, and what these become."""
+    import numpy as np
+
+    codes, scale, zero = reference(x)
+    ranges = np.zeros((8, PART // 4), np.float32)
+    ranges[:, 0], ranges[:, 1] = max(0, -x.min()), max(0, x.max())
+    factors = rng.uniform(0.1, 2, tiles * 16).astype(np.float32)
+    sums = rng.integers(-9999, 9999, tiles * 16).astype(np.int32)
+    bias = rng.standard_normal(tiles * 16).astype(np.float32)
+    tails = np.zeros((tiles, 4, 16), np.int32)
+    expected = np.zeros_like(tails)
+    shape = (tiles, 16)
+    expected[:, 0] = (-zero * sums).reshape(shape)
+    expected[:, 1] = (factors * scale).view(np.int32).reshape(shape)
+    expected[:, 2] = (128 * sums).reshape(shape)
+    expected[:, 3] = bias.view(np.int32).reshape(shape)
+    return codes, [ranges, tiles, factors, sums, bias, tails], expected
+
+
 def _quantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
     shapes = ((3, 48, 2, 1.0), (5, 16, 1, 1e-3), (1, 32, 3, 0.0), (3, 16, 1, 1e-34))
     for rows, padded, tiles, spread in shapes:
         x = (rng.standard_normal((rows, padded)) * spread).astype(np.float32)
-        codes, scale, zero = reference(x)
         y = np.zeros((rows, padded), np.uint8)
-        ranges = np.zeros((8, PART // 4), np.float32)
-        ranges[:, 0], ranges[:, 1] = max(0, -x.min()), max(0, x.max())
-        factors = rng.uniform(0.1, 2, tiles * 16).astype(np.float32)
-        sums = rng.integers(-9999, 9999, tiles * 16).astype(np.int32)
-        bias = rng.standard_normal(tiles * 16).astype(np.float32)
-        tails = np.zeros((tiles, 4, 16), np.int32)
-        expected = np.zeros_like(tails)
-        shape = (tiles, 16)
-        expected[:, 0] = (-zero * sums).reshape(shape)
-        expected[:, 1] = (factors * scale).view(np.int32).reshape(shape)
-        expected[:, 2] = (128 * sums).reshape(shape)
-        expected[:, 3] = bias.view(np.int32).reshape(shape)
-        slots = [x, y, rows, padded, padded, ranges, tiles, factors, sums, bias, tails]
+        codes, ends, expected = ends_of(x, tiles, rng)
+        slots = [x, y, rows, padded, padded, *ends]
+        tails = ends[-1]
         yield Case(slots, [(y, codes), (tails, expected)], 0, f"{rows}x{padded}, {tiles} tiles")
 
 

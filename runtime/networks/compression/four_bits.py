@@ -16,10 +16,10 @@ from onnx import helper, numpy_helper
 from headrace.networks.compression.reconstruction import in_order
 from headrace.networks.compression.samples import Sample
 from headrace.networks.compression.sparse_layers import SparseLayer, sparse_layers
-from headrace.sparse.format import Bytes, Floats, byte_blocks, unpack_nibbles
+from headrace.sparse.format import Bytes, Floats
 from headrace.sparse.gptq import gptq, inverse_factor, largest_first, unmade
 from headrace.sparse.grid import Grid
-from headrace.sparse.n_bits import HEAD
+from headrace.sparse.n_bits import parts_of, weights_of
 from headrace.sparse.n_bits_fit import grid
 
 # Inputs that share a scale, and whether zero is always code 8.
@@ -58,7 +58,7 @@ def quantise(
             n = layer.matrix().shape[1]
             raw = _rounded(_padded(of.wanted(layer.matrix()), group), to, of.zz)
             rounded.append((layer, raw))
-            of.put(layer, _weights(raw, to)[:, :n])
+            of.put(layer, weights_of(*parts_of(raw, group))[:, :n])
     for layer, raw in rounded:
         _replace(model, layer, raw, group, symmetric)
     if layers and DOMAIN not in {one.domain for one in model.opset_import}:
@@ -85,22 +85,6 @@ def _rounded(w: Floats, to: Grid, zz: Floats) -> Bytes:
     return gptq(w, to, u, to.fit(w, importance), order=order)
 
 
-def _codes(raw: Bytes, group: int) -> tuple[Floats, Bytes, Bytes]:
-    """Scales and zero points [outputs, groups], and codes [outputs, inputs]."""
-    blocks = byte_blocks(raw, HEAD + group // 2)
-    scales = np.ascontiguousarray(blocks[..., :4]).view(np.float32)[..., 0]
-    packed = blocks[..., HEAD:].reshape(*scales.shape, -1, 16)
-    return scales, blocks[..., 4], unpack_nibbles(packed).reshape(len(raw), -1)
-
-
-def _weights(raw: Bytes, to: Grid) -> Floats:
-    _, _, codes = _codes(raw, to.group)
-    scale, offset = to.scales(raw)
-    assert offset is not None
-    found: Floats = codes.reshape(*scale.shape, -1) * scale[..., None] + offset[..., None]
-    return found.reshape(codes.shape)
-
-
 def _pairs(codes: Bytes) -> Bytes:
     """Codes [rows, n] in bytes, the even one of two in the low half."""
     even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
@@ -111,7 +95,7 @@ def _pairs(codes: Bytes) -> Bytes:
 def _replace(model: Any, layer: SparseLayer, raw: Bytes, group: int, symmetric: bool) -> None:
     node, name = layer.node, layer.weight.name
     outputs, inputs = layer.matrix().shape
-    scales, zeros, codes = _codes(raw, group)
+    codes, zeros, scales = parts_of(raw, group)
     tensors = {
         f"{name}_n4": _pairs(codes).reshape(outputs, -1, group // 2),
         f"{name}_scales": scales.reshape(-1),
