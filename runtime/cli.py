@@ -31,6 +31,7 @@ from headrace.cli_compress import compress
 from headrace.cli_options import REQUIRED, Command, Opt, bits, build_app, parse
 from headrace.cli_output import say
 from headrace.cli_routing import trace
+from headrace.cli_sampling import RAW, SAMPLING
 from headrace.cli_targets import targets_build, targets_export, targets_list, targets_test
 from headrace.errors import HeadraceError, TemplateError
 from headrace.sizes import parse_size
@@ -58,30 +59,6 @@ _WHOLE_STACK = Opt(
     ("--whole-stack",),
 )
 _CONTEXT = Opt("context", int, None, "tokens of context; default: the model's", ("--context",))
-_SAMPLING = (
-    Opt("max_tokens", int, 256, "at most so many new tokens", ("-n", "--max-tokens")),
-    Opt("temperature", float, 0.0, "0 takes the likeliest token", ("--temperature",)),
-    Opt("top_k", int, 0, "sample from the k likeliest (0: all)", ("--top-k",)),
-    Opt("top_p", float, 1.0, "sample from this share of the probability", ("--top-p",)),
-    Opt("min_p", float, 0.0, "drop tokens below this share of the likeliest", ("--min-p",)),
-    Opt("repeat_penalty", float, 1.0, "above 1: repeat less", ("--repeat-penalty",)),
-    Opt("seed", int, None, "makes sampling repeatable", ("--seed",)),
-    Opt("stop", str, (), "end at this text (may be given again)", ("--stop",), many=True),
-    Opt(
-        "lookup",
-        bool,
-        None,
-        "guess from the text so far; same answer. Default: if weights stream",
-        ("--lookup", "--no-lookup"),
-    ),
-    Opt(
-        "draft",
-        str,
-        None,
-        "a small model of the same vocabulary that guesses; self: a stack's blocks in memory",
-        ("--draft",),
-    ),
-)
 _PROMPT = Opt("prompt", str, None, "the question; - reads stdin")
 _INPUTS = Opt(
     "inputs", str, (), "of an ONNX file: NAME=FILE.npy (again for others)", ("--input",), many=True
@@ -90,7 +67,6 @@ _SHAPED = _INPUTS._replace(help="of an ONNX file: NAME=FILE.npy, or DIMENSION=SI
 _PATCHES = Opt("patches", str, None, "of an ONNX file: auto, off, or 3 for 3 x 3", ("--patches",))
 _OUTPUT = Opt("output", str, None, "folder for an ONNX file's outputs", ("-o", "--output"))
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
-_RAW = Opt("raw", bool, False, "continue the prompt as it is, without chat template", ("--raw",))
 _DEFAULTED = _MODEL._replace(default=DEFAULT_MODEL)
 
 COMMANDS: dict[str, Command] = {
@@ -99,18 +75,18 @@ COMMANDS: dict[str, Command] = {
         (
             _DEFAULTED,
             _PROMPT,
-            *_SAMPLING,
+            *SAMPLING,
             *_MACHINE,
             _WHOLE_STACK,
             _CONTEXT,
-            _RAW,
+            RAW,
             _INPUTS,
             _PATCHES,
             _OUTPUT,
             _JSON,
         ),
     ),
-    "chat": Command(chat, (_DEFAULTED, _SYSTEM, *_SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT)),
+    "chat": Command(chat, (_DEFAULTED, _SYSTEM, *SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT)),
     "plan": Command(plan, (_MODEL, *_MACHINE, _WHOLE_STACK, _CONTEXT, _SHAPED, _PATCHES, _JSON)),
     "bench": Command(
         bench,

@@ -19,6 +19,7 @@ from headrace.cli_output import (
     table,
     value_text,
 )
+from headrace.cli_sampling import RAW, SAMPLING
 from headrace.cli_text import stdin, text_of
 from headrace.errors import BudgetError, HeadraceError
 from headrace.peak import peak_rss_bytes
@@ -44,7 +45,7 @@ def run(
     if is_network(model):
         from headrace import cli_networks
 
-        _refuse_for_networks(options | {"prompt": prompt})
+        _refuse_for_networks(options | {"prompt": prompt, "max_tokens": max_tokens, "raw": raw})
         return cli_networks.run(
             model=model, inputs=inputs, output=output, threads=options["threads"],
             patches=patches, memory=options["memory"], json=json,
@@ -317,9 +318,13 @@ def is_network(model: str) -> bool:
 
 def _refuse_for_networks(options: Mapping[str, Any]) -> None:
     """Options that say nothing to an ONNX file are not ignored."""
-    for name in ("prompt", "target", "kernels", "context", "draft"):
-        if options.get(name) is not None:
-            raise HeadraceError(f"an ONNX file takes no {name} (yet); leave it out")
+    given = [n for n in ("prompt", "target", "kernels", "context") if options.get(n) is not None]
+    for one in (*SAMPLING, RAW):
+        value = options.get(one.name, one.default)
+        if (tuple(value) if one.many else value) != one.default:
+            given.append(one.name)
+    if given:
+        raise HeadraceError(f"an ONNX file takes no {given[0]} (yet); leave it out")
 
 
 def _refuse_for_language_models(

@@ -33,6 +33,7 @@ LOADS = {
         "headrace.cli_output",
         "headrace.cli_text",
         "headrace.cli_routing",
+        "headrace.cli_sampling",
         "headrace.cli_targets",
         "headrace.errors",
         "headrace.peak",
