@@ -49,8 +49,10 @@ def prune(
     """
     layers = [layer for layer in sparse_layers(model) if ends or not layer.ends]
     if rows > 1:
-        # With inputs too: what others can make up for gives no better order, and takes a pass more.
         scores = [np.square(layer.matrix()) for layer in layers]
+        if samples is not None:
+            found = in_order(model, layers, samples, lambda text: None)
+            scores = [_scores(layer.matrix(), of) for layer, of in found]
         rearrange(model, layers, scores, rows, sparsity, notice)
     if samples is None:
         for layer in layers:
@@ -62,9 +64,15 @@ def prune(
     return layers
 
 
-def _reconstruct(layer: SparseLayer, sparsity: float, rows: int, of: Moments) -> None:
+def _scores(w: Floats, of: Moments) -> Floats:
+    """What is lost with each weight, where others make up for it."""
     upper = inverse_factor(of.zz)
-    made_up = np.square(upper).sum(axis=0)  # the diagonal of H^-1
+    found: Floats = np.square(w) / np.square(upper).sum(axis=0)  # the diagonal of H^-1
+    return found
+
+
+def _reconstruct(layer: SparseLayer, sparsity: float, rows: int, of: Moments) -> None:
+    made_up = np.square(inverse_factor(of.zz)).sum(axis=0)
     wanted = of.wanted(layer.matrix())
     best = wanted
     for step in range(1, ROUNDS + 1):
