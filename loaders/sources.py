@@ -14,6 +14,7 @@ from headrace.loaders.split_names import model_groups
 # Either makes a directory a model, with its config.json; named by themselves, they mean it too.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 
+NETWORKS = (".onnx", ".tflite")  # how names of files of networks end
 ENCODER_FILES = ("model.onnx", "onnx/model.onnx")  # of a directory, the first that is there
 _BERT = re.compile(rb'"model_type"\s*:\s*"bert"')
 
@@ -60,8 +61,8 @@ def resolve(name: str | Path, *, progress: _pull.Progress | None = None) -> Path
 
 
 def is_network(name: str | Path) -> bool:
-    """Whether a model's name means an ONNX file."""
-    return os.fspath(name).lower().endswith(".onnx")
+    """Whether a model's name means an ONNX or TFLite file."""
+    return os.fspath(name).lower().endswith(NETWORKS)
 
 
 def is_encoder(name: str | Path) -> bool:

@@ -18,6 +18,7 @@ from headrace.errors import HeadraceError
 from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
 from headrace.loaders.progress import Progress
 from headrace.loaders.reader import TensorReader
+from headrace.loaders.tflite import SUFFIX, open_tflite
 from headrace.networks.branches import Decisions
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
@@ -380,13 +381,14 @@ def load_network(
     path: Path, *, threads: int | None = None, patches: Choice | None = None,
     memory: int | None = None, progress: Progress | None = None,
 ) -> Network:  # fmt: skip
-    """A network from an ONNX file; arguments are those of `Network`.
+    """A network from an ONNX or TFLite file; arguments are those of `Network`.
 
     Raises:
         ModelNotFoundError, ModelFileError, UnsupportedError: no usable model.
     """
+    is_tflite = path.suffix.lower() == SUFFIX
     return Network(
-        open_onnx(path), threads=threads, patches=patches, memory=memory, progress=progress
+        open_tflite(path) if is_tflite else open_onnx(path), threads=threads, patches=patches, memory=memory, progress=progress
     )
 
 

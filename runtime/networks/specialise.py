@@ -26,7 +26,8 @@ NOT_CONSTANT = {
     "Multinomial", "Dropout", "DequantizeLinear",
 }  # fmt: skip
 _KEPT = ("QuantizeLinear", "Identity")
-FLOAT = 1  # of TensorProto
+_MOVES = ("Transpose", "Reshape")  # of codes, which TFLite files have in another order
+FLOAT, BYTES = 1, (2, 3)  # of TensorProto
 
 
 def specialise(
@@ -107,8 +108,9 @@ def _is_derived(graph: Graph, node: Node, types: Mapping[str, TensorType]) -> bo
         return False
     if any(True for _ in subgraphs(node.proto)) or any(n in graph.sparse for n in node.reads):
         return False
+    kinds = (FLOAT, *BYTES) if node.op in _MOVES else (FLOAT,)
     known = all(
-        name in types and types[name].elem_type == FLOAT and types[name].shape is not None
+        name in types and types[name].elem_type in kinds and types[name].shape is not None
         for name in node.outputs
     )
     return known and all(name in graph.constants for name in node.reads)
