@@ -262,7 +262,7 @@ def _tensor(
         place = TensorInfo(name, kind, shape, file.path, offset, n_bytes)
     quantised = one.table(schema.Tensor.QUANTIZATION, f"{one.what}: quantisation")
     of = None
-    if quantised is not None and kind in ("int8", "uint8", "int16", "int32"):
+    if quantised is not None and kind in ("int8", "uint8", "int16"):  # of int32 it is known: biases
         if quantised.number(schema.Quantization.DETAILS_TYPE, packer.uint8):
             raise unsupported("it has a custom quantisation")
         of = _quantisation(quantised, shape, kind, bad)
@@ -319,4 +319,3 @@ def _check_order(model: TfliteModel, graph: Table) -> None:
             raise graph.file.bad(
                 f"the output {model.tensors[index].name!r} is made by nothing", graph.begin
             )
-

@@ -28,7 +28,9 @@ _NO_PADS = (0, 0, 0, 0)
 def _activation(operator: Operator, field: int) -> str:
     found = operator.chosen(field, ACTIVATIONS)
     if found not in ("NONE", "RELU", *BOUNDS):
-        raise operator.unsupported(f"its activation {found}; NONE, RELU, RELU6 and RELU_N1_TO_1 are")
+        raise operator.unsupported(
+            f"its activation {found}; NONE, RELU, RELU6 and RELU_N1_TO_1 are"
+        )
     return found
 
 
@@ -129,7 +131,7 @@ def _fully_connected(of: Translation, operator: Operator) -> None:
     activation = _activation(operator, 0)
     image = of.flattened.get(x, x)
     shape = of.tensor(image).shape
-    if len(shape) == 4 and shape[0] == rows and of.has_first(image):
+    if len(shape) == 4 and shape[0] == rows and shape[1] * shape[2] > 1 and of.has_first(image):
         # All pixels in one window: so nothing has to move to lie as in the file.
         taps = (weights[0], *shape[1:])
         inputs = [of.real(image, True), of.weights_of(operator, w, x, taps, TO_FIRST)]
@@ -310,11 +312,14 @@ def _concatenation(of: Translation, operator: Operator) -> None:
     rank = len(made.shape)
     if not operator.inputs or not rank:
         raise operator.bad("it has no inputs, or makes a single number")
-    axis, names = operator.whole(0) % rank, [input_of(operator, i) for i in range(len(operator.inputs))]
+    axis, names = (
+        operator.whole(0) % rank,
+        [input_of(operator, i) for i in range(len(operator.inputs))],
+    )
     shapes = [of.tensor(i).shape for i in names]
     rest = {s[:axis] + s[axis + 1 :] for s in shapes if len(s) == rank}
     total = sum(s[axis] for s in shapes if len(s) == rank)
-    expected = made.shape[:axis] + (total,) + made.shape[axis + 1 :]
+    expected = (*made.shape[:axis], total, *made.shape[axis + 1 :])
     if any(len(s) != rank for s in shapes) or len(rest) != 1 or expected != made.shape:
         raise operator.bad(f"{shapes[:8]} along {axis} do not give {made.shape}")
     first = rank == 4 and any(of.has_first(i) for i in names)

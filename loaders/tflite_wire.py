@@ -46,9 +46,7 @@ class FlatFile:
 
     def bad(self, message: str, offset: int) -> ModelFileError:
         """That the file is not what it should be."""
-        return ModelFileError(
-            f"{message}; export or fetch it again", path=self.path, offset=offset
-        )
+        return ModelFileError(f"{message}; export or fetch it again", path=self.path, offset=offset)
 
     def bytes(self, offset: int, n_bytes: int, what: str) -> bytes:
         """Bytes of the file.

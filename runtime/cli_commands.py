@@ -310,7 +310,7 @@ def _show_with_price(values: dict[str, Any], as_json: bool) -> None:
 
 
 def is_network(model: str) -> bool:
-    """Whether MODEL is an ONNX file, which has commands of its own."""
+    """Whether MODEL is an ONNX or TFLite file, which have commands of their own."""
     from headrace.loaders.sources import is_network as found
 
     return found(model)

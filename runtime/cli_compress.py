@@ -33,6 +33,8 @@ def compress(
     input; 1x1, group: 16; --ends sparse: in its last layer, too), or both. Inputs are .npy files
     or a folder of them, others to --evaluate.
     """
+    if src.lower().endswith(".tflite"):
+        raise HeadraceError(f"{src}: TFLite files are run, not compressed; give an ONNX file")
     if is_network(src):
         from headrace import cli_networks
 

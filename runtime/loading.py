@@ -24,8 +24,8 @@ def _or_network(load_model: Callable[P, language_model.Model]) -> Callable[P, An
         return load_model(*args, **options)
 
     load.__doc__ = f"""{load_model.__doc__}
-    An ONNX file (`.onnx`) gives a `headrace.networks.network.Network` instead, which is called with
-    arrays; of all these arguments it takes `threads`, `memory` (beside the process: weights that
+    An ONNX or TFLite file (`.onnx`, `.tflite`) gives a `headrace.networks.network.Network` instead,
+    which is called with arrays; of all these arguments it takes `threads`, `memory` (beside the process: weights that
     do not fit are read from the disk for each call), `progress` and `patches` ("auto", "off", or
     so many rows and columns: its first operations run patch by patch, in less memory). A directory
     of a text encoder (tokenizer.json with model.onnx, or BERT's config.json and safetensors) gives
@@ -38,7 +38,7 @@ def _other(
     name: str | Path, *, threads: int | None = None, progress: Any = None, patches: Any = None,
     memory: Any = None, **others: Any,
 ) -> Any:  # fmt: skip
-    what = "an ONNX file" if is_network(name) else "a text encoder"
+    what = "a network's file" if is_network(name) else "a text encoder"
     given = [key for key, value in others.items() if value is not None]
     if given:
         raise TypeError(f"{name}: {what} takes no {given[0]!r} (yet); leave it out")

@@ -1,4 +1,4 @@
-"""`Network`: an ONNX model that can be called."""
+"""`Network`: an ONNX or TFLite model that can be called."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _port(info: Any) -> Port:
 
 
 class Network:
-    """A network of an ONNX file.
+    """A network of an ONNX or TFLite file.
 
     For inputs of each combination of shapes a plan is made, when they first come, and kept. Calls
     from several threads take turns.
@@ -388,7 +388,11 @@ def load_network(
     """
     is_tflite = path.suffix.lower() == SUFFIX
     return Network(
-        open_tflite(path) if is_tflite else open_onnx(path), threads=threads, patches=patches, memory=memory, progress=progress
+        open_tflite(path) if is_tflite else open_onnx(path),
+        threads=threads,
+        patches=patches,
+        memory=memory,
+        progress=progress,
     )
 
 
