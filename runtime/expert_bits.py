@@ -1,16 +1,18 @@
 """How many bits each expert of a mixture gets, so that a text loses no more than is allowed.
 
-After EdgeMoE (2308.14352): all experts at each width say which two neighbouring widths the bound
-lies between; then those that matter least get the lower one, as many as the bound allows, found by
-bisection. What is measured is the model itself, whose experts in memory are replaced by what they
-will be. How much an expert matters is what the text loses when all experts of its layer get the
-lower width, shared among them by how much each one's outputs change on the tokens that chose it.
+After EdgeMoE (2308.14352): those that matter least get fewer bits, as many as the bound allows,
+found by bisection. What is measured is the model itself, whose experts in memory are replaced by
+what they will be. How much an expert matters is what the text loses when all experts of its layer
+get a lower width, shared among them by how much each one's outputs change on the tokens that chose
+it; so those that tokens hardly ever choose may get very few bits, and what that saves goes to those
+that they choose most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,12 +95,13 @@ class RoundedExperts:
                 continue
             down = matrices[-1]
             found = [self._part((*one, kind), rounder, reader, inputs, write) for kind in PARTS]
-            read = inputs.of(down.matrix.name)
+            name = down.matrix.name
             # What a matrix's output is off by is a share of the expert's, which is down's.
-            whole = _output(None if read is None else read.h, floats_of(reader, down))
+            whole = _output(inputs.sums(name), floats_of(reader, down))
             for kind, lost in zip(PARTS, found, strict=True):
                 for width, (share, unmoved) in lost.items():
-                    said = np.array([share * whole, unmoved, read is None], np.float64)
+                    few = inputs.of(name) is None
+                    said = np.array([share * whole, unmoved, few], np.float64)
                     part = *one, kind
                     write(self._at[part, width] + self.n_bytes(part, width), said.view(np.uint8))
             made(i + 1)
@@ -114,7 +117,7 @@ class RoundedExperts:
             name = placed.matrix.name
             read = inputs.of(name)
             exact = floats_of(reader, placed)
-            h = None if read is None else read.h
+            h = inputs.sums(name)
             whole = max(_output(h, exact), 1e-30)
             for width in self.widths:
                 recipe = self.recipes[one, width][m]
@@ -262,32 +265,74 @@ def choose_widths(
         return Choice(dict.fromkeys(parts, upper), alike[upper], bound)
     put(dict.fromkeys(parts, upper))
     base = trial.divergence()
-    matter = dict[Part, float]()  # for each byte that the lower width saves
+    worth = dict[int, float]()  # of a layer: what the text loses for what its experts are off by
     for layer in layers:
         ours = [one for one in parts if one[0] == layer]
         put(dict.fromkeys(ours, lower))
         lost = max(trial.divergence() - base, 0.0)
         tell()
         put(dict.fromkeys(ours, upper))
-        shares = [
-            max(rounded.remark(one, lower, read)[0] - rounded.remark(one, upper, read)[0], 0.0)
+        off = (
+            rounded.remark(one, lower, read)[0] - rounded.remark(one, upper, read)[0]
             for one in ours
-        ]
-        whole = sum(shares) or 1.0
-        for one, share in zip(ours, shares, strict=True):
-            saved = rounded.n_bytes(one, upper) - rounded.n_bytes(one, lower)
-            matter[one] = lost * share / whole / max(saved, 1)
-    order = sorted(parts, key=lambda one: (matter[one], one))
+        )
+        worth[layer] = lost / max(sum(off), 1e-30)
+    steps = sorted(
+        step
+        for one in parts
+        for step in _steps_down(
+            one,
+            [
+                (
+                    width,
+                    rounded.n_bytes(one, width),
+                    worth[one[0]] * rounded.remark(one, width, read)[0],
+                )
+                for width in reversed(widths)
+            ],
+        )
+    )
 
-    def first(n: int) -> dict[Part, int]:
-        return {one: lower if i < n else upper for i, one in enumerate(order)}
+    def after(n: int) -> dict[Part, int]:
+        return dict.fromkeys(parts, widths[-1]) | {step.part: step.width for step in steps[:n]}
 
-    good, bad = (0, alike[upper]), len(parts)
-    while bad - good[0] > 1:
-        n = (good[0] + bad) // 2
-        found = rise(first(n))
-        if found <= bound:
-            good = n, found
+    # All at the upper width lose little enough, so that all at the highest do.
+    good, bad, found = 0, len(steps) + 1, dict[int, float]()
+    while bad - good > 1:
+        n = (good + bad) // 2
+        found[n] = rise(after(n))
+        if found[n] <= bound:
+            good = n
         else:
             bad = n
-    return Choice(first(good[0]), good[1], bound)
+    return Choice(after(good), found[good] if good else rise_at(widths[-1]), bound)
+
+
+class _Step(NamedTuple):
+    """A part getting fewer bits: sorted, steps come with what loses least for the bytes first."""
+
+    cost: float  # what the text loses for each byte that is saved
+    part: Part
+    wider: int  # minus the width, so that wider ones of a part come first
+    width: int
+
+
+def _steps_down(part: Part, widths: Sequence[tuple[int, int, float]]) -> Iterator[_Step]:
+    """From width to width, such that each saves as much as it can for what is lost.
+
+    Args:
+        widths: the width, its bytes and what is lost, from the widest on.
+    """
+    at = 0
+    while True:
+        _, n_bytes, lost = widths[at]
+        ahead = [
+            (max(widths[i][2] - lost, 0.0) / (n_bytes - widths[i][1]), -i)
+            for i in range(at + 1, len(widths))
+            if widths[i][1] < n_bytes
+        ]
+        if not ahead:
+            return
+        cost, i = min(ahead)
+        at = -i
+        yield _Step(cost, part, -widths[at][0], widths[at][0])
