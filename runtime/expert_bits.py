@@ -5,7 +5,8 @@ found by bisection. What is measured is the model itself, whose experts in memor
 what they will be. How much an expert matters is what the text loses when all experts of its layer
 get a lower width, shared among them by how much each one's outputs change on the tokens that chose
 it; so those that tokens hardly ever choose may get very few bits, and what that saves goes to those
-that they choose most.
+that they choose most. What comes out is no larger than with the two neighbouring widths alone that
+the bound lies between, which are tried, too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from headrace.sparse.registry import FORMATS
 # Of widths in bits; where rows are no whole blocks of the first one, the next one is taken.
 FORMATS_OF = {2: ("i2_g64",), 3: ("i3_g64",), 4: ("i4_g64", "i4_g32"), 8: ("q8_0",)}
 LOSS = 0.02  # by how much perplexity may rise, as a share
+
+_LEAST_LOST = 0.25  # of what layers lose on average, that each is taken to lose
 
 PARTS = "gate and up", "down"  # of an expert, which have widths of their own
 _REMARK_BYTES = 3 * 8
@@ -223,7 +226,7 @@ def choose_widths(
     """
     parts, widths = list(rounded.parts), rounded.widths
     layers = sorted({layer for layer, *_ in parts})
-    total = len(widths) + len(layers) + len(parts).bit_length()
+    total = len(widths) + len(layers) + 2 * len(parts).bit_length()
     measured = 0
     now, alike = dict[Part, int](), dict[int, float]()
 
@@ -265,47 +268,54 @@ def choose_widths(
         return Choice(dict.fromkeys(parts, upper), alike[upper], bound)
     put(dict.fromkeys(parts, upper))
     base = trial.divergence()
-    worth = dict[int, float]()  # of a layer: what the text loses for what its experts are off by
+    # What the text loses when a layer's experts get the lowest width, of which much is known beside
+    # what other layers happen to make good; where it is that alone, some share of the average.
+    lost, off = dict[int, float](), dict[int, float]()
     for layer in layers:
         ours = [one for one in parts if one[0] == layer]
-        put(dict.fromkeys(ours, lower))
-        lost = max(trial.divergence() - base, 0.0)
+        put(dict.fromkeys(ours, widths[0]))
+        lost[layer] = max(trial.divergence() - base, 0.0)
         tell()
         put(dict.fromkeys(ours, upper))
-        off = (
-            rounded.remark(one, lower, read)[0] - rounded.remark(one, upper, read)[0]
+        off[layer] = sum(
+            rounded.remark(one, widths[0], read)[0] - rounded.remark(one, upper, read)[0]
             for one in ours
         )
-        worth[layer] = lost / max(sum(off), 1e-30)
-    steps = sorted(
-        step
-        for one in parts
-        for step in _steps_down(
-            one,
-            [
-                (
-                    width,
-                    rounded.n_bytes(one, width),
-                    worth[one[0]] * rounded.remark(one, width, read)[0],
-                )
-                for width in reversed(widths)
-            ],
+    least = _LEAST_LOST * sum(lost.values()) / len(layers)
+    worth = {layer: max(lost[layer], least) / max(off[layer], 1e-30) for layer in layers}
+
+    def within(some: Sequence[int]) -> Choice:
+        """The fewest bytes of such widths, the highest of which loses little enough."""
+        steps = sorted(
+            step
+            for one in parts
+            for step in _steps_down(
+                one,
+                [
+                    (w, rounded.n_bytes(one, w), worth[one[0]] * rounded.remark(one, w, read)[0])
+                    for w in reversed(some)
+                ],
+            )
         )
+
+        def after(n: int) -> dict[Part, int]:
+            return dict.fromkeys(parts, some[-1]) | {step.part: step.width for step in steps[:n]}
+
+        good, bad, found = 0, len(steps) + 1, dict[int, float]()
+        while bad - good > 1:
+            n = (good + bad) // 2
+            found[n] = rise(after(n))
+            if found[n] <= bound:
+                good = n
+            else:
+                bad = n
+        return Choice(after(good), found[good] if good else rise_at(some[-1]), bound)
+
+    # Errors at far lower widths may do more than what is known of them says.
+    choices = [within(some) for some in {(lower, upper): None, widths: None}]
+    return min(
+        choices, key=lambda one: sum(rounded.n_bytes(part, w) for part, w in one.widths.items())
     )
-
-    def after(n: int) -> dict[Part, int]:
-        return dict.fromkeys(parts, widths[-1]) | {step.part: step.width for step in steps[:n]}
-
-    # All at the upper width lose little enough, so that all at the highest do.
-    good, bad, found = 0, len(steps) + 1, dict[int, float]()
-    while bad - good > 1:
-        n = (good + bad) // 2
-        found[n] = rise(after(n))
-        if found[n] <= bound:
-            good = n
-        else:
-            bad = n
-    return Choice(after(good), found[good] if good else rise_at(widths[-1]), bound)
 
 
 class _Step(NamedTuple):
