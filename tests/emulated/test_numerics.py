@@ -41,14 +41,14 @@ SCALES = {
     "iq2_xxs": (0,), "iq2_xs": (0,), "iq2_s": (0,), "iq3_xxs": (0,), "iq3_s": (0,), "iq1_s": (0,),
     "iq1_m": (),
     "e2m1_g16": (0, 2), "e2m1_g128": (0,), "e1m2_g128": (0,), "e3m0_g128": (0,),
-    "i1_g64": (0,), "i2_g64": (0,), "i3_g64": (0,),
+    "i1_g64": (0,), "i2_g64": (0,), "i3_g64": (0,), "i4_dual": (0,),
 }  # fmt: skip
 FINE = {
     "q2_k": (slice(0, 16), 0x33), "q4_k": (slice(4, 16), 0x03), "q5_k": (slice(4, 16), 0x01),
     "q6_k": (slice(192, 208), 0x07),
     "iq2_xxs": (slice(9, 66, 8), 0x0F), "iq2_xs": (slice(66, 74), 0), "iq2_s": (slice(74, 82), 0),
     "iq3_xxs": (slice(69, 98, 4), 0x0F), "iq3_s": (slice(106, 110), 0x11),
-    "iq1_s": (slice(35, 50, 2), 0x8F),
+    "iq1_s": (slice(35, 50, 2), 0x8F), "i4_dual": (slice(2, 6), 0x11),
 }  # fmt: skip
 # Scales of other types: where they begin and end, and the byte which makes the weights integers.
 WHOLE = {
