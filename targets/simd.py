@@ -228,6 +228,39 @@ def load_f16(p: Any, count: int, stride: Any) -> Any:
 
 
 @_marker
+def load_half(p: Any, count: int, stride: Any) -> Any:
+    """`count` vectors of IEEE halves, `stride` bytes apart, to be computed with as such.
+
+    Of chips that do (`Target.half`); each operation rounds to a half.
+    """
+    return _only_compiled()
+
+
+@_marker
+def bcast_half(p: Any, count: int, stride: Any) -> Any:
+    """`count` vectors, each full of the half at `p + i * stride`; see `load_half`."""
+    return _only_compiled()
+
+
+@_marker
+def zeros_half(count: int) -> Any:
+    """`count` vectors of halves that are 0."""
+    return _only_compiled()
+
+
+@_marker
+def store_half(p: Any, value: Any, stride: Any) -> None:
+    """Store vectors of halves, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
+def bcast_f16(p: Any, count: int, stride: Any) -> Any:
+    """`count` vectors, each full of the half at `p + i * stride` as float32."""
+    return _only_compiled()
+
+
+@_marker
 def load_bf16(p: Any, count: int, stride: Any) -> Any:
     """count x 16 bfloat16, widened to float32."""
     return _only_compiled()
