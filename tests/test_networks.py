@@ -359,7 +359,8 @@ def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: An
         (["run", "M", "--input", "x=M"], "no .npy file"),
         (["plan", "M", "--input", "b=3"], "no input has a dimension 'b'; there are batch"),
         (["bench", "M", "--input", "batch=many"], "no size"),
-        (["plan", "M", "--target", "x86-64-v3"], "takes no target"),
+        (["plan", "M", "--target", "x86-64-v9"], "unknown target 'x86-64-v9'; targets: "),
+        (["plan", "M", "--kernels", "pack"], "takes no kernels"),
         (["plan", "M", "--memory", "1kB"], "the least that works is"),
     ],
 )

@@ -52,10 +52,16 @@ class Engine:
 
     Args:
         threads: of the team.
+        target: the CPU level that is asked for; None: the best that this CPU has.
+
+    Raises:
+        KernelError: there is no such target, or this CPU cannot run it.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, target: str | None = None) -> None:
         self.threads = threads
+        if target is not None:
+            self.target = pick_target(target)
         self.weights = WeightStore()
         self._team: Team | None = None
 

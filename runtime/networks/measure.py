@@ -159,6 +159,7 @@ def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> d
     return {
         "model": None if network.path is None else str(network.path),
         "threads": network.threads,
+        "target": network.target if plan.natives else None,
         "inputs": {name: list(array.shape) for name, array in inputs.items()},
         "best_s": min(taken),
         "median_s": float(np.median(taken)),

@@ -96,6 +96,11 @@ class Network:
         memory: bytes that it may take beside the process; what does not fit of its weights is read
             from a file for every call. None: as many as it takes, if those are free.
         progress: called while weights are packed for that.
+        target: CPU level whose kernels run, such as "x86-64-v3"; None: the best that this CPU has.
+            What onnxruntime runs takes what it finds.
+
+    Raises:
+        KernelError: there is no such target, or this CPU cannot run it.
 
     Attributes:
         path: of the file; None: it came as bytes.
@@ -105,20 +110,20 @@ class Network:
 
     def __init__(
         self, model: OnnxModel, *, threads: int | None = None, patches: Choice | None = None,
-        memory: int | None = None, progress: Progress | None = None,
+        memory: int | None = None, progress: Progress | None = None, target: str | None = None,
     ) -> None:  # fmt: skip
         self.path = model.path
         self.threads = default_threads() if threads is None else threads
         self.model = model
         self._reader = TensorReader()
-        self._graph: Graph | None = graph_of(model, self._reader)
+        self._graph: Graph | None = graph_of(model, self._reader, target)
         ports = {one.name: _port(one) for one in model.proto.graph.input}
         self.inputs = tuple(ports[name] for name in self._graph.inputs)
         self.outputs = tuple(_port(one) for one in model.proto.graph.output)
         self._ports = ports
         numbers = [port.name for port in self.inputs if port.is_number]
         self._decisions = Decisions(self._graph, numbers)
-        self._engine = Engine(self.threads)
+        self._engine = Engine(self.threads, target)
         self._residence = Residence(model, self._engine, memory, progress)
         self._patches = patches
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
@@ -187,6 +192,15 @@ class Network:
             if cut.least_bytes < plan.least_bytes:
                 return cut
         return plan
+
+    @property
+    def target(self) -> str:
+        """The CPU level whose kernels run.
+
+        Raises:
+            KernelError: there are none for this CPU.
+        """
+        return self._engine.target.name
 
     @property
     def memory(self) -> int | None:
@@ -273,7 +287,7 @@ class Network:
         constants = graph.constants.hiding(given)
         return Graph(
             graph.nodes, constants, [*graph.inputs, *given], graph.outputs, graph.opsets,
-            graph.ir_version, {}, graph.sparse,
+            graph.ir_version, {}, graph.sparse, target=graph.target,
         )  # fmt: skip
 
     def _optional(self, name: str) -> bool:
@@ -378,25 +392,29 @@ def type_of(value: Any) -> TensorType | None:
 
 def load_network(
     path: Path, *, threads: int | None = None, patches: Choice | None = None,
-    memory: int | None = None, progress: Progress | None = None,
+    memory: int | None = None, progress: Progress | None = None, target: str | None = None,
 ) -> Network:  # fmt: skip
     """A network from an ONNX file; arguments are those of `Network`.
 
     Raises:
         ModelNotFoundError, ModelFileError, UnsupportedError: no usable model.
+        KernelError: there is no such target, or this CPU cannot run it.
     """
     return Network(
-        open_onnx(path), threads=threads, patches=patches, memory=memory, progress=progress
-    )
+        open_onnx(path), threads=threads, patches=patches, memory=memory, progress=progress,
+        target=target,
+    )  # fmt: skip
 
 
 def network_of(
     proto: Any, *, threads: int | None = None, patches: Choice | None = None,
-    memory: int | None = None,
+    memory: int | None = None, target: str | None = None,
 ) -> Network:  # fmt: skip
     """A network from a ModelProto in memory.
 
     Raises:
         ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(from_proto(proto), threads=threads, patches=patches, memory=memory)
+    return Network(
+        from_proto(proto), threads=threads, patches=patches, memory=memory, target=target
+    )

@@ -39,7 +39,7 @@ def specialise(
     """
     found = Graph(
         [], graph.constants.without(), graph.inputs, graph.outputs, graph.opsets,
-        graph.ir_version, dict(inputs), graph.sparse,
+        graph.ir_version, dict(inputs), graph.sparse, target=graph.target,
     )  # fmt: skip
     conditions = {name: _condition(name, value) for name, value in decided}
     found.constants.computed.update(conditions)
