@@ -25,11 +25,11 @@ def _or_network(load_model: Callable[P, language_model.Model]) -> Callable[P, An
 
     load.__doc__ = f"""{load_model.__doc__}
     An ONNX file (`.onnx`) gives a `headrace.networks.network.Network` instead, which is called with
-    arrays; of all these arguments it takes `threads`, `target`, `memory` (beside the process: weights
-    that do not fit are read from the disk for each call), `progress` and `patches` ("auto", "off", or
-    so many rows and columns: its first operations run patch by patch, in less memory). A directory
-    of a text encoder (tokenizer.json with model.onnx, or BERT's config.json and safetensors) gives
-    a `headrace.networks.encoders.encoder.Encoder`, which has `embed`.
+    arrays; of all these arguments it takes `threads`, `target`, `memory` (beside the process:
+    weights that do not fit are read from the disk for each call), `progress` and `patches`
+    ("auto", "off", or so many rows and columns: its first operations run patch by patch, in less
+    memory). A directory of a text encoder (tokenizer.json with model.onnx, or BERT's config.json
+    and safetensors) gives a `headrace.networks.encoders.encoder.Encoder`, which has `embed`.
     """
     return load
 
