@@ -264,7 +264,7 @@ def _files(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
 
 def _types(texts: Sequence[str], network: Network) -> dict[str, TensorType]:
     """Types of what `_inputs` gives."""
-    from headrace.networks.network import type_of
+    from headrace.networks.ports import type_of
 
     given = _inputs(texts, network)
     return {name: of for name, a in given.items() if (of := type_of(a)) is not None}

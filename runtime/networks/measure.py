@@ -16,8 +16,9 @@ from headrace.networks.graph import TensorType
 from headrace.networks.live import live_bytes
 from headrace.networks.native import NativeRegion
 from headrace.networks.needs import NetworkMemory
-from headrace.networks.network import Network, Port
+from headrace.networks.network import Network
 from headrace.networks.network_plan import NetworkPlan
+from headrace.networks.ports import Port
 from headrace.networks.prediction import Prediction
 from headrace.peak import peak_rss_bytes
 
