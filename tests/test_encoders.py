@@ -67,14 +67,23 @@ def test_plans_share_their_weights() -> None:
         np.testing.assert_array_equal(network(inputs[1])["y"], before)
 
 
-def test_heads_that_fill_no_vector_stay_with_the_host() -> None:
+@pytest.mark.parametrize(("heads", "width"), [(5, 40), (8, 120), (3, 15)])
+@pytest.mark.parametrize("spelling", ["new", "raw"])
+def test_heads_that_fill_no_vector(heads: int, width: int, spelling: str) -> None:
     rng = np.random.default_rng(6)
-    model, inputs = encoder(rng, "new", heads=5, width=40), tokens(rng, 2, 9)
-    with network_of(model, threads=1) as network:
-        assert [kind for kind, _ in network.plan(inputs).where()] == ["onnxruntime"]
-        # It gets the nodes of the file, with shapes that onnxruntime alone does not know.
-        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+    model = encoder(rng, spelling, heads=heads, width=width)
+    found = []
+    for threads in (1, 3):
+        with network_of(model, threads=threads) as network:
+            for batch, count in ((2, 9), (1, 32)):
+                inputs = tokens(np.random.default_rng(count), batch, count)
+                (region,) = native(network, inputs)
+                kernels = Counter(one.kernel for one in region.operations)
+                assert kernels["attention_rows_f32"] == 2
+                found.append(network(inputs)["y"])
+                expected = reference(model, inputs)["y"]
+                np.testing.assert_allclose(found[-1], expected, rtol=1e-4, atol=3e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(found[:2], found[2:], strict=True))
 
 
 def test_a_query_that_sees_nothing() -> None:
