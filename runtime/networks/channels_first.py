@@ -36,7 +36,7 @@ def channels_first(graph: Graph) -> frozenset[str]:
             return True
         if _keeps_channels(graph, node):
             return True
-        if key_of(node) == "Reshape":
+        if key_of(node) in ("Reshape", "Squeeze"):
             return _flattens(graph, node) or node.inputs[0] in found
         read = node.inputs[:1] if key_of(node) in _OF_ONE else node.inputs
         return takes_so(node) and all(n in found for n in read if n not in graph.constants)

@@ -115,7 +115,8 @@ def _pad(graph: Graph, node: Node) -> Operation | None:
     return taken(graph, node, places, 0.0 if value is None else float(value.reshape(-1)[0]))
 
 
-def _slice(graph: Graph, node: Node) -> Operation | None:
+def places_of_slice(graph: Graph, node: Node) -> Places | None:
+    """What a Slice takes of each dimension; None: that is not known, or nothing."""
     shape = graph.shape(node.inputs[0])
     if not shape or any(_is_unknown(graph, node, i) for i in range(1, 5)):
         return None
@@ -132,6 +133,13 @@ def _slice(graph: Graph, node: Node) -> Operation | None:
         places[axis] = _between(int(starts[i]), int(ends[i]), step, shape[axis])
         if not len(places[axis]):
             return None
+    return places
+
+
+def _slice(graph: Graph, node: Node) -> Operation | None:
+    places, shape = places_of_slice(graph, node), graph.shape(node.inputs[0])
+    if places is None or shape is None:
+        return None
     changed = [axis for axis, at in places.items() if len(at) != shape[axis]]
     channels = channel_axis(graph, node.inputs[0])
     if changed == [channels] and (np.diff(places[channels]) == 1).all():
