@@ -27,6 +27,7 @@ from headrace.errors import HeadraceError
 from headrace.sizes import format_size
 
 _EVERY_S = 1.0  # how often what is complete is made sure of
+_JOURNAL_BYTES = 8 << 20  # the most that is read of what lies beside a part
 
 
 class PartialFile:
@@ -38,6 +39,7 @@ class PartialFile:
     Attributes:
         done: tensors that were complete when it was opened.
         other: whether there was a part of something else, which is lost.
+        notes: what is known of the work on what is complete, kept with it; as JSON has it.
     """
 
     @staticmethod
@@ -61,6 +63,7 @@ class PartialFile:
         self._published = False
         self._count, self._saved = 0, time.monotonic()
         self.done, self.other = 0, False
+        self.notes: dict[str, Any] = {}
         self._fd = self._open()
 
     def _open(self) -> int:
@@ -94,6 +97,8 @@ class PartialFile:
         if found.get("key") != self._key or type(done) is not int or done < 0:
             return False
         self.done = self._count = done
+        notes = found.get("notes")
+        self.notes = notes if isinstance(notes, dict) else {}
         return True
 
     def __enter__(self) -> PartialFile:
@@ -191,7 +196,7 @@ class PartialFile:
 
     def _save(self) -> None:
         os.fsync(self._fd)
-        text = json.dumps({"key": self._key, "done": self._count})
+        text = json.dumps({"key": self._key, "done": self._count, "notes": self.notes})
         write_whole(self._journal, text.encode(), durable=False)
         self._saved = time.monotonic()
 
@@ -266,7 +271,7 @@ def _take(fd: int, target: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes()[:10_000])
+        found = json.loads(path.read_bytes()[:_JOURNAL_BYTES])
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -28,6 +28,14 @@ ENDS = "q8_0"  # what it becomes otherwise
 UNPRUNED = "i4_g32"  # what a matrix becomes that cannot be cut into groups, or something larger
 SPARSITY = 0.5
 _MORE = 0.02  # of a matrix: what rows that fill no units lose beyond what was asked
+# What the formats of a kind are called, where a user names the kind.
+_KINDS = {
+    "int2": ["i2_g64"], "int3": ["i3_g64"], "int4": ["i4_g32", "i4_auto"], "int8": ["q8_0"],
+    "uint4": ["i4a_g32", "i4a_auto"], "w4": ["i4_g32", "i4_auto"], "fp4": ["mxfp4", "nvfp4"],
+    "fp8": ["q8_0", "mxint8"], "mxfp8": ["mxint8"], "fp16": ["f16"], "fp32": ["f32"],
+    "ternary": ["tq2_0", "tq1_0"], "2:4": ["s24_g32"],
+    "sparse": ["gqs_g32", "s24_g32", "s16of32_g32"], "gqsa": ["gqs_g32"], "dgq": ["i4_dual"],
+}  # fmt: skip
 # Codebooks want a search that weighs what errors matter: formats that have one are only read.
 WRITTEN = {name: fmt for name, fmt in FORMATS.items() if fmt.written}
 
@@ -90,7 +98,8 @@ def recipes(
     if method != "rtn" and format not in (*gridded, *GROUP_FORMATS, *ADAPTIVE):
         those = ", ".join(sorted([*gridded, *GROUP_FORMATS, *ADAPTIVE]))
         raise UnsupportedError(
-            f"--method {method} rounds to {those}, not to {format!r}; use one of these or rtn"
+            f"--format {format} is rounded to nearest alone: leave out --calibrate, or say "
+            f"--method rtn ({method}, what a calibration is for, rounds to: {those})"
         )
     routed = decoder.mixtures().values()
     if decoder.in_parts() and format in GROUP_FORMATS:
@@ -124,6 +133,8 @@ def recipes(
 def _near(name: str, taken: Sequence[str]) -> list[str]:
     """The names that somebody who wrote `name` may have meant, three at most."""
     low = name.lower()
+    if low in _KINDS:
+        return _KINDS[low]
     near = get_close_matches(low, taken, n=1, cutoff=0.85)
     begins = [one for one in taken if low and (low.startswith(one) or one.startswith(low))]
     return near or begins[:3]

@@ -96,36 +96,40 @@ class Factors:
 
 
 class Rounder:
-    """Rounds matrices on `n_threads` threads in `room` bytes of memory (None: no limit)."""
+    """Rounds matrices on `n_threads` threads in `room` bytes of memory (None: no limit).
+
+    Attributes:
+        unmoved: rows that GPTQ did not move, of the matrices that have some.
+    """
 
     def __init__(self, reader: TensorReader, n_threads: int, room: int | None) -> None:
         self._reader = reader
         self._threads = n_threads
         self._room = room
         self._factors = Factors(room)
-        self._unmoved: dict[str, int] = {}
+        self.unmoved: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def remarks(self) -> list[str]:
         """What could not be done as it was asked for, a line for each kind."""
-        if not self._unmoved:
+        if not self.unmoved:
             return []
-        rows, most = sum(self._unmoved.values()), max(self._unmoved, key=self._unmoved.__getitem__)
+        rows, most = sum(self.unmoved.values()), max(self.unmoved, key=self.unmoved.__getitem__)
         return [
             f"{rows:,} row{'s' * (rows > 1)} rounded to nearest, as what gptq moves there brings "
             "their outputs further from the source's on the text; matrices with such rows: "
-            f"{len(self._unmoved)}, most of them in {most}"
+            f"{len(self.unmoved)}, most of them in {most}"
         ]
 
     def forget(self, name: str) -> int:
         """The rows of a matrix that GPTQ did not move so far, which no remark counts any more."""
-        return self._unmoved.pop(name, 0)
+        return self.unmoved.pop(name, 0)
 
     def remember(self, name: str, rows: int) -> None:
         """Count rows that GPTQ did not move in `remarks`."""
         if rows:
             with self._lock:
-                self._unmoved[name] = self._unmoved.get(name, 0) + rows
+                self.unmoved[name] = self.unmoved.get(name, 0) + rows
 
     def least_bytes(self, recipe: Recipe, held: int) -> int:
         """What rounding a matrix takes at least, with `held` bytes of statistics."""

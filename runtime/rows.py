@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from headrace.errors import ModelFileError
 from headrace.families.decoder import Matrix, Vector, tensor_of
 from headrace.kernels.invoke import invoke
 from headrace.loaders.gguf import ModelFile, TensorInfo, TensorReader
@@ -197,4 +198,7 @@ def _expand_scaled(
         factor = _as_floats(whole, scales.whole.type)
         values = values / factor if scales.divided else values * factor
     of_row -= begin
-    return expand_scaled(raw, info.type, fmt, values[of_row], scales.columns)
+    try:
+        return expand_scaled(raw, info.type, fmt, values[of_row], scales.columns)
+    except ModelFileError as error:
+        raise type(error)(str(error), path=info.path, tensor=info.name) from None

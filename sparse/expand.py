@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from headrace.errors import UnsupportedError
+from headrace.errors import ModelFileError, UnsupportedError
 from headrace.sparse import e8m0, float4, float8, i2_s
 from headrace.sparse.format import Bytes, Floats, Format
 from headrace.sparse.registry import FORMATS, by_ggml_type
@@ -110,6 +110,7 @@ def expand_scaled(raw: Bytes, name: str, target: Format, scales: Floats, columns
 
     Raises:
         UnsupportedError: a weight is too large for `target`, or its code is none.
+        ModelFileError: a weight is no finite number.
     """
     if name in float4.NAMES:
         return float4.expand(raw, name, target, scales, columns)
@@ -121,7 +122,11 @@ def expand_scaled(raw: Bytes, name: str, target: Format, scales: Floats, columns
     for at in range(0, rows, step):
         x = float8.decode(raw[at : at + step], name)
         x *= np.repeat(scales[at : at + step], columns, axis=1)[:, :n]
-        if target.name == "f16" and ((np.abs(x) > _LARGEST_HALF) & np.isfinite(x)).any():
+        if not np.isfinite(x).all():
+            raise ModelFileError(
+                f"a scaled {name} weight, or its scale, is no finite number; fetch the file again"
+            )
+        if target.name == "f16" and (np.abs(x) > _LARGEST_HALF).any():
             raise UnsupportedError(
                 f"a scaled {name} weight is beyond what float16 holds ({_LARGEST_HALF:.0f}); "
                 "take the checkpoint before it was quantised"

@@ -61,6 +61,56 @@ define hidden { i64, i64 } @__aeabi_ldivmod(i64 %n, i64 %d) noinline {
   ret { i64, i64 } %b
 }
 
+; The nearest float, of even mantissa in the middle: the highest bit goes to bit 63, and what is
+; rounded up carries into the exponent.
+define internal i32 @nearest_float(i64 %v) noinline {
+  %zero = icmp eq i64 %v, 0
+  %zeros = call i64 @llvm.ctlz.i64(i64 %v, i1 false)
+  %places = and i64 %zeros, 63
+  %high = shl i64 %v, %places
+  %kept = lshr i64 %high, 40
+  %rest = and i64 %high, 1099511627775
+  %odd = and i64 %kept, 1
+  %tie = sub i64 549755813888, %odd
+  %up = icmp ugt i64 %rest, %tie
+  %one = zext i1 %up to i64
+  %mantissa = add i64 %kept, %one
+  %exponent = sub i64 189, %zeros
+  %shifted = shl i64 %exponent, 23
+  %bits = add i64 %shifted, %mantissa
+  %found = select i1 %zero, i64 0, i64 %bits
+  %r = trunc i64 %found to i32
+  ret i32 %r
+}
+
+declare i64 @llvm.ctlz.i64(i64, i1)
+
+define hidden arm_aapcscc float @__aeabi_ul2f(i64 %v) noinline {
+  %bits = call i32 @nearest_float(i64 %v)
+  %r = bitcast i32 %bits to float
+  ret float %r
+}
+
+define hidden arm_aapcscc float @__aeabi_l2f(i64 %v) noinline {
+  %sign = ashr i64 %v, 63
+  %flipped = xor i64 %v, %sign
+  %size = sub i64 %flipped, %sign
+  %bits = call i32 @nearest_float(i64 %size)
+  %low = trunc i64 %sign to i32
+  %top = and i32 %low, -2147483648
+  %signed = or i32 %bits, %top
+  %r = bitcast i32 %signed to float
+  ret float %r
+}
+
+; Tables for unwinding the stack name it; kernels raise nothing, so nobody calls it.
+define hidden void @__aeabi_unwind_cpp_pr0() {
+  ret void
+}
+"""
+
+# What chips without doubles never need.
+OF_DOUBLES = """
 define internal double @upper_and_lower(double %upper, i64 %v) noinline {
   %low = trunc i64 %v to i32
   %lower = uitofp i32 %low to double
@@ -83,37 +133,5 @@ define hidden arm_aapcscc double @__aeabi_ul2d(i64 %v) noinline {
   %upper = uitofp i32 %high to double
   %r = call double @upper_and_lower(double %upper, i64 %v)
   ret double %r
-}
-
-; Bits that a double drops must still decide how a float is rounded: they are gathered in one.
-define internal i64 @gathered(i64 %v) noinline {
-  %above = add i64 %v, 9007199254740992
-  %large = icmp ugt i64 %above, 18014398509481984
-  %bits = and i64 %v, 2047
-  %some = icmp ne i64 %bits, 0
-  %lossy = and i1 %large, %some
-  %kept = and i64 %v, -2048
-  %marked = or i64 %kept, 2048
-  %r = select i1 %lossy, i64 %marked, i64 %v
-  ret i64 %r
-}
-
-define hidden arm_aapcscc float @__aeabi_l2f(i64 %v) noinline {
-  %safe = call i64 @gathered(i64 %v)
-  %wide = call arm_aapcscc double @__aeabi_l2d(i64 %safe)
-  %r = fptrunc double %wide to float
-  ret float %r
-}
-
-define hidden arm_aapcscc float @__aeabi_ul2f(i64 %v) noinline {
-  %safe = call i64 @gathered(i64 %v)
-  %wide = call arm_aapcscc double @__aeabi_ul2d(i64 %safe)
-  %r = fptrunc double %wide to float
-  ret float %r
-}
-
-; Tables for unwinding the stack name it; kernels raise nothing, so nobody calls it.
-define hidden void @__aeabi_unwind_cpp_pr0() {
-  ret void
 }
 """

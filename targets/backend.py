@@ -38,7 +38,7 @@ def target_machine(target: Target, level: int = 3) -> llvm.TargetMachine:
         cpu=target.cpu,
         features=target.features,
         opt=level,
-        reloc="static" if target.architecture == "wasm32" else "pic",
+        reloc="static" if target.bare_metal or target.architecture == "wasm32" else "pic",
         codemodel="small",
         abiname=target.abi,
     )

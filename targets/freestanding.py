@@ -9,12 +9,11 @@ from __future__ import annotations
 from functools import cache
 
 from headrace.targets import backend
-from headrace.targets.arm_helpers import HELPERS
+from headrace.targets.arm_helpers import HELPERS, OF_DOUBLES
 from headrace.targets.systems import system_name
 from headrace.targets.target import Target
 
-# What is needed besides filling and copying, by architecture and by system.
-_MORE = {"armv7a": HELPERS}
+# What is needed besides filling and copying, by system.
 _CLEAR = """
 define hidden void @{name}(ptr %to, i64 %n) "no-builtins" {{
   %end = call ptr @memset(ptr %to, i32 0, i64 %n)
@@ -113,10 +112,17 @@ done:
 """
 
 
+def _more(target: Target) -> str:
+    """What else an architecture has no instruction for."""
+    if target.architecture == "armv7a":
+        return HELPERS + OF_DOUBLES
+    return HELPERS if target.architecture.startswith("thumb") else ""
+
+
 @cache
 def functions_object(target: Target) -> bytes:
     """Object code of the functions, to be linked with kernels of a target."""
-    text = _TEXT.format(w=f"i{8 * target.word_bytes}") + _MORE.get(target.architecture, "")
+    text = _TEXT.format(w=f"i{8 * target.word_bytes}") + _more(target)
     system = system_name(target)
     text += _OF_SYSTEM.get(system, "") + _OF_BOTH.get((target.architecture, system), "")
     code: bytes = backend.target_machine(target, 2).emit_object(backend.parse(text, target))

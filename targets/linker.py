@@ -87,6 +87,19 @@ def link_static(
     _link(["-static", *defined], objects, path, ELF)
 
 
+def link_bare(
+    objects: Sequence[bytes], path: Path, script: str, symbols: Mapping[str, str]
+) -> None:
+    """Link objects to a program without a system, at `path`, laid out as a linker script says.
+
+    Raises:
+        KernelError: there is no linker, or it finds an error.
+    """
+    defined = [f"--defsym={name}={value}" for name, value in symbols.items()]
+    options = ["-static", "--gc-sections", "--script=board.ld", *defined]
+    _link(options, objects, path, ELF, {"board.ld": script})
+
+
 # Code first, so that it reaches what it names; what may be larger than that reach comes last.
 _PROGRAM = """
 ENTRY(_start)

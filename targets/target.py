@@ -10,6 +10,7 @@ from typing import Any
 
 from headrace.targets.simd import SMALL
 
+_SHORT_ADDRESSES = ("armv7a", "thumb", "riscv32", "wasm32")
 _NO_CODE = {"needs", "rank", "machines", "too_old", "load_primitives"}
 
 
@@ -81,7 +82,12 @@ class Target:
     @property
     def word_bytes(self) -> int:
         """Bytes of an address."""
-        return 4 if self.architecture in ("armv7a", "wasm32") else 8
+        return 4 if self.architecture.startswith(_SHORT_ADDRESSES) else 8
+
+    @property
+    def bare_metal(self) -> bool:
+        """Is it a chip that runs programs without a system?"""
+        return "-none-" in self.triple
 
     @property
     def code_key(self) -> str:
@@ -119,12 +125,22 @@ _primitives: dict[str, Mapping[str, Callable[..., Any]]] = {}
 
 
 def all_targets() -> dict[str, Target]:
-    """Every target, by name: the modules of this folder that define `TARGET`."""
+    """Every target that models run on, by name: the modules `target_*` of this folder."""
+    return _targets_of("target_")
+
+
+def microcontrollers() -> dict[str, Target]:
+    """Every microcontroller, by name: the modules `micro_*` of this folder."""
+    return _targets_of("micro_")
+
+
+def _targets_of(prefix: str) -> dict[str, Target]:
+    """What modules of this folder define as `TARGET`, by rank."""
     import headrace.targets as package
 
     found = {}
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name.startswith("target_"):
+        if module.name.startswith(prefix):
             target = importlib.import_module(f"headrace.targets.{module.name}").TARGET
             found[target.name] = target
     return dict(sorted(found.items(), key=lambda item: item[1].rank))

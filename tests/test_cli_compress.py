@@ -86,6 +86,9 @@ def test_a_directory_without_a_tokenizer_is_told_so(
         ("q4", "q4_0 or q4_1 or q4_k"),
         ("q4_k_m", "q4_k"),
         ("bitsack", "bitstack"),
+        ("int4", "i4_g32 or i4_auto"),
+        ("FP4", "mxfp4 or nvfp4"),
+        ("ternary", "tq2_0 or tq1_0"),
     ],
 )
 def test_a_format_that_was_nearly_named(name: str, near: str, tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_a_format_that_was_nearly_named(name: str, near: str, tmp_path: Path) ->
     assert asked in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["", "awq", "int4"])
+@pytest.mark.parametrize("name", ["", "awq"])
 def test_a_format_that_is_like_no_other(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=rf"there is no format '{name}'; --format takes"):
         compress(STORIES, tmp_path / "m.gguf", format=name)

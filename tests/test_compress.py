@@ -309,6 +309,40 @@ def test_rows_that_gptq_makes_worse_are_counted(name: str, tied: Path, tmp_path:
     assert told[0] in said
 
 
+def test_remarks_are_of_the_whole_after_an_interruption(tied: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"format": "q4_0", "calibrate": TEXT, "calibrate_tokens": 512}
+    whole = compress(tied, tmp_path / "whole.gguf", **options).remarks
+    assert "rows rounded to nearest" in whole[-1]
+    with pytest.raises(KeyboardInterrupt):
+        compress(tied, tmp_path / "m.gguf", progress=_Stop(0.7), **options)
+    assert compress(tied, tmp_path / "m.gguf", **options).remarks == whole
+
+
+def test_a_calibration_with_fewer_tokens_than_inputs_is_told(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"format": "q4_0", "calibrate": TEXT, "force": True}
+    for tokens, told in ((48, True), (512, False)):
+        said: list[str] = []
+        compress(
+            STORIES, tmp_path / "m.gguf", calibrate_tokens=tokens, notice=said.append, **options
+        )
+        assert any("48 tokens, fewer than the 64 inputs" in line for line in said) == told
+
+
+def test_progress_ends_with_all(tmp_path: Path) -> None:
+    last = _Stop(2)
+    done = compress(STORIES, tmp_path / "m.gguf", format="q4_0", progress=last)
+    assert last.seen[-1] == done.size_bytes
+
+
+def test_a_window_is_the_least_that_is_evaluated(tmp_path: Path) -> None:
+    said: list[str] = []
+    compress(
+        STORIES, tmp_path / "m.gguf", format="q4_0", evaluate=TEXT, evaluate_tokens=100,
+        notice=said.append,
+    )  # fmt: skip
+    assert any("windows of 512 tokens, of which one is the least" in line for line in said)
+
+
 def test_no_row_is_further_off_than_rounded_to_nearest(tied: Path, tmp_path: Path) -> None:
     """GPTQ alone makes some of these worse."""
     fmt, name = FORMATS["q4_0"], "blk.0.attn_q.weight"

@@ -7,18 +7,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.ending import ENDINGS, end_pixels, ended
-from headrace.kernels.geometry import SHAPES, geometry_of, reference, taps_inside
+from headrace.kernels.geometry import SHAPES, Geometry, geometry_of, reference, taps_inside
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
     arg_float,
     arg_int,
     arg_ptr,
     fma,
+    larger,
     load_f32,
     load_f32_grid,
     maximum,
     minimum,
     repeat,
+    smaller,
     splat_f32,
     store_f32_grid,
 )
@@ -28,16 +30,21 @@ from headrace.targets.target import Target
 if TYPE_CHECKING:
     import numpy as np
 
+_WEIGHTS = 8 << 10  # bytes of some channels' taps, which stay in the first cache
+
 
 def _depthwise(target: Target) -> KernelFunction:
     """y = clamp(activation(bias + sum over taps of w x)), channel by channel.
 
     Slots: 0 weights [tap][channels] float32, 1 x, 2 y, 3 bias, 4 what is added late (0: nothing),
     5 channels (padded to 16), 6 unused, 7 least and 23 most value (float32) of what is not yet
-    finished, 8 to 22 geometry, 24 to 33 what is done last. Threads share the rows.
+    finished, 8 to 22 geometry, 24 to 33 what is done last. Threads share the rows, and take some
+    channels after the others.
     """
-    columns = 2 if target.vector_bytes >= 64 else 1
     most = 4 if target.vector_bytes >= 32 else 2
+    # Vectors of channels, of `most` pixels and of fewer: as many sums as hide how long one takes.
+    few = 2 if target.vector_bytes >= 64 else 1
+    wide_few = max(1, target.vector_bytes // 16)
 
     def of(count: int, vectors: int) -> Any:
         def some(
@@ -63,8 +70,9 @@ def _depthwise(target: Target) -> KernelFunction:
 
         return some
 
-    many, one = of(most, columns), of(1, columns)
-    many_narrow, one_narrow = of(most, 1), of(1, 1)
+    many, many_narrow = of(most, few), of(most, 1)
+    two, two_narrow = of(2, wide_few), of(2, 1)
+    one, one_narrow = of(1, wide_few), of(1, 1)
 
     def depthwise(args: Any, thread: Any, n_threads: Any) -> None:
         (
@@ -84,49 +92,67 @@ def _depthwise(target: Target) -> KernelFunction:
         w_tap = channels * 4
         row_step = apart_y * width * pixel
         tap_step = apart_x * pixel
-        for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
-            image = row // out_height
-            iy = (row - image * out_height) * step_y - above
-            ky, ny = taps_inside(iy, apart_y, tall, height)
-            source = x + (image * height + iy + ky * apart_y) * width * pixel
-            ox = 0
-            while ox < out_width:
-                ix = ox * step_x - before
-                reached = ix + (wide - 1) * apart_x  # by the last tap
-                n = 1
-                kx = 0
-                nx = wide
-                if ix >= 0 and reached < width:
-                    if out_width - ox >= most and reached + (most - 1) * step_x < width:
-                        n = most
-                else:
-                    kx, nx = taps_inside(ix, apart_x, wide, width)
-                at = (ky * wide + kx) * w_tap
-                p = source + (ix + kx * apart_x) * pixel
-                to = (row * out_width + ox) * out_pixel
-                c = 0
-                while c < channels:
-                    given = (
-                        w + (at + c * 4), p + c * 4, y + (to + c * 4), bias + c * 4, ny, nx,
-                        row_step, tap_step, wide * w_tap, w_tap, step_x * pixel, out_pixel, least,
-                        highest,
-                    )  # fmt: skip
-                    if columns > 1 and c + columns * 16 > channels:
+        at_once = _WEIGHTS // (tall * wide * 64 * wide_few) * wide_few * 16
+        at_once = larger(at_once, wide_few * 16)
+        begin = 0
+        while begin < channels:
+            past = smaller(channels, begin + at_once)
+            for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+                image = row // out_height
+                iy = (row - image * out_height) * step_y - above
+                ky, ny = taps_inside(iy, apart_y, tall, height)
+                source = x + (image * height + iy + ky * apart_y) * width * pixel
+                ox = 0
+                while ox < out_width:
+                    ix = ox * step_x - before
+                    reached = ix + (wide - 1) * apart_x  # by the last tap
+                    n = 1
+                    kx = 0
+                    nx = wide
+                    if ix >= 0 and reached < width:
+                        if out_width - ox >= most and reached + (most - 1) * step_x < width:
+                            n = most
+                        elif out_width - ox >= 2 and reached + step_x < width:
+                            n = 2
+                    else:
+                        kx, nx = taps_inside(ix, apart_x, wide, width)
+                    at = (ky * wide + kx) * w_tap
+                    p = source + (ix + kx * apart_x) * pixel
+                    to = (row * out_width + ox) * out_pixel
+                    c = begin
+                    while c < past:
+                        given = (
+                            w + (at + c * 4), p + c * 4, y + (to + c * 4), bias + c * 4, ny, nx,
+                            row_step, tap_step, wide * w_tap, w_tap, step_x * pixel, out_pixel,
+                            least, highest,
+                        )  # fmt: skip
+                        step = 16
                         if n == most:
-                            many_narrow(*given)
+                            if past - c >= few * 16:
+                                step = few * 16
+                                many(*given)
+                            else:
+                                many_narrow(*given)
+                        elif past - c >= wide_few * 16:
+                            step = wide_few * 16
+                            if n == 2:
+                                two(*given)
+                            else:
+                                one(*given)
+                        elif n == 2:
+                            two_narrow(*given)
                         else:
                             one_narrow(*given)
-                    elif n == most:
-                        many(*given)
-                    else:
-                        one(*given)
-                    c += columns * 16
-                if ends:
-                    end_pixels(
-                        args, y + to, more + (row * out_width + ox) * arg_int(args, 26), n,
-                        channels // 16, out_pixel,
-                    )  # fmt: skip
-                ox += n
+                        c += step
+                    if ends:
+                        pixels = row * out_width + ox
+                        end_pixels(
+                            args, y + (to + begin * 4),
+                            more + (pixels * arg_int(args, 26) + begin * 4), n,
+                            (past - begin) // 16, out_pixel,
+                        )  # fmt: skip
+                    ox += n
+            begin = past
 
     return depthwise
 
@@ -137,14 +163,15 @@ def _depthwise(target: Target) -> KernelFunction:
 def _depthwise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for i, (geometry, _, written) in enumerate(SHAPES):
+    wide = Geometry(1, (5, 9), (5, 9), (5, 5), pads=(2, 2))  # whose weights come in parts
+    for i, (geometry, _, written) in enumerate((*SHAPES, (wide, 0, 100))):
         padded = -(-written // TILE_ROWS) * TILE_ROWS
         x = rng.standard_normal((geometry.images, *geometry.read, padded)).astype(np.float32)
         w = rng.standard_normal((*geometry.taps, padded)).astype(np.float32)
         bias = rng.standard_normal(padded).astype(np.float32)
         shape = (geometry.images, *geometry.written, padded)
         y = np.full(shape, np.nan, np.float32)
-        ending = replace(ENDINGS[i], more_bytes=padded * 4)
+        ending = replace((*ENDINGS, ENDINGS[1])[i], more_bytes=padded * 4)
         more = rng.standard_normal(shape).astype(np.float32) if ending.late else None
         exact = reference(x, w, geometry, depthwise=True) + bias
         size = reference(np.abs(x), np.abs(w), geometry, depthwise=True) + np.abs(bias)

@@ -50,11 +50,16 @@ def describe(network: Network, inputs: Mapping[str, TensorType]) -> dict[str, An
 
 def sparse_products(plan: NetworkPlan) -> list[dict[str, Any]]:
     """Products that leave out zeros: `zeros` of their weights, in `blocks` of outputs x inputs."""
-    return [
-        {"layer": one.nodes[0].label, "zeros": one.sparse.zeros, "blocks": one.sparse.blocks}
+    found = {  # bands and patches of a layer have the same weights
+        id(one.weights): one
         for run in plan.runs
         if isinstance(run, NativeRegion)
         for one in run.operations
+        if one.sparse is not None
+    }
+    return [
+        {"layer": one.nodes[0].label, "zeros": one.sparse.zeros, "blocks": one.sparse.blocks}
+        for one in found.values()
         if one.sparse is not None
     ]
 

@@ -17,6 +17,7 @@ from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.layout import GIVEN, Layout, scratch_of
 from headrace.networks.operation import Operation
+from headrace.networks.passes.bands import in_bands
 from headrace.networks.passes.into_convolutions import into_convolutions
 from headrace.networks.patch_choice import Choice, with_patches
 from headrace.networks.quantisation import elem_type
@@ -88,6 +89,8 @@ class NativeRegion:
         operations = into_convolutions(operations, set(outputs))
         ends = self.inputs, self.outputs, engine.threads
         operations, self.patches = with_patches(graph, operations, *ends, patches)
+        if self.patches is None:
+            operations = in_bands(graph, operations, set(outputs))
         self._engine = engine
         self._types = {name: elem_type(graph, name) for name in self.outputs}
         self._shapes = {name: graph.shape(name) or () for name in self.outputs}

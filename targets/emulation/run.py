@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.errors import KernelError
+from headrace.targets import bare_metal
+from headrace.targets.bare_metal import Board
 from headrace.targets.emulation import wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.machines import command_of
 from headrace.targets.emulation.runtime import KERNEL, runtime_object
 from headrace.targets.freestanding import functions_object
-from headrace.targets.linker import link_static
+from headrace.targets.linker import link_bare, link_static
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -25,25 +27,50 @@ class IllegalInstructionError(KernelError):
     """A kernel uses an instruction that the emulated CPU does not have."""
 
 
-def link_kernel(kernel: str, code: bytes, target: Target, path: Path) -> None:
-    """Link a kernel's object code with the program that calls it, as an executable at `path`."""
-    objects = [runtime_object(target), functions_object(target), code]
-    link_static(objects, path, {KERNEL: symbol_of(kernel)})
+def link_kernel(
+    kernel: str, code: bytes, target: Target, path: Path, board: Board | None = None
+) -> None:
+    """Link a kernel's object code with the program that calls it, as an executable at `path`.
+
+    Args:
+        board: that it runs on; None: on Linux.
+    """
+    objects = [runtime_object(target, board), functions_object(target), code]
+    names = {KERNEL: symbol_of(kernel)}
+    if board is None:
+        link_static(objects, path, names)
+    else:
+        link_bare(objects, path, bare_metal.linker_script(board), names)
 
 
-def run_image(command: Sequence[str], image: Image, what: str) -> None:
-    """Run an emulator with an image and give the image's arrays what comes back."""
+def run_image(command: Sequence[str], image: Image, what: str, folder: str | None = None) -> None:
+    """Run an emulator with an image and give the image's arrays what comes back.
+
+    Args:
+        folder: where a program without a system finds the image, and leaves it; None: it goes
+            through stdin and stdout.
+    """
+    data = image.data
+    if folder is not None:
+        Path(folder, bare_metal.INPUT).write_bytes(image.data)
+        data = b""
     try:
-        done = subprocess.run(command, input=image.data, capture_output=True, timeout=RUN_LIMIT_S)
+        done = subprocess.run(
+            command, input=data, capture_output=True, timeout=RUN_LIMIT_S, cwd=folder
+        )
     except subprocess.TimeoutExpired as error:
         raise KernelError(f"{what}: not done after {RUN_LIMIT_S:.0f} s") from error
-    if done.returncode == -signal.SIGILL:
+    if done.returncode in (-signal.SIGILL, bare_metal.FAULT):
         raise IllegalInstructionError(f"{what}: illegal instruction")
+    # QEMU ends itself where an exception has no handler that could run.
+    if folder is not None and b"Lockup" in done.stderr:
+        raise IllegalInstructionError(f"{what}: illegal instruction, and none of its handler's")
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
         raise KernelError(f"{what}: exit status {done.returncode} {said}".rstrip())
+    came = done.stdout if folder is None else Path(folder, bare_metal.OUTPUT).read_bytes()
     try:
-        image.restore(done.stdout)
+        image.restore(came)
     except KernelError as error:
         raise KernelError(f"{what}: {error}") from error
 
@@ -67,7 +94,9 @@ def run(kernel: str, code: bytes, target: Target, machine: str, launches: Sequen
         wasm.run(kernel, code, target, launches)
         return
     with tempfile.TemporaryDirectory(prefix="headrace-run-") as folder:
-        path = Path(folder, kernel)
-        link_kernel(kernel, code, target, path)
-        command = [*(command_of(machine) or []), str(path)]
-        run_image(command, Image(launches), f"kernel {kernel} of {target.name} on {machine}")
+        path, board = Path(folder, kernel), bare_metal.board_of(machine)
+        link_kernel(kernel, code, target, path, board)
+        options = [] if board is None else bare_metal.command_options()
+        command = [*(command_of(machine) or []), *options, str(path)]
+        what = f"kernel {kernel} of {target.name} on {machine}"
+        run_image(command, Image(launches), what, None if board is None else folder)

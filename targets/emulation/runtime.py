@@ -1,14 +1,16 @@
-"""The program around a kernel: a static Linux executable without libc, written in LLVM IR.
+"""The program around a kernel: a static executable without libc, written in LLVM IR.
 
 It reads an image (see `headrace.targets.emulation.image`) from stdin, turns the offsets that the
-image names into addresses, makes the calls that it lists and writes the image to stdout.
+image names into addresses, makes the calls that it lists and writes the image to stdout. On a
+board without a system it reads and writes files instead (see `headrace.targets.bare_metal`).
 """
 
 from __future__ import annotations
 
 from functools import cache
 
-from headrace.targets import backend
+from headrace.targets import backend, bare_metal
+from headrace.targets.bare_metal import Board
 from headrace.targets.linux import SystemCalls, asked_for, start, support, system_of
 from headrace.targets.target import Target
 
@@ -17,14 +19,13 @@ KERNEL = "headrace_emulated_kernel"
 TOO_LARGE = 3  # exit status
 
 
-def _text(system: SystemCalls, target: Target) -> str:
+def _on_linux(system: SystemCalls, target: Target) -> str:
+    """Reads stdin into the image and writes it to stdout."""
     w = system.word
     body = asked_for(target)
     body += f"  call void @main()\n  call void @exit_with({w} 0)"
     return f"""
 @image = internal global [{ROOM} x i8] zeroinitializer, align 4096
-
-declare void @{KERNEL}(ptr, i64, i64)
 
 ; All of stdin; the number of bytes.
 define {w} @read_image() noinline {{
@@ -68,6 +69,32 @@ step:
 done:
   ret void
 }}
+{start(system, body)}
+{support(system)}"""
+
+
+def _on_board(board: Board) -> str:
+    """Reads a file of the host into the board's memory, and writes another."""
+    return f"""
+@image = internal global [{board.arena_bytes} x i8] zeroinitializer, section ".arena", align 4096
+
+define i32 @read_image() noinline {{
+  %n = call i32 @read_all(ptr @image, i32 {board.arena_bytes})
+  ret i32 %n
+}}
+
+define void @write_image(i32 %total) noinline {{
+  call void @write_all(ptr @image, i32 %total)
+  ret void
+}}
+{bare_metal.start(board)}
+{bare_metal.support()}"""
+
+
+def _calls(w: str) -> str:
+    """IR of `@main`, in words of type `w`."""
+    return f"""
+declare void @{KERNEL}(ptr, i64, i64)
 
 ; Word i of the image's header and tables.
 define i64 @word(i64 %i) noinline {{
@@ -127,15 +154,20 @@ done:
   call void @write_image({w} %total)
   ret void
 }}
-{start(system, body)}
-{support(system)}"""
+"""
 
 
 @cache
-def runtime_object(target: Target) -> bytes:
+def runtime_object(target: Target, board: Board | None = None) -> bytes:
     """Object code of the program; it calls the kernel by the symbol `KERNEL`.
+
+    Args:
+        board: that it runs on; None: on Linux.
 
     Raises:
         KernelError: no system calls are known for the target's architecture.
     """
-    return backend.emit_plain(_text(system_of(target), target), target)
+    if board is not None:
+        return backend.emit_plain(_on_board(board) + _calls("i32"), target)
+    system = system_of(target)
+    return backend.emit_plain(_on_linux(system, target) + _calls(system.word), target)

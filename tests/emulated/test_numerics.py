@@ -41,14 +41,19 @@ SCALES = {
     "iq2_xxs": (0,), "iq2_xs": (0,), "iq2_s": (0,), "iq3_xxs": (0,), "iq3_s": (0,), "iq1_s": (0,),
     "iq1_m": (),
     "e2m1_g16": (0, 2), "e2m1_g128": (0,), "e1m2_g128": (0,), "e3m0_g128": (0,),
-    "i1_g64": (0,), "i2_g64": (0,), "i3_g64": (0,),
+    "i1_g64": (0,), "i2_g64": (0,), "i3_g64": (0,), "i4_dual": (0,),
+    "i4_g16": (0, 2), "i4_g32": (0,), "i4_g64": (0,), "i4_g128": (0,),
+    "i4a_g16": (0, 2), "i4a_g32": (0,), "i4a_g64": (0,), "i4a_g128": (0,),
+    "nvint4": (), "s24_g32": (0,), "s16of32_g32": (0,), "s8of32_g32": (0,),
 }  # fmt: skip
 FINE = {
     "q2_k": (slice(0, 16), 0x33), "q4_k": (slice(4, 16), 0x03), "q5_k": (slice(4, 16), 0x01),
     "q6_k": (slice(192, 208), 0x07),
     "iq2_xxs": (slice(9, 66, 8), 0x0F), "iq2_xs": (slice(66, 74), 0), "iq2_s": (slice(74, 82), 0),
     "iq3_xxs": (slice(69, 98, 4), 0x0F), "iq3_s": (slice(106, 110), 0x11),
-    "iq1_s": (slice(35, 50, 2), 0x8F),
+    "iq1_s": (slice(35, 50, 2), 0x8F), "i4_dual": (slice(2, 6), 0x11),
+    "i4a_g16": (slice(4, 6), 0x38), "i4a_g32": (slice(2, 3), 0x38),
+    "i4a_g64": (slice(2, 3), 0x38), "i4a_g128": (slice(2, 3), 0x38),
 }  # fmt: skip
 # Scales of other types: where they begin and end, and the byte which makes the weights integers.
 WHOLE = {
@@ -58,6 +63,10 @@ WHOLE = {
     # Scales of 8 and 4.
     **dict.fromkeys(("iq2_xxs", "iq2_xs", "iq2_s", "iq1_s"), ((1, 2, 0x48),)),
     "iq3_xxs": ((1, 2, 0x44),),
+    "nvint4": ((0, 4, 0x78),),
+    # Which weights are kept.
+    "s16of32_g32": ((2, 6, 0x55),),
+    "s8of32_g32": ((2, 6, 0x11),),
     "iq1_m": ((48, 53, 0), (53, 54, 0x80), (54, 55, 0), (55, 56, 0x40)),
 }
 ONE = np.frombuffer(np.float16(1).tobytes(), np.uint8)

@@ -4,7 +4,8 @@ Without inputs the smallest go. With inputs, layer by layer in the order of the 
 is what can best be made up for (optimal brain surgeon: w^2 / [H^-1]_cc, added up over a block), in
 some rounds (Frantar and Alistarh, "Optimal Brain Compression", 2208.11580); what stays gets the
 weights with the least squared error of the outputs (`headrace.sparse.gqs_pruning.refit`). The
-error is that of `reconstruction`. Means are kept by biases, where there are some.
+error is that of `reconstruction`. Means are kept by biases, where there are some. Where outputs go
+together, channels are brought into an order first in which less is lost by that (`rearrangement`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.networks.compression.rearrangement import rearrange
 from headrace.networks.compression.reconstruction import Moments, in_order
 from headrace.networks.compression.samples import Sample
 from headrace.networks.compression.sparse_layers import SparseLayer, sparse_layers
@@ -29,10 +31,10 @@ def prune(
     model: Any, sparsity: float, rows: int, samples: Sequence[Sample] | None, *, ends: bool = False,
     notice: Callable[[str], None] = lambda text: None,
 ) -> list[SparseLayer]:  # fmt: skip
-    """Make weights of a model zero, in place.
+    """Make weights of a model zero, in place; channels get another order first.
 
     Args:
-        model: ModelProto with its weights inside.
+        model: ModelProto with its weights inside, and shapes.
         sparsity: share of each layer's weights that goes.
         rows: outputs that go together.
         samples: inputs to look at; None: the smallest weights go.
@@ -46,6 +48,12 @@ def prune(
         UnsupportedError: onnxruntime does not run it.
     """
     layers = [layer for layer in sparse_layers(model) if ends or not layer.ends]
+    if rows > 1:
+        scores = [np.square(layer.matrix()) for layer in layers]
+        if samples is not None:
+            found = in_order(model, layers, samples, lambda text: None)
+            scores = [_scores(layer.matrix(), of) for layer, of in found]
+        rearrange(model, layers, scores, rows, sparsity, notice)
     if samples is None:
         for layer in layers:
             w = layer.matrix()
@@ -56,9 +64,15 @@ def prune(
     return layers
 
 
-def _reconstruct(layer: SparseLayer, sparsity: float, rows: int, of: Moments) -> None:
+def _scores(w: Floats, of: Moments) -> Floats:
+    """What is lost with each weight, where others make up for it."""
     upper = inverse_factor(of.zz)
-    made_up = np.square(upper).sum(axis=0)  # the diagonal of H^-1
+    found: Floats = np.square(w) / np.square(upper).sum(axis=0)  # the diagonal of H^-1
+    return found
+
+
+def _reconstruct(layer: SparseLayer, sparsity: float, rows: int, of: Moments) -> None:
+    made_up = np.square(inverse_factor(of.zz)).sum(axis=0)
     wanted = of.wanted(layer.matrix())
     best = wanted
     for step in range(1, ROUNDS + 1):

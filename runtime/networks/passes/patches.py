@@ -77,7 +77,7 @@ class Stage:
         for one in reversed(self.operations):
             assert one.windows is not None
             made = needed[one.makes]
-            read, pads = _behind(one.windows.geometry, axis, made)
+            read, pads = pixels_behind(one.windows.geometry, axis, made)
             of.append(_Reads(made, read, pads))
             # What is added may be what is read, with its halo.
             wanted = [(name, read) for name in one.inputs if name != one.adds or name in one.reads]
@@ -241,7 +241,7 @@ def _can(one: Operation, images: Mapping[str, Image]) -> bool:
     )
 
 
-def _behind(geometry: Geometry, axis: int, made: Range) -> tuple[Range, int]:
+def pixels_behind(geometry: Geometry, axis: int, made: Range) -> tuple[Range, int]:
     """Pixels that some results need, and how many in front of the first one are pads."""
     stride, size = geometry.strides[axis], geometry.read[axis]
     first = made[0] * stride - geometry.pads[axis]
@@ -258,11 +258,22 @@ def _behind(geometry: Geometry, axis: int, made: Range) -> tuple[Range, int]:
 
 
 def _part(geometry: Geometry, down: _Reads, across: _Reads) -> Geometry:
+    rows = rows_of(geometry, down.made, down.read, down.pads)
+    return replace(
+        rows,
+        read=(rows.read[0], across.read[1] - across.read[0]),
+        written=(rows.written[0], across.made[1] - across.made[0]),
+        pads=(rows.pads[0], across.pads),
+    )
+
+
+def rows_of(geometry: Geometry, made: Range, read: Range, pads: int) -> Geometry:
+    """A geometry that makes some rows out of others, with so many pads above."""
     return replace(
         geometry,
-        read=(down.read[1] - down.read[0], across.read[1] - across.read[0]),
-        written=(down.made[1] - down.made[0], across.made[1] - across.made[0]),
-        pads=(down.pads, across.pads),
+        read=(read[1] - read[0], geometry.read[1]),
+        written=(made[1] - made[0], geometry.written[1]),
+        pads=(pads, geometry.pads[1]),
     )
 
 

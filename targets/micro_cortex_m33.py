@@ -1,0 +1,20 @@
+"""Arm Cortex-M33 with its floating-point unit: halves are stored, and computed with as float32."""
+
+from __future__ import annotations
+
+from headrace.targets.target import Target
+
+TARGET = Target(
+    name="cortex-m33",
+    triple="thumbv8m.main-none-unknown-eabihf",
+    cpu="cortex-m33",
+    features="",
+    vector_bytes=4,
+    gemm_tiles=1,
+    gemm_tokens=1,
+    gemm_lanes=4,
+    needs=frozenset({"dsp", "vfp4d16sp"}),
+    rank=4,
+    machines=("qemu-system-arm -M mps2-an505",),
+    too_old=("qemu-system-arm -M mps2-an385",),
+)

@@ -1,0 +1,20 @@
+"""Arm Cortex-M55: vectors of 16 bytes with half precision (MVE), one multiply-add a cycle."""
+
+from __future__ import annotations
+
+from headrace.targets.target import Target
+
+TARGET = Target(
+    name="cortex-m55",
+    triple="thumbv8.1m.main-none-unknown-eabihf",
+    cpu="cortex-m55",
+    features="",
+    vector_bytes=16,
+    gemm_tiles=1,
+    gemm_tokens=4,
+    gemm_lanes=4,
+    needs=frozenset({"mve.fp", "fullfp16"}),
+    rank=5,
+    machines=("qemu-system-arm -M mps3-an547",),
+    too_old=("qemu-system-arm -M mps2-an386",),
+)
