@@ -226,10 +226,10 @@ def _part(matcher: Matcher, move: _Move, at: np.ndarray) -> np.ndarray | None:
         return None if places is None else at
     axis = node.attribute("axis", 0) % at.ndim
     if node.op == "Gather":
-        numbers = node.inputs[1]
-        if numbers not in matcher.graph.constants or not matcher.graph.constants.is_small(numbers):
+        name, constants = node.inputs[1], matcher.graph.constants
+        if name not in constants or not constants.is_small(name):
             return None
-        ids = matcher.graph.constants.array(numbers)
+        ids = constants.array(name)
         inside = ((ids >= -at.shape[axis]) & (ids < at.shape[axis])).all()
         return at.take(ids, axis) if inside else None
     begin = 0
