@@ -997,6 +997,11 @@ _unary("third_u8", None, lambda b, v: _third(b, v))
 _unary(
     "absolute", None, lambda b, v: intrinsic_call(b, f"llvm.fabs.v{lanes()}f32", _f32_type(), [v])
 )
+_unary(
+    "square_root",
+    None,
+    lambda b, v: intrinsic_call(b, f"llvm.sqrt.v{lanes()}f32", _f32_type(), [v]),
+)
 
 
 def nibbles(b: ir.IRBuilder, v: ir.Value, shift: int) -> ir.Value:

@@ -670,6 +670,12 @@ def absolute(a: Any) -> Any:
 
 
 @_marker
+def square_root(a: Any) -> Any:
+    """The square roots of float32 lanes."""
+    return _only_compiled()
+
+
+@_marker
 def select_lt(a: Any, b: Any, yes: Any, no: Any) -> Any:
     """yes where a < b, else no (a and b int32 or float32 lanes)."""
     return _only_compiled()
