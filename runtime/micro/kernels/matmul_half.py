@@ -37,22 +37,27 @@ from headrace.targets.simd import (
 from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
 
-ROWS = 3  # of sums that are kept at once, of two vectors each
 NAME = "matmul_half"
 
 
 def lanes_of(target: Target) -> int:
-    """Elements of a vector: of halves, or of float32 where these are computed with."""
-    return 8 if target.half else 4
+    """Elements of a vector: of halves, or of numbers in registers of their own."""
+    return 8 if target.vector_bytes == 16 else 4
 
 
-def _product(half: bool) -> KernelFunction:
+def _rows(target: Target) -> int:
+    """Rows of sums that registers hold, two vectors each, beside what they are made of."""
+    if target.vector_bytes < 16:
+        return 3
+    return 6 if target.architecture.startswith("riscv") else 3
+
+
+def _product(half: bool, lanes: int, most_rows: int) -> KernelFunction:
     load, bcast, zeros, store = (
         (load_half, bcast_half, zeros_half, store_half)
         if half
         else (load_f16, bcast_f16, zeros_f32, store_f16)
     )
-    lanes = 8 if half else 4
 
     def step(
         rows: int, vectors: int, a: Any, a_row: Any, b: Any, first: Any, second: Any
@@ -106,9 +111,13 @@ def _product(half: bool) -> KernelFunction:
         a_row, a_step = arg_int(args, 6), arg_int(args, 7)
         b_row, c_row = arg_int(args, 8), arg_int(args, 9)
         i = 0
-        while i + ROWS <= n:
-            columns(ROWS, k, m, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row)
-            i += ROWS
+        while i + most_rows <= n and i + 4 != n:
+            columns(most_rows, k, m, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row)
+            i += most_rows
+        # Of 4 rows 2 and 2 are better than 3 and 1.
+        while i + 2 <= n:
+            columns(2, k, m, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row)
+            i += 2
         while i < n:
             columns(1, k, m, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row)
             i += 1
@@ -117,7 +126,7 @@ def _product(half: bool) -> KernelFunction:
 
 
 def _build(target: Target) -> KernelFunction:
-    return _product(target.half)
+    return _product(target.half, lanes_of(target), _rows(target))
 
 
 def reference(target: Target, a: np.ndarray, b: np.ndarray) -> np.ndarray:
