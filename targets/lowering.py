@@ -4,7 +4,8 @@ Importing this module imports Numba and registers the markers with it; only the 
 Those of inner products are in `headrace.targets.lowering_products`, of 16-bit integers in
 `headrace.targets.lowering_words`, of bit planes in `headrace.targets.lowering_planes`, of images of
 bytes in `headrace.targets.lowering_bytes`, of matrix registers in
-`headrace.targets.lowering_matrix`.
+`headrace.targets.lowering_matrix`, of sums in single registers in
+`headrace.targets.lowering_sums`.
 A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
 """
 

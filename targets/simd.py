@@ -155,6 +155,12 @@ def put_u16(p: Any, value: Any) -> None:
 
 
 @_marker
+def put_i32(p: Any, value: Any) -> None:
+    """Store the low 32 bits of an integer."""
+    _only_compiled()
+
+
+@_marker
 def put_i64(p: Any, value: Any) -> None:
     """Store a 64-bit integer."""
     _only_compiled()
@@ -812,6 +818,18 @@ def dot4_each(acc: Any, codes: Any, weights: Any) -> Any:
 
     Blocks of equal shape; codes are signed (see `dot_start`), weights lie in -127..127.
     """
+    return _only_compiled()
+
+
+@_marker
+def sum_start(value: Any) -> Any:
+    """An integer as a sum of 32 bits, for `dot_sum`."""
+    return _only_compiled()
+
+
+@_marker
+def dot_sum(acc: Any, a: Any, b: Any) -> Any:
+    """A sum of 32 bits and all products of two vectors of signed bytes."""
     return _only_compiled()
 
 
