@@ -60,10 +60,12 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 # skipped and say so.
 $(VENV)/.emulators: | $(VENV)/bin/python
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { \
-	    command -v qemu-aarch64 && ls /usr/bin/ld.lld*; } >/dev/null 2>&1; then \
+	    command -v qemu-aarch64 && command -v qemu-system-arm && ls /usr/bin/ld.lld*; } \
+	    >/dev/null 2>&1; then \
 	  echo "installing emulators ..."; \
 	  { apt-get -qq update; \
-	    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends qemu-user; \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends qemu-user \
+	      qemu-system-arm; \
 	    for linker in lld-22 lld; do \
 	      DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$linker \
 	        && break; \

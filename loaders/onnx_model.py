@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_external import external_place
+from headrace.loaders.onnx_windows import check_windows
 from headrace.loaders.onnx_wire import Place, without_weights
 from headrace.loaders.reader import TensorReader
 
@@ -193,6 +194,12 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxMod
             weights[tensor.name] = place
     model = OnnxModel(path, _without_initializers(proto), weights, inline)
     _check_graph(path, proto.graph, {*weights, *inline}, set())
+
+    def shape_of(name: str) -> tuple[int, ...] | None:
+        return model.shape_and_type(name)[0] if name in weights or name in inline else None
+
+    for node in _nodes(proto.graph):
+        check_windows(path, node, shape_of)
     return model
 
 

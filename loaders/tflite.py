@@ -53,7 +53,7 @@ def open_tflite(path: Path) -> OnnxModel:
          for t in (model.tensors[i] for i in indices)]
         for indices in (model.inputs, model.outputs)
     ]  # fmt: skip
-    graph = helper.make_graph(of.nodes, path.stem, *ports)
+    graph = helper.make_graph(of.nodes, path.stem, ports[0], ports[1])
     proto: Any = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
     )

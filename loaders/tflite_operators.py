@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def _image(of: Translation, operator: Operator, index: int) -> tuple[int, ...]:
 def _windows(
     of: Translation, operator: Operator, x: int, taps: tuple[int, int], fields: tuple[int, ...],
     channels: int, dilations: tuple[int, int] = (1, 1), more: tuple[int, ...] = _NO_PADS,
-) -> dict[str, list[int]]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Strides and pads (top, left, bottom, right) of a convolution or pool, as ONNX's attributes.
 
     Args:

@@ -48,7 +48,7 @@ class FlatFile:
         """That the file is not what it should be."""
         return ModelFileError(f"{message}; export or fetch it again", path=self.path, offset=offset)
 
-    def bytes(self, offset: int, n_bytes: int, what: str) -> bytes:
+    def read(self, offset: int, n_bytes: int, what: str) -> bytes:
         """Bytes of the file.
 
         Raises:
@@ -85,7 +85,7 @@ class FlatFile:
 
     def number(self, kind: Struct, offset: int, what: str) -> Any:
         """A number of the wire (`flatbuffers.packer`)."""
-        return kind.unpack(self.bytes(offset, kind.size, what))[0]
+        return kind.unpack(self.read(offset, kind.size, what))[0]
 
     def root(self, identifier: bytes, what: str) -> Table:
         """The table that a file with this identifier begins with.
@@ -93,7 +93,7 @@ class FlatFile:
         Raises:
             ModelFileError: it has another, or none.
         """
-        if self.size < 8 or self.bytes(_IDENTIFIER, 4, what) != identifier:
+        if self.size < 8 or self.read(_IDENTIFIER, 4, what) != identifier:
             raise self.bad(
                 f"it does not have {identifier.decode()!r} at byte {_IDENTIFIER}: this is no "
                 f"{what} file", _IDENTIFIER,
@@ -131,7 +131,7 @@ class Table:
             raise file.bad(f"{what_fields} take {n_places} bytes for {n_bytes}", places)
         if begin + n_bytes > file.size:
             raise file.bad(f"{what}: its {n_bytes} bytes are not all in the file", begin)
-        raw = file.bytes(places + 4, n_places - 4, what_fields)
+        raw = file.read(places + 4, n_places - 4, what_fields)
         return cls(file, begin, what, tuple(np.frombuffer(raw, "<u2").tolist()), n_bytes)
 
     def _field(self, field: int, n_bytes: int) -> int | None:
@@ -185,7 +185,7 @@ class Table:
             raise self.file.bad(
                 f"{self.what}: {count} numbers in field {field}, at most {most} expected", at
             )
-        return np.frombuffer(self.file.bytes(at, count * kind.itemsize, self.what), kind)
+        return np.frombuffer(self.file.read(at, count * kind.itemsize, self.what), kind)
 
     def string(self, field: int, most: int = 4096) -> str:
         """A string; empty where it is missing."""

@@ -41,8 +41,9 @@ class RouteStatistics:
             [mixtures, E, E].
         pairs: the same where the two mixtures before chose the others: float16
             [mixtures, E, E, E]; no mixtures, where that is more than `PAIR_BYTES`.
-        rates: of `headrace.offload.routing_replay.rates`: float32 [points, 3]: share of experts
-            that have room, of uses that wait for nothing, and experts that are read for each use.
+        rates: of `headrace.offload.routing_replay.rates`: float32 [points, 4]: share of experts
+            that have room, of uses that wait for nothing, experts that are read for each use, and
+            share of the first tokens' uses that wait for nothing.
         fitted: of `headrace.offload.router_fit`: float16 [mixtures, distances, E, width + 1].
     """
 
@@ -58,8 +59,15 @@ class RouteStatistics:
 
     def rate(self, share: float) -> tuple[float, float]:
         """(uses that wait for nothing, experts read for each use), where a share has room."""
-        x, hits, reads = self.rates.astype(float).T
+        x, hits, reads, _ = self.rates.astype(float).T
         return float(np.interp(share, x, hits)), float(np.interp(share, x, reads))
+
+    def early_rate(self, share: float) -> tuple[float, float]:
+        """The same of a text's first tokens, while few predictions have come true."""
+        hits, reads = self.rate(share)
+        x, *_, early = self.rates.astype(float).T
+        first = min(hits, float(np.interp(share, x, early)))
+        return first, max(reads, 1 - first)
 
     def only(self, predictor: str) -> RouteStatistics:
         """Without what other predictors need."""
@@ -158,7 +166,7 @@ def read_statistics(path: Path) -> RouteStatistics:
         (mixtures, e, e, e), (0, e, e, e),
     ):  # fmt: skip
         wrong = "the sizes of its arrays differ"
-    elif rates.shape[0] < 1 or rates.shape[1] != 3 or not ((rates >= 0) & (rates < 1e6)).all():
+    elif rates.shape[0] < 1 or rates.shape[1] != 4 or not ((rates >= 0) & (rates < 1e6)).all():
         wrong = "its rates are none"
     elif (np.diff(rates[:, 0]) <= 0).any():
         wrong = "its rates are in no order"

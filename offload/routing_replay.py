@@ -29,6 +29,7 @@ PREDICTORS = ("none", "pre-gating", "pre-gating 2", "pairs", "affinity")
 _FADES = 50  # tokens after which a choice counts a third in the share of the last ones
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of experts
 RATE_TOKENS = 512
+EARLY_TOKENS = 128  # until then few predictions are believed, as none have come true yet
 _FOREVER = 1 << 60
 
 # After the choice of a mixture of a token: (mixtures from here, ranks of experts of that one, by
@@ -304,19 +305,22 @@ def rates(trace: RouteTrace, report: Callable[[int, int], None] | None = None) -
         report: called with how many shares are done, and how many there are.
     """
     active, count = trace.chosen.shape[2], int(trace.computed.sum())
-    gates, found = predictor_of("pre-gating 2", trace, None), list[tuple[float, float, float]]()
-    for i, share in enumerate(SHARES):
-        slots = max(2 * active, round(share * count))
+    gates = predictor_of("pre-gating 2", trace, None)
+    least = 2 * active
+    sizes = sorted({least, *(max(least, round(share * count)) for share in SHARES)})
+    found = list[tuple[float, float, float, float]]()
+    for i, slots in enumerate(sizes):
         if slots >= count:
             break
         one = replay(trace, slots, "next use", gates, tokens=RATE_TOKENS)
+        early = replay(trace, slots, "next use", gates, tokens=EARLY_TOKENS)
         uses = max(1, one.hits + one.late + one.misses)
-        if not found or slots / count > found[-1][0]:
-            # Experts that are read for the first time are few where a text goes on.
-            found.append((slots / count, one.hits / uses, (one.misses + one.ahead) / uses))
+        # Experts that are read for the first time are few where a text goes on.
+        reads = (one.misses + one.ahead) / uses
+        found.append((slots / count, one.hit_rate, reads, early.hit_rate))
         if report is not None:
-            report(i + 1, len(SHARES))
-    return np.array([*found, (1.0, 1.0, 0.0)])
+            report(i + 1, len(sizes))
+    return np.array([*found, (1.0, 1.0, 0.0, 1.0)])
 
 
 def _following(flat: np.ndarray, n: int) -> np.ndarray:

@@ -19,6 +19,8 @@ def whole_file(
 ) -> Iterator[BinaryIO]:
     """A file that gets its name when all is written; when that fails, nothing is left of it.
 
+    What is written may be read back from its descriptor.
+
     Args:
         target: in a directory that exists. A file of that name is replaced.
         check: called before the file gets its name; what it raises prevents that.
@@ -28,7 +30,7 @@ def whole_file(
         OSError: it cannot be written.
     """
     part = target.with_name(f".{target.name[:99]}-{os.urandom(4).hex()}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         with os.fdopen(os.open(part, flags, 0o666), "wb") as file:
             yield file

@@ -24,6 +24,7 @@ from headrace.loaders.progress import Progress
 from headrace.offload.files import stamp_of
 from headrace.rounding import Inputs
 from headrace.sizes import format_size
+from headrace.sparse.format import Floats
 from headrace.statistics_cache import StatisticsCache
 from headrace.tokenizer import Tokenizer
 
@@ -112,7 +113,7 @@ class LayerInputs:
                 "are there from before"
             )
         self.few = set[tuple[int, int]]()
-        self._of_unit: tuple[int, dict[str, Inputs | None]] = -1, {}
+        self._of_unit: tuple[int, dict[str, tuple[Inputs, bool]]] = -1, {}
         self._index = {name: i for i, unit in enumerate(self._units) for name in unit.matrices}
         self._decoder, self._room = decoder, room
         self._pass = self._new_pass()
@@ -139,9 +140,23 @@ class LayerInputs:
             HeadraceError: hidden states are no finite numbers (if weights are none, that is a
                 ModelFileError), or cannot be kept.
         """
+        found, few = self._found(matrix)
+        return None if few else found
+
+    def sums(self, matrix: str) -> Floats | None:
+        """The sum of x x^T of what a matrix reads, of however few tokens; None: it is in no layer.
+
+        Raises:
+            what `of` raises.
+        """
+        found, _ = self._found(matrix)
+        return None if found is None else found.h
+
+    def _found(self, matrix: str) -> tuple[Inputs | None, bool]:
+        """What a matrix reads, and whether of too few tokens."""
         index = self._index.get(matrix)
         if index is None:
-            return None
+            return None, False
         if self._of_unit[0] != index:
             self._of_unit = -1, {}
             self._of_unit = index, self._inputs_of(index)
@@ -160,7 +175,7 @@ class LayerInputs:
         most = max(needed(one.layer, one.matrices, held(one)) for one in self._units)
         return [("calibrating a layer", most)]
 
-    def _inputs_of(self, index: int) -> dict[str, Inputs | None]:
+    def _inputs_of(self, index: int) -> dict[str, tuple[Inputs, bool]]:
         unit = self._units[index]
         found = self._cache.get(unit.name, unit.sizes)
         if found is None:
@@ -174,13 +189,12 @@ class LayerInputs:
                     self._run(0, _ignore)
             found = self._collect()
             self._cache.put(unit.name, found)
-        held, inputs = self._pass.held(unit), dict[str, Inputs | None]()
+        held, inputs = self._pass.held(unit), dict[str, tuple[Inputs, bool]]()
         for matrices, h in zip(unit.readers, found, strict=False):
-            one: Inputs | None = Inputs(h, held)
-            if unit.expert is not None and float(found[-1][0, 0]) < len(h):
+            few = unit.expert is not None and float(found[-1][0, 0]) < len(h)
+            if unit.expert is not None and few:
                 self.few.add((unit.index, unit.expert))
-                one = None
-            inputs |= {matrix.name: one for matrix in matrices}
+            inputs |= {matrix.name: (Inputs(h, held), few) for matrix in matrices}
         return inputs
 
     def watch(self, index: int, taken: int, see: See) -> None:

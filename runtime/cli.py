@@ -111,7 +111,7 @@ COMMANDS: dict[str, Command] = {
             _JSON,
         ),
     ),
-    "inspect": Command(inspect, (_MODEL, _SHAPED, _JSON)),
+    "inspect": Command(inspect, (_MODEL, _SHAPED, _TARGET, _JSON)),
     "perplexity": Command(
         perplexity,
         (
@@ -131,6 +131,7 @@ COMMANDS: dict[str, Command] = {
             Opt("output", str, None, "write the vectors to this .npy file", ("-o", "--output")),
             Opt("threads", int, None, "threads; default: the physical cores", ("--threads", "-t")),
             _MACHINE[0],
+            _TARGET,
             _JSON,
         ),
     ),

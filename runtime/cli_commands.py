@@ -45,10 +45,10 @@ def run(
     if is_network(model):
         from headrace import cli_networks
 
-        _refuse_for_networks(options | {"prompt": prompt, "max_tokens": max_tokens, "raw": raw})
+        given = options | {"prompt": prompt, "max_tokens": max_tokens, "raw": raw}
         return cli_networks.run(
-            model=model, inputs=inputs, output=output, threads=options["threads"],
-            patches=patches, memory=options["memory"], json=json,
+            model=model, inputs=inputs, output=output, json=json,
+            options=_for_networks(given, patches),
         )  # fmt: skip
     _refuse_for_language_models(inputs, output, patches)
     if prompt is None and " " in model and not os.path.exists(model):
@@ -164,11 +164,9 @@ def plan(
     if is_network(model):
         from headrace import cli_networks
 
-        _refuse_for_networks(options)
         return cli_networks.plan(
-            model=model, inputs=inputs, threads=options["threads"], patches=patches,
-            memory=options["memory"], json=json,
-        )  # fmt: skip
+            model=model, inputs=inputs, json=json, options=_for_networks(options, patches)
+        )
     _refuse_for_language_models(inputs, patches=patches)
     path = model_path(model)
     with progress_bar() as progress:
@@ -188,10 +186,9 @@ def bench(
     if is_network(model):
         from headrace import cli_networks
 
-        _refuse_for_networks(options)
         return cli_networks.bench(
-            model=model, inputs=inputs, threads=options["threads"], patches=patches,
-            memory=options["memory"], runs=options["runs"], json=json,
+            model=model, inputs=inputs, runs=options["runs"], json=json,
+            options=_for_networks(options, patches),
         )  # fmt: skip
     _refuse_for_language_models(inputs, patches=patches)
     from headrace.bench import bench as measure
@@ -259,13 +256,19 @@ def compare(
     return 0
 
 
-def inspect(*, model: str, json: bool, inputs: Sequence[str] = ()) -> int:
+def inspect(
+    *, model: str, json: bool, inputs: Sequence[str] = (), target: str | None = None
+) -> int:
     """Show what is in a model file and how it would load."""
     if is_network(model):
         from headrace import cli_networks
 
-        return cli_networks.inspect(model=model, inputs=inputs, json=json)
+        return cli_networks.inspect(model=model, inputs=inputs, target=target, json=json)
     _refuse_for_language_models(inputs)
+    if target is not None:
+        raise HeadraceError(
+            "`inspect` takes --target for ONNX files; with this model use it in `plan`"
+        )
     from headrace.description import describe_model
 
     facts = describe_model(model_path(model))
@@ -316,15 +319,16 @@ def is_network(model: str) -> bool:
     return found(model)
 
 
-def _refuse_for_networks(options: Mapping[str, Any]) -> None:
-    """Options that say nothing to an ONNX file are not ignored."""
-    given = [n for n in ("prompt", "target", "kernels", "context") if options.get(n) is not None]
+def _for_networks(options: Mapping[str, Any], patches: str | None) -> dict[str, Any]:
+    """How an ONNX file is opened; options that say nothing to one are not ignored."""
+    given = [n for n in ("prompt", "kernels", "context") if options.get(n) is not None]
     for one in (*SAMPLING, RAW):
         value = options.get(one.name, one.default)
         if (tuple(value) if one.many else value) != one.default:
             given.append(one.name)
     if given:
         raise HeadraceError(f"an ONNX file takes no {given[0]} (yet); leave it out")
+    return {"patches": patches} | {n: options[n] for n in ("threads", "memory", "target")}
 
 
 def _refuse_for_language_models(

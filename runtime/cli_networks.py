@@ -22,13 +22,12 @@ _OF_NETWORKS = ("format", "force", "threads", "sparsity", "pattern", "ends")
 
 
 def run(
-    *, model: str, inputs: Sequence[str], output: str | None, threads: int | None,
-    patches: str | None, memory: int | None, json: bool,
-) -> int:  # fmt: skip
+    *, model: str, inputs: Sequence[str], output: str | None, json: bool, options: Mapping[str, Any]
+) -> int:
     """Run a network once, and print its outputs or write them as .npy files."""
     import numpy as np
 
-    with _open(model, threads, patches, memory) as network:
+    with _open(model, **options) as network:
         given = _files(inputs, network)
         if not json:
             for notice in network.notices(given):
@@ -56,43 +55,39 @@ def run(
     return 0
 
 
-def inspect(*, model: str, inputs: Sequence[str], json: bool) -> int:
+def inspect(*, model: str, inputs: Sequence[str], target: str | None, json: bool) -> int:
     """Show what is in an ONNX file, and what its operators run on."""
     from headrace.networks.measure import describe
 
-    with _open(model, None) as network:
+    with _open(model, target=target) as network:
         found = describe(network, _types(inputs, network))
         show(found, json)
         _say_what_is_assumed(inputs, found)
     return 0
 
 
-def plan(
-    *, model: str, inputs: Sequence[str], threads: int | None, patches: str | None,
-    memory: int | None, json: bool,
-) -> int:  # fmt: skip
+def plan(*, model: str, inputs: Sequence[str], json: bool, options: Mapping[str, Any]) -> int:
     """Say what a network takes."""
     from headrace.networks.measure import requirements
 
-    with _open(model, threads, patches, memory) as network:
+    with _open(model, **options) as network:
         found = requirements(network, _types(inputs, network))
         show(found, json)
         _say_what_is_assumed(inputs, found)
-        _say_what_patches_gain(patches, found)
+        _say_what_patches_gain(options["patches"], found)
     return 0
 
 
 def bench(
-    *, model: str, inputs: Sequence[str], threads: int | None, patches: str | None,
-    memory: int | None, runs: int, json: bool,
-) -> int:  # fmt: skip
+    *, model: str, inputs: Sequence[str], runs: int, json: bool, options: Mapping[str, Any]
+) -> int:
     """Measure a network; inputs that are not given are random."""
     from headrace.networks.measure import bench as measure
 
-    with _open(model, threads, patches, memory) as network:
+    with _open(model, **options) as network:
         found = measure(network, _inputs(inputs, network), runs=runs)
         show(found, json)
-        _say_what_patches_gain(patches, found)
+        _say_what_patches_gain(options["patches"], found)
     return 0
 
 
@@ -161,7 +156,7 @@ def compress(
 
 def embed(
     *, model: str, texts: Sequence[str], output: str | None, threads: int | None,
-    memory: int | None, json: bool,
+    memory: int | None, target: str | None, json: bool,
 ) -> int:  # fmt: skip
     """Turn texts into vectors: those given, or each line of stdin.
 
@@ -182,7 +177,9 @@ def embed(
         raise HeadraceError('no texts; write `headrace embed MODEL "a text" "another"`')
     chosen = None if threads is None else whole("threads", threads, low=1)
     with (
-        load_encoder(Path(model).expanduser(), threads=chosen, memory=memory) as encoder,
+        load_encoder(
+            Path(model).expanduser(), threads=chosen, memory=memory, target=target
+        ) as encoder,
         progress_bar() as progress,
     ):
         vectors = encoder.embed(given, progress=lambda n, of: progress(n, of, "texts"))
@@ -226,8 +223,9 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def _open(
-    model: str, threads: int | None, patches: str | None = None, memory: int | None = None
-) -> Network:
+    model: str, *, threads: int | None = None, patches: str | None = None,
+    memory: int | None = None, target: str | None = None,
+) -> Network:  # fmt: skip
     from headrace.arguments import whole
     from headrace.loaders.sources import resolve
     from headrace.networks.network import load_network
@@ -235,7 +233,7 @@ def _open(
 
     chosen = None if threads is None else whole("threads", threads, low=1)
     cut = None if patches is None else checked(patches)
-    return load_network(resolve(model), threads=chosen, patches=cut, memory=memory)
+    return load_network(resolve(model), threads=chosen, patches=cut, memory=memory, target=target)
 
 
 def _named(texts: Sequence[str]) -> dict[str, str]:
@@ -266,7 +264,7 @@ def _files(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
 
 def _types(texts: Sequence[str], network: Network) -> dict[str, TensorType]:
     """Types of what `_inputs` gives."""
-    from headrace.networks.network import type_of
+    from headrace.networks.ports import type_of
 
     given = _inputs(texts, network)
     return {name: of for name, a in given.items() if (of := type_of(a)) is not None}

@@ -1,16 +1,19 @@
 """How many bits each expert of a mixture gets, so that a text loses no more than is allowed.
 
-After EdgeMoE (2308.14352): all experts at each width say which two neighbouring widths the bound
-lies between; then those that matter least get the lower one, as many as the bound allows, found by
-bisection. What is measured is the model itself, whose experts in memory are replaced by what they
-will be. How much an expert matters is what the text loses when all experts of its layer get the
-lower width, shared among them by how much each one's outputs change on the tokens that chose it.
+After EdgeMoE (2308.14352): those that matter least get fewer bits, as many as the bound allows,
+found by bisection. What is measured is the model itself, whose experts in memory are replaced by
+what they will be. How much an expert matters is what the text loses when all experts of its layer
+get a lower width, shared among them by how much each one's outputs change on the tokens that chose
+it; so those that tokens hardly ever choose may get very few bits, and what that saves goes to those
+that they choose most. What comes out is no larger than with the two neighbouring widths alone that
+the bound lies between, which are tried, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +32,8 @@ from headrace.sparse.registry import FORMATS
 # Of widths in bits; where rows are no whole blocks of the first one, the next one is taken.
 FORMATS_OF = {2: ("i2_g64",), 3: ("i3_g64",), 4: ("i4_g64", "i4_g32"), 8: ("q8_0",)}
 LOSS = 0.02  # by how much perplexity may rise, as a share
+
+_LEAST_LOST = 0.25  # of what layers lose on average, that each is taken to lose
 
 PARTS = "gate and up", "down"  # of an expert, which have widths of their own
 _REMARK_BYTES = 3 * 8
@@ -93,12 +98,13 @@ class RoundedExperts:
                 continue
             down = matrices[-1]
             found = [self._part((*one, kind), rounder, reader, inputs, write) for kind in PARTS]
-            read = inputs.of(down.matrix.name)
+            name = down.matrix.name
             # What a matrix's output is off by is a share of the expert's, which is down's.
-            whole = _output(None if read is None else read.h, floats_of(reader, down))
+            whole = _output(inputs.sums(name), floats_of(reader, down))
             for kind, lost in zip(PARTS, found, strict=True):
                 for width, (share, unmoved) in lost.items():
-                    said = np.array([share * whole, unmoved, read is None], np.float64)
+                    few = inputs.of(name) is None
+                    said = np.array([share * whole, unmoved, few], np.float64)
                     part = *one, kind
                     write(self._at[part, width] + self.n_bytes(part, width), said.view(np.uint8))
             made(i + 1)
@@ -114,7 +120,7 @@ class RoundedExperts:
             name = placed.matrix.name
             read = inputs.of(name)
             exact = floats_of(reader, placed)
-            h = None if read is None else read.h
+            h = inputs.sums(name)
             whole = max(_output(h, exact), 1e-30)
             for width in self.widths:
                 recipe = self.recipes[one, width][m]
@@ -220,7 +226,7 @@ def choose_widths(
     """
     parts, widths = list(rounded.parts), rounded.widths
     layers = sorted({layer for layer, *_ in parts})
-    total = len(widths) + len(layers) + len(parts).bit_length()
+    total = len(widths) + len(layers) + 2 * len(parts).bit_length()
     measured = 0
     now, alike = dict[Part, int](), dict[int, float]()
 
@@ -262,32 +268,81 @@ def choose_widths(
         return Choice(dict.fromkeys(parts, upper), alike[upper], bound)
     put(dict.fromkeys(parts, upper))
     base = trial.divergence()
-    matter = dict[Part, float]()  # for each byte that the lower width saves
+    # What the text loses when a layer's experts get the lowest width, of which much is known beside
+    # what other layers happen to make good; where it is that alone, some share of the average.
+    lost, off = dict[int, float](), dict[int, float]()
     for layer in layers:
         ours = [one for one in parts if one[0] == layer]
-        put(dict.fromkeys(ours, lower))
-        lost = max(trial.divergence() - base, 0.0)
+        put(dict.fromkeys(ours, widths[0]))
+        lost[layer] = max(trial.divergence() - base, 0.0)
         tell()
         put(dict.fromkeys(ours, upper))
-        shares = [
-            max(rounded.remark(one, lower, read)[0] - rounded.remark(one, upper, read)[0], 0.0)
+        off[layer] = sum(
+            rounded.remark(one, widths[0], read)[0] - rounded.remark(one, upper, read)[0]
             for one in ours
+        )
+    least = _LEAST_LOST * sum(lost.values()) / len(layers)
+    worth = {layer: max(lost[layer], least) / max(off[layer], 1e-30) for layer in layers}
+
+    def within(some: Sequence[int]) -> Choice:
+        """The fewest bytes of such widths, the highest of which loses little enough."""
+        steps = sorted(
+            step
+            for one in parts
+            for step in _steps_down(
+                one,
+                [
+                    (w, rounded.n_bytes(one, w), worth[one[0]] * rounded.remark(one, w, read)[0])
+                    for w in reversed(some)
+                ],
+            )
+        )
+
+        def after(n: int) -> dict[Part, int]:
+            return dict.fromkeys(parts, some[-1]) | {step.part: step.width for step in steps[:n]}
+
+        good, bad, found = 0, len(steps) + 1, dict[int, float]()
+        while bad - good > 1:
+            n = (good + bad) // 2
+            found[n] = rise(after(n))
+            if found[n] <= bound:
+                good = n
+            else:
+                bad = n
+        return Choice(after(good), found[good] if good else rise_at(some[-1]), bound)
+
+    # Errors at far lower widths may do more than what is known of them says.
+    choices = [within(some) for some in {(lower, upper): None, widths: None}]
+    return min(
+        choices, key=lambda one: sum(rounded.n_bytes(part, w) for part, w in one.widths.items())
+    )
+
+
+class _Step(NamedTuple):
+    """A part getting fewer bits: sorted, steps come with what loses least for the bytes first."""
+
+    cost: float  # what the text loses for each byte that is saved
+    part: Part
+    wider: int  # minus the width, so that wider ones of a part come first
+    width: int
+
+
+def _steps_down(part: Part, widths: Sequence[tuple[int, int, float]]) -> Iterator[_Step]:
+    """From width to width, such that each saves as much as it can for what is lost.
+
+    Args:
+        widths: the width, its bytes and what is lost, from the widest on.
+    """
+    at = 0
+    while True:
+        _, n_bytes, lost = widths[at]
+        ahead = [
+            (max(widths[i][2] - lost, 0.0) / (n_bytes - widths[i][1]), -i)
+            for i in range(at + 1, len(widths))
+            if widths[i][1] < n_bytes
         ]
-        whole = sum(shares) or 1.0
-        for one, share in zip(ours, shares, strict=True):
-            saved = rounded.n_bytes(one, upper) - rounded.n_bytes(one, lower)
-            matter[one] = lost * share / whole / max(saved, 1)
-    order = sorted(parts, key=lambda one: (matter[one], one))
-
-    def first(n: int) -> dict[Part, int]:
-        return {one: lower if i < n else upper for i, one in enumerate(order)}
-
-    good, bad = (0, alike[upper]), len(parts)
-    while bad - good[0] > 1:
-        n = (good[0] + bad) // 2
-        found = rise(first(n))
-        if found <= bound:
-            good = n, found
-        else:
-            bad = n
-    return Choice(first(good[0]), good[1], bound)
+        if not ahead:
+            return
+        cost, i = min(ahead)
+        at = -i
+        yield _Step(cost, part, -widths[at][0], widths[at][0])

@@ -25,18 +25,19 @@ def _or_network(load_model: Callable[P, language_model.Model]) -> Callable[P, An
 
     load.__doc__ = f"""{load_model.__doc__}
     An ONNX or TFLite file (`.onnx`, `.tflite`) gives a `headrace.networks.network.Network` instead,
-    which is called with arrays; of all these arguments it takes `threads`, `memory` (beside the
-    process: weights that do not fit are read from the disk for each call), `progress` and `patches` ("auto", "off", or
-    so many rows and columns: its first operations run patch by patch, in less memory). A directory
-    of a text encoder (tokenizer.json with model.onnx, or BERT's config.json and safetensors) gives
-    a `headrace.networks.encoders.encoder.Encoder`, which has `embed`.
+    which is called with arrays; of all these arguments it takes `threads`, `target`, `memory`
+    (beside the process: weights that do not fit are read from the disk for each call), `progress`
+    and `patches` ("auto", "off", or so many rows and columns: its first operations run patch by
+    patch, in less memory). A directory of a text encoder (tokenizer.json with model.onnx, or
+    BERT's config.json and safetensors) gives a `headrace.networks.encoders.encoder.Encoder`, which
+    has `embed`.
     """
     return load
 
 
 def _other(
     name: str | Path, *, threads: int | None = None, progress: Any = None, patches: Any = None,
-    memory: Any = None, **others: Any,
+    memory: Any = None, target: str | None = None, **others: Any,
 ) -> Any:  # fmt: skip
     what = "a network's file" if is_network(name) else "a text encoder"
     given = [key for key, value in others.items() if value is not None]
@@ -51,13 +52,13 @@ def _other(
         return load_network(
             resolve(name, progress=progress), threads=chosen, progress=progress,
             patches=None if patches is None else checked(patches),
-            memory=budget,
+            memory=budget, target=target,
         )  # fmt: skip
     if patches is not None:
         raise TypeError(f"{name}: {what} takes no 'patches'; leave it out")
     from headrace.networks.encoders.encoder import load_encoder
 
-    return load_encoder(Path(name).expanduser(), threads=chosen, memory=budget)
+    return load_encoder(Path(name).expanduser(), threads=chosen, memory=budget, target=target)
 
 
 load = _or_network(language_model.load)

@@ -12,6 +12,7 @@ from headrace.errors import NoCompilerError
 from headrace.expert_memory import hits_in_time
 from headrace.kernels import kv_cache
 from headrace.loaders.progress import Progress
+from headrace.offload.routing_replay import EARLY_TOKENS
 from headrace.planning import Prepared, kernel_store, prepare
 from headrace.prediction import Passes, Rates, Speed
 from headrace.price import price_of
@@ -45,6 +46,7 @@ class MemoryPlan:
             or clusters of neurons.
         neurons_fire: of models with such clusters, the share of the neurons that fires for a token.
         expected_hit_rate: share of the uses of experts that wait for nothing.
+        expected_early_hit_rate: that of the first tokens of an answer, where it is known.
         expected_stall_s: that a token waits for flash, as predicted.
         routing: what that is taken from.
         price: how far a compressed model is from its source, as its file says.
@@ -84,6 +86,7 @@ class MemoryPlan:
     experts_in_file: int
     neurons_fire: float | None
     expected_hit_rate: float | None
+    expected_early_hit_rate: float | None
     expected_stall_s: float | None
     routing: str | None
     budget: int | None
@@ -134,9 +137,13 @@ class MemoryPlan:
             what, how = "experts", "routing taken"
             if self.neurons_fire is not None:
                 what, how = "clusters of neurons", f"{self.neurons_fire:.0%} of the neurons firing"
+            early = ""
+            if self.expected_early_hit_rate is not None:
+                early = f" ({self.expected_early_hit_rate:.0%} of the first {EARLY_TOKENS} tokens')"
             found.append(
                 f"{self.experts:,} of {self.experts_in_file:,} {what} have room: "
-                f"{self.expected_hit_rate:.0%} of the uses wait for nothing, {how} {self.routing}"
+                f"{self.expected_hit_rate:.0%} of the uses{early} wait for nothing, "
+                f"{how} {self.routing}"
             )
         if self.context < self.wanted_context:
             found.append(
@@ -187,6 +194,8 @@ def memory_plan(prepared: Prepared, rates: Rates | None = None) -> MemoryPlan:
         experts_in_file=0 if p.room is None else p.room.count,
         neurons_fire=None if p.fired is None else p.fired.neurons,
         expected_hit_rate=p.expert_rate and hits_in_time(p.expert_rate, passes.in_time),
+        expected_early_hit_rate=p.early_expert_rate
+        and hits_in_time(p.early_expert_rate, passes.in_time),
         expected_stall_s=_stall_s(speed) if p.slots else None,
         routing=_routing_of(p),
         budget=p.budget,

@@ -106,6 +106,13 @@ class Prepared:
         return expected_rate(self.room, self.slots, self.replayed, self.fired)
 
     @property
+    def early_expert_rate(self) -> tuple[float, float] | None:
+        """The same of the first tokens of an answer; None: nothing is known of these."""
+        if self.room is None or not self.slots or self.replayed is None:
+            return None
+        return self.replayed.early_rate(self.slots / self.room.count)
+
+    @property
     def replayed(self) -> RouteStatistics | None:
         """What was learned with such a predictor: rates of other ones are not known."""
         return self.learned if self.predictor in ("fitted", "gates") else None

@@ -146,7 +146,7 @@ def waiting_experts(
     sums = SharedSums(mixtures, downs, rounded.widths, rounded.size)
     waiting = waiting_of(target)
     check_disk(target, {waiting: sums.size})
-    key = f"{key} {rounded.widths} parts {sorted(downs)}"
+    key = f"{key} {rounded.widths} parts {sorted(downs)} sums"
     spill = stack.enter_context(PartialFile(waiting, key, sums.size))
     spill.tell(notice, len(experts), "experts")
     order = [layer for layer, _ in experts]

@@ -135,3 +135,24 @@ define hidden arm_aapcscc double @__aeabi_ul2d(i64 %v) noinline {
   ret double %r
 }
 """
+
+# What LLVM calls of memory where there is no system; the number says what it knows to be aligned.
+OF_MEMORY = "".join(
+    f"""
+define hidden void @__aeabi_memclr{n}(ptr %to, i32 %n) "no-builtins" {{
+  %end = call ptr @memset(ptr %to, i32 0, i32 %n)
+  ret void
+}}
+
+define hidden void @__aeabi_memset{n}(ptr %to, i32 %n, i32 %value) "no-builtins" {{
+  %end = call ptr @memset(ptr %to, i32 %value, i32 %n)
+  ret void
+}}
+
+define hidden void @__aeabi_memcpy{n}(ptr %to, ptr %from, i32 %n) "no-builtins" {{
+  %end = call ptr @memcpy(ptr %to, ptr %from, i32 %n)
+  ret void
+}}
+"""
+    for n in ("", "4", "8")
+)

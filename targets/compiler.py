@@ -14,6 +14,7 @@ import headrace.targets.lowering_bytes
 import headrace.targets.lowering_matrix
 import headrace.targets.lowering_planes
 import headrace.targets.lowering_products
+import headrace.targets.lowering_sums
 import headrace.targets.lowering_words  # noqa: F401
 from headrace.errors import KernelError
 from headrace.targets import lowering

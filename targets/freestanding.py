@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from headrace.targets import backend
-from headrace.targets.arm_helpers import HELPERS, OF_DOUBLES
+from headrace.targets.arm_helpers import HELPERS, OF_DOUBLES, OF_MEMORY
 from headrace.targets.systems import system_name
 from headrace.targets.target import Target
 
@@ -116,7 +116,7 @@ def _more(target: Target) -> str:
     """What else an architecture has no instruction for."""
     if target.architecture == "armv7a":
         return HELPERS + OF_DOUBLES
-    return HELPERS if target.architecture.startswith("thumb") else ""
+    return HELPERS + OF_MEMORY if target.architecture.startswith("thumb") else ""
 
 
 @cache

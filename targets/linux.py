@@ -88,6 +88,15 @@ SYSTEM_CALLS = {
         exit=93,
         sigaction=134,
     ),
+    "riscv32": SystemCalls(
+        "i32",
+        _words(0x00050893, 0x00058513, 0x00060593, 0x00068613, 0x00070693, 0x00000073, 0x00008067),
+        _words(0x00010513),
+        read=63,
+        write=64,
+        exit=93,
+        sigaction=134,
+    ),
     # mov rax, rdi; mov rdi, rsi; mov rsi, rdx; mov rdx, rcx; mov r10, r8; syscall; ret
     # mov rdi, rsp; sub rsp, 8: a call leaves the stack 8 bytes off what Linux starts with
     "x86_64": SystemCalls(

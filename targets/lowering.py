@@ -4,7 +4,8 @@ Importing this module imports Numba and registers the markers with it; only the 
 Those of inner products are in `headrace.targets.lowering_products`, of 16-bit integers in
 `headrace.targets.lowering_words`, of bit planes in `headrace.targets.lowering_planes`, of images of
 bytes in `headrace.targets.lowering_bytes`, of matrix registers in
-`headrace.targets.lowering_matrix`.
+`headrace.targets.lowering_matrix`, of sums in single registers in
+`headrace.targets.lowering_sums`.
 A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
 """
 
@@ -29,7 +30,7 @@ LANES = 16  # of a tile, and of vectors in kernels that do not ask for fewer
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _F32, _F16 = ir.FloatType(), ir.HalfType()
 Parts: TypeAlias = ir.Value | list[ir.Value]  # a block of one vector is that vector
-_ELEMENT = {"u8": _I8, "i32": _I32, "f32": _F32}
+_ELEMENT = {"u8": _I8, "i32": _I32, "f16": _F16, "f32": _F32}
 
 
 class PtrType(types.Type):
@@ -177,6 +178,8 @@ def _offset(b: ir.IRBuilder, p: ir.Value, n_bytes: ir.Value) -> ir.Value:
 
 def _element_bytes(ty: ir.Type) -> int:
     one = ty.element if isinstance(ty, ir.VectorType) else ty
+    if isinstance(one, ir.HalfType):
+        return 2
     return 4 if isinstance(one, ir.FloatType) else int(one.width) // 8
 
 
@@ -520,6 +523,9 @@ _load_block(
     lambda b, v: b.bitcast(splat(b, v, lanes()), vector_type("u8")),
 )
 _load_block("bcast_f32", "f32", lambda: _F32, lambda b, v: splat(b, v, lanes()))
+_load_block("bcast_f16", "f32", lambda: _I16, lambda b, v: splat(b, half_to_f32(b, v), lanes()))
+_load_block("load_half", "f16", _memory(_F16), lambda b, v: v)
+_load_block("bcast_half", "f16", lambda: _F16, lambda b, v: splat(b, v, lanes()))
 _load_block("bcast_i32", "i32", lambda: _I32, lambda b, v: splat(b, v, lanes()))
 
 
@@ -687,6 +693,7 @@ def _store_block(name: str, convert: Callable[..., Any]) -> None:
 
 
 _store_block("store_f32", lambda b, v: v)
+_store_block("store_half", lambda b, v: v)
 _store_block("store_i32", lambda b, v: v)
 _store_block("store_i8", lambda b, v: b.trunc(v, ir.VectorType(_I8, lanes())))
 _store_block("store_i16", lambda b, v: b.trunc(v, ir.VectorType(_I16, lanes())))
@@ -805,6 +812,11 @@ def _zeros_f32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return join([ir.Constant(vector_type("f32"), None)] * sig.return_type.count)
 
 
+@marker("zeros_half", lambda count: _vec("f16", count))
+def _zeros_half(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return join([ir.Constant(vector_type("f16"), None)] * sig.return_type.count)
+
+
 @marker("splat_f32", lambda v: _vec("f32", 1))
 def _splat_f32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return splat(b, _as_f32(b, args[0], sig.args[0]), lanes())
@@ -890,7 +902,7 @@ def _map(b: ir.IRBuilder, sig: Any, args: Any, fn: Callable[..., ir.Value]) -> i
 def _operator(op: Any, integer: str, floating: str | None) -> None:
     @_on(op, lambda *a: _same(*a) if len(a) == 2 else None)
     def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        name = floating if sig.return_type.element == "f32" else integer
+        name = floating if sig.return_type.element in ("f32", "f16") else integer
         if name is None:
             raise TypeError(f"{op.__name__} has no meaning for float lanes")
         return _map(b, sig, args, getattr(b, name))
@@ -910,6 +922,8 @@ def _f32_type() -> ir.Type:
 
 
 def fma_vectors(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    if isinstance(x.type.element, ir.HalfType):
+        return intrinsic_call(b, f"llvm.fma.v{lanes()}f16", x.type, [x, y, z])
     own = primitive("fma")
     if own is not None:
         return own(b, x, y, z)
@@ -983,6 +997,11 @@ _unary("xor_u8", None, lambda b, v, mask: b.xor(v, constant("u8", mask)))
 _unary("third_u8", None, lambda b, v: _third(b, v))
 _unary(
     "absolute", None, lambda b, v: intrinsic_call(b, f"llvm.fabs.v{lanes()}f32", _f32_type(), [v])
+)
+_unary(
+    "square_root",
+    None,
+    lambda b, v: intrinsic_call(b, f"llvm.sqrt.v{lanes()}f32", _f32_type(), [v]),
 )
 
 

@@ -10,6 +10,7 @@ TARGET = Target(
     cpu="cortex-m55",
     features="",
     vector_bytes=16,
+    half=True,
     gemm_tiles=1,
     gemm_tokens=4,
     gemm_lanes=4,

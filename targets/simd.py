@@ -155,6 +155,12 @@ def put_u16(p: Any, value: Any) -> None:
 
 
 @_marker
+def put_i32(p: Any, value: Any) -> None:
+    """Store the low 32 bits of an integer."""
+    _only_compiled()
+
+
+@_marker
 def put_i64(p: Any, value: Any) -> None:
     """Store a 64-bit integer."""
     _only_compiled()
@@ -224,6 +230,39 @@ def load_f32(p: Any, count: int, stride: Any) -> Any:
 @_marker
 def load_f16(p: Any, count: int, stride: Any) -> Any:
     """count x 16 halves, widened to float32."""
+    return _only_compiled()
+
+
+@_marker
+def load_half(p: Any, count: int, stride: Any) -> Any:
+    """`count` vectors of IEEE halves, `stride` bytes apart, to be computed with as such.
+
+    Of chips that do (`Target.half`); each operation rounds to a half.
+    """
+    return _only_compiled()
+
+
+@_marker
+def bcast_half(p: Any, count: int, stride: Any) -> Any:
+    """`count` vectors, each full of the half at `p + i * stride`; see `load_half`."""
+    return _only_compiled()
+
+
+@_marker
+def zeros_half(count: int) -> Any:
+    """`count` vectors of halves that are 0."""
+    return _only_compiled()
+
+
+@_marker
+def store_half(p: Any, value: Any, stride: Any) -> None:
+    """Store vectors of halves, `stride` bytes apart."""
+    _only_compiled()
+
+
+@_marker
+def bcast_f16(p: Any, count: int, stride: Any) -> Any:
+    """`count` vectors, each full of the half at `p + i * stride` as float32."""
     return _only_compiled()
 
 
@@ -637,6 +676,12 @@ def absolute(a: Any) -> Any:
 
 
 @_marker
+def square_root(a: Any) -> Any:
+    """The square roots of float32 lanes."""
+    return _only_compiled()
+
+
+@_marker
 def select_lt(a: Any, b: Any, yes: Any, no: Any) -> Any:
     """yes where a < b, else no (a and b int32 or float32 lanes)."""
     return _only_compiled()
@@ -773,6 +818,18 @@ def dot4_each(acc: Any, codes: Any, weights: Any) -> Any:
 
     Blocks of equal shape; codes are signed (see `dot_start`), weights lie in -127..127.
     """
+    return _only_compiled()
+
+
+@_marker
+def sum_start(value: Any) -> Any:
+    """An integer as a sum of 32 bits, for `dot_sum`."""
+    return _only_compiled()
+
+
+@_marker
+def dot_sum(acc: Any, a: Any, b: Any) -> Any:
+    """A sum of 32 bits and all products of two vectors of signed bytes."""
     return _only_compiled()
 
 

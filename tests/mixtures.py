@@ -47,7 +47,7 @@ def learn_beside(path: Path, text: str = STORY, tokens: int = 64) -> RouteStatis
     """Learn the routes of a text, with fitted routers, and put that beside the model."""
     fitting = RouterFit()
     trace = record(path, text, tokens=tokens, threads=1, fitting=fitting)
-    learned = learn(trace, np.ones((1, 3), np.float32), fitting.fitted)
+    learned = learn(trace, np.ones((1, 4), np.float32), fitting.fitted)
     learned.write(statistics_path(path))
     return learned
 

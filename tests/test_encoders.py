@@ -67,14 +67,23 @@ def test_plans_share_their_weights() -> None:
         np.testing.assert_array_equal(network(inputs[1])["y"], before)
 
 
-def test_heads_that_fill_no_vector_stay_with_the_host() -> None:
+@pytest.mark.parametrize(("heads", "width"), [(5, 40), (8, 120), (3, 15)])
+@pytest.mark.parametrize("spelling", ["new", "raw"])
+def test_heads_that_fill_no_vector(heads: int, width: int, spelling: str) -> None:
     rng = np.random.default_rng(6)
-    model, inputs = encoder(rng, "new", heads=5, width=40), tokens(rng, 2, 9)
-    with network_of(model, threads=1) as network:
-        assert [kind for kind, _ in network.plan(inputs).where()] == ["onnxruntime"]
-        # It gets the nodes of the file, with shapes that onnxruntime alone does not know.
-        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+    model = encoder(rng, spelling, heads=heads, width=width)
+    found = []
+    for threads in (1, 3):
+        with network_of(model, threads=threads) as network:
+            for batch, count in ((2, 9), (1, 32)):
+                inputs = tokens(np.random.default_rng(count), batch, count)
+                (region,) = native(network, inputs)
+                kernels = Counter(one.kernel for one in region.operations)
+                assert kernels["attention_rows_f32"] == 2
+                found.append(network(inputs)["y"])
+                expected = reference(model, inputs)["y"]
+                np.testing.assert_allclose(found[-1], expected, rtol=1e-4, atol=3e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(found[:2], found[2:], strict=True))
 
 
 def test_a_query_that_sees_nothing() -> None:
@@ -233,3 +242,84 @@ def test_rows_of_tables(dtype: Any) -> None:
             ids[-1, -1] = wrong
             with pytest.raises(HeadraceError, match=str(wrong)):
                 network({"ids": ids})
+
+
+@pytest.mark.parametrize("how", ["slices", "gathers", "split", "columns"])
+@pytest.mark.parametrize("head", [8, 16])
+def test_queries_keys_and_values_in_one(how: str, head: int) -> None:
+    """As vision transformers have them: parts of one product, in the order of their dimensions."""
+    heads, count, rng = 3, 10, np.random.default_rng(7)
+    width = heads * head
+    constants = {
+        "w": rng.standard_normal((width, 3 * width)).astype(np.float32) / 8,
+        "v": rng.standard_normal((width, width)).astype(np.float32) / 8,
+        "scale": np.array(head**-0.5, np.float32), "zero": np.array([0]),
+        "five": np.array([2, count, 3, heads, head]), "four": np.array([2, count, heads, head]),
+        "back": np.array([2, count, width]), "thirds": np.array([width] * 3),
+    }  # fmt: skip
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"])]
+    if how == "columns":
+        nodes.append(helper.make_node("Split", ["p", "thirds"], ["p0", "p1", "p2"], axis=2))
+        for i in range(3):
+            nodes.append(helper.make_node("Reshape", [f"p{i}", "four"], [f"r{i}"]))
+            nodes.append(helper.make_node("Transpose", [f"r{i}"], [f"h{i}"], perm=[0, 2, 1, 3]))
+    else:
+        nodes.append(helper.make_node("Reshape", ["p", "five"], ["r"]))
+        nodes.append(helper.make_node("Transpose", ["r"], ["t"], perm=[2, 0, 3, 1, 4]))
+        if how == "split":
+            names = [f"s{i}" for i in range(3)]
+            nodes.append(helper.make_node("Split", ["t"], names, axis=0, num_outputs=3))
+        for i in range(3):
+            constants |= {f"n{i}": np.array([i]), f"i{i}": np.array(i), f"e{i}": np.array([i + 1])}
+            if how == "slices":
+                inputs = ["t", f"n{i}", f"e{i}", "zero"]
+                nodes.append(helper.make_node("Slice", inputs, [f"s{i}"]))
+            if how == "gathers":
+                nodes.append(helper.make_node("Gather", ["t", f"i{i}"], [f"h{i}"], axis=0))
+            else:
+                nodes.append(helper.make_node("Squeeze", [f"s{i}", "zero"], [f"h{i}"]))
+    nodes += [
+        helper.make_node("Mul", ["h0", "scale"], ["q"]),
+        helper.make_node("Transpose", ["h1"], ["k"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["q", "k"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["b"], axis=-1),
+        helper.make_node("MatMul", ["b", "h2"], ["c"]),
+        helper.make_node("Transpose", ["c"], ["d"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["d", "back"], ["e"]),
+        helper.make_node("MatMul", ["e", "v"], ["y"]),
+    ]
+    wanted = {name for one in nodes for name in one.input}
+    used = {name: array for name, array in constants.items() if name in wanted}
+    model = model_of(nodes, {"x": (FLOAT, [2, count, width])}, ["y"], used)
+    inputs = {"x": rng.standard_normal((2, count, width)).astype(np.float32)}
+    with network_of(model, threads=2) as network:
+        (region,) = native(network, inputs)
+        kernels = [one.kernel for one in region.operations]
+        assert kernels == ["convolution_f32", "attention_rows_f32", "convolution_f32"]
+        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+
+
+def test_images_between_rows() -> None:
+    """[images, rows, columns, channels] on the way from rows to images and back: nothing moves."""
+    rng = np.random.default_rng(8)
+    constants = {
+        "w": rng.standard_normal((20, 20)).astype(np.float32), "grid": np.array([2, 3, 5, 20]),
+        "k": rng.standard_normal((24, 20, 3, 3)).astype(np.float32) / 9,
+        "rows": np.array([2, 15, 24]), "v": rng.standard_normal((24, 7)).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Reshape", ["a", "grid"], ["b"]),
+        helper.make_node("Transpose", ["b"], ["c"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["c", "k"], ["d"], pads=[1, 1, 1, 1]),
+        helper.make_node("Transpose", ["d"], ["e"], perm=[0, 2, 3, 1]),
+        helper.make_node("Reshape", ["e", "rows"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": (FLOAT, [2, 15, 20])}, ["y"], constants)
+    inputs = {"x": rng.standard_normal((2, 15, 20)).astype(np.float32)}
+    with network_of(model, threads=2) as network:
+        native(network, inputs)
+        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-4)

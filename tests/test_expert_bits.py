@@ -138,6 +138,53 @@ def test_what_matters_least_for_its_bytes_gets_fewer_bits() -> None:
     assert {width for _, width in found.values()} == {2, 4}
 
 
+class Halving(Measured):
+    """The same, where two bits more take away fifteen sixteenths of what a part loses at 2."""
+
+    def rise(self) -> float:
+        return sum(cost * 4.0 ** (2 - self.now[one]) for one, cost in self.cost.items())
+
+    divergence = rise
+
+
+class KnownHalving(Known):
+    """What `Halving` measures."""
+
+    def remark(self, one: Part, width: int, read: Callable[..., bytes]) -> tuple[float, int, bool]:
+        return self.errors[one] * 4.0 ** (2 - width), 0, False
+
+
+def test_parts_that_matter_very_differently_get_all_widths() -> None:
+    rng = np.random.default_rng(3)
+    parts = [(layer, e, kind) for layer in range(4) for e in range(8) for kind in PARTS]
+    drawn = rng.lognormal(sigma=2, size=(4, len(parts) // 4))
+    drawn /= drawn.sum(axis=1, keepdims=True)  # layers that hardly lose are taken to lose something
+    errors = dict(zip(parts, drawn.ravel().tolist(), strict=True))
+    bound = 0.1 * sum(errors.values())
+
+    def chosen_of(widths: tuple[int, ...]) -> tuple[dict[Part, int], int]:
+        known, measured = KnownHalving(errors, widths), Halving(errors, 0.0)
+        found = choose_widths(known, lambda at, n: b"", measured, bound)  # type: ignore[arg-type]
+        again = Halving(errors, 0.0)
+        again.now = found.widths
+        assert found.rise == pytest.approx(again.rise()) and found.rise <= bound
+        return found.widths, sum(known.n_bytes(one, w) for one, w in found.widths.items())
+
+    mixed, n_bytes = chosen_of((2, 3, 4))
+    assert set(mixed.values()) == {2, 3, 4}
+    _, of_two = chosen_of((3, 4))
+    assert n_bytes < 0.96 * of_two
+
+    def gain(one: Part, width: int) -> float:  # for each byte more
+        more = 2 if one[2] == PARTS[0] else 1
+        return errors[one] * (4.0 ** (2 - width) - 4.0 ** (1 - width)) / more
+
+    # No bit that was saved is worth more than one that was not.
+    spent = [gain(one, width - 1) for one, width in mixed.items() if width > 2]
+    saved = [gain(one, width) for one, width in mixed.items() if width < 4]
+    assert max(saved) <= min(spent)
+
+
 def test_a_bound_over_all_experts_at_a_width() -> None:
     # All at 4 bits lose half; a bound over the source of that has room for none below.
     assert {width for _, width in chosen(0.5, 0.5, (2, 4)).values()} == {4}
@@ -177,6 +224,8 @@ def test_rounded_experts_are_those_of_the_file(source: Path, tmp_path: Path) -> 
         class Inputs:
             def of(self, name: str) -> None:
                 return None
+
+            sums = of
 
         rounded.make(Rounder(reader, 1, None), reader, Inputs(), write, 0, lambda n: None)  # type: ignore[arg-type]
 

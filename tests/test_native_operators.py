@@ -74,6 +74,10 @@ def node(op: str, inputs: str, outputs: str = "y", **attributes: Any) -> Any:
         ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
         ("AveragePool",
          {"kernel_shape": [3, 2], "pads": [1, 1, 1, 0], "count_include_pad": 1}),
+        ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 3], "ceil_mode": 1}),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+        ("AveragePool",
+         {"kernel_shape": [2, 3], "strides": [3, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1}),
     ],
 )  # fmt: skip
 def test_of_one_value(op: str, attributes: dict[str, Any]) -> None:

@@ -247,6 +247,44 @@ def test_files_that_change(stored: tuple[Path, Inputs], tmp_path: Path) -> None:
     assert other.name != packed.name
 
 
+def test_a_damaged_file_is_packed_anew(stored: tuple[Path, Inputs], tmp_path: Path) -> None:
+    path, inputs = stored
+    budget = _some_budget(path, inputs)
+    with load_network(path, memory=budget) as network:
+        expected = _bytes(network, inputs)
+    (packed,) = (tmp_path / "cache" / "networks").iterdir()
+    content = packed.read_bytes()
+    packed.write_bytes(content[:9999] + bytes([content[9999] ^ 1]) + content[10000:])
+    with load_network(path, memory=budget) as network:
+        assert _bytes(network, inputs) == expected
+    assert packed.read_bytes() == content
+
+
+def test_files_that_were_used_longest_ago_go(
+    stored: tuple[Path, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, inputs = stored
+    budget = _some_budget(path, inputs)
+    folder = tmp_path / "cache" / "networks"
+    with load_network(path, memory=budget) as network:
+        _bytes(network, inputs)
+    (packed,) = folder.iterdir()
+    size, changed = packed.stat().st_size, packed.stat().st_mtime_ns
+    os.utime(packed, ns=(0, changed))
+    with load_network(path, memory=budget) as network:
+        _bytes(network, inputs)
+    assert packed.stat().st_atime_ns >= changed, "it was not used"
+    for name, at in (("old", 1), ("older", 0)):
+        one = folder / f"{name}.weights"
+        one.write_bytes(packed.read_bytes())
+        os.utime(one, ns=(at, changed))
+    packed.unlink()
+    monkeypatch.setattr(packed_file, "MOST_BYTES", 2 * size)
+    with load_network(path, memory=budget) as network:
+        _bytes(network, inputs)
+    assert {one.name for one in folder.iterdir()} == {packed.name, "old.weights"}
+
+
 def test_a_read_that_fails_ends_the_call(stored: tuple[Path, Inputs]) -> None:
     path, inputs = stored
     with load_network(path, memory=_least(path, inputs)) as network:

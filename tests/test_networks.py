@@ -359,7 +359,8 @@ def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: An
         (["run", "M", "--input", "x=M"], "no .npy file"),
         (["plan", "M", "--input", "b=3"], "no input has a dimension 'b'; there are batch"),
         (["bench", "M", "--input", "batch=many"], "no size"),
-        (["plan", "M", "--target", "x86-64-v3"], "takes no target"),
+        (["plan", "M", "--target", "x86-64-v9"], "unknown target 'x86-64-v9'; targets: "),
+        (["plan", "M", "--kernels", "pack"], "takes no kernels"),
         (["plan", "M", "--memory", "1kB"], "the least that works is"),
     ],
 )
@@ -369,3 +370,31 @@ def test_wrong_commands_say_what_to_do(
     path = str(save(linear()[0], tmp_path / "linear.onnx"))
     assert main([path if word == "M" else word.replace("=M", f"={path}") for word in more]) == 2
     assert match in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("op", "given", "match"),
+    [
+        ("Conv", {"strides": [0, 1]}, "strides .0, 1., and each is at least 1"),
+        ("Conv", {"dilations": [1, -1]}, "dilations .1, -1., and each is at least 1"),
+        ("ConvTranspose", {"pads": [0, 0, -1, 0]}, "pads .0, 0, -1, 0., and each is at least 0"),
+        ("Conv", {"pads": [1, 1]}, "pads .1, 1., and 4 are wanted"),
+        ("Conv", {"kernel_shape": [2, 2]}, "its weights have the shape .4, 4, 3, 3."),
+        ("Conv", {"group": 0}, "has 0 groups"), ("Conv", {"group": 3}, "cannot be cut into"),
+        ("MaxPool", {"kernel_shape": [0, 2]}, "kernel_shape .0, 2., and each is at least 1"),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [1]}, "strides .1., and 2 are wanted"),
+    ],
+)  # fmt: skip
+def test_windows_without_size_or_step(op: str, given: dict[str, Any], match: str) -> None:
+    inputs = ["x", "w"] if "Conv" in op else ["x"]
+    weights = {"w": np.ones((4, 4, 3, 3), np.float32)} if "Conv" in op else {}
+    node = helper.make_node(op, inputs, ["y"], **given)
+    with pytest.raises(ModelFileError, match=rf"node .*{op}.* {match}"):
+        network_of(model_of([node], {"x": (FLOAT, [1, 4, 8, 8])}, ["y"], weights))
+
+
+def test_weights_of_other_channels_are_refused() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=2)
+    model = model_of([node], {"x": (FLOAT, [1, 4, 8, 8])}, ["y"], {"w": np.ones((4, 4, 3, 3), "f")})
+    with network_of(model) as network, pytest.raises(HeadraceError, match="Conv y: "):
+        network({"x": np.ones((1, 4, 8, 8), np.float32)})

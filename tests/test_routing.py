@@ -32,7 +32,7 @@ from headrace.prediction import Passes, Rates, Sample
 from headrace.routing import record
 
 TEXT = "Once upon a time there was a girl called Lily. She liked to play with a big red ball. " * 9
-RATES = np.array([(0.25, 0.4, 0.7), (1.0, 1.0, 0.0)], np.float32)
+RATES = np.array([(0.25, 0.4, 0.7, 0.3), (1.0, 1.0, 0.0, 1.0)], np.float32)
 ONLINE = [name for name in POLICIES if name != "belady"]
 
 
@@ -169,7 +169,7 @@ def test_statistics_that_are_none(tmp_path: Path) -> None:
     for name, value in (
         ("frequency", learned.frequency + 1), ("pairs", learned.pairs[:2]), ("active", 9),
         ("affinity", learned.affinity * np.float16(np.nan)), ("tokens", 0), ("rates", RATES[:0]),
-        ("rates", RATES[::-1]), ("rates", RATES * np.float32(np.nan)),
+        ("rates", RATES[::-1]), ("rates", RATES[:, :3]), ("rates", RATES * np.float32(np.nan)),
         ("fitted", np.zeros((4, 1, 9, 5))), ("fitted", np.full((4, 1, 8, 5), np.nan)),
     ):  # fmt: skip
         replace(learned, **{name: value}).write(path)
@@ -388,9 +388,10 @@ def test_rates_grow_with_room() -> None:
     seen: list[tuple[int, int]] = []
     found = rates(random_trace(), lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
-    share, hits, reads = found.T
+    share, hits, reads, early = found.T
     assert (np.diff(share) > 0).all() and (np.diff(hits) > -0.01).all()
-    assert (np.diff(reads) < 0.05).all() and found[-1].tolist() == [1, 1, 0]
+    assert (np.diff(reads) < 0.05).all() and found[-1].tolist() == [1, 1, 0, 1]
+    assert share[0] == 4 / 32 and (early > 0).all()
 
 
 # --- what plans know ------------------------------------------------------------------------------
@@ -409,18 +410,20 @@ def test_plans_know_what_was_learned(tmp_path: Path) -> None:
     room = prepared.room
     assert room is not None and plan.experts == prepared.slots
     share = prepared.slots / room.count
-    assert plan.expected_hit_rate == share
+    assert plan.expected_hit_rate == share and plan.expected_early_hit_rate is None
     assert "uniform" in plan.routing and any("uniform" in one for one in plan.notices())
     uniform = prepared.expert_bytes(1)
     uses = sum(one.active for one in prepared.decoder.mixtures().values())
     assert uniform == int(uses * (1 - share) * room.n_bytes / room.count)
 
     trace = record(path, TEXT, tokens=64, threads=2)
-    few = np.array([(0.0, 0.9, 0.2), (1.0, 0.9, 0.2)], np.float32)
+    few = np.array([(0.0, 0.9, 0.2, 0.5), (1.0, 0.9, 0.2, 0.5)], np.float32)
     learned = learn(trace, few)
     learned.write(statistics_path(path))
     prepared, plan = planned()
     assert plan.expected_hit_rate == pytest.approx(0.9)
+    assert plan.expected_early_hit_rate == pytest.approx(0.5)
+    assert any("90% of the uses (50% of the first 128 tokens')" in one for one in plan.notices())
     assert plan.routing == "as in 64 tokens of text"
     assert prepared.expert_bytes(1) == pytest.approx(uses * 0.2 * room.n_bytes / room.count, abs=1)
     shares = [f[: len(m.each)] for f, m in zip(

@@ -73,7 +73,7 @@ def main() -> None:
         other = read_trace(args.learn_from)
         if other.model != trace.model:
             raise SystemExit(f"{args.learn_from} is of another model than {args.trace}")
-        learned = learn(other, np.zeros((0, 3)))
+        learned = learn(other, np.zeros((0, 4)))
     active, count = trace.chosen.shape[2], int(trace.experts.sum())
     slots = args.slots or max(2 * active, round(args.share * count))
     names = [n for n in PREDICTORS if learned is not None or n not in ("pairs", "affinity")]

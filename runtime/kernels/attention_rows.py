@@ -1,7 +1,8 @@
 """Attention of all tokens to all others, as encoders have it (Vaswani et al. 2017).
 
 Queries, keys and values lie in rows of all heads, as projections give them: nothing is transposed
-in memory but the keys of one head at a time.
+in memory but the keys of one head at a time. Of heads that fill no vectors, values and results are
+copied as well: vectors would reach into the next head, and behind the last one.
 """
 
 from __future__ import annotations
@@ -49,16 +50,20 @@ ABSENT = -float("inf")  # score of what fills the last vector of keys
 
 
 def scratch_bytes(keys: int, head: int, most: int) -> int:
-    """What a thread needs: the transposed keys of a head, and scores of the queries at once."""
-    padded = -(-keys // 16) * 16
-    return SPARE + (head + most) * padded * 4
+    """What a thread needs: the transposed keys of a head, and scores of the queries at once.
+
+    Of heads of no multiple of 16 channels also values, and results.
+    """
+    padded, room = -(-keys // 16) * 16, -(-head // 16) * 16
+    copies = (padded + most) * room if head % 16 else 0
+    return SPARE + ((room + most) * padded + copies) * 4
 
 
 def _kernel(target: Target) -> KernelFunction:
     """y = softmax(scale q k^T + mask) v, head by head.
 
     Slots: 0 q, 1 k, 2 v, 3 y, 4 mask (0: none), 5 images (of the batch), 6 heads, 7 channels of a
-    head (a multiple of 16), 8 queries, 9 keys, 10 to 13 bytes between rows of q, k, v and y,
+    head, 8 queries, 9 keys, 10 to 13 bytes between rows of q, k, v and y, whose pads become zero,
     14 scale (float32), 15 to 17 bytes between the mask's images, heads and queries, 18 scratch,
     19 its bytes for each thread, 20 whether a query whose keys are all masked (by -inf) gets zeros
     instead of no numbers. Threads share the heads, up to 128 queries of each at a time.
@@ -190,8 +195,13 @@ def _kernel(target: Target) -> KernelFunction:
         inverses = spare + FEW * wide
         turned = spare + SPARE
         padded = (keys + lanes - 1) // lanes * lanes
-        scores = turned + padded * head * 4
+        vectors = (head + lanes - 1) // lanes
+        room = vectors * lanes
+        even = head // lanes * lanes  # channels that fill vectors
+        scores = turned + padded * room * 4
         score_row = padded * 4
+        copied = scores + most * score_row
+        made = copied + padded * room * 4
         blocks = (queries + QUERIES - 1) // QUERIES
         units = arg_int(args, 5) * heads * blocks
         for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
@@ -202,20 +212,35 @@ def _kernel(target: Target) -> KernelFunction:
             k = arg_ptr(args, 1) + (image * keys * k_row + h * head * 4)
             v = arg_ptr(args, 2) + (image * keys * v_row + h * head * 4)
             mask = arg_ptr(args, 4) + (image * arg_int(args, 15) + h * arg_int(args, 16))
-            # Vectors of keys: [padded / lanes][head][lanes].
+            # Vectors of keys: [padded / lanes][room][lanes].
             whole = keys // lanes * lanes
+            if even < head and whole == keys:
+                whole -= lanes  # the last rows are read by channels
             for j in range(0, whole, lanes):
                 for d in range(0, head, lanes):
                     block = load_turned(k + (j * k_row + d * 4), k_row)
-                    store_f32(turned + (j * head + d * lanes) * 4, block, wide)
+                    store_f32(turned + (j * room + d * lanes) * 4, block, wide)
             for j in range(whole, keys):
-                to = turned + (whole * head + j - whole) * 4
+                to = turned + (whole * room + j - whole) * 4
                 for d in range(head):
                     put_f32(to + d * wide, get_f32(k + (j * k_row + d * 4)))
             for j in range(keys, padded):
-                to = turned + (whole * head + j - whole) * 4
+                to = turned + (whole * room + j - whole) * 4
                 for d in range(head):
                     put_f32(to + d * wide, 0.0)
+            v_step = v_row
+            if even < head:
+                for j in range(keys):
+                    for d in range(0, even, lanes):
+                        store_f32(
+                            copied + (j * room + d) * 4, load_f32(v + (j * v_row + d * 4), 1, 0), 0
+                        )  # fmt: skip
+                    for d in range(even, head):
+                        put_f32(copied + (j * room + d) * 4, get_f32(v + (j * v_row + d * 4)))
+                    for d in range(head, room):
+                        put_f32(copied + (j * room + d) * 4, 0.0)
+                v = copied
+                v_step = room * 4
             t = first
             while t < last:
                 n = 1
@@ -225,19 +250,24 @@ def _kernel(target: Target) -> KernelFunction:
                     n = FEW
                 q = arg_ptr(args, 0) + ((image * queries + t) * q_row + h * head * 4)
                 y = arg_ptr(args, 3) + ((image * queries + t) * y_row + h * head * 4)
+                out = y
+                out_row = y_row
+                if even < head:
+                    out = made
+                    out_row = room * 4
                 if n == most:
                     many(
-                        turned, wide, head * wide, q, q_row, head, scores, score_row,
+                        turned, wide, room * wide, q, q_row, head, scores, score_row,
                         padded // lanes,
                     )  # fmt: skip
                 elif n == FEW:
                     few(
-                        turned, wide, head * wide, q, q_row, head, scores, score_row,
+                        turned, wide, room * wide, q, q_row, head, scores, score_row,
                         padded // lanes,
                     )  # fmt: skip
                 else:
                     one(
-                        turned, wide, head * wide, q, q_row, head, scores, score_row,
+                        turned, wide, room * wide, q, q_row, head, scores, score_row,
                         padded // lanes,
                     )  # fmt: skip
                 r = 0
@@ -257,16 +287,22 @@ def _kernel(target: Target) -> KernelFunction:
                         )  # fmt: skip
                         r += 1
                 if n == most:
-                    many(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)
+                    many(v, v_step, wide, scores, score_row, keys, out, out_row, vectors)
                 elif n == FEW:
-                    few(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)
+                    few(v, v_step, wide, scores, score_row, keys, out, out_row, vectors)
                 else:
-                    one(v, v_row, wide, scores, score_row, keys, y, y_row, head // lanes)
+                    one(v, v_step, wide, scores, score_row, keys, out, out_row, vectors)
                 for r in range(n):
-                    inverse = splat_f32(get_f32(inverses + r * 4))
-                    for d in range(0, head, lanes):
-                        to = y + (r * y_row + d * 4)
-                        store_f32(to, load_f32(to, 1, 0) * inverse, 0)
+                    inverse = get_f32(inverses + r * 4)
+                    found = out + r * out_row
+                    to = y + r * y_row
+                    for d in range(0, even, lanes):
+                        store_f32(to + d * 4, load_f32(found + d * 4, 1, 0) * splat_f32(inverse), 0)
+                    for d in range(even, head):
+                        put_f32(to + d * 4, get_f32(found + d * 4) * inverse)
+                    if h == heads - 1:
+                        for d in range(head, y_row // 4 - h * head):
+                            put_f32(to + d * 4, 0.0)
                 t += n
 
     return with_lanes(kernel, lanes)
@@ -294,7 +330,8 @@ def reference(
 
 
 # Images, heads, channels of a head, queries, keys, spread of the scores.
-_SHAPES = ((1, 2, 16, 9, 9, 1), (2, 3, 32, 21, 37, 4), (1, 1, 48, 1, 1, 1), (1, 2, 16, 130, 16, 8))
+_SHAPES = ((1, 2, 16, 9, 9, 1), (2, 3, 32, 21, 37, 4), (1, 1, 48, 1, 1, 1), (1, 2, 16, 130, 16, 8),
+           (1, 3, 15, 21, 16, 1), (2, 2, 40, 5, 33, 2), (1, 5, 3, 9, 1, 1))  # fmt: skip
 
 
 def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -302,6 +339,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
     for i, (images, heads, head, queries, keys, spread) in enumerate(_SHAPES):
         width = heads * head
+        padded = -(-width // 16) * 16
         q = (rng.standard_normal((images, queries, width)) * spread).astype(np.float32)
         k, v = rng.standard_normal((2, images, keys, width)).astype(np.float32)
         mask, steps = None, (0, 0, 0)
@@ -310,20 +348,24 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             mask = mask.astype(np.float32)
             mask[0] = -3.4e38  # all keys of an image
             steps = (keys * 4, 0, 0)
-        y = np.full((images, queries, width), np.nan, np.float32)
+        y = np.full((images, queries, padded), np.nan, np.float32)
         scale = head**-0.5
         q_heads, k_heads, v_heads = (
             one.reshape(images, -1, heads, head).transpose(0, 2, 1, 3) for one in (q, k, v)
         )  # fmt: skip
         exact, size = reference(q_heads, k_heads, v_heads, mask, scale)
         expected, size = (
-            one.transpose(0, 2, 1, 3).reshape(y.shape) for one in (exact, size)
-        )  # fmt: skip
+            np.pad(
+                one.transpose(0, 2, 1, 3).reshape(images, queries, width),
+                ((0, 0), (0, 0), (0, padded - width)),
+            )
+            for one in (exact, size)
+        )
         n_bytes = scratch_bytes(keys, head, pixels_at_once(target))
         scratch = np.zeros(8 * n_bytes, np.uint8)
         slots = [
             q, k, v, y, 0 if mask is None else mask, images, heads, head, queries, keys,
-            *[width * 4] * 4, float(np.float32(scale)), *steps, scratch, n_bytes, 0,
+            *[width * 4] * 3, padded * 4, float(np.float32(scale)), *steps, scratch, n_bytes, 0,
         ]  # fmt: skip
         # A score is off by a unit of each of its terms; its exponential by as much, relatively.
         largest = float(np.abs(q).max() * np.abs(k).max()) * head * scale

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.math import exp_down
+from headrace.kernels.math import exp_down, tanh
 from headrace.targets.simd import (
+    absolute,
     arg_float,
     arg_int,
     arg_ptr,
@@ -21,6 +22,7 @@ from headrace.targets.simd import (
     minimum,
     select_lt,
     splat_f32,
+    square_root,
     store_f32,
 )
 from headrace.targets.table import Case, Kernel, same_for_all
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 INFINITE = float("inf")  # a bound that bounds nothing
-NONE, SIGMOID, SILU, HARD_SIGMOID, HARD_SWISH, LEAKY = range(6)
+NONE, SIGMOID, SILU, HARD_SIGMOID, HARD_SWISH, LEAKY, SQUARE, ROOT, TANH, MAGNITUDE = range(10)
 FINISH_SLOTS = 5
 # Sigmoids of less are that of this, 1.6e-28. Those of -88 and below are denormal numbers, which
 # take CPUs a hundred times as long: here, and in all products that read them.
@@ -43,7 +45,8 @@ class Finish:
 
     Attributes:
         kind: NONE; SIGMOID; SILU (x sigmoid(x)); HARD_SIGMOID, which is alpha x + beta between 0
-            and 1; HARD_SWISH (x times that); LEAKY (alpha x below 0).
+            and 1; HARD_SWISH (x times that); LEAKY (alpha x below 0); SQUARE; ROOT; TANH;
+            MAGNITUDE.
     """
 
     kind: int
@@ -74,6 +77,14 @@ def activated(v: Any, kind: Any, alpha: Any, beta: Any) -> Any:
             found = v * gate
     elif kind == LEAKY:
         found = select_lt(v, splat_f32(0.0), v * alpha, v)
+    elif kind == SQUARE:
+        found = v * v
+    elif kind == ROOT:
+        found = square_root(v)
+    elif kind == TANH:
+        found = tanh(v)
+    elif kind == MAGNITUDE:
+        found = absolute(v)
     return found
 
 
@@ -150,7 +161,8 @@ def reference(x: np.ndarray, finish: Finish) -> np.ndarray:
     hard = np.clip(finish.alpha * x + finish.beta, 0, 1)
     found: np.ndarray = {
         SIGMOID: soft, SILU: x * soft, HARD_SIGMOID: hard, HARD_SWISH: x * hard,
-        LEAKY: np.where(x < 0, finish.alpha * x, x),
+        LEAKY: np.where(x < 0, finish.alpha * x, x), SQUARE: x * x, TANH: np.tanh(x),
+        ROOT: np.sqrt(np.maximum(x, 0)), MAGNITUDE: np.abs(x),
     }[finish.kind]  # fmt: skip
     found *= finish.scale
     return found + finish.shift
@@ -161,6 +173,8 @@ def error_bound(x: np.ndarray, finish: Finish) -> np.ndarray:
     import numpy as np
 
     size = np.abs(x.astype(np.float64)) + 1
+    if finish.kind == SQUARE:
+        size **= 2
     return size * abs(finish.scale) * 2.0**-20 + abs(finish.shift) * 2.0**-23 + 1e-30
 
 

@@ -33,6 +33,7 @@ from headrace.kernels import (
     softmax_rows,
     sparse_product,
     sparse_product_u8,
+    taking,
     zero_computation,
 )
 from headrace.offload import expert_store, requests
@@ -70,6 +71,7 @@ def all_rows() -> list[Kernel]:
         *image_operators.all_kernels(),
         *layer_norm.all_kernels(),
         *rows.all_kernels(),
+        *taking.all_kernels(),
         *softmax_rows.all_kernels(),
         *product_rows.all_kernels(),
         *gelu.all_kernels(),

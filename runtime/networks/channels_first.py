@@ -12,10 +12,11 @@ from headrace.networks.graph import Graph, Node
 
 _OF_ONE = (
     "Conv", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Clip",
-    "headrace.Silu", "headrace.HardSwish", "headrace.SoftmaxMean", "Split", "Slice",
+    "headrace.Silu", "headrace.HardSwish", "headrace.SoftmaxMean", "Split", "Slice", "Pad",
+    "Pow", "Sqrt", "Tanh", "Abs",
 )  # fmt: skip
 _OF_SEVERAL = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat")
-_MOVES = ("Reshape", "Transpose")
+_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 FLOAT = 1  # of TensorProto
 
 
@@ -31,7 +32,11 @@ def channels_first(graph: Graph) -> frozenset[str]:
         node = makers.get(name)
         if node is None or key_of(node) not in OPERATORS or key_of(node) == "Transpose":
             return any(key_of(one) == "Conv" for one in users.get(name, []))
-        if key_of(node) == "Reshape":
+        if key_of(node) == "headrace.Frames":
+            return True
+        if _keeps_channels(graph, node):
+            return True
+        if key_of(node) in ("Reshape", "Squeeze"):
             return _flattens(graph, node) or node.inputs[0] in found
         read = node.inputs[:1] if key_of(node) in _OF_ONE else node.inputs
         return takes_so(node) and all(n in found for n in read if n not in graph.constants)
@@ -43,6 +48,7 @@ def channels_first(graph: Graph) -> frozenset[str]:
         return all(
             takes_so(node)
             or key_of(node) in ("Reshape", "Transpose")
+            or _keeps_channels(graph, node)
             or key_of(node) not in OPERATORS
             for node in users.get(name, [])
         )
@@ -54,6 +60,15 @@ def channels_first(graph: Graph) -> frozenset[str]:
 
 def _rank(of: object) -> int:
     return len(getattr(of, "shape", None) or ())
+
+
+def _keeps_channels(graph: Graph, node: Node) -> bool:
+    """Whether it gives or takes the dimension of a single pixel away, behind channels."""
+    if node.domain or node.op not in _MOVES:
+        return False
+    before, after = graph.shape(node.inputs[0]) or (), graph.shape(node.outputs[0]) or ()
+    short, long = sorted((before, after), key=len)
+    return len(short) == 2 and len(long) == 3 and long == (*short, 1)
 
 
 def _flattens(graph: Graph, node: Node) -> bool:

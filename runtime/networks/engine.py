@@ -29,6 +29,7 @@ from headrace.kernels import (
     softmax_rows,
     sparse_product,
     sparse_product_u8,
+    taking,
 )
 from headrace.networks.weight_store import WeightStore
 from headrace.sparse import n_bits
@@ -43,7 +44,7 @@ MODULES = (
     convolution, depthwise, sparse_product, images, finishes, image_operators, layer_norm, gelu,
     attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
     n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
-    softmax_mean, recurrent, dynamic_columns, sparse_product_u8,
+    softmax_mean, recurrent, dynamic_columns, sparse_product_u8, taking,
 )  # fmt: skip
 
 
@@ -52,12 +53,18 @@ class Engine:
 
     Args:
         threads: of the team.
+        target: the CPU level that is asked for; None: the best that this CPU has.
+
+    Raises:
+        KernelError: there is no such target, or this CPU cannot run it.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, target: str | None = None) -> None:
         self.threads = threads
+        if target is not None:
+            self.target = pick_target(target)
         self.weights = WeightStore()
-        self._team: Team | None = None
+        self._teams: dict[int, Team] = {}
 
     @cached_property
     def target(self) -> Target:
@@ -95,17 +102,30 @@ class Engine:
         Raises:
             KernelError: there is no compiler.
         """
-        if self._team is None:
-            self._team = Team(self.store.load(execute.kernels().values()), self.threads)
-        return self._team
+        return self._team_of(self.threads)
+
+    @property
+    def alone(self) -> Team:
+        """The caller without other threads.
+
+        Raises:
+            KernelError: there is no compiler.
+        """
+        return self._team_of(1)
+
+    def _team_of(self, threads: int) -> Team:
+        if threads not in self._teams:
+            addresses = self.store.load(execute.kernels().values())
+            self._teams[threads] = Team(addresses, threads)
+        return self._teams[threads]
 
     def close(self) -> None:
         """End the threads."""
-        if self._team is not None:
-            self._team.close()
-            self._team = None
+        for team in self._teams.values():
+            team.close()
+        self._teams.clear()
 
     def __del__(self) -> None:
         # Threads run the kernels: they must have ended before those go.
-        if getattr(self, "_team", None) is not None:
+        if getattr(self, "_teams", None):
             self.close()

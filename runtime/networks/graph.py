@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_model import OnnxModel, subgraphs
 from headrace.loaders.reader import TensorReader
+from headrace.targets.host import pick_target
+from headrace.targets.target import Target
 
 SMALL_BYTES = 1 << 16  # constants up to here may be computed ahead, and are kept
 CHUNK_BYTES = 1 << 20  # of constants that are read in runs
@@ -248,6 +251,7 @@ class Graph:
         opsets: versions by domain.
         channels_first: values of three dimensions that lie as images: `channels_first`.
         as_rows: values of four dimensions that lie as rows: `as_rows`.
+        target: CPU level whose kernels compute it; None: the best that this CPU has.
     """
 
     nodes: list[Node]
@@ -260,6 +264,7 @@ class Graph:
     sparse: dict[str, Any] = field(default_factory=dict)
     channels_first: frozenset[str] = frozenset()
     as_rows: frozenset[str] = frozenset()
+    target: str | None = None
 
     def type(self, name: str) -> TensorType | None:
         """Of a value or constant; None: not known."""
@@ -272,6 +277,15 @@ class Graph:
         """Of a value; None: not known."""
         found = self.types.get(name)
         return None if found is None else found.shape
+
+    @property
+    def cpu(self) -> Target:
+        """The CPU whose kernels compute it.
+
+        Raises:
+            KernelError: there are none for this CPU.
+        """
+        return _cpu(self.target)
 
     def users(self) -> dict[str, list[Node]]:
         """Nodes that read a value."""
@@ -290,6 +304,11 @@ class Graph:
                 kept.append(node)
                 wanted.update(node.reads)
         return replace(self, nodes=kept[::-1])
+
+
+@cache
+def _cpu(name: str | None) -> Target:
+    return pick_target(name)
 
 
 def _free(graph: Any, outer: frozenset[str]) -> Iterator[str]:
@@ -314,7 +333,7 @@ def node_of(proto: Any) -> Node:
     return Node(proto, tuple(dict.fromkeys(read)))
 
 
-def graph_of(model: OnnxModel, reader: TensorReader) -> Graph:
+def graph_of(model: OnnxModel, reader: TensorReader, target: str | None = None) -> Graph:
     """The main graph of a model, of which inputs have no types yet; its functions are inlined."""
     proto = model.proto
     if proto.functions:
@@ -331,4 +350,5 @@ def graph_of(model: OnnxModel, reader: TensorReader) -> Graph:
         model.opsets,
         proto.ir_version,
         sparse=sparse,
+        target=target,
     )

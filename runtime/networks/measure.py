@@ -16,8 +16,9 @@ from headrace.networks.graph import TensorType
 from headrace.networks.live import live_bytes
 from headrace.networks.native import NativeRegion
 from headrace.networks.needs import NetworkMemory
-from headrace.networks.network import Network, Port
+from headrace.networks.network import Network
 from headrace.networks.network_plan import NetworkPlan
+from headrace.networks.ports import Port
 from headrace.networks.prediction import Prediction
 from headrace.peak import peak_rss_bytes
 
@@ -164,6 +165,7 @@ def bench(network: Network, inputs: Mapping[str, np.ndarray], *, runs: int) -> d
     return {
         "model": None if network.path is None else str(network.path),
         "threads": network.threads,
+        "target": network.target if plan.natives else None,
         "inputs": {name: list(array.shape) for name, array in inputs.items()},
         "best_s": min(taken),
         "median_s": float(np.median(taken)),

@@ -25,7 +25,11 @@ from headrace.networks.quantisation import elem_type
 if TYPE_CHECKING:
     from headrace.networks.streaming import TilesAt
     from headrace.offload.window import Window
+    from headrace.team import Team
 
+# Multiply-adds, and values that are made by 8 of these: what takes about 40 us. Other threads would
+# be woken, and waited for after each operation, for less than that.
+_LITTLE, _OF_A_VALUE = 2_000_000, 8
 _WITHIN = (1 << 44) - 1  # of what stands for an address outside, bytes from the value's begin
 
 
@@ -127,7 +131,18 @@ class NativeRegion:
         layout = self.layout
         moves = [*layout.moves_in(), *layout.moves_out()]
         self._engine.addresses({one.kernel for one in (*moves, *self.operations)})
-        _ = self._engine.team
+        _ = self.team
+
+    @property
+    def team(self) -> Team:
+        """The threads that compute it: the caller alone, where there is little to do.
+
+        Raises:
+            KernelError: there is no compiler.
+        """
+        values = sum(image.n_bytes // image.item for image in self.layout.images.values())
+        work = sum(one.macs for one in self.operations) + _OF_A_VALUE * values
+        return self._engine.alone if work < _LITTLE else self._engine.team
 
     @property
     def is_linked(self) -> bool:
@@ -208,6 +223,7 @@ class _Linked:
     ) -> None:  # fmt: skip
         # Not the region: in a circle, threads might outlive the kernels that they run.
         self._engine, self._streaming = engine, streaming
+        self._team = engine.team if streaming is not None else region.team
         self._from_tables = [one for one in region.operations if one.table is not None]
         self.arena = Arena({"values": region.arena_bytes})
         self.held: list[Arena] = []  # weights; they go with the last region that has them
@@ -300,9 +316,9 @@ class _Linked:
         for at, name, more in self._from_outside:
             self._blocks[at] = (found if name in found else held)[name].ctypes.data + more
         if streaming is None:
-            return self._engine.team.run(self._steps)
+            return self._team.run(self._steps)
         # It may take long: whoever wants to interrupt it can.
-        return self._engine.team.run(self._steps, interruptible=True, window=streaming.address)
+        return self._team.run(self._steps, interruptible=True, window=streaming.address)
 
 
 class _Call(NamedTuple):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ import numpy as np
 
 from headrace.arguments import size_of
 from headrace.errors import HeadraceError
-from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx, type_name
+from headrace.loaders.onnx_model import OnnxModel, from_proto, open_onnx
 from headrace.loaders.progress import Progress
 from headrace.loaders.reader import TensorReader
 from headrace.loaders.tflite import SUFFIX, open_tflite
@@ -24,6 +22,7 @@ from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
 from headrace.networks.patch_choice import Choice
+from headrace.networks.ports import NO_TENSORS, check_inputs, port_of, type_of, types_key
 from headrace.networks.residence import Residence
 from headrace.sizes import format_size
 from headrace.team import default_threads
@@ -34,52 +33,6 @@ if TYPE_CHECKING:
 
 MOST_PLANS = 8  # of shapes that were used last
 MOST_FITTING = 256  # types of inputs that are remembered to be the network's
-NO_TENSORS = ("SEQUENCE", "OPTIONAL", "MAP")
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a network.
-
-    Attributes:
-        name: of the value.
-        kind: ONNX's name of its type: "FLOAT", "INT64", ...; "SEQUENCE", "OPTIONAL" or "MAP" where
-            it is no tensor.
-        shape: numbers, and names of those that may change (None: any number, without a name); None
-            as a whole where even their count is open.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int | str | None, ...] | None
-
-    @property
-    def is_number(self) -> bool:
-        """Whether it is a single whole number or bool, of any rank."""
-        whole = self.kind == "BOOL" or self.kind.startswith(("INT", "UINT"))
-        return whole and self.shape is not None and all(d == 1 for d in self.shape)
-
-    @property
-    def text(self) -> str:
-        """For people: `FLOAT [batch, 3, 224, 224]`."""
-        if self.shape is None:
-            return self.kind
-        return f"{self.kind} [{', '.join('?' if d is None else str(d) for d in self.shape)}]"
-
-
-def _port(info: Any) -> Port:
-    kind = info.type.WhichOneof("value")
-    if kind != "tensor_type":
-        name = (kind or "unknown").removesuffix("_type").replace("sparse_", "sparse ").upper()
-        return Port(info.name, name, None)
-    tensor = info.type.tensor_type
-    shape: tuple[int | str | None, ...] | None = None
-    if tensor.HasField("shape"):
-        shape = tuple(
-            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
-            for d in tensor.shape.dim
-        )
-    return Port(info.name, type_name(tensor.elem_type), shape)
 
 
 class Network:
@@ -97,6 +50,11 @@ class Network:
         memory: bytes that it may take beside the process; what does not fit of its weights is read
             from a file for every call. None: as many as it takes, if those are free.
         progress: called while weights are packed for that.
+        target: CPU level whose kernels run, such as "x86-64-v3"; None: the best that this CPU has.
+            What onnxruntime runs takes what it finds.
+
+    Raises:
+        KernelError: there is no such target, or this CPU cannot run it.
 
     Attributes:
         path: of the file; None: it came as bytes.
@@ -106,20 +64,20 @@ class Network:
 
     def __init__(
         self, model: OnnxModel, *, threads: int | None = None, patches: Choice | None = None,
-        memory: int | None = None, progress: Progress | None = None,
+        memory: int | None = None, progress: Progress | None = None, target: str | None = None,
     ) -> None:  # fmt: skip
         self.path = model.path
         self.threads = default_threads() if threads is None else threads
         self.model = model
         self._reader = TensorReader()
-        self._graph: Graph | None = graph_of(model, self._reader)
-        ports = {one.name: _port(one) for one in model.proto.graph.input}
+        self._graph: Graph | None = graph_of(model, self._reader, target)
+        ports = {one.name: port_of(one) for one in model.proto.graph.input}
         self.inputs = tuple(ports[name] for name in self._graph.inputs)
-        self.outputs = tuple(_port(one) for one in model.proto.graph.output)
+        self.outputs = tuple(port_of(one) for one in model.proto.graph.output)
         self._ports = ports
         numbers = [port.name for port in self.inputs if port.is_number]
         self._decisions = Decisions(self._graph, numbers)
-        self._engine = Engine(self.threads)
+        self._engine = Engine(self.threads, target)
         self._residence = Residence(model, self._engine, memory, progress)
         self._patches = patches
         self._plans: OrderedDict[Any, NetworkPlan] = OrderedDict()
@@ -137,10 +95,10 @@ class Network:
             HeadraceError: an operator refuses its inputs, or the network is closed.
         """
         given = {name: self._as_array(name, value) for name, value in inputs.items()}
-        types = _types_key(given)
+        types = types_key(given)
         with self._lock:
             if types not in self._fitting:
-                self._check(given)
+                check_inputs(given, self._ports, self.inputs)
                 if len(self._fitting) >= MOST_FITTING:
                     self._fitting.clear()
                 self._fitting.add(types)
@@ -154,7 +112,7 @@ class Network:
                 closed.
         """
         with self._lock:
-            return self._plan(_types_key(inputs), inputs)
+            return self._plan(types_key(inputs), inputs)
 
     def _plan(self, types: Any, inputs: Mapping[str, Any]) -> NetworkPlan:
         if self._graph is None:
@@ -188,6 +146,15 @@ class Network:
             if cut.least_bytes < plan.least_bytes:
                 return cut
         return plan
+
+    @property
+    def target(self) -> str:
+        """The CPU level whose kernels run.
+
+        Raises:
+            KernelError: there are none for this CPU.
+        """
+        return self._engine.target.name
 
     @property
     def memory(self) -> int | None:
@@ -274,11 +241,8 @@ class Network:
         constants = graph.constants.hiding(given)
         return Graph(
             graph.nodes, constants, [*graph.inputs, *given], graph.outputs, graph.opsets,
-            graph.ir_version, {}, graph.sparse,
+            graph.ir_version, {}, graph.sparse, target=graph.target,
         )  # fmt: skip
-
-    def _optional(self, name: str) -> bool:
-        return any(port.name == name and port.kind == "OPTIONAL" for port in self.inputs)
 
     def _as_array(self, name: str, value: Any) -> Any:
         """An array whose elements lie in order, unless the input is no tensor."""
@@ -290,21 +254,6 @@ class Network:
         if value.flags.c_contiguous:
             return value
         return np.ascontiguousarray(value).reshape(value.shape)
-
-    def _check(self, inputs: Mapping[str, Any]) -> None:
-        """That inputs are those of the network, all of them, and of its types."""
-        for name, value in inputs.items():
-            port = self._ports.get(name)
-            if port is None:
-                names = ", ".join(p.name for p in self.inputs)
-                raise ValueError(f"there is no input {name!r}; the network takes {names}")
-            if port.shape is not None or port.kind not in NO_TENSORS:
-                _check_type(port, value)
-        missing = [port.name for port in self.inputs if port.name not in inputs]
-        missing = [name for name in missing if not self._optional(name)]
-        if missing:
-            wanted = ", ".join(f"{port.name}: {port.text}" for port in self.inputs)
-            raise ValueError(f"no input {', '.join(missing)}; the network takes {wanted}")
 
     def close(self) -> None:
         """Give its memory back; the network cannot be used again."""
@@ -325,84 +274,32 @@ class Network:
         self.close()
 
 
-@cache
-def _elem_type(dtype: np.dtype[Any]) -> int:
-    # The library goes through a list of all types, which takes longer than some networks do.
-    import onnx
-
-    if dtype.kind in "OUS":
-        return int(onnx.TensorProto.STRING)
-    try:
-        return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
-    except (KeyError, ValueError):
-        raise TypeError(f"numpy's {dtype} is no type of ONNX") from None
-
-
-def _check_type(port: Port, array: np.ndarray) -> None:
-    kind = type_name(_elem_type(array.dtype))
-    if kind != port.kind:
-        raise TypeError(
-            f"input {port.name!r} is {kind} (numpy {array.dtype}), and the network takes "
-            f"{port.text}; convert it with .astype(...)"
-        )
-    if port.shape is None:
-        return
-    fits = len(array.shape) == len(port.shape) and all(
-        not isinstance(d, int) or d == n for d, n in zip(port.shape, array.shape, strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"input {port.name!r} has the shape {list(array.shape)}, and the network takes "
-            f"{port.text}"
-        )
-
-
-def _types_key(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells types of inputs from others; made for each call."""
-    return tuple(sorted((name, *_key(value)) for name, value in inputs.items()))
-
-
-def _key(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, np.ndarray):
-        return _elem_type(value.dtype), value.shape
-    return (value.elem_type, value.shape) if isinstance(value, TensorType) else ()
-
-
-def type_of(value: Any) -> TensorType | None:
-    """The type of an input; None: it is no tensor."""
-    if isinstance(value, TensorType):
-        return value
-    if not isinstance(value, np.ndarray):
-        return None
-    return TensorType(_elem_type(value.dtype), value.shape)
-
-
 def load_network(
     path: Path, *, threads: int | None = None, patches: Choice | None = None,
-    memory: int | None = None, progress: Progress | None = None,
+    memory: int | None = None, progress: Progress | None = None, target: str | None = None,
 ) -> Network:  # fmt: skip
     """A network from an ONNX or TFLite file; arguments are those of `Network`.
 
     Raises:
         ModelNotFoundError, ModelFileError, UnsupportedError: no usable model.
+        KernelError: there is no such target, or this CPU cannot run it.
     """
-    is_tflite = path.suffix.lower() == SUFFIX
+    read = open_tflite if path.suffix.lower() == SUFFIX else open_onnx
     return Network(
-        open_tflite(path) if is_tflite else open_onnx(path),
-        threads=threads,
-        patches=patches,
-        memory=memory,
-        progress=progress,
-    )
+        read(path), threads=threads, patches=patches, memory=memory, progress=progress,
+        target=target,
+    )  # fmt: skip
 
 
 def network_of(
     proto: Any, *, threads: int | None = None, patches: Choice | None = None,
-    memory: int | None = None,
+    memory: int | None = None, target: str | None = None,
 ) -> Network:  # fmt: skip
     """A network from a ModelProto in memory.
 
     Raises:
         ModelFileError, UnsupportedError: no usable model.
     """
-    return Network(from_proto(proto), threads=threads, patches=patches, memory=memory)
+    return Network(
+        from_proto(proto), threads=threads, patches=patches, memory=memory, target=target
+    )

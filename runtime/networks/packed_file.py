@@ -4,21 +4,25 @@ An ONNX file has weights as the exporter left them. To pack them anew for every 
 longer than to read them, and would have to go through Python; so that is done once, a tensor (or a
 part of it) at a time. The file's name says what it is made of: the model's files with their sizes
 and times, the code that packs, the target, and the weights in order. It gets that name when it is
-complete.
+complete. Of all these files those that were used last stay, as many as `MOST_BYTES` hold.
 
-    bytes 0 to 4095     a line of text, "headrace packed weights" and the hash that is in the name
+    bytes 0 to 4095     two lines of text: "headrace packed weights" and the hash that is in the
+                        name, and "crc32" with that of all that follows
     then                the weights, each from a multiple of 4096 on
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import time
+import zlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from headrace import kernels, networks, sparse
 from headrace.atomic_file import whole_file
@@ -28,12 +32,14 @@ from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_model import OnnxModel
 from headrace.loaders.progress import Progress
 from headrace.loaders.reader import open_regular
+from headrace.networks.graph import CHUNK_BYTES
 from headrace.networks.operation import Weight
 from headrace.offload.files import PAGE, stamp_of
 from headrace.sizes import format_size
 
 FOLDER, SUFFIX = "networks", ".weights"
 SPARE_BYTES = 64 << 20  # of the disk that are left to others
+MOST_BYTES = 8 << 30  # of all packed files, but for one that is larger by itself
 
 
 class PackedFile:
@@ -71,13 +77,27 @@ class PackedFile:
 
     @property
     def is_there(self) -> bool:
-        """Whether it has been written."""
+        """Whether it has been written; its weights are not looked at."""
         try:
             with open_regular(self.path, "packed weights") as file:
-                whole = os.fstat(file.fileno()).st_size == self.n_bytes
-                return whole and file.read(len(self._head)) == self._head
+                return self._begins(file)
         except (OSError, HeadraceError):
             return False
+
+    def is_whole(self) -> bool:
+        """Whether it is there, and has what was written; it is then used last of all such files."""
+        try:
+            with open_regular(self.path, "packed weights") as file:
+                if not self._begins(file) or file.read(_CRC_BYTES) != _crc_line(file):
+                    return False
+            os.utime(self.path, ns=(time.time_ns(), self.path.stat().st_mtime_ns))
+        except (OSError, HeadraceError):
+            return False
+        return True
+
+    def _begins(self, file: BinaryIO) -> bool:
+        whole = os.fstat(file.fileno()).st_size == self.n_bytes
+        return whole and file.read(len(self._head)) == self._head
 
     def write(self, progress: Progress | None = None) -> None:
         """Write it, and remove what other versions of the model have left.
@@ -92,6 +112,7 @@ class PackedFile:
             for old in folder.glob(self._others):
                 if not old.name.startswith(self._alike):
                     old.unlink(missing_ok=True)
+            _make_room(folder, self.n_bytes, self.path)
             free = shutil.disk_usage(folder).free
             if free < self.n_bytes + SPARE_BYTES:
                 raise HeadraceError(
@@ -101,7 +122,10 @@ class PackedFile:
                 )
             with whole_file(self.path) as file:
                 file.write(self._head)
+                file.flush()
                 self._fill(file.fileno(), progress)
+                file.seek(len(self._head))
+                file.write(_crc_line(file))
                 file.flush()
         except OSError as error:
             why = why_unusable(folder) or error.strerror or str(error)
@@ -122,17 +146,44 @@ class PackedFile:
                     progress(done, self.n_bytes, "packing weights")
 
 
+_CRC_BYTES = len(b"crc32 01234567\n")
+
+
+def _crc_line(file: BinaryIO) -> bytes:
+    """The second line of a file; where it is read or written goes on as before."""
+    crc, at = 0, PAGE
+    while part := os.pread(file.fileno(), CHUNK_BYTES, at):
+        crc = zlib.crc32(part, crc)
+        at += len(part)
+    return b"crc32 %08x\n" % crc
+
+
+def _make_room(folder: Path, n_bytes: int, path: Path) -> None:
+    """Remove files that were used longest ago, for one of so many bytes.
+
+    Those that a process reads from stay there for it, where the system has such files.
+    """
+    others = [(one.stat(), one) for one in folder.glob(f"*{SUFFIX}") if one != path]
+    taken = n_bytes + sum(found.st_size for found, _ in others)
+    for found, one in sorted(others, key=lambda pair: pair[0].st_atime_ns):
+        if taken <= MOST_BYTES:
+            return
+        with contextlib.suppress(PermissionError):
+            one.unlink(missing_ok=True)
+            taken -= found.st_size
+
+
 def _digests(model: OnnxModel, weights: Mapping[Any, Weight], target: str) -> tuple[str, str]:
-    """Of the model and what packs it, in two halves of which the first is the path; of weights."""
+    """Of the model and what packs it, in two halves of which the first is the path; of the rest."""
     assert model.path is not None
     path = model.path.resolve()
     files = sorted({path, *(info.path.resolve() for info, _ in model.weights.values())})
     # Archives and image layers give files the times that they had: not that of their change.
     stamps = [(str(one), *stamp_of(one), os.stat(one).st_ctime_ns) for one in files]
     which = [(key, weight.n_bytes) for key, weight in weights.items()]
-    version = hashlib.sha256(repr((stamps, target, _code())).encode()).hexdigest()[:16]
+    version = hashlib.sha256(repr((stamps, _code())).encode()).hexdigest()[:16]
     whose = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    return f"{whose}-{version}", hashlib.sha256(repr(which).encode()).hexdigest()[:16]
+    return f"{whose}-{version}", hashlib.sha256(repr((target, which)).encode()).hexdigest()[:16]
 
 
 @cache

@@ -19,6 +19,7 @@ from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.branches import taken_branch
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
+from headrace.networks.without_moves import without_moves
 
 # What gives something else each time, or is asked for its effect; and weights as they are.
 NOT_CONSTANT = {
@@ -40,7 +41,7 @@ def specialise(
     """
     found = Graph(
         [], graph.constants.without(), graph.inputs, graph.outputs, graph.opsets,
-        graph.ir_version, dict(inputs), graph.sparse,
+        graph.ir_version, dict(inputs), graph.sparse, target=graph.target,
     )  # fmt: skip
     conditions = {name: _condition(name, value) for name, value in decided}
     found.constants.computed.update(conditions)
@@ -71,7 +72,7 @@ def specialise(
                 found.constants.derive(name, of, node.reads, _later(found, node, name))
             continue
         found.nodes.append(node)
-    return found.of(found.nodes)
+    return without_moves(found.of(found.nodes))
 
 
 def _condition(name: str, value: bool) -> Any:

@@ -81,7 +81,7 @@ class NetworkStreaming:
         residency = memory.residency
         with_pieces = needs if residency is not None else replace(needs, streamable=[])
         packed = packed_of(with_pieces, model, engine.target.name)
-        if packed is not None and not packed.is_there:
+        if packed is not None and not packed.is_whole():
             packed.write(progress)
             give_back_heap()  # what packing took comes before what stays
         self._places = {} if packed is None else dict(packed.places)

@@ -24,10 +24,11 @@ from pathlib import Path
 from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
 from headrace.folders import cache_root
+from headrace.targets.bare_metal import board_of
 from headrace.targets.emulation import lmul, unicorn_user, wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.machines import NATIVE, command_of
-from headrace.targets.emulation.run import link_kernel, run_image
+from headrace.targets.emulation.run import link_kernel, program_words, run_image
 from headrace.targets.emulation.stepping import count_steps
 from headrace.targets.emulation.symbols import code_between, function_range
 from headrace.targets.table import symbol_of
@@ -74,7 +75,10 @@ def _step_option(emulator: str) -> str:
 
 def _counted(options: list[str], machine: str, path: Path, image: Image, what: str) -> None:
     emulator, *own = shlex.split(machine)
-    run_image([emulator, *own, *options, str(path)], image, what)
+    run_image(
+        [emulator, *own, *options, *program_words(machine, path)], image, what,
+        None if board_of(machine) is None else str(path.parent),
+    )  # fmt: skip
 
 
 def _by_plugin(
@@ -167,7 +171,7 @@ def count_instructions(
     what = f"kernel {kernel} of {target.name} on {machine or 'this CPU'}"
     with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
         path = Path(folder, kernel)
-        link_kernel(kernel, code, target, path)
+        link_kernel(kernel, code, target, path, board_of(machine))
         low, high = function_range(path, symbol_of(kernel))
         image = Image(launches)
         if machine == NATIVE:

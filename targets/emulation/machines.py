@@ -64,7 +64,9 @@ def why_not(machine: str) -> str | None:
         return "a kernel runs as a program of its own on Linux only"
     if machine != wasm.MACHINE and command_of(machine) is None:
         other = " or `pip install unicorn`" if machine in unicorn_user.MODELS else ""
-        return f"{shlex.split(machine)[0]} is not installed (Debian's package qemu-user{other})"
+        emulator = shlex.split(machine)[0]
+        package = emulator if emulator.startswith("qemu-system-") else "qemu-user"
+        return f"{emulator} is not installed (Debian's package {package}{other})"
     try:
         find_linker(*([WASM] if machine == wasm.MACHINE else []))
     except KernelError as error:

@@ -75,6 +75,12 @@ def run_image(command: Sequence[str], image: Image, what: str, folder: str | Non
         raise KernelError(f"{what}: {error}") from error
 
 
+def program_words(machine: str, path: Path) -> list[str]:
+    """What an emulator's command line ends with to run a program."""
+    options = [] if bare_metal.board_of(machine) is None else bare_metal.command_options()
+    return [*options, str(path)]
+
+
 def run(kernel: str, code: bytes, target: Target, machine: str, launches: Sequence[Launch]) -> None:
     """Call a kernel as `launches` say, in one process; their arrays change as they would here.
 
@@ -96,7 +102,6 @@ def run(kernel: str, code: bytes, target: Target, machine: str, launches: Sequen
     with tempfile.TemporaryDirectory(prefix="headrace-run-") as folder:
         path, board = Path(folder, kernel), bare_metal.board_of(machine)
         link_kernel(kernel, code, target, path, board)
-        options = [] if board is None else bare_metal.command_options()
-        command = [*(command_of(machine) or []), *options, str(path)]
+        command = [*(command_of(machine) or []), *program_words(machine, path)]
         what = f"kernel {kernel} of {target.name} on {machine}"
         run_image(command, Image(launches), what, None if board is None else folder)

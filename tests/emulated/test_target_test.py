@@ -146,7 +146,7 @@ BYTES = (
 LISTED = ("clusters_fired", "clusters_list")
 IMAGES = (
     "images_gather", "images_scatter", "images_add", "images_copy", "images_border",
-    "images_spread", *BYTES,
+    "images_spread", "images_take", *BYTES,
 )  # fmt: skip
 EXACT = (
     "experts_recall", "tile_", "rows_", *COPIES, "gemm_gqs_", "columns_gqs_", *PLANES, *MOVED,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import HeadraceError
-from headrace.networks.network import Port
+from headrace.networks.ports import Port
 
 Sample = dict[str, np.ndarray]
 _DTYPES: dict[str, np.dtype[Any]] = {

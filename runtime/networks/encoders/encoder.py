@@ -164,16 +164,19 @@ def _next_batch(order: Sequence[int], first: int, tokens: Sequence[Sequence[int]
     return list(near[: 1 << (alike.bit_length() - 1)])
 
 
-def load_encoder(path: Path, *, threads: int | None = None, memory: int | None = None) -> Encoder:
+def load_encoder(
+    path: Path, *, threads: int | None = None, memory: int | None = None, target: str | None = None
+) -> Encoder:
     """An encoder from a directory, or from an ONNX file with its tokenizer beside it.
 
     A directory has tokenizer.json and either model.onnx (also in `onnx`) or config.json with
-    safetensors files; pooling and normalisation come from modules.json and what it names. `threads`
-    and `memory` are those of `Network`; the tokenizer is not counted.
+    safetensors files; pooling and normalisation come from modules.json and what it names.
+    `threads`, `memory` and `target` are those of `Network`; the tokenizer is not counted.
 
     Raises:
         ModelNotFoundError: a file is missing.
         ModelFileError, UnsupportedError: no usable model.
+        KernelError: there is no such target, or this CPU cannot run it.
         HeadraceError: a network that is no text encoder.
     """
     if not path.exists():
@@ -195,7 +198,8 @@ def load_encoder(path: Path, *, threads: int | None = None, memory: int | None =
         from headrace.networks.encoders.bert import read_bert
 
         model = read_bert(folder)
-    return Encoder(Network(model, threads=threads, memory=memory), tokenizer, settings)
+    network = Network(model, threads=threads, memory=memory, target=target)
+    return Encoder(network, tokenizer, settings)
 
 
 def _home(file: Path) -> Path:

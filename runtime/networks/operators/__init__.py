@@ -18,6 +18,7 @@ from headrace.networks.operators import (
     channels,
     convolution,
     dynamic,
+    frames,
     gathering,
     gelu,
     matrix,
@@ -32,6 +33,7 @@ from headrace.networks.operators import (
     resizing,
     softmax,
     softmax_mean,
+    taking,
     transposed,
 )
 
@@ -39,12 +41,14 @@ Maker = Callable[[Graph, Node], Operation | None]
 
 OPERATORS: dict[str, Maker] = {
     **convolution.OPERATORS,
+    **frames.OPERATORS,
     **matrix.OPERATORS,
     **n_bits.OPERATORS,
     **mean.OPERATORS,
     **arithmetic.OPERATORS,
     **activations.OPERATORS,
     **channels.OPERATORS,
+    **taking.OPERATORS,
     **pooling.OPERATORS,
     **resizing.OPERATORS,
     **softmax.OPERATORS,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ from headrace.kernels.finishes import (
     HARD_SIGMOID,
     HARD_SWISH,
     LEAKY,
+    MAGNITUDE,
+    ROOT,
     SIGMOID,
     SILU,
+    SQUARE,
+    TANH,
     Finish,
 )
 from headrace.kernels.geometry import Geometry
@@ -46,12 +51,18 @@ def mapped(
     )  # fmt: skip
 
 
-def _sigmoid(graph: Graph, node: Node) -> Operation | None:
-    return mapped(graph, node, node.inputs[0], Finish(SIGMOID))
+def _by(kind: int) -> Callable[[Graph, Node], Operation | None]:
+    return lambda graph, node: mapped(graph, node, node.inputs[0], Finish(kind))
 
 
-def _silu(graph: Graph, node: Node) -> Operation | None:
-    return mapped(graph, node, node.inputs[0], Finish(SILU))
+def _power(graph: Graph, node: Node) -> Operation | None:
+    x, name = node.inputs
+    if name not in graph.constants or math.prod(graph.constants.type(name).shape or ()) != 1:
+        return None
+    if graph.shape(x) != graph.shape(node.outputs[0]):
+        return None
+    kind = {2.0: SQUARE, 0.5: ROOT}.get(float(graph.constants.array(name).reshape(-1)[0]))
+    return None if kind is None else mapped(graph, node, x, Finish(kind))
 
 
 def _hard_sigmoid(graph: Graph, node: Node) -> Operation | None:
@@ -69,6 +80,7 @@ def _leaky(graph: Graph, node: Node) -> Operation | None:
 
 
 OPERATORS = {
-    "Sigmoid": _sigmoid, "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish,
-    "LeakyRelu": _leaky, "headrace.Silu": _silu, "headrace.HardSwish": _hard_swish,
+    "Sigmoid": _by(SIGMOID), "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish,
+    "LeakyRelu": _leaky, "Sqrt": _by(ROOT), "Tanh": _by(TANH), "Abs": _by(MAGNITUDE), "Pow": _power,
+    "headrace.Silu": _by(SILU), "headrace.HardSwish": _hard_swish,
 }  # fmt: skip

@@ -15,7 +15,7 @@ import onnx
 
 from headrace.kernels.attention_rows import scratch_bytes
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Operation, image_of
+from headrace.networks.operation import Operation, image_of
 from headrace.networks.quantisation import named
 
 MOST_QUERIES = 16  # at once, of any target
@@ -33,7 +33,7 @@ def _attention(graph: Graph, node: Node) -> Operation | None:
     columns = node.attribute("columns", [0, 0, 0])
     batch, queries, width = shapes[3]
     keys = shapes[1][1]
-    if width % heads or (width // heads) % PADDED:
+    if width % heads:
         return None
     steps = (0, 0, 0)
     if mask:

@@ -48,6 +48,8 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
     one_row = (1,) * (4 - len(shape))  # what rows are to what is given of columns
     shape = (*shape[:2], *one_row, *shape[2:])
     groups = node.attribute("group", 1)
+    if (read.channels, written.channels) != (shape[1] * groups, shape[0]):
+        return None  # the host says so
     depthwise = groups == read.channels == written.channels and groups > 1
     strides = (*one_row, *node.attribute("strides", [1] * (2 - len(one_row))))
     dilations = (*one_row, *node.attribute("dilations", [1] * (2 - len(one_row))))

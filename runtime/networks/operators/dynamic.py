@@ -60,7 +60,7 @@ def _linear(graph: Graph, node: Node) -> Operation | None:
         assert found is not None
         return found[0]
 
-    product = sparse_dynamic(node, (read, written), w, again, known, graph.constants)
+    product = sparse_dynamic(node, (read, written), w, again, known, graph)
     if product is None:
         product = _dense(node, (read, written), again, known)
     return _with_codes(node, read, written, product, ends)

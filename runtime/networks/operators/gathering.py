@@ -1,4 +1,4 @@
-"""Gather of rows of a constant float32 table: embeddings."""
+"""Gather of rows of a constant float32 table: embeddings; and of a value by constant numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Operation, Table, Weight, image_of
+from headrace.networks.operators.taking import rows_by_number
 
 _ID_BYTES = {int(onnx.TensorProto.INT32): 4, int(onnx.TensorProto.INT64): 8}
 
@@ -17,7 +18,9 @@ _ID_BYTES = {int(onnx.TensorProto.INT32): 4, int(onnx.TensorProto.INT64): 8}
 def _gather(graph: Graph, node: Node) -> Operation | None:
     name, ids = node.inputs
     of, made = graph.types.get(ids), image_of(graph, node.outputs[0])
-    if name not in graph.constants or ids in graph.constants or of is None or made is None:
+    if ids in graph.constants:
+        return rows_by_number(graph, node)
+    if name not in graph.constants or of is None or made is None:
         return None
     table = graph.constants.type(name)
     if table.elem_type != onnx.TensorProto.FLOAT or len(table.shape or ()) != 2:

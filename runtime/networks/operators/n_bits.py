@@ -7,7 +7,6 @@ they are float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +18,6 @@ from headrace.networks.operation import PADDED, Cut, Image, Operation, Weight, i
 from headrace.networks.quantisation import named
 from headrace.sparse.linear import Q8_BLOCK, activation_bytes
 from headrace.sparse.n_bits import WEIGHTS, raw_blocks
-from headrace.targets.host import pick_target
-from headrace.targets.target import Target
 
 INT8 = 4  # accuracy_level
 ROWS = 512  # of weights that are unpacked at a time, while they are tiled
@@ -132,11 +129,6 @@ def _floats(
     )  # fmt: skip
 
 
-@cache
-def _target() -> Target:
-    return pick_target(None)
-
-
 def _coded(
     node: Node, images: tuple[Image, Image], weights: _Weights, bias: np.ndarray
 ) -> Operation:
@@ -144,7 +136,7 @@ def _coded(
     x, y = node.inputs[0], node.outputs[0]
     of = WEIGHTS[max(group for group in WEIGHTS if weights.group % group == 0)]
     rows, tiles = read.images, written.padded // PADDED
-    side = 1 if rows == 1 else _target().tokens("q8")  # rows whose codes lie side by side
+    side = 1 if rows == 1 else weights.graph.cpu.tokens("q8")  # rows whose codes lie side by side
     padded_rows = -(-rows // side) * side
     codes = f"{y}/headrace/codes"
     # The product writes all rows of the last group.

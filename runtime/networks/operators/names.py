@@ -27,9 +27,14 @@ def _same(graph: Graph, node: Node) -> Operation | None:
 def _turned(graph: Graph, node: Node) -> Operation | None:
     """Channels that are put last, or second, where they lie innermost anyhow."""
     x, y = node.inputs[0], node.outputs[0]
-    if node.attribute("perm") != [0, 2, 1] or (x in graph.channels_first) == (
-        y in graph.channels_first
-    ):
+    into = {
+        (0, 2, 1): (graph.channels_first, x, y), (0, 3, 1, 2): (graph.as_rows, x, y),
+        (0, 2, 3, 1): (graph.as_rows, y, x),
+    }.get(tuple(node.attribute("perm", ())))  # fmt: skip
+    if into is None:
+        return None
+    lie, first, second = into
+    if (first in lie) == (second in lie) or (lie is graph.as_rows and first not in lie):
         return None
     of, made = image_of(graph, x), image_of(graph, y)
     if of is None or made is None or x in graph.constants or of.channels != made.channels:

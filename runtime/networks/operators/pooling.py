@@ -23,14 +23,18 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
     what = MAXIMUM
     if node.op == "AveragePool":
         what = MEAN_WITH_PADS if node.attribute("count_include_pad", 0) else MEAN
-    if node.attribute("ceil_mode", 0):
-        return None  # windows that begin behind the image do not count, and some shapes count them
+    if node.attribute("ceil_mode", 0) and what == MEAN_WITH_PADS:
+        return None  # libraries disagree about what lies behind the pads
     strides = tuple(node.attribute("strides", [1, 1]))
     dilations = tuple(node.attribute("dilations", [1, 1]))
     same = node.attribute("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
     if same and set(dilations) != {1}:
         return None  # libraries disagree about the pads
     pads = pads_before(node, read, written, tuple(taps), strides, dilations)
+    sizes = (read.height, read.width), (written.height, written.width)
+    for size, count, stride, before in zip(*sizes, strides, pads, strict=True):
+        if (count - 1) * stride - before >= size:
+            return None  # its last window begins behind the image: not all count it
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
         (taps[0], taps[1]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,9 @@ from headrace.kernels.sparse_product_u8 import (
     pack,
     packed_bytes,
 )
-from headrace.networks.graph import Constants, Node
+from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import PADDED, Image, Operation, Sparse, Weight
 from headrace.networks.sparse_choice import int8_pays
-from headrace.targets.host import pick_target
 
 
 def codes_of(node: Node) -> str:
@@ -35,14 +33,9 @@ def codes_bytes(read: Image, turned: bool) -> int:
     return columns_bytes(read.images, read.padded) if turned else read.images * read.padded
 
 
-@cache
-def _in_matrices() -> bool:
-    return pick_target(None).byte_matrix
-
-
 def sparse_dynamic(
     node: Node, images: tuple[Image, Image], w: np.ndarray, again: Callable[[], np.ndarray],
-    key: Any, constants: Constants,
+    key: Any, graph: Graph,
 ) -> Operation | None:  # fmt: skip
     """The product of int8 weights [channels read, channels written]; None: dense is faster.
 
@@ -50,7 +43,7 @@ def sparse_dynamic(
         images: rows that are read and written.
         again: gives the weights once more.
         key: what tells the weights from others; None: nothing does.
-        constants: of the network, which remembers what was found of weights.
+        graph: of the node, whose constants remember what was found of weights.
     """
     read, written = images
     if read.padded < PANEL:
@@ -59,8 +52,9 @@ def sparse_dynamic(
     def found() -> tuple[int, int]:
         return int(np.count_nonzero(w)), int(fours_of(kept_blocks(w.T, ROWS)).sum())
 
-    weights, fours = found() if key is None else constants.remembered(("fours", key), found)
-    if not int8_pays(fours, read.images, read.channels, written.channels, _in_matrices()):
+    weights, fours = found() if key is None else graph.constants.remembered(("fours", key), found)
+    in_matrices = graph.cpu.byte_matrix
+    if not int8_pays(fours, read.images, read.channels, written.channels, in_matrices):
         return None
     size = w.size
     codes, rows, tiles = codes_of(node), read.images, written.padded // PADDED

@@ -16,7 +16,7 @@ from headrace.networks.operation import JOINED, PADDED, PART, Image, Operation
 # Kernels that are told how far pixels are apart, of what they read and of what they make.
 _STRIDED = (
     "convolution_f32", "depthwise_f32", "images_map", "images_combine", "images_pool",
-    "images_resize", "images_copy", "images_border", "images_softmax_mean",
+    "images_resize", "images_copy", "images_take", "images_border", "images_softmax_mean",
 )  # fmt: skip
 
 

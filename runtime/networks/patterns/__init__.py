@@ -19,6 +19,7 @@ from headrace.networks.patterns import (
     activations,
     attention,
     dynamic,
+    frames,
     gelu,
     layer_norm,
     linear,
@@ -43,6 +44,7 @@ PATTERNS: tuple[Pattern, ...] = (
     attention.found,
     quantised.found,
     softmax_mean.found,
+    frames.found,
 )
 
 
@@ -79,7 +81,7 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
 
 def _runs(graph: Graph, node: Node) -> bool:
     # How values of three dimensions lie is known only behind all patterns.
-    late = node.op in (*microsoft.ON_MASKS, "SoftmaxMean")
+    late = node.op in (*microsoft.ON_MASKS, "SoftmaxMean", "Frames")
     return late or operation_for(graph, node) is not None
 
 

@@ -1,7 +1,7 @@
 """Attention as exporters spell it: projections are reshaped and transposed into heads, and back.
 
 Whichever way the dimensions go: the shuffles are tried on the places of the elements, and taken if
-these end where attention has them.
+these end where attention has them. Queries, keys and values may be parts of one value.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from headrace.networks.graph import Node
+from headrace.networks.operators.taking import places_of_slice
 from headrace.networks.patterns import dynamic
 from headrace.networks.patterns.match import Matcher, new_node
 from headrace.networks.quantisation import named
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+_PARTS = ("Split", "Slice", "Gather")
 MOST_ELEMENTS = 1 << 22  # of a value whose shuffle is tried
 
 
@@ -26,8 +29,15 @@ class _Source:
     """Where a value comes from by shuffles and factors, the first of these moves first."""
 
     name: str
-    moves: tuple[Node, ...]
+    moves: tuple[_Move, ...]
     factor: float
+
+
+class _Move(NamedTuple):
+    """A node that gives elements of its first input, and which of its outputs is meant."""
+
+    node: Node
+    makes: str
 
 
 def found(matcher: Matcher, node: Node) -> list[Node] | None:
@@ -91,12 +101,12 @@ def _product(matcher: Matcher, name: str) -> tuple[Node, float] | None:
 
 def _source(matcher: Matcher, name: str, *, factors: bool = True) -> _Source:
     """Back through shuffles, and through factors if they are wanted."""
-    moves: list[Node] = []
+    moves: list[_Move] = []
     factor = 1.0
     while True:
-        node = matcher.maker(name, *_MOVES)
-        if node is not None:
-            moves.append(node)
+        node = matcher.maker(name, *_MOVES, *_PARTS)
+        if node is not None and node.inputs[0] not in matcher.graph.constants:
+            moves.append(_Move(node, name))
             name = node.inputs[0]
             continue
         node = matcher.maker(name, "Mul", "Div") if factors else None
@@ -119,21 +129,32 @@ def _attention(
         return None
     head = width // heads
     tokens = (queries, keys, keys)
+    columns = []
     # Places of [batch, heads, tokens, channels] in rows [batch, tokens, heads x channels].
     for part, count, turned in zip(parts, tokens, (False, True, False), strict=True):
-        if matcher.shape(part.name) != (batch, count, width):
+        whole = matcher.shape(part.name) or ()
+        if whole[:-1] != (batch, count) or whole[-1] % width:
             return None
-        wanted = _places((batch, count, heads, head)).transpose(0, 2, 1, 3)
+        ends = _ends(matcher, part, whole)
+        if ends is None or not ends.size:
+            return None
+        columns.append(int(ends.flat[0]))
+        if not 0 <= columns[-1] <= whole[-1] - width:
+            return None
+        rows = _places(whole)[..., columns[-1] : columns[-1] + width]
+        wanted = rows.reshape(batch, count, heads, head).transpose(0, 2, 1, 3)
         if turned:
             wanted = wanted.swapaxes(2, 3)
-        if not _ends_at(matcher, part, (batch, count, width), wanted):
+        if ends.shape != wanted.shape or not (ends == wanted).all():
             return None
     inside = (batch, heads, queries, head)
     wanted = _places(inside).transpose(0, 2, 1, 3).reshape(shape)
-    if not _ends_at(matcher, mixed, inside, wanted):
+    ends = _ends(matcher, mixed, inside)
+    if ends is None or ends.shape != wanted.shape or not (ends == wanted).all():
         return None
-    names, columns = [part.name for part in parts], [0, 0, 0]
-    projected = _projected(matcher, parts, node.outputs[0])
+    names, projected = [part.name for part in parts], None
+    if len(set(names)) == 3 and not any(columns):
+        projected = _projected(matcher, parts, node.outputs[0])
     if projected is not None:
         names, columns = projected.outputs * 3, [0, width, 2 * width]
     attention = new_node(
@@ -173,17 +194,50 @@ def _places(shape: tuple[int, ...]) -> np.ndarray:
     return np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
 
 
-def _ends_at(matcher: Matcher, source: _Source, shape: tuple[int, ...], wanted: np.ndarray) -> bool:
-    """Whether the moves of a source bring its elements to these places."""
+def _ends(matcher: Matcher, source: _Source, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Where the moves of a source bring its elements; None: that is not known."""
     if math.prod(shape) > MOST_ELEMENTS:
-        return False
-    at = _places(shape)
+        return None
+    at: np.ndarray | None = _places(shape)
     for move in source.moves:
-        after = matcher.shape(move.outputs[0])
-        if move.op == "Transpose":
-            at = at.transpose(move.attribute("perm", list(range(at.ndim))[::-1]))
+        if at is None:
+            return None
+        after = matcher.shape(move.makes)
+        if move.node.op == "Transpose":
+            at = at.transpose(move.node.attribute("perm", list(range(at.ndim))[::-1]))
+        elif move.node.op in _PARTS:
+            at = _part(matcher, move, at)
         elif after is not None and math.prod(after) == at.size:
             at = at.reshape(after)
         else:
-            return False
-    return at.shape == wanted.shape and bool((at == wanted).all())
+            return None
+    return at
+
+
+def _part(matcher: Matcher, move: _Move, at: np.ndarray) -> np.ndarray | None:
+    """What Split, Slice or Gather gives of these elements."""
+    node, shape = move.node, matcher.shape(move.node.inputs[0])
+    if shape != at.shape:
+        return None
+    if node.op == "Slice":
+        places = places_of_slice(matcher.graph, node)
+        for axis, numbers in (places or {}).items():
+            at = at.take(numbers, axis)
+        return None if places is None else at
+    axis = node.attribute("axis", 0) % at.ndim
+    if node.op == "Gather":
+        name, constants = node.inputs[1], matcher.graph.constants
+        if name not in constants or not constants.is_small(name):
+            return None
+        ids = constants.array(name)
+        inside = ((ids >= -at.shape[axis]) & (ids < at.shape[axis])).all()
+        return at.take(ids, axis) if inside else None
+    begin = 0
+    for name in node.outputs:
+        size = (matcher.shape(name) or ())[axis : axis + 1]
+        if not size:
+            return None
+        if name == move.makes:
+            return at.take(range(begin, begin + size[0]), axis)
+        begin += size[0]
+    return None

@@ -1,0 +1,108 @@
+"""Kernels of microcontrollers on emulated boards, bit for bit what numpy says they compute."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace.errors import KernelError
+from headrace.micro.kernels import matmul_half
+from headrace.micro.kernels.table import kernel_table
+from headrace.targets.bare_metal import board_of
+from headrace.targets.compare import check
+from headrace.targets.compiler import compile_kernel
+from headrace.targets.emulation.count import count_instructions
+from headrace.targets.emulation.machines import why_not
+from headrace.targets.emulation.run import IllegalInstructionError, run
+from headrace.targets.target import Target, microcontrollers
+
+TARGETS, KERNELS = microcontrollers(), kernel_table()
+
+
+def needed(machine: str) -> None:
+    """Skip where a machine cannot run."""
+    if reason := why_not(machine):
+        pytest.skip(reason)
+
+
+@cache
+def code_of(target_name: str, kernel: str) -> bytes:
+    target, row = TARGETS[target_name], KERNELS[kernel]
+    return compile_kernel(row.build(target), target, kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("target_name", "machine"),
+    [(t.name, machine) for t in TARGETS.values() for machine in t.machines],
+)
+def test_every_case_bit_for_bit(target_name: str, machine: str, kernel: str) -> None:
+    needed(machine)
+    target = TARGETS[target_name]
+    cases = list(KERNELS[kernel].cases(target, np.random.default_rng(1)))
+    launches = [(case.slots, 1) for case in cases]
+    run(kernel, code_of(target_name, kernel), target, machine, launches)
+    for case in cases:
+        assert case.exact
+        check(case)
+
+
+@pytest.mark.parametrize(
+    ("target_name", "machine"),
+    [(t.name, machine) for t in TARGETS.values() for machine in t.too_old],
+)
+def test_a_chip_without_the_instructions_fails_loudly(target_name: str, machine: str) -> None:
+    needed(machine)
+    target = TARGETS[target_name]
+    case = next(iter(KERNELS[matmul_half.NAME].cases(target, np.random.default_rng(1))))
+    with pytest.raises(IllegalInstructionError, match="illegal instruction"):
+        run(
+            matmul_half.NAME, code_of(target_name, matmul_half.NAME), target, machine,
+            [(case.slots, 1)],
+        )  # fmt: skip
+
+
+def product(target: Target, n: int, k: int, m: int) -> list[Any]:
+    rng = np.random.default_rng(2)
+    a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((n, k), (k, m)))
+    c = np.zeros((n, m), np.float16)
+    return [matmul_half.slots(a, b, c), c, matmul_half.reference(target, a, b)]
+
+
+def test_counting_changes_nothing() -> None:
+    """The same count by the plugin and by the log, of a program that gives the same result."""
+    target = TARGETS["cortex-m55"]
+    (machine,) = target.machines
+    needed(machine)
+    counts = []
+    for compiled_plugin in (True, False):
+        slots, found, expected = product(target, 6, 9, 16)
+        counts.append(
+            count_instructions(
+                matmul_half.NAME, code_of(target.name, matmul_half.NAME), target, machine,
+                [(slots, 1)], compiled_plugin=compiled_plugin,
+            ).instructions
+        )  # fmt: skip
+        assert found.tobytes() == expected.tobytes()
+    assert counts[0] == counts[1] > 6 * 9 * 16 // 8
+
+
+def test_an_image_that_is_larger_than_the_memory() -> None:
+    target = TARGETS["cortex-m4f"]
+    (machine,) = target.machines
+    needed(machine)
+    slots, *_ = product(target, 1, 1, 8)
+    slots.append(np.zeros(17 << 20, np.uint8))
+    with pytest.raises(KernelError, match="exit status 3"):
+        run(matmul_half.NAME, code_of(target.name, matmul_half.NAME), target, machine, [(slots, 1)])
+
+
+def test_boards() -> None:
+    assert board_of("qemu-aarch64 -cpu cortex-a53") is None
+    assert board_of("qemu-system-arm -M mps3-an547") is not None
+    for machine in ("qemu-system-arm", "qemu-system-arm -M raspi0"):
+        with pytest.raises(KernelError, match="only mps3-an547, "):
+            board_of(machine)
