@@ -18,15 +18,7 @@ from headrace.rows import raw_rows
 from headrace.share import share
 from headrace.sizes import format_size
 from headrace.sparse.format import TILE_ROWS, Floats, Format
-from headrace.sparse.gptq import (
-    DAMPING,
-    EXPERT_DAMPING,
-    further,
-    gptq,
-    inverse_factor,
-    largest_first,
-    unmade,
-)
+from headrace.sparse.gptq import further, gptq, inverse_factor, largest_first, unmade
 from headrace.sparse.gqs_pruning import Hessian, group_costs
 from headrace.sparse.reach import beyond
 from headrace.sparse.registry import FORMATS
@@ -78,7 +70,7 @@ class Factors:
         """`headrace.sparse.gptq.inverse_factor` of what a matrix reads.
 
         Args:
-            ordered: whether it is of an expert: its inputs come largest first, with more damping.
+            ordered: whether its inputs come largest first.
 
         Raises:
             BudgetError: the work does not fit.
@@ -94,8 +86,7 @@ class Factors:
             try:
                 dtype = np.float64 if room >= double else np.float32
                 order = largest_first(inputs.h) if ordered else None
-                damping = EXPERT_DAMPING if ordered else DAMPING
-                self._last = inputs.h, ordered, inverse_factor(inputs.h, dtype, order, damping)
+                self._last = inputs.h, ordered, inverse_factor(inputs.h, dtype, order)
             except np.linalg.LinAlgError as error:
                 raise ModelFileError(
                     "what this matrix reads on the calibration text has no usable statistics "

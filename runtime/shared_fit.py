@@ -28,7 +28,7 @@ from headrace.placing import Placed, PlacedMatrix, dense
 from headrace.row_file import RowFile
 from headrace.sparse.format import Floats
 
-RIDGE = 0.2  # of the mean of the squares of what the shared part's down reads, added to them
+RIDGE = 0.01  # of the mean of the squares of what the shared part's down reads, added to them
 _FLOAT_BITS = 16  # changed weights would be rounded, too, in formats of fewer
 
 _ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {

@@ -21,9 +21,6 @@ from headrace.sparse.format import Bytes, Floats
 from headrace.sparse.grid import Grid, inverse
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
-# The same for experts, which few tokens have chosen: what is fitted to these closely is further off
-# on others.
-EXPERT_DAMPING = 0.1
 BLOCK = 128
 _INNER = 32
 _LEAST = 64  # triangles up to this size are inverted directly
@@ -36,16 +33,14 @@ def largest_first(h: Floats) -> NDArray[np.intp]:
 
 
 def inverse_factor(
-    h: Floats, dtype: type = np.float64, order: NDArray[np.intp] | None = None,
-    damping: float = DAMPING,
-) -> Floats:  # fmt: skip
+    h: Floats, dtype: type = np.float64, order: NDArray[np.intp] | None = None
+) -> Floats:
     """U, upper triangular float32 [n, n] with U^T U = (H + damping)^-1.
 
     Args:
         h: float32 [n, n], symmetric, of finite numbers.
         dtype: of the work, which takes three matrices of it.
         order: in which inputs come; None: as they are.
-        damping: of the mean of H's diagonal, added to it.
 
     Raises:
         numpy.linalg.LinAlgError: H is not positive definite.
@@ -55,7 +50,7 @@ def inverse_factor(
     diagonal = np.einsum("ii->i", a)  # a view
     mean = float(diagonal.mean())
     diagonal[diagonal == 0] = mean or 1.0  # inputs that never came
-    diagonal += damping * (mean or 1.0)
+    diagonal += DAMPING * (mean or 1.0)
     # H = R R^T with R upper triangular is a Cholesky decomposition from the end; U = R^-1.
     lower = np.linalg.cholesky(a)
     del a, diagonal
