@@ -1,0 +1,1 @@
+"""Layers of half-precision numbers, forwards and backwards."""

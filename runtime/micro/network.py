@@ -1,0 +1,228 @@
+"""A small network as data: layers in order, of images that lie pixel by pixel (NHWC), batch 1.
+
+Values are int8 codes where the file is quantised, else real numbers, which a program keeps as
+halves or as float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+UNBOUNDED = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """How int8 codes stand for numbers: (code - zero) * scale."""
+
+    scale: float
+    zero: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a layer reads or makes.
+
+    Attributes:
+        shape: [rows, columns, channels] of an image, [channels] of a vector.
+        codes: of int8; None: it is a real number.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    codes: Codes | None
+
+    @property
+    def elements(self) -> int:
+        """All of them."""
+        return math.prod(self.shape)
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Rows, columns and channels; a vector is one pixel."""
+        rows, columns, channels = (1, 1, *self.shape)[-3:]
+        return rows, columns, channels
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where a layer looks at for each pixel that it makes; pairs are of rows and columns.
+
+    Attributes:
+        pads: pixels above and to the left of the image that count as zeros; as many as are needed
+            are below and to the right.
+    """
+
+    taps: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int] = (0, 0)
+    dilations: tuple[int, int] = (1, 1)
+
+    @property
+    def is_pixelwise(self) -> bool:
+        """Whether a pixel is made of the one in the same place."""
+        return self == Windows()
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What makes one value out of others.
+
+    Attributes:
+        name: of the file.
+        reads: values, in order.
+        makes: the value.
+    """
+
+    name: str
+    reads: tuple[Value, ...]
+    makes: Value
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of weights."""
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Layer):
+    """A convolution; one of a single pixel is a fully connected layer.
+
+    Attributes:
+        weights: [made, rows, columns, read], int8 or float32.
+        bias: [made], int32 in units of the products, or float32.
+        scales: [made], of int8 weights; None: they are numbers.
+        bounds: of what it makes, as real numbers.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    scales: np.ndarray | None
+    windows: Windows
+    bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def macs(self) -> int:
+        """Those with pads, too."""
+        rows, columns, _ = self.makes.image
+        return rows * columns * self.weights.size
+
+
+@dataclass(frozen=True, eq=False)
+class Depthwise(Layer):
+    """A convolution of each channel for itself.
+
+    Attributes:
+        weights: [rows, columns, made], int8 or float32; made channel i reads channel
+            i // (made / read).
+        bias, scales, bounds: as of `Convolution`.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    scales: np.ndarray | None
+    windows: Windows
+    bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def macs(self) -> int:
+        """Those with pads, too."""
+        rows, columns, _ = self.makes.image
+        return rows * columns * self.weights.size
+
+
+@dataclass(frozen=True, eq=False)
+class Pool(Layer):
+    """The mean or the most of a window's pixels that are in the image, channel by channel."""
+
+    kind: Literal["mean", "most"]
+    windows: Windows
+    bounds: tuple[float, float] = UNBOUNDED
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Layer):
+    """The sum of two values of one shape."""
+
+    bounds: tuple[float, float] = UNBOUNDED
+
+
+@dataclass(frozen=True, eq=False)
+class Activation(Layer):
+    """A function of each element.
+
+    Attributes:
+        kind: "identity" is there for its bounds, or for other codes.
+        slope: of LeakyRelu below 0.
+    """
+
+    kind: Literal["identity", "hard_swish", "hard_sigmoid", "sigmoid", "tanh", "leaky_relu"]
+    bounds: tuple[float, float] = UNBOUNDED
+    slope: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(Layer):
+    """Of each pixel's channels.
+
+    Attributes:
+        beta: what they are multiplied by.
+    """
+
+    beta: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class View(Layer):
+    """The same elements in another shape: no work."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output as the file has it.
+
+    Attributes:
+        shape: of the file's, batch included.
+        channels_first: whether the file has an image's channels first, where `value` has them last.
+        is_real: whether the file has real numbers here, where `value` has codes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    value: Value
+    channels_first: bool = False
+    is_real: bool = False
+
+
+@dataclass(frozen=True)
+class MicroNetwork:
+    """Layers in an order in which they can run.
+
+    Attributes:
+        name: for people.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether values are int8 codes."""
+        return all(value.codes is not None for value in self.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all layers."""
+        return sum(layer.macs for layer in self.layers)
+
+    def values(self) -> Iterator[Value]:
+        """All of them: inputs, then what layers make."""
+        yield from (port.value for port in self.inputs)
+        yield from (layer.makes for layer in self.layers)
