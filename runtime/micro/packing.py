@@ -18,9 +18,10 @@ _TRIES = 400
 
 
 class Life(NamedTuple):
-    """Bytes that are taken from a step to another, both included."""
+    """Bytes of a piece, from `begin` to `end`, that are taken in these steps, both included."""
 
-    n_bytes: int
+    begin: int
+    end: int
     first: int
     last: int
 
@@ -73,7 +74,7 @@ def packed(pieces: Mapping[str, Lives]) -> Packing:
 
 
 def _bytes(lives: Lives) -> int:
-    return max(life.n_bytes for life in lives)
+    return max(life.end for life in lives)
 
 
 def _first(lives: Lives) -> int:
@@ -88,8 +89,9 @@ def _least(pieces: Mapping[str, Lives]) -> int:
     changes: dict[int, int] = {}
     for lives in pieces.values():
         for life in lives:
-            changes[life.first] = changes.get(life.first, 0) + life.n_bytes
-            changes[life.last + 1] = changes.get(life.last + 1, 0) - life.n_bytes
+            n_bytes = life.end - life.begin
+            changes[life.first] = changes.get(life.first, 0) + n_bytes
+            changes[life.last + 1] = changes.get(life.last + 1, 0) - n_bytes
     live = most = 0
     for _, change in sorted(changes.items()):
         live += change
@@ -101,9 +103,9 @@ def _in_turn(pieces: Mapping[str, Lives], order: Sequence[str]) -> tuple[dict[st
     """Each as low as those before it let it be."""
     offsets: dict[str, int] = {}
     for name in order:
-        # Places where it would overlap: from the first byte up to the last one, not included.
+        # Places where it would overlap: the first one, and the one behind the last.
         bad = sorted(
-            (offsets[other] - mine.n_bytes + 1, offsets[other] + theirs.n_bytes)
+            (offsets[other] + theirs.begin - mine.end + 1, offsets[other] + theirs.end - mine.begin)
             for other in offsets
             for theirs in pieces[other]
             for mine in pieces[name]
@@ -123,7 +125,7 @@ def _by_breadth(pieces: Mapping[str, Lives]) -> list[str]:
     for name, lives in pieces.items():
         for life in lives:
             for step in range(life.first, life.last + 1):
-                alive.setdefault(step, []).append((-life.n_bytes, name))
+                alive.setdefault(step, []).append((life.begin - life.end, name))
     widest = sorted(alive, key=lambda step: (sum(n for n, _ in alive[step]), step))
     return list(dict.fromkeys(name for step in widest for _, name in sorted(alive[step])))
 
