@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from headrace.micro.kernels import depthwise, elementwise, matmul, matmul_i8, pad, pool, softmax
+from headrace.micro.kernels import (
+    depthwise,
+    elementwise,
+    matmul,
+    matmul_i8,
+    move,
+    pad,
+    pool,
+    softmax,
+)
 from headrace.targets.table import Kernel
 
-
-_MODULES = (matmul, matmul_i8, pad, depthwise, pool, elementwise, softmax)
+_MODULES = (matmul, matmul_i8, move, pad, depthwise, pool, elementwise, softmax)
 
 
 def kernel_table() -> dict[str, Kernel]:

@@ -1,0 +1,320 @@
+"""A network for microcontrollers out of an ONNX or TFLite file.
+
+Both come as graphs of ONNX operators (`headrace.networks.graph`): quantised values are codes, with
+DequantizeLinear and QuantizeLinear around operators of numbers, and images have their channels
+first. Here images lie pixel by pixel; what a file has in another order keeps a note of that until
+somebody needs to know, which is at inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from headrace.errors import UnsupportedError
+from headrace.loaders.onnx_model import OnnxModel, open_onnx
+from headrace.loaders.reader import TensorReader
+from headrace.loaders.tflite import SUFFIX, open_tflite
+from headrace.micro.network import Codes, Layer, MicroNetwork, Port, Value, View
+from headrace.micro.operators import OPERATORS
+from headrace.networks.graph import Graph, Node, TensorType, graph_of
+from headrace.networks.patterns.match import Matcher
+from headrace.networks.ports import port_of
+from headrace.networks.quantisation import named
+from headrace.networks.specialise import specialise
+
+TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # the channels of images
+_LOOK_THROUGH = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A graph's value, as a network has it.
+
+    Attributes:
+        first: the graph has its channels first.
+        real: the graph has numbers, where the network has codes.
+        flat: the graph has an image's elements as one row.
+    """
+
+    value: Value
+    first: bool = False
+    real: bool = False
+    flat: bool = False
+
+    @property
+    def in_order(self) -> bool:
+        """Whether elements lie as the graph has them."""
+        rows, columns, channels = self.value.image
+        moves = rows * columns != 1 and channels != 1
+        return not moves or not (self.first or self.flat)
+
+    def of_codes(self, value: Value | None = None) -> Held:
+        """The same, or another value that lies so, where the graph has codes."""
+        return replace(self, value=self.value if value is None else value, real=False)
+
+    def of_numbers(self) -> Held:
+        """The same where the graph has numbers."""
+        return replace(self, real=True)
+
+    def as_row(self) -> Held:
+        """The same where the graph has one row of its elements, by channels."""
+        return replace(self, flat=True, first=False)
+
+    def turned(self, first: bool) -> Held:
+        """The same where the graph has put its channels elsewhere."""
+        return replace(self, first=first)
+
+
+def read_network(path: str | Path) -> MicroNetwork:
+    """Read a file of a small network: its weights are in memory then.
+
+    Args:
+        path: an ONNX or TFLite file.
+
+    Raises:
+        ModelNotFoundError: there is no such file.
+        ModelFileError: it is none of these, or damaged.
+        UnsupportedError: it has an operator, a type or a shape that microcontrollers do not run.
+    """
+    path = Path(path)
+    model = open_tflite(path) if path.suffix.lower() == SUFFIX else open_onnx(path)
+    with closing(TensorReader()) as reader:
+        return _network(Reading(path, model, graph_of(model, reader)))
+
+
+def _types(model: OnnxModel, graph: Graph) -> dict[str, TensorType]:
+    """Of inputs, with a batch of one."""
+    found = {}
+    for info in model.proto.graph.input:
+        if info.name not in graph.inputs:
+            continue
+        port, elem_type = port_of(info), info.type.tensor_type.elem_type
+        if port.shape is None or elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8):
+            raise UnsupportedError(
+                f"its input {info.name!r} is {port.text}; FLOAT and INT8 of known shapes are done",
+                path=model.path,
+            )
+        shape = tuple(
+            1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(port.shape)
+        )
+        if not all(isinstance(d, int) and d > 0 for d in shape) or shape[:1] != (1,):
+            raise UnsupportedError(
+                f"its input {info.name!r} is {port.text}; a batch of one, and else known sizes, "
+                "are done",
+                path=model.path,
+            )
+        found[info.name] = TensorType(elem_type, tuple(int(d) for d in shape if d is not None))
+    return found
+
+
+class Reading:
+    """A network while it is read.
+
+    Attributes:
+        path: of the file.
+        graph: what it says.
+        layers: so far.
+    """
+
+    def __init__(self, path: Path, model: OnnxModel, graph: Graph) -> None:
+        self.path = path
+        self.graph = specialise(graph, _types(model, graph))
+        self.matcher = Matcher(self.graph)
+        self.layers: list[Layer] = []
+        self._held: dict[str, Held] = {}
+        self._makers: dict[str, int] = {}  # layers by the name of what they make
+
+    def unsupported(self, node: Node, message: str) -> UnsupportedError:
+        """That a node is not done here."""
+        return UnsupportedError(f"{node.label}: {message}", path=self.path)
+
+    # Inputs and outputs
+
+    def input(self, name: str) -> Port:
+        """Take an input of the graph."""
+        shape = self.graph.shape(name) or ()
+        first = len(shape) == 4 and not self._is_turned(name)
+        kept = _last(shape) if first else shape[1:]
+        is_real = self.graph.types[name].elem_type == onnx.TensorProto.FLOAT
+        node = self._quantiser(name, "QuantizeLinear" if is_real else "DequantizeLinear")
+        if node is None and not is_real:
+            raise UnsupportedError(f"its input {name!r} is INT8 of no known scale", path=self.path)
+        codes = None if node is None else self.codes_of(node)
+        value = Value(name, kept if len(kept) in (1, 3) else (math.prod(kept),), codes)
+        held = Held(value, first, real=is_real and codes is not None)
+        self._held[name] = held
+        return Port(name, shape, value, first and not held.in_order, is_real)
+
+    def _quantiser(self, name: str, op: str) -> Node | None:
+        """What says first how an input is quantised."""
+        for user in self.matcher.users.get(name, []):
+            if user.op == op:
+                return user
+            if user.op in ("Reshape", "Transpose", "Flatten"):
+                return self._quantiser(user.outputs[0], op)
+        return None
+
+    def _is_turned(self, name: str) -> bool:
+        """Whether all that reads an image has its channels put first."""
+        users = self.matcher.users.get(name, [])
+        return bool(users) and all(
+            self._is_turned(user.outputs[0]) if user.op in _LOOK_THROUGH
+            else user.op == "Transpose" and tuple(user.attribute("perm", ())) == TO_FIRST
+            for user in users
+        )  # fmt: skip
+
+    def output(self, name: str) -> Port:
+        """Give an output of the graph."""
+        held, shape = self.held(name), self.graph.shape(name) or ()
+        turned = held.first and not held.in_order
+        if held.flat:
+            raise UnsupportedError(
+                f"its output {name!r} is an image as a row, channels first; that is not done",
+                path=self.path,
+            )
+        return Port(name, shape, held.value, turned, held.real or held.value.codes is None)
+
+    # Values
+
+    def held(self, name: str) -> Held:
+        """A value that is there.
+
+        Raises:
+            UnsupportedError: it is a constant.
+        """
+        if name not in self._held:
+            raise UnsupportedError(
+                f"{name!r} is a constant where a value is wanted, and that is not done",
+                path=self.path,
+            )
+        return self._held[name]
+
+    def put(self, name: str, held: Held) -> None:
+        """What a name of the graph stands for from now on."""
+        self._held[name] = held
+
+    def number(self, node: Node, index: int = 0) -> Held:
+        """An input that is a number in the graph."""
+        held = self.held(node.inputs[index])
+        if held.value.codes is not None and not held.real:
+            raise self.unsupported(node, "it reads codes, and only DequantizeLinear's results do")
+        return held
+
+    def image(self, node: Node, index: int = 0) -> Value:
+        """An input that is an image, whose channels the graph has first."""
+        held = self.number(node, index)
+        shape = self.graph.shape(node.inputs[index]) or ()
+        if len(shape) != 4 or held.flat:
+            raise self.unsupported(node, f"it reads {list(shape)}, and images are done")
+        if held.first:
+            return held.value
+        if shape[1] != 1 and shape[2] * shape[3] != 1:
+            raise self.unsupported(node, "it would take a transposition, which is not done")
+        return self.view(node.inputs[index], held, _last(shape), first=True)
+
+    def view(self, name: str, held: Held, shape: tuple[int, ...], *, first: bool) -> Value:
+        """The elements of a value in another shape."""
+        if held.value.shape == shape:
+            return held.value
+        made = Value(f"{name}/{'x'.join(map(str, shape))}", shape, held.value.codes)
+        self.layers.append(View(made.name, (held.value,), made))
+        self._held[name] = replace(held, value=made, first=first, flat=False)
+        return made
+
+    def made_shape(self, node: Node) -> tuple[int, ...]:
+        """Of a node's result, as values have it: an image with channels last, and no batch."""
+        shape = self.graph.shape(node.outputs[0])
+        if shape is None or shape[:1] != (1,) or len(shape) not in (2, 4) or 0 in shape:
+            raise self.unsupported(
+                node, f"its result has the shape {shape}, and a batch of one image or row is done"
+            )
+        return _last(shape) if len(shape) == 4 else shape[1:]
+
+    def add(self, node: Node, layer: Layer) -> None:
+        """A layer whose result is a node's."""
+        self._makers[layer.makes.name] = len(self.layers)
+        self.layers.append(layer)
+        first = len(self.graph.shape(node.outputs[0]) or ()) == 4
+        self.put(node.outputs[0], Held(layer.makes, first))
+
+    def made_alone(self, name: str) -> Layer | None:
+        """The layer that makes a number, if nobody else reads it and it has no codes yet."""
+        held = self._held.get(name)
+        if held is None or held.value.codes is not None or held.flat:
+            return None
+        users = self.matcher.users.get(name, [])
+        if len(users) != 1 or name in self.graph.outputs or held.value.name not in self._makers:
+            return None
+        return self.layers[self._makers[held.value.name]]
+
+    def change(self, node: Node, layer: Layer, codes: Codes | None = None, **changes: Any) -> None:
+        """Let a layer take a node in, whose result it makes from now on."""
+        index = self._makers.pop(layer.makes.name)
+        makes = replace(layer.makes, name=node.outputs[0], codes=codes)
+        self.layers[index] = replace(layer, makes=makes, **changes)
+        self._makers[makes.name] = index
+        self.put(node.outputs[0], replace(self.held(node.inputs[0]), value=makes))
+
+    # Constants
+
+    def array(self, node: Node, index: int) -> np.ndarray:
+        """A constant of numbers that an input is."""
+        name, constants = named(node.inputs, index), self.graph.constants
+        source = self.matcher.maker(name, "DequantizeLinear")
+        if source is not None and all(not one or one in constants for one in source.inputs):
+            codes, scales = (constants.array(one) for one in source.inputs[:2])
+            zero = named(source.inputs, 2)
+            zeros = constants.array(zero) if zero else np.zeros_like(scales, np.int8)
+            shape = [1] * codes.ndim
+            if scales.size > 1:
+                shape[source.attribute("axis", 1)] = -1
+            whole = codes.astype(np.float64) - zeros.astype(np.float64).reshape(shape)
+            found: np.ndarray = (whole * scales.reshape(shape)).astype(np.float32)
+            return found
+        if name not in constants:
+            raise self.unsupported(node, f"{name!r} is no constant, and has to be one")
+        return constants.array(name)
+
+    def codes_of(self, node: Node) -> Codes:
+        """Of QuantizeLinear or DequantizeLinear."""
+        constants = self.graph.constants
+        scale, zero = node.inputs[1], named(node.inputs, 2)
+        if scale in constants and (not zero or zero in constants):
+            factor = constants.array(scale).reshape(-1)
+            offset = constants.array(zero).reshape(-1) if zero else np.zeros(1, np.uint8)
+            fits = factor.size == offset.size == 1 and offset.dtype == np.int8
+            if fits and 0 < factor[0] < np.inf:
+                return Codes(float(factor[0]), int(offset[0]))
+        raise self.unsupported(node, "codes of int8 with one scale and one zero point are done")
+
+
+def _last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows, columns and channels of an image whose graph has channels first."""
+    return tuple(shape[i] for i in TO_LAST)[1:]
+
+
+def _network(reading: Reading) -> MicroNetwork:
+    graph = reading.graph
+    inputs = tuple(reading.input(name) for name in graph.inputs)
+    for node in graph.nodes:
+        if node.domain or node.op not in OPERATORS:
+            known = ", ".join(sorted(OPERATORS))
+            raise reading.unsupported(node, f"it does not run on microcontrollers; {known} do")
+        OPERATORS[node.op](reading, node)
+    outputs = tuple(reading.output(name) for name in graph.outputs)
+    network = MicroNetwork(reading.path.stem, tuple(reading.layers), inputs, outputs)
+    quantised = [value.codes is not None for value in network.values()]
+    if any(quantised) and not all(quantised):
+        other = next(value.name for value in network.values() if value.codes is None)
+        raise UnsupportedError(
+            f"some values are 8-bit codes, and {other!r} is not: quantise all of them, or none",
+            path=reading.path,
+        )
+    return network
