@@ -9,6 +9,7 @@ are fewer channels than a vector has, elements are stored one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -172,6 +173,80 @@ def _gradient(numbers: Numbers) -> KernelFunction:
     return with_lanes(kernel, lanes)
 
 
+@dataclass(frozen=True)
+class Convolved:
+    """A convolution's addresses and shape; distances in bytes.
+
+    Attributes:
+        x, w, start, c: addresses.
+        rows, columns, channels: of c.
+        lines, taps: of windows.
+        x_tap, x_line, w_tap, w_line: from tap to tap, and from line to line of them.
+        x_pixel, x_row, c_pixel, c_row: from window to window.
+        bounds: of c.
+    """
+
+    x: Any
+    w: Any
+    start: Any
+    c: Any
+    rows: int
+    columns: int
+    channels: int
+    lines: int
+    taps: int
+    x_tap: int
+    x_line: int
+    w_tap: int
+    w_line: int
+    x_pixel: int
+    x_row: int
+    c_pixel: int
+    c_row: int
+    bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def slots(self) -> tuple[Any, ...]:
+        """The argument block."""
+        *shape, bounds = (getattr(self, one.name) for one in fields(self))
+        return *shape, int(bounds != UNBOUNDED), float(bounds[0]), float(bounds[1])
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient's addresses and shape; see `Convolved`.
+
+    Attributes:
+        x, dy, c: addresses of the image, of gradients of what was made of it, and of those of
+            weights, tap by tap.
+        rows, columns, channels: of dy.
+        stays: whether the gradient is added to what is there.
+    """
+
+    x: Any
+    dy: Any
+    c: Any
+    rows: int
+    columns: int
+    channels: int
+    lines: int
+    taps: int
+    x_tap: int
+    x_line: int
+    x_pixel: int
+    x_row: int
+    dy_pixel: int
+    dy_row: int
+    stays: bool
+    c_tap: int
+
+    @property
+    def slots(self) -> tuple[Any, ...]:
+        """The argument block."""
+        found = (getattr(self, one.name) for one in fields(self))
+        return tuple(int(one) if isinstance(one, bool) else one for one in found)
+
+
 def windows_of(x: np.ndarray, windows: Windows, rows: int, columns: int) -> np.ndarray:
     """What windows see of an image [rows, columns, channels] that has its pads.
 
@@ -190,7 +265,7 @@ def reference(
     numbers: Numbers, seen: np.ndarray, w: np.ndarray, start: np.ndarray,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> np.ndarray:  # fmt: skip
-    """What a chip makes of [rows, columns, tap lines, taps, channels] and weights [..., channels]."""
+    """What a chip makes of `windows_of` an image and weights [tap lines, taps, channels]."""
     of = numbers.arithmetic
     sums = np.broadcast_to(of.operand(start), (*seen.shape[:2], seen.shape[-1]))
     for line, tap in np.ndindex(w.shape[:2]):
@@ -230,13 +305,14 @@ def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Cas
             w = rng.standard_normal((*windows.taps, n)).astype(dtype)
             start = rng.standard_normal(n).astype(dtype)
             c = np.zeros((rows, columns, n), dtype)
-            block = [
+            block = Convolved(
                 x, w, start, c, *c.shape, *windows.taps, x.strides[1], x.strides[0], w.strides[1],
                 w.strides[0], windows.strides[1] * x.strides[1], windows.strides[0] * x.strides[0],
-                c.strides[1], c.strides[0], int(bounds != UNBOUNDED), *bounds,
-            ]  # fmt: skip
+                c.strides[1], c.strides[0], bounds,
+            )  # fmt: skip
             expected = reference(numbers, seen, w, start, bounds)
-            yield Case(block, [(c, expected)], 0, f"{windows} {c.shape} {bounds}")
+            label = f"{windows} {c.shape} {bounds}"
+            yield Case(list(block.slots), [(c, expected)], 0, label)
 
 
 def _gradient_cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -248,12 +324,13 @@ def _gradient_cases(kind: Kind, target: Target, rng: np.random.Generator) -> Ite
             dy = rng.standard_normal((rows, columns, n)).astype(dtype)
             c = rng.standard_normal((*windows.taps, n)).astype(dtype)
             expected = gradient_reference(numbers, seen, dy, c * stays)
-            block = [
+            block = Gradient(
                 x, dy, c, rows, columns, n, *windows.taps, x.strides[1], x.strides[0],
                 windows.strides[1] * x.strides[1], windows.strides[0] * x.strides[0],
-                dy.strides[1], dy.strides[0], int(stays), c.strides[1],
-            ]  # fmt: skip
-            yield Case(block, [(c, expected)], 0, f"{windows} {c.shape} {stays}")
+                dy.strides[1], dy.strides[0], stays, c.strides[1],
+            )  # fmt: skip
+            label = f"{windows} {c.shape} {stays}"
+            yield Case(list(block.slots), [(c, expected)], 0, label)
 
 
 def all_kernels() -> list[Kernel]:

@@ -16,12 +16,11 @@ import numpy as np
 
 from headrace.micro.kernels.numbers import KINDS, Kind, Numbers, constants_of, dtype_of, numbers_of
 from headrace.micro.kernels.softmax import exponential, exponential_reference
-from headrace.targets.fp16 import SINGLE, Arithmetic, Values
+from headrace.targets.fp16 import Arithmetic, Values
 from headrace.targets.simd import (
     arg_float,
     arg_int,
     arg_ptr,
-    fma,
     maximum,
     minimum,
     ptr_to_int,

@@ -20,12 +20,21 @@ along k, which need a transposed b.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from headrace.micro.kernels.numbers import UNBOUNDED, KINDS, Kind, Numbers, bounded, dtype_of, numbers_of
+from headrace.micro.kernels.numbers import (
+    KINDS,
+    UNBOUNDED,
+    Kind,
+    Numbers,
+    bounded,
+    dtype_of,
+    numbers_of,
+)
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
@@ -148,7 +157,11 @@ def _product(numbers: Numbers, most_rows: int, most_vectors: int) -> KernelFunct
             ):
                 columns(most_rows, m, k, lines, a, a_row, a_step, a_line, b, b_row, c, c_row, start,
                         start_row, o)  # fmt: skip
-                a, c, start = a + most_rows * a_row, c + most_rows * c_row, start + most_rows * start_row
+                a, c, start = (
+                    a + most_rows * a_row,
+                    c + most_rows * c_row,
+                    start + most_rows * start_row,
+                )
                 left = left + -most_rows
         if most_rows > 1:
             while ptr_to_int(left) >= ptr_to_int(o + 2):
@@ -182,18 +195,67 @@ def _product(numbers: Numbers, most_rows: int, most_vectors: int) -> KernelFunct
     return with_lanes(kernel, lanes)
 
 
+@dataclass(frozen=True)
+class Product:
+    """A product's addresses and shape; distances in bytes.
+
+    Attributes:
+        a, b, c, start: addresses.
+        lines, n: rows are so many lines of so many.
+        k_lines, k: the same of elements that are added up.
+        m: columns.
+        a_row, a_step: from row to row of a line, and from element to element: one of these is
+            the size of a number.
+        a_line, a_k_line: from line to line of rows, and of elements.
+        b_row, c_row, c_line, start_row, start_line: the same of others.
+        bounds: of c.
+    """
+
+    a: Any
+    b: Any
+    c: Any
+    start: Any
+    n: int
+    k: int
+    m: int
+    a_row: int
+    a_step: int
+    b_row: int
+    c_row: int
+    lines: int = 1
+    k_lines: int = 1
+    a_line: int = 0
+    a_k_line: int = 0
+    c_line: int = 0
+    start_row: int = 0
+    start_line: int = 0
+    bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def slots(self) -> tuple[Any, ...]:
+        """The argument block."""
+        return (
+            self.a, self.b, self.c, self.start, self.lines, self.n, self.k_lines, self.k, self.m,
+            self.a_row, self.a_step, self.a_line, self.a_k_line, self.b_row, self.c_row,
+            self.c_line, self.start_row, self.start_line, int(self.bounds != UNBOUNDED),
+            float(self.bounds[0]), float(self.bounds[1]),
+        )  # fmt: skip
+
+
 def slots(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, start: np.ndarray,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> list[Any]:  # fmt: skip
     """The argument block of a plain product of arrays, any of which may be a view."""
     n, k = a.shape
-    a_row, a_step = a.strides if k > 1 or a.strides[0] == a.itemsize else (a.strides[0], a.itemsize)
-    start_row = 0 if start.ndim == 1 else start.strides[0]
-    return [
-        a, b, c, start, 1, n, 1, k, c.shape[1], a_row, a_step, 0, 0, b.strides[0], c.strides[0], 0,
-        start_row, 0, int(bounds != UNBOUNDED), float(bounds[0]), float(bounds[1]),
-    ]  # fmt: skip
+    size, start_row = a.itemsize, 0 if start.ndim == 1 else start.strides[0]
+    a_row, a_step = (size, a.strides[1]) if a.strides[0] == size else (a.strides[0], size)
+    return list(
+        Product(
+            a, b, c, start, n, k, c.shape[1], a_row, a_step, b.strides[0], c.strides[0],
+            start_row=start_row, bounds=bounds,
+        ).slots
+    )  # fmt: skip
 
 
 def reference(

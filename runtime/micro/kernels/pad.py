@@ -34,9 +34,7 @@ SLACK = 16  # bytes behind what is written
 def _pad(kind: Kind, lanes: int) -> KernelFunction:
     # Halves are moved as they are, also where none are computed with.
     load, store, zeros = (
-        (load_half, store_half, zeros_half)
-        if kind == "half"
-        else (load_f32, store_f32, zeros_f32)
+        (load_half, store_half, zeros_half) if kind == "half" else (load_f32, store_f32, zeros_f32)
     )
     size = dtype_of(kind).itemsize
     width = lanes * size
@@ -87,7 +85,11 @@ def slots(
 def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     dtype = dtype_of(kind)
     size = dtype.itemsize
-    for rows, n, sides, lines in ((3, 5, (2, 1), (1, 2)), (2, 33, (0, 0), (0, 0)), (1, 16, (8, 3), (0, 1))):
+    for rows, n, sides, lines in (
+        (3, 5, (2, 1), (1, 2)),
+        (2, 33, (0, 0), (0, 0)),
+        (1, 16, (8, 3), (0, 1)),
+    ):
         whole = sides[0] + n + sides[1]
         source = rng.standard_normal((rows, n)).astype(dtype)
         expected = np.zeros((sum(lines) + rows, whole), dtype)
@@ -106,7 +108,9 @@ def all_kernels() -> list[Kernel]:
     return [
         Kernel(
             name,
-            lambda target, kind=kind: _pad(kind, 16 // dtype_of(kind).itemsize if target.vector_bytes == 16 else 4),
+            lambda target, kind=kind: _pad(
+                kind, 16 // dtype_of(kind).itemsize if target.vector_bytes == 16 else 4
+            ),
             (__name__, numbers_of.__module__),
             partial(_cases, kind),
         )

@@ -54,7 +54,6 @@ def name_of(pool: str, kind: Kind, *, gradient: bool = False) -> str:
 def _kernel(numbers: Numbers, mean: bool, gradient: bool) -> KernelFunction:
     load, store, get, put = numbers.load, numbers.store, numbers.get, numbers.put
     size, lanes = numbers.bytes, numbers.lanes
-    width = lanes * size
 
     def put_some(to: Any, x: Any, n: Any) -> None:
         """The first of a vector; all if there are so many."""
@@ -130,7 +129,9 @@ def _kernel(numbers: Numbers, mean: bool, gradient: bool) -> KernelFunction:
 def _windows(windows: Windows, x: np.ndarray, made: tuple[int, int]) -> Iterator[tuple[Any, Any]]:
     """(place of a made pixel, slices of its window in the image)."""
     for place in np.ndindex(made):
-        begins = [p * s - pad for p, s, pad in zip(place, windows.strides, windows.pads, strict=True)]
+        begins = [
+            p * s - pad for p, s, pad in zip(place, windows.strides, windows.pads, strict=True)
+        ]
         yield (
             place,
             tuple(
@@ -191,7 +192,9 @@ def slots(
     ]  # fmt: skip
 
 
-def _cases(pool: str, gradient: bool, kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Case]:  # fmt: skip
+def _cases(
+    pool: str, gradient: bool, kind: Kind, target: Target, rng: np.random.Generator
+) -> Iterator[Case]:
     numbers, dtype = numbers_of(target, kind, wide=True), dtype_of(kind)
     for taps, strides, pads, made, image in (
         ((2, 2), (2, 2), (0, 0), (2, 3), (4, 6, 8)),
@@ -199,13 +202,19 @@ def _cases(pool: str, gradient: bool, kind: Kind, target: Target, rng: np.random
         ((4, 2), (1, 1), (0, 0), (1, 1), (4, 2, 3)),
     ):
         windows = Windows(taps, strides, pads)
-        x = rng.integers(-3, 4, image).astype(dtype) if gradient else rng.standard_normal(image).astype(dtype)
+        x = (
+            rng.integers(-3, 4, image).astype(dtype)
+            if gradient
+            else rng.standard_normal(image).astype(dtype)
+        )
         bounds = UNBOUNDED if gradient else (-0.5, 1.0)
         made_values = reference(pool, numbers, x, windows, made, bounds)
         label = f"{image} {windows}"
         if not gradient:
             c = np.zeros_like(made_values)
-            yield Case(slots(x, c, x, x, image, made, windows, bounds), [(c, made_values)], 0, label)
+            yield Case(
+                slots(x, c, x, x, image, made, windows, bounds), [(c, made_values)], 0, label
+            )
             continue
         dy, dx = rng.standard_normal(made_values.shape).astype(dtype), np.zeros_like(x)
         expected = gradient_reference(pool, numbers, x, made_values, dy, windows)

@@ -76,7 +76,6 @@ def exponential_reference(x: Values) -> Values:
 def _softmax(numbers: Numbers) -> KernelFunction:
     load, store, get, put = numbers.load, numbers.store, numbers.get, numbers.put
     size, lanes = numbers.bytes, numbers.lanes
-    width = lanes * size
 
     def within(n: Any, at: Any, yes: Any, no: Any) -> Any:
         return select_lt(iota_i32() + splat_i32(at), splat_i32(n), yes, no)
@@ -108,7 +107,9 @@ def reference(numbers: Numbers, x: np.ndarray, beta: float) -> np.ndarray:
     """What a chip makes of [pixels, channels]."""
     of = Arithmetic(SINGLE)
     x, n = x.astype(np.float64), x.shape[1]
-    e = exponential_reference(of.multiply(of.subtract(x, x.max(1, keepdims=True)), np.float32(beta)))
+    e = exponential_reference(
+        of.multiply(of.subtract(x, x.max(1, keepdims=True)), np.float32(beta))
+    )
     sums = np.zeros((len(x), WIDE_LANES))
     for i in range(n):
         sums[:, i % WIDE_LANES] = of.add(sums[:, i % WIDE_LANES], e[:, i])
