@@ -822,6 +822,11 @@ def _splat_f32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return splat(b, _as_f32(b, args[0], sig.args[0]), lanes())
 
 
+@marker("splat_half", lambda v: _vec("f16", 1))
+def _splat_half(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return splat(b, b.fptrunc(_as_f32(b, args[0], sig.args[0]), _F16), lanes())
+
+
 @marker("splat_i32", lambda v: _vec("i32", 1))
 def _splat_i32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return splat(b, b.trunc(as_i64(b, args[0]), _I32), lanes())
@@ -1081,7 +1086,7 @@ def _negate_bytes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
-    if x.type == _f32_type():
+    if not isinstance(x.type.element, ir.IntType):
         return b.fcmp_ordered("<", x, y)
     return b.icmp_signed("<", x, y)
 

@@ -255,6 +255,12 @@ def zeros_half(count: int) -> Any:
 
 
 @_marker
+def splat_half(value: Any) -> Any:
+    """A float, rounded to a half, in all lanes."""
+    return _only_compiled()
+
+
+@_marker
 def store_half(p: Any, value: Any, stride: Any) -> None:
     """Store vectors of halves, `stride` bytes apart."""
     _only_compiled()

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.kernels import matmul_half, matmul_i8
+from headrace.micro.kernels import matmul, matmul_i8
+from headrace.micro.kernels.numbers import numbers_of
 from headrace.micro.kernels.table import kernel_table
 from headrace.targets.compiler import compile_kernel
 from headrace.targets.emulation.count import count_instructions
@@ -20,7 +21,7 @@ from headrace.targets.emulation.machines import why_not
 from headrace.targets.target import Target, microcontrollers
 
 SHAPES = {  # n, k, m
-    matmul_half.NAME: ((24, 144, 64), (16, 27, 1024), (64, 64, 125)),
+    matmul.NAME: ((24, 144, 64), (16, 27, 1024), (64, 64, 125)),
     matmul_i8.NAME: ((24, 144, 64), (16, 64, 64), (64, 576, 64)),
 }
 
@@ -28,10 +29,11 @@ SHAPES = {  # n, k, m
 def product(kernel: str, target: Target, n: int, k: int, m: int) -> tuple[list[Any], Any, Any]:
     """The argument block of a product, its output and what that shall be."""
     rng = np.random.default_rng(0)
-    if kernel == matmul_half.NAME:
+    if kernel == matmul.NAME:
         a, b = (rng.standard_normal(of).astype(np.float16) for of in ((n, k), (k, m)))
-        c = np.zeros((n, m), np.float16)
-        return matmul_half.slots(a, b, c), c, matmul_half.reference(target, a, b)
+        c, start = np.zeros((n, m), np.float16), np.zeros(m, np.float16)
+        expected = matmul.reference(numbers_of(target, "half"), a, b, start)
+        return matmul.slots(a, b, c, start), c, expected
     a, b = (rng.integers(-127, 128, of).astype(np.int8) for of in ((n, k), (m, k)))
     c, ends = np.zeros((n, m), np.int8), (0, -128, 127)
     bias, scales = np.zeros(m, np.int32), np.full(m, 1e-4, np.float32)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from headrace.errors import KernelError
-from headrace.micro.kernels import matmul_half
+from headrace.micro.kernels import matmul
+from headrace.micro.kernels.numbers import numbers_of
 from headrace.micro.kernels.table import kernel_table
 from headrace.targets.bare_metal import board_of
 from headrace.targets.compare import check
@@ -57,10 +58,10 @@ def test_every_case_bit_for_bit(target_name: str, machine: str, kernel: str) -> 
 def test_a_chip_without_the_instructions_fails_loudly(target_name: str, machine: str) -> None:
     needed(machine)
     target = TARGETS[target_name]
-    case = next(iter(KERNELS[matmul_half.NAME].cases(target, np.random.default_rng(1))))
+    case = next(iter(KERNELS[matmul.NAME].cases(target, np.random.default_rng(1))))
     with pytest.raises(IllegalInstructionError, match="illegal instruction"):
         run(
-            matmul_half.NAME, code_of(target_name, matmul_half.NAME), target, machine,
+            matmul.NAME, code_of(target_name, matmul.NAME), target, machine,
             [(case.slots, 1)],
         )  # fmt: skip
 
@@ -68,8 +69,9 @@ def test_a_chip_without_the_instructions_fails_loudly(target_name: str, machine:
 def product(target: Target, n: int, k: int, m: int) -> list[Any]:
     rng = np.random.default_rng(2)
     a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((n, k), (k, m)))
-    c = np.zeros((n, m), np.float16)
-    return [matmul_half.slots(a, b, c), c, matmul_half.reference(target, a, b)]
+    c, start = np.zeros((n, m), np.float16), np.zeros(m, np.float16)
+    expected = matmul.reference(numbers_of(target, "half"), a, b, start)
+    return [matmul.slots(a, b, c, start), c, expected]
 
 
 def test_counting_changes_nothing() -> None:
@@ -82,7 +84,7 @@ def test_counting_changes_nothing() -> None:
         slots, found, expected = product(target, 6, 9, 16)
         counts.append(
             count_instructions(
-                matmul_half.NAME, code_of(target.name, matmul_half.NAME), target, machine,
+                matmul.NAME, code_of(target.name, matmul.NAME), target, machine,
                 [(slots, 1)], compiled_plugin=compiled_plugin,
             ).instructions
         )  # fmt: skip
@@ -97,7 +99,7 @@ def test_an_image_that_is_larger_than_the_memory() -> None:
     slots, *_ = product(target, 1, 1, 8)
     slots.append(np.zeros(17 << 20, np.uint8))
     with pytest.raises(KernelError, match="exit status 3"):
-        run(matmul_half.NAME, code_of(target.name, matmul_half.NAME), target, machine, [(slots, 1)])
+        run(matmul.NAME, code_of(target.name, matmul.NAME), target, machine, [(slots, 1)])
 
 
 def test_boards() -> None:

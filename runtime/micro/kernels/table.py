@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from headrace.micro.kernels import matmul_half, matmul_i8, move
+from headrace.micro.kernels import (
+    depthwise,
+    elementwise,
+    matmul,
+    matmul_i8,
+    move,
+    pad,
+    pool,
+    softmax,
+)
 from headrace.targets.table import Kernel
+
+_MODULES = (matmul, matmul_i8, move, pad, depthwise, pool, elementwise, softmax)
 
 
 def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name; tests loop over it."""
-    return {
-        row.name: row
-        for row in (*matmul_half.all_kernels(), *matmul_i8.all_kernels(), *move.all_kernels())
-    }
+    return {row.name: row for module in _MODULES for row in module.all_kernels()}

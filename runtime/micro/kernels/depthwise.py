@@ -1,0 +1,351 @@
+"""Convolutions of each channel for itself, and the gradients of their weights.
+
+Images have their pads (`pad`), so that no window leaves them. A vector holds neighbouring channels
+of a pixel. Each sum begins at `start`, and takes its products in the order of the taps, line by
+line; the gradient of a weight begins at zero and takes those of the pixels in order. Where there
+are fewer channels than a vector has, elements are stored one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from headrace.micro.kernels.numbers import (
+    KINDS,
+    UNBOUNDED,
+    Kind,
+    Numbers,
+    bounded,
+    dtype_of,
+    numbers_of,
+)
+from headrace.micro.network import Windows
+from headrace.targets.simd import (
+    arg_int,
+    arg_ptr,
+    fma,
+    get_f32,
+    get_i32,
+    int_to_ptr,
+    larger,
+    maximum,
+    minimum,
+    ptr_to_int,
+    repeat,
+    stack_bytes,
+    with_lanes,
+)
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+NAMES: dict[Kind, str] = {kind: f"depthwise_{kind}" for kind in KINDS}
+GRADIENT_NAMES: dict[Kind, str] = {kind: f"depthwise_gradient_{kind}" for kind in KINDS}
+STACK = 128
+
+
+def _forward(numbers: Numbers) -> KernelFunction:
+    load, store, splat = numbers.load, numbers.store, numbers.splat
+    get, put, size, lanes = numbers.get, numbers.put, numbers.bytes, numbers.lanes
+    width = lanes * size
+
+    def block(
+        pixels: int, o: Any, x: Any, pixel: Any, w: Any, start: Any, c: Any, c_pixel: Any
+    ) -> None:
+        """A vector of channels of some pixels; counters are addresses as in `matmul`."""
+        sums = repeat(load(start, 1, 0), pixels)
+        x_tap, x_line = arg_int(o, 9), arg_int(o, 10)
+        w_tap, w_line = arg_int(o, 11), arg_int(o, 12)
+        line = o + arg_int(o, 7)
+        while ptr_to_int(line) != ptr_to_int(o):
+            tap, at, weights = o + arg_int(o, 8), x, w
+            while ptr_to_int(tap) != ptr_to_int(o):
+                sums = fma(load(at, pixels, pixel), load(weights, 1, 0), sums)
+                at, weights, tap = at + x_tap, weights + w_tap, tap + -1
+            x, w, line = x + x_line, w + w_line, line + -1
+        if get_i32(o + 8 * 17) != 0:
+            low, high = splat(get_f32(o + 8 * 18)), splat(get_f32(o + 8 * 19))
+            sums = minimum(high, maximum(sums, low))
+        store(c, sums, c_pixel)
+
+    def some(
+        pixels: int, o: Any, n: Any, x: Any, pixel: Any, w: Any, start: Any, c: Any, c_pixel: Any
+    ) -> None:
+        """All channels of some pixels."""
+        left = o + n
+        while ptr_to_int(left) != ptr_to_int(o):
+            to, apart = c, c_pixel
+            if ptr_to_int(left) < ptr_to_int(o + lanes):
+                if n < lanes:
+                    to, apart = stack_bytes(STACK), width
+                else:
+                    back = (ptr_to_int(left) - ptr_to_int(o + lanes)) * size
+                    x, w, start, to = x + back, w + back, start + back, to + back
+            block(pixels, o, x, pixel, w, start, to, apart)
+            if n < lanes:
+                for i in range(pixels):
+                    for j in range(n):
+                        put(c + (i * c_pixel + j * size), get(to + (i * width + j * size)))
+            x, w, start, c = x + width, w + width, start + width, c + width
+            left = int_to_ptr(larger(ptr_to_int(left + -lanes), ptr_to_int(o)))
+
+    def kernel(args: Any, thread: Any, n_threads: Any) -> None:
+        o = args
+        x, w, start, c = arg_ptr(o, 0), arg_ptr(o, 1), arg_ptr(o, 2), arg_ptr(o, 3)
+        n, pixel, c_pixel = arg_int(o, 6), arg_int(o, 13), arg_int(o, 15)
+        row = o + arg_int(o, 4)
+        while ptr_to_int(row) != ptr_to_int(o):
+            at, to, left = x, c, o + arg_int(o, 5)
+            while ptr_to_int(left) >= ptr_to_int(o + 4):
+                some(4, o, n, at, pixel, w, start, to, c_pixel)
+                at, to, left = at + 4 * pixel, to + 4 * c_pixel, left + -4
+            if ptr_to_int(left) >= ptr_to_int(o + 2):
+                some(2, o, n, at, pixel, w, start, to, c_pixel)
+                at, to, left = at + 2 * pixel, to + 2 * c_pixel, left + -2
+            if ptr_to_int(left) != ptr_to_int(o):
+                some(1, o, n, at, pixel, w, start, to, c_pixel)
+            x, c, row = x + arg_int(o, 14), c + arg_int(o, 16), row + -1
+
+    return with_lanes(kernel, lanes)
+
+
+def _gradient(numbers: Numbers) -> KernelFunction:
+    load, store, zeros = numbers.load, numbers.store, numbers.zeros
+    get, put, size, lanes = numbers.get, numbers.put, numbers.bytes, numbers.lanes
+    width = lanes * size
+
+    def block(
+        taps: int, o: Any, x: Any, x_tap: Any, dy: Any, c: Any, c_tap: Any, stays: Any
+    ) -> None:
+        """A vector of channels of some taps of a line."""
+        sums = load(c, taps, c_tap) if stays != 0 else zeros(taps)
+        pixel, row = arg_int(o, 10), arg_int(o, 11)
+        dy_pixel, dy_row = arg_int(o, 12), arg_int(o, 13)
+        line = o + arg_int(o, 3)
+        while ptr_to_int(line) != ptr_to_int(o):
+            left, at, errors = o + arg_int(o, 4), x, dy
+            while ptr_to_int(left) != ptr_to_int(o):
+                sums = fma(load(at, taps, x_tap), load(errors, 1, 0), sums)
+                at, errors, left = at + pixel, errors + dy_pixel, left + -1
+            x, dy, line = x + row, dy + dy_row, line + -1
+        store(c, sums, c_tap)
+
+    def some(taps: int, o: Any, n: Any, x: Any, x_tap: Any, dy: Any, c: Any, c_tap: Any) -> None:
+        """All channels of some taps."""
+        left, stays = o + n, arg_int(o, 14)
+        while ptr_to_int(left) != ptr_to_int(o):
+            to, apart = c, c_tap
+            if ptr_to_int(left) < ptr_to_int(o + lanes):
+                if n < lanes:
+                    to, apart = stack_bytes(STACK), width
+                    if stays != 0:
+                        store(to, load(c, taps, c_tap), width)
+                else:
+                    back = (ptr_to_int(left) - ptr_to_int(o + lanes)) * size
+                    x, dy, to = x + back, dy + back, to + back
+            block(taps, o, x, x_tap, dy, to, apart, stays)
+            if n < lanes:
+                for i in range(taps):
+                    for j in range(n):
+                        put(c + (i * c_tap + j * size), get(to + (i * width + j * size)))
+            x, dy, c = x + width, dy + width, c + width
+            left = int_to_ptr(larger(ptr_to_int(left + -lanes), ptr_to_int(o)))
+
+    def kernel(args: Any, thread: Any, n_threads: Any) -> None:
+        o = args
+        x, dy, c = arg_ptr(o, 0), arg_ptr(o, 1), arg_ptr(o, 2)
+        n, x_tap, c_tap = arg_int(o, 5), arg_int(o, 8), arg_int(o, 15)
+        line = o + arg_int(o, 6)
+        while ptr_to_int(line) != ptr_to_int(o):
+            at, left = x, o + arg_int(o, 7)
+            while ptr_to_int(left) >= ptr_to_int(o + 3):
+                some(3, o, n, at, x_tap, dy, c, c_tap)
+                at, c, left = at + 3 * x_tap, c + 3 * c_tap, left + -3
+            while ptr_to_int(left) != ptr_to_int(o):
+                some(1, o, n, at, x_tap, dy, c, c_tap)
+                at, c, left = at + x_tap, c + c_tap, left + -1
+            x, line = x + arg_int(o, 9), line + -1
+
+    return with_lanes(kernel, lanes)
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """A convolution's addresses and shape; distances in bytes.
+
+    Attributes:
+        x, w, start, c: addresses.
+        rows, columns, channels: of c.
+        lines, taps: of windows.
+        x_tap, x_line, w_tap, w_line: from tap to tap, and from line to line of them.
+        x_pixel, x_row, c_pixel, c_row: from window to window.
+        bounds: of c.
+    """
+
+    x: Any
+    w: Any
+    start: Any
+    c: Any
+    rows: int
+    columns: int
+    channels: int
+    lines: int
+    taps: int
+    x_tap: int
+    x_line: int
+    w_tap: int
+    w_line: int
+    x_pixel: int
+    x_row: int
+    c_pixel: int
+    c_row: int
+    bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def slots(self) -> tuple[Any, ...]:
+        """The argument block."""
+        *shape, bounds = (getattr(self, one.name) for one in fields(self))
+        return *shape, int(bounds != UNBOUNDED), float(bounds[0]), float(bounds[1])
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient's addresses and shape; see `Convolved`.
+
+    Attributes:
+        x, dy, c: addresses of the image, of gradients of what was made of it, and of those of
+            weights, tap by tap.
+        rows, columns, channels: of dy.
+        stays: whether the gradient is added to what is there.
+    """
+
+    x: Any
+    dy: Any
+    c: Any
+    rows: int
+    columns: int
+    channels: int
+    lines: int
+    taps: int
+    x_tap: int
+    x_line: int
+    x_pixel: int
+    x_row: int
+    dy_pixel: int
+    dy_row: int
+    stays: bool
+    c_tap: int
+
+    @property
+    def slots(self) -> tuple[Any, ...]:
+        """The argument block."""
+        found = (getattr(self, one.name) for one in fields(self))
+        return tuple(int(one) if isinstance(one, bool) else one for one in found)
+
+
+def windows_of(x: np.ndarray, windows: Windows, rows: int, columns: int) -> np.ndarray:
+    """What windows see of an image [rows, columns, channels] that has its pads.
+
+    Returns:
+        a view [rows, columns, tap lines, taps, channels].
+    """
+    (lines, taps), (down, across) = windows.taps, windows.strides
+    (further, aside), (row, pixel, channel) = windows.dilations, x.strides
+    return np.lib.stride_tricks.as_strided(
+        x, (rows, columns, lines, taps, x.shape[2]),
+        (down * row, across * pixel, further * row, aside * pixel, channel), writeable=False,
+    )  # fmt: skip
+
+
+def reference(
+    numbers: Numbers, seen: np.ndarray, w: np.ndarray, start: np.ndarray,
+    bounds: tuple[float, float] = UNBOUNDED,
+) -> np.ndarray:  # fmt: skip
+    """What a chip makes of `windows_of` an image and weights [tap lines, taps, channels]."""
+    of = numbers.arithmetic
+    sums = np.broadcast_to(of.operand(start), (*seen.shape[:2], seen.shape[-1]))
+    for line, tap in np.ndindex(w.shape[:2]):
+        sums = of.fma(seen[:, :, line, tap], w[line, tap], sums)
+    return numbers.stored(bounded(numbers, sums, bounds))
+
+
+def gradient_reference(
+    numbers: Numbers, seen: np.ndarray, dy: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """The gradient [tap lines, taps, channels] of weights, on top of `start`."""
+    of = numbers.arithmetic
+    sums = of.operand(start)
+    for row, column in np.ndindex(dy.shape[:2]):
+        sums = of.fma(seen[row, column], dy[row, column], sums)
+    return numbers.stored(sums)
+
+
+_SHAPES = (((3, 3), (1, 1), (4, 5, 9)), ((3, 3), (2, 2), (3, 7, 16)), ((2, 4), (1, 2), (2, 3, 3)))
+
+
+def _images(
+    kind: Kind, rng: np.random.Generator
+) -> Iterator[tuple[Windows, np.ndarray, np.ndarray, tuple[int, int, int]]]:
+    for taps, strides, (rows, columns, n) in _SHAPES:
+        windows = Windows(taps, strides)
+        high = (rows - 1) * strides[0] + taps[0]
+        wide = (columns - 1) * strides[1] + taps[1]
+        x = rng.standard_normal((high, wide, n)).astype(dtype_of(kind))
+        yield windows, x, windows_of(x, windows, rows, columns), (rows, columns, n)
+
+
+def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    numbers, dtype = numbers_of(target, kind), dtype_of(kind)
+    for windows, x, seen, (rows, columns, n) in _images(kind, rng):
+        for bounds in (UNBOUNDED, (0.0, 6.0)):
+            w = rng.standard_normal((*windows.taps, n)).astype(dtype)
+            start = rng.standard_normal(n).astype(dtype)
+            c = np.zeros((rows, columns, n), dtype)
+            block = Convolved(
+                x, w, start, c, *c.shape, *windows.taps, x.strides[1], x.strides[0], w.strides[1],
+                w.strides[0], windows.strides[1] * x.strides[1], windows.strides[0] * x.strides[0],
+                c.strides[1], c.strides[0], bounds,
+            )  # fmt: skip
+            expected = reference(numbers, seen, w, start, bounds)
+            label = f"{windows} {c.shape} {bounds}"
+            yield Case(list(block.slots), [(c, expected)], 0, label)
+
+
+def _gradient_cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    numbers, dtype = numbers_of(target, kind), dtype_of(kind)
+    for windows, x, seen, (rows, columns, n) in _images(kind, rng):
+        for stays in (False, True):
+            if stays and n % numbers.lanes:
+                continue
+            dy = rng.standard_normal((rows, columns, n)).astype(dtype)
+            c = rng.standard_normal((*windows.taps, n)).astype(dtype)
+            expected = gradient_reference(numbers, seen, dy, c * stays)
+            block = Gradient(
+                x, dy, c, rows, columns, n, *windows.taps, x.strides[1], x.strides[0],
+                windows.strides[1] * x.strides[1], windows.strides[0] * x.strides[0],
+                dy.strides[1], dy.strides[0], stays, c.strides[1],
+            )  # fmt: skip
+            label = f"{windows} {c.shape} {stays}"
+            yield Case(list(block.slots), [(c, expected)], 0, label)
+
+
+def all_kernels() -> list[Kernel]:
+    """Both for each kind of number."""
+    rows = (
+        (NAMES, _forward, _cases),
+        (GRADIENT_NAMES, _gradient, _gradient_cases),
+    )
+    return [
+        Kernel(
+            names[kind],
+            lambda target, kind=kind, build=build: build(numbers_of(target, kind)),
+            (__name__, numbers_of.__module__),
+            partial(cases, kind),
+        )
+        for names, build, cases in rows
+        for kind in KINDS
+    ]
