@@ -86,17 +86,17 @@ def _last(lives: Lives) -> int:
 
 
 def _least(pieces: Mapping[str, Lives]) -> int:
-    changes: dict[int, int] = {}
-    for lives in pieces.values():
-        for life in lives:
-            n_bytes = life.end - life.begin
-            changes[life.first] = changes.get(life.first, 0) + n_bytes
-            changes[life.last + 1] = changes.get(life.last + 1, 0) - n_bytes
-    live = most = 0
-    for _, change in sorted(changes.items()):
-        live += change
-        most = max(most, live)
-    return most
+    times = sorted({t for lives in pieces.values() for life in lives for t in life[2:]})
+    return max((sum(_alive(lives, time) for lives in pieces.values()) for time in times), default=0)
+
+
+def _alive(lives: Lives, time: int) -> int:
+    """Bytes of a piece that are taken at a step."""
+    total = end = 0
+    for life in sorted(life for life in lives if life.first <= time <= life.last):
+        total += max(0, life.end - max(end, life.begin))
+        end = max(end, life.end)
+    return total
 
 
 def _in_turn(pieces: Mapping[str, Lives], order: Sequence[str]) -> tuple[dict[str, int], int]:
