@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from headrace.micro.kernels import matmul_half, matmul_i8
+from headrace.micro.kernels import convolution_i8, matmul_half, matmul_i8
 from headrace.targets.table import Kernel
 
 
 def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name; tests loop over it."""
-    return {row.name: row for row in (*matmul_half.all_kernels(), *matmul_i8.all_kernels())}
+    modules = (convolution_i8, matmul_half, matmul_i8)
+    return {row.name: row for module in modules for row in module.all_kernels()}
