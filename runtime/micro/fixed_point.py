@@ -36,7 +36,7 @@ def quantised_multipliers(real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def round_away(value: float) -> int:
     """The nearest integer; of two the one farther from 0."""
-    return int(math.floor(abs(value) + 0.5)) * (1 if value >= 0 else -1)
+    return math.floor(abs(value) + 0.5) * (1 if value >= 0 else -1)
 
 
 def wrapped(value: Integers) -> Integers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from headrace.families.decoder import Matrix
 from headrace.memory import offsets_of
@@ -11,6 +10,7 @@ from headrace.placing import padded16
 from headrace.plan import PREFILL
 from headrace.sparse.format import TILE_ROWS
 from headrace.stack import BlockAt
+from headrace.targets.ir_text import Place
 from headrace.weights import Part
 
 DATA, BUFFERS, KV = "headrace_data", "headrace_buffers", "headrace_kv"
@@ -18,13 +18,6 @@ DATA, BUFFERS, KV = "headrace_data", "headrace_buffers", "headrace_kv"
 # Each symbol has a region of numbers that no size, count or stride comes near.
 _REGION = 1 << 44
 _SYMBOLS = (DATA, BUFFERS, KV)
-
-
-class Place(NamedTuple):
-    """Something in the executable."""
-
-    symbol: str
-    offset: int = 0
 
 
 def number_of(place: Place) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 from headrace.kernels.execute import STEP_SLOTS
 from headrace.standalone import driver
-from headrace.standalone.places import BUFFERS, DATA, KV, Place, place_of
+from headrace.standalone.places import BUFFERS, DATA, KV, place_of
 from headrace.step import Step
-from headrace.targets.ir_text import constant_bytes
+from headrace.targets.ir_text import Place, argument_words, constant_bytes
 from headrace.targets.linux import asked_for, at_illegal_instruction, start, support, system_of
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
@@ -21,21 +20,12 @@ _WRITE, _EXIT, _ARGUMENTS = "headrace_write", "headrace_exit", "headrace_argumen
 
 
 def _slots(name: str, values: Iterable[Value], word_bytes: int) -> str:
-    """A global of 8-byte slots; addresses are for the linker to fill in."""
-    fields = []
-    for value in values:
-        place = place_of(value) if isinstance(value, int) else value
-        if isinstance(place, float):
-            (bits,) = struct.unpack("<i", struct.pack("<f", place))
-            fields.append(f"i64 {bits & 0xFFFFFFFF}")
-        elif place is None:
-            fields.append(f"i64 {value}")
-        else:
-            fields.append(f"ptr getelementptr (i8, ptr @{place.symbol}, i64 {place.offset})")
-            if word_bytes == 4:
-                fields.append("i32 0")
-    types = ", ".join(field.split(" ", 1)[0] for field in fields)
-    return f"@{name} = internal global <{{ {types} }}> <{{ {', '.join(fields)} }}>, align 64\n"
+    """A global of 8-byte slots, of which some are places as numbers."""
+    places = (
+        value if (place := place_of(value) if isinstance(value, int) else None) is None else place
+        for value in values
+    )
+    return argument_words(name, places, word_bytes)
 
 
 def _text(name: str, text: str) -> str:

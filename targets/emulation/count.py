@@ -28,13 +28,14 @@ from headrace.targets.bare_metal import board_of
 from headrace.targets.emulation import lmul, unicorn_user, wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.machines import NATIVE, command_of
-from headrace.targets.emulation.run import link_kernel, program_words, run_image
+from headrace.targets.emulation.run import Exchange, link_kernel, program_words, run_image
 from headrace.targets.emulation.stepping import count_steps
 from headrace.targets.emulation.symbols import code_between, function_range
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
 BUILD_LIMIT_S = 120.0
+NO_PLUGIN = "no C compiler to build the counting plugin with (cc, or `pip install ziglang`)"
 PROGRAM = (0x10000, 0x4000000)  # where static programs have their code
 
 
@@ -73,7 +74,7 @@ def _step_option(emulator: str) -> str:
     return "-one-insn-per-tb" if "-one-insn-per-tb" in help_text else "-singlestep"
 
 
-def _counted(options: list[str], machine: str, path: Path, image: Image, what: str) -> None:
+def _counted(options: list[str], machine: str, path: Path, image: Exchange, what: str) -> None:
     emulator, *own = shlex.split(machine)
     run_image(
         [emulator, *own, *options, *program_words(machine, path)], image, what,
@@ -82,13 +83,15 @@ def _counted(options: list[str], machine: str, path: Path, image: Image, what: s
 
 
 def _by_plugin(
-    library: Path, machine: str, path: Path, low: int, high: int, image: Image, what: str
-) -> tuple[dict[int, int], int]:
+    library: Path, machine: str, path: Path, low: int, high: int, image: Exchange, what: str,
+    *, loads: bool = True,
+) -> tuple[dict[int, int], int]:  # fmt: skip
     out = path.with_suffix(".count")
-    option = f"{library},lo={low:#x},hi={high:#x},out={out},loads=1"
+    option = f"{library},lo={low:#x},hi={high:#x},out={out}{',loads=1' * loads}"
     _counted(["-plugin", option], machine, path, image, what)
-    *lines, (_, loaded) = (line.split() for line in out.read_text().splitlines())
-    return {int(address): int(count) for address, count in lines}, int(loaded)
+    found = dict(line.split() for line in out.read_text().splitlines())
+    loaded = int(found.pop("loaded", 0))
+    return {int(address): int(count) for address, count in found.items()}, loaded
 
 
 def count_program(machine: str, command: Sequence[str]) -> tuple[int, str]:
@@ -99,9 +102,7 @@ def count_program(machine: str, command: Sequence[str]) -> tuple[int, str]:
     """
     library = plugin()
     if library is None:
-        raise KernelError(
-            "no C compiler to build the counting plugin with (cc, or `pip install ziglang`)"
-        )
+        raise KernelError(NO_PLUGIN)
     low, high = PROGRAM
     with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
         out = Path(folder, "counts")
@@ -137,6 +138,33 @@ def _weighted(counts: Mapping[int, int], target: Target, path: Path, low: int, h
         return sum(counts.values())
     weights = lmul.costs(code_between(path, low, high))
     return sum(weights[address - low] * count for address, count in counts.items())
+
+
+def count_functions(
+    names: Sequence[str], target: Target, machine: str, path: Path, image: Exchange, what: str
+) -> dict[str, int]:
+    """Instructions that functions of a linked program execute, each without those that it calls.
+
+    Args:
+        names: of the functions.
+        path: of the program.
+        image: what it reads, and gets back (`headrace.targets.emulation.run.run_image`).
+
+    Raises:
+        KernelError: the program cannot be run or counted, or lacks a function.
+    """
+    ranges = {name: function_range(path, name) for name in names}
+    low = min(first for first, _ in ranges.values())
+    high = max(end for _, end in ranges.values())
+    library = plugin()
+    if library is None:
+        raise KernelError(f"{what}: {NO_PLUGIN}")
+    counts, _ = _by_plugin(library, machine, path, low, high, image, what, loads=False)
+    found = {}
+    for name, (first, end) in ranges.items():
+        own = {address: count for address, count in counts.items() if first <= address < end}
+        found[name] = _weighted(own, target, path, first, end)
+    return found
 
 
 @dataclass(frozen=True)

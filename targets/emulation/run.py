@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from headrace.errors import KernelError
 from headrace.targets import bare_metal
@@ -43,7 +44,18 @@ def link_kernel(
         link_bare(objects, path, bare_metal.linker_script(board), names)
 
 
-def run_image(command: Sequence[str], image: Image, what: str, folder: str | None = None) -> None:
+class Exchange(Protocol):
+    """What a program reads, and what it gives back."""
+
+    data: bytes
+
+    def restore(self, data: bytes) -> None:
+        """Take what came back; KernelError: it cannot be that."""
+
+
+def run_image(
+    command: Sequence[str], image: Exchange, what: str, folder: str | None = None
+) -> None:
     """Run an emulator with an image and give the image's arrays what comes back.
 
     Args:

@@ -157,6 +157,23 @@ done:
 """
 
 
+def surroundings(target: Target, board: Board | None) -> tuple[str, str]:
+    """IR of `@_start`, which calls `@main`, and of what that reads and writes an image with.
+
+    `@read_image` fills `@image` and gives the number of bytes, `@write_image` takes that.
+
+    Returns:
+        The text, and the type of a word in it.
+
+    Raises:
+        KernelError: no system calls are known for the target's architecture.
+    """
+    if board is not None:
+        return _on_board(board), "i32"
+    system = system_of(target)
+    return _on_linux(system, target), system.word
+
+
 @cache
 def runtime_object(target: Target, board: Board | None = None) -> bytes:
     """Object code of the program; it calls the kernel by the symbol `KERNEL`.
@@ -167,7 +184,5 @@ def runtime_object(target: Target, board: Board | None = None) -> bytes:
     Raises:
         KernelError: no system calls are known for the target's architecture.
     """
-    if board is not None:
-        return backend.emit_plain(_on_board(board) + _calls("i32"), target)
-    system = system_of(target)
-    return backend.emit_plain(_on_linux(system, target) + _calls(system.word), target)
+    text, word = surroundings(target, board)
+    return backend.emit_plain(text + _calls(word), target)

@@ -22,7 +22,10 @@ from headrace.micro.fixed_point import (
     tanh,
 )
 from headrace.micro.int8.codes import LEAST, MOST, bounds_in_codes, codes_of, real_multiplier
+from headrace.micro.kernels import lookup_i8
+from headrace.micro.lowered import At, Lowered, Step
 from headrace.micro.network import UNBOUNDED, Activation
+from headrace.targets.target import Target
 
 INPUT_BITS = 4  # in front of the point of what sigmoid and tanh are taken of
 
@@ -57,8 +60,8 @@ def _of_fractions(
         made = codes_of(layer.makes)
         if made.zero != zero or abs(made.scale * 2**bits - 1) > 1e-3:
             raise UnsupportedError(
-                f"layer {layer.name}: {layer.kind} makes codes with a scale of 1/{2**bits} and zero "
-                f"point {zero}, not {made.scale:g} and {made.zero}"
+                f"layer {layer.name}: {layer.kind} makes codes of scale 1/{2**bits} with zero point "
+                f"{zero}, not {made.scale:g} and {made.zero}"
             )
         real = float(_single(codes_of(layer.reads[0]).scale)) * 2 ** (31 - INPUT_BITS)
         multiplier, shift = quantised_multiplier(real)
@@ -136,6 +139,13 @@ def table(layer: Activation) -> np.ndarray:
     return np.clip(_KINDS[layer.kind](layer, x), *bounds).astype(np.int8)
 
 
-def computed(layer: Activation, codes: np.ndarray) -> np.ndarray:
+def computed(layer: Activation, target: Target, codes: np.ndarray) -> np.ndarray:
     """int8 codes of what the layer makes."""
     return table(layer)[codes.astype(np.int64) - LEAST].reshape(layer.makes.shape)
+
+
+def lowered(layer: Activation, target: Target) -> Lowered:
+    """Calls of kernels."""
+    read, made, name = layer.reads[0], layer.makes, f"{layer.name}/table"
+    slots = (At(read.name), At(name), At(made.name), made.elements)
+    return Lowered((Step(lookup_i8.NAME, slots),), {name: table(layer)}, 0, (read.name,))

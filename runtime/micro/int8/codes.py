@@ -93,8 +93,8 @@ def shifted_bias(layer: Convolution | Depthwise, by_channel: np.ndarray) -> np.n
     shifted = doubling_high(most, multipliers) + ((1 << down) >> 1)
     if (np.maximum(most, shifted) >= 2**31).any() or (least < -(2**31)).any():
         raise UnsupportedError(
-            f"layer {layer.name}: its sums may be from {least.min()} to {most.max()}, which 32 bits "
-            "do not hold; quantise it with other scales, or run it in half precision"
+            f"layer {layer.name}: its sums may be from {least.min()} to {most.max()}, more than "
+            "32 bits hold; quantise it with other scales, or run it in half precision"
         )
     return bias.astype(np.int32)
 

@@ -13,8 +13,11 @@ import numpy as np
 from headrace.errors import UnsupportedError
 from headrace.micro.fixed_point import ONE, doubling_high, quantised_multiplier, rounding_shift
 from headrace.micro.int8.codes import bounds_in_codes, codes_of, real_multiplier
-from headrace.micro.int8.windows import windows_of
+from headrace.micro.kernels import pool_i8
+from headrace.micro.lowered import SCRATCH, At, Lowered, Step
 from headrace.micro.network import Pool
+from headrace.micro.windows import windows_of
+from headrace.targets.target import Target
 
 # Of a window. A multiplier is too large by up to 2**-31, so a mean by up to 128 * count * 2**-31,
 # which is to be less than what is between it and the next tie, 1 / (2 * count).
@@ -24,7 +27,7 @@ OUTSIDE = -128  # is no more than any code
 
 @dataclass(frozen=True)
 class Mean:
-    """How sums of codes become means: (doubling_high(sum + start << up, multiplier) >> down) + zero.
+    """How sums become means: (doubling_high(sum + start << up, multiplier) >> down) + zero.
 
     Attributes:
         multipliers: by the number of pixels, from 0 on; int32.
@@ -68,7 +71,7 @@ def mean_of(layer: Pool) -> Mean:
     return Mean(multipliers, start, max(shift, 0), max(-shift, 0), codes_of(made).zero)
 
 
-def computed(layer: Pool, codes: np.ndarray) -> np.ndarray:
+def computed(layer: Pool, target: Target, codes: np.ndarray) -> np.ndarray:
     """int8 codes of what the layer makes."""
     image = codes.reshape(layer.reads[0].image)
     made = layer.makes.image
@@ -82,3 +85,21 @@ def computed(layer: Pool, codes: np.ndarray) -> np.ndarray:
         found = rounding_shift(means, of.down) + of.zero
     bounds = bounds_in_codes(layer.makes, layer.bounds)
     return np.clip(found, *bounds).astype(np.int8).reshape(layer.makes.shape)
+
+
+def lowered(layer: Pool, target: Target) -> Lowered:
+    """Calls of kernels."""
+    read, made = layer.reads[0], layer.makes
+    slots: tuple[int | At, ...] = (
+        At(read.name), At(made.name), At(SCRATCH),
+        *pool_i8.geometry(read.image, made.image, layer.windows),
+        *bounds_in_codes(made, layer.bounds),
+    )  # fmt: skip
+    # A single pixel's channels are written when nobody needs what they cover.
+    over = (read.name,) if made.image[:2] == (1, 1) else ()
+    if layer.kind == "most":
+        return Lowered((Step(pool_i8.MOST, slots),), {}, pool_i8.SCRATCH_BYTES, over)
+    of, name = mean_of(layer), f"{layer.name}/multipliers"
+    slots = (*slots, At(name), of.start, of.up, of.down, of.zero)
+    constants = {name: of.multipliers}
+    return Lowered((Step(pool_i8.MEAN, slots),), constants, pool_i8.SCRATCH_BYTES, over)

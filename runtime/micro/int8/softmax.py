@@ -18,10 +18,13 @@ from headrace.micro.fixed_point import (
     rounding_shift,
 )
 from headrace.micro.int8.codes import LEAST, MOST, codes_of
+from headrace.micro.kernels import softmax_i8
+from headrace.micro.kernels.softmax_i8 import SUM_BITS
+from headrace.micro.lowered import At, Lowered, Step
 from headrace.micro.network import Softmax
+from headrace.targets.target import Target
 
 DIFFERENCE_BITS = 5  # in front of the point of what exp is taken of
-SUM_BITS = 12  # and of sums of exps
 
 
 def exps(layer: Softmax) -> np.ndarray:
@@ -36,7 +39,7 @@ def exps(layer: Softmax) -> np.ndarray:
     return np.where(near, exp_of_negatives(powers, DIFFERENCE_BITS), 0).astype(np.int32)
 
 
-def computed(layer: Softmax, codes: np.ndarray) -> np.ndarray:
+def computed(layer: Softmax, target: Target, codes: np.ndarray) -> np.ndarray:
     """int8 codes of what the layer makes."""
     pixels = codes.reshape(-1, layer.reads[0].image[2]).astype(np.int64)
     each = exps(layer).astype(np.int64)[pixels.max(1, keepdims=True) - pixels]
@@ -44,3 +47,11 @@ def computed(layer: Softmax, codes: np.ndarray) -> np.ndarray:
     scale, bits = reciprocal(sums, SUM_BITS)
     found = rounding_shift(doubling_high(scale, each), bits + 31 - 8) + LEAST
     return np.clip(found, LEAST, MOST).astype(np.int8).reshape(layer.makes.shape)
+
+
+def lowered(layer: Softmax, target: Target) -> Lowered:
+    """Calls of kernels."""
+    read, made, name = layer.reads[0], layer.makes, f"{layer.name}/exps"
+    rows, columns, channels = read.image
+    slots = (At(read.name), At(name), At(made.name), rows * columns, channels)
+    return Lowered((Step(softmax_i8.NAME, slots),), {name: exps(layer)}, 0, (read.name,))

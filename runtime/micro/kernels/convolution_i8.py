@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.int8.windows import windows_of
 from headrace.micro.kernels import copying, matmul_i8
 from headrace.micro.kernels.matmul_i8 import ROWS, product_of, reference, scales_for
 from headrace.micro.kernels.requantise import by_lanes, lanes_of
 from headrace.micro.network import Windows
+from headrace.micro.windows import windows_of
 from headrace.targets.simd import arg_int, arg_ptr, int32, splat_i32, with_lanes
 from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target

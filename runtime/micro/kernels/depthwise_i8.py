@@ -1,11 +1,11 @@
 """Convolutions of each channel for itself, of images of int8 codes.
 
-The rows that windows see at a time wait in a ring of rows, with the code of zero beside them. So no
-window is cut off, and a row of the result may lie where rows of the image were. In the ring and in
-the weights channels lie in groups of 4: those of a row's pixels one behind the other. A vector holds
-the sums of a group's channels (chips without vectors: one channel), and 4 neighbours are computed at
-once: weights are loaded once for them, and where windows overlap so are codes. Source for computing
-in place: Lin et al., "MCUNetV2" (2110.15352), and TinyEngine.
+The rows that windows see at a time wait in a ring of rows, with the code of zero beside them. So
+no window is cut off, and a row of the result may lie where rows of the image were. In the ring and
+in the weights channels lie in groups of 4: those of a row's pixels one behind the other. A vector
+holds the sums of a group's channels (chips without vectors: one channel), and 4 neighbours are
+computed at once: weights are loaded once for them, and where windows overlap so are codes. Source
+for computing in place: Lin et al., "MCUNetV2" (2110.15352), and TinyEngine.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.int8.windows import windows_of
+from headrace.micro.fixed_point import multiplied
 from headrace.micro.kernels import copying
 from headrace.micro.kernels.convolution_i8 import geometry, made_size
 from headrace.micro.kernels.matmul_i8 import scales_for, scaling_of
-from headrace.micro.fixed_point import multiplied
 from headrace.micro.kernels.requantise import by_lanes, lanes_of, requantised, store_first
 from headrace.micro.network import Windows
+from headrace.micro.windows import windows_of
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
@@ -83,24 +83,51 @@ def _fill_row(
     to: Any, image: Any, channels: Any, repeat: Any, columns: Any, left: Any, wide: Any,
     outside: Any,
 ) -> None:  # fmt: skip
-    """A row of the ring: `left` pixels of nothing, then those of the image, `wide` in all."""
+    """A row of the ring: `left` pixels of nothing, then those of the image, `wide` in all.
+
+    Args:
+        channels: of the ring; `repeat` neighbours are the same one of the image.
+    """
+    if columns > wide - left:
+        columns = wide - left
     channel = int32(0)
     while channel < channels:
         at, end, source = to, ptr_to_int(to + 4 * left), image + channel
         while ptr_to_int(at) != end:
             put_i32(at, outside)
             at = at + 4
-        end = ptr_to_int(to + 4 * (left + columns))
-        if ptr_to_int(to + 4 * wide) < end:
-            end = ptr_to_int(to + 4 * wide)
-        while ptr_to_int(at) != end:
-            put_i32(at, get_u32(source))
-            at, source = at + 4, source + channels
+        end = ptr_to_int(at + 4 * columns)
+        if repeat == 1:
+            while ptr_to_int(at) != end:
+                put_i32(at, get_u32(source))
+                at, source = at + 4, source + channels
+        else:
+            _repeated(at, end, image, channel, channels, repeat)
+            at = at + 4 * columns
         end = ptr_to_int(to + 4 * wide)
         while ptr_to_int(at) != end:
             put_i32(at, outside)
             at = at + 4
         to, channel = at, channel + 4
+
+
+def _repeated(at: Any, end: Any, image: Any, channel: Any, channels: Any, repeat: Any) -> None:
+    """A group of channels from `channel` on, of which there may be fewer."""
+    read, first = int32(0), int32(0)  # of the image, and the first that repeats it
+    while first + repeat <= channel:
+        read, first = read + 1, first + repeat
+    all_read, lane = read, int32(0)
+    while first < channels:
+        all_read, first = all_read + 1, first + repeat
+    first = (read - all_read) * repeat + first
+    while lane < 4 and channel + lane < channels:
+        if channel + lane == first + repeat:
+            read, first = read + 1, first + repeat
+        to, source = at + lane, image + read
+        while ptr_to_int(to) < end:
+            put_u8(to, get_u8(source))
+            to, source = to + 4, source + all_read
+        lane = lane + 1
 
 
 def _build_of(tap_columns: int, step: int) -> Callable[[Target], KernelFunction]:
@@ -183,7 +210,7 @@ def _build_of(tap_columns: int, step: int) -> Callable[[Target], KernelFunction]
             bias, multipliers, downs = arg_ptr(args, 3), arg_ptr(args, 4), arg_ptr(args, 5)
             ups, ring = arg_ptr(args, 6), arg_ptr(args, 7)
             ring_rows, wide = int32(arg_int(args, 8)), int32(arg_int(args, 9))
-            repeat, channels = int32(arg_int(args, 10)), int32(arg_int(args, 13))
+            repeat = int32(arg_int(args, 10))
             rows, columns = int32(arg_int(args, 11)), int32(arg_int(args, 12))
             made_rows, made_columns = int32(arg_int(args, 14)), int32(arg_int(args, 15))
             taps, across_taps = int32(arg_int(args, 16)), int32(arg_int(args, 17))
@@ -195,7 +222,8 @@ def _build_of(tap_columns: int, step: int) -> Callable[[Target], KernelFunction]
                 splat_i32(arg_int(args, 25)), splat_i32(arg_int(args, 26)),
                 splat_i32(arg_int(args, 27)),
             )  # fmt: skip
-            read_row = columns * channels
+            read_row = columns * int32(arg_int(args, 13))
+            channels = int32(arg_int(args, 13)) * repeat
             group_bytes = 4 * wide
             row = ((channels + 3) >> 2) * group_bytes
             ring_end = ring + ring_rows * row
@@ -245,3 +273,63 @@ def _build_of(tap_columns: int, step: int) -> Callable[[Target], KernelFunction]
         return with_lanes(kernel, lanes)
 
     return build
+
+
+_CASES = (  # rows, columns, channels, repeat, windows
+    (6, 7, 5, 1, Windows((3, 3), (1, 1), (1, 1))),
+    (7, 11, 8, 1, Windows((3, 3), (2, 2), (1, 1))),
+    (5, 6, 4, 1, Windows((2, 4), (1, 3), (0, 2), (2, 1))),
+    (4, 5, 3, 2, Windows((3, 2), (3, 1), (1, 0))),
+)
+
+
+def slots_before(made: tuple[int, int, int], windows: Windows, read_channels: int) -> list[int]:
+    """Slots 8 to 10: rows and columns of the ring, and how often channels repeat."""
+    return [ring_rows(windows), ring_columns(made[1], windows), made[2] // read_channels]
+
+
+def _cases(tap_columns: int, step: int, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    for rows, columns, channels, repeat, windows in _CASES:
+        if tap_columns and name_of(windows) != f"{NAME}_{tap_columns}_{step}":
+            continue
+        for kind in ("random", "ties"):
+            room = rng.integers(-128, 128, rows * columns * channels + copying.BEHIND)
+            codes = room.astype(np.int8)
+            image = codes[: -copying.BEHIND].reshape(rows, columns, channels)
+            m = channels * repeat
+            weights = rng.integers(-127, 128, (*windows.taps, m)).astype(np.int8)
+            bias, multipliers, shifts = scales_for(rng, kind, 9, m)
+            made = (made_size(rows, windows, 0), made_size(columns, windows, 1), m)
+            seen = windows_of(image, windows, made[:2], 5).repeat(repeat, axis=-1)
+            sums = np.einsum("abijc,ijc->abc", seen, weights.astype(np.int64)) + bias
+            found = multiplied(sums, multipliers, shifts) + 7
+            expected = np.clip(found, -100, 127).astype(np.int8)
+            c = np.zeros(made, np.int8)
+            factors, downs, ups = scaling_of(multipliers, shifts, target)
+            slots = [
+                codes, packed(weights), c, by_lanes(bias, target), factors, downs,
+                0 if ups is None else ups, np.zeros(scratch_bytes(made, windows), np.uint8),
+                *slots_before(made, windows, channels),
+                *geometry(image.shape, made, windows, 5), 7, -100, 127,
+            ]  # fmt: skip
+            label = f"{rows}x{columns}x{channels} {windows.taps} {kind}"
+            yield Case(slots, [(c, expected)], 0, label)
+            if c.size <= image.size and repeat == 1:
+                slots = [codes.copy(), *slots[1:]]
+                slots[2] = slots[0]
+                made_there = np.concatenate([expected.reshape(-1), codes[c.size :]])
+                yield Case(slots, [(slots[0], made_there)], 0, f"{label} in place")
+
+
+def _row(tap_columns: int, step: int) -> Kernel:
+    name = f"{NAME}_{tap_columns}_{step}" if tap_columns else NAME
+    sources = (__name__, copying.__name__, lanes_of.__module__)
+    return Kernel(
+        name, _build_of(tap_columns, step), sources,
+        lambda target, rng: _cases(tap_columns, step, target, rng),
+    )  # fmt: skip
+
+
+def all_kernels() -> list[Kernel]:
+    """Of all windows, and of those that have a kernel of their own."""
+    return [_row(*one) for one in ((0, 0), *SPECIAL)]

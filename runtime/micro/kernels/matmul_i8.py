@@ -1,9 +1,10 @@
 """Products of matrices of signed bytes, given as codes again: fully connected and 1x1 layers.
 
-`c = clamp(requantised(a b' + bias) + zero)` for inputs a [n, k] and weights b [m, k], both with k in
-one piece, int32 biases and for each row of weights a multiplier and a shift
-(`headrace.micro.fixed_point.multiplied`). Zero points of inputs are in the biases. Sums are exact. A
-row of weights is filled up with zeros to whole pieces; behind a row of inputs any bytes may be read.
+`c = clamp(requantised(a b' + bias) + zero)` for inputs a [n, k] and weights b [m, k], both with k
+in one piece, int32 biases and for each row of weights a multiplier and a shift
+(`headrace.micro.fixed_point.multiplied`). Zero points of inputs are in the biases. Sums are exact.
+A row of weights is filled up with zeros to whole pieces; behind a row of inputs any bytes may be
+read.
 
 Sums stand in single registers, as Armv8.1-M multiplies and adds up 16 pairs of bytes in one
 instruction (`vmlava`); those of two rows wait in a buffer until all of their outputs are known.

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from headrace.micro.kernels import convolution_i8, matmul_half, matmul_i8
+from headrace.micro.kernels import (
+    add_i8,
+    convolution_i8,
+    depthwise_i8,
+    lookup_i8,
+    matmul_half,
+    matmul_i8,
+    move,
+    pool_i8,
+    softmax_i8,
+)
 from headrace.targets.table import Kernel
+
+_MODULES = (
+    add_i8,
+    convolution_i8,
+    depthwise_i8,
+    lookup_i8,
+    matmul_half,
+    matmul_i8,
+    move,
+    pool_i8,
+    softmax_i8,
+)
 
 
 def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name; tests loop over it."""
-    modules = (convolution_i8, matmul_half, matmul_i8)
-    return {row.name: row for module in modules for row in module.all_kernels()}
+    return {row.name: row for module in _MODULES for row in module.all_kernels()}

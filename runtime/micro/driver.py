@@ -1,0 +1,88 @@
+"""What an emulated chip does with a network: inputs from an image, runs, outputs into the image.
+
+The image begins with words: the number of runs, whether memory is painted to see what of it is used
+(then there is one run, made twice, with two paints, and no output), and the offset of outputs.
+Inputs of all runs follow. Behind outputs of all runs there are two words: bytes of the arena up to
+the last one that was written to, and bytes of the stack below this function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.targets.simd import (
+    arg_int,
+    arg_ptr,
+    call_void,
+    get_i64,
+    get_u8,
+    int_to_ptr,
+    larger,
+    ptr_to_int,
+    put_i64,
+    put_u8,
+    stack_bytes,
+)
+from headrace.targets.table import Kernel, no_cases, same_for_all
+
+HEADER = 32
+BEHIND = 256  # bytes behind the arena that are painted, too
+STACK = 4096  # bytes below this function that are painted
+_CLOSE = 512  # this function's own
+_ALIGNED = 16
+
+
+def _copy(to: Any, source: Any, n_bytes: Any) -> None:
+    for i in range(n_bytes):
+        put_u8(to + i, get_u8(source + i))
+
+
+def _moved(at: Any, arena: Any, ports: Any, count: Any, into: Any) -> Any:
+    """Copy what ports say (offset, bytes) into the arena, or from it; the end in the image."""
+    for i in range(count):
+        offset, n_bytes = get_i64(ports + 16 * i), get_i64(ports + 16 * i + 8)
+        if into:
+            _copy(arena + offset, at, n_bytes)
+        else:
+            _copy(at, arena + offset, n_bytes)
+        at = at + ((n_bytes + _ALIGNED - 1) & -_ALIGNED)
+    return at
+
+
+def _driver(args: Any, thread: Any, n_threads: Any) -> None:
+    image, arena, arena_bytes = arg_ptr(args, 0), arg_ptr(args, 1), arg_int(args, 2)
+    run = arg_ptr(args, 3)
+    inputs, n_inputs = arg_ptr(args, 4), arg_int(args, 5)
+    outputs, n_outputs = arg_ptr(args, 6), arg_int(args, 7)
+    runs, painting = get_i64(image), get_i64(image + 8)
+    at = image + get_i64(image + 16)
+    used, deep = 0, 0
+    stack = int_to_ptr(ptr_to_int(stack_bytes(16)) - _CLOSE - STACK)
+    times = runs
+    if painting:
+        times = 2
+    source, paint = image + HEADER, 0xA5
+    for _ in range(times):
+        if painting:
+            for i in range(arena_bytes + BEHIND):
+                put_u8(arena + i, paint)
+            for i in range(STACK):
+                put_u8(stack + i, paint)
+            source = image + HEADER
+        source = _moved(source, arena, inputs, n_inputs, 1)
+        call_void(run)
+        if painting:
+            for i in range(arena_bytes + BEHIND):
+                if get_u8(arena + i) != paint:
+                    used = larger(used, i + 1)
+            for i in range(STACK):
+                if get_u8(stack + i) != paint:
+                    deep = larger(deep, STACK - i + _CLOSE)
+            paint = 0x5A
+        else:
+            at = _moved(at, arena, outputs, n_outputs, 0)
+    put_i64(at, used)
+    put_i64(at + 8, deep)
+
+
+DRIVER = Kernel("micro_driver", same_for_all(_driver), (__name__,), no_cases)

@@ -1,0 +1,132 @@
+"""A network on a chip: the calls of kernels in order, and where everything lies.
+
+Values and what layers need for themselves share one piece of SRAM, the arena; a value has its place
+from the layer that makes it to the last one that reads it, and a layer may write its result over
+what it reads, where its kernels can and nobody else reads that. Constants and argument blocks are
+in flash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from headrace.micro.jobs import ByRows
+from headrace.micro.lowered import SCRATCH, At, Lowered
+from headrace.micro.network import MicroNetwork
+from headrace.micro.packing import ALIGNED, Packing, packed
+from headrace.micro.schedule import Schedule, scratch_of
+from headrace.targets.target import Target
+
+READ_BEHIND = 16  # bytes behind a value or constant that kernels may read
+SLOT_BYTES = 8
+ARENA, CONSTANTS = "arena", "constants"
+
+
+class Call(NamedTuple):
+    """Of a kernel: addresses are in the arena (`ARENA`) or in the constants (`CONSTANTS`)."""
+
+    kernel: str
+    slots: tuple[int | float | At, ...]
+    layer: int
+
+
+@dataclass(frozen=True)
+class MicroPlan:
+    """A network on a chip.
+
+    Attributes:
+        calls: in order.
+        constants: all of them, in one piece.
+        packing: of what lies in the arena.
+        places: of inputs and outputs in the arena, by the values' names.
+        by_rows: layers that run by rows.
+    """
+
+    network: MicroNetwork
+    target: Target
+    calls: tuple[Call, ...]
+    constants: bytes
+    packing: Packing
+    places: dict[str, int]
+    by_rows: tuple[ByRows, ...] = ()
+
+    @property
+    def arena_bytes(self) -> int:
+        """SRAM for values and what layers need for themselves."""
+        return self.packing.n_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Flash for argument blocks and the list of calls."""
+        return sum(SLOT_BYTES * (len(call.slots) + 1) for call in self.calls)
+
+    @property
+    def flash_bytes(self) -> int:
+        """Flash for all but code."""
+        return len(self.constants) + self.block_bytes
+
+
+def plan_network(
+    network: MicroNetwork, target: Target, by_rows: Sequence[ByRows] = ()
+) -> MicroPlan:
+    """Plan a network for a chip.
+
+    Args:
+        by_rows: layers that run by rows, in order; see `headrace.micro.jobs`.
+
+    Raises:
+        UnsupportedError: there are no kernels for a layer, or layers cannot run by rows.
+    """
+    return placed(Schedule(network, target, by_rows), tuple(by_rows))
+
+
+def placed(schedule: Schedule, by_rows: tuple[ByRows, ...]) -> MicroPlan:
+    """The plan of a schedule."""
+    packing = packed(schedule.pieces())
+    bases = {
+        name: At(ARENA, packing.offsets[at.name] + at.offset) for name, at in schedule.bases.items()
+    }
+    constants, known = _constants(part for _, part in schedule.jobs)
+    calls = []
+    for step, (job, part) in enumerate(schedule.jobs):
+        own = {name: _moved(bases[at.name], at.offset) for name, at in job.at.items()}
+        if part.scratch_bytes:
+            own[SCRATCH] = At(ARENA, packing.offsets[scratch_of(step)])
+        for one in part.steps:
+            slots = tuple(
+                slot if not isinstance(slot, At)
+                else _moved(known[slot.name] if slot.name in known else own[slot.name], slot.offset)
+                for slot in one.slots
+            )  # fmt: skip
+            calls.append(Call(one.kernel, slots, job.index))
+    network = schedule.network
+    ports = {port.value.name for port in (*network.inputs, *network.outputs)}
+    places = {name: at.offset for name, at in bases.items() if name in ports}
+    return MicroPlan(network, schedule.target, tuple(calls), constants, packing, places, by_rows)
+
+
+def _moved(at: At, offset: int) -> At:
+    return At(at.name, at.offset + offset)
+
+
+def _constants(parts: Iterable[Lowered]) -> tuple[bytes, Mapping[str, At]]:
+    """All constants in one piece, and where each is; those of the same content are there once."""
+    whole = bytearray()
+    at: dict[str, At] = {}
+    known: dict[bytes, int] = {}
+    for part in parts:
+        for name, array in part.constants.items():
+            if name in at:
+                continue
+            data = np.ascontiguousarray(array).tobytes()
+            if data not in known:
+                whole += bytes(-len(whole) % ALIGNED)
+                known[data] = len(whole)
+                whole += data
+            at[name] = At(CONSTANTS, known[data])
+    whole += bytes(READ_BEHIND)
+    return bytes(whole), at
