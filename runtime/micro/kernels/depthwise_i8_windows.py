@@ -78,22 +78,27 @@ def _put_row(
 
 
 def _pixels(
-    ahead: Any, count: Any, x: Any, plane: Any, w0: Any, w1: Any, w2: Any, w3: Any, bias: Any,
+    short: bool, ahead: Any, count: Any, x: Any, plane: Any, w0: Any, w1: Any, w2: Any, w3: Any,
+    bias: Any,
     multipliers: Any, downs: Any, ups: Any, zero: Any, low: Any, high: Any, to: Any, channels: Any,
     left: Any, room: Any,
 ) -> None:  # fmt: skip
-    """4 channels of neighbours, whose windows begin `ahead` bytes apart."""
+    """4 channels of neighbours, whose windows begin `ahead` bytes apart.
+
+    Args:
+        short: all 4 channels are there, and no sum is shifted up first.
+    """
     y, z, v = x + plane, x + 2 * plane, x + 3 * plane
     none = int32(0)
     while count > 0:
         a, b = dot_sum(none, load_u8(x, 1, 0), w0), dot_sum(none, load_u8(y, 1, 0), w1)
         c, d = dot_sum(none, load_u8(z, 1, 0), w2), dot_sum(none, load_u8(v, 1, 0), w3)
         sums = four_i32(a, b, c, d) + load_i32(bias, 1, 0)
-        if ptr_to_int(ups) != 0:
+        if not short and ptr_to_int(ups) != 0:
             sums = shl_by(sums, load_i32(ups, 1, 0))
         sums = scaled(sums, load_i32(multipliers, 1, 0), load_i32(downs, 1, 0))
         codes = within(sums + zero, low, high)
-        if left >= LANES:
+        if short or left >= LANES:
             store_i8(to, codes, 0)
         else:
             store_first(to, codes, left, room)
@@ -145,14 +150,17 @@ def _kernel(args: Any, thread: Any, n_threads: Any) -> None:
             up = ups
             if ptr_to_int(ups) != 0:
                 up = ups + of
-            if ahead == 3:
-                _pixels(3, made_columns, x, plane, w0, w1, w2, w3, bias + of, multipliers + of,
-                        downs + of, up, zero, low, high, to, channels, left, room)  # fmt: skip
-            elif ahead == 6:
-                _pixels(6, made_columns, x, plane, w0, w1, w2, w3, bias + of, multipliers + of,
-                        downs + of, up, zero, low, high, to, channels, left, room)  # fmt: skip
+            short = left >= LANES and ptr_to_int(ups) == 0
+            if short and ahead == 3:
+                _pixels(True, 3, made_columns, x, plane, w0, w1, w2, w3, bias + of,
+                        multipliers + of, downs + of, up, zero, low, high, to, channels, left,
+                        room)  # fmt: skip
+            elif short and ahead == 6:
+                _pixels(True, 6, made_columns, x, plane, w0, w1, w2, w3, bias + of,
+                        multipliers + of, downs + of, up, zero, low, high, to, channels, left,
+                        room)  # fmt: skip
             else:
-                _pixels(ahead, made_columns, x, plane, w0, w1, w2, w3, bias + of,
+                _pixels(False, ahead, made_columns, x, plane, w0, w1, w2, w3, bias + of,
                         multipliers + of, downs + of, up, zero, low, high, to, channels, left,
                         room)  # fmt: skip
             x, w, to = x + 4 * plane, w + 4 * PIECE, to + LANES
