@@ -124,7 +124,7 @@ def _ways(
     whole = last - first == 1 or not any(first < cut < last for cut in cuts)
     if whole:
         schedule = Schedule(part, target, known=known)
-        yield _Part(packed(schedule.pieces()).n_bytes, _calls(schedule), None)
+        yield _Part(packed(schedule.pieces(), tries=0).n_bytes, _calls(schedule), None)
     if not can_run_by_rows(layers):
         return
     for height in _HEIGHTS:
@@ -135,7 +135,7 @@ def _ways(
             schedule = Schedule(part, target, (rows,), known)
         except UnsupportedError:
             return
-        n_bytes = packed(schedule.pieces()).n_bytes
+        n_bytes = packed(schedule.pieces(), tries=0).n_bytes
         yield _Part(n_bytes, _calls(schedule), ByRows(first, last, height))
 
 
