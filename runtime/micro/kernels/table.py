@@ -5,16 +5,18 @@ from __future__ import annotations
 from headrace.micro.kernels import (
     depthwise,
     elementwise,
+    learning,
     matmul,
     matmul_i8,
     move,
     pad,
     pool,
     softmax,
+    turn,
 )
 from headrace.targets.table import Kernel
 
-_MODULES = (matmul, matmul_i8, move, pad, depthwise, pool, elementwise, softmax)
+_MODULES = (matmul, matmul_i8, move, pad, depthwise, pool, elementwise, softmax, turn, learning)
 
 
 def kernel_table() -> dict[str, Kernel]:
