@@ -99,8 +99,8 @@ def _types(model: OnnxModel, graph: Graph) -> dict[str, TensorType]:
         port, elem_type = port_of(info), info.type.tensor_type.elem_type
         if port.shape is None or elem_type not in _TYPES:
             raise UnsupportedError(
-                f"its input {info.name!r} is {port.text}; FLOAT, INT8 and UINT8 of known shapes are "
-                "done",
+                f"its input {info.name!r} is {port.text}; FLOAT, INT8 and UINT8 of known shapes "
+                "are done",
                 path=model.path,
             )
         shape = tuple(
