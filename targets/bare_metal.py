@@ -10,7 +10,7 @@ function, as in `headrace.targets.linux`.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.errors import KernelError
 from headrace.targets.ir_text import constant_bytes
@@ -37,6 +37,14 @@ class Board:
     stack: int
     arena: int
     arena_bytes: int
+
+    def with_data(self, n_bytes: int) -> Board:
+        """The same with so many bytes of variables, in the second half of the arena's memory where
+        they do not fit in their own."""
+        if n_bytes <= self.data_bytes:
+            return self
+        half = self.arena_bytes // 2
+        return replace(self, data=self.arena + half, data_bytes=half, arena_bytes=half)
 
 
 # From QEMU's documentation of these boards ("Arm MPS2 and MPS3 boards"), and the application notes

@@ -28,6 +28,7 @@ from headrace.targets.linker import link_bare, link_static
 from headrace.targets.table import symbol_of
 
 _ALIGNED = 16
+_BESIDE = 64 << 10  # bytes of variables and constants beside the arena
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -62,6 +63,8 @@ class EmulatedNetwork:
             raise KernelError(f"{target.name} cannot be emulated: {reason}")
         self._folder, self._path = str(folder), Path(folder, "network.elf")
         board = board_of(self.machine)
+        if board is not None:
+            board = board.with_data(plan.arena_bytes + _BESIDE)
         text, word = surroundings(target, board)
         objects = [
             backend.emit_plain(text + self._main(word), target),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 ALIGNED = 16
@@ -57,18 +58,30 @@ _ORDERS: dict[str, Callable[[Lives], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-def packed(pieces: Mapping[str, Lives]) -> Packing:
-    """Offsets at multiples of `ALIGNED` so that nothing overlaps at any step."""
+def packed(pieces: Mapping[str, Lives], tries: int = _TRIES) -> Packing:
+    """Offsets at multiples of `ALIGNED` so that nothing overlaps at any step.
+
+    Args:
+        tries: changes of the best order, at most.
+    """
+    meeting = _meeting(pieces)
     orders = {
         packer: sorted(pieces, key=lambda name: (*key(pieces[name]), name))
         for packer, key in _ORDERS.items()
     }
     orders["by breadth"] = _by_breadth(pieces)
-    found = [(*_in_turn(pieces, order), packer) for packer, order in orders.items()]
+    found = [(*_in_turn(pieces, meeting, order), packer) for packer, order in orders.items()]
     offsets, total, packer = min(found, key=lambda one: one[1])
     least = _least(pieces)
     if total > least:
-        offsets, changed = _exchanged(pieces, orders[packer], offsets, total, least)
+        offsets, changed = _changed(
+            partial(_in_turn, pieces, meeting),
+            {name: _bytes(own) for name, own in pieces.items()},
+            orders[packer],
+            (offsets, total),
+            least,
+            tries,
+        )
         packer, total = (f"{packer}, changed", changed) if changed < total else (packer, total)
     return Packing(offsets, total, least, packer)
 
@@ -99,24 +112,45 @@ def _alive(lives: Lives, time: int) -> int:
     return total
 
 
-def _in_turn(pieces: Mapping[str, Lives], order: Sequence[str]) -> tuple[dict[str, int], int]:
+_Meeting = Mapping[str, Mapping[str, list[tuple[int, int]]]]
+
+
+def _meeting(pieces: Mapping[str, Lives]) -> _Meeting:
+    """Of each piece those that it meets, and how far above these it may not begin, from and to."""
+    found: dict[str, dict[str, list[tuple[int, int]]]] = {name: {} for name in pieces}
+    for name, own in pieces.items():
+        for other, others in pieces.items():
+            bad = [
+                (theirs.begin - mine.end + 1, theirs.end - mine.begin)
+                for mine in own
+                for theirs in others
+                if mine.first <= theirs.last and theirs.first <= mine.last
+            ]
+            if bad and name != other:
+                found[name][other] = bad
+    return found
+
+
+def _in_turn(
+    pieces: Mapping[str, Lives], meeting: _Meeting, order: Sequence[str]
+) -> tuple[dict[str, int], int]:
     """Each as low as those before it let it be."""
     offsets: dict[str, int] = {}
+    total = 0
     for name in order:
-        # Places where it would overlap: the first one, and the one behind the last.
         bad = sorted(
-            (offsets[other] + theirs.begin - mine.end + 1, offsets[other] + theirs.end - mine.begin)
-            for other in offsets
-            for theirs in pieces[other]
-            for mine in pieces[name]
-            if mine.first <= theirs.last and theirs.first <= mine.last
+            (offsets[other] + begin, offsets[other] + end)
+            for other, spans in meeting[name].items()
+            if other in offsets
+            for begin, end in spans
         )
         at = 0
         for begin, end in bad:
-            if at >= begin and at < end:
+            if begin <= at < end:
                 at = -(-end // ALIGNED) * ALIGNED
         offsets[name] = at
-    return offsets, max((at + _bytes(pieces[name]) for name, at in offsets.items()), default=0)
+        total = max(total, at + _bytes(pieces[name]))
+    return offsets, total
 
 
 def _by_breadth(pieces: Mapping[str, Lives]) -> list[str]:
@@ -130,18 +164,22 @@ def _by_breadth(pieces: Mapping[str, Lives]) -> list[str]:
     return list(dict.fromkeys(name for step in widest for _, name in sorted(alive[step])))
 
 
-def _exchanged(
-    pieces: Mapping[str, Lives], order: Sequence[str], offsets: dict[str, int], total: int,
-    least: int,
+def _changed(
+    place: Callable[[Sequence[str]], tuple[dict[str, int], int]], sizes: Mapping[str, int],
+    order: Sequence[str], found: tuple[dict[str, int], int], least: int, tries: int,
 ) -> tuple[dict[str, int], int]:  # fmt: skip
+    """Let those that end too high be placed earlier, or any other one elsewhere in turn."""
     rng = random.Random(0)
-    for _ in range(_TRIES):
-        if total <= least:
+    for i in range(tries):
+        if found[1] <= least:
             break
-        other = list(order)
-        name = other.pop(rng.randrange(len(other)))
-        other.insert(rng.randrange(len(other) + 1), name)
-        tried, needed = _in_turn(pieces, other)
-        if needed <= total:
-            order, offsets, total = other, tried, needed
-    return offsets, total
+        other, offsets = list(order), found[0]
+        high = [name for name in order if offsets[name] + sizes[name] > least]
+        name = rng.choice(high if i % 4 else other)
+        at = other.index(name)
+        other.remove(name)
+        other.insert(rng.randrange(at + 1 if i % 4 else len(order)), name)
+        tried = place(other)
+        if tried[1] <= found[1]:
+            order, found = other, tried
+    return found

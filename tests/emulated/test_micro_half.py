@@ -152,7 +152,7 @@ def plain(network: MicroNetwork, x: np.ndarray) -> np.ndarray:
     return values[network.outputs[0].value.name]
 
 
-def _seen(layer: Any, x: np.ndarray, fill: float = 0.0) -> np.ndarray:
+def windows_seen(layer: Any, x: np.ndarray, fill: float = 0.0) -> np.ndarray:
     """[rows, columns, lines, taps, channels] of all windows, pixels outside filled."""
     rows, columns, channels = layer.reads[0].image
     of, made = layer.windows, layer.makes.image
@@ -170,13 +170,13 @@ def _bounded(layer: Any, x: np.ndarray) -> np.ndarray:
 
 
 def _depthwise(layer: Depthwise, x: np.ndarray) -> np.ndarray:
-    seen = _seen(layer, x)
+    seen = windows_seen(layer, x)
     seen = np.repeat(seen, layer.weights.shape[2] // seen.shape[4], 4)
     return _bounded(layer, np.einsum("ijltc,ltc->ijc", seen, layer.weights) + layer.bias)
 
 
 def _pool(layer: Pool, x: np.ndarray) -> np.ndarray:
-    seen = _seen(layer, x, np.nan)
+    seen = windows_seen(layer, x, np.nan)
     return _bounded(layer, (np.nanmean if layer.kind == "mean" else np.nanmax)(seen, (2, 3)))
 
 
@@ -199,7 +199,7 @@ def _softmax(layer: Softmax, x: np.ndarray) -> np.ndarray:
 
 FUNCTIONS: dict[type[Layer], Any] = {
     Convolution: lambda layer, x: _bounded(
-        layer, np.einsum("ijltc,mltc->ijm", _seen(layer, x), layer.weights) + layer.bias
+        layer, np.einsum("ijltc,mltc->ijm", windows_seen(layer, x), layer.weights) + layer.bias
     ),
     Depthwise: _depthwise,
     Pool: _pool,

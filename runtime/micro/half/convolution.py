@@ -83,5 +83,5 @@ def lowered(
             b_row=made * size, c_row=made * size, c_line=of.made[1] * made * size,
             bounds=layer.bounds,
         )  # fmt: skip
-        steps += [*band.steps, Step(matmul.NAMES[kind], block.slots)]
+        steps += [*band.steps, Step(matmul.NAMES[kind], block.merged.slots)]
     return Lowered(tuple(steps), parameters(layer, kind), scratch)

@@ -20,7 +20,7 @@ along k, which need a transposed b.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -230,6 +230,17 @@ class Product:
     start_row: int = 0
     start_line: int = 0
     bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def merged(self) -> Product:
+        """The same with as few lines as can be."""
+        found = self
+        steps = (self.a_row, self.c_row, self.start_row)
+        if (self.a_line, self.c_line, self.start_line) == tuple(self.n * one for one in steps):
+            found = replace(found, n=self.n * self.lines, lines=1)
+        if self.a_k_line == self.k * self.a_step:
+            found = replace(found, k=self.k * self.k_lines, k_lines=1)
+        return found
 
     @property
     def slots(self) -> tuple[Any, ...]:

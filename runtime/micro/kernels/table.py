@@ -8,6 +8,7 @@ from headrace.micro.kernels import (
     depthwise,
     depthwise_i8,
     elementwise,
+    learning,
     lookup_i8,
     matmul,
     matmul_i8,
@@ -17,6 +18,7 @@ from headrace.micro.kernels import (
     pool_i8,
     softmax,
     softmax_i8,
+    turn,
 )
 from headrace.targets.table import Kernel
 
@@ -26,6 +28,7 @@ _MODULES = (
     depthwise,
     depthwise_i8,
     elementwise,
+    learning,
     lookup_i8,
     matmul,
     matmul_i8,
@@ -35,6 +38,7 @@ _MODULES = (
     pool_i8,
     softmax,
     softmax_i8,
+    turn,
 )
 
 

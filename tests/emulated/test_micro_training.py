@@ -1,0 +1,272 @@
+"""Training steps on emulated chips: bit for bit what numpy says, and gradients beside float64's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_micro_half import FUNCTIONS, NETWORKS, Layers, plain, windows_seen
+
+from headrace.errors import UnsupportedError
+from headrace.micro.emulate import emulated
+from headrace.micro.half import machine
+from headrace.micro.half.convolution import bias_of, weights_of
+from headrace.micro.network import (
+    Convolution,
+    Depthwise,
+    MicroNetwork,
+    Pool,
+    Softmax,
+    Value,
+    Windows,
+)
+from headrace.micro.training import STATE, Learning, Trained, TrainingStep, training_step
+from headrace.micro.training_plan import first_arrays, plan_training
+from headrace.targets.emulation.machines import why_not
+from headrace.targets.target import Target, microcontrollers
+
+TARGETS = microcontrollers()
+
+
+def small_pools() -> MicroNetwork:
+    """Depthwise layers, strides in each way, and both pools."""
+    of = Layers(12, 7, 3).convolution(8, Windows((4, 3), (2, 2), (1, 1)), 1, bounds=(0.0, 6.0))
+    of.depthwise(Windows((3, 3), pads=(1, 1)), 1, bounds=(0.0, np.inf))
+    of.convolution(11, Windows()).pool("most", Windows((2, 2), (1, 1), (1, 0)), 1)
+    of.depthwise(Windows((3, 2), (2, 1), (1, 0)), 1).pool("mean", Windows((2, 1), (2, 1)))
+    return of.activation("identity", bounds=(-1.0, 1.0)).convolution(4, Windows((2, 4))).network()
+
+
+# The first step overflows, and the second does not.
+FIRST_SCALES = {"residual": 2.0**13, "pools": 2.0**15}
+NETS = {"residual": NETWORKS["residual"], "pools": small_pools}
+
+
+def with_weights(network: MicroNetwork) -> list[Any]:
+    return [layer for layer in network.layers if isinstance(layer, Convolution | Depthwise)]
+
+
+def everything(network: MicroNetwork) -> dict[str, Trained]:
+    return {layer.name: Trained() for layer in with_weights(network)}
+
+
+def memory_of(step: TrainingStep, x: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
+    """Memory of a training step in numpy, its input and what is wanted in it."""
+    memory = {name: np.zeros(n + 16, np.uint8) for name, n in step.values.items()}
+    for arrays in (step.constants, step.state):
+        for name, array in arrays.items():
+            data = np.frombuffer(array.tobytes() + bytes(64), np.uint8)
+            memory[name] = data.copy()
+    for name, array in zip(step.given, (x, wanted), strict=True):
+        data = np.frombuffer(array.tobytes(), np.uint8)
+        memory[name][: data.size] = data
+    return memory
+
+
+def inputs_of(network: MicroNetwork, dtype: Any, seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(network.inputs[0].value.shape).astype(dtype)
+    wanted = np.zeros(network.layers[-1].makes.elements, dtype)
+    wanted[rng.integers(wanted.size)] = 1
+    return x, wanted
+
+
+def numbers_in(memory: dict[str, np.ndarray], name: str, like: np.ndarray) -> np.ndarray:
+    return memory[name][: like.nbytes].view(like.dtype).reshape(like.shape)
+
+
+@pytest.mark.parametrize("which", NETS)
+@pytest.mark.parametrize("target_name", ["cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"])
+def test_steps_bit_for_bit(target_name: str, which: str) -> None:
+    """Steps with momentum; those that overflow are skipped."""
+    network, target = NETS[which](), TARGETS[target_name]
+    if reason := why_not(target.machines[0]):
+        pytest.skip(reason)
+    how = Learning(everything(network), 0.05, 0.9, scale=FIRST_SCALES[which], good_steps=1)
+    step = training_step(network, target, how, most_scratch=400)
+    plan = plan_training("test", step, target)
+    arrays, scales = first_arrays(step), [how.scale]
+    for turn in (1, 0, 2):
+        x, wanted = inputs_of(network, np.float16, turn)
+        state = {name: array.view(step.state[name].dtype) for name, array in arrays.items()}
+        memory = memory_of(replace(step, state=state), x, wanted)
+        machine.run(step.steps, target, memory)
+        given = {step.given[0]: x.reshape(-1), step.given[1]: wanted, **arrays}
+        (found,) = emulated(plan, [given])
+        for name, array in found.items():
+            assert array.tobytes() == memory[name][: array.nbytes].tobytes(), (turn, name)
+        scales.append(float(found[STATE].view(np.float32)[0]))
+        same = all((found[name] == arrays[name]).all() for name in arrays if name != STATE)
+        assert same == (scales[-1] < scales[-2])
+        arrays = {name: found[name] for name in arrays}
+    assert scales[1] < scales[0] and max(np.diff(scales)) > 0
+
+
+def _scattered(layer: Any, seen: np.ndarray) -> np.ndarray:
+    """Gradients of pixels from those of [rows, columns, lines, taps, channels] of windows."""
+    of, found = layer.windows, np.zeros(layer.reads[0].image)
+    for i, j, line, tap in np.ndindex(seen.shape[:4]):
+        row = i * of.strides[0] - of.pads[0] + line * of.dilations[0]
+        column = j * of.strides[1] - of.pads[1] + tap * of.dilations[1]
+        if 0 <= row < found.shape[0] and 0 <= column < found.shape[1]:
+            found[row, column] += seen[i, j, line, tap]
+    return found
+
+
+def _pool_backward(layer: Pool, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    seen = windows_seen(layer, x, np.nan)
+    there = ~np.isnan(seen)
+    if layer.kind == "mean":
+        given = there / there.sum((2, 3), keepdims=True)
+    else:
+        flat = np.where(there, seen, -np.inf).reshape(*seen.shape[:2], -1, seen.shape[4])
+        first = flat.argmax(2)[:, :, None] == np.arange(flat.shape[2])[:, None]
+        given = first.reshape(seen.shape)
+    return _scattered(layer, given * dy[:, :, None, None])
+
+
+def exact_gradients(network: MicroNetwork, x: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
+    """Gradients of cross entropy in float64, by the chain rule."""
+    values = {"x": x.astype(np.float64)}
+    layers = list(network.layers)
+    if not isinstance(layers[-1], Softmax):
+        logits = layers[-1].makes
+        layers.append(Softmax("p", (logits,), Value("p", logits.shape, None)))
+    for layer in layers:
+        made = FUNCTIONS[type(layer)](layer, *(values[v.name] for v in layer.reads))
+        values[layer.makes.name] = made.reshape(layer.makes.shape)
+    last = layers.pop()
+    error = values[last.makes.name] - wanted.reshape(last.makes.shape)
+    errors = {last.reads[0].name: error}
+    found: dict[str, Any] = {}
+    for layer in reversed(layers):
+        y, dy = values[layer.makes.name], errors[layer.makes.name]
+        if hasattr(layer, "bounds"):
+            dy = dy * ((layer.bounds[0] < y) & (y < layer.bounds[1]))
+        dy, given = dy.reshape(layer.makes.image), values[layer.reads[0].name]
+        into = [dy] * len(layer.reads)
+        if isinstance(layer, Convolution):
+            seen = windows_seen(layer, given)
+            gradient = np.einsum("ijltc,ijm->mltc", seen, dy)
+            found[weights_of(layer)] = gradient.reshape(len(gradient), -1).T
+            into = [_scattered(layer, np.einsum("mltc,ijm->ijltc", layer.weights, dy))]
+        elif isinstance(layer, Depthwise):
+            seen = windows_seen(layer, given)
+            found[weights_of(layer)] = np.einsum("ijltc,ijc->ltc", seen, dy)
+            into = [_scattered(layer, np.einsum("ltc,ijc->ijltc", layer.weights, dy))]
+        elif isinstance(layer, Pool):
+            into = [_pool_backward(layer, given, dy)]
+        if isinstance(layer, Convolution | Depthwise):
+            found[bias_of(layer)] = dy.sum((0, 1))
+        for value, one in zip(layer.reads, into, strict=True):
+            errors[value.name] = errors.get(value.name, 0.0) + one.reshape(value.shape)
+    return found
+
+
+def rounded(network: MicroNetwork) -> MicroNetwork:
+    """With weights that halves hold, which cannot be told from those of a file."""
+
+    def of(layer: Any) -> Any:
+        if not isinstance(layer, Convolution | Depthwise):
+            return layer
+        exact = {name: getattr(layer, name).astype(np.float16) for name in ("weights", "bias")}
+        return replace(layer, **{name: one.astype(np.float64) for name, one in exact.items()})
+
+    return replace(network, layers=tuple(of(layer) for layer in network.layers))
+
+
+def gradients_of(
+    network: MicroNetwork, target: Target, kind: Any, x: np.ndarray, wanted: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Gradients of everything that is trained, as numpy says that a chip computes them."""
+    how = Learning(everything(network), 1.0, scale=256.0, good_steps=1000)
+    step = training_step(network, target, how, kind=kind)
+    memory = memory_of(step, x, wanted)
+    machine.run(step.steps[: step.phases.index("update")], target, memory)
+    scale = numbers_in(memory, STATE, step.state[STATE])[0]
+    return {
+        name: numbers_in(memory, f"gradient of {name}", array).astype(np.float64) / scale
+        for name, array in step.state.items()
+        if name != STATE and not name.endswith(", rest")
+    }
+
+
+@pytest.mark.parametrize("which", NETS)
+@pytest.mark.parametrize(
+    ("target_name", "kind", "most"),
+    [("cortex-m4f", "half", 1e-2), ("cortex-m55", "half", 1e-2), ("cortex-m4f", "single", 1e-5)],
+)
+def test_gradients_beside_float64(target_name: str, kind: Any, most: float, which: str) -> None:
+    network, target = rounded(NETS[which]()), TARGETS[target_name]
+    x, wanted = inputs_of(network, np.float16 if kind == "half" else np.float32)
+    exact = exact_gradients(network, x, wanted)
+    found = gradients_of(network, target, kind, x, wanted)
+    assert set(found) == set(exact)
+    for name, gradient in exact.items():
+        error = np.linalg.norm(found[name] - gradient.reshape(found[name].shape))
+        assert error < most * np.linalg.norm(gradient), name
+
+
+def test_the_chain_rule_is_right() -> None:
+    """The gradients above beside differences of the loss."""
+    network = rounded(small_pools())
+    x, wanted = inputs_of(network, np.float64)
+    exact = exact_gradients(network, x, wanted)
+
+    def loss() -> float:
+        logits = plain(network, x).reshape(-1)
+        return float(np.log(np.exp(logits - logits @ wanted).sum()))
+
+    rng = np.random.default_rng(6)
+    for layer in with_weights(network):
+        for array, name in ((layer.weights, weights_of(layer)), (layer.bias, bias_of(layer))):
+            way = rng.standard_normal(array.shape)
+            before, values = array.copy(), []
+            for by in (1e-6, -1e-6):
+                array[...] = before + by * way
+                values.append(loss())
+            array[...] = before
+            turned = way.reshape(len(way), -1).T if way.ndim == 4 else way
+            expected = (exact[name] * turned.reshape(exact[name].shape)).sum()
+            assert abs((values[0] - values[1]) / 2e-6 - expected) < 1e-5 * np.linalg.norm(
+                exact[name]
+            )
+
+
+def test_backward_ends_at_the_first_layer_that_is_trained() -> None:
+    network, target = NETS["residual"](), TARGETS["cortex-m55"]
+    last = with_weights(network)[-1]
+    how = Learning({last.name: Trained()}, 0.1)
+    step = training_step(network, target, how)
+    behind = step.phases[step.phases.index("loss") + 1 :]
+    assert {phase.split(":")[0] for phase in behind} == {last.name, "update"}
+    assert not any("input gradient" in phase for phase in behind)
+    only_bias = training_step(network, target, Learning({last.name: Trained(weights=False)}, 0.1))
+    assert next(name for name in only_bias.state if name != STATE) == bias_of(last)
+    middle = with_weights(network)[2]
+    step = training_step(network, target, Learning({middle.name: Trained()}, 0.1))
+    assert not any(
+        phase.startswith((f"{middle.name}: input", "layer 0: i")) for phase in step.phases
+    )
+    assert weights_of(last) in step.constants and weights_of(middle) in step.state
+
+
+@pytest.mark.parametrize(
+    ("learning", "message"),
+    [
+        (Learning({}, 0.1), "nothing is trained"),
+        (Learning({"nobody": Trained()}, 0.1), "nobody: there is no layer"),
+        (Learning({"layer 0": Trained(False, False)}, 0.1), "layer 0: neither"),
+    ],
+)
+def test_what_cannot_be_trained(learning: Learning, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        training_step(NETS["residual"](), TARGETS["cortex-m55"], learning)
+
+
+def test_a_layer_without_a_gradient() -> None:
+    network = Layers(4, 4, 3).convolution(5, Windows((3, 3))).activation("hard_swish").network()
+    with pytest.raises(UnsupportedError, match="layer 1: there is no gradient of Activation"):
+        training_step(network, TARGETS["cortex-m55"], Learning({"layer 0": Trained()}, 0.1))
