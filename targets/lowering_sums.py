@@ -7,7 +7,15 @@ from typing import Any
 import llvmlite.ir as ir
 from numba.core import types
 
-from headrace.targets.lowering import INT32, VecType, intrinsic_call, lanes, marker, primitive
+from headrace.targets.lowering import (
+    INT32,
+    VecType,
+    intrinsic_call,
+    lanes,
+    marker,
+    primitive,
+    splat,
+)
 
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 
@@ -101,3 +109,15 @@ def _scatter_i8(b: ir.IRBuilder, sig: Any, args: Any) -> None:
         lane = ir.Constant(_I32, i)
         at = b.gep(p, [b.extract_element(offsets, lane)])
         b.store(b.trunc(b.extract_element(value, lane), _I8), at)
+
+
+@marker("add_products", lambda acc, p, x: acc if acc.count == 1 else None)
+def _add_products(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    acc, p, x = args
+    memory = ir.VectorType(_I8, acc.type.count)
+    codes = b.load(b.bitcast(p, memory.as_pointer()))
+    codes.align = 1
+    own = primitive("add_products")
+    if own is not None:
+        return own(b, acc, codes, x)
+    return b.add(acc, b.mul(b.sext(codes, acc.type), splat(b, x, acc.type.count)))

@@ -858,6 +858,12 @@ def dot4_each(acc: Any, codes: Any, weights: Any) -> Any:
 
 
 @_marker
+def add_products(acc: Any, p: Any, x: Any) -> Any:
+    """Lanes of int32 plus those of signed bytes at p, each times an `int32` of 16 bits."""
+    return _only_compiled()
+
+
+@_marker
 def gather_bytes(p: Any, offsets: Any) -> Any:
     """Bytes at p + each of a vector's unsigned bytes."""
     return _only_compiled()

@@ -49,7 +49,8 @@ WINDOWS = "depthwise_i8_windows"
 
 def by_windows(target: Target) -> bool:
     """Whether a chip is fast with short windows in one piece."""
-    return product_of(target).piece == depthwise_i8_windows.PIECE
+    of = product_of(target)
+    return (of.piece, of.lanes) == (depthwise_i8_windows.PIECE, depthwise_i8_windows.LANES)
 
 
 def fits(windows: Windows, read: tuple[int, int, int], made: tuple[int, int, int]) -> bool:

@@ -18,6 +18,7 @@ from headrace.micro.fixed_point import multiplied
 from headrace.micro.kernels import (
     product_i8,
     product_i8_bytes,
+    product_i8_columns,
     product_i8_pairs,
     product_i8_sums,
     single_sums,
@@ -30,8 +31,9 @@ from headrace.targets.target import Target
 
 NAME = "matmul_i8"
 SOURCES = (
-    __name__, product_i8.__name__, product_i8_bytes.__name__, product_i8_pairs.__name__,
-    product_i8_sums.__name__, single_sums.__name__, requantised.__module__,
+    __name__, product_i8.__name__, product_i8_bytes.__name__, product_i8_columns.__name__,
+    product_i8_pairs.__name__, product_i8_sums.__name__, single_sums.__name__,
+    requantised.__module__,
 )  # fmt: skip
 
 
@@ -56,9 +58,10 @@ def _build(target: Target) -> KernelFunction:
             multiply(2, a, a_row, stream, c, c_row, k, m, multipliers, downs, ups, scratch, zero,
                      low, high)  # fmt: skip
             n = int32(0)
-        if n != 0:
+        while n != 0:
             multiply(1, a, a_row, stream, c, c_row, k, m, multipliers, downs, ups, scratch, zero,
                      low, high)  # fmt: skip
+            a, c, n = a + a_row, c + c_row, n - 1
 
     return with_lanes(kernel, of.lanes)
 

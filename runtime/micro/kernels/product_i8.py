@@ -58,8 +58,14 @@ def stream_of(weights: np.ndarray, bias: np.ndarray, rows: int, piece: int) -> n
 
 def product_of(target: Target) -> Product:
     """The way of a chip."""
-    from headrace.micro.kernels import product_i8_bytes, product_i8_pairs, product_i8_sums
+    from headrace.micro.kernels import (
+        product_i8_bytes,
+        product_i8_columns,
+        product_i8_pairs,
+        product_i8_sums,
+    )
 
-    if target.vector_bytes == 16 and not target.architecture.startswith("riscv"):
-        return product_i8_sums.product_of(target)
+    if target.vector_bytes == 16:
+        is_riscv = target.architecture.startswith("riscv")
+        return (product_i8_columns if is_riscv else product_i8_sums).product_of(target)
     return (product_i8_pairs if target.byte_pairs else product_i8_bytes).product_of(target)

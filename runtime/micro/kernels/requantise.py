@@ -53,5 +53,5 @@ def store_first(to: Any, codes: Any, count: Any, room: Any) -> None:
 
 def by_lanes(array: np.ndarray, target: Target) -> np.ndarray:
     """An array by channel with as many elements as vectors read of it."""
-    lanes = lanes_of(target)
-    return np.pad(array, (0, -len(array) % lanes + lanes))
+    most = 4 * lanes_of(target)
+    return np.pad(array, (0, -len(array) % most + (most > 4) * 4))
