@@ -93,6 +93,13 @@ def _memory_cost(word: int, setting: Setting) -> Fraction:
     return max(lmul, Fraction(1)) * fields
 
 
+def _is_whole(word: int) -> bool:
+    """Whether it moves, loads or stores whole registers, whatever elements these have."""
+    if word & 0x7F == _ARITHMETIC:
+        return _field(word, 31, 26) == 0b100111 and _field(word, 14, 12) == 3
+    return _field(word, 27, 26) == 0 and _field(word, 24, 20) == 8
+
+
 def _arithmetic_cost(word: int, setting: Setting) -> Fraction:
     function, form = _field(word, 31, 26), _field(word, 14, 12)
     if function == 0b100111 and form == 3:  # vmv<n>r.v
@@ -134,6 +141,9 @@ def costs(code: bytes) -> dict[int, int]:
             result[at] = 1
             continue
         cost = _arithmetic_cost if word & 0x7F == _ARITHMETIC else _memory_cost
+        if _is_whole(word):
+            result[at] = int(cost(word, (8, Fraction(1))))
+            continue
         if not known[at]:
             raise KernelError(f"the type of vectors is unknown at offset {at:#x}")
         result[at] = int(max(cost(word, setting) for setting in known[at]))
