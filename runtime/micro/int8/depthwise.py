@@ -52,8 +52,9 @@ def lowered(layer: Depthwise, target: Target) -> Lowered:
     channels = read.image[2]
     if channels == 1:
         return lowered_of(layer, by_channel(layer), target)
-    windows, by = layer.windows, depthwise_i8.by_windows(target)
-    by = by and depthwise_i8.fits(windows, read.image, made.image)
+    windows = layer.windows
+    kernel = depthwise_i8.kernel_for(target, windows, read.image, made.image)
+    by = kernel == depthwise_i8.WINDOWS
     factors, ends, constants = scaling(layer, target)
     weights, bias = f"{layer.name}/weights", f"{layer.name}/bias"
     constants[weights] = depthwise_i8.packed(by, layer.weights, windows)
@@ -62,6 +63,5 @@ def lowered(layer: Depthwise, target: Target) -> Lowered:
     slots = (
         At(read.name), At(weights), At(made.name), At(bias), *factors, At(SCRATCH), *more, *ends
     )  # fmt: skip
-    kernel = depthwise_i8.WINDOWS if by else depthwise_i8.NAME
     over = (read.name,) if _can_be_over(layer) else ()
     return Lowered((Step(kernel, slots),), constants, scratch, over)

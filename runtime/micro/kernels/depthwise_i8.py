@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from headrace.micro.fixed_point import multiplied
-from headrace.micro.kernels import copying, depthwise_i8_windows
+from headrace.micro.kernels import copying, depthwise_i8_pairs, depthwise_i8_windows
 from headrace.micro.kernels.convolution_i8 import geometry, made_size
 from headrace.micro.kernels.matmul_i8 import scales_for, scaling_of
 from headrace.micro.kernels.product_i8 import product_of
@@ -39,7 +39,7 @@ from headrace.targets.simd import (
     store_i8,
     with_lanes,
 )
-from headrace.targets.table import Case, Kernel, KernelFunction, same_for_all
+from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
 
 NAME = "depthwise_i8"
@@ -47,16 +47,31 @@ GROUP = 4  # channels
 WINDOWS = "depthwise_i8_windows"
 
 
-def by_windows(target: Target) -> bool:
-    """Whether a chip is fast with short windows in one piece."""
+def _adds_up_sixteen(target: Target) -> bool:
     of = product_of(target)
     return (of.piece, of.lanes) == (depthwise_i8_windows.PIECE, depthwise_i8_windows.LANES)
 
 
-def fits(windows: Windows, read: tuple[int, int, int], made: tuple[int, int, int]) -> bool:
+def fits(
+    target: Target, windows: Windows, read: tuple[int, int, int], made: tuple[int, int, int]
+) -> bool:
     """Whether windows are short enough for the kernel of those."""
     n_bytes = ring_rows(windows) * ring_columns(1, windows)
-    return n_bytes <= depthwise_i8_windows.PIECE and read[2] == made[2]
+    most = depthwise_i8_windows.PIECE if _adds_up_sixteen(target) else depthwise_i8_pairs.MOST
+    return n_bytes <= most and read[2] == made[2]
+
+
+def kernel_for(
+    target: Target, windows: Windows, read: tuple[int, int, int], made: tuple[int, int, int]
+) -> str:
+    """The faster one, of images [rows, columns, channels]."""
+    is_fast = _adds_up_sixteen(target) or target.byte_pairs
+    return WINDOWS if is_fast and fits(target, windows, read, made) else NAME
+
+
+def _build_windows(target: Target) -> KernelFunction:
+    way = depthwise_i8_windows if _adds_up_sixteen(target) else depthwise_i8_pairs
+    return way.kernel()
 
 
 def ring_columns(made_columns: int, windows: Windows) -> int:
@@ -327,14 +342,16 @@ def slots_of(
         rows, plane, *read, *made[:2], *windows.strides, -windows.pads[0], -windows.pads[1],
         copying.four_times(outside), min(read[1], wide - windows.pads[1]),
     ]  # fmt: skip
-    return slots, -(-made[2] // GROUP) * GROUP * plane + copying.BEHIND
+    planes = -(-made[2] // GROUP) * GROUP * plane
+    # Chips without vectors keep the sums of a row.
+    return slots, planes + 4 * made[1] + copying.BEHIND
 
 
 def _cases(by: bool, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for rows, columns, channels, repeat, windows in _CASES:
         made = (made_size(rows, windows, 0), made_size(columns, windows, 1), channels * repeat)
         read = (rows, columns, channels)
-        if by and not fits(windows, read, made):
+        if by and not fits(target, windows, read, made):
             continue
         for kind in ("random", "ties"):
             room = rng.integers(-128, 128, rows * columns * channels + copying.BEHIND)
@@ -366,9 +383,8 @@ def _cases(by: bool, target: Target, rng: np.random.Generator) -> Iterator[Case]
 def all_kernels() -> list[Kernel]:
     """One for all windows, and one for short ones."""
     own = (__name__, copying.__name__, lanes_of.__module__)
-    windows = (depthwise_i8_windows.__name__, copying.__name__, lanes_of.__module__)
-    kernel = same_for_all(depthwise_i8_windows.kernel())
+    windows = (*own, depthwise_i8_windows.__name__, depthwise_i8_pairs.__name__)
     return [
         Kernel(NAME, _build, own, lambda target, rng: _cases(False, target, rng)),
-        Kernel(WINDOWS, kernel, windows, lambda target, rng: _cases(True, target, rng)),
+        Kernel(WINDOWS, _build_windows, windows, lambda target, rng: _cases(True, target, rng)),
     ]
