@@ -3,7 +3,7 @@
 The image begins with words: the number of runs, whether memory is painted to see what of it is used
 (then there is one run, made twice, with two paints, and no output), and the offset of outputs.
 Inputs of all runs follow. Behind outputs of all runs there are two words: bytes of the arena up to
-the last one that was written to, and bytes of the stack below this function.
+the last one that was written to, and bytes of the stack below this function, at least `_CLOSE`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from headrace.targets.table import Kernel, no_cases, same_for_all
 HEADER = 32
 BEHIND = 256  # bytes behind the arena that are painted, too
 STACK = 4096  # bytes below this function that are painted
-_CLOSE = 512  # this function's own
+_CLOSE = 256  # this function's own, and what is used in any case
 _ALIGNED = 16
 
 
@@ -56,7 +56,7 @@ def _driver(args: Any, thread: Any, n_threads: Any) -> None:
     outputs, n_outputs = arg_ptr(args, 6), arg_int(args, 7)
     runs, painting = get_i64(image), get_i64(image + 8)
     at = image + get_i64(image + 16)
-    used, deep = 0, 0
+    used, deep = 0, _CLOSE
     stack = int_to_ptr(ptr_to_int(stack_bytes(16)) - _CLOSE - STACK)
     times = runs
     if painting:
