@@ -57,7 +57,7 @@ def run(
     json: bool,
 ) -> int:  # fmt: skip
     """Run a network once on an emulated chip: outputs, instructions and the memory it took."""
-    from headrace.micro.emulate import EmulatedNetwork
+    from headrace.micro.emulate import Emulated
     from headrace.micro.ports import from_chip, to_chip
 
     made = _planned(model, target, sram)
@@ -65,7 +65,7 @@ def run(
     files = {name: read_array(Path(value)) for name, value in named_inputs(inputs).items()}
     given = to_chip(network, files)
     with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
-        program = EmulatedNetwork(made, folder)
+        program = Emulated(made.program, folder)
         (values,) = program.run([given])
         counts, used = program.instructions(given), program.used(given)
     found = from_chip(network, values)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
-from headrace.micro.emulate import EmulatedNetwork
-from headrace.micro.firmware import ARENA_SYMBOL, RUN, firmware_object, kernel_objects
+from headrace.micro.emulate import FILE, Emulated
+from headrace.micro.firmware import ARENA_SYMBOL, INIT, firmware_object, kernel_objects
 from headrace.micro.network import Port
 from headrace.micro.plan import MicroPlan
+from headrace.micro.program import RUN
 from headrace.targets.freestanding import functions_object
 from headrace.targets.linker import link_together
 
@@ -43,17 +44,17 @@ def export_network(plan: MicroPlan, folder: str | Path) -> ExportedNetwork:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kernels = kernel_objects(plan)
+    kernels = kernel_objects(plan.program)
     files = {
-        "network.o": link_together([firmware_object(plan), *kernels]),
+        "network.o": link_together([firmware_object(plan.program), *kernels]),
         "support.o": functions_object(plan.target),
         "network.h": header(plan).encode(),
     }
     no_image = None
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-micro-") as built:
-            EmulatedNetwork(plan, built)
-            files["network.elf"] = Path(built, "network.elf").read_bytes()
+            Emulated(plan.program, built)
+            files[FILE] = Path(built, FILE).read_bytes()
     except KernelError as error:
         no_image = str(error)
     for name, content in files.items():
@@ -92,6 +93,8 @@ def header(plan: MicroPlan) -> str:
                 "",
             ]
     lines += [
+        "/* Once, before anything else. */",
+        f"void {INIT}(void);",
         "/* Outputs of the inputs. */",
         f"void {RUN}(void);",
         "",

@@ -10,10 +10,11 @@ import numpy as np
 
 from headrace.errors import KernelError
 from headrace.micro.arithmetic import numbers_of
-from headrace.micro.emulate import Arrays, EmulatedNetwork
-from headrace.micro.firmware import RUN, firmware_object, kernel_objects
+from headrace.micro.emulate import Arrays, Emulated
+from headrace.micro.firmware import firmware_object, kernel_objects
 from headrace.micro.network import Layer, MicroNetwork, Port, Value
 from headrace.micro.plan import MicroPlan
+from headrace.micro.program import RUN
 from headrace.targets.emulation.symbols import section_bytes
 
 
@@ -56,9 +57,9 @@ def report(plan: MicroPlan, *, sram: int | None, flash: int | None) -> dict[str,
 
 def code_bytes(plan: MicroPlan) -> int:
     """Of kernels and what calls them."""
-    kernels = kernel_objects(plan)
+    kernels = kernel_objects(plan.program)
     own = sum(section_bytes(one, name) for one in kernels for name in (".text", ".rodata"))
-    return own + section_bytes(firmware_object(plan), ".text")
+    return own + section_bytes(firmware_object(plan.program), ".text")
 
 
 def port_text(port: Port) -> str:
@@ -105,7 +106,7 @@ def _counted(plan: MicroPlan) -> dict[str, Any]:
     """Instructions of an inference, counted in an emulator; why not, where there is none."""
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
-            program = EmulatedNetwork(plan, folder)
+            program = Emulated(plan.program, folder)
             given = random_inputs(plan.network)
             counts, used = program.instructions(given), program.used(given)
     except KernelError as error:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -88,6 +88,7 @@ class TrainingStep:
         values: bytes of all else in SRAM.
         given: names of values that are there at the begin: the input, and what is wanted.
         made: the name of the network's output, which is there at the end.
+        dtype: of values.
     """
 
     steps: tuple[Step, ...]
@@ -97,18 +98,20 @@ class TrainingStep:
     values: Mapping[str, int]
     given: tuple[str, str]
     made: str
+    dtype: np.dtype[Any]
 
     def lives(self) -> dict[str, tuple[Life, ...]]:
         """From which step to which bytes of SRAM are taken, by name."""
         last = len(self.steps) - 1
         found = {
-            name: Life(-(-array.nbytes // 16) * 16, 0, last) for name, array in self.state.items()
+            name: Life(0, -(-array.nbytes // 16) * 16, 0, last)
+            for name, array in self.state.items()
         }
         for i, step in enumerate(self.steps):
             for name in names_of(step):
                 if name in self.values:
                     first = 0 if name in self.given else i
-                    known = found.get(name, Life(self.values[name], first, i))
+                    known = found.get(name, Life(0, self.values[name], first, i))
                     found[name] = known._replace(last=i)
         found[self.made] = found[self.made]._replace(last=last)
         return {name: (life,) for name, life in found.items()}
@@ -217,7 +220,7 @@ class _Builder:
         name = self.alias.get(made.name, made.name)
         return TrainingStep(
             tuple(self.steps), tuple(self.phases), self.constants, self.state, self.values,
-            (given.name, WANTED), name,
+            (given.name, WANTED), name, dtype_of(self.kind),
         )  # fmt: skip
 
     def _keep_trained(self, layer: Layer) -> None:

