@@ -65,6 +65,9 @@ _INPUTS = Opt(
 )
 _SHAPED = _INPUTS._replace(help="of an ONNX file: NAME=FILE.npy, or DIMENSION=SIZE")
 _PATCHES = Opt("patches", str, None, "of an ONNX file: auto, off, or 3 for 3 x 3", ("--patches",))
+_SRAM = Opt("sram", parse_size, None, "of a microcontroller: 64KiB", ("--sram",))
+_FLASH = Opt("flash", parse_size, None, "of a microcontroller: 1MiB", ("--flash",))
+_EMULATE = Opt("emulate", bool, False, "run on an emulated microcontroller", ("--emulate",))
 _OUTPUT = Opt("output", str, None, "folder for an ONNX file's outputs", ("-o", "--output"))
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
 _DEFAULTED = _MODEL._replace(default=DEFAULT_MODEL)
@@ -82,12 +85,27 @@ COMMANDS: dict[str, Command] = {
             RAW,
             _INPUTS,
             _PATCHES,
+            _SRAM,
+            _EMULATE,
             _OUTPUT,
             _JSON,
         ),
     ),
     "chat": Command(chat, (_DEFAULTED, _SYSTEM, *SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT)),
-    "plan": Command(plan, (_MODEL, *_MACHINE, _WHOLE_STACK, _CONTEXT, _SHAPED, _PATCHES, _JSON)),
+    "plan": Command(
+        plan,
+        (
+            _MODEL,
+            *_MACHINE,
+            _WHOLE_STACK,
+            _CONTEXT,
+            _SHAPED,
+            _PATCHES,
+            _SRAM,
+            _FLASH,
+            _JSON,
+        ),
+    ),
     "bench": Command(
         bench,
         (
@@ -203,9 +221,10 @@ COMMANDS: dict[str, Command] = {
         (
             _MODEL,
             _BUILT_FOR,
-            Opt("output", str, REQUIRED, "the executable to write", ("-o", "--output")),
+            Opt("output", str, REQUIRED, "the executable, or folder, to write", ("-o", "--output")),
             Opt("cpu", str, None, "the best for this CPU, such as cortex-a76", ("--cpu",)),
             Opt("context", int, None, "tokens; default: the model's, at most 4096", ("--context",)),
+            _SRAM,
         ),
     ),
     "targets test": Command(

@@ -35,13 +35,23 @@ DEFAULT_MODEL = "smollm2-135m"
 def run(
     *, model: str, prompt: str | None, max_tokens: int, raw: bool, json: bool,
     inputs: Sequence[str] = (), output: str | None = None, patches: str | None = None,
-    **options: Any,
+    sram: int | None = None, emulate: bool = False, **options: Any,
 ) -> int:  # fmt: skip
     """Answer a prompt, printing the text as it is generated; or run an ONNX file.
 
     PROMPT may be `-` or come through a pipe. With one argument that has spaces in it, that is the
     prompt, and the model is smollm2-135m. An ONNX file takes --input, and has no prompt.
     """
+    if is_for_chip(model, options["target"], sram=sram, emulate=emulate):
+        from headrace import cli_micro
+
+        cli_micro.refuse(options | {"prompt": prompt, "patches": patches})
+        if not emulate:
+            raise HeadraceError(f"{options['target']} is no CPU of this machine: add --emulate")
+        return cli_micro.run(
+            model=model, target=options["target"], sram=sram, inputs=inputs, output=output,
+            json=json,
+        )  # fmt: skip
     if is_network(model):
         from headrace import cli_networks
 
@@ -156,11 +166,18 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
 
 def plan(
     *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
-    **options: Any,
+    sram: int | None = None, flash: int | None = None, **options: Any,
 ) -> int:  # fmt: skip
     """Say from the file's header alone what a model takes here, and how fast it will be."""
     from headrace.memory_plan import plan_model
 
+    if is_for_chip(model, options["target"], sram=sram, flash=flash):
+        from headrace import cli_micro
+
+        cli_micro.refuse(options | {"patches": patches, "input": inputs})
+        return cli_micro.plan(
+            model=model, target=options["target"], sram=sram, flash=flash, json=json
+        )
     if is_network(model):
         from headrace import cli_networks
 
@@ -317,6 +334,21 @@ def is_network(model: str) -> bool:
     from headrace.loaders.sources import is_network as found
 
     return found(model)
+
+
+def is_for_chip(model: str, target: str | None, **of_chips: Any) -> bool:
+    """Whether a target is a microcontroller; its options are for nothing else."""
+    from headrace.targets.target import microcontrollers
+
+    if target is not None and target in microcontrollers():
+        if not is_network(model):
+            raise HeadraceError(f"{target} runs networks of ONNX and TFLite files only")
+        return True
+    for name, value in of_chips.items():
+        if value not in (None, False):
+            chips = ", ".join(microcontrollers())
+            raise HeadraceError(f"--{name} is for microcontrollers: --target is one of {chips}")
+    return False
 
 
 def _for_networks(options: Mapping[str, Any], patches: str | None) -> dict[str, Any]:

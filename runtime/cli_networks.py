@@ -41,10 +41,10 @@ def run(
                 row |= {"type": type(value).__name__, "values": _text(value)}
             else:
                 row |= {"type": str(array.dtype), "shape": list(array.shape)}
-                row |= {"values": array if json else _first(array)}
+                row |= {"values": array if json else first_elements(array)}
             rows.append(row)
         if output is not None:
-            for path in _write(Path(output), found):
+            for path in write_arrays(Path(output), found):
                 say(f"{path} written")
             rows = [{k: v for k, v in row.items() if k != "values"} for row in rows]
         if json:
@@ -236,7 +236,8 @@ def _open(
     return load_network(resolve(model), threads=chosen, patches=cut, memory=memory, target=target)
 
 
-def _named(texts: Sequence[str]) -> dict[str, str]:
+def named_inputs(texts: Sequence[str]) -> dict[str, str]:
+    """What `--input NAME=VALUE` says."""
     found = {}
     for text in texts:
         name, equals, value = text.rpartition("=")
@@ -249,11 +250,11 @@ def _named(texts: Sequence[str]) -> dict[str, str]:
 def _files(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
     """Inputs out of files."""
     ports = {port.name for port in network.inputs}
-    unknown = [name for name in _named(texts) if name not in ports]
+    unknown = [name for name in named_inputs(texts) if name not in ports]
     if unknown:
         kinds = ", ".join(f"{port.name}: {port.text}" for port in network.inputs)
         raise HeadraceError(f"the network has no input {unknown[0]!r}; it takes {kinds}")
-    found = {name: _load(Path(value)) for name, value in _named(texts).items()}
+    found = {name: read_array(Path(value)) for name, value in named_inputs(texts).items()}
     missing = [port for port in network.inputs if port.name not in found]
     if missing:
         wanted = " ".join(f"--input {port.name}=FILE.npy" for port in missing)
@@ -277,8 +278,8 @@ def _inputs(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
     from headrace.networks.measure import assumed_types, random_input
 
     ports = {port.name for port in network.inputs}
-    named = _named(texts)
-    files = {name: _load(Path(v)) for name, v in named.items() if name in ports}
+    named = named_inputs(texts)
+    files = {name: read_array(Path(v)) for name, v in named.items() if name in ports}
     sizes = {name: _size(name, v) for name, v in named.items() if name not in ports}
     if len(files) == len(ports):
         return files
@@ -298,7 +299,8 @@ def _size(name: str, text: str) -> int:
     return int(text)
 
 
-def _load(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file."""
     import numpy as np
 
     try:
@@ -312,7 +314,8 @@ def _load(path: Path) -> np.ndarray:
     return found
 
 
-def _write(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
+def write_arrays(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
+    """Write outputs as .npy files; gives their paths."""
     import numpy as np
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,7 +328,8 @@ def _write(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
     return written
 
 
-def _first(array: np.ndarray) -> str:
+def first_elements(array: np.ndarray) -> str:
+    """Some of an output's elements, for people."""
     flat = array.reshape(-1)
     return _text(flat[:_SHOWN].tolist()) + (f" ... ({flat.size})" if flat.size > _SHOWN else "")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.cli_commands import model_path
+from headrace.cli_commands import is_for_chip, model_path
 from headrace.cli_output import print_json, progress_bar, say, show, table
 from headrace.errors import HeadraceError
 from headrace.sizes import format_size
@@ -49,15 +49,26 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
 
 
 def targets_export(
-    *, model: str, target: str, output: str, cpu: str | None, context: int | None
-) -> int:
+    *, model: str, target: str, output: str, cpu: str | None, context: int | None,
+    sram: int | None,
+) -> int:  # fmt: skip
     """Make a static executable of a model for Linux: no Python, no libc, no other file.
 
     It continues token ids: `./smol --ids 504,3575,282,4649,314 -n 16`; with --print-ids it prints
     ids instead of text. TARGET is a target's name (see `targets list`) or an architecture, such as
     aarch64-linux: then the executable is for any CPU of it, or with --cpu of the best level that
     this CPU runs.
+
+    For a microcontroller, OUTPUT is a folder: an object to link, a C header, and an image for the
+    emulated board, of a network in an ONNX or TFLite file.
     """
+    if is_for_chip(model, target):
+        from headrace import cli_micro
+
+        cli_micro.refuse({"cpu": cpu, "context": context})
+        return cli_micro.export(model=model, target=target, sram=sram, output=output)
+    if sram is not None:
+        raise HeadraceError(f"--sram is for microcontrollers, and {target} is none")
     from headrace.targets.need import compiler_needed
 
     with compiler_needed():

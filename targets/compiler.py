@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import headrace.targets.lowering_bytes
+import headrace.targets.lowering_int32
 import headrace.targets.lowering_matrix
 import headrace.targets.lowering_planes
 import headrace.targets.lowering_products

@@ -100,6 +100,18 @@ def link_bare(
     _link(options, objects, path, ELF, {"board.ld": script})
 
 
+def link_together(objects: Sequence[bytes]) -> bytes:
+    """Object files as one that can be linked to others.
+
+    Raises:
+        KernelError: there is no linker, or it finds an error.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-link-") as folder:
+        path = Path(folder, "together.o")
+        _link(["--relocatable"], objects, path, ELF)
+        return path.read_bytes()
+
+
 # Code first, so that it reaches what it names; what may be larger than that reach comes last.
 _PROGRAM = """
 ENTRY(_start)

@@ -5,7 +5,7 @@ Those of inner products are in `headrace.targets.lowering_products`, of 16-bit i
 `headrace.targets.lowering_words`, of bit planes in `headrace.targets.lowering_planes`, of images of
 bytes in `headrace.targets.lowering_bytes`, of matrix registers in
 `headrace.targets.lowering_matrix`, of sums in single registers in
-`headrace.targets.lowering_sums`.
+`headrace.targets.lowering_sums`, of integers of 32 bits in `headrace.targets.lowering_int32`.
 A target replaces single primitives through `Target.primitives` (see `headrace.targets.target`).
 """
 
@@ -73,7 +73,17 @@ class Q8Type(types.Type):
         super().__init__(name=f"Q8({count}, {in_registers})")
 
 
+class Int32Type(types.Type):
+    """An integer of 32 bits, see `simd.int32`."""
+
+    part_types = (_I32,)
+
+    def __init__(self) -> None:
+        super().__init__(name="Int32")
+
+
 PTR = PtrType()
+INT32 = Int32Type()
 STRIP = StripType()
 
 
@@ -194,6 +204,11 @@ def _store(b: ir.IRBuilder, p: ir.Value, value: ir.Value) -> None:
     b.store(value, _at(b, p, value.type)).align = _element_bytes(value.type)
 
 
+def is_integer(ty: types.Type) -> bool:
+    """Whether it is an integer, of 32 or 64 bits."""
+    return isinstance(ty, types.Integer | Int32Type)
+
+
 def as_i64(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     if isinstance(value.type, ir.IntType) and value.type.width < 64:
         return b.sext(value, _I64)
@@ -240,7 +255,7 @@ def marker(name: str, typer: Typer) -> Callable[[Lower], Lower]:
     return wrap
 
 
-def _on(op: Any, typer: Typer) -> Callable[[Lower], Lower]:
+def on_operator(op: Any, typer: Typer) -> Callable[[Lower], Lower]:
     def wrap(lower: Lower) -> Lower:
         _OPERATORS.setdefault(op, []).append((typer, lower))
         return lower
@@ -266,15 +281,15 @@ def _vec(element: str, count: types.Type | int) -> VecType:
 
 
 def _moves(kind: type[types.Type]) -> Typer:
-    return lambda a, b: a if isinstance(a, kind) and isinstance(b, types.Integer) else None
+    return lambda a, b: a if isinstance(a, kind) and is_integer(b) else None
 
 
-@_on(operator.add, _moves(PtrType))
+@on_operator(operator.add, _moves(PtrType))
 def _ptr_add(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _offset(b, args[0], as_i64(b, args[1]))
 
 
-@_on(operator.add, _moves(StripType))
+@on_operator(operator.add, _moves(StripType))
 def _strip_add(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     at, index = args[0]
     return [_offset(b, at, as_i64(b, args[1])), index]
@@ -905,7 +920,7 @@ def _map(b: ir.IRBuilder, sig: Any, args: Any, fn: Callable[..., ir.Value]) -> i
 
 
 def _operator(op: Any, integer: str, floating: str | None) -> None:
-    @_on(op, lambda *a: _same(*a) if len(a) == 2 else None)
+    @on_operator(op, lambda *a: _same(*a) if len(a) == 2 else None)
     def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         name = floating if sig.return_type.element in ("f32", "f16") else integer
         if name is None:

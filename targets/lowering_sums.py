@@ -7,15 +7,9 @@ from typing import Any
 import llvmlite.ir as ir
 from numba.core import types
 
-from headrace.targets.lowering import intrinsic_call, marker
+from headrace.targets.lowering import INT32, intrinsic_call, marker, primitive
 
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
-
-
-@marker("sum_start", lambda value: types.int32)
-def _sum_start(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-    value = args[0]
-    return b.trunc(value, _I32) if value.type.width > 32 else value
 
 
 @marker("put_i32", lambda p, value: types.none)
@@ -25,8 +19,11 @@ def _put_i32(b: ir.IRBuilder, sig: Any, args: Any) -> None:
     b.store(value, b.bitcast(p, _I32.as_pointer()), align=4)
 
 
-@marker("dot_sum", lambda acc, x, y: types.int32)
+@marker("dot_sum", lambda acc, x, y: INT32)
 def _dot_sum(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    own = primitive("dot_sum")
+    if own is not None:
+        return own(b, *args)
     acc, *both = args
     n = both[0].type.count
     wide = ir.VectorType(_I32, n)

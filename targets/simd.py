@@ -664,6 +664,36 @@ def plane_sums(codes: Any, tables: Any, bits: int) -> Any:
 
 
 @_marker
+def doubling_high(a: Any, b: Any) -> Any:
+    """The upper 32 bits of 2ab of int32 lanes, rounded to the nearest; of two the greater one.
+
+    Not both may be -2**31.
+    """
+    return _only_compiled()
+
+
+@_marker
+def rounding_shift(value: Any, by: Any) -> Any:
+    """int32 lanes / 2**by, rounded to the nearest; of two the one farther from 0.
+
+    `by` has int32 lanes, 0..31; a value and half of what it is divided by add up in 32 bits.
+    """
+    return _only_compiled()
+
+
+@_marker
+def least_i32(a: Any, b: Any) -> Any:
+    """The smaller of two int32 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def most_i32(a: Any, b: Any) -> Any:
+    """The larger of two int32 lanes."""
+    return _only_compiled()
+
+
+@_marker
 def maximum(a: Any, b: Any) -> Any:
     """The larger of two float32 lanes."""
     return _only_compiled()
@@ -828,14 +858,8 @@ def dot4_each(acc: Any, codes: Any, weights: Any) -> Any:
 
 
 @_marker
-def sum_start(value: Any) -> Any:
-    """An integer as a sum of 32 bits, for `dot_sum`."""
-    return _only_compiled()
-
-
-@_marker
 def dot_sum(acc: Any, a: Any, b: Any) -> Any:
-    """A sum of 32 bits and all products of two vectors of signed bytes."""
+    """An integer of 32 bits (`int32`) and all products of two vectors of signed bytes."""
     return _only_compiled()
 
 
@@ -1066,6 +1090,16 @@ def f32(value: Any) -> Any:
 @_marker
 def sqrt(value: Any) -> Any:
     """The square root of a float32 scalar."""
+    return _only_compiled()
+
+
+@_marker
+def int32(value: Any) -> Any:
+    """The low 32 bits of an integer, as one whose arithmetic is of 32 bits.
+
+    Operators of such a one and any integer give such ones, and wrap; `>>` copies the sign. They are
+    what short chips compute with: other integers have 64 bits.
+    """
     return _only_compiled()
 
 

@@ -22,6 +22,7 @@ from headrace.targets.emulation.count import count_functions
 from headrace.targets.emulation.machines import command_of, why_not
 from headrace.targets.emulation.run import program_words, run_image
 from headrace.targets.emulation.runtime import surroundings
+from headrace.targets.freestanding import functions_object
 from headrace.targets.ir_text import Place, argument_words
 from headrace.targets.linker import link_bare, link_static
 from headrace.targets.table import symbol_of
@@ -68,6 +69,7 @@ class EmulatedNetwork:
         objects = [
             backend.emit_plain(text + self._main(word), target),
             firmware_object(plan, BEHIND),
+            functions_object(target),
             *kernel_objects(plan),
             *KernelStore(target).objects([DRIVER]).values(),
         ]

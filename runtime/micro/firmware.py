@@ -11,7 +11,6 @@ from headrace.micro.lowered import At
 from headrace.micro.plan import ARENA, CONSTANTS, MicroPlan
 from headrace.targets import backend
 from headrace.targets.cache import KernelStore, Progress
-from headrace.targets.freestanding import functions_object
 from headrace.targets.ir_text import Place, argument_words, constant_bytes
 from headrace.targets.table import symbol_of
 
@@ -67,15 +66,14 @@ def _place(at: At) -> Place:
 
 
 def kernel_objects(plan: MicroPlan, progress: Progress | None = None) -> list[bytes]:
-    """Object code of the kernels that a plan calls, and of what LLVM calls by itself.
+    """Object code of the kernels that a plan calls.
 
     Raises:
         KernelError: a kernel does not compile for the chip.
     """
     table = kernel_table()
     kernels = [table[name] for name in dict.fromkeys(call.kernel for call in plan.calls)]
-    objects = KernelStore(plan.target).objects(kernels, progress)
-    return [functions_object(plan.target), *objects.values()]
+    return list(KernelStore(plan.target).objects(kernels, progress).values())
 
 
 def firmware_object(plan: MicroPlan, behind: int = 0) -> bytes:

@@ -127,9 +127,9 @@ def part_of(layer: Layer, rows: Range, reads: Sequence[Value], makes: Value) -> 
     return replace(layer, **changes)
 
 
-def some_rows(value: Value, rows: Range, label: str) -> Value:
-    """Rows of an image as a value of their own."""
-    return replace(value, name=f"{value.name}{label}", shape=(rows[1] - rows[0], *value.shape[1:]))
+def some_rows(value: Value, rows: Range) -> Value:
+    """Rows of an image as an image."""
+    return replace(value, shape=(rows[1] - rows[0], *value.shape[1:]))
 
 
 def row_bytes(value: Value, item: int) -> int:
@@ -172,7 +172,7 @@ def jobs_by_rows(
                 jobs += _moved(layer.makes, held, keep, first + i, item)
                 held[name] = (held[name][0], span[1])
                 most[name] = max(most[name], span[1] - held[name][0])
-            jobs.append(_part_job(layer, span, held, first + i, f" of band {band}", item))
+            jobs.append(_part_job(layer, span, held, first + i, item))
             if name == result.name:
                 written = span[1] * row_bytes(result, item)
                 above = max(above, written - later * row_bytes(given, item))
@@ -198,18 +198,16 @@ def _moved(value: Value, held: dict[str, Range], keep: int, index: int, item: in
         yield Job(None, at, index, (end - keep) * size)
 
 
-def _part_job(
-    layer: Layer, span: Range, held: Mapping[str, Range], index: int, label: str, item: int
-) -> Job:
+def _part_job(layer: Layer, span: Range, held: Mapping[str, Range], index: int, item: int) -> Job:
     at: dict[str, At] = {}
     reads = []
     for value in layer.reads:
         rows = rows_read(layer, value, span)
-        part = some_rows(value, rows, label)
+        part = some_rows(value, rows)
         begin = rows[0] - held.get(value.name, (0, 0))[0]
         at[part.name] = At(value.name, begin * row_bytes(value, item))
         reads.append(part)
-    makes = some_rows(layer.makes, span, label)
+    makes = some_rows(layer.makes, span)
     begin = span[0] - held.get(layer.makes.name, (0, 0))[0]
     at[makes.name] = At(layer.makes.name, begin * row_bytes(layer.makes, item))
     return Job(part_of(layer, span, reads, makes), at, index)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 ALIGNED = 16
@@ -18,9 +19,10 @@ _TRIES = 400
 
 
 class Life(NamedTuple):
-    """Bytes that are taken from a step to another, both included."""
+    """Bytes of a piece, from `begin` to `end`, that are taken in these steps, both included."""
 
-    n_bytes: int
+    begin: int
+    end: int
     first: int
     last: int
 
@@ -56,24 +58,31 @@ _ORDERS: dict[str, Callable[[Lives], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-def packed(pieces: Mapping[str, Lives]) -> Packing:
-    """Offsets at multiples of `ALIGNED` so that nothing overlaps at any step."""
+def packed(pieces: Mapping[str, Lives], tries: int = _TRIES) -> Packing:
+    """Offsets at multiples of `ALIGNED` so that nothing overlaps at any step.
+
+    Args:
+        tries: changes of the best order, at most.
+    """
+    meeting = _meeting(pieces)
     orders = {
         packer: sorted(pieces, key=lambda name: (*key(pieces[name]), name))
         for packer, key in _ORDERS.items()
     }
     orders["by breadth"] = _by_breadth(pieces)
-    found = [(*_in_turn(pieces, order), packer) for packer, order in orders.items()]
+    found = [(*_in_turn(pieces, meeting, order), packer) for packer, order in orders.items()]
     offsets, total, packer = min(found, key=lambda one: one[1])
     least = _least(pieces)
     if total > least:
-        offsets, changed = _exchanged(pieces, orders[packer], offsets, total, least)
+        offsets, changed = _exchanged(
+            partial(_in_turn, pieces, meeting), orders[packer], (offsets, total), least, tries
+        )
         packer, total = (f"{packer}, changed", changed) if changed < total else (packer, total)
     return Packing(offsets, total, least, packer)
 
 
 def _bytes(lives: Lives) -> int:
-    return max(life.n_bytes for life in lives)
+    return max(life.end for life in lives)
 
 
 def _first(lives: Lives) -> int:
@@ -85,36 +94,58 @@ def _last(lives: Lives) -> int:
 
 
 def _least(pieces: Mapping[str, Lives]) -> int:
-    changes: dict[int, int] = {}
-    for lives in pieces.values():
-        for life in lives:
-            changes[life.first] = changes.get(life.first, 0) + life.n_bytes
-            changes[life.last + 1] = changes.get(life.last + 1, 0) - life.n_bytes
-    live = most = 0
-    for _, change in sorted(changes.items()):
-        live += change
-        most = max(most, live)
-    return most
+    times = sorted({t for lives in pieces.values() for life in lives for t in life[2:]})
+    return max((sum(_alive(lives, time) for lives in pieces.values()) for time in times), default=0)
 
 
-def _in_turn(pieces: Mapping[str, Lives], order: Sequence[str]) -> tuple[dict[str, int], int]:
+def _alive(lives: Lives, time: int) -> int:
+    """Bytes of a piece that are taken at a step."""
+    total = end = 0
+    for life in sorted(life for life in lives if life.first <= time <= life.last):
+        total += max(0, life.end - max(end, life.begin))
+        end = max(end, life.end)
+    return total
+
+
+_Meeting = Mapping[str, Mapping[str, list[tuple[int, int]]]]
+
+
+def _meeting(pieces: Mapping[str, Lives]) -> _Meeting:
+    """Of each piece those that it meets, and how far above these it may not begin, from and to."""
+    found: dict[str, dict[str, list[tuple[int, int]]]] = {name: {} for name in pieces}
+    for name, own in pieces.items():
+        for other, others in pieces.items():
+            bad = [
+                (theirs.begin - mine.end + 1, theirs.end - mine.begin)
+                for mine in own
+                for theirs in others
+                if mine.first <= theirs.last and theirs.first <= mine.last
+            ]
+            if bad and name != other:
+                found[name][other] = bad
+    return found
+
+
+def _in_turn(
+    pieces: Mapping[str, Lives], meeting: _Meeting, order: Sequence[str]
+) -> tuple[dict[str, int], int]:
     """Each as low as those before it let it be."""
     offsets: dict[str, int] = {}
+    total = 0
     for name in order:
-        # Places where it would overlap: from the first byte up to the last one, not included.
         bad = sorted(
-            (offsets[other] - mine.n_bytes + 1, offsets[other] + theirs.n_bytes)
-            for other in offsets
-            for theirs in pieces[other]
-            for mine in pieces[name]
-            if mine.first <= theirs.last and theirs.first <= mine.last
+            (offsets[other] + begin, offsets[other] + end)
+            for other, spans in meeting[name].items()
+            if other in offsets
+            for begin, end in spans
         )
         at = 0
         for begin, end in bad:
-            if at >= begin and at < end:
+            if begin <= at < end:
                 at = -(-end // ALIGNED) * ALIGNED
         offsets[name] = at
-    return offsets, max((at + _bytes(pieces[name]) for name, at in offsets.items()), default=0)
+        total = max(total, at + _bytes(pieces[name]))
+    return offsets, total
 
 
 def _by_breadth(pieces: Mapping[str, Lives]) -> list[str]:
@@ -123,23 +154,23 @@ def _by_breadth(pieces: Mapping[str, Lives]) -> list[str]:
     for name, lives in pieces.items():
         for life in lives:
             for step in range(life.first, life.last + 1):
-                alive.setdefault(step, []).append((-life.n_bytes, name))
+                alive.setdefault(step, []).append((life.begin - life.end, name))
     widest = sorted(alive, key=lambda step: (sum(n for n, _ in alive[step]), step))
     return list(dict.fromkeys(name for step in widest for _, name in sorted(alive[step])))
 
 
 def _exchanged(
-    pieces: Mapping[str, Lives], order: Sequence[str], offsets: dict[str, int], total: int,
-    least: int,
+    place: Callable[[Sequence[str]], tuple[dict[str, int], int]], order: Sequence[str],
+    found: tuple[dict[str, int], int], least: int, tries: int,
 ) -> tuple[dict[str, int], int]:  # fmt: skip
     rng = random.Random(0)
-    for _ in range(_TRIES):
-        if total <= least:
+    for _ in range(tries):
+        if found[1] <= least:
             break
         other = list(order)
         name = other.pop(rng.randrange(len(other)))
         other.insert(rng.randrange(len(other) + 1), name)
-        tried, needed = _in_turn(pieces, other)
-        if needed <= total:
-            order, offsets, total = other, tried, needed
-    return offsets, total
+        tried = place(other)
+        if tried[1] <= found[1]:
+            order, found = other, tried
+    return found

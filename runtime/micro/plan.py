@@ -90,12 +90,13 @@ def placed(schedule: Schedule, by_rows: tuple[ByRows, ...]) -> MicroPlan:
     bases = {
         name: At(ARENA, packing.offsets[at.name] + at.offset) for name, at in schedule.bases.items()
     }
-    constants, known = _constants(part for _, part in schedule.jobs)
+    constants, at = _constants(part for _, part in schedule.jobs)
     calls = []
-    for step, (job, part) in enumerate(schedule.jobs):
+    for job, part in schedule.jobs:
+        known = at[id(part)]
         own = {name: _moved(bases[at.name], at.offset) for name, at in job.at.items()}
         if part.scratch_bytes:
-            own[SCRATCH] = At(ARENA, packing.offsets[scratch_of(step)])
+            own[SCRATCH] = At(ARENA, packing.offsets[scratch_of(job)])
         for one in part.steps:
             slots = tuple(
                 slot if not isinstance(slot, At)
@@ -113,20 +114,24 @@ def _moved(at: At, offset: int) -> At:
     return At(at.name, at.offset + offset)
 
 
-def _constants(parts: Iterable[Lowered]) -> tuple[bytes, Mapping[str, At]]:
-    """All constants in one piece, and where each is; those of the same content are there once."""
+def _constants(parts: Iterable[Lowered]) -> tuple[bytes, Mapping[int, Mapping[str, At]]]:
+    """All constants in one piece, and where each part has its own.
+
+    Those of the same content are there once.
+    """
     whole = bytearray()
-    at: dict[str, At] = {}
+    found: dict[int, dict[str, At]] = {}
     known: dict[bytes, int] = {}
     for part in parts:
+        if id(part) in found:
+            continue
+        own = found[id(part)] = {}
         for name, array in part.constants.items():
-            if name in at:
-                continue
             data = np.ascontiguousarray(array).tobytes()
             if data not in known:
                 whole += bytes(-len(whole) % ALIGNED)
                 known[data] = len(whole)
                 whole += data
-            at[name] = At(CONSTANTS, known[data])
+            own[name] = At(CONSTANTS, known[data])
     whole += bytes(READ_BEHIND)
-    return bytes(whole), at
+    return bytes(whole), found

@@ -16,9 +16,9 @@ from headrace.targets.target import Target
 _ROWS = " (rows)"  # behind a value's name: some of its rows
 
 
-def scratch_of(step: int) -> str:
-    """The piece that a job has for itself."""
-    return f"{SCRATCH} of step {step}"
+def scratch_of(job: Job) -> str:
+    """The piece that a job has for itself; a layer's parts have one."""
+    return f"{SCRATCH} of layer {job.index}"
 
 
 class Schedule:
@@ -27,7 +27,8 @@ class Schedule:
     Args:
         network, target: of the plan.
         by_rows: layers that run by rows, in order.
-        known: layers as calls of kernels, from other schedules of them; more comes to it.
+        known: layers and parts of them as calls of kernels, from other schedules for the same
+            target; more comes to it.
 
     Attributes:
         jobs: with what each of them is on the chip.
@@ -66,21 +67,20 @@ class Schedule:
         """What is taken of SRAM when, by piece; steps are jobs."""
         found: dict[str, list[Life]] = {}
         for name, base in self.bases.items():
-            life = Life(base.offset + self._sizes[name], *self._times[name])
+            life = Life(base.offset, base.offset + self._sizes[name], *self._times[name])
             found.setdefault(base.name, []).append(life)
-        for step, (_, part) in enumerate(self.jobs):
+        for step, (job, part) in enumerate(self.jobs):
             if part.scratch_bytes:
-                found[scratch_of(step)] = [Life(part.scratch_bytes, step, step)]
+                own = Life(0, part.scratch_bytes, step, step)
+                found.setdefault(scratch_of(job), []).append(own)
         return {name: tuple(lives) for name, lives in found.items()}
 
     def _lowered(self, layer: Layer) -> Lowered:
         shapes = (*(value.shape for value in layer.reads), layer.makes.shape)
-        key = layer.name, getattr(layer, "windows", None), shapes, self.target.name
-        # What is cached may be of another part of the layer: only names of values differ.
-        names = tuple(value.name for value in (*layer.reads, layer.makes))
-        if (key, names) not in self._known:
-            self._known[key, names] = lowered(layer, self.target)
-        return self._known[key, names]
+        key = layer.name, getattr(layer, "windows", None), shapes
+        if key not in self._known:
+            self._known[key] = lowered(layer, self.target)
+        return self._known[key]
 
     def _add(self, job: Job, part: Lowered) -> None:
         step = len(self.jobs)

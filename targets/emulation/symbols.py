@@ -19,14 +19,7 @@ def function_range(path: Path, name: str) -> tuple[int, int]:
     """
     data = path.read_bytes()
     wide = data[4] == 2
-    table, n_sections = (
-        (struct.unpack_from("<Q", data, 40)[0], struct.unpack_from("<H", data, 60)[0])
-        if wide
-        else (struct.unpack_from("<I", data, 32)[0], struct.unpack_from("<H", data, 48)[0])
-    )
-    # type, offset, size and linked section of every section header
-    header, size = ("<4xI16xQQI", 64) if wide else ("<4xI8xIII", 40)
-    sections = [struct.unpack_from(header, data, table + i * size) for i in range(n_sections)]
+    sections = [section[1:] for section in _sections(data)]
     # name, address and size of every symbol
     symbol, step = ("<I4xQQ", 24) if wide else ("<III4x", 16)
     for kind, at, n_bytes, names in sections:
@@ -38,6 +31,32 @@ def function_range(path: Path, name: str) -> tuple[int, int]:
             if data[start : data.index(b"\0", start)].decode() == name:
                 return address & ~1, address + length  # Thumb marks its code with bit 0
     raise KernelError(f"{path.name} has no function {name}")
+
+
+def _sections(data: bytes) -> list[tuple[int, int, int, int, int]]:
+    """Name (offset among names), type, offset, size and linked section of each section."""
+    wide = data[4] == 2
+    table, n_sections = (
+        (struct.unpack_from("<Q", data, 40)[0], struct.unpack_from("<H", data, 60)[0])
+        if wide
+        else (struct.unpack_from("<I", data, 32)[0], struct.unpack_from("<H", data, 48)[0])
+    )
+    header, size = ("<II16xQQI", 64) if wide else ("<II8xIII", 40)
+    return [struct.unpack_from(header, data, table + i * size) for i in range(n_sections)]
+
+
+def section_bytes(data: bytes, name: str) -> int:
+    """Of all sections of an object file whose name is this, or begins with it and a dot."""
+    sections = _sections(data)
+    (at,) = struct.unpack_from("<H", data, 62 if data[4] == 2 else 50)
+    names = sections[at][2]
+    total = 0
+    for word, _, _, size, _ in sections:
+        start = names + word
+        own = data[start : data.index(b"\0", start)].decode()
+        if own == name or own.startswith(f"{name}."):
+            total += size
+    return total
 
 
 def segments(path: Path) -> tuple[int, list[tuple[int, int, bytes]]]:

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 from headrace.micro.kernels import (
+    add_i8,
+    convolution_i8,
     depthwise,
+    depthwise_i8,
     elementwise,
     learning,
+    lookup_i8,
     matmul,
     matmul_i8,
     move,
     pad,
     pool,
+    pool_i8,
     softmax,
+    softmax_i8,
     turn,
 )
 from headrace.targets.table import Kernel
 
-_MODULES = (matmul, matmul_i8, move, pad, depthwise, pool, elementwise, softmax, turn, learning)
+_MODULES = (
+    add_i8,
+    convolution_i8,
+    depthwise,
+    depthwise_i8,
+    elementwise,
+    learning,
+    lookup_i8,
+    matmul,
+    matmul_i8,
+    move,
+    pad,
+    pool,
+    pool_i8,
+    softmax,
+    softmax_i8,
+    turn,
+)
 
 
 def kernel_table() -> dict[str, Kernel]:

@@ -1,0 +1,162 @@
+"""Which layers of a network run by rows, so that it fits in a chip's SRAM.
+
+Between two layers where one value alone is there, a network can be cut. Each part runs whole or by
+rows (`headrace.micro.jobs`), and the arena is the most that a part takes. Of all ways to cut, those
+are looked for that fit with the fewest calls of kernels, or, where none fits, that take least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from headrace.errors import BudgetError, UnsupportedError
+from headrace.micro.jobs import ByRows, can_run_by_rows
+from headrace.micro.lowered import Lowered
+from headrace.micro.network import MicroNetwork, Port, Value
+from headrace.micro.packing import packed
+from headrace.micro.plan import MicroPlan, placed
+from headrace.micro.schedule import Schedule
+from headrace.sizes import format_size
+from headrace.targets.target import Target
+
+Progress = Callable[[int, int, str], None]
+_HEIGHTS = (1, 2, 4, 8)  # rows that the last layer of a part makes at a time
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Layers from one cut to another.
+
+    Attributes:
+        n_bytes: of SRAM.
+        calls: of kernels.
+        by_rows: how it runs, if not whole.
+    """
+
+    n_bytes: int
+    calls: int
+    by_rows: ByRows | None
+
+
+def plan_within(
+    network: MicroNetwork, target: Target, sram: int | None, progress: Progress | None = None
+) -> MicroPlan:
+    """Plan a network for a chip: all layers whole, if that fits.
+
+    Args:
+        sram: bytes for the arena; None: as many as whole layers take.
+        progress: called with (done, total, what) while parts are tried.
+
+    Raises:
+        BudgetError: no way takes so little; it says how much the least takes.
+        UnsupportedError: there are no kernels for a layer.
+    """
+    known: dict[object, Lowered] = {}
+    whole = placed(Schedule(network, target, known=known), ())
+    if sram is None or whole.arena_bytes <= sram:
+        return whole
+    parts = _parts(network, target, known, progress)
+    count = len(network.layers)
+    bounds = sorted({part.n_bytes for options in parts.values() for part in options})
+    # A whole plan may take more than its parts, as neighbours share a piece: then less is asked of
+    # them.
+    for bound in (sram, *reversed([one for one in bounds if one < sram])):
+        way = _cheapest(parts, bound, count)
+        if way is None:
+            break
+        made = placed(Schedule(network, target, way, known), way)
+        if made.arena_bytes <= sram:
+            return made
+    ways = (_cheapest(parts, bound, count) for bound in bounds)
+    least = next(way for way in ways if way is not None)
+    needed = placed(Schedule(network, target, least, known), least).arena_bytes
+    needed = min(whole.arena_bytes, needed)
+    raise BudgetError(
+        f"{network.name} does not fit in {format_size(sram)} of SRAM on {target.name}: its values "
+        f"take {format_size(needed)} at least ({format_size(whole.arena_bytes)} with whole "
+        "layers); allow that (`sram`), or take a network with smaller images or fewer channels",
+        needed_bytes=needed,
+    )
+
+
+def _cuts(network: MicroNetwork) -> dict[int, Value]:
+    """Values that alone are there in front of a layer, by the layer's place."""
+    last = {v.name: i for i, layer in enumerate(network.layers) for v in layer.reads}
+    last |= {port.value.name: len(network.layers) for port in network.outputs}
+    made = {port.value.name: (0, port.value) for port in network.inputs}
+    found = {}
+    for i, layer in enumerate(network.layers):
+        alive = [value for name, (_, value) in made.items() if last.get(name, -1) >= i]
+        if len(alive) == 1:
+            found[i] = alive[0]
+        made[layer.makes.name] = (i, layer.makes)
+    return found
+
+
+def _parts(
+    network: MicroNetwork, target: Target, known: dict[object, Lowered], progress: Progress | None
+) -> dict[tuple[int, int], list[_Part]]:
+    """Parts by their first layer and the one behind the last."""
+    cuts = _cuts(network)
+    ends = [*(i for i in cuts if i > 0), len(network.layers)]
+    found: dict[tuple[int, int], list[_Part]] = {}
+    for done, first in enumerate(cuts):
+        if progress is not None:
+            progress(done, len(cuts), "parts")
+        for last in (end for end in ends if end > first):
+            options = list(_ways(network, target, known, first, last, cuts))
+            if not options:
+                break
+            found[first, last] = options
+    return found
+
+
+def _ways(
+    network: MicroNetwork, target: Target, known: dict[object, Lowered], first: int, last: int,
+    cuts: dict[int, Value],
+) -> Iterator[_Part]:  # fmt: skip
+    layers = network.layers[first:last]
+    given, made = cuts[first], layers[-1].makes
+    part = replace(
+        network, layers=layers, inputs=(Port("", (), given),), outputs=(Port("", (), made),)
+    )
+    whole = last - first == 1 or not any(first < cut < last for cut in cuts)
+    if whole:
+        schedule = Schedule(part, target, known=known)
+        yield _Part(packed(schedule.pieces(), tries=0).n_bytes, _calls(schedule), None)
+    if not can_run_by_rows(layers):
+        return
+    for height in _HEIGHTS:
+        if height > max(1, made.image[0] // 2):
+            break
+        rows = ByRows(0, len(layers), height)
+        try:
+            schedule = Schedule(part, target, (rows,), known)
+        except UnsupportedError:
+            return
+        n_bytes = packed(schedule.pieces(), tries=0).n_bytes
+        yield _Part(n_bytes, _calls(schedule), ByRows(first, last, height))
+
+
+def _calls(schedule: Schedule) -> int:
+    return sum(len(part.steps) for _, part in schedule.jobs)
+
+
+def _cheapest(
+    parts: dict[tuple[int, int], list[_Part]], bound: int, count: int
+) -> tuple[ByRows, ...] | None:
+    """The way with the fewest calls of which each part is within a bound; None: there is none."""
+    best: dict[int, tuple[int, tuple[ByRows, ...]]] = {0: (0, ())}
+    for first, last in sorted(parts):
+        if first not in best:
+            continue
+        for part in parts[first, last]:
+            if part.n_bytes > bound:
+                continue
+            calls, way = best[first]
+            calls += part.calls
+            way = way if part.by_rows is None else (*way, part.by_rows)
+            if last not in best or calls < best[last][0]:
+                best[last] = (calls, way)
+    return best[count][1] if count in best else None

@@ -1,0 +1,161 @@
+"""Convolutions of images of int8 codes: windows of some pixels become rows of a product.
+
+An image lies pixel by pixel. What the windows of `matmul_i8.ROWS` neighbours see is copied to a
+buffer, row of taps by row of taps, with the code of zero where a window is outside of the image;
+then these rows are multiplied by all weights. Source: Lai et al., "CMSIS-NN" (1801.06601), section
+3.3: partial im2col.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from headrace.micro.kernels import copying, matmul_i8
+from headrace.micro.kernels.matmul_i8 import ROWS, product_of, reference, scales_for
+from headrace.micro.kernels.requantise import by_lanes, lanes_of
+from headrace.micro.network import Windows
+from headrace.micro.windows import windows_of
+from headrace.targets.simd import arg_int, arg_ptr, int32, splat_i32, with_lanes
+from headrace.targets.table import Case, Kernel, KernelFunction
+from headrace.targets.target import Target
+
+NAME = "convolution_i8"
+
+
+def row_bytes(target: Target, k: int) -> int:
+    """Of a window in the buffer."""
+    return -(-k // matmul_i8.piece_of(target)) * matmul_i8.piece_of(target)
+
+
+def scratch_bytes(target: Target, k: int, m: int) -> int:
+    """Of windows and sums of a convolution with m x k weights."""
+    windows = ROWS * row_bytes(target, k) + copying.BEHIND
+    return -(-windows // 16) * 16 + matmul_i8.sums_bytes(target, m)
+
+
+def _build(target: Target) -> KernelFunction:
+    lanes, product = lanes_of(target), product_of(target)
+    copy, fill = copying.copy_of(lanes), copying.fill_of(lanes)
+
+    def gather(
+        to: Any, image: Any, y: Any, x: Any, rows: Any, columns: Any, channels: Any, taps: Any,
+        tap_columns: Any, down: Any, across: Any, outside: Any,
+    ) -> None:  # fmt: skip
+        """What a window that begins at row y and column x sees."""
+        row_bytes = columns * channels
+        span = tap_columns * channels
+        while taps > 0:
+            if y < 0 or y >= rows:
+                fill(to, outside, span)
+                to = to + span
+            elif across == 1 and x >= 0 and x + tap_columns <= columns:
+                copy(to, image + (y * row_bytes + x * channels), span)
+                to = to + span
+            else:
+                tap, at = tap_columns, x
+                while tap > 0:
+                    if at < 0 or at >= columns:
+                        fill(to, outside, channels)
+                    else:
+                        copy(to, image + (y * row_bytes + at * channels), channels)
+                    to, at, tap = to + channels, at + across, tap - 1
+            y, taps = y + down, taps - 1
+
+    def kernel(args: Any, thread: Any, n_threads: Any) -> None:
+        image, weights, c = arg_ptr(args, 0), arg_ptr(args, 1), arg_ptr(args, 2)
+        bias, multipliers, downs = arg_ptr(args, 3), arg_ptr(args, 4), arg_ptr(args, 5)
+        ups, buffer, sums = arg_ptr(args, 6), arg_ptr(args, 7), arg_ptr(args, 8)
+        k, m = int32(arg_int(args, 9)), int32(arg_int(args, 10))
+        rows, columns, channels = (
+            int32(arg_int(args, 11)), int32(arg_int(args, 12)), int32(arg_int(args, 13))
+        )  # fmt: skip
+        made_rows, made_columns = int32(arg_int(args, 14)), int32(arg_int(args, 15))
+        taps, tap_columns = int32(arg_int(args, 16)), int32(arg_int(args, 17))
+        step_down, step_across = int32(arg_int(args, 18)), int32(arg_int(args, 19))
+        y, left = int32(arg_int(args, 20)), int32(arg_int(args, 21))
+        down, across = int32(arg_int(args, 22)), int32(arg_int(args, 23))
+        outside = splat_i32(arg_int(args, 24))
+        zero, low, high = (
+            splat_i32(arg_int(args, 25)), splat_i32(arg_int(args, 26)), splat_i32(arg_int(args, 27))
+        )  # fmt: skip
+        while made_rows > 0:
+            x, pixels = left, made_columns
+            while pixels > 0:
+                gather(buffer, image, y, x, rows, columns, channels, taps, tap_columns, down,
+                       across, outside)  # fmt: skip
+                if pixels >= ROWS:
+                    gather(buffer + k, image, y, x + step_across, rows, columns, channels, taps,
+                           tap_columns, down, across, outside)  # fmt: skip
+                    product(ROWS, buffer, k, weights, c, m, k, m, bias, multipliers, downs, ups,
+                            sums, zero, low, high)  # fmt: skip
+                else:
+                    product(1, buffer, k, weights, c, m, k, m, bias, multipliers, downs, ups, sums,
+                            zero, low, high)  # fmt: skip
+                x, c = x + ROWS * step_across, c + ROWS * m
+                pixels = pixels - ROWS
+            # The last pixels of a row may be fewer.
+            c, y, made_rows = c + pixels * m, y + step_down, made_rows - 1
+
+    return with_lanes(kernel, lanes)
+
+
+def geometry(
+    image: tuple[int, int, int], made: tuple[int, int, int], windows: Windows, zero: int
+) -> list[int]:
+    """Slots of shapes [rows, columns, channels] and windows; `zero` is the code of what is outside.
+
+    The first window begins at the negative pads.
+    """
+    return [
+        *image, *made[:2], *windows.taps, *windows.strides, -windows.pads[0], -windows.pads[1],
+        *windows.dilations, copying.four_times(zero),
+    ]  # fmt: skip
+
+
+_CASES = (  # rows, columns, channels, made channels, windows
+    (5, 6, 3, 5, Windows((3, 3), (1, 1), (1, 1))),
+    (7, 5, 16, 4, Windows((3, 2), (2, 2), (0, 1))),
+    (4, 5, 1, 8, Windows((4, 3), (2, 2), (1, 1))),
+    (6, 6, 4, 9, Windows((2, 3), (1, 1), (1, 2), (2, 2))),
+    (3, 5, 20, 6, Windows((1, 1), (2, 2))),
+)
+
+
+def made_size(length: int, windows: Windows, axis: int) -> int:
+    """Rows or columns that a convolution of the tests makes, with pads on both sides."""
+    reach = (windows.taps[axis] - 1) * windows.dilations[axis] + 1
+    return (length + 2 * windows.pads[axis] - reach) // windows.strides[axis] + 1
+
+
+def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    for rows, columns, channels, m, windows in _CASES:
+        for kind in ("random", "ties"):
+            room = rng.integers(-128, 128, rows * columns * channels + copying.BEHIND)
+            codes = room.astype(np.int8)
+            image = codes[: -copying.BEHIND].reshape(rows, columns, channels)
+            k = windows.taps[0] * windows.taps[1] * channels
+            b = rng.integers(-127, 128, (m, k)).astype(np.int8)
+            bias, multipliers, shifts = scales_for(rng, kind, k, m)
+            made = (made_size(rows, windows, 0), made_size(columns, windows, 1), m)
+            seen = windows_of(image, windows, made[:2], 5).reshape(-1, k)
+            expected = reference(seen, b, bias, multipliers, shifts, 7, -100, 127).reshape(made)
+            c = np.zeros(made, np.int8)
+            factors, downs, ups = matmul_i8.scaling_of(multipliers, shifts, target)
+            scratch = np.zeros(scratch_bytes(target, k, m), np.uint8)
+            sums = scratch[-matmul_i8.sums_bytes(target, m) :]
+            slots = [
+                codes, matmul_i8.packed(b, target), c, by_lanes(bias, target), factors, downs,
+                0 if ups is None else ups, scratch, sums, row_bytes(target, k), m,
+                *geometry(image.shape, made, windows, 5), 7, -100, 127,
+            ]  # fmt: skip
+            label = f"{rows}x{columns}x{channels} to {m}, {windows.taps} {kind}"
+            yield Case(slots, [(c, expected)], 0, label)
+
+
+def all_kernels() -> list[Kernel]:
+    """One convolution of any windows."""
+    sources = (__name__, matmul_i8.__name__, copying.__name__, lanes_of.__module__)
+    return [Kernel(NAME, _build, sources, _cases)]

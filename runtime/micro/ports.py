@@ -1,0 +1,58 @@
+"""A file's inputs and outputs as a chip has them: codes or halves, channels last, no batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from headrace.micro.network import MicroNetwork, Port
+
+
+def to_chip(network: MicroNetwork, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of a file's inputs, by name, as arrays of values.
+
+    Raises:
+        ValueError, TypeError: one is missing, unknown, or of another shape or type.
+    """
+    unknown = set(inputs) - {port.name for port in network.inputs}
+    if unknown:
+        names = ", ".join(port.name for port in network.inputs)
+        raise ValueError(f"there is no input {sorted(unknown)[0]!r}; the network takes {names}")
+    return {port.value.name: _to_chip(port, inputs) for port in network.inputs}
+
+
+def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    if port.name not in inputs:
+        raise ValueError(f"the input {port.name!r} is missing")
+    array = np.asarray(inputs[port.name])
+    if array.shape != port.shape:
+        raise ValueError(f"{port.name} is {list(array.shape)}, and {list(port.shape)} is wanted")
+    if port.is_real != (array.dtype.kind == "f") or (not port.is_real and array.dtype != np.int8):
+        wanted = "float32" if port.is_real else "int8"
+        raise TypeError(f"{port.name} is {array.dtype}, and {wanted} is wanted")
+    image = array[0].transpose(1, 2, 0) if port.channels_first else array
+    image = np.ascontiguousarray(image).reshape(port.value.shape)
+    codes = port.value.codes
+    if codes is None:
+        return image.astype(np.float16)
+    if not port.is_real:
+        return image
+    whole = np.rint(image.astype(np.float64) / codes.scale) + codes.zero
+    return np.clip(whole, -128, 127).astype(np.int8)
+
+
+def from_chip(network: MicroNetwork, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of outputs as the file has them, by the outputs' names."""
+    return {port.name: _from_chip(port, values[port.value.name]) for port in network.outputs}
+
+
+def _from_chip(port: Port, value: np.ndarray) -> np.ndarray:
+    codes = port.value.codes
+    if codes is None:
+        value = value.astype(np.float32)
+    elif port.is_real:
+        value = ((value.astype(np.float64) - codes.zero) * codes.scale).astype(np.float32)
+    if port.channels_first:
+        value = value.reshape(port.value.image).transpose(2, 0, 1)
+    return value.reshape(port.shape)

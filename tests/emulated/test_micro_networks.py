@@ -1,0 +1,134 @@
+"""Whole networks on emulated microcontrollers, bit for bit what numpy says they compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tflite_networks import residual
+
+from headrace.cli import main
+from headrace.errors import KernelError
+from headrace.micro.arithmetic import computed
+from headrace.micro.choice import plan_within
+from headrace.micro.emulate import EmulatedNetwork
+from headrace.micro.firmware import RUN
+from headrace.micro.plan import plan_network
+from headrace.micro.ports import from_chip, to_chip
+from headrace.micro.reading import read_network
+from headrace.targets.emulation.machines import why_not
+from headrace.targets.target import microcontrollers
+
+CHIPS = microcontrollers()
+
+
+def needed(machine: str) -> None:
+    if reason := why_not(machine):
+        pytest.skip(reason)
+
+
+def written(dtype: str, folder: Path) -> tuple[Path, np.ndarray]:
+    (file, x, y), array = residual(dtype)
+    return file.write(folder / "x.tflite", [x], [y]), array
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_chip_gives_what_numpy_does(dtype: str, chip: str, tmp_path: Path) -> None:
+    target = CHIPS[chip]
+    needed(target.machines[0])
+    path, array = written(dtype, tmp_path)
+    network = read_network(path)
+    runs = [to_chip(network, {"image": one}) for one in (array, -array)]
+    plan = plan_network(network, target)
+    program = EmulatedNetwork(plan, tmp_path)
+    for given, found in zip(runs, program.run(runs), strict=True):
+        expected = computed(network, target, given)
+        for name, value in found.items():
+            assert value.tobytes() == expected[name].tobytes()
+            assert np.ptp(value.astype(np.float64)) > 0
+    used = program.used(runs[0])
+    assert used.arena_bytes == plan.arena_bytes
+    assert 0 < used.stack_bytes < 4096
+    counts = program.instructions(runs[0])
+    assert counts[RUN] < 0.05 * sum(counts.values())
+    (scores,) = from_chip(network, found).values()
+    assert scores.shape == (1, 12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_rows_give_the_same_in_less_memory(dtype: str, tmp_path: Path) -> None:
+    target = CHIPS["cortex-m55"]
+    needed(target.machines[0])
+    path, array = written(dtype, tmp_path)
+    network = read_network(path)
+    given = to_chip(network, {"image": array})
+    whole = plan_network(network, target)
+    (expected,) = EmulatedNetwork(whole, tmp_path).run([given])
+    for share in (0.7, 0.8):
+        plan = plan_within(network, target, int(share * whole.arena_bytes))
+        assert plan.by_rows and plan.arena_bytes <= share * whole.arena_bytes
+        program = EmulatedNetwork(plan, tmp_path)
+        (found,) = program.run([given])
+        assert {k: v.tobytes() for k, v in found.items()} == {
+            k: v.tobytes() for k, v in expected.items()
+        }
+        assert program.used(given).arena_bytes == plan.arena_bytes
+
+
+def test_inputs_have_to_fit(tmp_path: Path) -> None:
+    target = CHIPS["cortex-m55"]
+    needed(target.machines[0])
+    path, array = written("float32", tmp_path)
+    network = read_network(path)
+    with pytest.raises(ValueError, match="there is no input 'other'"):
+        to_chip(network, {"other": array})
+    with pytest.raises(ValueError, match="the input 'image' is missing"):
+        to_chip(network, {})
+    with pytest.raises(ValueError, match=r"image is \[20, 12, 3\], and \[1, 20, 12, 3\]"):
+        to_chip(network, {"image": array[0]})
+    with pytest.raises(TypeError, match="image is int8, and float32 is wanted"):
+        to_chip(network, {"image": array.astype(np.int8)})
+    program = EmulatedNetwork(plan_network(network, target), tmp_path)
+    name = network.inputs[0].value.name
+    with pytest.raises(ValueError, match="float16"):
+        program.run([{name: array[0]}])
+
+
+def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    needed(CHIPS["cortex-m55"].machines[0])
+    path, array = written("int8", tmp_path)
+    np.save(tmp_path / "x.npy", array)
+    to = ["--target", "cortex-m55"]
+    assert main(["plan", str(path), *to, "--sram", "64KiB", "--flash", "1MiB"]) == 0
+    said = capsys.readouterr().out
+    assert "arena" in said and "instructions" in said and "Depthwise" in said
+    given = ["--input", f"image={tmp_path / 'x.npy'}", "-o", str(tmp_path / "out")]
+    assert main(["run", str(path), *to, "--emulate", *given]) == 0
+    network = read_network(path)
+    chip = to_chip(network, {"image": array})
+    expected = from_chip(network, computed(network, CHIPS["cortex-m55"], chip))
+    found = np.load(tmp_path / "out" / "scores.npy")
+    assert found.tobytes() == expected["scores"].tobytes()
+    assert main(["targets", "export", str(path), *to, "-o", str(tmp_path / "firmware")]) == 0
+    names = {one.name for one in (tmp_path / "firmware").iterdir()}
+    assert names == {"network.o", "support.o", "network.h", "network.elf"}
+    capsys.readouterr()
+    for arguments, words in (
+        (["plan", str(path), *to, "--sram", "1KiB"], "does not fit in 1.02 kB of SRAM"),
+        (["plan", str(path), *to, "--flash", "1KiB"], "of flash on cortex-m55"),
+        (["plan", str(path), *to, "--threads", "2"], "takes no --threads"),
+        (["plan", str(path), "--sram", "1MB"], "--sram is for microcontrollers"),
+        (["run", str(path), *to, *given], "add --emulate"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_chip_that_nothing_emulates_is_said(tmp_path: Path, monkeypatch: Any) -> None:
+    path, _ = written("float32", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(KernelError, match=r"cannot be emulated: qemu-system-arm is not installed"):
+        EmulatedNetwork(plan_network(read_network(path), CHIPS["cortex-m55"]), tmp_path)

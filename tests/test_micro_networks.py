@@ -1,0 +1,174 @@
+"""Networks for microcontrollers: what is read of files, and where values lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+from onnx_models import FLOAT, model_of, save
+from tflite_networks import made, residual
+
+from headrace.errors import BudgetError, UnsupportedError
+from headrace.micro import half
+from headrace.micro.choice import plan_within
+from headrace.micro.jobs import ByRows, windows_of
+from headrace.micro.network import Activation, Add, Convolution, Depthwise, Pool, View
+from headrace.micro.packing import ALIGNED, Life, packed
+from headrace.micro.plan import plan_network
+from headrace.micro.reading import read_network
+from headrace.targets.target import microcontrollers
+
+CHIP = microcontrollers()["cortex-m55"]
+
+
+def with_batch_norms() -> tuple[Any, np.ndarray]:
+    """What PyTorch exports: channels first, batch norms, HardSwish in pieces, a flattened image."""
+    rng = np.random.default_rng(0)
+    constants: dict[str, np.ndarray] = {}
+
+    def weights(name: str, *shape: int) -> str:
+        constants[name] = (rng.standard_normal(shape) * 0.3).astype(np.float32)
+        return name
+
+    def norm(x: str, y: str, channels: int) -> Any:
+        names = [weights(f"{y}/{one}", channels) for one in ("scale", "bias", "mean")]
+        constants[f"{y}/variance"] = rng.uniform(0.5, 2, channels).astype(np.float32)
+        return helper.make_node("BatchNormalization", [x, *names, f"{y}/variance"], [y])
+
+    constants |= {"three": np.float32(3), "low": np.float32(0), "six": np.float32(6)}
+    nodes = [
+        helper.make_node(
+            "Conv", ["x", weights("w0", 8, 3, 3, 3)], ["a"], pads=[1] * 4, strides=[2, 1]
+        ),
+        norm("a", "b", 8),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node(
+            "Conv", ["c", weights("w1", 8, 1, 3, 3)], ["d"], group=8, auto_pad="SAME_UPPER"
+        ),
+        norm("d", "e", 8),
+        helper.make_node("Add", ["e", "three"], ["f"]),
+        helper.make_node("Clip", ["f", "low", "six"], ["g"]),
+        helper.make_node("Mul", ["e", "g"], ["h"]),
+        helper.make_node("Div", ["h", "six"], ["i"]),
+        helper.make_node("MaxPool", ["i"], ["j"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["j"], ["k"]),
+        helper.make_node(
+            "Gemm", ["k", weights("w2", 5, 8 * 2 * 3), weights("b2", 5)], ["l"], transB=1
+        ),
+        helper.make_node("Softmax", ["l"], ["y"], axis=-1),
+    ]
+    model = model_of(nodes, {"x": (FLOAT, ["batch", 3, 8, 6])}, ["y"], constants)
+    return model, rng.standard_normal((1, 3, 8, 6)).astype(np.float32)
+
+
+def in_single(network: Any, x: np.ndarray) -> np.ndarray:
+    """Its output in float32."""
+    found = {network.inputs[0].value.name: x}
+    for layer in network.layers:
+        given = [found[value.name] for value in layer.reads]
+        found[layer.makes.name] = (
+            given[0].reshape(layer.makes.shape) if isinstance(layer, View)
+            else half.COMPUTED[type(layer)](layer, CHIP, *given, kind="single")
+        )  # fmt: skip
+    return found[network.outputs[0].value.name]
+
+
+def test_a_network_of_pytorchs_kind_gives_what_onnxruntime_does(tmp_path: Path) -> None:
+    model, x = with_batch_norms()
+    network = read_network(save(model, tmp_path / "x.onnx"))
+    kinds = [type(layer) for layer in network.layers]
+    assert kinds.count(Convolution) == 2 and kinds.count(Depthwise) == 1
+    assert Activation in kinds and Pool in kinds and Add not in kinds
+    assert network.inputs[0].channels_first and network.inputs[0].shape == (1, 3, 8, 6)
+    assert network.inputs[0].value.shape == (8, 6, 3)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (expected,) = session.run(None, {"x": x})
+    found = in_single(network, np.ascontiguousarray(x[0].transpose(1, 2, 0)))
+    assert np.ptp(expected) > 0.05
+    np.testing.assert_allclose(found, expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_what_a_tflite_file_says_is_kept(dtype: str, tmp_path: Path) -> None:
+    (file, x, y), _ = residual(dtype)
+    network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))
+    assert network.is_quantised == (dtype == "int8")
+    assert [port.shape for port in network.inputs] == [(1, 20, 12, 3)]
+    assert not network.inputs[0].channels_first
+    convolution = network.layers[0]
+    assert isinstance(convolution, Convolution)
+    assert convolution.weights.shape == (16, 3, 3, 3) and convolution.bounds == (0, np.inf)
+    assert convolution.weights.dtype == dtype and convolution.windows.strides == (2, 2)
+    assert network.macs == sum(layer.macs for layer in network.layers) > 100_000
+
+
+@pytest.mark.parametrize("case", ["joined", "rows", "constant sum"])
+def test_what_does_not_run_is_said(case: str, tmp_path: Path) -> None:
+    (file, x, y), _ = made(case, "float32")
+    with pytest.raises(UnsupportedError, match=r"x\.tflite: .*done|not run on"):
+        read_network(file.write(tmp_path / "x.tflite", [x], [y]))
+
+
+@st.composite
+def lives(draw: Any) -> dict[str, tuple[Life, ...]]:
+    found = {}
+    for i in range(draw(st.integers(1, 9))):
+        own = []
+        for _ in range(draw(st.integers(1, 2))):
+            begin, first = draw(st.integers(0, 40)), draw(st.integers(0, 9))
+            end = begin + draw(st.integers(1, 200))
+            own.append(Life(begin, end, first, first + draw(st.integers(0, 5))))
+        found[f"piece {i}"] = tuple(own)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(lives())
+def test_nothing_overlaps(pieces: dict[str, tuple[Life, ...]]) -> None:
+    found = packed(pieces)
+    taken: dict[tuple[int, int], str] = {}
+    for name, own in pieces.items():
+        assert found.offsets[name] % ALIGNED == 0
+        for life in own:
+            for step in range(life.first, life.last + 1):
+                for byte in range(life.begin, life.end):
+                    at = step, found.offsets[name] + byte
+                    assert taken.setdefault(at, name) == name
+                    assert at[1] < found.n_bytes
+    steps = {step for step, _ in taken}
+    assert found.least == max(sum(one == step for one, _ in taken) for step in steps)
+    assert packed(pieces) == found
+
+
+def test_rows_are_made_once_and_read_when_they_are_there(tmp_path: Path) -> None:
+    (file, x, y), _ = residual("float32")
+    network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))
+    layers = network.layers[:5]
+    for height in (1, 3):
+        windows = windows_of(layers, height)
+        for i, layer in enumerate(layers):
+            rows = [row for band in windows.made if i in band for row in range(*band[i])]
+            needed = layer.makes.image[0] if i == len(layers) - 1 else max(rows) + 1
+            assert rows == list(range(needed))
+
+
+def test_a_budget_is_held_or_refused(tmp_path: Path) -> None:
+    (file, x, y), _ = residual("float32")
+    network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))
+    whole = plan_network(network, CHIP)
+    with pytest.raises(BudgetError, match="does not fit in 1") as refused:
+        plan_within(network, CHIP, 1000)
+    least = refused.value.needed_bytes
+    assert least < whole.arena_bytes
+    found = plan_within(network, CHIP, least)
+    assert found.arena_bytes == least and found.by_rows
+    assert plan_within(network, CHIP, whole.arena_bytes).by_rows == ()
+    assert plan_network(network, CHIP, found.by_rows).arena_bytes == least
+    with pytest.raises(UnsupportedError, match="cannot run by rows"):
+        plan_network(network, CHIP, (ByRows(1, 4, 1),))
