@@ -102,13 +102,13 @@ class TrainingStep:
         """From which step to which bytes of SRAM are taken, by name."""
         last = len(self.steps) - 1
         found = {
-            name: Life(-(-array.nbytes // 16) * 16, 0, last) for name, array in self.state.items()
+            name: Life(0, -(-array.nbytes // 16) * 16, 0, last) for name, array in self.state.items()
         }
         for i, step in enumerate(self.steps):
             for name in names_of(step):
                 if name in self.values:
                     first = 0 if name in self.given else i
-                    known = found.get(name, Life(self.values[name], first, i))
+                    known = found.get(name, Life(0, self.values[name], first, i))
                     found[name] = known._replace(last=i)
         found[self.made] = found[self.made]._replace(last=last)
         return {name: (life,) for name, life in found.items()}

@@ -29,6 +29,18 @@ def dense(layer: Layer) -> Layer:
     return Convolution(**kept, weights=weights)
 
 
+def goes_down(made: tuple[int, int]) -> bool:
+    """Whether sums that are added up at once, and taps in order, go from row to row.
+
+    Kernels take 4, 2 and 1 neighbours of a line.
+    """
+
+    def blocks(lines: int, n: int) -> int:
+        return lines * (n // 4 + n % 4 // 2 + n % 2)
+
+    return blocks(made[1], made[0]) < blocks(made[0], made[1])
+
+
 def parameters(layer: Depthwise, kind: Kind) -> dict[str, np.ndarray]:
     """Weights [tap lines, taps, made] and bias [made], as kernels read them."""
     return {
@@ -44,8 +56,12 @@ def computed(layer: Depthwise, target: Target, x: np.ndarray, *, kind: Kind = "h
         return convolution.computed(other, target, x, kind=kind)
     weights, bias = parameters(layer, kind).values()
     numbers, seen = numbers_of(target, kind), seen_by(layer, x)
+    if goes_down(layer.makes.image[:2]):
+        seen, weights = seen.transpose(1, 0, 3, 2, 4), weights.transpose(1, 0, 2)
     made = depthwise.reference(numbers, seen, weights, bias, layer.bounds)
-    return made.reshape(layer.makes.shape)
+    if goes_down(layer.makes.image[:2]):
+        made = made.transpose(1, 0, 2)
+    return np.ascontiguousarray(made).reshape(layer.makes.shape)
 
 
 def lowered(
@@ -70,5 +86,7 @@ def lowered(
             x_pixel=across * pixel, x_row=down * band.row, c_pixel=pixel,
             c_row=of.made[1] * pixel, bounds=layer.bounds,
         )  # fmt: skip
+        if goes_down(of.made):
+            block = block.turned
         steps += [*band.steps, Step(depthwise.NAMES[kind], block.slots)]
     return Lowered(tuple(steps), parameters(layer, kind), scratch)
