@@ -8,7 +8,7 @@ import numpy as np
 
 from headrace.micro.half import convolution
 from headrace.micro.half.convolution import bias_of, geometry_of, seen_by, weights_of
-from headrace.micro.half.windows import MOST_SCRATCH, bands
+from headrace.micro.half.windows import WHOLE, Tile, bands
 from headrace.micro.kernels import depthwise
 from headrace.micro.kernels.numbers import Kind, dtype_of, numbers_of
 from headrace.micro.lowered import At, Lowered, Step
@@ -65,16 +65,16 @@ def computed(layer: Depthwise, target: Target, x: np.ndarray, *, kind: Kind = "h
 
 
 def lowered(
-    layer: Depthwise, target: Target, *, kind: Kind = "half", most_scratch: int = MOST_SCRATCH
+    layer: Depthwise, target: Target, *, kind: Kind = "half", tile: Tile = WHOLE
 ) -> Lowered:
     """Zeros around some rows, then their windows, and so on."""
     other = dense(layer)
     if isinstance(other, Convolution):
-        return convolution.lowered(other, target, kind=kind, most_scratch=most_scratch)
+        return convolution.lowered(other, target, kind=kind, tile=tile)
     size, of = dtype_of(kind).itemsize, geometry_of(layer)
     pixel, (lines, taps) = of.image[2] * size, layer.windows.taps
     down, across = layer.windows.strides
-    parts, scratch = bands(of, At(layer.reads[0].name), kind, most=most_scratch)
+    parts, scratch = bands(of, At(layer.reads[0].name), kind, most=tile.scratch)
     steps: list[Step] = []
     for band in parts:
         block = depthwise.Convolved(

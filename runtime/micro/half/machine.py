@@ -199,6 +199,8 @@ def _meanings() -> Iterator[tuple[str, tuple[Callable[[Call], None], Kind]]]:
             for gradient in (False, True):
                 yield pool.name_of(one, kind, gradient=gradient), (_pool(one, gradient), kind)
     yield learning.RESCALE, (_rescale, "single")
+    for block in matmul.VARIANTS:
+        yield matmul.variant("half", *block), (_matmul, "half")
 
 
 _MEANINGS = dict(_meanings())
@@ -213,12 +215,10 @@ def run(steps: tuple[Step, ...], target: Target, memory: Memory) -> None:
 def macs_of(step: Step) -> int:
     """Multiply-adds of a call, those with zeros around images included."""
     slots: tuple[Any, ...] = step.slots
-    name = step.kernel.rsplit("_", 1)[0]
-    if name == "matmul":
+    meaning, _ = _MEANINGS[step.kernel]
+    if meaning in (_matmul, _depthwise):
         return math.prod(slots[4:9])
-    if name == "depthwise":
-        return math.prod(slots[4:9])
-    return math.prod(slots[3:8]) if name == "depthwise_gradient" else 0
+    return math.prod(slots[3:8]) if meaning is _depthwise_gradient else 0
 
 
 def names_of(step: Step) -> Iterator[str]:
