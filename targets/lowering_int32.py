@@ -93,10 +93,11 @@ def _doubling_high(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
 
 def _rounding_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
     one, top = _every(x, 1), _every(x, 31)
-    half = b.lshr(b.shl(one, by), one)
     # -1 where a negative number is shifted at all.
-    less = b.ashr(b.and_(x, b.neg(by)), top)
-    return b.ashr(b.add(b.add(x, half), less), by)
+    less = b.ashr(b.and_(x, by), top)
+    down = b.neg(by)
+    half = b.lshr(b.shl(one, down), one)
+    return b.ashr(b.add(b.add(x, half), less), down)
 
 
 def _select(sign: str) -> _Code:
@@ -117,7 +118,11 @@ def _by_lanes(name: str, code: _Code) -> None:
         return join([own(b, *row) for row in zip(x, y * (len(x) // len(y)), strict=True)])
 
 
-_by_lanes("doubling_high", _doubling_high)
-_by_lanes("rounding_shift", _rounding_shift)
-_by_lanes("least_i32", _select("<"))
-_by_lanes("most_i32", _select(">"))
+BY_LANES: dict[str, _Code] = {
+    "doubling_high": _doubling_high,
+    "rounding_shift": _rounding_shift,
+    "least_i32": _select("<"),
+    "most_i32": _select(">"),
+}
+for _name, _code in BY_LANES.items():
+    _by_lanes(_name, _code)

@@ -30,3 +30,39 @@ def _dot_sum(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     x, y = (b.sext(v, wide) for v in both)
     total = intrinsic_call(b, f"llvm.vector.reduce.add.v{n}i32", _I32, [b.mul(x, y)])
     return b.add(acc, total)
+
+
+def _short(b: ir.IRBuilder, value: ir.Value, up: int, down: int) -> ir.Value:
+    """Some bits of an integer, with the sign of the highest."""
+    return b.ashr(b.shl(value, ir.Constant(_I32, up)), ir.Constant(_I32, down))
+
+
+def _pair(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    last = b.and_(low, ir.Constant(_I32, 0xFFFF))
+    return b.or_(last, b.shl(high, ir.Constant(_I32, 16)))
+
+
+@marker("even_bytes", lambda value: INT32)
+def _even_bytes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    own = primitive("even_bytes")
+    if own is not None:
+        return own(b, *args)
+    return _pair(b, _short(b, args[0], 24, 24), _short(b, args[0], 8, 24))
+
+
+@marker("odd_bytes", lambda value: INT32)
+def _odd_bytes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    own = primitive("odd_bytes")
+    if own is not None:
+        return own(b, *args)
+    return _pair(b, _short(b, args[0], 16, 24), _short(b, args[0], 0, 24))
+
+
+@marker("dot_pairs", lambda acc, x, y: INT32)
+def _dot_pairs(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    own = primitive("dot_pairs")
+    if own is not None:
+        return own(b, *args)
+    acc, x, y = args
+    low = b.mul(_short(b, x, 16, 16), _short(b, y, 16, 16))
+    return b.add(b.add(acc, low), b.mul(_short(b, x, 0, 16), _short(b, y, 0, 16)))

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from headrace.targets.target import Target
+
+
+def _primitives() -> Mapping[str, Callable[..., Any]]:
+    from headrace.targets.cortex_m import MVE
+
+    return MVE
+
 
 TARGET = Target(
     name="cortex-m55",
@@ -17,5 +27,7 @@ TARGET = Target(
     needs=frozenset({"mve.fp", "fullfp16"}),
     rank=5,
     machines=("qemu-system-arm -M mps3-an547",),
+    sources=("headrace.targets.cortex_m",),
+    load_primitives=_primitives,
     too_old=("qemu-system-arm -M mps2-an386",),
 )

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from headrace.targets.target import Target
+
+
+def _primitives() -> Mapping[str, Callable[..., Any]]:
+    from headrace.targets.cortex_m import DSP
+
+    return DSP
+
 
 TARGET = Target(
     name="cortex-m7",
@@ -10,11 +20,14 @@ TARGET = Target(
     cpu="cortex-m7",
     features="",
     vector_bytes=4,
+    byte_pairs=True,
     gemm_tiles=1,
     gemm_tokens=1,
     gemm_lanes=4,
     needs=frozenset({"dsp", "vfp4d16sp"}),
     rank=3,
     machines=("qemu-system-arm -M mps2-an500",),
+    sources=("headrace.targets.cortex_m",),
+    load_primitives=_primitives,
     too_old=("qemu-system-arm -M mps2-an385",),
 )

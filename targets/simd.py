@@ -674,9 +674,9 @@ def doubling_high(a: Any, b: Any) -> Any:
 
 @_marker
 def rounding_shift(value: Any, by: Any) -> Any:
-    """int32 lanes / 2**by, rounded to the nearest; of two the one farther from 0.
+    """int32 lanes * 2**by, rounded to the nearest; of two the one farther from 0.
 
-    `by` has int32 lanes, 0..31; a value and half of what it is divided by add up in 32 bits.
+    `by` has int32 lanes, -31..0; a value and half of what it is divided by add up in 32 bits.
     """
     return _only_compiled()
 
@@ -854,6 +854,24 @@ def dot4_each(acc: Any, codes: Any, weights: Any) -> Any:
 
     Blocks of equal shape; codes are signed (see `dot_start`), weights lie in -127..127.
     """
+    return _only_compiled()
+
+
+@_marker
+def even_bytes(value: Any) -> Any:
+    """Bytes 0 and 2 of an `int32` as two signed 16-bit integers; bytes of 1 and 3: `odd_bytes`."""
+    return _only_compiled()
+
+
+@_marker
+def odd_bytes(value: Any) -> Any:
+    """See `even_bytes`."""
+    return _only_compiled()
+
+
+@_marker
+def dot_pairs(acc: Any, a: Any, b: Any) -> Any:
+    """acc + a.low * b.low + a.high * b.high of `int32`, two signed 16-bit integers each."""
     return _only_compiled()
 
 

@@ -41,6 +41,7 @@ class Target:
     # Decode with 16-bit activations: where byte products are so cheap that memory still binds.
     decode_pairs: bool = False
     byte_matrix: bool = False  # has registers of matrices, see simd.matrix_begin
+    byte_pairs: bool = False  # has instructions for pairs of 16 bits, see simd.dot_pairs
     half: bool = False  # computes with IEEE halves, see simd.load_half
     bf16_dot: bool = False  # has simd.bf16_dot at twice the rate of float32 products
     # Instructions multiply by one lane of a register: activations are loaded whole.

@@ -21,6 +21,7 @@ from headrace.sizes import format_size
 from headrace.targets.target import Target
 
 Progress = Callable[[int, int, str], None]
+_LARGER = 4  # parts in a row that take too much before longer ones are not tried
 _HEIGHTS = (1, 2, 4, 8)  # rows that the last layer of a part makes at a time
 
 
@@ -56,7 +57,7 @@ def plan_within(
     whole = placed(Schedule(network, target, known=known), ())
     if sram is None or whole.arena_bytes <= sram:
         return whole
-    parts = _parts(network, target, known, progress)
+    parts = _parts(network, target, known, whole.arena_bytes, progress)
     count = len(network.layers)
     bounds = sorted({part.n_bytes for options in parts.values() for part in options})
     # A whole plan may take more than its parts, as neighbours share a piece: then less is asked of
@@ -95,26 +96,30 @@ def _cuts(network: MicroNetwork) -> dict[int, Value]:
 
 
 def _parts(
-    network: MicroNetwork, target: Target, known: dict[object, Lowered], progress: Progress | None
-) -> dict[tuple[int, int], list[_Part]]:
-    """Parts by their first layer and the one behind the last."""
+    network: MicroNetwork, target: Target, known: dict[object, Lowered], most: int,
+    progress: Progress | None,
+) -> dict[tuple[int, int], list[_Part]]:  # fmt: skip
+    """Parts by their first layer and the one behind the last, of those that take at most `most`."""
     cuts = _cuts(network)
     ends = [*(i for i in cuts if i > 0), len(network.layers)]
     found: dict[tuple[int, int], list[_Part]] = {}
     for done, first in enumerate(cuts):
         if progress is not None:
             progress(done, len(cuts), "parts")
+        larger = 0  # parts in a row that take more
         for last in (end for end in ends if end > first):
-            options = list(_ways(network, target, known, first, last, cuts))
-            if not options:
+            options = list(_ways(network, target, known, first, last, cuts, most))
+            larger = 0 if options else larger + 1
+            if larger > _LARGER:
                 break
-            found[first, last] = options
+            if options:
+                found[first, last] = options
     return found
 
 
 def _ways(
     network: MicroNetwork, target: Target, known: dict[object, Lowered], first: int, last: int,
-    cuts: dict[int, Value],
+    cuts: dict[int, Value], most: int,
 ) -> Iterator[_Part]:  # fmt: skip
     layers = network.layers[first:last]
     given, made = cuts[first], layers[-1].makes
@@ -136,6 +141,8 @@ def _ways(
         except UnsupportedError:
             return
         n_bytes = packed(schedule.pieces(), tries=0).n_bytes
+        if n_bytes > most:
+            return
         yield _Part(n_bytes, _calls(schedule), ByRows(first, last, height))
 
 

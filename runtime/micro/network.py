@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+UNSIGNED_ZERO = 128  # taken from codes of files that have unsigned ones
 UNBOUNDED = (-math.inf, math.inf)
 
 
@@ -189,7 +190,8 @@ class Port:
     Attributes:
         shape: of the file's, batch included.
         channels_first: whether the file has an image's channels first, where `value` has them last.
-        is_real: whether the file has real numbers here, where `value` has codes.
+        is_real: whether the file has real numbers here, where `value` may have codes.
+        is_unsigned: whether the file's codes are uint8.
     """
 
     name: str
@@ -197,6 +199,12 @@ class Port:
     value: Value
     channels_first: bool = False
     is_real: bool = False
+    is_unsigned: bool = False
+
+    @property
+    def type(self) -> str:
+        """Of numpy, as the file has it."""
+        return "float32" if self.is_real else "uint8" if self.is_unsigned else "int8"
 
 
 @dataclass(frozen=True)

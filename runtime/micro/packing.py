@@ -74,8 +74,13 @@ def packed(pieces: Mapping[str, Lives], tries: int = _TRIES) -> Packing:
     offsets, total, packer = min(found, key=lambda one: one[1])
     least = _least(pieces)
     if total > least:
-        offsets, changed = _exchanged(
-            partial(_in_turn, pieces, meeting), orders[packer], (offsets, total), least, tries
+        offsets, changed = _changed(
+            partial(_in_turn, pieces, meeting),
+            {name: _bytes(own) for name, own in pieces.items()},
+            orders[packer],
+            (offsets, total),
+            least,
+            tries,
         )
         packer, total = (f"{packer}, changed", changed) if changed < total else (packer, total)
     return Packing(offsets, total, least, packer)
@@ -159,17 +164,21 @@ def _by_breadth(pieces: Mapping[str, Lives]) -> list[str]:
     return list(dict.fromkeys(name for step in widest for _, name in sorted(alive[step])))
 
 
-def _exchanged(
-    place: Callable[[Sequence[str]], tuple[dict[str, int], int]], order: Sequence[str],
-    found: tuple[dict[str, int], int], least: int, tries: int,
+def _changed(
+    place: Callable[[Sequence[str]], tuple[dict[str, int], int]], sizes: Mapping[str, int],
+    order: Sequence[str], found: tuple[dict[str, int], int], least: int, tries: int,
 ) -> tuple[dict[str, int], int]:  # fmt: skip
+    """Let those that end too high be placed earlier, or any other one elsewhere in turn."""
     rng = random.Random(0)
-    for _ in range(tries):
+    for i in range(tries):
         if found[1] <= least:
             break
-        other = list(order)
-        name = other.pop(rng.randrange(len(other)))
-        other.insert(rng.randrange(len(other) + 1), name)
+        other, offsets = list(order), found[0]
+        high = [name for name in order if offsets[name] + sizes[name] > least]
+        name = rng.choice(high if i % 4 else other)
+        at = other.index(name)
+        other.remove(name)
+        other.insert(rng.randrange(at + 1 if i % 4 else len(order)), name)
         tried = place(other)
         if tried[1] <= found[1]:
             order, found = other, tried

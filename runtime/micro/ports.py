@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from headrace.micro.network import MicroNetwork, Port
+from headrace.micro.network import UNSIGNED_ZERO, MicroNetwork, Port
 
 
 def to_chip(network: MicroNetwork, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -28,16 +28,15 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     array = np.asarray(inputs[port.name])
     if array.shape != port.shape:
         raise ValueError(f"{port.name} is {list(array.shape)}, and {list(port.shape)} is wanted")
-    if port.is_real != (array.dtype.kind == "f") or (not port.is_real and array.dtype != np.int8):
-        wanted = "float32" if port.is_real else "int8"
-        raise TypeError(f"{port.name} is {array.dtype}, and {wanted} is wanted")
+    if array.dtype.kind != "f" if port.is_real else array.dtype != port.type:
+        raise TypeError(f"{port.name} is {array.dtype}, and {port.type} is wanted")
     image = array[0].transpose(1, 2, 0) if port.channels_first else array
     image = np.ascontiguousarray(image).reshape(port.value.shape)
     codes = port.value.codes
     if codes is None:
         return image.astype(np.float16)
     if not port.is_real:
-        return image
+        return (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
     whole = np.rint(image.astype(np.float64) / codes.scale) + codes.zero
     return np.clip(whole, -128, 127).astype(np.int8)
 
@@ -53,6 +52,8 @@ def _from_chip(port: Port, value: np.ndarray) -> np.ndarray:
         value = value.astype(np.float32)
     elif port.is_real:
         value = ((value.astype(np.float64) - codes.zero) * codes.scale).astype(np.float32)
+    elif port.is_unsigned:
+        value = value.view(np.uint8) ^ UNSIGNED_ZERO
     if port.channels_first:
         value = value.reshape(port.value.image).transpose(2, 0, 1)
     return value.reshape(port.shape)

@@ -21,7 +21,7 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.onnx_model import OnnxModel, open_onnx
 from headrace.loaders.reader import TensorReader
 from headrace.loaders.tflite import SUFFIX, open_tflite
-from headrace.micro.network import Codes, Layer, MicroNetwork, Port, Value, View
+from headrace.micro.network import UNSIGNED_ZERO, Codes, Layer, MicroNetwork, Port, Value, View
 from headrace.micro.operators import OPERATORS
 from headrace.networks.graph import Graph, Node, TensorType, graph_of
 from headrace.networks.patterns.match import Matcher
@@ -30,6 +30,7 @@ from headrace.networks.quantisation import named
 from headrace.networks.specialise import specialise
 
 TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # the channels of images
+_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 _LOOK_THROUGH = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -96,9 +97,10 @@ def _types(model: OnnxModel, graph: Graph) -> dict[str, TensorType]:
         if info.name not in graph.inputs:
             continue
         port, elem_type = port_of(info), info.type.tensor_type.elem_type
-        if port.shape is None or elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8):
+        if port.shape is None or elem_type not in _TYPES:
             raise UnsupportedError(
-                f"its input {info.name!r} is {port.text}; FLOAT and INT8 of known shapes are done",
+                f"its input {info.name!r} is {port.text}; FLOAT, INT8 and UINT8 of known shapes "
+                "are done",
                 path=model.path,
             )
         shape = tuple(
@@ -145,12 +147,19 @@ class Reading:
         is_real = self.graph.types[name].elem_type == onnx.TensorProto.FLOAT
         node = self._quantiser(name, "QuantizeLinear" if is_real else "DequantizeLinear")
         if node is None and not is_real:
-            raise UnsupportedError(f"its input {name!r} is INT8 of no known scale", path=self.path)
+            raise UnsupportedError(
+                f"its input {name!r} has codes of no known scale", path=self.path
+            )
         codes = None if node is None else self.codes_of(node)
         value = Value(name, kept if len(kept) in (1, 3) else (math.prod(kept),), codes)
         held = Held(value, first, real=is_real and codes is not None)
         self._held[name] = held
-        return Port(name, shape, value, first and not held.in_order, is_real)
+        return Port(
+            name, shape, value, first and not held.in_order, is_real, self._is_unsigned(name)
+        )
+
+    def _is_unsigned(self, name: str) -> bool:
+        return self.graph.types[name].elem_type == onnx.TensorProto.UINT8
 
     def _quantiser(self, name: str, op: str) -> Node | None:
         """What says first how an input is quantised."""
@@ -179,7 +188,8 @@ class Reading:
                 f"its output {name!r} is an image as a row, channels first; that is not done",
                 path=self.path,
             )
-        return Port(name, shape, held.value, turned, held.real or held.value.codes is None)
+        is_real = held.real or held.value.codes is None
+        return Port(name, shape, held.value, turned, is_real, self._is_unsigned(name))
 
     # Values
 
@@ -289,10 +299,11 @@ class Reading:
         if scale in constants and (not zero or zero in constants):
             factor = constants.array(scale).reshape(-1)
             offset = constants.array(zero).reshape(-1) if zero else np.zeros(1, np.uint8)
-            fits = factor.size == offset.size == 1 and offset.dtype == np.int8
+            fits = factor.size == offset.size == 1 and offset.dtype in (np.int8, np.uint8)
             if fits and 0 < factor[0] < np.inf:
-                return Codes(float(factor[0]), int(offset[0]))
-        raise self.unsupported(node, "codes of int8 with one scale and one zero point are done")
+                less = UNSIGNED_ZERO if offset.dtype == np.uint8 else 0
+                return Codes(float(factor[0]), int(offset[0]) - less)
+        raise self.unsupported(node, "codes of 8 bits with one scale and one zero point are done")
 
 
 def _last(shape: tuple[int, ...]) -> tuple[int, ...]:

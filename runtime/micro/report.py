@@ -62,9 +62,8 @@ def code_bytes(plan: MicroPlan) -> int:
 
 
 def port_text(port: Port) -> str:
-    """`input_1: float [1, 49, 10, 1]`, as the file has it."""
-    kind = "float" if port.is_real else "int8"
-    return f"{port.name}: {kind} {list(port.shape)}"
+    """`input_1: int8 [1, 49, 10, 1]`, as the file has it."""
+    return f"{port.name}: {port.type} {list(port.shape)}"
 
 
 def _layers(network: MicroNetwork) -> Iterator[dict[str, Any]]:

@@ -124,7 +124,9 @@ class Schedule:
             self.bases[name + _ROWS] = At(name + _ROWS)
             self._sizes[name + _ROWS] = n_bytes
         self.bases[result] = At(result)
-        if not self._is_busy(given, of.last - 1):
+        # A larger one would begin far in front, and so would what lies before it in the piece.
+        fits = self._sizes[result] <= self._sizes[given]
+        if fits and not self._is_busy(given, of.last - 1):
             self._lay_over(result, given, -(-above // ALIGNED) * ALIGNED)
         for job in jobs:
             at = {

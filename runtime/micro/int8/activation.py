@@ -60,8 +60,8 @@ def _of_fractions(
         made = codes_of(layer.makes)
         if made.zero != zero or abs(made.scale * 2**bits - 1) > 1e-3:
             raise UnsupportedError(
-                f"layer {layer.name}: {layer.kind} makes codes of scale 1/{2**bits} with zero point "
-                f"{zero}, not {made.scale:g} and {made.zero}"
+                f"layer {layer.name}: {layer.kind} makes codes of scale 1/{2**bits} with zero "
+                f"point {zero}, not {made.scale:g} and {made.zero}"
             )
         real = float(_single(codes_of(layer.reads[0]).scale)) * 2 ** (31 - INPUT_BITS)
         multiplier, shift = quantised_multiplier(real)

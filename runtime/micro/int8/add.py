@@ -59,13 +59,13 @@ def lowered(layer: Add, target: Target) -> Lowered:
     slots: list[int | At] = [*(At(v.name) for v in layer.reads), At(made.name), At(SCRATCH)]
     slots.append(made.elements)
     for value, (multiplier, shift) in zip(layer.reads, of.values, strict=True):
-        slots += [-codes_of(value).zero, multiplier, -shift]
+        slots += [-codes_of(value).zero, multiplier, shift]
     multiplier, shift = of.total
     if shift > 0:
         raise UnsupportedError(
             f"layer {layer.name}: it adds codes of scales whose sum does not fit in those that it "
             f"makes, of {codes_of(made).scale:g}; quantise it with a larger scale"
         )
-    slots += [multiplier, -shift, codes_of(made).zero, *bounds_in_codes(made, layer.bounds)]
+    slots += [multiplier, shift, codes_of(made).zero, *bounds_in_codes(made, layer.bounds)]
     over = tuple(value.name for value in layer.reads)
     return Lowered((Step(add_i8.NAME, tuple(slots)),), {}, add_i8.SCRATCH_BYTES, over)

@@ -100,6 +100,6 @@ def lowered(layer: Pool, target: Target) -> Lowered:
     if layer.kind == "most":
         return Lowered((Step(pool_i8.MOST, slots),), {}, pool_i8.SCRATCH_BYTES, over)
     of, name = mean_of(layer), f"{layer.name}/multipliers"
-    slots = (*slots, At(name), of.start, of.up, of.down, of.zero)
+    slots = (*slots, At(name), of.start, of.up, -of.down, of.zero)
     constants = {name: of.multipliers}
     return Lowered((Step(pool_i8.MEAN, slots),), constants, pool_i8.SCRATCH_BYTES, over)

@@ -75,11 +75,11 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
                 wide = codes[:n].astype(np.int64) - zero << MORE_BITS
                 total += multiplied(wide, by, -down)
                 parts.append(codes)
-                slots += [-zero, by, down]
+                slots += [-zero, by, -down]
             by, down = (int(rng.integers(2**30, 2**31)), 19) if kind == "random" else (2**30, 18)
             expected = np.clip(multiplied(total, by, -down) - 5, -120, 127).astype(np.int8)
             c, room = np.zeros(n, np.int8), np.zeros(SCRATCH_BYTES, np.int8)
-            block = [*parts, c, room, n, *slots, by, down, -5, -120, 127]
+            block = [*parts, c, room, n, *slots, by, -down, -5, -120, 127]
             yield Case(block, [(c, expected)], 0, f"{n} {kind}")
 
 

@@ -167,7 +167,7 @@ def scaling_of(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Multipliers, shifts to the right and those to the left (None: there are none) as vectors."""
     ups = by_lanes(np.maximum(shifts, 0), target) if (shifts > 0).any() else None
-    return by_lanes(multipliers, target), by_lanes(np.maximum(-shifts, 0), target), ups
+    return by_lanes(multipliers, target), by_lanes(np.minimum(shifts, 0), target), ups
 
 
 def reference(

@@ -127,7 +127,7 @@ def _cases(kind: Literal["mean", "most"], rng: np.random.Generator) -> Iterator[
             sums = windows_of(image, windows, made[:2], 0).sum((2, 3)) + start
             there = windows_of(np.ones_like(image), windows, made[:2], 0).sum((2, 3))
             expected = exact_shift(exact_high(sums << up, multipliers[there]), down) + zero
-            slots += [multipliers, start, up, down, zero]
+            slots += [multipliers, start, up, -down, zero]
         expected = np.clip(expected, -100, 90).astype(np.int8)
         yield Case(slots, [(slots[1], expected)], 0, f"{rows}x{columns}x{channels} {windows.taps}")
 

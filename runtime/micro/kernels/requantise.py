@@ -26,7 +26,11 @@ def lanes_of(target: Target) -> int:
 
 
 def requantised(sums: Any, multipliers: Any, downs: Any, zero: Any, low: Any, high: Any) -> Any:
-    """Codes in int32 lanes; see `headrace.micro.fixed_point.multiplied`."""
+    """Codes in int32 lanes; see `headrace.micro.fixed_point.multiplied`.
+
+    Args:
+        downs: shifts that are no more than 0.
+    """
     scaled = rounding_shift(doubling_high(sums, load_i32(multipliers, 1, 0)), load_i32(downs, 1, 0))
     return within(scaled + zero, low, high)
 

@@ -68,7 +68,7 @@ def _kernel(args: Any, thread: Any, n_threads: Any) -> None:
         at, total = codes, int32(0)
         while ptr_to_int(at) != end:
             power = int32(get_i32(exps + ((most - int32(get_i8(at))) << 2)))
-            total = total + ((power + (1 << (SUM_BITS - 1))) >> SUM_BITS)
+            total = total + (((power >> (SUM_BITS - 1)) + 1) >> 1)
             at = at + 1
         # The sum's highest bit goes to the front.
         by = int32(31 + SUM_BITS - 8)

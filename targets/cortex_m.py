@@ -1,0 +1,68 @@
+"""Cortex-M primitives, in LLVM's IR builder; the target files pick from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import llvmlite.ir as ir
+
+from headrace.targets.lowering import intrinsic_call
+
+_I32 = ir.IntType(32)
+_FOUR = ir.VectorType(_I32, 4)
+
+
+# --- DSP extension: two 16-bit integers in a register ---------------------------------------------
+
+
+def _even_bytes(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    return intrinsic_call(b, "llvm.arm.sxtb16", _I32, [value])
+
+
+def _odd_bytes(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    eight = ir.Constant(_I32, 8)
+    return _even_bytes(b, intrinsic_call(b, "llvm.fshr.i32", _I32, [value, value, eight]))
+
+
+def _dot_pairs(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    return intrinsic_call(b, "llvm.arm.smlad", _I32, [x, y, acc])
+
+
+# --- MVE ------------------------------------------------------------------------------------------
+
+
+def _doubling_high(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return intrinsic_call(b, "llvm.arm.mve.vqrdmulh.v4i32", _FOUR, [x, y])
+
+
+def _rounding_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
+    """`vrshl` rounds to the greater of two: one less where a negative number is shifted."""
+    top = ir.Constant(_FOUR, [31] * 4)
+    less = b.ashr(b.and_(x, by), top)
+    flags = [ir.Constant(_I32, flag) for flag in (0, 1, 0)]  # saturating, rounding, unsigned
+    name = "llvm.arm.mve.vshl.vector.v4i32.v4i32"
+    return intrinsic_call(b, name, _FOUR, [b.add(x, less), by, *flags])
+
+
+def _of_four(
+    own: Callable[..., ir.Value], name: str
+) -> Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]:
+    """Vectors of other lengths are left to LLVM."""
+    from headrace.targets import lowering_int32
+
+    def code(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        return (own if x.type == _FOUR else lowering_int32.BY_LANES[name])(b, x, y)
+
+    return code
+
+
+DSP: Mapping[str, Callable[..., Any]] = {
+    "even_bytes": _even_bytes,
+    "odd_bytes": _odd_bytes,
+    "dot_pairs": _dot_pairs,
+}
+MVE: Mapping[str, Callable[..., Any]] = {
+    "doubling_high": _of_four(_doubling_high, "doubling_high"),
+    "rounding_shift": _of_four(_rounding_shift, "rounding_shift"),
+}
