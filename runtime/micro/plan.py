@@ -16,10 +16,10 @@ from headrace.micro.jobs import ByRows
 from headrace.micro.lowered import SCRATCH, At, Lowered
 from headrace.micro.network import MicroNetwork
 from headrace.micro.packing import Packing, packed
+from headrace.micro.ports import about
 from headrace.micro.program import (
     ARENA,
     RUN,
-    SLOT_BYTES,
     Call,
     ConstantPool,
     PlacedArray,
@@ -57,21 +57,19 @@ class MicroPlan:
         return self.packing.n_bytes
 
     @property
-    def block_bytes(self) -> int:
-        """Flash for argument blocks and the list of calls."""
-        return sum(SLOT_BYTES * (len(call.slots) + 1) for call in self.calls)
-
-    @property
     def flash_bytes(self) -> int:
         """Flash for all but code."""
-        return len(self.constants) + self.block_bytes
+        return len(self.constants) + self.program.block_bytes
 
     @property
     def program(self) -> Program:
         """The same for a linker."""
         dtype = numbers_of(self.network).dtype
         ports = [
-            [PlacedArray(p.value.name, self.places[p.value.name], p.value.shape, dtype) for p in of]
+            [
+                PlacedArray(p.value.name, self.places[p.value.name], p.value.shape, dtype, about(p))
+                for p in of
+            ]
             for of in (self.network.inputs, self.network.outputs)
         ]
         return Program(

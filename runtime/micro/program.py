@@ -58,12 +58,17 @@ class Initial(NamedTuple):
 
 @dataclass(frozen=True)
 class PlacedArray:
-    """An array in the arena."""
+    """An array in the arena.
+
+    Attributes:
+        about: for people: what it is in the file, and how its elements stand for numbers.
+    """
 
     name: str
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    about: str = ""
 
     @property
     def n_bytes(self) -> int:
@@ -92,6 +97,12 @@ class Program:
     arena_bytes: int
     inputs: tuple[PlacedArray, ...]
     outputs: tuple[PlacedArray, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Flash for argument blocks, which functions share, and lists of calls."""
+        calls = [call for calls in self.functions.values() for call in calls]
+        return SLOT_BYTES * (len(calls) + sum(len(slots) for slots in {c.slots for c in calls}))
 
     @property
     def kernels(self) -> list[str]:

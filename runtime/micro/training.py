@@ -117,6 +117,18 @@ class TrainingStep:
         return {name: (life,) for name, life in found.items()}
 
 
+def last_layers(network: MicroNetwork, count: int) -> dict[str, Trained]:
+    """The last layers that have weights, to be trained.
+
+    Raises:
+        ValueError: it has not so many.
+    """
+    found = [one.name for one in network.layers if isinstance(one, Convolution | Depthwise)]
+    if not 0 < count <= len(found):
+        raise ValueError(f"the last {count} layers: {len(found)} have weights")
+    return {name: Trained() for name in found[-count:]}
+
+
 def training_step(
     network: MicroNetwork, target: Target, learning: Learning, *, kind: Kind = "half",
     tiles: Mapping[str, Tile] | None = None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from headrace.micro.lowered import At
 from headrace.micro.network import MicroNetwork
 from headrace.micro.packing import Packing, packed
+from headrace.micro.ports import about
 from headrace.micro.program import (
     ARENA,
     RUN,
@@ -65,11 +66,14 @@ def plan_training(network: MicroNetwork, target: Target, step: TrainingStep) -> 
     )
     forward = step.phases.index("loss")
     given, made = network.inputs[0].value, network.outputs[0].value
-    inputs = (
-        PlacedArray(step.given[0], packing.offsets[step.given[0]], given.shape, step.dtype),
-        PlacedArray(step.given[1], packing.offsets[step.given[1]], made.shape, step.dtype),
+    texts = (about(network.inputs[0]), "the output that is wanted, for headrace_train_step")
+    inputs = tuple(
+        PlacedArray(name, packing.offsets[name], value.shape, step.dtype, text)
+        for name, value, text in zip(step.given, (given, made), texts, strict=True)
     )
-    output = PlacedArray(step.made, packing.offsets[step.made], made.shape, step.dtype)
+    output = PlacedArray(
+        step.made, packing.offsets[step.made], made.shape, step.dtype, about(network.outputs[0])
+    )
     program = Program(
         network.name, target, {RUN: calls[:forward], TRAIN: calls}, pool.content(), initial,
         packing.n_bytes, inputs, (output,),
