@@ -57,3 +57,13 @@ def _from_chip(port: Port, value: np.ndarray) -> np.ndarray:
     if port.channels_first:
         value = value.reshape(port.value.image).transpose(2, 0, 1)
     return value.reshape(port.shape)
+
+
+def about(port: Port) -> str:
+    """What a port is on the chip, for people who write C."""
+    codes, shape = port.value.codes, list(port.value.shape)
+    what = "halves (IEEE 754 binary16)"
+    if codes is not None:
+        what = f"codes; a number is (code - {codes.zero}) * {codes.scale!r}"
+    order = ", channels last" if len(shape) == 3 else ""
+    return f"{port.name}: {shape}{order}, {what}"

@@ -24,6 +24,7 @@ from headrace.loaders.tflite import SUFFIX, open_tflite
 from headrace.micro.network import UNSIGNED_ZERO, Codes, Layer, MicroNetwork, Port, Value, View
 from headrace.micro.operators import OPERATORS
 from headrace.networks.graph import Graph, Node, TensorType, graph_of
+from headrace.networks.patterns import activations
 from headrace.networks.patterns.match import Matcher
 from headrace.networks.ports import port_of
 from headrace.networks.quantisation import named
@@ -127,7 +128,7 @@ class Reading:
 
     def __init__(self, path: Path, model: OnnxModel, graph: Graph) -> None:
         self.path = path
-        self.graph = specialise(graph, _types(model, graph))
+        self.graph = _with_hard_swish(specialise(graph, _types(model, graph)))
         self.matcher = Matcher(self.graph)
         self.layers: list[Layer] = []
         self._held: dict[str, Held] = {}
@@ -306,6 +307,15 @@ class Reading:
         raise self.unsupported(node, "codes of 8 bits with one scale and one zero point are done")
 
 
+def _with_hard_swish(graph: Graph) -> Graph:
+    """The graph with one node for what exporters write as several."""
+    matcher = Matcher(graph)
+    found = [(node, activations.found(matcher, node)) for node in graph.nodes]
+    return graph.of(
+        [made[0] if made and made[0].op == "HardSwish" else node for node, made in found]
+    )
+
+
 def _last(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Rows, columns and channels of an image whose graph has channels first."""
     return tuple(shape[i] for i in TO_LAST)[1:]
@@ -315,7 +325,7 @@ def _network(reading: Reading) -> MicroNetwork:
     graph = reading.graph
     inputs = tuple(reading.input(name) for name in graph.inputs)
     for node in graph.nodes:
-        if node.domain or node.op not in OPERATORS:
+        if node.domain not in ("", "headrace") or node.op not in OPERATORS:
             known = ", ".join(sorted(OPERATORS))
             raise reading.unsupported(node, f"it does not run on microcontrollers; {known} do")
         OPERATORS[node.op](reading, node)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from headrace.errors import UnsupportedError
 from headrace.micro.half import LOWERED, convolution, depthwise, gradients
 from headrace.micro.half.convolution import bias_of, weights_of
 from headrace.micro.half.machine import names_of
-from headrace.micro.half.windows import MOST_SCRATCH
+from headrace.micro.half.windows import WHOLE, Tile
 from headrace.micro.kernels import elementwise, learning
 from headrace.micro.kernels.numbers import UNBOUNDED, Kind, dtype_of
 from headrace.micro.lowered import SCRATCH, At, Lowered, Step
@@ -88,6 +88,7 @@ class TrainingStep:
         values: bytes of all else in SRAM.
         given: names of values that are there at the begin: the input, and what is wanted.
         made: the name of the network's output, which is there at the end.
+        dtype: of values.
     """
 
     steps: tuple[Step, ...]
@@ -97,43 +98,60 @@ class TrainingStep:
     values: Mapping[str, int]
     given: tuple[str, str]
     made: str
+    dtype: np.dtype[Any]
 
     def lives(self) -> dict[str, tuple[Life, ...]]:
         """From which step to which bytes of SRAM are taken, by name."""
         last = len(self.steps) - 1
         found = {
-            name: Life(-(-array.nbytes // 16) * 16, 0, last) for name, array in self.state.items()
+            name: Life(0, -(-array.nbytes // 16) * 16, 0, last)
+            for name, array in self.state.items()
         }
         for i, step in enumerate(self.steps):
             for name in names_of(step):
                 if name in self.values:
                     first = 0 if name in self.given else i
-                    known = found.get(name, Life(self.values[name], first, i))
+                    known = found.get(name, Life(0, self.values[name], first, i))
                     found[name] = known._replace(last=i)
         found[self.made] = found[self.made]._replace(last=last)
         return {name: (life,) for name, life in found.items()}
 
 
+def last_layers(network: MicroNetwork, count: int) -> dict[str, Trained]:
+    """The last layers that have weights, to be trained.
+
+    Raises:
+        ValueError: it has not so many.
+    """
+    found = [one.name for one in network.layers if isinstance(one, Convolution | Depthwise)]
+    if not 0 < count <= len(found):
+        raise ValueError(f"the last {count} layers: {len(found)} have weights")
+    return {name: Trained() for name in found[-count:]}
+
+
 def training_step(
     network: MicroNetwork, target: Target, learning: Learning, *, kind: Kind = "half",
-    most_scratch: int = MOST_SCRATCH,
+    tiles: Mapping[str, Tile] | None = None,
 ) -> TrainingStep:  # fmt: skip
     """A training step as calls of kernels.
 
     Args:
-        most_scratch: bytes of scratch that a call may ask for, where tiles can be smaller.
+        tiles: how much of a layer kernels do at a time, by phase ("NAME: forward", "NAME: weight
+            gradient", "NAME: input gradient"); see `headrace.micro.autotune`.
 
     Raises:
         UnsupportedError: a layer has no gradient, or nothing is trained.
     """
-    return _Builder(network, target, learning, kind, most_scratch).build()
+    return _Builder(network, target, learning, kind, tiles or {}).build()
 
 
 class _Builder:
     def __init__(
-        self, network: MicroNetwork, target: Target, how: Learning, kind: Kind, most: int
-    ) -> None:
-        self.network, self.target, self.how, self.kind, self.most = network, target, how, kind, most
+        self, network: MicroNetwork, target: Target, how: Learning, kind: Kind,
+        tiles: Mapping[str, Tile],
+    ) -> None:  # fmt: skip
+        self.network, self.target, self.how = network, target, how
+        self.kind, self.tiles = kind, tiles
         self.size = dtype_of(kind).itemsize
         self.steps: list[Step] = []
         self.phases: list[str] = []
@@ -192,7 +210,8 @@ class _Builder:
         self._add(phase, Lowered((step,)))
 
     def _lowered(self, layer: Layer) -> Lowered:
-        more = {"most_scratch": self.most} if isinstance(layer, Convolution | Depthwise) else {}
+        tile = self.tiles.get(f"{layer.name}: forward", WHOLE)
+        more = {"tile": tile} if isinstance(layer, Convolution | Depthwise) else {}
         return LOWERED[type(layer)](layer, self.target, kind=self.kind, **more)
 
     # ---- forward ----------------------------------------------------------------------------
@@ -217,7 +236,7 @@ class _Builder:
         name = self.alias.get(made.name, made.name)
         return TrainingStep(
             tuple(self.steps), tuple(self.phases), self.constants, self.state, self.values,
-            (given.name, WANTED), name,
+            (given.name, WANTED), name, dtype_of(self.kind),
         )  # fmt: skip
 
     def _keep_trained(self, layer: Layer) -> None:
@@ -288,12 +307,14 @@ class _Builder:
             self._weights_backward(layer, dy)
             if x.name in needs:
                 dx, weights = self._new(x), At(weights_of(layer))
-                part = gradients.input_gradient(layer, self.kind, dy, weights, dx, self.most)
+                phase = f"{layer.name}: input gradient"
+                tile = self.tiles.get(phase, WHOLE)
+                part = gradients.input_gradient(layer, self.kind, dy, weights, dx, tile)
                 if weights.name not in self.state:
                     part = replace(
                         part, constants={**part.constants, **_parameters(layer, self.kind)}
                     )
-                self._add(f"{layer.name}: input gradient", part)
+                self._add(phase, part)
                 self._give(phase, x, dx, True)
         else:
             raise UnsupportedError(
@@ -328,8 +349,9 @@ class _Builder:
         if what.weights:
             name = weights_of(layer)
             dw = self._room(_gradient(name), self.state[name].size)
-            part = gradients.weight_gradient(layer, self.kind, x, dy, dw, self.most)
-            self._add(f"{layer.name}: weight gradient", part)
+            phase = f"{layer.name}: weight gradient"
+            tile = self.tiles.get(phase, WHOLE)
+            self._add(phase, gradients.weight_gradient(layer, self.kind, x, dy, dw, tile))
             self._parameter(name, dw)
         if what.bias:
             name = bias_of(layer)

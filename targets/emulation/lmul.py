@@ -19,6 +19,7 @@ _JUMP_BITS = (5, 1, 2, 3, 7, 6, 10, 8, 9, 4, 11)
 _BRANCH_BITS = (5, 1, 2, 6, 7, 0, 0, 0, 3, 4, 8)
 
 Setting = tuple[int, Fraction]  # element bits, LMUL
+_ANY: Setting = (8, Fraction(1))  # where it makes no difference
 
 
 def _field(word: int, high: int, low: int) -> int:
@@ -93,13 +94,6 @@ def _memory_cost(word: int, setting: Setting) -> Fraction:
     return max(lmul, Fraction(1)) * fields
 
 
-def _is_whole(word: int) -> bool:
-    """Whether it moves, loads or stores whole registers, whatever elements these have."""
-    if word & 0x7F == _ARITHMETIC:
-        return _field(word, 31, 26) == 0b100111 and _field(word, 14, 12) == 3
-    return _field(word, 27, 26) == 0 and _field(word, 24, 20) == 8
-
-
 def _arithmetic_cost(word: int, setting: Setting) -> Fraction:
     function, form = _field(word, 31, 26), _field(word, 14, 12)
     if function == 0b100111 and form == 3:  # vmv<n>r.v
@@ -115,6 +109,13 @@ def _is_vector(word: int, length: int) -> bool:
     if word & 0x7F in {_LOAD, _STORE}:
         return _field(word, 14, 12) in _ELEMENT_BITS
     return word & 0x7F == _ARITHMETIC and _field(word, 14, 12) != 7
+
+
+def _of_whole_registers(word: int) -> bool:
+    """Whether an instruction on vectors does the same whatever their type is."""
+    if word & 0x7F == _ARITHMETIC:
+        return _field(word, 31, 26) == 0b100111 and _field(word, 14, 12) == 3  # vmv<n>r.v
+    return _field(word, 27, 26) == 0 and _field(word, 24, 20) == 8  # vl<n>r.v, vs<n>r.v
 
 
 def costs(code: bytes) -> dict[int, int]:
@@ -141,10 +142,8 @@ def costs(code: bytes) -> dict[int, int]:
             result[at] = 1
             continue
         cost = _arithmetic_cost if word & 0x7F == _ARITHMETIC else _memory_cost
-        if _is_whole(word):
-            result[at] = int(cost(word, (8, Fraction(1))))
-            continue
-        if not known[at]:
+        settings = known[at]
+        if not settings and not _of_whole_registers(word):
             raise KernelError(f"the type of vectors is unknown at offset {at:#x}")
-        result[at] = int(max(cost(word, setting) for setting in known[at]))
+        result[at] = int(max(cost(word, setting) for setting in settings or {_ANY}))
     return result

@@ -12,6 +12,7 @@ from headrace.errors import UnsupportedError
 from headrace.micro import half
 from headrace.micro.arithmetic import computed
 from headrace.micro.emulate import emulated
+from headrace.micro.half.windows import Tile
 from headrace.micro.network import (
     Activation,
     Add,
@@ -220,7 +221,7 @@ def test_scratch_of_few_rows_gives_the_same() -> None:
     network, target = small_residual(), TARGETS["cortex-m55"]
     layer = network.layers[0]
     whole, some = (
-        half.LOWERED[Convolution](layer, target, most_scratch=most) for most in (1 << 20, 200)
+        half.LOWERED[Convolution](layer, target, tile=Tile(most)) for most in (1 << 20, 200)
     )
     assert len(whole.steps) == 2 < len(some.steps)
     assert some.scratch_bytes < whole.scratch_bytes

@@ -13,6 +13,7 @@ from headrace.errors import UnsupportedError
 from headrace.micro.emulate import emulated
 from headrace.micro.half import machine
 from headrace.micro.half.convolution import bias_of, weights_of
+from headrace.micro.half.windows import Tile
 from headrace.micro.network import (
     Convolution,
     Depthwise,
@@ -77,6 +78,12 @@ def numbers_in(memory: dict[str, np.ndarray], name: str, like: np.ndarray) -> np
     return memory[name][: like.nbytes].view(like.dtype).reshape(like.shape)
 
 
+def small_tiles(network: MicroNetwork) -> dict[str, Tile]:
+    passes = ("forward", "weight gradient", "input gradient")
+    names = [layer.name for layer in with_weights(network)]
+    return {f"{name}: {one}": Tile(400, 8) for name in names for one in passes}
+
+
 @pytest.mark.parametrize("which", NETS)
 @pytest.mark.parametrize("target_name", ["cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"])
 def test_steps_bit_for_bit(target_name: str, which: str) -> None:
@@ -85,7 +92,7 @@ def test_steps_bit_for_bit(target_name: str, which: str) -> None:
     if reason := why_not(target.machines[0]):
         pytest.skip(reason)
     how = Learning(everything(network), 0.05, 0.9, scale=FIRST_SCALES[which], good_steps=1)
-    step = training_step(network, target, how, most_scratch=400)
+    step = training_step(network, target, how, tiles=small_tiles(network))
     plan = plan_training("test", step, target)
     arrays, scales = first_arrays(step), [how.scale]
     for turn in (1, 0, 2):

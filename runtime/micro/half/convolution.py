@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.half.windows import MOST_SCRATCH, Geometry, bands, only_near
+from headrace.micro.half.windows import WHOLE, Geometry, Tile, bands, only_near
 from headrace.micro.kernels import matmul
 from headrace.micro.kernels.depthwise import windows_of
 from headrace.micro.kernels.numbers import Kind, dtype_of, numbers_of
@@ -59,7 +59,7 @@ def computed(
 
 
 def lowered(
-    layer: Convolution, target: Target, *, kind: Kind = "half", most_scratch: int = MOST_SCRATCH
+    layer: Convolution, target: Target, *, kind: Kind = "half", tile: Tile = WHOLE
 ) -> Lowered:
     """Zeros around some rows, then their product, and so on.
 
@@ -70,18 +70,20 @@ def lowered(
     size, of = dtype_of(kind).itemsize, geometry_of(layer)
     channels, made = of.image[2], layer.makes.image[2]
     down, across = layer.windows.strides
-    parts, scratch = bands(of, At(layer.reads[0].name), kind, most=most_scratch)
+    parts, scratch = bands(of, At(layer.reads[0].name), kind, most=tile.scratch)
     steps: list[Step] = []
     for band in parts:
-        c = At(layer.makes.name, band.first * of.made[1] * made * size)
-        block = matmul.Product(
-            band.at, At(weights_of(layer)), c, At(bias_of(layer)),
-            lines=band.last - band.first, n=of.made[1],
-            k_lines=layer.windows.taps[0], k=layer.windows.taps[1] * channels, m=made,
-            a_row=across * channels * size, a_step=size, a_line=down * band.row,
-            a_k_line=layer.windows.dilations[0] * band.row,
-            b_row=made * size, c_row=made * size, c_line=of.made[1] * made * size,
-            bounds=layer.bounds,
-        )  # fmt: skip
-        steps += [*band.steps, Step(matmul.NAMES[kind], block.merged.slots)]
+        steps += band.steps
+        for first, last in tile.columns_of(made):
+            c = At(layer.makes.name, (band.first * of.made[1] * made + first) * size)
+            block = matmul.Product(
+                band.at, At(weights_of(layer), first * size), c, At(bias_of(layer), first * size),
+                lines=band.last - band.first, n=of.made[1],
+                k_lines=layer.windows.taps[0], k=layer.windows.taps[1] * channels, m=last - first,
+                a_row=across * channels * size, a_step=size, a_line=down * band.row,
+                a_k_line=layer.windows.dilations[0] * band.row,
+                b_row=made * size, c_row=made * size, c_line=of.made[1] * made * size,
+                bounds=layer.bounds,
+            )  # fmt: skip
+            steps.append(Step(matmul.NAMES[kind], block.merged.slots))
     return Lowered(tuple(steps), parameters(layer, kind), scratch)

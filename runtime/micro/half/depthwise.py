@@ -8,7 +8,7 @@ import numpy as np
 
 from headrace.micro.half import convolution
 from headrace.micro.half.convolution import bias_of, geometry_of, seen_by, weights_of
-from headrace.micro.half.windows import MOST_SCRATCH, bands
+from headrace.micro.half.windows import WHOLE, Tile, bands
 from headrace.micro.kernels import depthwise
 from headrace.micro.kernels.numbers import Kind, dtype_of, numbers_of
 from headrace.micro.lowered import At, Lowered, Step
@@ -29,6 +29,18 @@ def dense(layer: Layer) -> Layer:
     return Convolution(**kept, weights=weights)
 
 
+def goes_down(made: tuple[int, int]) -> bool:
+    """Whether sums that are added up at once, and taps in order, go from row to row.
+
+    Kernels take 4, 2 and 1 neighbours of a line.
+    """
+
+    def blocks(lines: int, n: int) -> int:
+        return lines * (n // 4 + n % 4 // 2 + n % 2)
+
+    return blocks(made[1], made[0]) < blocks(made[0], made[1])
+
+
 def parameters(layer: Depthwise, kind: Kind) -> dict[str, np.ndarray]:
     """Weights [tap lines, taps, made] and bias [made], as kernels read them."""
     return {
@@ -44,21 +56,25 @@ def computed(layer: Depthwise, target: Target, x: np.ndarray, *, kind: Kind = "h
         return convolution.computed(other, target, x, kind=kind)
     weights, bias = parameters(layer, kind).values()
     numbers, seen = numbers_of(target, kind), seen_by(layer, x)
+    if goes_down(layer.makes.image[:2]):
+        seen, weights = seen.transpose(1, 0, 3, 2, 4), weights.transpose(1, 0, 2)
     made = depthwise.reference(numbers, seen, weights, bias, layer.bounds)
-    return made.reshape(layer.makes.shape)
+    if goes_down(layer.makes.image[:2]):
+        made = made.transpose(1, 0, 2)
+    return np.ascontiguousarray(made).reshape(layer.makes.shape)
 
 
 def lowered(
-    layer: Depthwise, target: Target, *, kind: Kind = "half", most_scratch: int = MOST_SCRATCH
+    layer: Depthwise, target: Target, *, kind: Kind = "half", tile: Tile = WHOLE
 ) -> Lowered:
     """Zeros around some rows, then their windows, and so on."""
     other = dense(layer)
     if isinstance(other, Convolution):
-        return convolution.lowered(other, target, kind=kind, most_scratch=most_scratch)
+        return convolution.lowered(other, target, kind=kind, tile=tile)
     size, of = dtype_of(kind).itemsize, geometry_of(layer)
     pixel, (lines, taps) = of.image[2] * size, layer.windows.taps
     down, across = layer.windows.strides
-    parts, scratch = bands(of, At(layer.reads[0].name), kind, most=most_scratch)
+    parts, scratch = bands(of, At(layer.reads[0].name), kind, most=tile.scratch)
     steps: list[Step] = []
     for band in parts:
         block = depthwise.Convolved(
@@ -70,5 +86,7 @@ def lowered(
             x_pixel=across * pixel, x_row=down * band.row, c_pixel=pixel,
             c_row=of.made[1] * pixel, bounds=layer.bounds,
         )  # fmt: skip
+        if goes_down(of.made):
+            block = block.turned
         steps += [*band.steps, Step(depthwise.NAMES[kind], block.slots)]
     return Lowered(tuple(steps), parameters(layer, kind), scratch)

@@ -17,7 +17,8 @@ import numpy as np
 
 from headrace.errors import UnsupportedError
 from headrace.micro.half.convolution import geometry_of
-from headrace.micro.half.windows import MOST_SCRATCH, Geometry, bands, only_near
+from headrace.micro.half.depthwise import goes_down
+from headrace.micro.half.windows import WHOLE, Geometry, Tile, bands, only_near
 from headrace.micro.kernels import depthwise, matmul, pad, pool, turn
 from headrace.micro.kernels.numbers import Kind, dtype_of
 from headrace.micro.lowered import SCRATCH, At, Lowered, Step
@@ -63,14 +64,14 @@ def _whole(n: int, kind: Kind, most: int) -> int:
 
 def weight_gradient(
     layer: Convolution | Depthwise, kind: Kind, x: At, dy: At, dw: At,
-    most_scratch: int = MOST_SCRATCH,
+    tile: Tile = WHOLE,
 ) -> Lowered:  # fmt: skip
     """Products of windows and of what was made of them, added up over pixels in order."""
     only_near(layer, layer.windows)
     size, of, made = dtype_of(kind).itemsize, geometry_of(layer), layer.makes.image[2]
     channels, (lines, taps) = of.image[2], layer.windows.taps
     (down, across), (further, aside) = layer.windows.strides, layer.windows.dilations
-    parts, scratch = bands(of, x, kind, most=_whole(made, kind, most_scratch))
+    parts, scratch = bands(of, x, kind, most=_whole(made, kind, tile.scratch))
     steps: list[Step] = []
     for band in parts:
         errors = At(dy.name, dy.offset + band.first * of.made[1] * made * size)
@@ -90,17 +91,18 @@ def weight_gradient(
         for line in range(lines):
             # A line of taps at a time: what a step touches is smaller.
             a = At(band.at.name, band.at.offset + line * further * band.row)
-            c = At(dw.name, dw.offset + line * taps * channels * made * size)
-            block = matmul.Product(
-                a, errors, c, c if band.first else At(zeros_of(made)),
-                n=taps * channels, k_lines=rows, k=of.made[1], m=made, a_row=size,
-                a_step=across * channels * size, a_k_line=down * band.row, b_row=made * size,
-                c_row=made * size, start_row=made * size if band.first else 0,
-            )  # fmt: skip
-            steps += [
-                *(band.steps if line == 0 else ()),
-                Step(matmul.NAMES[kind], block.merged.slots),
-            ]
+            steps += band.steps if line == 0 else ()
+            for first, last in tile.columns_of(made):
+                place = (line * taps * channels * made + first) * size
+                c = At(dw.name, dw.offset + place)
+                block = matmul.Product(
+                    a, At(errors.name, errors.offset + first * size), c,
+                    c if band.first else At(zeros_of(made)),
+                    n=taps * channels, k_lines=rows, k=of.made[1], m=last - first, a_row=size,
+                    a_step=across * channels * size, a_k_line=down * band.row, b_row=made * size,
+                    c_row=made * size, start_row=made * size if band.first else 0,
+                )  # fmt: skip
+                steps.append(Step(matmul.NAMES[kind], block.merged.slots))
     return Lowered(tuple(steps), _zeros(made, kind), scratch)
 
 
@@ -149,7 +151,7 @@ def phases(layer: Layer, windows: Windows, image: tuple[int, int, int]) -> list[
 
 def input_gradient(
     layer: Convolution | Depthwise, kind: Kind, dy: At, weights: At, dx: At,
-    most_scratch: int = MOST_SCRATCH,
+    tile: Tile = WHOLE,
 ) -> Lowered:  # fmt: skip
     """Convolutions of the gradient of what a layer makes with its weights turned round."""
     size, of = dtype_of(kind).itemsize, geometry_of(layer)
@@ -177,7 +179,7 @@ def input_gradient(
                 across * pixel, down * columns * pixel, row.taps, column.taps,
             )  # fmt: skip
             more = _dense if isinstance(layer, Convolution) else _by_channel
-            added, needed = more(layer, part, kind, most_scratch, made, channels)
+            added, needed = more(layer, part, kind, tile, made, channels)
             steps += added
             scratch = max(scratch, needed)
     return Lowered(tuple(steps), _zeros(channels, kind), scratch)
@@ -211,10 +213,10 @@ def _step(taps: tuple[int, ...]) -> int:
 
 
 def _by_channel(
-    layer: Any, part: _Part, kind: Kind, most: int, made: int, channels: int
+    layer: Any, part: _Part, kind: Kind, tile: Tile, made: int, channels: int
 ) -> tuple[list[Step], int]:
     size, steps = dtype_of(kind).itemsize, []
-    parts, scratch = bands(part.seen, part.dy, kind, most=most)
+    parts, scratch = bands(part.seen, part.dy, kind, most=tile.scratch)
     weights, line, tap = part.tap_of(layer, channels * size)
     (further, aside), pixel = part.seen.windows.dilations, channels * size
     for band in parts:
@@ -223,21 +225,23 @@ def _by_channel(
             band.last - band.first, part.seen.made[1], channels, len(part.lines), len(part.taps),
             aside * pixel, further * band.row, tap, line, pixel, band.row, part.c_pixel, part.c_row,
         )  # fmt: skip
+        block = block.turned if goes_down(part.seen.made) else block
         steps += [*band.steps, Step(depthwise.NAMES[kind], block.slots)]
     return steps, scratch
 
 
 def _dense(
-    layer: Any, part: _Part, kind: Kind, most: int, made: int, channels: int
+    layer: Any, part: _Part, kind: Kind, tile: Tile, made: int, channels: int
 ) -> tuple[list[Step], int]:
     """Some of the channels at a time, so that the turned weights are few."""
     size, steps = dtype_of(kind).itemsize, []
-    parts, held = bands(part.seen, part.dy, kind, most=most)
+    parts, held = bands(part.seen, part.dy, kind, most=tile.scratch)
     held = -(-held // _ALIGNED) * _ALIGNED
     weights, line, tap = part.tap_of(layer, channels * made * size)
     count = len(part.lines) * len(part.taps) * made
     two = 32 // size  # two vectors
-    at_once = min(channels, max(two, most // (count * size) // two * two))
+    fits = max(two, tile.scratch // (count * size) // two * two)
+    at_once = min(channels, tile.columns or fits)
     turned = At(SCRATCH, held)
     for first in range(0, channels, at_once):
         n = min(at_once, channels - first)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,20 @@ from headrace.targets.target import Target
 
 Memory = Mapping[str, np.ndarray]
 Bounds = tuple[float, float]
+Slots = tuple[Any, ...]
+
+
+class Operand(NamedTuple):
+    """What a call reads or writes: numbers from the address in a slot on; strides in bytes."""
+
+    slot: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _row(slot: int, size: int, *shape: int) -> Operand:
+    """Numbers in one piece."""
+    return Operand(slot, shape, tuple(math.prod(shape[i + 1 :]) * size for i in range(len(shape))))
 
 
 class Call:
@@ -43,25 +57,24 @@ class Call:
         self._meaning, self.kind = _MEANINGS[step.kernel]
         self._dtype = dtype_of(self.kind)
         self.size = self._dtype.itemsize
-        self.seen: list[np.ndarray] = []
 
     def run(self) -> None:
         """Do what the kernel does."""
         self._meaning(self)
 
-    def view(self, slot: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    def view(self, of: Operand) -> Any:
         """Numbers from the address in a slot on."""
-        at = self.slots[slot]
-        found = np.ndarray(
-            shape, self._dtype, self._memory[at.name].data, at.offset, (*strides, self.size)
-        )
-        self.seen.append(found)
-        return found
+        at = self.slots[of.slot]
+        data = self._memory[at.name].data
+        return np.ndarray(of.shape, self._dtype, data, at.offset, of.strides)
+
+    def operands(self) -> list[Any]:
+        """Views of what the call reads and writes, of kernels that say so."""
+        return [self.view(one) for one in _OPERANDS[self._meaning](self.slots, self.size)]
 
     def row(self, slot: int, *shape: int) -> Any:
         """Numbers in one piece."""
-        sizes = [math.prod(shape[i + 1 :]) * self.size for i in range(len(shape) - 1)]
-        return self.view(slot, shape, tuple(sizes))
+        return self.view(_row(slot, self.size, *shape))
 
     def state(self, slot: int) -> np.ndarray:
         """The state of learning."""
@@ -73,52 +86,71 @@ class Call:
         return tuple(self.slots[slot + 1 : slot + 3]) if self.slots[slot] else UNBOUNDED  # type: ignore[return-value]
 
 
-def _matmul(call: Call) -> None:
-    lines, n, k_lines, k, m, a_row, a_step, a_line, a_k_line, b_row, c_row, c_line = call.slots[
-        4:16
+def _matmul_operands(slots: Slots, size: int) -> list[Operand]:
+    lines, n, k_lines, k, m, a_row, a_step, a_line, a_k_line, b_row, c_row, c_line = slots[4:16]
+    start_row, start_line = slots[16:18]
+    return [
+        Operand(0, (lines, n, k_lines, k), (a_line, a_row, a_k_line, a_step)),
+        Operand(1, (k_lines * k, m), (b_row, size)),
+        Operand(2, (lines, n, m), (c_line, c_row, size)),
+        Operand(3, (lines, n, m), (start_line, start_row, size)),
     ]
-    start_row, start_line = call.slots[16:18]
-    # The last stride of a view is a number's size: elements of `a` may have another.
-    whole = call.view(0, (lines, n, k_lines, k, 1), (a_line, a_row, a_k_line, a_step))
-    b = call.view(1, (k_lines * k, m), (b_row,))
-    c = call.view(2, (lines, n, m), (c_line, c_row))
-    start = call.view(3, (lines, n, m), (start_line, start_row))
+
+
+def _matmul(call: Call) -> None:
+    a, b, c, start = call.operands()
+    m = b.shape[1]
     made = matmul.reference(
-        numbers_of(call.target, call.kind), whole.reshape(lines * n, -1), b,
-        start.reshape(lines * n, m), call.bounds(18),
+        numbers_of(call.target, call.kind), a.reshape(-1, len(b)), b, start.reshape(-1, m),
+        call.bounds(18),
     )  # fmt: skip
     c[...] = made.reshape(c.shape)
 
 
-def _pad(call: Call) -> None:
-    _, _, rows, n, source_row, left, right, above, below = call.slots
+def _pad_operands(slots: Slots, size: int) -> list[Operand]:
+    rows, n, source_row, left, right, above, below = slots[2:]
     wide = left + n + right
-    to = call.view(1, (above + rows + below, wide // call.size), (wide,))
-    if rows:
-        source = call.view(0, (rows, n // call.size), (source_row,))
-        to[above : above + rows, left // call.size : (left + n) // call.size] = source
-        to[above : above + rows, : left // call.size] = 0
-        to[above : above + rows, (left + n) // call.size :] = 0
-    to[:above], to[above + rows :] = 0, 0
+    found = [Operand(1, (above + rows + below, wide // size), (wide, size))]
+    return [*found, Operand(0, (rows, n // size), (source_row, size))] if rows else found
+
+
+def _pad(call: Call) -> None:
+    to, *source = call.operands()
+    _, n, _, left, _, above, below = call.slots[2:]
+    to[...] = 0
+    if source:
+        inside = to[above : len(to) - below]
+        inside[:, left // call.size : (left + n) // call.size] = source[0]
+
+
+def _depthwise_operands(slots: Slots, size: int) -> list[Operand]:
+    rows, columns, n, lines, taps, x_tap, x_line, w_tap, w_line, pixel, row = slots[4:15]
+    return [
+        Operand(0, (rows, columns, lines, taps, n), (row, pixel, x_line, x_tap, size)),
+        Operand(1, (lines, taps, n), (w_line, w_tap, size)),
+        Operand(2, (n,), (size,)),
+        Operand(3, (rows, columns, n), (slots[16], slots[15], size)),
+    ]
 
 
 def _depthwise(call: Call) -> None:
-    rows, columns, n, lines, taps, x_tap, x_line, w_tap, w_line, pixel, row = call.slots[4:15]
-    seen = call.view(0, (rows, columns, lines, taps, n), (row, pixel, x_line, x_tap))
-    w = call.view(1, (lines, taps, n), (w_line, w_tap))
-    c = call.view(3, (rows, columns, n), (call.slots[16], call.slots[15]))
+    seen, w, start, c = call.operands()
     numbers = numbers_of(call.target, call.kind)
-    c[...] = depthwise.reference(numbers, seen, w, call.row(2, n), call.bounds(17))
+    c[...] = depthwise.reference(numbers, seen, w, start, call.bounds(17))
+
+
+def _depthwise_gradient_operands(slots: Slots, size: int) -> list[Operand]:
+    rows, columns, n, lines, taps, x_tap, x_line, pixel, row, dy_pixel, dy_row, _, c_tap = slots[3:]
+    return [
+        Operand(0, (rows, columns, lines, taps, n), (row, pixel, x_line, x_tap, size)),
+        Operand(1, (rows, columns, n), (dy_row, dy_pixel, size)),
+        Operand(2, (lines, taps, n), (taps * c_tap, c_tap, size)),
+    ]
 
 
 def _depthwise_gradient(call: Call) -> None:
-    rows, columns, n, lines, taps, x_tap, x_line, pixel, row, dy_pixel, dy_row, stays, c_tap = (
-        call.slots[3:]
-    )
-    seen = call.view(0, (rows, columns, lines, taps, n), (row, pixel, x_line, x_tap))
-    dy = call.view(1, (rows, columns, n), (dy_row, dy_pixel))
-    c = call.view(2, (lines, taps, n), (taps * c_tap, c_tap))
-    start = c if stays else np.zeros(c.shape)
+    seen, dy, c = call.operands()
+    start = c if call.slots[14] else np.zeros(c.shape)
     c[...] = depthwise.gradient_reference(numbers_of(call.target, call.kind), seen, dy, start)
 
 
@@ -155,10 +187,17 @@ def _pool(kind_of_pool: str, gradient: bool) -> Callable[[Call], None]:
     return run
 
 
+def _turn_operands(slots: Slots, size: int) -> list[Operand]:
+    lines, taps, n, m, line, tap, row = slots[2:]
+    return [
+        Operand(0, (lines, taps, n, m), (line, tap, row, size)),
+        _row(1, size, lines, taps, m, n),
+    ]
+
+
 def _turn(call: Call) -> None:
-    lines, taps, n, m, line, tap, row = call.slots[2:]
-    source = call.view(0, (lines, taps, n, m), (line, tap, row))
-    call.row(1, lines, taps, m, n)[...] = source.transpose(0, 1, 3, 2)
+    source, to = call.operands()
+    to[...] = source.transpose(0, 1, 3, 2)
 
 
 def _loss(call: Call) -> None:
@@ -199,9 +238,38 @@ def _meanings() -> Iterator[tuple[str, tuple[Callable[[Call], None], Kind]]]:
             for gradient in (False, True):
                 yield pool.name_of(one, kind, gradient=gradient), (_pool(one, gradient), kind)
     yield learning.RESCALE, (_rescale, "single")
+    for block in matmul.VARIANTS:
+        yield matmul.variant("half", *block), (_matmul, "half")
 
 
 _MEANINGS = dict(_meanings())
+_OPERANDS = {
+    _matmul: _matmul_operands,
+    _pad: _pad_operands,
+    _depthwise: _depthwise_operands,
+    _depthwise_gradient: _depthwise_gradient_operands,
+    _turn: _turn_operands,
+}
+
+
+def operands_of(step: Step) -> list[Operand]:
+    """What a call of a convolution reads and writes; of others nothing is said."""
+    meaning, kind = _MEANINGS[step.kernel]
+    found = _OPERANDS.get(meaning)
+    return [] if found is None else found(step.slots, dtype_of(kind).itemsize)
+
+
+def touched_bytes(step: Step) -> int:
+    """Bytes that a call of a convolution reads or writes, each counted once."""
+    _, kind = _MEANINGS[step.kernel]
+    size, seen = dtype_of(kind).itemsize, {}
+    for one in operands_of(step):
+        at = step.slots[one.slot]
+        places = np.array([at.offset])
+        for n, stride in zip(one.shape, one.strides, strict=True):
+            places = np.unique(places[:, None] + np.arange(n) * stride)
+        seen.setdefault(at.name, []).append(places)
+    return sum(np.unique(np.concatenate(places)).size * size for places in seen.values())
 
 
 def run(steps: tuple[Step, ...], target: Target, memory: Memory) -> None:
@@ -213,12 +281,10 @@ def run(steps: tuple[Step, ...], target: Target, memory: Memory) -> None:
 def macs_of(step: Step) -> int:
     """Multiply-adds of a call, those with zeros around images included."""
     slots: tuple[Any, ...] = step.slots
-    name = step.kernel.rsplit("_", 1)[0]
-    if name == "matmul":
+    meaning, _ = _MEANINGS[step.kernel]
+    if meaning in (_matmul, _depthwise):
         return math.prod(slots[4:9])
-    if name == "depthwise":
-        return math.prod(slots[4:9])
-    return math.prod(slots[3:8]) if name == "depthwise_gradient" else 0
+    return math.prod(slots[3:8]) if meaning is _depthwise_gradient else 0
 
 
 def names_of(step: Step) -> Iterator[str]:

@@ -19,6 +19,27 @@ _SCRATCH = At(SCRATCH)
 
 
 @dataclass(frozen=True)
+class Tile:
+    """How much of a layer a kernel does at a time.
+
+    Attributes:
+        scratch: bytes of an image's rows with zeros around them, or of turned weights.
+        columns: channels of a product; 0: all of them.
+    """
+
+    scratch: int = MOST_SCRATCH
+    columns: int = 0
+
+    def columns_of(self, m: int) -> list[tuple[int, int]]:
+        """Ranges of channels."""
+        step = self.columns or m
+        return [(first, min(first + step, m)) for first in range(0, m, step)]
+
+
+WHOLE = Tile()
+
+
+@dataclass(frozen=True)
 class Geometry:
     """What windows see of an image.
 

@@ -9,7 +9,7 @@ are fewer channels than a vector has, elements are stored one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,58 @@ def _forward(numbers: Numbers) -> KernelFunction:
     get, put, size, lanes = numbers.get, numbers.put, numbers.bytes, numbers.lanes
     width = lanes * size
 
+    def line_of_3(pixels: int, a: Any, b: Any, c: Any, d: Any, x: Any, pixel: Any, w: Any,
+                  w_tap: Any) -> tuple[Any, Any, Any, Any]:  # fmt: skip
+        """3 taps of neighbours: a pixel that several of 1, 2 or 4 sums see is loaded once."""
+        first = load(w, 1, 0)
+        w = w + w_tap
+        second = load(w, 1, 0)
+        third = load(w + w_tap, 1, 0)
+        v = load(x, 1, 0)
+        a, x = fma(v, first, a), x + pixel
+        v = load(x, 1, 0)
+        a, x = fma(v, second, a), x + pixel
+        if pixels > 1:
+            b = fma(v, first, b)
+        v = load(x, 1, 0)
+        a, x = fma(v, third, a), x + pixel
+        if pixels > 1:
+            b = fma(v, second, b)
+            if pixels > 2:
+                c = fma(v, first, c)
+            v = load(x, 1, 0)
+            b = fma(v, third, b)
+        if pixels > 2:
+            c, d, x = fma(v, second, c), fma(v, first, d), x + pixel
+            v = load(x, 1, 0)
+            c, d, x = fma(v, third, c), fma(v, second, d), x + pixel
+            d = fma(load(x, 1, 0), third, d)
+        return a, b, c, d
+
+    def bounded_store(o: Any, sums: Any, c: Any) -> None:
+        if get_i32(o + 8 * 17) != 0:
+            low, high = splat(get_f32(o + 8 * 18)), splat(get_f32(o + 8 * 19))
+            sums = minimum(high, maximum(sums, low))
+        store(c, sums, 0)
+
+    def near_block(
+        pixels: int, o: Any, x: Any, pixel: Any, w: Any, start: Any, to: Any, to_pixel: Any
+    ) -> None:
+        """`block`, where windows of 3 taps are one pixel apart."""
+        a = load(start, 1, 0)
+        b, c, d = a, a, a
+        x_line, w_tap, w_line = arg_int(o, 10), arg_int(o, 11), arg_int(o, 12)
+        line = o + arg_int(o, 7)
+        while ptr_to_int(line) != ptr_to_int(o):
+            a, b, c, d = line_of_3(pixels, a, b, c, d, x, pixel, w, w_tap)
+            x, w, line = x + x_line, w + w_line, line + -1
+        bounded_store(o, a, to)
+        if pixels > 1:
+            bounded_store(o, b, to + to_pixel)
+        if pixels > 2:
+            bounded_store(o, c, to + 2 * to_pixel)
+            bounded_store(o, d, to + 3 * to_pixel)
+
     def block(
         pixels: int, o: Any, x: Any, pixel: Any, w: Any, start: Any, c: Any, c_pixel: Any
     ) -> None:
@@ -85,7 +137,10 @@ def _forward(numbers: Numbers) -> KernelFunction:
                 else:
                     back = (ptr_to_int(left) - ptr_to_int(o + lanes)) * size
                     x, w, start, to = x + back, w + back, start + back, to + back
-            block(pixels, o, x, pixel, w, start, to, apart)
+            if arg_int(o, 8) == 3 and arg_int(o, 9) == pixel:
+                near_block(pixels, o, x, pixel, w, start, to, apart)
+            else:
+                block(pixels, o, x, pixel, w, start, to, apart)
             if n < lanes:
                 for i in range(pixels):
                     for j in range(n):
@@ -118,6 +173,34 @@ def _gradient(numbers: Numbers) -> KernelFunction:
     get, put, size, lanes = numbers.get, numbers.put, numbers.bytes, numbers.lanes
     width = lanes * size
 
+    def near_block(o: Any, x: Any, pixel: Any, dy: Any, to: Any, to_tap: Any, stays: Any) -> None:
+        """`block` of 3 taps, where windows are one pixel apart: each pixel is loaded once."""
+        a, b, c = zeros(1), zeros(1), zeros(1)
+        if stays != 0:
+            a, b, c = load(to, 1, 0), load(to + to_tap, 1, 0), load(to + 2 * to_tap, 1, 0)
+        row, dy_pixel, dy_row = arg_int(o, 11), arg_int(o, 12), arg_int(o, 13)
+        line = o + arg_int(o, 3)
+        while ptr_to_int(line) != ptr_to_int(o):
+            left, errors, at = o + arg_int(o, 4), dy, x + pixel
+            first, second = load(x, 1, 0), load(at, 1, 0)
+            while ptr_to_int(left) >= ptr_to_int(o + 2):
+                at = at + pixel
+                third, error = load(at, 1, 0), load(errors, 1, 0)
+                a, b, c = fma(first, error, a), fma(second, error, b), fma(third, error, c)
+                at, errors = at + pixel, errors + dy_pixel
+                first, error = load(at, 1, 0), load(errors, 1, 0)
+                a, b, c = fma(second, error, a), fma(third, error, b), fma(first, error, c)
+                first, second = third, first
+                errors, left = errors + dy_pixel, left + -2
+            if ptr_to_int(left) != ptr_to_int(o):
+                error = load(errors, 1, 0)
+                a, b = fma(first, error, a), fma(second, error, b)
+                c = fma(load(at + pixel, 1, 0), error, c)
+            x, dy, line = x + row, dy + dy_row, line + -1
+        store(to, a, 0)
+        store(to + to_tap, b, 0)
+        store(to + 2 * to_tap, c, 0)
+
     def block(
         taps: int, o: Any, x: Any, x_tap: Any, dy: Any, c: Any, c_tap: Any, stays: Any
     ) -> None:
@@ -147,7 +230,13 @@ def _gradient(numbers: Numbers) -> KernelFunction:
                 else:
                     back = (ptr_to_int(left) - ptr_to_int(o + lanes)) * size
                     x, dy, to = x + back, dy + back, to + back
-            block(taps, o, x, x_tap, dy, to, apart, stays)
+            if taps == 3:
+                if x_tap == arg_int(o, 10):
+                    near_block(o, x, x_tap, dy, to, apart, stays)
+                else:
+                    block(taps, o, x, x_tap, dy, to, apart, stays)
+            else:
+                block(taps, o, x, x_tap, dy, to, apart, stays)
             if n < lanes:
                 for i in range(taps):
                     for j in range(n):
@@ -204,6 +293,15 @@ class Convolved:
     c_pixel: int
     c_row: int
     bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def turned(self) -> Convolved:
+        """The same with rows and columns exchanged, of windows and of taps."""
+        return replace(
+            self, rows=self.columns, columns=self.rows, lines=self.taps, taps=self.lines,
+            x_tap=self.x_line, x_line=self.x_tap, w_tap=self.w_line, w_line=self.w_tap,
+            x_pixel=self.x_row, x_row=self.x_pixel, c_pixel=self.c_row, c_row=self.c_pixel,
+        )  # fmt: skip
 
     @property
     def slots(self) -> tuple[Any, ...]:
@@ -284,7 +382,12 @@ def gradient_reference(
     return numbers.stored(sums)
 
 
-_SHAPES = (((3, 3), (1, 1), (4, 5, 9)), ((3, 3), (2, 2), (3, 7, 16)), ((2, 4), (1, 2), (2, 3, 3)))
+_SHAPES = (
+    ((3, 3), (1, 1), (4, 5, 9)),
+    ((2, 3), (1, 1), (2, 11, 8)),
+    ((3, 3), (2, 2), (3, 7, 16)),
+    ((2, 4), (1, 2), (2, 3, 3)),
+)
 
 
 def _images(

@@ -54,6 +54,9 @@ from headrace.targets.target import Target
 
 NAMES: dict[Kind, str] = {kind: f"matmul_{kind}" for kind in KINDS}
 NAME = NAMES["half"]
+# Rows and vectors of blocks of sums besides those that fit a target's registers best: what
+# PULP-TrainLib calls naive, unrolled, 2x4 and 4x8.
+VARIANTS = ((1, 1), (2, 1), (4, 1), (2, 2))
 STACK = 128  # bytes of rows that are shorter than a vector
 
 
@@ -306,14 +309,25 @@ def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Cas
                 yield Case(slots(a, b, c, start, bounds), [(c, expected)], 0, label)
 
 
+def variant(kind: Kind, rows: int, vectors: int) -> str:
+    """The kernel whose blocks of sums have so many rows of 1 or 2 vectors."""
+    return f"matmul_{kind}_{rows}x{vectors}"
+
+
 def all_kernels() -> list[Kernel]:
-    """One product for each kind of number; the target decides what it adds in."""
+    """For each kind of number a product whose blocks fit a target's registers, and others."""
+    blocks: list[tuple[str, Kind, tuple[int, int] | None]] = [
+        (name, kind, None) for kind, name in NAMES.items()
+    ]
+    blocks += [(variant("half", *block), "half", block) for block in VARIANTS]
     return [
         Kernel(
             name,
-            lambda target, kind=kind: _product(numbers_of(target, kind), _rows(target), 2),
+            lambda target, kind=kind, block=block: _product(
+                numbers_of(target, kind), *(block or (_rows(target), 2))
+            ),
             (__name__, numbers_of.__module__),
             partial(_cases, kind),
         )
-        for kind, name in NAMES.items()
+        for name, kind, block in blocks
     ]
