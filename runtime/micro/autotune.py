@@ -89,7 +89,7 @@ class Costs:
         shape = [None if isinstance(slot, At) else slot for slot in step.slots]
         key = hashlib.sha256(code + repr(shape).encode()).hexdigest()[:32]
         if key not in self._known:
-            machine, launch = self.target.machines[0], (_arrays(step), 1)
+            machine, launch = self.target.machines[0], (argument_block(step), 1)
             found = count_instructions(
                 step.kernel, code, self.target, machine, [launch], loads=False
             )
@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, int]:
     return found if whole else {}
 
 
-def _arrays(step: Step) -> list[Any]:
+def argument_block(step: Step) -> list[Any]:
     """An argument block with memory of zeros for what a call reads and writes."""
     slots: list[Any] = list(step.slots)
     for one in operands_of(step):
