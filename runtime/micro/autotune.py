@@ -23,7 +23,7 @@ import numpy as np
 from headrace.atomic_file import write_whole
 from headrace.errors import UnsupportedError
 from headrace.folders import cache_root
-from headrace.micro.half.machine import operands_of, touched_bytes
+from headrace.micro.half.machine import LINES_OF, operands_of, touched_bytes
 from headrace.micro.half.windows import Tile
 from headrace.micro.kernels import matmul
 from headrace.micro.kernels.numbers import Kind, dtype_of
@@ -39,6 +39,7 @@ FAST_BYTES = 64 << 10  # PULP's L1
 _SCRATCH = (4 << 10, 8 << 10, 16 << 10, 32 << 10)
 _COLUMNS = (0, 32, 16)
 _SLACK = 64  # bytes beside what a call reads
+_ROWS, _PERIOD = 5, 12  # a product's rows of a line: blocks have 1, 2, 3, 4 or 6
 
 Progress = Callable[[int, int, str], None]
 
@@ -60,7 +61,27 @@ class Costs:
         self._known: dict[str, int] = _read(self._path)
 
     def instructions(self, step: Step) -> int:
-        """Of a call of a convolution, of its kernel's own."""
+        """Of a call of a convolution, of its kernel's own.
+
+        Kernels do the same for each of their lines, and a product does for each 12 rows of one:
+        some are counted, which tells all.
+        """
+        slot = LINES_OF[step.kernel]
+        lines = step.slots[slot]
+        if lines < 1:
+            return self._counted(step)
+        one, two = (self._of_rows(_with(step, slot, n)) for n in (1, 2))
+        return one + (lines - 1) * (two - one)
+
+    def _of_rows(self, step: Step) -> int:
+        if not step.kernel.startswith("matmul") or step.slots[_ROWS] <= 3 * _PERIOD:
+            return self._counted(step)
+        rows = step.slots[_ROWS]
+        first = _PERIOD + rows % _PERIOD
+        few, more = (self._counted(_with(step, _ROWS, first + n)) for n in (0, _PERIOD))
+        return few + (rows - first) // _PERIOD * (more - few)
+
+    def _counted(self, step: Step) -> int:
         if step.kernel not in self._codes:
             row = kernel_table()[step.kernel]
             self._codes |= KernelStore(self.target).objects([row])
@@ -68,16 +89,24 @@ class Costs:
         shape = [None if isinstance(slot, At) else slot for slot in step.slots]
         key = hashlib.sha256(code + repr(shape).encode()).hexdigest()[:32]
         if key not in self._known:
-            machine, launch = self.target.machines[0], (_arrays(step), 1)
-            found = count_instructions(step.kernel, code, self.target, machine, [launch])
+            machine, launch = self.target.machines[0], (argument_block(step), 1)
+            found = count_instructions(
+                step.kernel, code, self.target, machine, [launch], loads=False
+            )
             self._known[key] = found.instructions
             self.counted += 1
         return self._known[key]
 
     def keep(self) -> None:
         """Write what was counted."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._path, json.dumps(self._known).encode(), durable=False)
+        if self.counted:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, json.dumps(self._known).encode(), durable=False)
+            self.counted = 0
+
+
+def _with(step: Step, slot: int, value: int) -> Step:
+    return replace(step, slots=(*step.slots[:slot], value, *step.slots[slot + 1 :]))
 
 
 def _read(path: Path) -> dict[str, int]:
@@ -90,7 +119,7 @@ def _read(path: Path) -> dict[str, int]:
     return found if whole else {}
 
 
-def _arrays(step: Step) -> list[Any]:
+def argument_block(step: Step) -> list[Any]:
     """An argument block with memory of zeros for what a call reads and writes."""
     slots: list[Any] = list(step.slots)
     for one in operands_of(step):
@@ -146,6 +175,7 @@ def tuned_step(
             calls = {tile: found[name] for tile, found in steps.items()}
             if any(operands_of(step) for step in calls[choices[0]]):
                 chosen[name] = _best_tile(name, calls, costs, fast_bytes)
+            costs.keep()
         found = training_step(network, target, learning, kind=kind, tiles=chosen)
         best = tuple(best_block(step, costs) for step in found.steps)
     finally:

@@ -183,6 +183,7 @@ def count_instructions(
     launches: Sequence[Launch],
     *,
     compiled_plugin: bool = True,
+    loads: bool = True,
 ) -> Counts:
     """Instructions that a kernel itself executes in all of `launches`, and the bytes it loads.
 
@@ -190,6 +191,7 @@ def count_instructions(
         kernel, code, target, machine, launches: as in `headrace.targets.emulation.run.run`; machine
             `NATIVE` is this one.
         compiled_plugin: use the plugin where it can be built.
+        loads: have it see loaded bytes, which takes longer.
 
     Raises:
         KernelError: the program cannot be run or counted.
@@ -210,8 +212,10 @@ def count_instructions(
             return Counts(_in_unicorn(command, path, low, high, image, what))
         if compiled_plugin and (library := plugin()):
             try:
-                counts, loaded = _by_plugin(library, machine, path, low, high, image, what)
-                return Counts(_weighted(counts, target, path, low, high), loaded)
+                counts, loaded = _by_plugin(
+                    library, machine, path, low, high, image, what, loads=loads
+                )
+                return Counts(_weighted(counts, target, path, low, high), loaded if loads else None)
             except KernelError:
                 pass  # this QEMU has another plugin interface, or none
         counts = _by_log(machine, path, low, high, image, what)

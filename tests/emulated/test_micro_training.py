@@ -10,10 +10,15 @@ import pytest
 from test_micro_half import FUNCTIONS, NETWORKS, Layers, plain, windows_seen
 
 from headrace.errors import UnsupportedError
+from headrace.micro.autotune import Costs, argument_block, tuned_step
 from headrace.micro.emulate import emulated
 from headrace.micro.half import machine
 from headrace.micro.half.convolution import bias_of, weights_of
+from headrace.micro.half.machine import LINES_OF
 from headrace.micro.half.windows import Tile
+from headrace.micro.kernels import matmul
+from headrace.micro.kernels.table import kernel_table
+from headrace.micro.lowered import At, Step
 from headrace.micro.network import (
     Convolution,
     Depthwise,
@@ -25,6 +30,8 @@ from headrace.micro.network import (
 )
 from headrace.micro.training import STATE, Learning, Trained, TrainingStep, training_step
 from headrace.micro.training_plan import first_arrays, plan_training
+from headrace.targets.cache import KernelStore
+from headrace.targets.emulation.count import count_instructions, plugin
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.target import Target, microcontrollers
 
@@ -277,3 +284,54 @@ def test_a_layer_without_a_gradient() -> None:
     network = Layers(4, 4, 3).convolution(5, Windows((3, 3))).activation("hard_swish").network()
     with pytest.raises(UnsupportedError, match="layer 1: there is no gradient of Activation"):
         training_step(network, TARGETS["cortex-m55"], Learning({"layer 0": Trained()}, 0.1))
+
+
+def test_a_few_lines_tell_what_all_cost() -> None:
+    """Counts of whole calls, and those that are made of counts of some lines."""
+    network, target = NETS["pools"](), TARGETS["cortex-m55"]
+    if (reason := why_not(target.machines[0])) or plugin() is None:
+        pytest.skip(reason or "no C compiler to build the counting plugin with")
+    step = training_step(network, target, Learning(everything(network), 0.1))
+    calls: dict[str, Step] = {}
+    for of in ("matmul_half", "depthwise_half", "depthwise_gradient_half", "pad_half", "turn_half"):
+        calls[of] = max(
+            (one for one in step.steps if one.kernel == of), key=lambda one: one.slots[LINES_OF[of]]
+        )
+    long = matmul.Product(At("a"), At("b"), At("c"), At("d"), 61, 5, 16, 10, 2, 32, 32)
+    calls["rows"] = Step(matmul.NAME, long.slots)
+    costs = Costs(target)
+    for one in calls.values():
+        launch = [(argument_block(one), 1)]
+        code = KernelStore(target).objects([kernel_table()[one.kernel]])[one.kernel]
+        whole = count_instructions(one.kernel, code, target, target.machines[0], launch)
+        assert costs.instructions(one) == whole.instructions, one
+
+
+def test_tuning_stays_within_fast_memory() -> None:
+    of = Layers(8, 8, 16).convolution(64, Windows((3, 3), pads=(1, 1)), 1)
+    of.pool("mean", Windows((8, 8))).convolution(4, Windows())
+    network, target = of.network(), TARGETS["cortex-m55"]
+    if (reason := why_not(target.machines[0])) or plugin() is None:
+        pytest.skip(reason or "no C compiler to build the counting plugin with")
+    first = with_weights(network)[-1].name
+    how = Learning({first: Trained()}, 0.1)
+    plain_step, most = training_step(network, target, how), 20_000
+    assert max(map(machine.touched_bytes, plain_step.steps)) > most
+    tuned, costs = tuned_step(network, target, how, fast_bytes=most), Costs(target)
+    assert max(map(machine.touched_bytes, tuned.steps)) <= most
+
+    def total(step: TrainingStep) -> int:
+        return sum(costs.instructions(one) for one in step.steps if machine.operands_of(one))
+
+    blocks = {one.kernel for one in tuned.steps if one.kernel.startswith("matmul")}
+    assert blocks - {matmul.NAME}
+    assert total(tuned) < 1.05 * total(plain_step)
+    x, wanted = inputs_of(network, np.float16)
+    results = []
+    for step in (plain_step, tuned):
+        memory = memory_of(step, x, wanted)
+        machine.run(step.steps, target, memory)
+        results.append({name: memory[name].tobytes() for name in step.state})
+    assert results[0] == results[1]
+    with pytest.raises(UnsupportedError, match="smallest tile takes"):
+        tuned_step(network, target, how, fast_bytes=100)
