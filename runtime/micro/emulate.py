@@ -84,7 +84,7 @@ class Emulated:
             for arrays in (self.program.inputs, self.program.outputs)
         ]
         first, second = self._functions[0], self._functions[-1]
-        slots = [
+        slots: list[int | float | Place] = [
             Place("image"), Place(ARENA_SYMBOL), self.program.arena_bytes, Place(first),
             Place(second), Place(INIT), Place("inputs"), len(self.program.inputs),
             Place("outputs"), len(self.program.outputs),

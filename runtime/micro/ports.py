@@ -36,7 +36,8 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if codes is None:
         return image.astype(np.float16)
     if not port.is_real:
-        return (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
+        found: np.ndarray = (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
+        return found
     whole = np.rint(image.astype(np.float64) / codes.scale) + codes.zero
     return np.clip(whole, -128, 127).astype(np.int8)
 
