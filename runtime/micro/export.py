@@ -60,7 +60,7 @@ def export_program(program: Program, folder: str | Path) -> ExportedProgram:
     return ExportedProgram(tuple(folder / name for name in files), no_image)
 
 
-_C_TYPES = {"int8": "int8_t", "float16": "uint16_t", "float32": "float"}
+_C_TYPES = {"int8": "int8_t", "int32": "int32_t", "float16": "uint16_t", "float32": "float"}
 _DOES = {
     RUN: "Outputs of the inputs.",
     TRAIN: "The same, and one step of learning from what is wanted.",

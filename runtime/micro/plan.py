@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from headrace.micro.arithmetic import numbers_of
+from headrace.micro.arithmetic import dtype_of
 from headrace.micro.jobs import ByRows
 from headrace.micro.lowered import SCRATCH, At, Lowered
 from headrace.micro.network import MicroNetwork
@@ -64,10 +64,15 @@ class MicroPlan:
     @property
     def program(self) -> Program:
         """The same for a linker."""
-        dtype = numbers_of(self.network).dtype
         ports = [
             [
-                PlacedArray(p.value.name, self.places[p.value.name], p.value.shape, dtype, about(p))
+                PlacedArray(
+                    p.value.name,
+                    self.places[p.value.name],
+                    p.value.shape,
+                    dtype_of(self.network, p.value),
+                    about(p),
+                )
                 for p in of
             ]
             for of in (self.network.inputs, self.network.outputs)

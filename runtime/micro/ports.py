@@ -49,7 +49,9 @@ def from_chip(network: MicroNetwork, values: Mapping[str, np.ndarray]) -> dict[s
 
 def _from_chip(port: Port, value: np.ndarray) -> np.ndarray:
     codes = port.value.codes
-    if codes is None:
+    if port.value.sums is not None:
+        value = (value.astype(np.float64) * port.value.sums).astype(np.float32)
+    elif codes is None:
         value = value.astype(np.float32)
     elif port.is_real:
         value = ((value.astype(np.float64) - codes.zero) * codes.scale).astype(np.float32)
@@ -64,7 +66,9 @@ def about(port: Port) -> str:
     """What a port is on the chip, for people who write C."""
     codes, shape = port.value.codes, list(port.value.shape)
     what = "halves (IEEE 754 binary16)"
-    if codes is not None:
+    if port.value.sums is not None:
+        what = "int32 sums of products: their order is that of numbers, if scales are alike"
+    elif codes is not None:
         what = f"codes; a number is (code - {codes.zero}) * {codes.scale!r}"
     order = ", channels last" if len(shape) == 3 else ""
     return f"{port.name}: {shape}{order}, {what}"
