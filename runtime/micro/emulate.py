@@ -26,6 +26,7 @@ from headrace.targets.table import symbol_of
 
 FILE = "network.elf"
 _ALIGNED = 16
+_OTHER_DATA = 4096  # bytes, at most, of variables beside the arena
 _BESIDE = 64 << 10  # bytes of variables and constants beside the arena
 Arrays = Mapping[str, np.ndarray]
 
@@ -62,6 +63,8 @@ class Emulated:
         self._functions = list(program.functions)
         self._path = Path(folder, FILE)
         board = board_of(self.machine)
+        if board is not None:
+            board = board.with_data(program.arena_bytes + BEHIND + _OTHER_DATA)
         text, word = surroundings(target, board)
         objects = [
             backend.emit_plain(text + self._main(word), target),
@@ -73,7 +76,7 @@ class Emulated:
         if board is None:
             link_static(objects, self._path)
         else:
-            link_bare(objects, self._path, linker_script(board), {})
+            link_bare(objects, self._path, linker_script(board, len(program.constants)), {})
         self._folder = None if board is None else str(folder)
         self._what = f"{program.name} of {target.name} on {self.machine}"
 

@@ -12,6 +12,7 @@ from headrace.micro.kernels.table import kernel_table
 from headrace.micro.lowered import At
 from headrace.micro.program import ARENA, CONSTANTS, Call, Program
 from headrace.targets import backend
+from headrace.targets.bare_metal import LARGE
 from headrace.targets.cache import KernelStore, Progress
 from headrace.targets.ir_text import Place, argument_words, constant_bytes
 from headrace.targets.table import symbol_of
@@ -33,7 +34,8 @@ def firmware_ir(program: Program, behind: int = 0) -> str:
             blocks.setdefault(call.slots, f"block_{len(blocks)}")
     word = program.target.word_bytes
     return f"""
-@{CONSTANTS_SYMBOL} = constant {constant_bytes(program.constants)}, align 16
+@{CONSTANTS_SYMBOL} = constant {constant_bytes(program.constants)}, section "{LARGE}", \
+align 16
 @{ARENA_SYMBOL} = global [{program.arena_bytes + behind} x i8] zeroinitializer, align 16
 {"".join(f"declare void @{kernel}(ptr, i64, i64)" + chr(10) for kernel in kernels)}
 {"".join(_block(name, slots, word) for slots, name in blocks.items())}
