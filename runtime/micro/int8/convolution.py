@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from headrace.micro.fixed_point import multiplied
+from headrace.micro.fixed_point import in_codes, multiplied
 from headrace.micro.int8.codes import bounds_in_codes, codes_of, output_multipliers, shifted_bias
 from headrace.micro.kernels import convolution_i8, matmul_i8
 from headrace.micro.kernels.product_i8 import product_of
@@ -20,7 +20,7 @@ from headrace.targets.target import Target
 def rescaled(layer: Convolution | Depthwise, sums: np.ndarray) -> np.ndarray:
     """int8 codes of sums of products, int64 with channels last."""
     codes = multiplied(sums, *output_multipliers(layer)) + codes_of(layer.makes).zero
-    made = np.clip(codes, *bounds_in_codes(layer.makes, layer.bounds)).astype(np.int8)
+    made = in_codes(codes, *bounds_in_codes(layer.makes, layer.bounds))
     return made.reshape(layer.makes.shape)
 
 

@@ -70,8 +70,9 @@ def kernel_for(
 
 
 def _build_windows(target: Target) -> KernelFunction:
-    way = depthwise_i8_windows if _adds_up_sixteen(target) else depthwise_i8_pairs
-    return way.kernel()
+    if _adds_up_sixteen(target):
+        return depthwise_i8_windows.kernel()
+    return depthwise_i8_pairs.kernel()
 
 
 def ring_columns(made_columns: int, windows: Windows) -> int:
@@ -367,17 +368,17 @@ def _cases(by: bool, target: Target, rng: np.random.Generator) -> Iterator[Case]
             c = np.zeros(made, np.int8)
             factors, downs, ups = scaling_of(multipliers, shifts, target)
             after, scratch = slots_of(by, read, made, windows, 5)
-            slots = [
+            slots: list[Any] = [
                 codes, packed(by, weights, windows), c, by_lanes(bias, target), factors, downs,
                 0 if ups is None else ups, np.zeros(scratch, np.uint8), *after, 7, -100, 127,
             ]  # fmt: skip
             label = f"{rows}x{columns}x{channels} {windows.taps} {kind}"
             yield Case(slots, [(c, expected)], 0, label)
             if c.size <= image.size and repeat == 1:
-                slots = [codes.copy(), *slots[1:]]
-                slots[2] = slots[0]
+                over = codes.copy()
+                slots = [over, slots[1], over, *slots[3:]]
                 made_there = np.concatenate([expected.reshape(-1), codes[c.size :]])
-                yield Case(slots, [(slots[0], made_there)], 0, f"{label} in place")
+                yield Case(slots, [(over, made_there)], 0, f"{label} in place")
 
 
 def all_kernels() -> list[Kernel]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.fixed_point import multiplied
+from headrace.micro.fixed_point import in_codes, multiplied
 from headrace.micro.kernels import (
     product_i8,
     product_i8_bytes,
@@ -80,7 +80,7 @@ def reference(
 ) -> np.ndarray:  # fmt: skip
     """int8 [n, m] of int8 [n, k] and [m, k], int32 [m] each."""
     sums = a.astype(np.int64) @ b.T.astype(np.int64) + bias
-    return np.clip(multiplied(sums, multipliers, shifts) + zero, low, high).astype(np.int8)
+    return in_codes(multiplied(sums, multipliers, shifts) + zero, low, high)
 
 
 def slots(

@@ -66,6 +66,9 @@ def product_of(target: Target) -> Product:
     )
 
     if target.vector_bytes == 16:
-        is_riscv = target.architecture.startswith("riscv")
-        return (product_i8_columns if is_riscv else product_i8_sums).product_of(target)
-    return (product_i8_pairs if target.byte_pairs else product_i8_bytes).product_of(target)
+        if target.architecture.startswith("riscv"):
+            return product_i8_columns.product_of(target)
+        return product_i8_sums.product_of(target)
+    if target.byte_pairs:
+        return product_i8_pairs.product_of(target)
+    return product_i8_bytes.product_of(target)
