@@ -253,9 +253,7 @@ _OPERANDS = {
 
 # The slot that says how many lines a kernel does the same for.
 _LINES = {_matmul: 4, _pad: 2, _depthwise: 4, _depthwise_gradient: 3, _turn: 2}
-LINES_OF = {
-    name: _LINES[meaning] for name, (meaning, _) in _MEANINGS.items() if meaning in _LINES
-}
+LINES_OF = {name: _LINES[meaning] for name, (meaning, _) in _MEANINGS.items() if meaning in _LINES}
 
 
 def operands_of(step: Step) -> list[Operand]:
