@@ -46,6 +46,7 @@ from headrace.targets.simd import (
     maximum,
     minimum,
     ptr_to_int,
+    repeat,
     stack_bytes,
     with_lanes,
 )
@@ -91,8 +92,12 @@ def _product(numbers: Numbers, most_rows: int, most_vectors: int) -> KernelFunct
         Addresses have the chip's 32 bits, and counters would have 64: so they are addresses,
         counted from `o`, the argument block's.
         """
-        first = load(start, rows, start_row)
-        second = load(start + width * (vectors - 1), rows, start_row)
+        if start_row == 0:
+            first = repeat(load(start, 1, 0), rows)
+            second = repeat(load(start + width * (vectors - 1), 1, 0), rows)
+        else:
+            first = load(start, rows, start_row)
+            second = load(start + width * (vectors - 1), rows, start_row)
         line = o + (lines)
         while ptr_to_int(line) != ptr_to_int(o):
             p, left = a, o + (k >> 2)
@@ -105,10 +110,14 @@ def _product(numbers: Numbers, most_rows: int, most_vectors: int) -> KernelFunct
                 p, b = p + a_step, b + b_row
                 first, second = step(rows, vectors, p, a_row, b, first, second)
                 p, b, left = p + a_step, b + b_row, left + -1
-            left = o + (k & 3)
-            while ptr_to_int(left) != ptr_to_int(o):
+            if k & 2 != 0:
                 first, second = step(rows, vectors, p, a_row, b, first, second)
-                p, b, left = p + a_step, b + b_row, left + -1
+                p, b = p + a_step, b + b_row
+                first, second = step(rows, vectors, p, a_row, b, first, second)
+                p, b = p + a_step, b + b_row
+            if k & 1 != 0:
+                first, second = step(rows, vectors, p, a_row, b, first, second)
+                b = b + b_row
             a, line = a + a_line, line + -1
         if get_i32(o + 8 * 18) != 0:
             low, high = splat(get_f32(o + 8 * 19)), splat(get_f32(o + 8 * 20))
