@@ -92,8 +92,11 @@ class NativeRegion:
         if self.patches is None:
             operations = in_bands(graph, operations, set(outputs))
         self._engine = engine
-        self._types = {name: elem_type(graph, name) for name in self.outputs}
-        self._shapes = {name: graph.shape(name) or () for name in self.outputs}
+        self._results = [
+            (name, graph.shape(name) or (), np.dtype(tensor_dtype_to_np_dtype(type_)))
+            for name in self.outputs
+            for type_ in [elem_type(graph, name)]
+        ]
         self.layout = Layout(graph, operations, *ends)
         self.operations, self.arena_bytes = self.layout.operations, self.layout.arena_bytes
         self.weight_bytes = sum(
@@ -101,6 +104,8 @@ class NativeRegion:
             for weights in {id(one.weights): one.weights for one in self.operations}.values()
             for weight in weights.values()
         )
+        # What each call goes through is found here: behind a run caches have nothing of Python's.
+        self._bounded = [one for one in self.operations if one.bounds]
         self._own: dict[int, dict[str, Arena]] = {}  # what operations have for themselves alone
         self._linked: _Linked | None = None
 
@@ -158,10 +163,7 @@ class NativeRegion:
     @property
     def result_bytes(self) -> int:
         """Of the arrays that a run gives."""
-        return sum(
-            math.prod(self._shapes[name]) * tensor_dtype_to_np_dtype(self._types[name]).itemsize
-            for name in self.outputs
-        )
+        return sum(math.prod(shape) * of.itemsize for _, shape, of in self._results)
 
     def empty(self) -> None:
         """Give the memory of values back, and no more be run."""
@@ -188,17 +190,14 @@ class NativeRegion:
         linked = self._linked
         assert linked is not None
         held = {name: np.ascontiguousarray(values[name]) for name in self.inputs}
-        found = {
-            name: np.empty(self._shapes[name], tensor_dtype_to_np_dtype(self._types[name]))
-            for name in self.outputs
-        }
+        found = {name: np.empty(shape, of) for name, shape, of in self._results}
         self._check(held)
         if not linked.run(held, found):
             raise CancelledError("the network was cancelled")
         return found
 
     def _check(self, held: Mapping[str, np.ndarray]) -> None:
-        for one in self.operations:
+        for one in self._bounded:
             for name, (least, most) in one.bounds.items():
                 array = held[name]
                 if array.min() < least or array.max() > most:
