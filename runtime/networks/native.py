@@ -15,7 +15,7 @@ from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
-from headrace.networks.layout import GIVEN, Layout, scratch_of
+from headrace.networks.layout import GIVEN, SCRATCH, Layout
 from headrace.networks.operation import Operation
 from headrace.networks.passes.bands import in_bands
 from headrace.networks.passes.into_convolutions import into_convolutions
@@ -233,12 +233,12 @@ class _Linked:
         calls: list[_Call] = []
         for operation in layout.moves_in():
             calls.append(_Call(operation.kernel, operation.slots(operation, at)))
-        for i, operation in enumerate(region.operations):
+        for operation in region.operations:
             if id(operation.weights) not in placed:
                 placed[id(operation.weights)] = self._placed(operation)
             places = placed[id(operation.weights)]
             if operation.scratch:
-                places = places | {"scratch": at[scratch_of(i)]}
+                places = places | {"scratch": at[SCRATCH]}
             calls += self._calls(operation, at | places)
         for operation in layout.moves_out():
             calls.append(_Call(operation.kernel, operation.slots(operation, at)))
