@@ -20,8 +20,7 @@ from headrace.offload.readers import PATIENCE_PAUSES, Readers, Words, system_fun
 from headrace.offload.recall import Predictor, Recall
 from headrace.offload.semaphore import Semaphore
 
-READ_BYTES = 2 << 20  # at most, at once
-ROWS_BYTES = 512 << 10  # the same of rows that are tiled, for which every reader has a buffer
+READ_BYTES = 2 << 20  # at most, at once; of rows that are tiled every reader has such a buffer
 # Where passes only wait, predictions are believed that come true so often: what is read in vain
 # then costs little. But not more than this is to be read in vain for each byte that was of use.
 SURE_WAITING, MOST_WASTE = 0.2, 0.2
@@ -124,6 +123,11 @@ def pages(n_bytes: int) -> int:
     return -(-n_bytes // PAGE) * PAGE
 
 
+def landing_bytes(n_bytes: int) -> int:
+    """Of a reader's buffer for rows of so many bytes, which begin and end anywhere in pages."""
+    return pages(n_bytes) + PAGE
+
+
 def slot_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
     """Where the matrices of an expert lie in its slot, and the bytes of that."""
     offsets, total = [], 0
@@ -140,7 +144,7 @@ def _reads_of(matrix: ExpertMatrix, to: int) -> list[_Read]:
             for at in range(0, matrix.n_bytes, READ_BYTES)
         ]
     tiles, tile_bytes = -(-matrix.rows // 16), matrix.n_bytes // -(-matrix.rows // 16)
-    at_once = max(1, ROWS_BYTES // (16 * matrix.row_bytes))
+    at_once = max(1, READ_BYTES // (16 * matrix.row_bytes))
     found = []
     for tile in range(0, tiles, at_once):
         n = min(at_once, tiles - tile)
@@ -254,8 +258,8 @@ class ExpertCache:
         self.words[store.AHEAD] = self._rings[1].ctypes.data
         words = Words(self.words, store.STOP, store.FAILED, store.OWN_READ)
         self._readers = Readers(reader, words, self._read_again, "headrace-expert")
-        # Of each reader, by its own words: a buffer for rows that are tiled.
-        self._landing: list[tuple[np.ndarray, Arena]] = []
+        # Buffers of readers for rows that are tiled: on huge pages, as slots of a window are.
+        self._landing = Arena({})
         self.predictions = np.zeros(
             (len(layers), look_ahead, store.prediction_words(ranks)), np.int64
         )
@@ -403,14 +407,13 @@ class ExpertCache:
         words[store.GIVE_TO] = semaphore.handle
         words[store.READERS] = mode.readers
         all_own = [aligned_slots(store.OWN_WORDS) for _ in range(mode.readers)]
-        landing = max((r.n_bytes for r in self._reads if r.tile), default=0)
-        self._landing = []
-        for own in all_own:
+        each = max((landing_bytes(r.n_bytes) for r in self._reads if r.tile), default=0)
+        if self._landing.n_bytes != mode.readers * each:
+            self._landing.empty()
+            self._landing = Arena({"rows": mode.readers * each})
+        for i, own in enumerate(all_own):
             own[0], own[store.OWN_READ] = words.ctypes.data, -1
-            if landing:
-                rows = Arena({"rows": pages(landing) + 2 * PAGE}, huge=False)
-                own[store.OWN_ROWS] = pages(rows.base)
-                self._landing.append((own, rows))
+            own[store.OWN_ROWS] = self._landing.base + i * each
         return all_own
 
     def _read_again(self, own: np.ndarray) -> None:
@@ -424,9 +427,8 @@ class ExpertCache:
                           r.n_bytes)  # fmt: skip
         row = self._table.reshape(-1, store.READ_WORDS)[int(own[store.OWN_READ])]
         if r.tile:
-            landing = next(rows for one, rows in self._landing if one is own)
-            at = int(own[store.OWN_ROWS]) - landing.base + int(row[store.BEGIN])
-            to = landing.view("rows")[at : at + r.n_bytes]
+            at = int(own[store.OWN_ROWS]) - self._landing.base + int(row[store.BEGIN])
+            to = self._landing.view("rows")[at : at + r.n_bytes]
         else:
             expert = self._experts.reshape(-1, store.EXPERT_WORDS)[int(own[store.OWN_EXPERT])]
             at = int(expert[store.SLOT]) * self.slot_bytes + r.to
@@ -438,7 +440,7 @@ class ExpertCache:
     def close(self) -> None:
         """End the readers and give the memory back: steps may refer to it for some time yet."""
         self.halt()
-        for arena in (self._slots, *(rows for _, rows in self._landing)):
+        for arena in (self._slots, self._landing):
             arena.empty()
 
     def halt(self) -> None:

@@ -16,9 +16,9 @@ from headrace.fitted_routers import FittedRouters, fitted_bytes
 from headrace.offload.budget import ExpertRoom
 from headrace.offload.expert_cache import (
     READ_BYTES,
-    ROWS_BYTES,
     ExpertCache,
     ExpertMatrix,
+    landing_bytes,
     pages,
     slot_offsets,
 )
@@ -50,9 +50,9 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
     ]
     readers = max(mode.readers for mode in MODES)
     raw = [p for p in placed if p.expert and not p.straight]
-    rows = (max(ROWS_BYTES, 16 * p.info.n_bytes // p.matrix.rows) for p in raw)
+    rows = (max(READ_BYTES, 16 * p.info.n_bytes // p.matrix.rows) for p in raw)
     largest = max((min(n, p.info.n_bytes) for n, p in zip(rows, raw, strict=True)), default=0)
-    landing = pages(largest) + 2 * PAGE if raw else 0
+    landing = landing_bytes(largest) if raw else 0
     return ExpertRoom(
         slot_bytes=max(slots),
         # A token's experts, and as many that are on their way; or all clusters of a layer.
