@@ -20,7 +20,8 @@ from headrace.offload.readers import PATIENCE_PAUSES, Readers, Words, system_fun
 from headrace.offload.recall import Predictor, Recall
 from headrace.offload.semaphore import Semaphore
 
-READ_BYTES = 2 << 20  # at most, at once; of rows that are tiled every reader has such a buffer
+READ_BYTES = 2 << 20  # at most, at once
+ROWS_BYTES = 512 << 10  # the same of rows that are tiled, where experts are small
 # Where passes only wait, predictions are believed that come true so often: what is read in vain
 # then costs little. But not more than this is to be read in vain for each byte that was of use.
 SURE_WAITING, MOST_WASTE = 0.2, 0.2
@@ -55,6 +56,7 @@ class _Read:
     row_bytes: int = 0
     blocks: int = 0
     tiles: int = 0
+    parts: int = 0  # a bit in each of their fields (`headrace.offload.expert_store`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,16 @@ def pages(n_bytes: int) -> int:
     return -(-n_bytes // PAGE) * PAGE
 
 
+def rows_at_once(slot_bytes: int) -> int:
+    """Bytes of rows to read at once that are tiled then, at most: every reader has such a buffer.
+
+    All of them together take no more than two large experts do.
+    """
+    return min(READ_BYTES, max(ROWS_BYTES, slot_bytes // 8))
+
+
 def landing_bytes(n_bytes: int) -> int:
-    """Of a reader's buffer for rows of so many bytes, which begin and end anywhere in pages."""
+    """Of a reader's buffer for tiles of so many bytes of rows, which begin anywhere in pages."""
     return pages(n_bytes) + PAGE
 
 
@@ -137,14 +147,15 @@ def slot_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
     return offsets, total
 
 
-def _reads_of(matrix: ExpertMatrix, to: int) -> list[_Read]:
+def _reads_of(matrix: ExpertMatrix, to: int, part: int, rows_bytes: int) -> list[_Read]:
+    bit = 1 << (store.PART_BITS * part)
     if not matrix.tile:
         return [
-            _Read(matrix.info, at, min(READ_BYTES, matrix.n_bytes - at), to + at)
+            _Read(matrix.info, at, min(READ_BYTES, matrix.n_bytes - at), to + at, parts=bit)
             for at in range(0, matrix.n_bytes, READ_BYTES)
         ]
     tiles, tile_bytes = -(-matrix.rows // 16), matrix.n_bytes // -(-matrix.rows // 16)
-    at_once = max(1, READ_BYTES // (16 * matrix.row_bytes))
+    at_once = max(1, rows_bytes // (16 * matrix.row_bytes))
     found = []
     for tile in range(0, tiles, at_once):
         n = min(at_once, tiles - tile)
@@ -152,7 +163,7 @@ def _reads_of(matrix: ExpertMatrix, to: int) -> list[_Read]:
         found.append(
             _Read(
                 matrix.info, 16 * tile * matrix.row_bytes, rows * matrix.row_bytes,
-                to + tile * tile_bytes, matrix.tile, matrix.row_bytes, matrix.blocks, n,
+                to + tile * tile_bytes, matrix.tile, matrix.row_bytes, matrix.blocks, n, bit,
             )
         )  # fmt: skip
     return found
@@ -173,7 +184,8 @@ def _joined(reads: Sequence[_Read]) -> list[_Read]:
             and one.to + one.n_bytes - last.to <= READ_BYTES
         ):
             n_bytes = one.to + one.n_bytes - last.to
-            found[-1] = _Read(last.info, last.start, n_bytes, last.to)
+            parts = last.parts | one.parts
+            found[-1] = _Read(last.info, last.start, n_bytes, last.to, parts=parts)
         else:
             found.append(one)
     return found
@@ -224,6 +236,7 @@ class ExpertCache:
         self.mode: ReadMode | None = None
         self._files = files
         self._slots = Arena({"slots": n_slots * self.slot_bytes})
+        rows_bytes = rows_at_once(self.slot_bytes)
         self._reads: list[_Read] = []
         n_experts = sum(map(len, layers))
         self.first = np.cumsum([0, *map(len, layers)]).tolist()
@@ -232,11 +245,14 @@ class ExpertCache:
         for layer, experts in enumerate(layers):
             for i, expert in enumerate(experts):
                 offsets, _ = placed[layer][i]
-                some = [r for m, to in zip(expert, offsets, strict=True) for r in _reads_of(m, to)]
-                some = _joined(some)
+                first = store.PARTS - len(expert)
+                some = _joined([
+                    r for part, (m, to) in enumerate(zip(expert, offsets, strict=True), first)
+                    for r in _reads_of(m, to, part, rows_bytes)
+                ])  # fmt: skip
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
-                row[store.LAYER] = layer
+                row[store.LAYER], row[store.WHOLE] = layer, sum(r.parts for r in some)
                 row[store.STATE] = store.ABSENT if some else store.NOTHING
                 usual = ranks / len(experts) if not len(shares) else shares[layer][i]
                 row[store.SHARE] = int(store.ALWAYS * usual)
@@ -306,7 +322,7 @@ class ExpertCache:
             row[store.NEED] = need
             row[store.TO], row[store.TILE] = r.to, r.tile
             row[store.ROW_BYTES], row[store.BLOCKS] = r.row_bytes, r.blocks
-            row[store.TILES], row[store.BEGIN] = r.tiles, begin
+            row[store.TILES], row[store.BEGIN], row[store.ADDS] = r.tiles, begin, r.parts
 
     @property
     def counts(self) -> ExpertCounts:
@@ -407,7 +423,8 @@ class ExpertCache:
         words[store.GIVE_TO] = semaphore.handle
         words[store.READERS] = mode.readers
         all_own = [aligned_slots(store.OWN_WORDS) for _ in range(mode.readers)]
-        each = max((landing_bytes(r.n_bytes) for r in self._reads if r.tile), default=0)
+        sizes = (16 * r.tiles * r.row_bytes for r in self._reads if r.tile)  # tiles may be cut
+        each = max(map(landing_bytes, sizes), default=0)
         if self._landing.n_bytes != mode.readers * each:
             self._landing.empty()
             self._landing = Arena({"rows": mode.readers * each})

@@ -17,14 +17,16 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     `ALWAYS`, predictions must have come true that are believed
 Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there, 3 there is nothing to read: such an
     expert is never asked for, and neither hit nor miss), 1 reads that are done, 2 whether no
-    further ones are to begin, as it is not wanted any more (written under the lock), 7 share of
+    further ones are to begin, as it is not wanted any more (written under the lock), 3 how many
+    reads of each part are done, in fields of `PART_BITS`, 4 how many there are, 7 share of
     the last tokens that took it, of `ALWAYS`, 8 slot, 9 first read, 10 reads, 11 next read (under
     the lock), 12 uses, 13 clock of the last use, 14 layer, 15 whether it was asked for ahead and
     not used since
 Slot (4 words): 0 address, 1 expert (-1: none), 2 clock up to which it must stay
 Read (16 words): 0 file descriptor, 1 offset, 2 bytes to ask for, 3 bytes that must come, 4 where
     in the slot, 5 kernel that tiles what was read (0: none), then its slots: 6 bytes of a row,
-    7 blocks in a row, 8 tiles; 9 where rows begin in what was read
+    7 blocks in a row, 8 tiles; 9 where rows begin in what was read, 10 what it adds to the reads
+    of parts that are done
 """
 
 from __future__ import annotations
@@ -52,11 +54,12 @@ LOCK, STOP, FAILED = 8, 16, 24
 READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
 D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
 CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL, IN_VAIN, SURE = range(48, 59)
-STATE, DONE, PAUSED, SHARE = 0, 1, 2, 7
+STATE, DONE, PAUSED, ARRIVED, WHOLE, SHARE = 0, 1, 2, 3, 4, 7
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
 ABSENT, COMING, THERE, NOTHING = range(4)
 ADDRESS, EXPERT, STAYS = range(3)
-FILE, OFFSET, ASK, NEED, TO, TILE, ROW_BYTES, BLOCKS, TILES, BEGIN = range(10)
+FILE, OFFSET, ASK, NEED, TO, TILE, ROW_BYTES, BLOCKS, TILES, BEGIN, ADDS = range(11)
+PARTS, PART_BITS, ALL_PARTS = 3, 20, -1  # of an expert: gate, up, down
 # A reader's own words.
 OWN_WORDS, OWN_READ, OWN_EXPERT, OWN_ROWS, OWN_TILE = 16, 1, 2, 3, 4
 MOST_READS = 65536  # of an expert
@@ -74,6 +77,11 @@ PREDICTED, CLASS, WAS_ABSENT = range(3)
 def prediction_words(ranks: int) -> int:
     """Words of what is predicted."""
     return RANKED + RANK_WORDS * ranks
+
+
+def part_mask(part: int) -> int:
+    """The bits of `ARRIVED` that are a part's."""
+    return ((1 << PART_BITS) - 1) << (PART_BITS * part)
 
 
 def lock(store: Any) -> None:
@@ -146,6 +154,13 @@ def given_up(expert: Any) -> Any:
 def coming(expert: Any) -> Any:
     """Whether an expert is there, or will be."""
     return atomic_get(expert) != ABSENT and arg_int(expert, PAUSED) == 0
+
+
+def arrived(expert: Any, parts: Any) -> Any:
+    """Whether an expert is there, or of one on its way some parts are (a mask, or `ALL_PARTS`)."""
+    state = atomic_get(expert)
+    missing = (atomic_get(expert + ARRIVED * 8) ^ arg_int(expert, WHOLE)) & parts
+    return state >= THERE or (state == COMING and parts != ALL_PARTS and missing == 0)
 
 
 def _free_slot(store: Any, layer: Any) -> Any:
@@ -222,6 +237,7 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
             put_i64(expert + SLOT * 8, i)
             put_i64(expert + EARLY * 8, ahead)
             atomic_put(expert + DONE * 8, 0)
+            atomic_put(expert + ARRIVED * 8, 0)
             atomic_put(expert, COMING)
             lock(store)
             put_i64(expert + NEXT_READ * 8, 0)
@@ -363,6 +379,7 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
                         put_i64(own + (OWN_TILE + 4) * 8, arg_int(entry, TILES))
                         call_kernel(int_to_ptr(tile), own + OWN_TILE * 8, 0, 1)
                     put_i64(own + OWN_READ * 8, -1)
+                    atomic_add(expert + ARRIVED * 8, arg_int(entry, ADDS))
                     if atomic_add(expert + DONE * 8, 1) == arg_int(expert, N_READS) - 1:
                         atomic_put(expert, THERE)
 
