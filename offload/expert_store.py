@@ -66,6 +66,7 @@ MOST_READS = 65536  # of an expert
 DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
 LRU, LFU, EDGE, EDGE_PRINTED, NEXT_USE = range(5)
 ALWAYS = 65536  # a share of one
+ENOUGH = 2  # reads for each reader: it has one to begin when others are done
 SURE_ENOUGH = 0.6  # predictions are believed that come true so often where nothing is waited for
 # What is predicted for a layer from one of those before it: how far the logits of what is predicted
 # are above the first that is not, on average (float32); by how far they are, in classes, the share
@@ -288,6 +289,22 @@ def drop_stale(store: Any, layer: Any) -> None:
         ):
             put_i64(expert + PAUSED * 8, 1)
     unlock(store)
+
+
+def enough_ahead(store: Any) -> Any:
+    """Whether readers have plenty to do with what was asked for ahead and has not begun to be read.
+
+    What is asked for later is known better, and until then its slot keeps what is there.
+    """
+    reads = 0
+    lock(store)
+    for i in range(arg_int(store, A_BEGIN), arg_int(store, A_END)):
+        expert = expert_at(store, arg_int(arg_ptr(store, AHEAD) + i % RING * 8, 0))
+        early = atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0
+        if early and arg_int(expert, PAUSED) == 0:
+            reads += arg_int(expert, N_READS) - arg_int(expert, NEXT_READ)
+    unlock(store)
+    return reads >= ENOUGH * arg_int(store, READERS)
 
 
 def _next(store: Any, begin: int, ring: int) -> Any:

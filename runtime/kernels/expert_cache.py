@@ -51,6 +51,7 @@ from headrace.offload.expert_store import (
     coming,
     count,
     drop_stale,
+    enough_ahead,
     expert_at,
     nap,
     slot_of,
@@ -308,7 +309,8 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
     """Ask ahead for the experts that a layer will choose, by what its router says already.
 
     Thread 0 does it. What is asked for are those whose logits are so far above the first that is
-    not predicted that such predictions came true often enough.
+    not predicted that such predictions came true often enough, the next layer's first, until
+    readers have enough to do.
     Slots: 0 store, 1 logits (float32 [experts]; overwritten), 2 experts, 3 predictions
     (`headrace.offload.expert_store`), 4 ranks, 5 number of the layer's first expert, 6 layer,
     7 mixtures that come before it, 8 more logits to be added to those (0: none).
@@ -349,7 +351,8 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
             absent = not coming(expert)
             put_i64(entry + CLASS * 8, at)
             put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
-            if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(store, SURE):
+            sure = get_i64(predictions + (TRUE + at) * 8) >= arg_int(store, SURE)
+            if absent and sure and not enough_ahead(store):
                 absent = want(store, number, running, 1) == 0
             if not absent and atomic_get(expert) != NOTHING:
                 slot = slot_of(store, expert)
