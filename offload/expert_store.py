@@ -70,8 +70,12 @@ ENOUGH = 2  # reads for each reader: it has one to begin when others are done
 SURE_ENOUGH = 0.6  # predictions are believed that come true so often where nothing is waited for
 # What is predicted for a layer from one of those before it: how far the logits of what is predicted
 # are above the first that is not, on average (float32); by how far they are, in classes, the share
-# of predictions that came true; then for each rank: expert, class, whether it was not there.
-MARGIN, TRUE, CLASSES, RANKED, RANK_WORDS = 0, 1, 8, 9, 3
+# of predictions that came true, and how many have been judged; then for each rank: expert, class,
+# whether it was not there.
+MARGIN, TRUE, JUDGED, CLASSES, RANKED, RANK_WORDS = 0, 1, 9, 8, 17, 3
+# The first ones count as much as so many before them, of which half came true, the later ones no
+# less than one of so many: what is long ago fades.
+DOUBT, FADE = 3, 16
 PREDICTED, CLASS, WAS_ABSENT = range(3)
 
 
@@ -85,11 +89,25 @@ def part_mask(part: int) -> int:
     return ((1 << PART_BITS) - 1) << (PART_BITS * part)
 
 
+def nap(store: Any, spins: Any) -> None:
+    """Wait a moment; longer once somebody has waited for long."""
+    spin_pause()
+    if spins >= arg_int(store, PATIENCE) and arg_int(store, NAP) != 0:
+        call_system(int_to_ptr(arg_int(store, NAP)), arg_int(store, NAP_FOR), 0, 0, 0)
+
+
 def lock(store: Any) -> None:
-    """Take the lock: for a few dozen instructions at a time."""
+    """Take the lock: for a few dozen instructions at a time.
+
+    Who finds it taken looks until it is free before trying again, and naps: where all cores spin,
+    whoever has it, or has just tried in vain, would not be let go on.
+    """
+    spins = 0
     while atomic_add(store + LOCK * 8, 1) != 0:
         atomic_add(store + LOCK * 8, -1)
-        spin_pause()
+        while atomic_get(store + LOCK * 8) != 0:
+            nap(store, spins)
+            spins += 1
 
 
 def unlock(store: Any) -> None:
@@ -297,13 +315,11 @@ def enough_ahead(store: Any) -> Any:
     What is asked for later is known better, and until then its slot keeps what is there.
     """
     reads = 0
-    lock(store)
-    for i in range(arg_int(store, A_BEGIN), arg_int(store, A_END)):
+    for i in range(arg_int(store, A_BEGIN), arg_int(store, A_END)):  # without the lock: about
         expert = expert_at(store, arg_int(arg_ptr(store, AHEAD) + i % RING * 8, 0))
         early = atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0
         if early and arg_int(expert, PAUSED) == 0:
             reads += arg_int(expert, N_READS) - arg_int(expert, NEXT_READ)
-    unlock(store)
     return reads >= ENOUGH * arg_int(store, READERS)
 
 
@@ -399,13 +415,6 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
                     atomic_add(expert + ARRIVED * 8, arg_int(entry, ADDS))
                     if atomic_add(expert + DONE * 8, 1) == arg_int(expert, N_READS) - 1:
                         atomic_put(expert, THERE)
-
-
-def nap(store: Any, spins: Any) -> None:
-    """Wait a moment; longer once somebody has waited for long."""
-    spin_pause()
-    if spins >= arg_int(store, PATIENCE) and arg_int(store, NAP) != 0:
-        call_system(int_to_ptr(arg_int(store, NAP)), arg_int(store, NAP_FOR), 0, 0, 0)
 
 
 def kernel() -> Kernel:

@@ -27,9 +27,12 @@ from headrace.offload.expert_store import (
     CLASS,
     CLASSES,
     CLOCK,
+    DOUBT,
     EARLY,
+    FADE,
     FAILED,
     HITS,
+    JUDGED,
     LAST,
     LATE,
     LAYERS,
@@ -69,6 +72,7 @@ from headrace.targets.simd import (
     larger,
     put_f32,
     put_i64,
+    smaller,
 )
 from headrace.targets.table import Kernel, no_cases, same_for_all
 
@@ -383,7 +387,10 @@ def _judge(predictions: Any, ranks: Any, chosen: Any, active: Any) -> None:
                 if get_i64(chosen + k * 8) == get_i64(entry):
                     came = ALWAYS
             at = predictions + (TRUE + get_i64(entry + CLASS * 8)) * 8
-            put_i64(at, get_i64(at) + (came - get_i64(at)) // 16)
+            judged = at + (JUDGED - TRUE) * 8
+            put_i64(judged, get_i64(judged) + 1)
+            weight = smaller(get_i64(judged) + DOUBT, FADE)
+            put_i64(at, get_i64(at) + (came - get_i64(at)) // weight)
 
 
 def kernels() -> dict[str, Kernel]:
