@@ -189,7 +189,7 @@ def test_few_modules_import_numba() -> None:
         for module, path in modules().items()
         if any(below(name, ("numba",)) for name in imported(path))
     }
-    parts = ("", "_bytes", "_matrix", "_planes", "_products", "_sums")
+    parts = ("", "_bytes", "_int32", "_matrix", "_planes", "_products", "_sums")
     lowering = {f"headrace.targets.lowering{part}" for part in parts}
     more = {f"headrace.targets.{name}" for name in ("scalars", "translation", "walk")}
     assert users == {*more, *lowering}

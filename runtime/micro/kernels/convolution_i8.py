@@ -33,7 +33,8 @@ def windows_bytes(target: Target, k: int) -> int:
 
 def scratch_bytes(target: Target, k: int, m: int) -> int:
     """Of windows and sums of a convolution with m x k weights."""
-    return windows_bytes(target, k) + product_of(target).scratch_bytes(k, m)
+    of = product_of(target)
+    return windows_bytes(target, k) + of.scratch_bytes(k, m, of.rows)
 
 
 def _build(target: Target) -> KernelFunction:

@@ -91,7 +91,7 @@ def slots(
     n, m = c.shape
     of, k = product_of(target), b.shape[1]
     factors, downs, ups = scaling_of(multipliers, shifts, target)
-    scratch = np.zeros(of.scratch_bytes(k, m), np.uint8)
+    scratch = np.zeros(of.scratch_bytes(k, m, min(n, of.rows)), np.uint8)
     return [
         a, of.packed(b, bias), c, factors, downs, 0 if ups is None else ups, scratch, n,
         of.whole(k), m, a.strides[0], c.strides[0], zero, low, high,

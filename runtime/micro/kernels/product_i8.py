@@ -28,7 +28,7 @@ class Product:
         piece: k is a multiple of so many bytes.
         packed: the stream of weights int8 [m, k] and biases int32 [m], with zeros for rows and
             columns that are missing.
-        scratch_bytes: of k and m.
+        scratch_bytes: of k, m and how many rows there are at once, 1 to `rows`.
         multiply: for kernels to inline.
         module: whose text decides the code.
     """
@@ -37,7 +37,7 @@ class Product:
     lanes: int
     piece: int
     packed: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    scratch_bytes: Callable[[int, int], int]
+    scratch_bytes: Callable[[int, int, int], int]
     multiply: Multiply
     module: str
 

@@ -49,5 +49,5 @@ def product_of(target: Target) -> Product:
     """2 rows at once."""
     return Product(
         ROWS, 1, PIECE, lambda weights, bias: stream_of(weights, bias, COLUMNS, PIECE),
-        lambda k, m: ROWS * (-(-k // PIECE) * PIECE) + BEHIND, _multiply, __name__,
+        lambda k, m, rows: rows * (-(-k // PIECE) * PIECE) + BEHIND, _multiply, __name__,
     )  # fmt: skip

@@ -72,7 +72,7 @@ def _multiply(
     rows: int, a: Any, a_row: Any, stream: Any, c: Any, c_row: Any, k: Any, m: Any,
     multipliers: Any, downs: Any, ups: Any, copied: Any, zero: Any, low: Any, high: Any,
 ) -> None:  # fmt: skip
-    room = copied + (4 * k + BEHIND)
+    room = copied + (rows * k + BEHIND)
     _copy(copied, a, k)
     if rows == 4:
         _copy(copied + k, a + a_row, k)
@@ -106,5 +106,5 @@ def product_of(target: Target) -> Product:
     """4 rows at once."""
     return Product(
         ROWS, COLUMNS, PIECE, packed,
-        lambda k, m: ROWS * (-(-k // PIECE) * PIECE) + BEHIND + 4 * COLUMNS, _multiply, __name__,
+        lambda k, m, rows: rows * (-(-k // PIECE) * PIECE) + BEHIND + COLUMNS, _multiply, __name__,
     )  # fmt: skip

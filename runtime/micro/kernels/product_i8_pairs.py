@@ -83,7 +83,7 @@ def product_of(target: Target) -> Product:
 
     return Product(
         2, 1, PIECE, lambda weights, bias: stream_of(_in_turn(weights), bias, COLUMNS, 4),
-        lambda k, m: 4 * (-(-k // PIECE) * PIECE), _multiply, __name__,
+        lambda k, m, rows: rows * 2 * (-(-k // PIECE) * PIECE), _multiply, __name__,
     )  # fmt: skip
 
 

@@ -26,7 +26,6 @@ from headrace.targets.target import Target
 
 ROWS, COLUMNS, LANES, PIECE = 3, 2, 4, 16
 ROW = 4 * LANES  # bytes of sums
-GROUP = ROWS * ROW
 
 
 def _block(rows: int, a: Any, a_row: Any, stream: Any, k: Any, sums: Any) -> Any:
@@ -96,7 +95,7 @@ def _finish(
 ) -> None:  # fmt: skip
     while m >= LANES:
         _four(rows, True, up, c, c_row, sums, multipliers, downs, ups, zero, low, high, m)
-        c, sums, m = c + LANES, sums + GROUP, m - LANES
+        c, sums, m = c + LANES, sums + rows * ROW, m - LANES
         multipliers, downs, ups = multipliers + ROW, downs + ROW, ups + ROW
     if m != 0:
         _four(rows, False, up, c, c_row, sums, multipliers, downs, ups, zero, low, high, m)
@@ -110,7 +109,7 @@ def _multiply(
     while left > 0:
         stream = _block(rows, a, a_row, stream, k, at)
         # The other half of these 4 columns, or those behind all rows' of them.
-        at, step, left = at + step, GROUP - step, left - COLUMNS
+        at, step, left = at + step, rows * ROW - step, left - COLUMNS
     if ptr_to_int(ups) == 0:
         _finish(rows, False, c, c_row, sums, multipliers, downs, ups, zero, low, high, m)
     else:
@@ -121,5 +120,5 @@ def product_of(target: Target) -> Product:
     """3 rows at once."""
     return Product(
         ROWS, LANES, PIECE, lambda weights, bias: stream_of(weights, bias, COLUMNS, PIECE),
-        lambda k, m: -(-m // LANES) * GROUP, _multiply, __name__,
+        lambda k, m, rows: -(-m // LANES) * rows * ROW, _multiply, __name__,
     )  # fmt: skip
