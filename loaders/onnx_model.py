@@ -180,6 +180,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxMod
             "no ONNX model: it has no graph or says no operator set; export or fetch it again",
             path=path,
         )
+    _check_text(path, proto)
     _check_opsets(path, proto)
     weights: dict[str, tuple[TensorInfo, int]] = {}
     inline: dict[str, Any] = {}
@@ -220,6 +221,22 @@ def _copy_but(source: Any, to: Any, left_out: str) -> None:
             of.MergeFrom(value)
         else:
             setattr(to, field_.name, value)
+
+
+def _check_text(path: Path | None, proto: Any) -> None:
+    """Text must be UTF-8: for what is not, protobuf gives bytes to whoever reads it."""
+    left = [proto]
+    while left:
+        for field_, value in left.pop().ListFields():
+            repeated = not isinstance(value, (str, bytes)) and hasattr(value, "__getitem__")
+            values = value if repeated else [value]
+            if field_.message_type is not None:
+                left += values
+            elif field_.type == field_.TYPE_STRING and any(isinstance(v, bytes) for v in values):
+                raise ModelFileError(
+                    f"damaged: {field_.full_name} is no UTF-8 text; export or fetch it again",
+                    path=path,
+                )
 
 
 def _check_opsets(path: Path | None, proto: Any) -> None:

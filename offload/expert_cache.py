@@ -21,7 +21,7 @@ from headrace.offload.recall import Predictor, Recall
 from headrace.offload.semaphore import Semaphore
 
 READ_BYTES = 2 << 20  # at most, at once
-ROWS_BYTES = 512 << 10  # the same of rows that are tiled, for which every reader has a buffer
+ROWS_BYTES = 512 << 10  # the same of rows that are tiled, where experts are small
 # Where passes only wait, predictions are believed that come true so often: what is read in vain
 # then costs little. But not more than this is to be read in vain for each byte that was of use.
 SURE_WAITING, MOST_WASTE = 0.2, 0.2
@@ -56,6 +56,7 @@ class _Read:
     row_bytes: int = 0
     blocks: int = 0
     tiles: int = 0
+    parts: int = 0  # a bit in each of their fields (`headrace.offload.expert_store`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,19 @@ def pages(n_bytes: int) -> int:
     return -(-n_bytes // PAGE) * PAGE
 
 
+def rows_at_once(slot_bytes: int) -> int:
+    """Bytes of rows to read at once that are tiled then, at most: every reader has such a buffer.
+
+    All of them together take no more than two large experts do.
+    """
+    return min(READ_BYTES, max(ROWS_BYTES, slot_bytes // 8))
+
+
+def landing_bytes(n_bytes: int) -> int:
+    """Of a reader's buffer for tiles of so many bytes of rows, which begin anywhere in pages."""
+    return pages(n_bytes) + PAGE
+
+
 def slot_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
     """Where the matrices of an expert lie in its slot, and the bytes of that."""
     offsets, total = [], 0
@@ -133,14 +147,15 @@ def slot_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
     return offsets, total
 
 
-def _reads_of(matrix: ExpertMatrix, to: int) -> list[_Read]:
+def _reads_of(matrix: ExpertMatrix, to: int, part: int, rows_bytes: int) -> list[_Read]:
+    bit = 1 << (store.PART_BITS * part)
     if not matrix.tile:
         return [
-            _Read(matrix.info, at, min(READ_BYTES, matrix.n_bytes - at), to + at)
+            _Read(matrix.info, at, min(READ_BYTES, matrix.n_bytes - at), to + at, parts=bit)
             for at in range(0, matrix.n_bytes, READ_BYTES)
         ]
     tiles, tile_bytes = -(-matrix.rows // 16), matrix.n_bytes // -(-matrix.rows // 16)
-    at_once = max(1, ROWS_BYTES // (16 * matrix.row_bytes))
+    at_once = max(1, rows_bytes // (16 * matrix.row_bytes))
     found = []
     for tile in range(0, tiles, at_once):
         n = min(at_once, tiles - tile)
@@ -148,7 +163,7 @@ def _reads_of(matrix: ExpertMatrix, to: int) -> list[_Read]:
         found.append(
             _Read(
                 matrix.info, 16 * tile * matrix.row_bytes, rows * matrix.row_bytes,
-                to + tile * tile_bytes, matrix.tile, matrix.row_bytes, matrix.blocks, n,
+                to + tile * tile_bytes, matrix.tile, matrix.row_bytes, matrix.blocks, n, bit,
             )
         )  # fmt: skip
     return found
@@ -169,7 +184,8 @@ def _joined(reads: Sequence[_Read]) -> list[_Read]:
             and one.to + one.n_bytes - last.to <= READ_BYTES
         ):
             n_bytes = one.to + one.n_bytes - last.to
-            found[-1] = _Read(last.info, last.start, n_bytes, last.to)
+            parts = last.parts | one.parts
+            found[-1] = _Read(last.info, last.start, n_bytes, last.to, parts=parts)
         else:
             found.append(one)
     return found
@@ -220,6 +236,7 @@ class ExpertCache:
         self.mode: ReadMode | None = None
         self._files = files
         self._slots = Arena({"slots": n_slots * self.slot_bytes})
+        rows_bytes = rows_at_once(self.slot_bytes)
         self._reads: list[_Read] = []
         n_experts = sum(map(len, layers))
         self.first = np.cumsum([0, *map(len, layers)]).tolist()
@@ -228,11 +245,14 @@ class ExpertCache:
         for layer, experts in enumerate(layers):
             for i, expert in enumerate(experts):
                 offsets, _ = placed[layer][i]
-                some = [r for m, to in zip(expert, offsets, strict=True) for r in _reads_of(m, to)]
-                some = _joined(some)
+                first = store.PARTS - len(expert)
+                some = _joined([
+                    r for part, (m, to) in enumerate(zip(expert, offsets, strict=True), first)
+                    for r in _reads_of(m, to, part, rows_bytes)
+                ])  # fmt: skip
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
-                row[store.LAYER] = layer
+                row[store.LAYER], row[store.WHOLE] = layer, sum(r.parts for r in some)
                 row[store.STATE] = store.ABSENT if some else store.NOTHING
                 usual = ranks / len(experts) if not len(shares) else shares[layer][i]
                 row[store.SHARE] = int(store.ALWAYS * usual)
@@ -254,8 +274,8 @@ class ExpertCache:
         self.words[store.AHEAD] = self._rings[1].ctypes.data
         words = Words(self.words, store.STOP, store.FAILED, store.OWN_READ)
         self._readers = Readers(reader, words, self._read_again, "headrace-expert")
-        # Of each reader, by its own words: a buffer for rows that are tiled.
-        self._landing: list[tuple[np.ndarray, Arena]] = []
+        # Buffers of readers for rows that are tiled: on huge pages, as slots of a window are.
+        self._landing = Arena({})
         self.predictions = np.zeros(
             (len(layers), look_ahead, store.prediction_words(ranks)), np.int64
         )
@@ -302,7 +322,7 @@ class ExpertCache:
             row[store.NEED] = need
             row[store.TO], row[store.TILE] = r.to, r.tile
             row[store.ROW_BYTES], row[store.BLOCKS] = r.row_bytes, r.blocks
-            row[store.TILES], row[store.BEGIN] = r.tiles, begin
+            row[store.TILES], row[store.BEGIN], row[store.ADDS] = r.tiles, begin, r.parts
 
     @property
     def counts(self) -> ExpertCounts:
@@ -403,14 +423,14 @@ class ExpertCache:
         words[store.GIVE_TO] = semaphore.handle
         words[store.READERS] = mode.readers
         all_own = [aligned_slots(store.OWN_WORDS) for _ in range(mode.readers)]
-        landing = max((r.n_bytes for r in self._reads if r.tile), default=0)
-        self._landing = []
-        for own in all_own:
+        sizes = (16 * r.tiles * r.row_bytes for r in self._reads if r.tile)  # tiles may be cut
+        each = max(map(landing_bytes, sizes), default=0)
+        if self._landing.n_bytes != mode.readers * each:
+            self._landing.empty()
+            self._landing = Arena({"rows": mode.readers * each})
+        for i, own in enumerate(all_own):
             own[0], own[store.OWN_READ] = words.ctypes.data, -1
-            if landing:
-                rows = Arena({"rows": pages(landing) + 2 * PAGE}, huge=False)
-                own[store.OWN_ROWS] = pages(rows.base)
-                self._landing.append((own, rows))
+            own[store.OWN_ROWS] = self._landing.base + i * each
         return all_own
 
     def _read_again(self, own: np.ndarray) -> None:
@@ -424,9 +444,8 @@ class ExpertCache:
                           r.n_bytes)  # fmt: skip
         row = self._table.reshape(-1, store.READ_WORDS)[int(own[store.OWN_READ])]
         if r.tile:
-            landing = next(rows for one, rows in self._landing if one is own)
-            at = int(own[store.OWN_ROWS]) - landing.base + int(row[store.BEGIN])
-            to = landing.view("rows")[at : at + r.n_bytes]
+            at = int(own[store.OWN_ROWS]) - self._landing.base + int(row[store.BEGIN])
+            to = self._landing.view("rows")[at : at + r.n_bytes]
         else:
             expert = self._experts.reshape(-1, store.EXPERT_WORDS)[int(own[store.OWN_EXPERT])]
             at = int(expert[store.SLOT]) * self.slot_bytes + r.to
@@ -438,7 +457,7 @@ class ExpertCache:
     def close(self) -> None:
         """End the readers and give the memory back: steps may refer to it for some time yet."""
         self.halt()
-        for arena in (self._slots, *(rows for _, rows in self._landing)):
+        for arena in (self._slots, self._landing):
             arena.empty()
 
     def halt(self) -> None:

@@ -17,14 +17,16 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     `ALWAYS`, predictions must have come true that are believed
 Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there, 3 there is nothing to read: such an
     expert is never asked for, and neither hit nor miss), 1 reads that are done, 2 whether no
-    further ones are to begin, as it is not wanted any more (written under the lock), 7 share of
+    further ones are to begin, as it is not wanted any more (written under the lock), 3 how many
+    reads of each part are done, in fields of `PART_BITS`, 4 how many there are, 7 share of
     the last tokens that took it, of `ALWAYS`, 8 slot, 9 first read, 10 reads, 11 next read (under
     the lock), 12 uses, 13 clock of the last use, 14 layer, 15 whether it was asked for ahead and
     not used since
 Slot (4 words): 0 address, 1 expert (-1: none), 2 clock up to which it must stay
 Read (16 words): 0 file descriptor, 1 offset, 2 bytes to ask for, 3 bytes that must come, 4 where
     in the slot, 5 kernel that tiles what was read (0: none), then its slots: 6 bytes of a row,
-    7 blocks in a row, 8 tiles; 9 where rows begin in what was read
+    7 blocks in a row, 8 tiles; 9 where rows begin in what was read, 10 what it adds to the reads
+    of parts that are done
 """
 
 from __future__ import annotations
@@ -52,22 +54,28 @@ LOCK, STOP, FAILED = 8, 16, 24
 READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
 D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
 CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL, IN_VAIN, SURE = range(48, 59)
-STATE, DONE, PAUSED, SHARE = 0, 1, 2, 7
+STATE, DONE, PAUSED, ARRIVED, WHOLE, SHARE = 0, 1, 2, 3, 4, 7
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
 ABSENT, COMING, THERE, NOTHING = range(4)
 ADDRESS, EXPERT, STAYS = range(3)
-FILE, OFFSET, ASK, NEED, TO, TILE, ROW_BYTES, BLOCKS, TILES, BEGIN = range(10)
+FILE, OFFSET, ASK, NEED, TO, TILE, ROW_BYTES, BLOCKS, TILES, BEGIN, ADDS = range(11)
+PARTS, PART_BITS, ALL_PARTS = 3, 20, -1  # of an expert: gate, up, down
 # A reader's own words.
 OWN_WORDS, OWN_READ, OWN_EXPERT, OWN_ROWS, OWN_TILE = 16, 1, 2, 3, 4
 MOST_READS = 65536  # of an expert
 DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
 LRU, LFU, EDGE, EDGE_PRINTED, NEXT_USE = range(5)
 ALWAYS = 65536  # a share of one
+ENOUGH = 2  # reads for each reader: it has one to begin when others are done
 SURE_ENOUGH = 0.6  # predictions are believed that come true so often where nothing is waited for
 # What is predicted for a layer from one of those before it: how far the logits of what is predicted
 # are above the first that is not, on average (float32); by how far they are, in classes, the share
-# of predictions that came true; then for each rank: expert, class, whether it was not there.
-MARGIN, TRUE, CLASSES, RANKED, RANK_WORDS = 0, 1, 8, 9, 3
+# of predictions that came true, and how many have been judged; then for each rank: expert, class,
+# whether it was not there.
+MARGIN, TRUE, JUDGED, CLASSES, RANKED, RANK_WORDS = 0, 1, 9, 8, 17, 3
+# The first ones count as much as so many before them, of which half came true, the later ones no
+# less than one of so many: what is long ago fades.
+DOUBT, FADE = 3, 16
 PREDICTED, CLASS, WAS_ABSENT = range(3)
 
 
@@ -76,11 +84,30 @@ def prediction_words(ranks: int) -> int:
     return RANKED + RANK_WORDS * ranks
 
 
+def part_mask(part: int) -> int:
+    """The bits of `ARRIVED` that are a part's."""
+    return ((1 << PART_BITS) - 1) << (PART_BITS * part)
+
+
+def nap(store: Any, spins: Any) -> None:
+    """Wait a moment; longer once somebody has waited for long."""
+    spin_pause()
+    if spins >= arg_int(store, PATIENCE) and arg_int(store, NAP) != 0:
+        call_system(int_to_ptr(arg_int(store, NAP)), arg_int(store, NAP_FOR), 0, 0, 0)
+
+
 def lock(store: Any) -> None:
-    """Take the lock: for a few dozen instructions at a time."""
+    """Take the lock: for a few dozen instructions at a time.
+
+    Who finds it taken looks until it is free before trying again, and naps: where all cores spin,
+    whoever has it, or has just tried in vain, would not be let go on.
+    """
+    spins = 0
     while atomic_add(store + LOCK * 8, 1) != 0:
         atomic_add(store + LOCK * 8, -1)
-        spin_pause()
+        while atomic_get(store + LOCK * 8) != 0:
+            nap(store, spins)
+            spins += 1
 
 
 def unlock(store: Any) -> None:
@@ -146,6 +173,13 @@ def given_up(expert: Any) -> Any:
 def coming(expert: Any) -> Any:
     """Whether an expert is there, or will be."""
     return atomic_get(expert) != ABSENT and arg_int(expert, PAUSED) == 0
+
+
+def arrived(expert: Any, parts: Any) -> Any:
+    """Whether an expert is there, or of one on its way some parts are (a mask, or `ALL_PARTS`)."""
+    state = atomic_get(expert)
+    missing = (atomic_get(expert + ARRIVED * 8) ^ arg_int(expert, WHOLE)) & parts
+    return state >= THERE or (state == COMING and parts != ALL_PARTS and missing == 0)
 
 
 def _free_slot(store: Any, layer: Any) -> Any:
@@ -222,6 +256,7 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
             put_i64(expert + SLOT * 8, i)
             put_i64(expert + EARLY * 8, ahead)
             atomic_put(expert + DONE * 8, 0)
+            atomic_put(expert + ARRIVED * 8, 0)
             atomic_put(expert, COMING)
             lock(store)
             put_i64(expert + NEXT_READ * 8, 0)
@@ -272,6 +307,20 @@ def drop_stale(store: Any, layer: Any) -> None:
         ):
             put_i64(expert + PAUSED * 8, 1)
     unlock(store)
+
+
+def enough_ahead(store: Any) -> Any:
+    """Whether readers have plenty to do with what was asked for ahead and has not begun to be read.
+
+    What is asked for later is known better, and until then its slot keeps what is there.
+    """
+    reads = 0
+    for i in range(arg_int(store, A_BEGIN), arg_int(store, A_END)):  # without the lock: about
+        expert = expert_at(store, arg_int(arg_ptr(store, AHEAD) + i % RING * 8, 0))
+        early = atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0
+        if early and arg_int(expert, PAUSED) == 0:
+            reads += arg_int(expert, N_READS) - arg_int(expert, NEXT_READ)
+    return reads >= ENOUGH * arg_int(store, READERS)
 
 
 def _next(store: Any, begin: int, ring: int) -> Any:
@@ -363,15 +412,9 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
                         put_i64(own + (OWN_TILE + 4) * 8, arg_int(entry, TILES))
                         call_kernel(int_to_ptr(tile), own + OWN_TILE * 8, 0, 1)
                     put_i64(own + OWN_READ * 8, -1)
+                    atomic_add(expert + ARRIVED * 8, arg_int(entry, ADDS))
                     if atomic_add(expert + DONE * 8, 1) == arg_int(expert, N_READS) - 1:
                         atomic_put(expert, THERE)
-
-
-def nap(store: Any, spins: Any) -> None:
-    """Wait a moment; longer once somebody has waited for long."""
-    spin_pause()
-    if spins >= arg_int(store, PATIENCE) and arg_int(store, NAP) != 0:
-        call_system(int_to_ptr(arg_int(store, NAP)), arg_int(store, NAP_FOR), 0, 0, 0)
 
 
 def kernel() -> Kernel:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.offload.expert_store import CLASSES, SURE_ENOUGH
+from headrace.offload.expert_store import CLASSES, DOUBT, FADE, SURE_ENOUGH
 from headrace.offload.route_statistics import RouteStatistics
 from headrace.offload.route_trace import DISTANCES, NONE, RouteTrace, ranked
 
@@ -246,6 +246,7 @@ def replay(
     cache.next_use[first[0]] = first[1] // active
     # Until some have come true none is believed.
     came_true = np.full((mixtures, DISTANCES + 1, CLASSES), 0.5)
+    judged = np.zeros(came_true.shape, np.int64)
     usual = np.zeros((mixtures, DISTANCES + 1))
     said: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {}
     hits = late = misses = useful = 0
@@ -256,7 +257,9 @@ def replay(
         cache.advance()
         for distance, ranks, kinds, absent in said.pop(now, []):
             for right, kind in zip(np.isin(ranks, experts)[absent], kinds[absent], strict=True):
-                came_true[m, distance, kind] += (right - came_true[m, distance, kind]) / 16
+                cell = m, distance, kind
+                judged[cell] += 1
+                came_true[cell] += (right - came_true[cell]) / min(judged[cell] + DOUBT, FADE)
         cache.age(m)
         there = [cache.there(x) for x in experts]
         cache.stays[experts] = now

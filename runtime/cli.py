@@ -67,6 +67,7 @@ _SHAPED = _INPUTS._replace(help="of an ONNX file: NAME=FILE.npy, or DIMENSION=SI
 _PATCHES = Opt("patches", str, None, "of an ONNX file: auto, off, or 3 for 3 x 3", ("--patches",))
 _SRAM = Opt("sram", parse_size, None, "of a microcontroller: 64KiB", ("--sram",))
 _FLASH = Opt("flash", parse_size, None, "of a microcontroller: 1MiB", ("--flash",))
+_TRAIN = Opt("train", int, None, "the chip trains so many of the last layers", ("--train",))
 _EMULATE = Opt("emulate", bool, False, "run on an emulated microcontroller", ("--emulate",))
 _OUTPUT = Opt("output", str, None, "folder for an ONNX file's outputs", ("-o", "--output"))
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
@@ -103,6 +104,7 @@ COMMANDS: dict[str, Command] = {
             _PATCHES,
             _SRAM,
             _FLASH,
+            _TRAIN,
             _JSON,
         ),
     ),
@@ -225,6 +227,9 @@ COMMANDS: dict[str, Command] = {
             Opt("cpu", str, None, "the best for this CPU, such as cortex-a76", ("--cpu",)),
             Opt("context", int, None, "tokens; default: the model's, at most 4096", ("--context",)),
             _SRAM,
+            _TRAIN,
+            Opt("rate", float, None, "of learning (0.01)", ("--rate",)),
+            Opt("momentum", float, None, "of learning (0.9)", ("--momentum",)),
         ),
     ),
     "targets test": Command(

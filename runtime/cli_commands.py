@@ -166,18 +166,19 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
 
 def plan(
     *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
-    sram: int | None = None, flash: int | None = None, **options: Any,
+    sram: int | None = None, flash: int | None = None, train: int | None = None, **options: Any,
 ) -> int:  # fmt: skip
     """Say from the file's header alone what a model takes here, and how fast it will be."""
     from headrace.memory_plan import plan_model
 
-    if is_for_chip(model, options["target"], sram=sram, flash=flash):
+    if is_for_chip(model, options["target"], sram=sram, flash=flash, train=train):
         from headrace import cli_micro
 
         cli_micro.refuse(options | {"patches": patches, "input": inputs})
         return cli_micro.plan(
-            model=model, target=options["target"], sram=sram, flash=flash, json=json
-        )
+            model=model, target=options["target"], sram=sram, flash=flash,
+            taught=cli_micro.Taught(train), json=json,
+        )  # fmt: skip
     if is_network(model):
         from headrace import cli_networks
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.cli_networks import first_elements, named_inputs, read_array, write_arrays
 from headrace.cli_output import print_json, progress_bar, say, show
-from headrace.errors import HeadraceError
+from headrace.errors import BudgetError, HeadraceError
 from headrace.sizes import format_size
 
 if TYPE_CHECKING:
+    from headrace.micro.network import MicroNetwork
     from headrace.micro.plan import MicroPlan
+    from headrace.micro.training_plan import TrainingPlan
 
+LOSS_SCALE = 128.0  # so that gradients of halves do not vanish
 _NO_MEANING = (
     "threads", "memory", "kernels", "context", "patches", "prompt", "cpu", "input",
 )  # fmt: skip
@@ -27,22 +30,65 @@ def refuse(options: Mapping[str, Any]) -> None:
             raise HeadraceError(f"a microcontroller takes no --{name}; leave it out")
 
 
-def _planned(model: str, target: str, sram: int | None) -> MicroPlan:
+class Taught(NamedTuple):
+    """How a network learns on a chip; see `headrace.micro.training.Learning`.
+
+    Attributes:
+        layers: the last so many with weights are trained; None: it does not learn.
+    """
+
+    layers: int | None = None
+    rate: float = 0.01
+    momentum: float = 0.9
+
+
+def _network(model: str) -> MicroNetwork:
     from headrace.loaders.sources import resolve
-    from headrace.micro.choice import plan_within
     from headrace.micro.reading import read_network
+
+    return read_network(resolve(model))
+
+
+def _learning(model: str, target: str, taught: Taught, sram: int | None) -> TrainingPlan:
+    from headrace.micro.training import Learning, last_layers, training_step
+    from headrace.micro.training_plan import plan_training
     from headrace.targets.target import microcontrollers
 
-    network = read_network(resolve(model))
+    network, chip = _network(model), microcontrollers()[target]
+    assert taught.layers is not None
+    trained = last_layers(network, taught.layers)
+    how = Learning(trained, rate=taught.rate, momentum=taught.momentum, scale=LOSS_SCALE)
+    made = plan_training(network, chip, training_step(network, chip, how))
+    needed = made.program.arena_bytes
+    if sram is not None and needed > sram:
+        raise BudgetError(
+            f"{model} does not learn in {format_size(sram)} of SRAM on {target}: values, gradients "
+            f"and what is trained take {format_size(needed)}; allow that (--sram), or train fewer "
+            "layers (--train)",
+            needed_bytes=needed,
+        )
+    return made
+
+
+def _planned(model: str, target: str, sram: int | None) -> MicroPlan:
+    from headrace.micro.choice import plan_within
+    from headrace.targets.target import microcontrollers
+
+    network = _network(model)
     with progress_bar() as progress:
         return plan_within(network, microcontrollers()[target], sram, progress)
 
 
-def plan(*, model: str, target: str, sram: int | None, flash: int | None, json: bool) -> int:
+def plan(
+    *, model: str, target: str, sram: int | None, flash: int | None, taught: Taught, json: bool
+) -> int:
     """Say what a network takes on a chip, and whether it fits."""
-    from headrace.micro.report import report
+    from headrace.micro.report import report, report_learning
 
-    found = report(_planned(model, target, sram), sram=sram, flash=flash)
+    if taught.layers is not None:
+        found = report_learning(_learning(model, target, taught, sram))
+    else:
+        found = report(_planned(model, target, sram))
     show(found, json)
     if flash is not None and found["flash_bytes"] > flash:
         raise HeadraceError(
@@ -57,7 +103,7 @@ def run(
     json: bool,
 ) -> int:  # fmt: skip
     """Run a network once on an emulated chip: outputs, instructions and the memory it took."""
-    from headrace.micro.emulate import EmulatedNetwork
+    from headrace.micro.emulate import Emulated
     from headrace.micro.ports import from_chip, to_chip
 
     made = _planned(model, target, sram)
@@ -65,7 +111,7 @@ def run(
     files = {name: read_array(Path(value)) for name, value in named_inputs(inputs).items()}
     given = to_chip(network, files)
     with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
-        program = EmulatedNetwork(made, folder)
+        program = Emulated(made.program, folder)
         (values,) = program.run([given])
         counts, used = program.instructions(given), program.used(given)
     found = from_chip(network, values)
@@ -89,18 +135,21 @@ def run(
     return 0
 
 
-def export(*, model: str, target: str, sram: int | None, output: str) -> int:
+def export(*, model: str, target: str, sram: int | None, taught: Taught, output: str) -> int:
     """Write a network for a chip into a folder."""
-    from headrace.micro.export import export_network
+    from headrace.micro.export import export_program
 
-    made = _planned(model, target, sram)
+    if taught.layers is not None:
+        program = _learning(model, target, taught, sram).program
+    else:
+        program = _planned(model, target, sram).program
     try:
-        written = export_network(made, output)
+        written = export_program(program, output)
     except OSError as error:
         raise HeadraceError(f"cannot write {output}: {error.strerror or error}") from error
     for path in written.paths:
         say(f"{path}: {format_size(path.stat().st_size)}")
-    say(f"{format_size(made.arena_bytes)} of SRAM for values")
+    say(f"{format_size(program.arena_bytes)} of SRAM")
     if written.no_image is not None:
         say(f"no image for an emulator: {written.no_image}")
     return 0

@@ -50,7 +50,7 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
 
 def targets_export(
     *, model: str, target: str, output: str, cpu: str | None, context: int | None,
-    sram: int | None,
+    sram: int | None, train: int | None, rate: float | None, momentum: float | None,
 ) -> int:  # fmt: skip
     """Make a static executable of a model for Linux: no Python, no libc, no other file.
 
@@ -62,13 +62,16 @@ def targets_export(
     For a microcontroller, OUTPUT is a folder: an object to link, a C header, and an image for the
     emulated board, of a network in an ONNX or TFLite file.
     """
-    if is_for_chip(model, target):
+    of_learning = {"rate": rate, "momentum": momentum}
+    if is_for_chip(model, target, sram=sram, train=train, **of_learning):
         from headrace import cli_micro
 
         cli_micro.refuse({"cpu": cpu, "context": context})
-        return cli_micro.export(model=model, target=target, sram=sram, output=output)
-    if sram is not None:
-        raise HeadraceError(f"--sram is for microcontrollers, and {target} is none")
+        given = {name: value for name, value in of_learning.items() if value is not None}
+        if given and train is None:
+            raise HeadraceError(f"--{next(iter(given))} is for learning: add --train")
+        taught = cli_micro.Taught(train, **given)
+        return cli_micro.export(model=model, target=target, sram=sram, taught=taught, output=output)
     from headrace.targets.need import compiler_needed
 
     with compiler_needed():

@@ -16,10 +16,11 @@ from headrace.fitted_routers import FittedRouters, fitted_bytes
 from headrace.offload.budget import ExpertRoom
 from headrace.offload.expert_cache import (
     READ_BYTES,
-    ROWS_BYTES,
     ExpertCache,
     ExpertMatrix,
+    landing_bytes,
     pages,
+    rows_at_once,
     slot_offsets,
 )
 from headrace.offload.files import PAGE, StreamedFile
@@ -50,9 +51,9 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
     ]
     readers = max(mode.readers for mode in MODES)
     raw = [p for p in placed if p.expert and not p.straight]
-    rows = (max(ROWS_BYTES, 16 * p.info.n_bytes // p.matrix.rows) for p in raw)
-    largest = max((min(n, p.info.n_bytes) for n, p in zip(rows, raw, strict=True)), default=0)
-    landing = pages(largest) + 2 * PAGE if raw else 0
+    tiles = [(16 * p.info.n_bytes // p.matrix.rows, -(-p.matrix.rows // 16)) for p in raw]
+    most = rows_at_once(max(slots))
+    landing = max((landing_bytes(n * min(k, max(1, most // n))) for n, k in tiles), default=0)
     return ExpertRoom(
         slot_bytes=max(slots),
         # A token's experts, and as many that are on their way; or all clusters of a layer.

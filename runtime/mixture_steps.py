@@ -9,6 +9,7 @@ from headrace.ahead_steps import AheadSteps
 from headrace.expert_layout import DOWN, GATE, UP, ExpertProducts, products_of
 from headrace.families.decoder import Decoder, Experts, Layer, Matrix, Vector
 from headrace.kernels import experts, zero_computation
+from headrace.offload.expert_store import part_mask
 from headrace.placing import Placed, PlacedMatrix, padded16
 from headrace.plan import ACTIVE, COUNT, ONE, Mode
 from headrace.product_steps import ProductSteps, gated_rows
@@ -88,13 +89,12 @@ class MixtureSteps:
         if again:
             steps += self._p.norm(mode, layer.expert_norm, None, readers)
         first: list[list[int]] = [[], [], []]  # step of the first product of gates, ups, downs
-        waits = []
+        waits: list[list[int]] = [[] for _ in range(f.active)]  # of each expert, for its matrices
         for k in range(f.active):
-            if cache is not None:
-                waits.append(len(steps))
-                label = f"wait for an expert {number}"
-                steps.append(Step("experts_await", [cache.address, 0], False, label))
             for role, name in self._read_roles(products):
+                if cache is not None:
+                    waits[k].append(len(steps))
+                    steps.append(self._await(number, role, cache))
                 first[role].append(len(steps))
                 width = self._p.row_bytes(name)
                 y = self._p.address(mode, name) + k * width
@@ -103,6 +103,9 @@ class MixtureSteps:
         steps += self._activated(mode, f, downs, self._p.word(ACTIVE))
         width = self._p.row_bytes("block")
         for k in range(f.active):
+            if cache is not None:
+                waits[k].append(len(steps))
+                steps.append(self._await(number, DOWN, cache))
             first[DOWN].append(len(steps))
             y = self._p.address(mode, "outputs") + k * width
             steps += self._visit(mode, products, DOWN, self._p.word(ONE), y, width, k)
@@ -112,7 +115,7 @@ class MixtureSteps:
             writes += self._pointed(products, [at[k] - route if at else 0 for at in first])
             if cache is not None:
                 writes += [(first[DOWN][k] - route + i, OUTPUT_SLOT) for i in range(len(downs))]
-                writes.append((waits[k] - route, 1))
+                writes += [(at - route, 1) for at in waits[k]]
         table = 9 if cache is None else 5
         steps[route] = replace(steps[route], writes=tuple(writes), table=table)
         return steps
@@ -197,8 +200,18 @@ class MixtureSteps:
             self._p.row_bytes("block"), cache.predictions_address(number, 1),
             cache.look_ahead, products.count, len(products.matrices[DOWN]), len(f.each),
             cache.ranks, self._p.word(ACTIVE) if self._counted else 0,
+            len(self._read_roles(products)) + 1,
         ]  # fmt: skip
         return Step("experts_claim", slots, True, f"claim experts {number}")
+
+    def _await(self, number: int, role: int, cache: CachePlaces) -> Step:
+        """Wait for a matrix of an expert that another step names.
+
+        Products need not wait for what is read behind it; so when the last bytes have come, one
+        down is left to be multiplied by, and what others read is computed meanwhile.
+        """
+        slots = [cache.address, 0, part_mask(role)]
+        return Step("experts_await", slots, False, f"wait for an expert {number}")
 
     def _routed(self, mode: Mode, number: int, f: Experts) -> list[Step]:
         """Which experts tokens take, and what of a shared expert's gate there is."""

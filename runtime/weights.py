@@ -103,7 +103,8 @@ class Weights:
     def _runs(self, kept: Sequence[Piece] | None) -> list[_Run]:
         """What is to be in memory: matrices that are not cut, whole, then pieces."""
         embedding = self._decoder.embedding.name
-        by_row = kept is not None and embedding != self._decoder.head.name
+        by_row = kept is not None or not self._experts  # looked up, where something streams
+        by_row = by_row and embedding != self._decoder.head.name
         runs = [
             (name, 0, padded16(p.matrix.rows) // TILE_ROWS)
             for name, p in self.placed.items()
@@ -144,7 +145,7 @@ class Weights:
         now = {place.run for places in self._kept.values() for place in places.values()}
         wanted = self._runs(cut if kept is None else kept)
         embedding = self._decoder.embedding
-        if kept is None and embedding.name != self._decoder.head.name:
+        if kept is None and experts and embedding.name != self._decoder.head.name:
             wanted.append((embedding.name, 0, padded16(embedding.rows) // TILE_ROWS))
         for run in now.difference(wanted):
             place = self._kept[run[0]].pop(run[1])

@@ -27,7 +27,7 @@ class Board:
         code: where the table of exceptions and code go.
         data: where constants and variables go, and `data_bytes` of them.
         stack: the end of the memory that the stack grows down into.
-        arena: where arrays go, and `arena_bytes` of them.
+        arena: where arrays go, and `arena_bytes` of them, half of which is for an image.
     """
 
     code: int
@@ -37,6 +37,11 @@ class Board:
     stack: int
     arena: int
     arena_bytes: int
+
+    @property
+    def image_bytes(self) -> int:
+        """Of the largest image that goes to the board and comes back."""
+        return self.arena_bytes // 2
 
     def with_data(self, n_bytes: int) -> Board:
         """The same with so many bytes of variables, in the second half of the arena's memory where
@@ -187,8 +192,16 @@ define internal void @write_all(ptr %from, i32 %n) noinline {{
 """
 
 
-def linker_script(board: Board) -> str:
-    """Where the linker puts what; arrays of section `.arena` are not part of the file."""
+LARGE = ".rodata.headrace_constants"  # of what may be more than a board's memory for code holds
+
+
+def linker_script(board: Board, large_bytes: int = 0) -> str:
+    """Where the linker puts what; arrays of section `.arena` are not part of the file.
+
+    Args:
+        large_bytes: of section `LARGE`: beside code, or, if that has no room, beside arrays.
+    """
+    large = "code" if large_bytes <= board.code_bytes // 2 else "arena"
     return f"""
 ENTRY(_start)
 MEMORY {{
@@ -197,7 +210,9 @@ MEMORY {{
   arena : ORIGIN = {board.arena:#x}, LENGTH = {board.arena_bytes}
 }}
 SECTIONS {{
-  .text : {{ KEEP(*(.vectors)) *(.text .text.*) *(.rodata .rodata.*) }} > code
+  .text : {{ KEEP(*(.vectors)) *(.text .text.*) *(.rodata) }} > code
+  .constants : {{ *({LARGE}) }} > {large}
+  .rodata : {{ *(.rodata.*) }} > code
   .data : {{ *(.data .data.*) }} > data
   .bss (NOLOAD) : {{ *(.bss .bss.*) *(COMMON) }} > data
   .arena (NOLOAD) : {{ *(.arena) }} > arena

@@ -62,7 +62,30 @@ DSP: Mapping[str, Callable[..., Any]] = {
     "odd_bytes": _odd_bytes,
     "dot_pairs": _dot_pairs,
 }
+
+
+def _gather_bytes(b: ir.IRBuilder, p: ir.Value, offsets: ir.Value) -> ir.Value:
+    flags = [ir.Constant(_I32, flag) for flag in (8, 0, 1)]  # bits, shift of offsets, unsigned
+    name = "llvm.arm.mve.vldr.gather.offset.v16i8.p0.v16i8"
+    return intrinsic_call(b, name, offsets.type, [p, offsets, *flags])
+
+
+def _scatter_i8(b: ir.IRBuilder, p: ir.Value, value: ir.Value, offsets: ir.Value) -> None:
+    flags = [ir.Constant(_I32, flag) for flag in (8, 0)]  # bits, shift of offsets
+    name = "llvm.arm.mve.vstr.scatter.offset.p0.v4i32.v4i32"
+    intrinsic_call(b, name, ir.VoidType(), [p, offsets, value, *flags])
+
+
+def _dot_sum(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    """LLVM would find it, but not where it widens bytes in front of a loop."""
+    flags = [ir.Constant(_I32, 0)] * 3  # unsigned, subtracting, exchanging
+    return intrinsic_call(b, "llvm.arm.mve.vmldava.v16i8", _I32, [*flags, acc, x, y])
+
+
 MVE: Mapping[str, Callable[..., Any]] = {
+    "dot_sum": _dot_sum,
+    "scatter_i8": _scatter_i8,
+    "gather_bytes": _gather_bytes,
     "doubling_high": _of_four(_doubling_high, "doubling_high"),
     "rounding_shift": _of_four(_rounding_shift, "rounding_shift"),
 }

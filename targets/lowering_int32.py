@@ -66,10 +66,14 @@ def _operator(op: Any, result: types.Type, code: _Code) -> None:
         return code(b, *(_as_i32(b, one) for one in args))
 
 
+def _compared(text: str) -> _Code:
+    return lambda b, x, y: b.icmp_signed(text, x, y)
+
+
 for _op, _code in _BINARY.items():
     _operator(_op, INT32, _code)
 for _op, _text in _COMPARE.items():
-    _operator(_op, types.boolean, lambda b, x, y, text=_text: b.icmp_signed(text, x, y))
+    _operator(_op, types.boolean, _compared(_text))
 
 
 @on_operator(operator.neg, lambda x: x if isinstance(x, Int32Type) else None)
@@ -106,8 +110,10 @@ def _select(sign: str) -> _Code:
 
 def _same(x: types.Type, y: types.Type) -> types.Type | None:
     """Vectors of int32, of which the second may be for all of the first."""
-    both = isinstance(x, VecType) and isinstance(y, VecType) and x.element == y.element == "i32"
-    return x if both and y.count in (1, x.count) else None
+    if not isinstance(x, VecType) or not isinstance(y, VecType):
+        return None
+    fits = x.element == y.element == "i32" and y.count in (1, x.count)
+    return x if fits else None
 
 
 def _by_lanes(name: str, code: _Code) -> None:

@@ -7,7 +7,15 @@ from typing import Any
 import llvmlite.ir as ir
 from numba.core import types
 
-from headrace.targets.lowering import INT32, intrinsic_call, marker, primitive
+from headrace.targets.lowering import (
+    INT32,
+    VecType,
+    intrinsic_call,
+    lanes,
+    marker,
+    primitive,
+    splat,
+)
 
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 
@@ -66,3 +74,50 @@ def _dot_pairs(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     acc, x, y = args
     low = b.mul(_short(b, x, 16, 16), _short(b, y, 16, 16))
     return b.add(b.add(acc, low), b.mul(_short(b, x, 0, 16), _short(b, y, 0, 16)))
+
+
+@marker("four_i32", lambda *values: VecType("i32", 1) if lanes() == 4 else None)
+def _four_i32(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    found: ir.Value = ir.Constant(ir.VectorType(_I32, 4), ir.Undefined)
+    for i, one in enumerate(args):
+        found = b.insert_element(found, one, ir.Constant(_I32, i))
+    return found
+
+
+@marker("gather_bytes", lambda p, offsets: offsets)
+def _gather_bytes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    own = primitive("gather_bytes")
+    if own is not None:
+        return own(b, *args)
+    p, offsets = args
+    found: ir.Value = ir.Constant(offsets.type, ir.Undefined)
+    for i in range(offsets.type.count):
+        lane = ir.Constant(_I32, i)
+        at = b.zext(b.extract_element(offsets, lane), _I32)
+        found = b.insert_element(found, b.load(b.gep(p, [at])), lane)
+    return found
+
+
+@marker("scatter_i8", lambda p, value, offsets: types.none)
+def _scatter_i8(b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    own = primitive("scatter_i8")
+    if own is not None:
+        own(b, *args)
+        return
+    p, value, offsets = args
+    for i in range(value.type.count):
+        lane = ir.Constant(_I32, i)
+        at = b.gep(p, [b.extract_element(offsets, lane)])
+        b.store(b.trunc(b.extract_element(value, lane), _I8), at)
+
+
+@marker("add_products", lambda acc, p, x: acc if acc.count == 1 else None)
+def _add_products(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    acc, p, x = args
+    memory = ir.VectorType(_I8, acc.type.count)
+    codes = b.load(b.bitcast(p, memory.as_pointer()))
+    codes.align = 1
+    own = primitive("add_products")
+    if own is not None:
+        return own(b, acc, codes, x)
+    return b.add(acc, b.mul(b.sext(codes, acc.type), splat(b, x, acc.type.count)))

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from headrace.targets.target import Target
+
+
+def _primitives() -> Mapping[str, Callable[..., Any]]:
+    from headrace.targets.riscv_fixed_point import FIXED_POINT
+
+    return FIXED_POINT
+
 
 TARGET = Target(
     name="rv32-zvfh",
@@ -18,5 +28,7 @@ TARGET = Target(
     needs=frozenset({"m", "a", "f", "zfh", "zve32f", "zvfh"}),
     rank=7,
     machines=("qemu-riscv32 -cpu rv32,Zfh=true,v=true,vext_spec=v1.0,vlen=128",),
+    sources=("headrace.targets.riscv_fixed_point", "headrace.targets.scalable"),
+    load_primitives=_primitives,
     too_old=("qemu-riscv32 -cpu rv32,Zfh=true",),
 )

@@ -858,6 +858,30 @@ def dot4_each(acc: Any, codes: Any, weights: Any) -> Any:
 
 
 @_marker
+def add_products(acc: Any, p: Any, x: Any) -> Any:
+    """Lanes of int32 plus those of signed bytes at p, each times an `int32` of 16 bits."""
+    return _only_compiled()
+
+
+@_marker
+def gather_bytes(p: Any, offsets: Any) -> Any:
+    """Bytes at p + each of a vector's unsigned bytes."""
+    return _only_compiled()
+
+
+@_marker
+def scatter_i8(p: Any, value: Any, offsets: Any) -> None:
+    """Store the low byte of each int32 lane at p + that of another vector, which is positive."""
+    _only_compiled()
+
+
+@_marker
+def four_i32(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Four `int32` as a vector of 4 lanes."""
+    return _only_compiled()
+
+
+@_marker
 def even_bytes(value: Any) -> Any:
     """Bytes 0 and 2 of an `int32` as two signed 16-bit integers; bytes of 1 and 3: `odd_bytes`."""
     return _only_compiled()

@@ -18,6 +18,7 @@ from onnx_models import FLOAT, model_of, save
 from PIL import Image
 
 from headrace.kernels.table import kernel_table
+from headrace.targets.emulation.machines import why_not
 from headrace.targets.host import pick_target, runnable_targets
 from headrace.targets.pack import Pack
 
@@ -208,3 +209,13 @@ def test_encoders_are_calibrated_and_scored(tmp_path: Path) -> None:
     assert len(rows) == 3 and -1 <= float(rows[2].split("|")[2]) <= 1
     said = run(scripts / "encoder_inputs.py", encoder, text, out, "--tokens", 999, ok=False)
     assert "a piece takes" in said.stderr
+
+
+def test_learn_keywords() -> None:
+    if reason := why_not("qemu-system-arm -M mps3-an547"):
+        pytest.skip(reason)
+    few = ["--epochs", "1", "--samples", "12", "--tests", "6"]
+    first, *rates = run(EXAMPLES / "learn_keywords.py", *few).stdout.splitlines()
+    assert "bytes of SRAM" in first
+    before, after = (float(line.split(": ")[1].split("%")[0]) for line in rates)
+    assert after > before + 20

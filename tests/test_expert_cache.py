@@ -103,7 +103,7 @@ class Harness:
                 for distance in range(1, self.ahead + 1):
                     self.predict((layer + distance) % LAYERS, distance, ahead)
                     ahead = ahead[1:] + ahead[:1]
-            self.call("experts_await", [self.cache.words, number])
+            self.call("experts_await", [self.cache.words, number, store.ALL_PARTS])
             assert not self.cancel[0]
             self.check(number, row[: 2 * N_PRODUCTS])
 
@@ -114,7 +114,7 @@ class Harness:
         self.call("experts_claim", [
             self.cache.words, wanted, ACTIVE, self.cache.first[layer], layer, table,
             self.directories[layer], 1000, 64, self.cache.predictions_address(layer, 1),
-            self.ahead, N_PRODUCTS, 2, EXPERTS, ACTIVE, 0,
+            self.ahead, N_PRODUCTS, 2, EXPERTS, ACTIVE, 0, 1,
         ])  # fmt: skip
         return written
 
@@ -125,6 +125,7 @@ class Harness:
 
     def predict(self, layer: int, distance: int, logits: list[float]) -> None:
         self.cache.words[store.SURE] = 0  # all are believed
+        self.cache.words[store.READERS] = 100  # so many always have too little to do
         row = np.array(logits, np.float32)
         at = self.cache.predictions_address(layer, distance)
         self.call("experts_predict", [
@@ -308,6 +309,18 @@ def test_what_is_not_wanted_any_more_stops_and_goes_on_when_it_is(slow: Harness)
     assert counts.wasted_bytes == 0
 
 
+def test_a_part_is_there_before_the_expert_is(slow: Harness) -> None:
+    """Products of gate can begin while up and down are still being read."""
+    number = slow.ask(0, 3)
+    row = slow.cache._experts.reshape(-1, store.EXPERT_WORDS)[number]
+    for part, data in enumerate(slow.content[number]):
+        slow.call("experts_await", [slow.cache.words, number, store.part_mask(part)])
+        assert row[store.DONE] <= part + 1  # one reader, in turn
+        at = int(row[store.SLOT]) * slow.cache.slot_bytes + slow.cache.offsets(0, 3)[part]
+        assert np.array_equal(slow.cache._slots.view("slots")[at : at + data.size], data)
+    assert slow.cache.words[store.STALL] > 0
+
+
 @pytest.mark.parametrize("slow", [2 * ACTIVE], indirect=True)
 def test_what_is_wanted_takes_the_place_of_what_is_not(slow: Harness) -> None:
     """With no slot left, what was asked for ahead in error is not read first."""
@@ -338,7 +351,7 @@ def test_what_was_read_of_another_file_is_forgotten(tmp_path: Path) -> None:
     before, content = path.stat(), path.read_bytes()
     harness.begin()
     path.write_bytes(bytes(len(content)))
-    harness.call("experts_await", [harness.cache.words, harness.ask(0, 3)])
+    harness.call("experts_await", [harness.cache.words, harness.ask(0, 3), store.ALL_PARTS])
     with pytest.raises(ModelFileError, match="changed while it is in use"):
         harness.cache.end(True, 1.0)
     path.write_bytes(content)
@@ -355,7 +368,7 @@ def test_a_file_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
     harness.begin()
     (tmp_path / "experts").write_bytes(b"")
     written = harness.claim(0, np.array([1, 2], np.int64))
-    harness.call("experts_await", [harness.cache.words, int(written[0, -1])])
+    harness.call("experts_await", [harness.cache.words, int(written[0, -1]), store.ALL_PARTS])
     assert harness.cancel[0]
     with pytest.raises(Exception, match="experts"):
         harness.cache.end(False, 1.0)

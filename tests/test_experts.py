@@ -273,6 +273,12 @@ def test_policies_change_nothing(policy: int, monkeypatch: pytest.MonkeyPatch) -
         assert same(said(model, ids), whole)
 
 
+def kept_bytes(model: headrace.model.Model) -> int:
+    """Of matrices in memory."""
+    kept = model._held.weights._kept.values()
+    return sum(place.n_bytes for places in kept for place in places.values())
+
+
 def test_fitted_routers_go_where_memory_is_short_and_come_back(tmp_path: Path) -> None:
     path, ids = mixture(parts=LARGE).write(tmp_path / "m.gguf"), IDS
     learned = learn_beside(path)
@@ -290,6 +296,8 @@ def test_fitted_routers_go_where_memory_is_short_and_come_back(tmp_path: Path) -
             with headrace.load(path, context=128, memory=memory) as other:
                 assert other.prepared.predictor == (predictor or "fitted")
             assert model.plan.peak_bytes <= memory
+            # Of an embedding that is not the head as well rows are looked up where experts are.
+            assert kept_bytes(model) == model.prepared.parts["weights"]
             assert model.streams == (predictor is not None)
             if predictor is not None:
                 assert model._held.experts is not None and model.prepared.predictor == predictor

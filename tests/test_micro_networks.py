@@ -105,7 +105,7 @@ def test_what_a_tflite_file_says_is_kept(dtype: str, tmp_path: Path) -> None:
     assert isinstance(convolution, Convolution)
     assert convolution.weights.shape == (16, 3, 3, 3) and convolution.bounds == (0, np.inf)
     assert convolution.weights.dtype == dtype and convolution.windows.strides == (2, 2)
-    assert network.macs == sum(layer.macs for layer in network.layers) > 100_000
+    assert network.macs == sum(layer.macs for layer in network.layers) > 50_000
 
 
 @pytest.mark.parametrize("case", ["joined", "rows", "constant sum"])
@@ -171,4 +171,4 @@ def test_a_budget_is_held_or_refused(tmp_path: Path) -> None:
     assert plan_within(network, CHIP, whole.arena_bytes).by_rows == ()
     assert plan_network(network, CHIP, found.by_rows).arena_bytes == least
     with pytest.raises(UnsupportedError, match="cannot run by rows"):
-        plan_network(network, CHIP, (ByRows(1, 4, 1),))
+        plan_network(network, CHIP, (ByRows(2, 4, 1),))

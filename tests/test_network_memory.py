@@ -285,6 +285,21 @@ def test_files_that_were_used_longest_ago_go(
     assert {one.name for one in folder.iterdir()} == {packed.name, "old.weights"}
 
 
+def test_files_of_models_that_are_gone_go(stored: tuple[Path, Inputs], tmp_path: Path) -> None:
+    path, inputs = stored
+    budget, folder = _some_budget(path, inputs), tmp_path / "cache" / "networks"
+    other = path.with_name("other.onnx")
+    shutil.copy(path, other)
+    for one in (other, path):
+        with load_network(one, memory=budget) as network:
+            _bytes(network, inputs)
+    assert len(list(folder.iterdir())) == 2
+    other.rename(path.with_name("third.onnx"))
+    with load_network(path.with_name("third.onnx"), memory=budget) as network:
+        _bytes(network, inputs)
+    assert len(list(folder.iterdir())) == 2, "the other's is still there"
+
+
 def test_a_read_that_fails_ends_the_call(stored: tuple[Path, Inputs]) -> None:
     path, inputs = stored
     with load_network(path, memory=_least(path, inputs)) as network:

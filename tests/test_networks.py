@@ -202,6 +202,16 @@ def test_broken_models_get_one_error(tmp_path: Path, change: Any, match: str) ->
     assert "broken.onnx" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", [b"MatMul", b"product", b"test"])  # operator, value, graph
+def test_text_that_is_none_is_refused(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / "text.onnx"
+    whole = linear()[0].SerializeToString()
+    assert name in whole
+    path.write_bytes(whole.replace(name, b"\xaa" + name[1:]))
+    with pytest.raises(ModelFileError, match=r"text\.onnx.*no UTF-8"):
+        headrace.load(path)
+
+
 def test_shape_conflicts_are_refused() -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     w = np.zeros((5, 5), np.float32)

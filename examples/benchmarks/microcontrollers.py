@@ -36,9 +36,9 @@ def product(kernel: str, target: Target, n: int, k: int, m: int) -> tuple[list[A
         return matmul.slots(a, b, c, start), c, expected
     a, b = (rng.integers(-127, 128, of).astype(np.int8) for of in ((n, k), (m, k)))
     c, ends = np.zeros((n, m), np.int8), (0, -128, 127)
-    bias, scales = np.zeros(m, np.int32), np.full(m, 1e-4, np.float32)
-    expected = matmul_i8.reference(a, b, bias, scales, *ends)
-    return matmul_i8.slots(a, b, bias, scales, c, *ends), c, expected
+    scaling = (np.zeros(m, np.int32), np.full(m, 1700000000, np.int32), np.full(m, -12, np.int32))
+    expected = matmul_i8.reference(a, b, *scaling, *ends)
+    return matmul_i8.slots(target, a, b, *scaling, c, *ends), c, expected
 
 
 def rate(kernel: str, target: Target, code: bytes, shape: tuple[int, int, int]) -> float:

@@ -20,6 +20,7 @@ from headrace.offload import expert_store
 from headrace.offload.expert_store import (
     ABSENT,
     ADDRESS,
+    ALL_PARTS,
     CLOCK,
     EARLY,
     STAYS,
@@ -130,7 +131,7 @@ def _weights_of(args: Any, cluster: Any, thread: Any) -> Any:
     if arg_int(args, 5) != 0:
         store = arg_ptr(args, 5)
         expert = expert_at(store, arg_int(args, 6) + cluster)
-        wait_for(store, expert, thread)
+        wait_for(store, expert, ALL_PARTS, thread)
         if atomic_get(expert) == THERE:
             address += arg_int(slot_of(store, expert), ADDRESS)
         else:

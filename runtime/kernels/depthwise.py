@@ -38,8 +38,8 @@ def _depthwise(target: Target) -> KernelFunction:
 
     Slots: 0 weights [tap][channels] float32, 1 x, 2 y, 3 bias, 4 what is added late (0: nothing),
     5 channels (padded to 16), 6 unused, 7 least and 23 most value (float32) of what is not yet
-    finished, 8 to 22 geometry, 24 to 33 what is done last. Threads share the rows, and take some
-    channels after the others.
+    finished, 8 to 22 geometry, 24 to 33 what is done last. Threads share the rows, or, where
+    pixels are few, the channels, and take some channels after the others.
     """
     most = 4 if target.vector_bytes >= 32 else 2
     # Vectors of channels, of `most` pixels and of fewer: as many sums as hide how long one takes.
@@ -95,9 +95,17 @@ def _depthwise(target: Target) -> KernelFunction:
         at_once = _WEIGHTS // (tall * wide * 64 * wide_few) * wide_few * 16
         at_once = larger(at_once, wide_few * 16)
         begin = 0
-        while begin < channels:
-            past = smaller(channels, begin + at_once)
-            for row in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+        end = channels
+        first = rows * thread // n_threads
+        last = rows * (thread + 1) // n_threads
+        if (rows * out_width + 15) // 16 < wide_few * n_threads:  # products share tiles then, too
+            begin = channels // 16 * thread // n_threads * 16
+            end = channels // 16 * (thread + 1) // n_threads * 16
+            first = 0
+            last = rows
+        while begin < end:
+            past = smaller(end, begin + at_once)
+            for row in range(first, last):
                 image = row // out_height
                 iy = (row - image * out_height) * step_y - above
                 ky, ny = taps_inside(iy, apart_y, tall, height)

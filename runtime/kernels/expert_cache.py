@@ -27,9 +27,12 @@ from headrace.offload.expert_store import (
     CLASS,
     CLASSES,
     CLOCK,
+    DOUBT,
     EARLY,
+    FADE,
     FAILED,
     HITS,
+    JUDGED,
     LAST,
     LATE,
     LAYERS,
@@ -47,9 +50,11 @@ from headrace.offload.expert_store import (
     USED,
     USES,
     WAS_ABSENT,
+    arrived,
     coming,
     count,
     drop_stale,
+    enough_ahead,
     expert_at,
     nap,
     slot_of,
@@ -67,6 +72,7 @@ from headrace.targets.simd import (
     larger,
     put_f32,
     put_i64,
+    smaller,
 )
 from headrace.targets.table import Kernel, no_cases, same_for_all
 
@@ -130,16 +136,18 @@ def demand(store: Any, number: Any, layer: Any) -> None:
         put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
 
 
-def wait_for(store: Any, expert: Any, thread: Any) -> None:
-    """Wait until an expert is there, or the job is cancelled; thread 0 counts how long."""
-    if atomic_get(expert) < THERE:
+def wait_for(store: Any, expert: Any, parts: Any, thread: Any) -> None:
+    """Wait until parts (a mask) of an expert are there, or the job is cancelled; thread 0 counts
+    how long.
+    """
+    if not arrived(expert, parts):
         began = clock()
         spins = 0
         waiting = True
         while waiting:
             nap(store, spins)
             spins += 1
-            waiting = atomic_get(expert) < THERE and not cancelled(store)
+            waiting = not arrived(expert, parts) and not cancelled(store)
         if thread == 0:
             put_i64(store + STALL * 8, arg_int(store, STALL) + (clock() - began))
 
@@ -149,11 +157,12 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
 
     Slots: 0 store, 1 chosen experts (int64), 2 active, 3 number of the layer's first expert,
     4 layer, 5 table of addresses for each choice, in the order of visits: pairs for `point`, then
-    those that get the row of outputs, one for each product of downs, and one that gets the number
+    those that get the row of outputs, one for each product of downs, and those that get the number
     of the expert to wait for; 6 directory, with places in a slot, 7 outputs, 8 bytes of a row,
     9 predictions of the layer, of all distances (0: none), 10 how many, 11 products, 12 products
     of downs, 13 the layer's experts, 14 ranks of predictions, 15 address of a word (0: none) for
-    the number of choices that have products, which are the first places.
+    the number of choices that have products, which are the first places, 16 how often an expert is
+    waited for.
     """
     if thread == 0:
         store = arg_ptr(args, 0)
@@ -178,6 +187,7 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
             _judge(at, ranks, chosen, active)
         products = arg_int(args, 11)
         downs = arg_int(args, 12)
+        waits = arg_int(args, 16)
         visit = 0
         places = 0
         for turn in range(3):  # those that are there, then the others, then those without weights
@@ -199,12 +209,13 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
                         places += 1
                     put_i64(expert + LAST * 8, -now)  # it has its visit
                     entry = arg_ptr(args, 6) + (number - base) * (DIRECTORY_SLOTS * 8)
-                    to = table + visit * (2 * products + downs + 1) * 8
+                    to = table + visit * (2 * products + downs + waits) * 8
                     point(entry, address, to, products)
                     row = arg_int(args, 7) + k * arg_int(args, 8)
                     for i in range(downs):
                         put_i64(int_to_ptr(get_i64(to + (2 * products + i) * 8)), row)
-                    put_i64(int_to_ptr(get_i64(to + (2 * products + downs) * 8)), number)
+                    for i in range(downs, downs + waits):
+                        put_i64(int_to_ptr(get_i64(to + (2 * products + i) * 8)), number)
                     visit += 1
         for k in range(active):
             expert = expert_at(store, base + get_i64(chosen + k * 8))
@@ -215,12 +226,12 @@ def claim(args: Any, thread: Any, n_threads: Any) -> None:
 
 
 def await_expert(args: Any, thread: Any, n_threads: Any) -> None:
-    """Wait until an expert is there, or the job is cancelled; every thread does.
+    """Wait until parts of an expert are there, or the job is cancelled; every thread does.
 
-    Slots: 0 store, 1 number of the expert.
+    Slots: 0 store, 1 number of the expert, 2 parts, a mask (`headrace.offload.expert_store`).
     """
     store = arg_ptr(args, 0)
-    wait_for(store, expert_at(store, arg_int(args, 1)), thread)
+    wait_for(store, expert_at(store, arg_int(args, 1)), arg_int(args, 2), thread)
 
 
 def visit(args: Any, thread: Any, n_threads: Any) -> None:
@@ -302,7 +313,8 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
     """Ask ahead for the experts that a layer will choose, by what its router says already.
 
     Thread 0 does it. What is asked for are those whose logits are so far above the first that is
-    not predicted that such predictions came true often enough.
+    not predicted that such predictions came true often enough, the next layer's first, until
+    readers have enough to do.
     Slots: 0 store, 1 logits (float32 [experts]; overwritten), 2 experts, 3 predictions
     (`headrace.offload.expert_store`), 4 ranks, 5 number of the layer's first expert, 6 layer,
     7 mixtures that come before it, 8 more logits to be added to those (0: none).
@@ -343,7 +355,8 @@ def predict(args: Any, thread: Any, n_threads: Any) -> None:
             absent = not coming(expert)
             put_i64(entry + CLASS * 8, at)
             put_i64(entry + WAS_ABSENT * 8, 1 if absent else 0)
-            if absent and get_i64(predictions + (TRUE + at) * 8) >= arg_int(store, SURE):
+            sure = get_i64(predictions + (TRUE + at) * 8) >= arg_int(store, SURE)
+            if absent and sure and not enough_ahead(store):
                 absent = want(store, number, running, 1) == 0
             if not absent and atomic_get(expert) != NOTHING:
                 slot = slot_of(store, expert)
@@ -374,7 +387,10 @@ def _judge(predictions: Any, ranks: Any, chosen: Any, active: Any) -> None:
                 if get_i64(chosen + k * 8) == get_i64(entry):
                     came = ALWAYS
             at = predictions + (TRUE + get_i64(entry + CLASS * 8)) * 8
-            put_i64(at, get_i64(at) + (came - get_i64(at)) // 16)
+            judged = at + (JUDGED - TRUE) * 8
+            put_i64(judged, get_i64(judged) + 1)
+            weight = smaller(get_i64(judged) + DOUBT, FADE)
+            put_i64(at, get_i64(at) + (came - get_i64(at)) // weight)
 
 
 def kernels() -> dict[str, Kernel]:

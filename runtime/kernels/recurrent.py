@@ -2,7 +2,7 @@
 
 What gates get of the inputs of all steps is one product before; here each step adds what they get
 of the state in front of it. Gates are in ONNX's order: input, output, forget, cell of LSTM; update,
-reset, hidden of GRU, which is reset behind its product (`linear_before_reset`).
+reset, hidden of GRU, whose state is reset behind its product (`linear_before_reset`) or before.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ def sequences_at_once(target: Target) -> int:
     return 4 if target.vector_bytes >= 64 else 1
 
 
-def _recurrent(gates: int, target: Target) -> KernelFunction:
+def _recurrent(gates: int, target: Target, *, resets_first: bool = False) -> KernelFunction:
     """States of all steps, and the last ones.
 
     Slots: 0 what gates get of inputs [steps][sequences][directions][gates][padded], 1 weights
     (`tiled_states`), 2 y [steps][directions][sequences][padded], 3 states and 4 cells
     [directions][sequences][padded], first those to begin with, at the end the last ones (4 of GRU:
-    what the hidden gate gets besides its product [directions][padded]), 5 steps, 6 sequences,
+    what the hidden gate gets besides its product [directions][padded]; of one that resets first:
+    room for 2 [directions][sequences][padded]), 5 steps, 6 sequences,
     7 directions, 8 channels of a state, 9 whether the only direction is backwards. Threads share
     the sequences.
     """
@@ -88,6 +89,31 @@ def _recurrent(gates: int, target: Target) -> KernelFunction:
             before = load_f32(h + beside, rows, row)
             store_f32(y, fma(_sigmoid(sub_block(acc, 0, rows)), before - found, found), row)
 
+        def updated(
+            x: Any, x_row: Any, gate: Any, w: Any, n: Any, h: Any, update: Any, reset: Any,
+            row: Any, beside: Any,
+        ) -> None:  # fmt: skip
+            """What 16 channels keep of a state, and the state that the hidden gate gets of them."""
+            acc = join(load_f32(x, rows, x_row), load_f32(x + gate, rows, x_row))
+            for i in range(n):
+                weights = load_f32(w + i * (64 * GRU), 2, 64)
+                acc = fma_outer(weights, bcast_f32(h + i * 4, rows, row), acc)
+            store_f32(update, _sigmoid(sub_block(acc, 0, rows)), row)
+            before = load_f32(h + beside, rows, row)
+            store_f32(reset, _sigmoid(sub_block(acc, rows, rows)) * before, row)
+
+        def hidden(
+            x: Any, x_row: Any, gate: Any, w: Any, n: Any, h: Any, y: Any, update: Any, reset: Any,
+            row: Any, beside: Any,
+        ) -> None:  # fmt: skip
+            acc = load_f32(x + 2 * gate, rows, x_row)
+            for i in range(n):
+                weight = load_f32(w + (i * (64 * GRU) + 128), 1, 0)
+                acc = fma_outer(weight, bcast_f32(reset + i * 4, rows, row), acc)
+            found = tanh(acc)
+            before = load_f32(h + beside, rows, row)
+            store_f32(y, fma(load_f32(update, rows, row), before - found, found), row)
+
         channels = lstm if gates == LSTM else gru
 
         def all_steps(args: Any, d: Any, first: Any) -> None:
@@ -108,7 +134,20 @@ def _recurrent(gates: int, target: Target) -> KernelFunction:
                     t = steps - 1 - step
                 x = arg_ptr(args, 0) + ((t * sequences + first) * x_row + d * gates * row)
                 y = arg_ptr(args, 2) + ((t * directions + d) * sequences + first) * row
-                for at in range(0, row, 64):
+                if resets_first:
+                    update = arg_ptr(args, 4) + (d * sequences + first) * row
+                    reset = update + directions * sequences * row
+                    for at in range(0, row, 64):
+                        updated(
+                            x + at, x_row, row, weights + at * n * gates, n, h, update + at,
+                            reset + at, row, at,
+                        )  # fmt: skip
+                    for at in range(0, row, 64):
+                        hidden(
+                            x + at, x_row, row, weights + at * n * gates, n, h, y + at,
+                            update + at, reset, row, at,
+                        )  # fmt: skip
+                for at in range(0, 0 if resets_first else row, 64):
                     cells = arg_ptr(args, 4) + d * row + at
                     if gates == LSTM:
                         cells = arg_ptr(args, 4) + ((d * sequences + first) * row + at)
@@ -174,8 +213,9 @@ def tiled_states(r: np.ndarray, gates: int) -> np.ndarray:
 
 
 def reference(
-    x: np.ndarray, r: np.ndarray, h: np.ndarray, c: np.ndarray, gates: int, backwards: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x: np.ndarray, r: np.ndarray, h: np.ndarray, c: np.ndarray, gates: int, backwards: bool,
+    resets_first: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """In float64: states of all steps, the last ones, and cells (of GRU: `c` as it is).
 
     Args:
@@ -201,7 +241,10 @@ def reference(
                 h[d] = sigmoid(o) * np.tanh(c[d])
             else:
                 z, reset = (sigmoid(x[t, :, d, k] + of_state[:, k]) for k in (0, 1))
-                hidden = np.tanh(x[t, :, d, 2] + reset * (of_state[:, 2] + c[d]))
+                part = reset * (of_state[:, 2] + c[d])
+                if resets_first:
+                    part = (reset * h[d]) @ r[d, 2 * n :].T.astype(np.float64)
+                hidden = np.tanh(x[t, :, d, 2] + part)
                 h[d] = (1 - z) * hidden + z * h[d]
             y[t, d] = h[d]
     return y, h, c
@@ -211,7 +254,9 @@ def reference(
 _SHAPES = ((5, 1, 1, 20, 0), (3, 6, 2, 32, 0), (4, 4, 1, 16, 1), (1, 9, 1, 7, 0))
 
 
-def _cases(gates: int, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+def _cases(
+    gates: int, target: Target, rng: np.random.Generator, *, resets_first: bool = False
+) -> Iterator[Case]:
     import numpy as np
 
     for steps, sequences, directions, n, backwards in _SHAPES:
@@ -221,13 +266,15 @@ def _cases(gates: int, target: Target, rng: np.random.Generator) -> Iterator[Cas
         h = rng.standard_normal((directions, sequences, n)).astype(np.float32)
         c_shape = (directions, sequences, n) if gates == LSTM else (directions, n)
         c = rng.standard_normal(c_shape).astype(np.float32)
-        exact = reference(x, r, h, c, gates, bool(backwards))
+        exact = reference(x, r, h, c, gates, bool(backwards), resets_first)
 
         def padded(of: np.ndarray, n: int = n) -> np.ndarray:
             return np.pad(of, [(0, 0)] * (of.ndim - 1) + [(0, -n % 16)]).astype(np.float32)
 
         y = np.full(padded(exact[0]).shape, np.nan, np.float32)
         states, cells = padded(h), padded(c)
+        if resets_first:
+            cells = np.full((2, *states.shape), np.nan, np.float32)
         slots = [
             padded(x), tiled_states(r, gates), y, states, cells, steps, sequences, directions, n,
             backwards,
@@ -256,6 +303,13 @@ def all_kernels() -> list[Kernel]:
     return [
         Kernel("lstm_f32", partial(_recurrent, LSTM), sources, partial(_cases, LSTM), __name__),
         Kernel("gru_f32", partial(_recurrent, GRU), sources, partial(_cases, GRU), __name__),
+        Kernel(
+            "gru_reset_first_f32",
+            partial(_recurrent, GRU, resets_first=True),
+            sources,
+            partial(_cases, GRU, resets_first=True),
+            __name__,
+        ),
         Kernel("recurrent_start", same_for_all(start), sources, _start_cases, __name__),
     ]
 

@@ -1,4 +1,4 @@
-"""Softmax of rows: in three passes, or in two where a row is larger than the cache.
+"""Softmax of rows, or across them: in three passes, or in two where a row is larger than the cache.
 
 Three passes: the largest value; exponentials of the differences to it, and their sum; shares of it.
 Two passes (Dukhan and Ablavatski 2020, arXiv:2001.04438) keep e**x as p * 2**n with a float n, for
@@ -127,6 +127,42 @@ def softmax(args: Any, thread: Any, n_threads: Any) -> None:
             _three_passes(x, y, n)
 
 
+def softmax_across(args: Any, thread: Any, n_threads: Any) -> None:
+    """y = e**x / sum of e**x over all i of [outer][i][vectors][16]; what becomes NaN as of rows.
+
+    Slots: 0 x, 1 y, 2 outer ones, 3 values that are one together, 4 vectors that lie side by side.
+    Threads share outer ones and vectors.
+    """
+    n = arg_int(args, 3)
+    vectors = arg_int(args, 4)
+    step = vectors * 64
+    units = arg_int(args, 2) * vectors
+    for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
+        outer = u // vectors
+        at = outer * n * step + (u - outer * vectors) * 64
+        x = arg_ptr(args, 0) + at
+        y = arg_ptr(args, 1) + at
+        top = splat_f32(-INFINITE)
+        total = zeros_f32(1)
+        for i in range(n):
+            v = load_f32(x + i * step, 1, 0)
+            top = maximum(top, v)
+            total = total + select_lt(v, splat_f32(INFINITE), splat_f32(0.0), splat_f32(NONE))
+        least = splat_f32(-3.4028235e38)
+        total = total + select_lt(top, least, splat_f32(NONE), splat_f32(0.0))
+        top = maximum(top, least)
+        for begin in range(0, n, PART):
+            part = zeros_f32(1)
+            for i in range(begin, smaller(begin + PART, n)):
+                e = exp(load_f32(x + i * step, 1, 0) - top)
+                store_f32(y + i * step, e, 0)
+                part = part + e
+            total = total + part
+        scale = splat_f32(1.0) / total
+        for i in range(n):
+            store_f32(y + i * step, load_f32(y + i * step, 1, 0) * scale, 0)
+
+
 # Rows, values, spread, and the most values that take three passes.
 _SHAPES = ((3, 37, 1.0, 99), (5, 16, 300.0, 99), (2, 37, 1.0, 1), (3, 4096, 1.0, 1),
            (2, 50, 300.0, 1), (1, 1, 1.0, 1), (2, 33, 1e6, 1), (1, 300_001, 0.0, 1),
@@ -148,27 +184,51 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         yield _case(x, n, most, f"{rows}x{n}, spread {spread:g}")
 
 
+def _cases_across(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for outer, n, vectors, spread in ((2, 5, 3, 1.0), (1, 40, 1, 300.0), (3, 1, 2, 1.0)):
+        x = (rng.standard_normal((outer, n, vectors * 16)) * spread).astype(np.float32)
+        if n > 1:
+            x[0, 0] = x[-1, 2:, 3] = -INFINITE
+        expected, bound = _expected(x, 1, n)
+        y = np.full(x.shape, np.nan, np.float32)
+        label = f"{outer}x{n}x{vectors}, spread {spread:g}"
+        yield Case([x, y, outer, n, vectors], [(y, expected)], bound, label)
+
+
+def _expected(x: np.ndarray, axis: int, terms: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of real values, and how far off that may be in sums of so many terms."""
+    import numpy as np
+
+    real = x.astype(np.float64)
+    largest = real.max(axis, keepdims=True)
+    e = np.exp(real - largest)
+    expected = e / e.sum(axis, keepdims=True)
+    # Differences are rounded once, exponentials are off by 3e-7, sums by a unit for each term.
+    apart = np.minimum(np.abs(real - largest), 90)
+    bound = 1e-37 + expected * (apart * 2 + terms + 24) * 2.0**-23
+    return expected.astype(np.float32), bound
+
+
 def _case(x: np.ndarray, n: int, most: int, label: str) -> Case:
     import numpy as np
 
-    real = x[:, :n].astype(np.float64)
-    expected = np.zeros(x.shape)
-    largest = real.max(1, keepdims=True)
-    e = np.exp(real - largest)
-    expected[:, :n] = e / e.sum(1, keepdims=True)
-    # Differences are rounded once, exponentials are off by 3e-7, sums by a unit for each term.
+    expected, bound = np.zeros(x.shape, np.float32), np.full(x.shape, 1e-37)
     terms = min(n / 16, PART / 16 + n / PART)
-    apart = np.minimum(np.abs(real - largest), 90)
-    bound = np.full(x.shape, 1e-37)
-    bound[:, :n] += expected[:, :n] * (apart * 2 + terms + 24) * 2.0**-23
+    expected[:, :n], bound[:, :n] = _expected(x[:, :n], 1, terms)
     y = np.full(x.shape, np.nan, np.float32)
-    return Case([x, y, len(x), n, most], [(y, expected.astype(np.float32))], bound, label)
+    return Case([x, y, len(x), n, most], [(y, expected)], bound, label)
 
 
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     sources = (__name__, "headrace.kernels.math")
-    return [Kernel("softmax_rows_f32", same_for_all(softmax), sources, _cases, __name__)]
+    across = same_for_all(softmax_across)
+    return [
+        Kernel("softmax_rows_f32", same_for_all(softmax), sources, _cases, __name__),
+        Kernel("softmax_across_f32", across, sources, _cases_across, __name__),
+    ]
 
 
 def kernel_named(name: str) -> Kernel:

@@ -11,7 +11,7 @@ import numpy as np
 from headrace.errors import UnsupportedError
 from headrace.micro import half, int8
 from headrace.micro.lowered import Lowered
-from headrace.micro.network import Layer, MicroNetwork, View
+from headrace.micro.network import Layer, MicroNetwork, Value, View
 from headrace.targets.target import Target
 
 
@@ -41,6 +41,11 @@ def numbers_of(network: MicroNetwork) -> Numbers:
     return INT8 if network.is_quantised else HALF
 
 
+def dtype_of(network: MicroNetwork, value: Value) -> np.dtype[Any]:
+    """Of a value's elements on a chip."""
+    return np.dtype(np.int32) if value.sums is not None else numbers_of(network).dtype
+
+
 def lowered(layer: Layer, target: Target) -> Lowered:
     """A layer as calls of kernels.
 
@@ -49,7 +54,7 @@ def lowered(layer: Layer, target: Target) -> Lowered:
     """
     if isinstance(layer, View):
         return Lowered((), over=(layer.reads[0].name,))
-    numbers = INT8 if layer.makes.codes is not None else HALF
+    numbers = INT8 if layer.reads[0].codes is not None else HALF
     make = numbers.lowered.get(type(layer))
     if make is None:
         raise UnsupportedError(

@@ -1,9 +1,10 @@
 """What an emulated chip does with a network: inputs from an image, runs, outputs into the image.
 
-The image begins with words: the number of runs, whether memory is painted to see what of it is used
-(then there is one run, made twice, with two paints, and no output), and the offset of outputs.
-Inputs of all runs follow. Behind outputs of all runs there are two words: bytes of the arena up to
-the last one that was written to, and bytes of the stack below this function.
+The image begins with words: the number of runs; whether memory is painted to see what of it is used
+(then there is one run, made twice, with two paints, and no output); the offset of outputs; and that
+of bytes that say of each run which of two functions it is. Inputs of all runs follow. Behind
+outputs of all runs there are two words: bytes of the arena up to the last one that was written to,
+and bytes of the stack below this function, at least `_CLOSE`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from headrace.targets.table import Kernel, no_cases, same_for_all
 HEADER = 32
 BEHIND = 256  # bytes behind the arena that are painted, too
 STACK = 4096  # bytes below this function that are painted
-_CLOSE = 512  # this function's own
+_CLOSE = 256  # this function's own, and what is used in any case
 _ALIGNED = 16
 
 
@@ -51,26 +52,34 @@ def _moved(at: Any, arena: Any, ports: Any, count: Any, into: Any) -> Any:
 
 def _driver(args: Any, thread: Any, n_threads: Any) -> None:
     image, arena, arena_bytes = arg_ptr(args, 0), arg_ptr(args, 1), arg_int(args, 2)
-    run = arg_ptr(args, 3)
-    inputs, n_inputs = arg_ptr(args, 4), arg_int(args, 5)
-    outputs, n_outputs = arg_ptr(args, 6), arg_int(args, 7)
+    first, second, init = arg_ptr(args, 3), arg_ptr(args, 4), arg_ptr(args, 5)
+    inputs, n_inputs = arg_ptr(args, 6), arg_int(args, 7)
+    outputs, n_outputs = arg_ptr(args, 8), arg_int(args, 9)
     runs, painting = get_i64(image), get_i64(image + 8)
-    at = image + get_i64(image + 16)
-    used, deep = 0, 0
+    at, kinds = image + get_i64(image + 16), image + get_i64(image + 24)
+    call_void(init)
+    used, deep = 0, _CLOSE
     stack = int_to_ptr(ptr_to_int(stack_bytes(16)) - _CLOSE - STACK)
     times = runs
     if painting:
         times = 2
     source, paint = image + HEADER, 0xA5
-    for _ in range(times):
+    for i_run in range(times):
         if painting:
             for i in range(arena_bytes + BEHIND):
                 put_u8(arena + i, paint)
             for i in range(STACK):
                 put_u8(stack + i, paint)
             source = image + HEADER
+            call_void(init)
         source = _moved(source, arena, inputs, n_inputs, 1)
-        call_void(run)
+        kind = get_u8(kinds)
+        if not painting:
+            kind = get_u8(kinds + i_run)
+        if kind:
+            call_void(second)
+        else:
+            call_void(first)
         if painting:
             for i in range(arena_bytes + BEHIND):
                 if get_u8(arena + i) != paint:

@@ -1,8 +1,7 @@
-"""Run a planned network on an emulated chip: outputs, instructions, and the memory that it took."""
+"""Run a program on an emulated chip: outputs, instructions, and the memory that it took."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from headrace.errors import KernelError
-from headrace.micro.arithmetic import numbers_of
 from headrace.micro.driver import BEHIND, DRIVER, HEADER
-from headrace.micro.firmware import ARENA_SYMBOL, RUN, firmware_object, kernel_objects
-from headrace.micro.network import Port
-from headrace.micro.plan import MicroPlan
+from headrace.micro.firmware import ARENA_SYMBOL, INIT, firmware_object, kernel_objects
+from headrace.micro.program import Program
 from headrace.targets import backend
 from headrace.targets.bare_metal import board_of, linker_script
 from headrace.targets.cache import KernelStore
@@ -27,7 +24,9 @@ from headrace.targets.ir_text import Place, argument_words
 from headrace.targets.linker import link_bare, link_static
 from headrace.targets.table import symbol_of
 
+FILE = "network.elf"
 _ALIGNED = 16
+_OTHER_DATA = 4096  # bytes, at most, of variables beside the arena
 _BESIDE = 64 << 10  # bytes of variables and constants beside the arena
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,54 +44,58 @@ class Used:
     stack_bytes: int
 
 
-class EmulatedNetwork:
-    """A network as a program for an emulator, linked.
+class Emulated:
+    """A program for a chip, linked for an emulator.
 
     Args:
-        plan: of the network.
-        folder: where the program goes, which has to stay.
+        program: what it is.
+        folder: where its file goes, which has to stay.
 
     Raises:
         KernelError: nothing here emulates the chip, or a kernel does not compile.
     """
 
-    def __init__(self, plan: MicroPlan, folder: str | Path) -> None:
-        self.plan, target = plan, plan.target
+    def __init__(self, program: Program, folder: str | Path) -> None:
+        self.program, target = program, program.target
         (self.machine,) = target.machines[:1] or ("",)
         if reason := why_not(self.machine):
             raise KernelError(f"{target.name} cannot be emulated: {reason}")
-        self._folder, self._path = str(folder), Path(folder, "network.elf")
+        self._functions = list(program.functions)
+        self._path = Path(folder, FILE)
         board = board_of(self.machine)
         if board is not None:
-            board = board.with_data(plan.arena_bytes + _BESIDE)
+            board = board.with_data(program.arena_bytes + BEHIND + _OTHER_DATA)
         text, word = surroundings(target, board)
         objects = [
             backend.emit_plain(text + self._main(word), target),
-            firmware_object(plan, BEHIND),
+            firmware_object(program, BEHIND),
             functions_object(target),
-            *kernel_objects(plan),
+            *kernel_objects(program),
             *KernelStore(target).objects([DRIVER]).values(),
         ]
         if board is None:
             link_static(objects, self._path)
         else:
-            link_bare(objects, self._path, linker_script(board), {})
-        self._what = f"network {plan.network.name} of {target.name} on {self.machine}"
+            link_bare(objects, self._path, linker_script(board, len(program.constants)), {})
+        self._folder = None if board is None else str(folder)
+        self._what = f"{program.name} of {target.name} on {self.machine}"
 
     def _main(self, word: str) -> str:
-        ends = []
-        for ports in (self.plan.network.inputs, self.plan.network.outputs):
-            ends.append(
-                [x for p in ports for x in (self.plan.places[p.value.name], self._bytes(p))]
-            )
-        words = self.plan.target.word_bytes
-        slots = [
-            Place("image"), Place(ARENA_SYMBOL), self.plan.arena_bytes, Place(RUN),
-            Place("inputs"), len(ends[0]) // 2, Place("outputs"), len(ends[1]) // 2,
+        words = self.program.target.word_bytes
+        ends = [
+            [x for one in arrays for x in (one.offset, one.n_bytes)] or [0]
+            for arrays in (self.program.inputs, self.program.outputs)
+        ]
+        first, second = self._functions[0], self._functions[-1]
+        slots: list[int | float | Place] = [
+            Place("image"), Place(ARENA_SYMBOL), self.program.arena_bytes, Place(first),
+            Place(second), Place(INIT), Place("inputs"), len(self.program.inputs),
+            Place("outputs"), len(self.program.outputs),
         ]  # fmt: skip
+        functions = {first, second, INIT}
         return f"""
 @{ARENA_SYMBOL} = external global i8
-declare void @{RUN}()
+{"".join(f"declare void @{name}()" + chr(10) for name in sorted(functions))}
 declare void @{symbol_of(DRIVER.name)}(ptr, i64, i64)
 {argument_words("inputs", ends[0], words)}{argument_words("outputs", ends[1], words)}
 {argument_words("arguments", slots, words)}
@@ -104,81 +107,89 @@ define void @main() noinline {{
 }}
 """
 
-    def _bytes(self, port: Port) -> int:
-        return port.value.elements * numbers_of(self.plan.network).dtype.itemsize
-
-    def _image(self, runs: Sequence[Arrays], *, painting: bool) -> _Image:
-        dtype = numbers_of(self.plan.network).dtype
+    def _image(self, runs: Sequence[Arrays], names: Sequence[str], *, painting: bool) -> _Image:
         given = bytearray(HEADER)
         for arrays in runs:
-            for port in self.plan.network.inputs:
-                array = np.asarray(arrays[port.value.name])
-                if array.shape != port.value.shape or array.dtype != dtype:
+            for one in self.program.inputs:
+                array = np.asarray(arrays[one.name])
+                if array.shape != one.shape or array.dtype != one.dtype:
                     raise ValueError(
-                        f"{port.name} is {array.dtype} {list(array.shape)}, and {dtype} "
-                        f"{list(port.value.shape)} is wanted"
+                        f"{one.name} is {array.dtype} {list(array.shape)}, and {one.dtype} "
+                        f"{list(one.shape)} is wanted"
                     )
                 given += np.ascontiguousarray(array).tobytes()
                 given += bytes(-len(given) % _ALIGNED)
-        header = np.array([len(runs), painting, len(given), 0], np.int64)
+        kinds = len(given)
+        given += bytes(self._functions.index(name) for name in names)
+        given += bytes(-len(given) % _ALIGNED)
+        header = np.array([len(runs), painting, len(given), kinds], np.int64)
         given[:HEADER] = header.tobytes()
-        one = sum(
-            -(-self._bytes(port) // _ALIGNED) * _ALIGNED for port in self.plan.network.outputs
-        )
-        room = 16 if painting else 16 + one * len(runs)
+        one_run = sum(_aligned(one.n_bytes) for one in self.program.outputs)
+        room = _ALIGNED if painting else _ALIGNED + one_run * len(runs)
         return _Image(bytes(given) + bytes(room), len(given))
 
     def _outputs(self, data: bytes, count: int) -> list[dict[str, np.ndarray]]:
-        dtype, at, found = numbers_of(self.plan.network).dtype, 0, []
+        at, found = 0, []
         for _ in range(count):
             arrays = {}
-            for port in self.plan.network.outputs:
-                flat = np.frombuffer(data, dtype, port.value.elements, at)
-                arrays[port.value.name] = flat.reshape(port.value.shape)
-                at += -(-self._bytes(port) // _ALIGNED) * _ALIGNED
+            for one in self.program.outputs:
+                flat = np.frombuffer(data, one.dtype, int(np.prod(one.shape)), at)
+                arrays[one.name] = flat.reshape(one.shape)
+                at += _aligned(one.n_bytes)
             found.append(arrays)
         return found
 
-    def run(self, runs: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
-        """Outputs by the values' names, for each of the inputs, which are so as well.
+    def _ran(self, image: _Image) -> bytes:
+        command = [*(command_of(self.machine) or []), *program_words(self.machine, self._path)]
+        run_image(command, image, self._what, self._folder)
+        return image.came
+
+    def run(
+        self, runs: Sequence[Arrays], functions: Sequence[str] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Outputs by name for each of the inputs, one run after the other in one memory.
+
+        Args:
+            runs: inputs by name.
+            functions: what each run calls; None: the program's first function.
 
         Raises:
             IllegalInstructionError: the chip lacks an instruction.
             KernelError: the program fails otherwise.
+            ValueError: an input has another shape or type.
         """
-        image = self._image(runs, painting=False)
-        command = [*(command_of(self.machine) or []), *program_words(self.machine, self._path)]
-        run_image(command, image, self._what, self._own_folder)
-        return self._outputs(image.came, len(runs))
+        names = [self._functions[0]] * len(runs) if functions is None else functions
+        return self._outputs(self._ran(self._image(runs, names, painting=False)), len(runs))
 
-    @property
-    def _own_folder(self) -> str | None:
-        return None if board_of(self.machine) is None else self._folder
-
-    def used(self, arrays: Arrays) -> Used:
+    def used(self, arrays: Arrays, function: str | None = None) -> Used:
         """Memory that a run takes, by painting it before.
 
         Raises:
             KernelError: the program fails.
         """
-        image = self._image([arrays], painting=True)
-        command = [*(command_of(self.machine) or []), *program_words(self.machine, self._path)]
-        run_image(command, image, self._what, self._own_folder)
-        arena, stack = np.frombuffer(image.came, np.int64, 2)
+        name = self._functions[0] if function is None else function
+        came = self._ran(self._image([arrays], [name], painting=True))
+        arena, stack = np.frombuffer(came, np.int64, 2)
         return Used(int(arena), int(stack))
 
-    def instructions(self, arrays: Arrays) -> dict[str, int]:
-        """Instructions of a run by kernel; `RUN` is what calls them.
+    def instructions(self, arrays: Arrays, function: str | None = None) -> dict[str, int]:
+        """Instructions of a run by kernel; the function's own are what calls them.
 
         Raises:
             KernelError: the program cannot be counted.
         """
-        names = {call.kernel: symbol_of(call.kernel) for call in self.plan.calls}
-        image = self._image([arrays], painting=False)
+        name = self._functions[0] if function is None else function
+        calls = self.program.functions[name]
+        names = {call.kernel: symbol_of(call.kernel) for call in calls}
         counts = count_functions(
-            [RUN, *names.values()], self.plan.target, self.machine, self._path, image, self._what
-        )
-        return {RUN: counts[RUN], **{name: counts[symbol] for name, symbol in names.items()}}
+            [name, *names.values()], self.program.target, self.machine, self._path,
+            self._image([arrays], [name], painting=False), self._what,
+        )  # fmt: skip
+        return {name: counts[name], **{kernel: counts[symbol] for kernel, symbol in names.items()}}
+
+
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // _ALIGNED) * _ALIGNED
 
 
 class _Image:
@@ -193,9 +204,3 @@ class _Image:
         if len(data) != len(self.data):
             raise KernelError(f"{len(data)} bytes came back instead of {len(self.data)}")
         self.came = data[self._results :]
-
-
-def emulated(plan: MicroPlan, runs: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
-    """Outputs of a network on its chip, in an emulator; see `EmulatedNetwork.run`."""
-    with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
-        return EmulatedNetwork(plan, folder).run(runs)

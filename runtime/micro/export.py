@@ -14,16 +14,15 @@ from pathlib import Path
 
 from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
-from headrace.micro.emulate import EmulatedNetwork
-from headrace.micro.firmware import ARENA_SYMBOL, RUN, firmware_object, kernel_objects
-from headrace.micro.network import Port
-from headrace.micro.plan import MicroPlan
+from headrace.micro.emulate import FILE, Emulated
+from headrace.micro.firmware import ARENA_SYMBOL, INIT, firmware_object, kernel_objects
+from headrace.micro.program import RUN, TRAIN, Program
 from headrace.targets.freestanding import functions_object
 from headrace.targets.linker import link_together
 
 
 @dataclass(frozen=True)
-class ExportedNetwork:
+class ExportedProgram:
     """Files that were written.
 
     Attributes:
@@ -34,8 +33,8 @@ class ExportedNetwork:
     no_image: str | None
 
 
-def export_network(plan: MicroPlan, folder: str | Path) -> ExportedNetwork:
-    """Write a planned network into a folder, which may be there.
+def export_program(program: Program, folder: str | Path) -> ExportedProgram:
+    """Write a program into a folder, which may be there.
 
     Raises:
         KernelError: a kernel does not compile, or there is no linker.
@@ -43,30 +42,35 @@ def export_network(plan: MicroPlan, folder: str | Path) -> ExportedNetwork:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kernels = kernel_objects(plan)
+    kernels = kernel_objects(program)
     files = {
-        "network.o": link_together([firmware_object(plan), *kernels]),
-        "support.o": functions_object(plan.target),
-        "network.h": header(plan).encode(),
+        "network.o": link_together([firmware_object(program), *kernels]),
+        "support.o": functions_object(program.target),
+        "network.h": header(program).encode(),
     }
     no_image = None
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-micro-") as built:
-            EmulatedNetwork(plan, built)
-            files["network.elf"] = Path(built, "network.elf").read_bytes()
+            Emulated(program, built)
+            files[FILE] = Path(built, FILE).read_bytes()
     except KernelError as error:
         no_image = str(error)
     for name, content in files.items():
         write_whole(folder / name, content)
-    return ExportedNetwork(tuple(folder / name for name in files), no_image)
+    return ExportedProgram(tuple(folder / name for name in files), no_image)
 
 
-def header(plan: MicroPlan) -> str:
-    """C declarations of a network's inputs, outputs and entry points."""
-    network = plan.network
-    kind = "int8_t" if network.is_quantised else "uint16_t"
+_C_TYPES = {"int8": "int8_t", "int32": "int32_t", "float16": "uint16_t", "float32": "float"}
+_DOES = {
+    RUN: "Outputs of the inputs.",
+    TRAIN: "The same, and one step of learning from what is wanted.",
+}
+
+
+def header(program: Program) -> str:
+    """C declarations of a program's inputs, outputs and functions."""
     lines = [
-        f"/* {_comment(network.name)} for {plan.target.name}, made by Headrace. */",
+        f"/* {_comment(program.name)} for {program.target.name}, made by Headrace. */",
         "#ifndef HEADRACE_NETWORK_H",
         "#define HEADRACE_NETWORK_H",
         "",
@@ -76,43 +80,28 @@ def header(plan: MicroPlan) -> str:
         'extern "C" {',
         "#endif",
         "",
-        f"#define HEADRACE_ARENA_BYTES {plan.arena_bytes}",
+        f"#define HEADRACE_ARENA_BYTES {program.arena_bytes}",
         "",
         "/* Memory of all values; inputs may be overwritten by a run. */",
         f"extern uint8_t {ARENA_SYMBOL}[];",
         "",
     ]
-    for role, ports in (("input", network.inputs), ("output", network.outputs)):
-        for i, port in enumerate(ports):
-            at = plan.places[port.value.name]
+    for role, arrays in (("INPUT", program.inputs), ("OUTPUT", program.outputs)):
+        for i, one in enumerate(arrays):
+            kind = _C_TYPES[str(one.dtype)]
             lines += [
-                f"/* {_about(port)} */",
-                f"#define HEADRACE_{role.upper()}_{i}_ELEMENTS {port.value.elements}",
-                f"#define HEADRACE_{role.upper()}_{i} (({kind} *)({ARENA_SYMBOL} + {at}))",
+                f"/* {_comment(one.about)} */",
+                f"#define HEADRACE_{role}_{i}_ELEMENTS {one.n_bytes // one.dtype.itemsize}",
+                f"#define HEADRACE_{role}_{i} (({kind} *)({ARENA_SYMBOL} + {one.offset}))",
                 "",
             ]
-    lines += [
-        "/* Outputs of the inputs. */",
-        f"void {RUN}(void);",
-        "",
-        "#ifdef __cplusplus",
-        "}",
-        "#endif",
-        "#endif",
-        "",
-    ]
+    lines += ["/* Once, before anything else. */", f"void {INIT}(void);"]
+    for name in program.functions:
+        lines += [f"/* {_DOES[name]} */", f"void {name}(void);"]
+    lines += ["", "#ifdef __cplusplus", "}", "#endif", "#endif", ""]
     return "\n".join(lines)
 
 
 def _comment(text: str) -> str:
     """A file's text where it ends no comment."""
     return re.sub(r"[^ -~]", "?", text).replace("*/", "* /").replace("/*", "/ *")
-
-
-def _about(port: Port) -> str:
-    codes, shape = port.value.codes, list(port.value.shape)
-    what = "halves (IEEE 754 binary16)"
-    if codes is not None:
-        what = f"codes; a number is (code - {codes.zero}) * {codes.scale!r}"
-    order = ", channels last" if len(shape) == 3 else ""
-    return _comment(f"{port.name}: {shape}{order}, {what}")

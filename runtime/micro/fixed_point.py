@@ -9,12 +9,11 @@ gemmlowp's `fixedpoint.h`; TensorFlow Lite's `quantization_util.cc` and `common.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 ONE = 2**31 - 1  # as a fraction without bits in front of the point
-Integers = Any  # int64: an array, or one
+Integers = np.ndarray | int  # int64
 
 
 def quantised_multiplier(real: float) -> tuple[int, int]:
@@ -39,51 +38,56 @@ def round_away(value: float) -> int:
     return math.floor(abs(value) + 0.5) * (1 if value >= 0 else -1)
 
 
-def wrapped(value: Integers) -> Integers:
+def wrapped(value: Integers) -> np.ndarray:
     """The low 32 bits, with their sign."""
-    return (np.asarray(value, np.int64) + 2**31) % 2**32 - 2**31
+    return np.asarray((np.asarray(value, np.int64) + 2**31) % 2**32 - 2**31)
 
 
-def doubling_high(a: Integers, b: Integers) -> Integers:
+def in_codes(value: Integers, least: int, most: int) -> np.ndarray:
+    """The nearest codes between two, as int8."""
+    return np.asarray(np.clip(value, least, most), np.int8)
+
+
+def doubling_high(a: Integers, b: Integers) -> np.ndarray:
     """The upper half of 2ab, rounded to the nearest; of two the greater one."""
     product = np.asarray(a, np.int64) * np.asarray(b, np.int64)
-    return np.minimum((product + 2**30) >> 31, ONE)
+    return np.asarray(np.minimum((product + 2**30) >> 31, ONE))
 
 
-def rounding_shift(value: Integers, by: Integers) -> Integers:
+def rounding_shift(value: Integers, by: Integers) -> np.ndarray:
     """value / 2**by for by >= 0, rounded to the nearest; of two the one farther from 0."""
     value, by = np.asarray(value, np.int64), np.asarray(by, np.int64)
     half = (np.int64(1) << by) >> 1
-    return (value + half - ((value < 0) & (by > 0))) >> by
+    return np.asarray((value + half - ((value < 0) & (by > 0))) >> by)
 
 
-def multiplied(value: Integers, multiplier: Integers, shift: Integers) -> Integers:
+def multiplied(value: Integers, multiplier: Integers, shift: Integers) -> np.ndarray:
     """value * multiplier / 2**31 * 2**shift."""
     shift = np.asarray(shift, np.int64)
     up = np.asarray(value, np.int64) << np.maximum(shift, 0)
     return rounding_shift(doubling_high(wrapped(up), multiplier), np.maximum(-shift, 0))
 
 
-def _saturating_shift(value: Integers, by: int) -> Integers:
+def _saturating_shift(value: Integers, by: int) -> np.ndarray:
     """value * 2**by, or the nearest number that there is."""
-    return np.clip(np.asarray(value, np.int64) << by, -(2**31), ONE)
+    return np.asarray(np.clip(np.asarray(value, np.int64) << by, -(2**31), ONE))
 
 
-def _exp_of_quarter(a: Integers) -> Integers:
+def _exp_of_quarter(a: Integers) -> np.ndarray:
     """exp(a) of -1/4 <= a < 0, fractions: a Taylor series around -1/8."""
     x = a + 2**28
     square = doubling_high(x, x)
     cube, fourth = doubling_high(square, x), doubling_high(square, square)
     third = doubling_high(rounding_shift(fourth, 2) + cube, 715827883)
     at_eighth = 1895147668
-    return at_eighth + doubling_high(at_eighth, x + rounding_shift(third + square, 1))
+    return np.asarray(at_eighth + doubling_high(at_eighth, x + rounding_shift(third + square, 1)))
 
 
 # exp(-2**(i - 2)) as fractions.
 _POWERS = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)
 
 
-def exp_of_negatives(a: Integers, integer_bits: int) -> Integers:
+def exp_of_negatives(a: Integers, integer_bits: int) -> np.ndarray:
     """exp(a) as a fraction, of a <= 0 with up to 5 bits in front of the point."""
     a = np.asarray(a, np.int64)
     point = 31 - integer_bits
@@ -98,7 +102,7 @@ def exp_of_negatives(a: Integers, integer_bits: int) -> Integers:
     return np.where(a == 0, ONE, result)
 
 
-def _inverse(a: Integers) -> Integers:
+def _inverse(a: Integers) -> np.ndarray:
     """2 / (1 + a) of a fraction a, with 2 bits in front of the point: Newton-Raphson."""
     half = (np.asarray(a, np.int64) + ONE + 1) // 2
     x = 1515870810 + doubling_high(half, -1010580540)
@@ -108,19 +112,19 @@ def _inverse(a: Integers) -> Integers:
     return x
 
 
-def one_over_one_plus(a: Integers) -> Integers:
+def one_over_one_plus(a: Integers) -> np.ndarray:
     """1 / (1 + a) as a fraction, of a fraction a."""
     return _saturating_shift(_inverse(a), 1)
 
 
-def logistic(a: Integers, integer_bits: int) -> Integers:
+def logistic(a: Integers, integer_bits: int) -> np.ndarray:
     """1 / (1 + exp(-a)) as a fraction."""
     a = np.asarray(a, np.int64)
     positive = one_over_one_plus(exp_of_negatives(-np.abs(a), integer_bits))
     return np.where(a == 0, 2**30, np.where(a > 0, positive, ONE - positive))
 
 
-def tanh(a: Integers, integer_bits: int) -> Integers:
+def tanh(a: Integers, integer_bits: int) -> np.ndarray:
     """tanh(a) as a fraction."""
     a = np.asarray(a, np.int64)
     powers = exp_of_negatives(-np.abs(a), integer_bits + 1)
@@ -128,7 +132,7 @@ def tanh(a: Integers, integer_bits: int) -> Integers:
     return np.where(a == 0, 0, np.where(a < 0, -size, size))
 
 
-def reciprocal(value: Integers, integer_bits: int) -> tuple[Integers, Integers]:
+def reciprocal(value: Integers, integer_bits: int) -> tuple[np.ndarray, np.ndarray]:
     """1 / value of positive values: a fraction, and the power of two that it is to be divided by.
 
     Args:

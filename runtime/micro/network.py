@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -32,11 +32,14 @@ class Value:
     Attributes:
         shape: [rows, columns, channels] of an image, [channels] of a vector.
         codes: of int8; None: it is a real number.
+        sums: of an output whose codes nobody knows: float32 [channels], what int32 sums of products
+            are multiplied by; None: it is none.
     """
 
     name: str
     shape: tuple[int, ...]
     codes: Codes | None
+    sums: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def elements(self) -> int:
@@ -108,10 +111,35 @@ class Convolution(Layer):
     bounds: tuple[float, float] = UNBOUNDED
 
     @property
+    def is_of_sums(self) -> bool:
+        """Whether it makes numbers of one row of codes, without bounds."""
+        of_codes = self.reads[0].codes is not None and self.makes.codes is None
+        single = self.makes.image[:2] == (1, 1) and self.weights[0].size == self.reads[0].elements
+        return of_codes and single and self.bounds == UNBOUNDED
+
+    @property
     def macs(self) -> int:
         """Those with pads, too."""
         rows, columns, _ = self.makes.image
         return rows * columns * self.weights.size
+
+
+@dataclass(frozen=True, eq=False)
+class Sums(Layer):
+    """A fully connected layer of codes whose result stays sums of products, at a network's end.
+
+    Attributes:
+        weights: int8 [made, read].
+        bias: int32 [made].
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def macs(self) -> int:
+        """One for each weight."""
+        return self.weights.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,8 +250,8 @@ class MicroNetwork:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether values are int8 codes."""
-        return all(value.codes is not None for value in self.values())
+        """Whether values are int8 codes, or sums of products of these."""
+        return all(v.codes is not None or v.sums is not None for v in self.values())
 
     @property
     def macs(self) -> int:

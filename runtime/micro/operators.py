@@ -21,7 +21,6 @@ from headrace.micro.network import (
 )
 from headrace.networks.graph import Node
 from headrace.networks.operators.bounds import bounds_of
-from headrace.networks.patterns import activations
 from headrace.networks.quantisation import int8_weights, named
 
 if TYPE_CHECKING:
@@ -194,22 +193,14 @@ def _leaky(of: Reading, node: Node) -> None:
     _function(of, node, "leaky_relu", slope=float(node.attribute("alpha", 0.01)))
 
 
-def _hard_sigmoid(of: Reading, node: Node) -> None:
-    alpha, beta = node.attribute("alpha", 0.2), node.attribute("beta", 0.5)
+def _hard(of: Reading, node: Node, kind: str) -> None:
+    """HardSigmoid and HardSwish, whose numbers are fixed in ONNX."""
+    own = node.op == "HardSwish" and not node.domain
+    alpha = node.attribute("alpha", 1 / 6 if own else 0.2)
+    beta = node.attribute("beta", 0.5)
     if not math.isclose(alpha, 1 / 6, rel_tol=_SIXTH) or beta != 0.5:
         raise of.unsupported(node, f"alpha {alpha} and beta {beta}; a sixth and a half are done")
-    _function(of, node, "hard_sigmoid")
-
-
-def _product(of: Reading, node: Node) -> None:
-    """HardSwish as exporters spell it, or a number in front of a Softmax."""
-    found = activations.found(of.matcher, node)
-    if not found or found[0].op != "HardSwish":
-        raise of.unsupported(node, "a product other than HardSwish")
-    (swish,) = found
-    read = of.held(swish.inputs[0]).value
-    makes = Value(node.outputs[0], of.made_shape(node), None)
-    of.add(node, Activation(node.label, (read,), makes, "hard_swish"))
+    _function(of, node, kind)
 
 
 def _softmax(of: Reading, node: Node) -> None:
@@ -298,12 +289,11 @@ OPERATORS: dict[str, Callable[[Any, Node], None]] = {
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean"), _pool),
     "Add": _add,
     **dict.fromkeys(("Relu", "Clip"), _bounded),
-    "HardSwish": partial(_function, kind="hard_swish"),
-    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": partial(_hard, kind="hard_swish"),
+    "HardSigmoid": partial(_hard, kind="hard_sigmoid"),
     "Sigmoid": partial(_function, kind="sigmoid"),
     "Tanh": partial(_function, kind="tanh"),
     "LeakyRelu": _leaky,
-    "Mul": _product,
     "Softmax": _softmax,
     "BatchNormalization": _batch_norm,
     "QuantizeLinear": _quantize,

@@ -10,28 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
-
+from headrace.micro.arithmetic import dtype_of
 from headrace.micro.jobs import ByRows
 from headrace.micro.lowered import SCRATCH, At, Lowered
 from headrace.micro.network import MicroNetwork
-from headrace.micro.packing import ALIGNED, Packing, packed
+from headrace.micro.packing import Packing, packed
+from headrace.micro.ports import about
+from headrace.micro.program import (
+    ARENA,
+    RUN,
+    Call,
+    ConstantPool,
+    PlacedArray,
+    Program,
+)
 from headrace.micro.schedule import Schedule, scratch_of
 from headrace.targets.target import Target
 
 READ_BEHIND = 16  # bytes behind a value or constant that kernels may read
-SLOT_BYTES = 8
-ARENA, CONSTANTS = "arena", "constants"
-
-
-class Call(NamedTuple):
-    """Of a kernel: addresses are in the arena (`ARENA`) or in the constants (`CONSTANTS`)."""
-
-    kernel: str
-    slots: tuple[int | float | At, ...]
-    layer: int
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,30 @@ class MicroPlan:
         return self.packing.n_bytes
 
     @property
-    def block_bytes(self) -> int:
-        """Flash for argument blocks and the list of calls."""
-        return sum(SLOT_BYTES * (len(call.slots) + 1) for call in self.calls)
-
-    @property
     def flash_bytes(self) -> int:
         """Flash for all but code."""
-        return len(self.constants) + self.block_bytes
+        return len(self.constants) + self.program.block_bytes
+
+    @property
+    def program(self) -> Program:
+        """The same for a linker."""
+        ports = [
+            [
+                PlacedArray(
+                    p.value.name,
+                    self.places[p.value.name],
+                    p.value.shape,
+                    dtype_of(self.network, p.value),
+                    about(p),
+                )
+                for p in of
+            ]
+            for of in (self.network.inputs, self.network.outputs)
+        ]
+        return Program(
+            self.network.name, self.target, {RUN: self.calls}, self.constants, (),
+            self.arena_bytes, tuple(ports[0]), tuple(ports[1]),
+        )  # fmt: skip
 
 
 def plan_network(
@@ -115,23 +128,10 @@ def _moved(at: At, offset: int) -> At:
 
 
 def _constants(parts: Iterable[Lowered]) -> tuple[bytes, Mapping[int, Mapping[str, At]]]:
-    """All constants in one piece, and where each part has its own.
-
-    Those of the same content are there once.
-    """
-    whole = bytearray()
-    found: dict[int, dict[str, At]] = {}
-    known: dict[bytes, int] = {}
+    """All constants in one piece, and where each part has its own."""
+    found: dict[int, Mapping[str, At]] = {}
+    pool = ConstantPool()
     for part in parts:
-        if id(part) in found:
-            continue
-        own = found[id(part)] = {}
-        for name, array in part.constants.items():
-            data = np.ascontiguousarray(array).tobytes()
-            if data not in known:
-                whole += bytes(-len(whole) % ALIGNED)
-                known[data] = len(whole)
-                whole += data
-            own[name] = At(CONSTANTS, known[data])
-    whole += bytes(READ_BEHIND)
-    return bytes(whole), found
+        if id(part) not in found:
+            found[id(part)] = {name: pool.add(array) for name, array in part.constants.items()}
+    return pool.content(), found

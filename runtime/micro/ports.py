@@ -36,7 +36,8 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if codes is None:
         return image.astype(np.float16)
     if not port.is_real:
-        return (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
+        found: np.ndarray = (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
+        return found
     whole = np.rint(image.astype(np.float64) / codes.scale) + codes.zero
     return np.clip(whole, -128, 127).astype(np.int8)
 
@@ -48,7 +49,9 @@ def from_chip(network: MicroNetwork, values: Mapping[str, np.ndarray]) -> dict[s
 
 def _from_chip(port: Port, value: np.ndarray) -> np.ndarray:
     codes = port.value.codes
-    if codes is None:
+    if port.value.sums is not None:
+        value = (value.astype(np.float64) * port.value.sums).astype(np.float32)
+    elif codes is None:
         value = value.astype(np.float32)
     elif port.is_real:
         value = ((value.astype(np.float64) - codes.zero) * codes.scale).astype(np.float32)
@@ -57,3 +60,15 @@ def _from_chip(port: Port, value: np.ndarray) -> np.ndarray:
     if port.channels_first:
         value = value.reshape(port.value.image).transpose(2, 0, 1)
     return value.reshape(port.shape)
+
+
+def about(port: Port) -> str:
+    """What a port is on the chip, for people who write C."""
+    codes, shape = port.value.codes, list(port.value.shape)
+    what = "halves (IEEE 754 binary16)"
+    if port.value.sums is not None:
+        what = "int32 sums of products: their order is that of numbers, if scales are alike"
+    elif codes is not None:
+        what = f"codes; a number is (code - {codes.zero}) * {codes.scale!r}"
+    order = ", channels last" if len(shape) == 3 else ""
+    return f"{port.name}: {shape}{order}, {what}"

@@ -9,6 +9,7 @@ somebody needs to know, which is at inputs and outputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,20 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.onnx_model import OnnxModel, open_onnx
 from headrace.loaders.reader import TensorReader
 from headrace.loaders.tflite import SUFFIX, open_tflite
-from headrace.micro.network import UNSIGNED_ZERO, Codes, Layer, MicroNetwork, Port, Value, View
+from headrace.micro.network import (
+    UNSIGNED_ZERO,
+    Codes,
+    Convolution,
+    Layer,
+    MicroNetwork,
+    Port,
+    Sums,
+    Value,
+    View,
+)
 from headrace.micro.operators import OPERATORS
 from headrace.networks.graph import Graph, Node, TensorType, graph_of
+from headrace.networks.patterns import activations
 from headrace.networks.patterns.match import Matcher
 from headrace.networks.ports import port_of
 from headrace.networks.quantisation import named
@@ -127,7 +139,7 @@ class Reading:
 
     def __init__(self, path: Path, model: OnnxModel, graph: Graph) -> None:
         self.path = path
-        self.graph = specialise(graph, _types(model, graph))
+        self.graph = _with_hard_swish(specialise(graph, _types(model, graph)))
         self.matcher = Matcher(self.graph)
         self.layers: list[Layer] = []
         self._held: dict[str, Held] = {}
@@ -306,23 +318,51 @@ class Reading:
         raise self.unsupported(node, "codes of 8 bits with one scale and one zero point are done")
 
 
+def _with_hard_swish(graph: Graph) -> Graph:
+    """The graph with one node for what exporters write as several."""
+    matcher = Matcher(graph)
+    found = [(node, activations.found(matcher, node)) for node in graph.nodes]
+    return graph.of(
+        [made[0] if made and made[0].op == "HardSwish" else node for node, made in found]
+    )
+
+
 def _last(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Rows, columns and channels of an image whose graph has channels first."""
     return tuple(shape[i] for i in TO_LAST)[1:]
+
+
+def _ending_in_sums(
+    layers: Sequence[Layer], outputs: Sequence[Port]
+) -> tuple[list[Layer], tuple[Port, ...]]:
+    """Fully connected layers of codes that give an output of numbers give sums instead."""
+    ends = {port.value.name for port in outputs} - {v.name for one in layers for v in one.reads}
+    found, values = [], {}
+    for one in layers:
+        if isinstance(one, Convolution) and one.makes.name in ends and one.is_of_sums:
+            (read,) = one.reads
+            assert read.codes is not None and one.scales is not None
+            scales = np.float64(np.float32(read.codes.scale)) * one.scales
+            makes = replace(one.makes, sums=scales.astype(np.float32))
+            values[makes.name] = makes
+            weights = one.weights.reshape(len(one.weights), -1)
+            one = Sums(one.name, one.reads, makes, weights, one.bias)
+        found.append(one)
+    return found, tuple(replace(p, value=values.get(p.value.name, p.value)) for p in outputs)
 
 
 def _network(reading: Reading) -> MicroNetwork:
     graph = reading.graph
     inputs = tuple(reading.input(name) for name in graph.inputs)
     for node in graph.nodes:
-        if node.domain or node.op not in OPERATORS:
+        if node.domain not in ("", "headrace") or node.op not in OPERATORS:
             known = ", ".join(sorted(OPERATORS))
             raise reading.unsupported(node, f"it does not run on microcontrollers; {known} do")
         OPERATORS[node.op](reading, node)
     outputs = tuple(reading.output(name) for name in graph.outputs)
-    network = MicroNetwork(reading.path.stem, tuple(reading.layers), inputs, outputs)
-    quantised = [value.codes is not None for value in network.values()]
-    if any(quantised) and not all(quantised):
+    layers, outputs = _ending_in_sums(reading.layers, outputs)
+    network = MicroNetwork(reading.path.stem, tuple(layers), inputs, outputs)
+    if any(value.codes is not None for value in network.values()) and not network.is_quantised:
         other = next(value.name for value in network.values() if value.codes is None)
         raise UnsupportedError(
             f"some values are 8-bit codes, and {other!r} is not: quantise all of them, or none",

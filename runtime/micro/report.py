@@ -10,25 +10,25 @@ import numpy as np
 
 from headrace.errors import KernelError
 from headrace.micro.arithmetic import numbers_of
-from headrace.micro.emulate import Arrays, EmulatedNetwork
-from headrace.micro.firmware import RUN, firmware_object, kernel_objects
+from headrace.micro.emulate import Arrays, Emulated
+from headrace.micro.firmware import firmware_object, kernel_objects
 from headrace.micro.network import Layer, MicroNetwork, Port, Value
 from headrace.micro.plan import MicroPlan
+from headrace.micro.program import RUN, TRAIN, Program
+from headrace.micro.training_plan import TrainingPlan
 from headrace.targets.emulation.symbols import section_bytes
 
 
-def report(plan: MicroPlan, *, sram: int | None, flash: int | None) -> dict[str, Any]:
-    """Bytes of SRAM and flash, whether they are there, and instructions where they can be counted.
-
-    Args:
-        sram, flash: bytes that there are; None: not said.
+def report(plan: MicroPlan) -> dict[str, Any]:
+    """Bytes of SRAM and flash, and instructions where they can be counted.
 
     Raises:
         KernelError: a kernel does not compile for the chip.
     """
     network = plan.network
-    code = code_bytes(plan)
-    needed = len(plan.constants) + plan.block_bytes + code
+    code = code_bytes(plan.program)
+    blocks = plan.program.block_bytes
+    needed = len(plan.constants) + blocks + code
     facts: dict[str, Any] = {
         "network": network.name,
         "target": plan.target.name,
@@ -40,25 +40,52 @@ def report(plan: MicroPlan, *, sram: int | None, flash: int | None) -> dict[str,
         "arena_least_bytes": plan.packing.least,
         "packed": plan.packing.packer,
         "flash_bytes": needed,
-        "flash": {"constants": f"{len(plan.constants):,}", "arguments": f"{plan.block_bytes:,}",
+        "flash": {"constants": f"{len(plan.constants):,}", "arguments": f"{blocks:,}",
                   "code": f"{code:,}"},
         "by_rows": [
             {"from": network.layers[one.first].name, "to": network.layers[one.last - 1].name,
              "rows": one.rows}
             for one in plan.by_rows
         ],
-        "fits": (sram is None or plan.arena_bytes <= sram) and (flash is None or needed <= flash),
     }  # fmt: skip
-    facts |= _counted(plan)
+    counted = _counted(plan.program, random_inputs(network), RUN)
+    if total := counted.get("instructions"):
+        facts["multiply_adds_per_instruction"] = round(network.macs / total, 3)
+    facts |= counted
     facts["layers"] = list(_layers(network))
     return facts
 
 
-def code_bytes(plan: MicroPlan) -> int:
+def report_learning(plan: TrainingPlan) -> dict[str, Any]:
+    """The same of a network that learns.
+
+    Raises:
+        KernelError: a kernel does not compile for the chip.
+    """
+    program, code = plan.program, code_bytes(plan.program)
+    rng = np.random.default_rng(0)
+    given = {one.name: rng.random(one.shape).astype(one.dtype) for one in program.inputs}
+    facts: dict[str, Any] = {
+        "network": program.name,
+        "target": program.target.name,
+        "inputs": [one.about for one in program.inputs],
+        "outputs": [one.about for one in program.outputs],
+        "arena_bytes": program.arena_bytes,
+        "arena_least_bytes": plan.packing.least,
+        "learned_bytes": plan.state_bytes,
+        "flash_bytes": len(program.constants) + program.block_bytes + code,
+    }
+    for name, label in ((RUN, "inference"), (TRAIN, "training_step")):
+        counted = _counted(program, given, name)
+        facts |= {f"{label}_{k}" if k != "not_counted" else k: v for k, v in counted.items()}
+    return facts
+
+
+def code_bytes(program: Program) -> int:
     """Of kernels and what calls them."""
-    kernels = kernel_objects(plan)
+    kernels = kernel_objects(program)
     own = sum(section_bytes(one, name) for one in kernels for name in (".text", ".rodata"))
-    return own + section_bytes(firmware_object(plan), ".text")
+    return own + section_bytes(firmware_object(program), ".text")
 
 
 def port_text(port: Port) -> str:
@@ -101,22 +128,21 @@ def random_inputs(network: MicroNetwork) -> Arrays:
     return found
 
 
-def _counted(plan: MicroPlan) -> dict[str, Any]:
-    """Instructions of an inference, counted in an emulator; why not, where there is none."""
+def _counted(program: Program, given: Arrays, function: str) -> dict[str, Any]:
+    """Instructions of a function, counted in an emulator; why not, where there is none."""
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
-            program = EmulatedNetwork(plan, folder)
-            given = random_inputs(plan.network)
-            counts, used = program.instructions(given), program.used(given)
+            emulated = Emulated(program, folder)
+            counts = emulated.instructions(given, function)
+            used = emulated.used(given, function)
     except KernelError as error:
         return {"not_counted": str(error)}
     total = sum(counts.values())
     return {
         "stack_bytes": used.stack_bytes,
         "instructions": total,
-        "multiply_adds_per_instruction": round(plan.network.macs / total, 3),
         "kernels": [
-            {"kernel": "(calls)" if name == RUN else name, "instructions": count,
+            {"kernel": "(calls)" if name == function else name, "instructions": count,
              "share": f"{count / total:.1%}"}
             for name, count in sorted(counts.items(), key=lambda one: -one[1])
         ],

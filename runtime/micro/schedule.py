@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.errors import UnsupportedError
-from headrace.micro.arithmetic import lowered, numbers_of
+from headrace.micro.arithmetic import dtype_of, lowered, numbers_of
 from headrace.micro.jobs import ByRows, Job, can_run_by_rows, jobs_by_rows
 from headrace.micro.kernels import move
 from headrace.micro.lowered import SCRATCH, At, Lowered
@@ -47,7 +47,7 @@ class Schedule:
         self._known = {} if known is None else known
         self.jobs: list[tuple[Job, Lowered]] = []
         self.bases = {port.value.name: At(port.value.name) for port in network.inputs}
-        self._sizes = {value.name: value.elements * self._item for value in network.values()}
+        self._sizes = {v.name: v.elements * dtype_of(network, v).itemsize for v in network.values()}
         self._last = {v.name: i for i, layer in enumerate(network.layers) for v in layer.reads}
         self._times = {name: [0, 0] for name in self.bases}
         for port in network.outputs:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -88,6 +88,7 @@ class TrainingStep:
         values: bytes of all else in SRAM.
         given: names of values that are there at the begin: the input, and what is wanted.
         made: the name of the network's output, which is there at the end.
+        dtype: of values.
     """
 
     steps: tuple[Step, ...]
@@ -97,6 +98,7 @@ class TrainingStep:
     values: Mapping[str, int]
     given: tuple[str, str]
     made: str
+    dtype: np.dtype[Any]
 
     def lives(self) -> dict[str, tuple[Life, ...]]:
         """From which step to which bytes of SRAM are taken, by name."""
@@ -113,6 +115,18 @@ class TrainingStep:
                     found[name] = known._replace(last=i)
         found[self.made] = found[self.made]._replace(last=last)
         return {name: (life,) for name, life in found.items()}
+
+
+def last_layers(network: MicroNetwork, count: int) -> dict[str, Trained]:
+    """The last layers that have weights, to be trained.
+
+    Raises:
+        ValueError: it has not so many.
+    """
+    found = [one.name for one in network.layers if isinstance(one, Convolution | Depthwise)]
+    if not 0 < count <= len(found):
+        raise ValueError(f"the last {count} layers: {len(found)} have weights")
+    return {name: Trained() for name in found[-count:]}
 
 
 def training_step(
@@ -222,7 +236,7 @@ class _Builder:
         name = self.alias.get(made.name, made.name)
         return TrainingStep(
             tuple(self.steps), tuple(self.phases), self.constants, self.state, self.values,
-            (given.name, WANTED), name,
+            (given.name, WANTED), name, dtype_of(self.kind),
         )  # fmt: skip
 
     def _keep_trained(self, layer: Layer) -> None:

@@ -1,70 +1,82 @@
-"""A training step on a chip: where everything lies, as a plan that an emulator runs.
-
-What stays from step to step (trained weights, velocities, the loss scale) is an input and an
-output, in the same place: whoever runs the program gives it and gets it back. Inputs and outputs
-are arrays of halves, two of which are a float32 where numbers are such.
-"""
+"""A training step on a chip: where everything lies, and the functions that C calls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
+from dataclasses import dataclass
 
 from headrace.micro.lowered import At
-from headrace.micro.network import MicroNetwork, Port, Value
-from headrace.micro.packing import ALIGNED, packed
-from headrace.micro.plan import ARENA, CONSTANTS, READ_BEHIND, Call, MicroPlan
+from headrace.micro.network import MicroNetwork
+from headrace.micro.packing import Packing, packed
+from headrace.micro.ports import about
+from headrace.micro.program import (
+    ARENA,
+    RUN,
+    TRAIN,
+    Call,
+    ConstantPool,
+    Initial,
+    PlacedArray,
+    Program,
+)
 from headrace.micro.training import TrainingStep
 from headrace.targets.target import Target
 
 
-def plan_training(name: str, step: TrainingStep, target: Target) -> MicroPlan:
-    """Places for a training step."""
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training step on a chip.
+
+    Attributes:
+        packing: of the arena: values, gradients, and what stays: trained numbers and velocities.
+        state_bytes: of these.
+        program: `headrace_run` is the forward pass with the weights as they are by then,
+            `headrace_train_step` that and an update.
+    """
+
+    packing: Packing
+    state_bytes: int
+    program: Program
+
+
+def plan_training(network: MicroNetwork, target: Target, step: TrainingStep) -> TrainingPlan:
+    """Place a training step in a chip's memories.
+
+    Args:
+        step: made by `headrace.micro.training.training_step` of this network for this chip.
+    """
     packing = packed(step.lives())
-    known = {one: At(ARENA, offset) for one, offset in packing.offsets.items()}
-    constants, at = _constants(step.constants)
-    known |= at
-    calls = [
+    pool = ConstantPool()
+    known = {name: pool.add(array) for name, array in step.constants.items()}
+    initial = tuple(
+        Initial(packing.offsets[name], pool.add(array).offset, array.nbytes)
+        for name, array in step.state.items()
+    )
+    for name, offset in packing.offsets.items():
+        known[name] = At(ARENA, offset)
+    calls = tuple(
         Call(
             one.kernel,
             tuple(
-                At(known[slot.name].name, known[slot.name].offset + slot.offset)
-                if isinstance(slot, At)
-                else slot
-                for slot in one.slots
+                At(known[s.name].name, known[s.name].offset + s.offset) if isinstance(s, At) else s
+                for s in one.slots
             ),
-            i,
+            -1,
         )
-        for i, one in enumerate(step.steps)
-    ]
-    kept = [_port(one, array.nbytes) for one, array in step.state.items()]
-    inputs = [_port(one, step.values[one] - READ_BEHIND) for one in step.given]
-    output = _port(step.made, step.values[step.made] - READ_BEHIND)
-    network = MicroNetwork(name, (), (*inputs, *kept), (output, *kept))
-    places = {port.name: packing.offsets[port.name] for port in (*inputs, output, *kept)}
-    return MicroPlan(network, target, tuple(calls), constants, packing, places)
-
-
-def first_arrays(step: TrainingStep) -> dict[str, np.ndarray]:
-    """What stays from step to step, in front of the first one."""
-    return {name: as_halves(array) for name, array in step.state.items()}
-
-
-def as_halves(array: np.ndarray) -> np.ndarray:
-    """An array's bytes, as ports have them."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.float16)
-
-
-def _port(name: str, n_bytes: int) -> Port:
-    value = Value(name, (n_bytes // 2,), None)
-    return Port(name, value.shape, value)
-
-
-def _constants(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, At]]:
-    whole, at = bytearray(), {}
-    for name, array in arrays.items():
-        whole += bytes(-len(whole) % ALIGNED)
-        at[name] = At(CONSTANTS, len(whole))
-        whole += np.ascontiguousarray(array).tobytes()
-    return bytes(whole + bytes(READ_BEHIND)), at
+        for one in step.steps
+    )
+    forward = step.phases.index("loss")
+    given, made = network.inputs[0].value, network.outputs[0].value
+    texts = (about(network.inputs[0]), "the output that is wanted, for headrace_train_step")
+    inputs = tuple(
+        PlacedArray(name, packing.offsets[name], value.shape, step.dtype, text)
+        for name, value, text in zip(step.given, (given, made), texts, strict=True)
+    )
+    output = PlacedArray(
+        step.made, packing.offsets[step.made], made.shape, step.dtype, about(network.outputs[0])
+    )
+    program = Program(
+        network.name, target, {RUN: calls[:forward], TRAIN: calls}, pool.content(), initial,
+        packing.n_bytes, inputs, (output,),
+    )  # fmt: skip
+    state = sum(array.nbytes for array in step.state.values())
+    return TrainingPlan(packing, state, program)

@@ -104,8 +104,10 @@ class Decisions:
 
     def of(self, values: Mapping[str, Any]) -> tuple[tuple[str, bool], ...]:
         """Conditions and what they are for these inputs; none: not all that decide are arrays."""
+        if not self.inputs:
+            return ()
         given = [one for n in self.inputs if isinstance(one := values.get(n), np.ndarray)]
-        if not given or len(given) < len(self.inputs):
+        if len(given) < len(self.inputs):
             return ()
         key = b"".join(one.tobytes() for one in given)
         found = self._known.get(key)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.networks.graph import Graph
-from headrace.networks.lifetimes import Life, placed
+from headrace.networks.lifetimes import ALIGNED, Life, placed
 from headrace.networks.operation import Image, Operation, Planes, all_planes, bytes_of, image_of
 from headrace.networks.passes.at_borders import passing
 from headrace.networks.passes.borders import with_borders
@@ -17,6 +17,7 @@ from headrace.networks.quantisation import added, elem_type
 
 GIVEN = 1 << 62  # stands for addresses that are known only when it runs; 1 << 44 for each value
 BEHIND = 64  # bytes that kernels may read behind a value
+SCRATCH = "scratch of operations"  # the name of where it lies
 
 
 class Layout:
@@ -60,6 +61,10 @@ class Layout:
         write_planes(own, self.images, outputs)
         self.images |= {one.makes: one.image for one in own if one.image is not None}
         self.operations, self.places = in_place(own, self.images, {*inputs, *outputs})
+        # All have the same, so that each thread comes back to what is in its own caches.
+        scratch = -(-max((one.scratch for one in self.operations), default=0) // ALIGNED) * ALIGNED
+        for one in self.operations:
+            one.scratch = scratch if one.scratch else 0
         ends = dict.fromkeys((*inputs, *outputs))
         self.outside = {name: GIVEN + (i << 44) for i, name in enumerate(ends)}
         # What lies as ONNX has it is read and written where the caller has it.
@@ -100,7 +105,7 @@ class Layout:
         return [one for one in operations if one.planes is None or one.makes in read]
 
     def lives(self) -> dict[str, Life]:
-        """From when to when values are there, with scratch of operations."""
+        """From when to when values are there, with the scratch that operations share."""
         last: dict[str, int] = {}
         first = dict.fromkeys((name for name in self._inputs if name in self.images), -1)
         for i, one in enumerate(self.operations):
@@ -115,11 +120,11 @@ class Layout:
             for name, begin in first.items()
             if name not in self.given
         }
-        return lives | {
-            scratch_of(i): Life(one.scratch * self._threads, i, i)
-            for i, one in enumerate(self.operations)
-            if one.scratch
-        }
+        using = [i for i, one in enumerate(self.operations) if one.scratch]
+        if using:
+            n_bytes = self.operations[using[0]].scratch * self._threads
+            lives[SCRATCH] = Life(n_bytes, using[0], using[-1])
+        return lives
 
     def _root(self, name: str) -> str:
         return self.places[name].root if name in self.places else name
@@ -173,11 +178,6 @@ def _ends(of: Image, kind: int) -> list[int]:
 
 def _outside(name: str) -> str:
     return f"{name}/headrace/outside"
-
-
-def scratch_of(index: int) -> str:
-    """The name of an operation's scratch."""
-    return f"scratch of operation {index}"
 
 
 def _image(graph: Graph, name: str) -> Image:

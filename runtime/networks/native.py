@@ -15,7 +15,7 @@ from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
-from headrace.networks.layout import GIVEN, Layout, scratch_of
+from headrace.networks.layout import GIVEN, SCRATCH, Layout
 from headrace.networks.operation import Operation
 from headrace.networks.passes.bands import in_bands
 from headrace.networks.passes.into_convolutions import into_convolutions
@@ -92,8 +92,11 @@ class NativeRegion:
         if self.patches is None:
             operations = in_bands(graph, operations, set(outputs))
         self._engine = engine
-        self._types = {name: elem_type(graph, name) for name in self.outputs}
-        self._shapes = {name: graph.shape(name) or () for name in self.outputs}
+        self._results = [
+            (name, graph.shape(name) or (), np.dtype(tensor_dtype_to_np_dtype(type_)))
+            for name in self.outputs
+            for type_ in [elem_type(graph, name)]
+        ]
         self.layout = Layout(graph, operations, *ends)
         self.operations, self.arena_bytes = self.layout.operations, self.layout.arena_bytes
         self.weight_bytes = sum(
@@ -101,6 +104,8 @@ class NativeRegion:
             for weights in {id(one.weights): one.weights for one in self.operations}.values()
             for weight in weights.values()
         )
+        # What each call goes through is found here: behind a run caches have nothing of Python's.
+        self._bounded = [one for one in self.operations if one.bounds]
         self._own: dict[int, dict[str, Arena]] = {}  # what operations have for themselves alone
         self._linked: _Linked | None = None
 
@@ -158,10 +163,7 @@ class NativeRegion:
     @property
     def result_bytes(self) -> int:
         """Of the arrays that a run gives."""
-        return sum(
-            math.prod(self._shapes[name]) * tensor_dtype_to_np_dtype(self._types[name]).itemsize
-            for name in self.outputs
-        )
+        return sum(math.prod(shape) * of.itemsize for _, shape, of in self._results)
 
     def empty(self) -> None:
         """Give the memory of values back, and no more be run."""
@@ -188,17 +190,14 @@ class NativeRegion:
         linked = self._linked
         assert linked is not None
         held = {name: np.ascontiguousarray(values[name]) for name in self.inputs}
-        found = {
-            name: np.empty(self._shapes[name], tensor_dtype_to_np_dtype(self._types[name]))
-            for name in self.outputs
-        }
+        found = {name: np.empty(shape, of) for name, shape, of in self._results}
         self._check(held)
         if not linked.run(held, found):
             raise CancelledError("the network was cancelled")
         return found
 
     def _check(self, held: Mapping[str, np.ndarray]) -> None:
-        for one in self.operations:
+        for one in self._bounded:
             for name, (least, most) in one.bounds.items():
                 array = held[name]
                 if array.min() < least or array.max() > most:
@@ -234,12 +233,12 @@ class _Linked:
         calls: list[_Call] = []
         for operation in layout.moves_in():
             calls.append(_Call(operation.kernel, operation.slots(operation, at)))
-        for i, operation in enumerate(region.operations):
+        for operation in region.operations:
             if id(operation.weights) not in placed:
                 placed[id(operation.weights)] = self._placed(operation)
             places = placed[id(operation.weights)]
             if operation.scratch:
-                places = places | {"scratch": at[scratch_of(i)]}
+                places = places | {"scratch": at[SCRATCH]}
             calls += self._calls(operation, at | places)
         for operation in layout.moves_out():
             calls.append(_Call(operation.kernel, operation.slots(operation, at)))

@@ -168,7 +168,7 @@ class NetworkPlan:
             run.release()
         self._streaming = None
 
-    @property
+    @cached_property
     def natives(self) -> list[NativeRegion]:
         """Those that run on kernels of ours."""
         return [run for run in self.runs if isinstance(run, NativeRegion)]

@@ -4,10 +4,11 @@ An ONNX file has weights as the exporter left them. To pack them anew for every 
 longer than to read them, and would have to go through Python; so that is done once, a tensor (or a
 part of it) at a time. The file's name says what it is made of: the model's files with their sizes
 and times, the code that packs, the target, and the weights in order. It gets that name when it is
-complete. Of all these files those that were used last stay, as many as `MOST_BYTES` hold.
+complete. Of all these files those that were used last stay, as many as `MOST_BYTES` hold; those
+whose model is gone go when another one is written.
 
-    bytes 0 to 4095     two lines of text: "headrace packed weights" and the hash that is in the
-                        name, and "crc32" with that of all that follows
+    bytes 0 to 4095     lines of text: "headrace packed weights" and the hash that is in the name,
+                        "crc32" with that of all that follows, "of" and the model's path if it fits
     then                the weights, each from a multiple of 4096 on
 """
 
@@ -64,6 +65,7 @@ class PackedFile:
         self.path = folder / f"{whose}-{which}{SUFFIX}"
         self._others = f"{whose[:16]}-*{SUFFIX}"  # what earlier versions of the model left
         self._alike = f"{whose}-"
+        self._source = _SOURCE + os.fsencode(model.path.resolve() if model.path else "") + b"\n"
         self._head = f"headrace packed weights {whose}-{which}\n".encode()
         self.places: dict[Any, TensorInfo] = {}
         at = PAGE
@@ -112,6 +114,7 @@ class PackedFile:
             for old in folder.glob(self._others):
                 if not old.name.startswith(self._alike):
                     old.unlink(missing_ok=True)
+            _without_models_gone(folder)
             _make_room(folder, self.n_bytes, self.path)
             free = shutil.disk_usage(folder).free
             if free < self.n_bytes + SPARE_BYTES:
@@ -126,6 +129,8 @@ class PackedFile:
                 self._fill(file.fileno(), progress)
                 file.seek(len(self._head))
                 file.write(_crc_line(file))
+                if file.tell() + len(self._source) <= PAGE:
+                    file.write(self._source)
                 file.flush()
         except OSError as error:
             why = why_unusable(folder) or error.strerror or str(error)
@@ -146,6 +151,7 @@ class PackedFile:
                     progress(done, self.n_bytes, "packing weights")
 
 
+_SOURCE = b"of "  # in front of the model's path
 _CRC_BYTES = len(b"crc32 01234567\n")
 
 
@@ -156,6 +162,19 @@ def _crc_line(file: BinaryIO) -> bytes:
         crc = zlib.crc32(part, crc)
         at += len(part)
     return b"crc32 %08x\n" % crc
+
+
+def _without_models_gone(folder: Path) -> None:
+    """Remove files of models that are not there any more."""
+    for one in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(OSError, HeadraceError):
+            with open_regular(one, "packed weights") as file:
+                times = os.fstat(file.fileno())
+                lines = file.read(PAGE).split(b"\n")
+            os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))  # it was not used
+            of = lines[2] if len(lines) > 3 else b""
+            if of.startswith(_SOURCE) and not os.path.lexists(of.removeprefix(_SOURCE)):
+                one.unlink(missing_ok=True)
 
 
 def _make_room(folder: Path, n_bytes: int, path: Path) -> None:

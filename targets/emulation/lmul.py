@@ -19,6 +19,7 @@ _JUMP_BITS = (5, 1, 2, 3, 7, 6, 10, 8, 9, 4, 11)
 _BRANCH_BITS = (5, 1, 2, 6, 7, 0, 0, 0, 3, 4, 8)
 
 Setting = tuple[int, Fraction]  # element bits, LMUL
+_ANY: Setting = (8, Fraction(1))  # where it makes no difference
 
 
 def _field(word: int, high: int, low: int) -> int:
@@ -110,6 +111,13 @@ def _is_vector(word: int, length: int) -> bool:
     return word & 0x7F == _ARITHMETIC and _field(word, 14, 12) != 7
 
 
+def _of_whole_registers(word: int) -> bool:
+    """Whether an instruction on vectors does the same whatever their type is."""
+    if word & 0x7F == _ARITHMETIC:
+        return _field(word, 31, 26) == 0b100111 and _field(word, 14, 12) == 3  # vmv<n>r.v
+    return _field(word, 27, 26) == 0 and _field(word, 24, 20) == 8  # vl<n>r.v, vs<n>r.v
+
+
 def costs(code: bytes) -> dict[int, int]:
     """Cost of each instruction of a function, by offset.
 
@@ -134,7 +142,8 @@ def costs(code: bytes) -> dict[int, int]:
             result[at] = 1
             continue
         cost = _arithmetic_cost if word & 0x7F == _ARITHMETIC else _memory_cost
-        if not known[at]:
+        settings = known[at]
+        if not settings and not _of_whole_registers(word):
             raise KernelError(f"the type of vectors is unknown at offset {at:#x}")
-        result[at] = int(max(cost(word, setting) for setting in known[at]))
+        result[at] = int(max(cost(word, setting) for setting in settings or {_ANY}))
     return result

@@ -76,10 +76,10 @@ done:
 def _on_board(board: Board) -> str:
     """Reads a file of the host into the board's memory, and writes another."""
     return f"""
-@image = internal global [{board.arena_bytes} x i8] zeroinitializer, section ".arena", align 4096
+@image = internal global [{board.image_bytes} x i8] zeroinitializer, section ".arena", align 4096
 
 define i32 @read_image() noinline {{
-  %n = call i32 @read_all(ptr @image, i32 {board.arena_bytes})
+  %n = call i32 @read_all(ptr @image, i32 {board.image_bytes})
   ret i32 %n
 }}
 

@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.int8 import activation, add, convolution, depthwise, pool, softmax
+from headrace.micro.int8 import activation, add, convolution, depthwise, pool, softmax, sums
 from headrace.micro.lowered import Lowered
-from headrace.micro.network import Activation, Add, Convolution, Depthwise, Layer, Pool, Softmax
+from headrace.micro.network import (
+    Activation,
+    Add,
+    Convolution,
+    Depthwise,
+    Layer,
+    Pool,
+    Softmax,
+    Sums,
+)
 from headrace.targets.target import Target
 
 # (layer, target, *int8 codes of what it reads) -> int8 codes of what it makes: all chips the same.
@@ -20,6 +29,7 @@ COMPUTED: Mapping[type[Layer], Callable[..., np.ndarray]] = {
     Depthwise: depthwise.computed,
     Pool: pool.computed,
     Softmax: softmax.computed,
+    Sums: sums.computed,
 }
 LOWERED: Mapping[type[Layer], Callable[[Any, Target], Lowered]] = {
     Activation: activation.lowered,
@@ -28,4 +38,5 @@ LOWERED: Mapping[type[Layer], Callable[[Any, Target], Lowered]] = {
     Depthwise: depthwise.lowered,
     Pool: pool.lowered,
     Softmax: softmax.lowered,
+    Sums: sums.lowered,
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from headrace.errors import UnsupportedError
 from headrace.micro.fixed_point import (
+    in_codes,
     logistic,
     multiplied,
     quantised_multiplier,
@@ -81,7 +82,7 @@ def _short_multiplier(real: float) -> tuple[int, int]:
 
 
 def _short(value: np.ndarray) -> np.ndarray:
-    return np.clip(value, -(2**15), 2**15 - 1)
+    return np.asarray(np.clip(value, -(2**15), 2**15 - 1))
 
 
 def _short_high(a: np.ndarray, b: int) -> np.ndarray:
@@ -136,7 +137,7 @@ def table(layer: Activation) -> np.ndarray:
     """
     x = np.arange(256) + LEAST - codes_of(layer.reads[0]).zero
     bounds = bounds_in_codes(layer.makes, layer.bounds)
-    return np.clip(_KINDS[layer.kind](layer, x), *bounds).astype(np.int8)
+    return in_codes(_KINDS[layer.kind](layer, x), *bounds)
 
 
 def computed(layer: Activation, target: Target, codes: np.ndarray) -> np.ndarray:

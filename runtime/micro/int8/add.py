@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.micro.fixed_point import multiplied, quantised_multiplier
+from headrace.micro.fixed_point import in_codes, multiplied, quantised_multiplier
 from headrace.micro.int8.codes import bounds_in_codes, codes_of
 from headrace.micro.kernels import add_i8
 from headrace.micro.kernels.add_i8 import MORE_BITS
@@ -49,8 +49,8 @@ def computed(layer: Add, target: Target, first: np.ndarray, second: np.ndarray) 
     """int8 codes of what the layer makes."""
     total = scaled(layer, 0, first) + scaled(layer, 1, second)
     codes = multiplied(total, *sum_of(layer).total) + codes_of(layer.makes).zero
-    made = np.clip(codes, *bounds_in_codes(layer.makes, layer.bounds))
-    return made.astype(np.int8).reshape(layer.makes.shape)
+    made = in_codes(codes, *bounds_in_codes(layer.makes, layer.bounds))
+    return made.reshape(layer.makes.shape)
 
 
 def lowered(layer: Add, target: Target) -> Lowered:

@@ -96,7 +96,7 @@ def shifted_bias(layer: Convolution | Depthwise, by_channel: np.ndarray) -> np.n
             f"layer {layer.name}: its sums may be from {least.min()} to {most.max()}, more than "
             "32 bits hold; quantise it with other scales, or run it in half precision"
         )
-    return bias.astype(np.int32)
+    return np.asarray(bias, np.int32)
 
 
 def real_multiplier(layer: Layer) -> float:

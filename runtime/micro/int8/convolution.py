@@ -5,14 +5,12 @@ Source: TensorFlow Lite's `reference_integer_ops::ConvPerChannel` and `FullyConn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from headrace.micro.fixed_point import multiplied
+from headrace.micro.fixed_point import in_codes, multiplied
 from headrace.micro.int8.codes import bounds_in_codes, codes_of, output_multipliers, shifted_bias
 from headrace.micro.kernels import convolution_i8, matmul_i8
-from headrace.micro.kernels.requantise import by_lanes
+from headrace.micro.kernels.product_i8 import product_of
 from headrace.micro.lowered import SCRATCH, At, Lowered, Step
 from headrace.micro.network import Convolution, Depthwise
 from headrace.micro.windows import windows_of
@@ -22,7 +20,7 @@ from headrace.targets.target import Target
 def rescaled(layer: Convolution | Depthwise, sums: np.ndarray) -> np.ndarray:
     """int8 codes of sums of products, int64 with channels last."""
     codes = multiplied(sums, *output_multipliers(layer)) + codes_of(layer.makes).zero
-    made = np.clip(codes, *bounds_in_codes(layer.makes, layer.bounds)).astype(np.int8)
+    made = in_codes(codes, *bounds_in_codes(layer.makes, layer.bounds))
     return made.reshape(layer.makes.shape)
 
 
@@ -39,29 +37,21 @@ def computed(layer: Convolution, target: Target, codes: np.ndarray) -> np.ndarra
     return rescaled(layer, sums.astype(np.int64) + shifted_bias(layer, weights))
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """What is in argument blocks of how sums become codes, and the constants that it names.
+def scaling(
+    layer: Convolution | Depthwise, target: Target
+) -> tuple[tuple[int | At, ...], tuple[int, ...], dict[str, np.ndarray]]:
+    """What is in argument blocks of how sums become codes.
 
-    Attributes:
-        channels: bias, multipliers, shifts to the right and to the left, which may be 0.
-        ends: zero point, the least and the greatest code.
+    Returns:
+        Multipliers, shifts to the right and to the left, which may be 0; the zero point, the least
+        and the greatest code; and the constants.
     """
-
-    channels: tuple[int | At, ...]
-    ends: tuple[int, ...]
-    constants: dict[str, np.ndarray]
-
-
-def scaling(layer: Convolution | Depthwise, weights: np.ndarray, target: Target) -> Scaling:
-    """Of a layer with weights int8 [made, others]."""
-    factors, downs, ups = matmul_i8.scaling_of(*output_multipliers(layer), target)
-    bias = by_lanes(shifted_bias(layer, weights), target)
-    arrays = {"bias": bias, "multipliers": factors, "downs": downs, "ups": ups}
-    constants = {f"{layer.name}/{k}": v for k, v in arrays.items() if v is not None}
-    channels = tuple(0 if v is None else At(f"{layer.name}/{k}") for k, v in arrays.items())
+    arrays = matmul_i8.scaling_of(*output_multipliers(layer), target)
+    names = (f"{layer.name}/multipliers", f"{layer.name}/downs", f"{layer.name}/ups")
+    pairs = list(zip(names, arrays, strict=True))
+    slots = tuple(0 if array is None else At(name) for name, array in pairs)
     ends = (codes_of(layer.makes).zero, *bounds_in_codes(layer.makes, layer.bounds))
-    return Scaling(channels, ends, constants)
+    return slots, ends, {name: array for name, array in pairs if array is not None}
 
 
 def lowered(layer: Convolution, target: Target) -> Lowered:
@@ -71,20 +61,20 @@ def lowered(layer: Convolution, target: Target) -> Lowered:
 
 def lowered_of(layer: Convolution | Depthwise, weights: np.ndarray, target: Target) -> Lowered:
     """Calls of kernels of a convolution of all channels with weights int8 [made, others]."""
-    read, made = layer.reads[0], layer.makes
-    of, name = scaling(layer, weights, target), f"{layer.name}/weights"
-    constants = {**of.constants, name: matmul_i8.packed(weights, target)}
+    read, made, of = layer.reads[0], layer.makes, product_of(target)
+    factors, ends, constants = scaling(layer, target)
+    name = f"{layer.name}/weights"
+    constants[name] = of.packed(weights, shifted_bias(layer, weights))
     m, k = weights.shape
-    whole = constants[name].shape[1]
-    ends, rows, columns = (At(read.name), At(name), At(made.name)), *made.image[:2]
+    slots: tuple[int | At, ...] = (At(read.name), At(name), At(made.name), *factors, At(SCRATCH))
     if layer.windows.is_pixelwise:
-        slots = (*ends, *of.channels, At(SCRATCH), rows * columns, whole, m, k, m, *of.ends)
+        pixels = made.image[0] * made.image[1]
+        slots = (*slots, pixels, of.whole(k), m, k, m, *ends)
         # Sums of some pixels are there before these are written.
         over = (read.name,) if m <= k else ()
-        scratch = matmul_i8.sums_bytes(target, m)
-        return Lowered((Step(matmul_i8.NAME, slots),), constants, scratch, over)
-    scratch = convolution_i8.scratch_bytes(target, k, m)
-    sums = At(SCRATCH, scratch - matmul_i8.sums_bytes(target, m))
+        return Lowered((Step(matmul_i8.NAME, slots),), constants, of.scratch_bytes(k, m), over)
+    sums = At(SCRATCH, convolution_i8.windows_bytes(target, k))
     geometry = convolution_i8.geometry(read.image, made.image, layer.windows, codes_of(read).zero)
-    slots = (*ends, *of.channels, At(SCRATCH), sums, whole, m, *geometry, *of.ends)
+    slots = (*slots, sums, of.whole(k), m, *geometry, *ends)
+    scratch = convolution_i8.scratch_bytes(target, k, m)
     return Lowered((Step(convolution_i8.NAME, slots),), constants, scratch)

@@ -10,7 +10,7 @@ import numpy as np
 from headrace.micro.int8.codes import codes_of, shifted_bias
 from headrace.micro.int8.convolution import lowered_of, rescaled, scaling
 from headrace.micro.kernels import depthwise_i8
-from headrace.micro.kernels.convolution_i8 import geometry
+from headrace.micro.kernels.requantise import by_lanes
 from headrace.micro.lowered import SCRATCH, At, Lowered, Step
 from headrace.micro.network import Depthwise
 from headrace.micro.windows import windows_of
@@ -52,15 +52,16 @@ def lowered(layer: Depthwise, target: Target) -> Lowered:
     channels = read.image[2]
     if channels == 1:
         return lowered_of(layer, by_channel(layer), target)
-    of, name = scaling(layer, by_channel(layer), target), f"{layer.name}/weights"
+    windows = layer.windows
+    kernel = depthwise_i8.kernel_for(target, windows, read.image, made.image)
+    by = kernel == depthwise_i8.WINDOWS
+    factors, ends, constants = scaling(layer, target)
+    weights, bias = f"{layer.name}/weights", f"{layer.name}/bias"
+    constants[weights] = depthwise_i8.packed(by, layer.weights, windows)
+    constants[bias] = by_lanes(shifted_bias(layer, by_channel(layer)), target)
+    more, scratch = depthwise_i8.slots_of(by, read.image, made.image, windows, codes_of(read).zero)
     slots = (
-        At(read.name), At(name), At(made.name), *of.channels, At(SCRATCH),
-        *depthwise_i8.slots_before(made.image, layer.windows, channels),
-        *geometry(read.image, made.image, layer.windows, codes_of(read).zero), *of.ends,
+        At(read.name), At(weights), At(made.name), At(bias), *factors, At(SCRATCH), *more, *ends
     )  # fmt: skip
-    return Lowered(
-        (Step(depthwise_i8.name_of(layer.windows), slots),),
-        {**of.constants, name: depthwise_i8.packed(layer.weights)},
-        depthwise_i8.scratch_bytes(made.image, layer.windows),
-        (read.name,) if _can_be_over(layer) else (),
-    )
+    over = (read.name,) if _can_be_over(layer) else ()
+    return Lowered((Step(kernel, slots),), constants, scratch, over)

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.micro.fixed_point import ONE, doubling_high, quantised_multiplier, rounding_shift
+from headrace.micro.fixed_point import (
+    ONE,
+    doubling_high,
+    in_codes,
+    quantised_multiplier,
+    rounding_shift,
+)
 from headrace.micro.int8.codes import bounds_in_codes, codes_of, real_multiplier
 from headrace.micro.kernels import pool_i8
 from headrace.micro.lowered import SCRATCH, At, Lowered, Step
@@ -84,7 +90,7 @@ def computed(layer: Pool, target: Target, codes: np.ndarray) -> np.ndarray:
         means = doubling_high(sums + of.start << of.up, of.multipliers[there])
         found = rounding_shift(means, of.down) + of.zero
     bounds = bounds_in_codes(layer.makes, layer.bounds)
-    return np.clip(found, *bounds).astype(np.int8).reshape(layer.makes.shape)
+    return in_codes(found, *bounds).reshape(layer.makes.shape)
 
 
 def lowered(layer: Pool, target: Target) -> Lowered:

@@ -12,6 +12,7 @@ import numpy as np
 from headrace.micro.fixed_point import (
     doubling_high,
     exp_of_negatives,
+    in_codes,
     multiplied,
     quantised_multiplier,
     reciprocal,
@@ -46,7 +47,7 @@ def computed(layer: Softmax, target: Target, codes: np.ndarray) -> np.ndarray:
     sums = rounding_shift(each, SUM_BITS).sum(1, keepdims=True)
     scale, bits = reciprocal(sums, SUM_BITS)
     found = rounding_shift(doubling_high(scale, each), bits + 31 - 8) + LEAST
-    return np.clip(found, LEAST, MOST).astype(np.int8).reshape(layer.makes.shape)
+    return in_codes(found, LEAST, MOST).reshape(layer.makes.shape)
 
 
 def lowered(layer: Softmax, target: Target) -> Lowered:

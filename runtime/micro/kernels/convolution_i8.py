@@ -1,6 +1,6 @@
 """Convolutions of images of int8 codes: windows of some pixels become rows of a product.
 
-An image lies pixel by pixel. What the windows of `matmul_i8.ROWS` neighbours see is copied to a
+An image lies pixel by pixel. What the windows of some neighbours see is copied to a
 buffer, row of taps by row of taps, with the code of zero where a window is outside of the image;
 then these rows are multiplied by all weights. Source: Lai et al., "CMSIS-NN" (1801.06601), section
 3.3: partial im2col.
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from headrace.micro.kernels import copying, matmul_i8
-from headrace.micro.kernels.matmul_i8 import ROWS, product_of, reference, scales_for
-from headrace.micro.kernels.requantise import by_lanes, lanes_of
+from headrace.micro.kernels.matmul_i8 import reference, scales_for
+from headrace.micro.kernels.product_i8 import product_of
 from headrace.micro.network import Windows
 from headrace.micro.windows import windows_of
 from headrace.targets.simd import arg_int, arg_ptr, int32, splat_i32, with_lanes
@@ -25,19 +25,20 @@ from headrace.targets.target import Target
 NAME = "convolution_i8"
 
 
-def row_bytes(target: Target, k: int) -> int:
-    """Of a window in the buffer."""
-    return -(-k // matmul_i8.piece_of(target)) * matmul_i8.piece_of(target)
+def windows_bytes(target: Target, k: int) -> int:
+    """Of the buffer for windows of k codes."""
+    of = product_of(target)
+    return -(-(of.rows * of.whole(k) + copying.BEHIND) // 16) * 16
 
 
 def scratch_bytes(target: Target, k: int, m: int) -> int:
     """Of windows and sums of a convolution with m x k weights."""
-    windows = ROWS * row_bytes(target, k) + copying.BEHIND
-    return -(-windows // 16) * 16 + matmul_i8.sums_bytes(target, m)
+    return windows_bytes(target, k) + product_of(target).scratch_bytes(k, m)
 
 
 def _build(target: Target) -> KernelFunction:
-    lanes, product = lanes_of(target), product_of(target)
+    of = product_of(target)
+    lanes, most, multiply = of.lanes, of.rows, of.multiply
     copy, fill = copying.copy_of(lanes), copying.fill_of(lanes)
 
     def gather(
@@ -65,39 +66,40 @@ def _build(target: Target) -> KernelFunction:
             y, taps = y + down, taps - 1
 
     def kernel(args: Any, thread: Any, n_threads: Any) -> None:
-        image, weights, c = arg_ptr(args, 0), arg_ptr(args, 1), arg_ptr(args, 2)
-        bias, multipliers, downs = arg_ptr(args, 3), arg_ptr(args, 4), arg_ptr(args, 5)
-        ups, buffer, sums = arg_ptr(args, 6), arg_ptr(args, 7), arg_ptr(args, 8)
-        k, m = int32(arg_int(args, 9)), int32(arg_int(args, 10))
+        image, stream, c = arg_ptr(args, 0), arg_ptr(args, 1), arg_ptr(args, 2)
+        multipliers, downs, ups = arg_ptr(args, 3), arg_ptr(args, 4), arg_ptr(args, 5)
+        buffer, scratch = arg_ptr(args, 6), arg_ptr(args, 7)
+        k, m = int32(arg_int(args, 8)), int32(arg_int(args, 9))
         rows, columns, channels = (
-            int32(arg_int(args, 11)), int32(arg_int(args, 12)), int32(arg_int(args, 13))
+            int32(arg_int(args, 10)), int32(arg_int(args, 11)), int32(arg_int(args, 12))
         )  # fmt: skip
-        made_rows, made_columns = int32(arg_int(args, 14)), int32(arg_int(args, 15))
-        taps, tap_columns = int32(arg_int(args, 16)), int32(arg_int(args, 17))
-        step_down, step_across = int32(arg_int(args, 18)), int32(arg_int(args, 19))
-        y, left = int32(arg_int(args, 20)), int32(arg_int(args, 21))
-        down, across = int32(arg_int(args, 22)), int32(arg_int(args, 23))
-        outside = splat_i32(arg_int(args, 24))
+        made_rows, made_columns = int32(arg_int(args, 13)), int32(arg_int(args, 14))
+        taps, tap_columns = int32(arg_int(args, 15)), int32(arg_int(args, 16))
+        step_down, step_across = int32(arg_int(args, 17)), int32(arg_int(args, 18))
+        y, left = int32(arg_int(args, 19)), int32(arg_int(args, 20))
+        down, across = int32(arg_int(args, 21)), int32(arg_int(args, 22))
+        outside = splat_i32(arg_int(args, 23))
         zero, low, high = (
-            splat_i32(arg_int(args, 25)), splat_i32(arg_int(args, 26)), splat_i32(arg_int(args, 27))
+            splat_i32(arg_int(args, 24)), splat_i32(arg_int(args, 25)), splat_i32(arg_int(args, 26))
         )  # fmt: skip
+        # Windows wait until there are enough of them, also from row to row.
+        x, pixels, waiting, to = left, made_columns, int32(0), buffer
         while made_rows > 0:
-            x, pixels = left, made_columns
-            while pixels > 0:
-                gather(buffer, image, y, x, rows, columns, channels, taps, tap_columns, down,
-                       across, outside)  # fmt: skip
-                if pixels >= ROWS:
-                    gather(buffer + k, image, y, x + step_across, rows, columns, channels, taps,
-                           tap_columns, down, across, outside)  # fmt: skip
-                    product(ROWS, buffer, k, weights, c, m, k, m, bias, multipliers, downs, ups,
-                            sums, zero, low, high)  # fmt: skip
-                else:
-                    product(1, buffer, k, weights, c, m, k, m, bias, multipliers, downs, ups, sums,
-                            zero, low, high)  # fmt: skip
-                x, c = x + ROWS * step_across, c + ROWS * m
-                pixels = pixels - ROWS
-            # The last pixels of a row may be fewer.
-            c, y, made_rows = c + pixels * m, y + step_down, made_rows - 1
+            gather(to, image, y, x, rows, columns, channels, taps, tap_columns, down, across,
+                   outside)  # fmt: skip
+            to, waiting = to + k, waiting + 1
+            if waiting == most:
+                multiply(most, buffer, k, stream, c, m, k, m, multipliers, downs, ups, scratch,
+                         zero, low, high)  # fmt: skip
+                c, waiting, to = c + most * m, int32(0), buffer
+            x, pixels = x + step_across, pixels - 1
+            if pixels == 0:
+                x, y, pixels, made_rows = left, y + step_down, made_columns, made_rows - 1
+        to = buffer
+        while waiting > 0:
+            multiply(1, to, k, stream, c, m, k, m, multipliers, downs, ups, scratch, zero, low,
+                     high)  # fmt: skip
+            c, to, waiting = c + m, to + k, waiting - 1
 
     return with_lanes(kernel, lanes)
 
@@ -144,11 +146,10 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             expected = reference(seen, b, bias, multipliers, shifts, 7, -100, 127).reshape(made)
             c = np.zeros(made, np.int8)
             factors, downs, ups = matmul_i8.scaling_of(multipliers, shifts, target)
-            scratch = np.zeros(scratch_bytes(target, k, m), np.uint8)
-            sums = scratch[-matmul_i8.sums_bytes(target, m) :]
+            scratch, of = np.zeros(scratch_bytes(target, k, m), np.uint8), product_of(target)
             slots = [
-                codes, matmul_i8.packed(b, target), c, by_lanes(bias, target), factors, downs,
-                0 if ups is None else ups, scratch, sums, row_bytes(target, k), m,
+                codes, of.packed(b, bias), c, factors, downs, 0 if ups is None else ups, scratch,
+                scratch[windows_bytes(target, k) :], of.whole(k), m,
                 *geometry(image.shape, made, windows, 5), 7, -100, 127,
             ]  # fmt: skip
             label = f"{rows}x{columns}x{channels} to {m}, {windows.taps} {kind}"
@@ -157,5 +158,5 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 def all_kernels() -> list[Kernel]:
     """One convolution of any windows."""
-    sources = (__name__, matmul_i8.__name__, copying.__name__, lanes_of.__module__)
+    sources = (__name__, *matmul_i8.SOURCES, copying.__name__)
     return [Kernel(NAME, _build, sources, _cases)]

@@ -10,15 +10,16 @@ for computing in place: Lin et al., "MCUNetV2" (2110.15352), and TinyEngine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from headrace.micro.fixed_point import multiplied
-from headrace.micro.kernels import copying
+from headrace.micro.kernels import copying, depthwise_i8_pairs, depthwise_i8_windows
 from headrace.micro.kernels.convolution_i8 import geometry, made_size
 from headrace.micro.kernels.matmul_i8 import scales_for, scaling_of
+from headrace.micro.kernels.product_i8 import product_of
 from headrace.micro.kernels.requantise import by_lanes, lanes_of, requantised, store_first
 from headrace.micro.network import Windows
 from headrace.micro.windows import windows_of
@@ -43,15 +44,35 @@ from headrace.targets.target import Target
 
 NAME = "depthwise_i8"
 GROUP = 4  # channels
-# Columns of taps and their step, of windows that have a kernel of their own.
-SPECIAL = ((3, 1), (3, 2))
+WINDOWS = "depthwise_i8_windows"
 
 
-def name_of(windows: Windows) -> str:
-    """The kernel for such windows."""
-    columns, step = windows.taps[1], windows.strides[1]
-    special = (columns, step) in SPECIAL and windows.dilations[1] == 1
-    return f"{NAME}_{columns}_{step}" if special else NAME
+def _adds_up_sixteen(target: Target) -> bool:
+    of = product_of(target)
+    return (of.piece, of.lanes) == (depthwise_i8_windows.PIECE, depthwise_i8_windows.LANES)
+
+
+def fits(
+    target: Target, windows: Windows, read: tuple[int, int, int], made: tuple[int, int, int]
+) -> bool:
+    """Whether windows are short enough for the kernel of those."""
+    n_bytes = ring_rows(windows) * ring_columns(1, windows)
+    most = depthwise_i8_windows.PIECE if _adds_up_sixteen(target) else depthwise_i8_pairs.MOST
+    return n_bytes <= most and read[2] == made[2]
+
+
+def kernel_for(
+    target: Target, windows: Windows, read: tuple[int, int, int], made: tuple[int, int, int]
+) -> str:
+    """The faster one, of images [rows, columns, channels]."""
+    is_fast = _adds_up_sixteen(target) or target.byte_pairs
+    return WINDOWS if is_fast and fits(target, windows, read, made) else NAME
+
+
+def _build_windows(target: Target) -> KernelFunction:
+    if _adds_up_sixteen(target):
+        return depthwise_i8_windows.kernel()
+    return depthwise_i8_pairs.kernel()
 
 
 def ring_columns(made_columns: int, windows: Windows) -> int:
@@ -71,8 +92,14 @@ def scratch_bytes(made: tuple[int, int, int], windows: Windows) -> int:
     return groups * GROUP * ring_columns(made[1], windows) * ring_rows(windows) + copying.BEHIND
 
 
-def packed(weights: np.ndarray) -> np.ndarray:
-    """Weights int8 [rows, columns, channels] by groups: [groups, rows, columns, GROUP]."""
+def packed(by: bool, weights: np.ndarray, windows: Windows) -> np.ndarray:
+    """Weights int8 [rows, columns, channels] by groups: [groups, rows, columns, GROUP].
+
+    Args:
+        by: for the kernel of short windows.
+    """
+    if by:
+        return depthwise_i8_windows.packed(weights, windows.dilations)
     rows, columns, channels = weights.shape
     whole = np.pad(weights, ((0, 0), (0, 0), (0, -channels % GROUP)))
     groups = whole.reshape(rows, columns, -1, GROUP).transpose(2, 0, 1, 3)
@@ -130,149 +157,164 @@ def _repeated(at: Any, end: Any, image: Any, channel: Any, channels: Any, repeat
         lane = lane + 1
 
 
-def _build_of(tap_columns: int, step: int) -> Callable[[Target], KernelFunction]:
-    """Of windows with so many columns, so many apart; 0: whatever there is."""
+def _build(target: Target) -> KernelFunction:
+    lanes = lanes_of(target)
 
-    def build(target: Target) -> KernelFunction:
-        lanes = lanes_of(target)
-
-        def some_taps(
-            pixels: int, x: Any, w: Any, across: Any, apart: Any, n: Any, s0: Any, s1: Any, s2: Any,
-            s3: Any,
-        ) -> Any:  # fmt: skip
-            """A row of taps of 1 or 4 neighbours, which are `apart` bytes apart."""
-            while n > 0:
-                v = load_i8_i32(w, 1, 0)
-                s0 = s0 + v * load_i8_i32(x, 1, 0)
-                if pixels == 4:
-                    s1 = s1 + v * load_i8_i32(x + apart, 1, 0)
-                    s2 = s2 + v * load_i8_i32(x + 2 * apart, 1, 0)
-                    s3 = s3 + v * load_i8_i32(x + 3 * apart, 1, 0)
-                x, w, n = x + across, w + 4, n - 1
-            return s0, s1, s2, s3
-
-        def three_taps(pixels: int, x: Any, w: Any, s0: Any, s1: Any, s2: Any, s3: Any) -> Any:
-            """The same of 3, whose places are known: LLVM loads each code once."""
-            u, v = load_i8_i32(w, 1, 0), load_i8_i32(w + 4, 1, 0)
-            t = load_i8_i32(w + 8, 1, 0)
-            s0 = s0 + u * load_i8_i32(x, 1, 0) + v * load_i8_i32(x + 4, 1, 0)
-            s0 = s0 + t * load_i8_i32(x + 8, 1, 0)
+    def some_taps(
+        pixels: int, x: Any, w: Any, across: Any, apart: Any, n: Any, s0: Any, s1: Any, s2: Any,
+        s3: Any,
+    ) -> Any:  # fmt: skip
+        """A row of taps of 1 or 4 neighbours, which are `apart` bytes apart."""
+        while n > 0:
+            v = load_i8_i32(w, 1, 0)
+            s0 = s0 + v * load_i8_i32(x, 1, 0)
             if pixels == 4:
-                a = x + 4 * step
-                s1 = s1 + u * load_i8_i32(a, 1, 0) + v * load_i8_i32(a + 4, 1, 0)
-                s1 = s1 + t * load_i8_i32(a + 8, 1, 0)
-                a = x + 8 * step
-                s2 = s2 + u * load_i8_i32(a, 1, 0) + v * load_i8_i32(a + 4, 1, 0)
-                s2 = s2 + t * load_i8_i32(a + 8, 1, 0)
-                a = x + 12 * step
-                s3 = s3 + u * load_i8_i32(a, 1, 0) + v * load_i8_i32(a + 4, 1, 0)
-                s3 = s3 + t * load_i8_i32(a + 8, 1, 0)
-            return s0, s1, s2, s3
+                s1 = s1 + v * load_i8_i32(x + apart, 1, 0)
+                s2 = s2 + v * load_i8_i32(x + 2 * apart, 1, 0)
+                s3 = s3 + v * load_i8_i32(x + 3 * apart, 1, 0)
+            x, w, n = x + across, w + 4, n - 1
+        return s0, s1, s2, s3
 
-        def put(to: Any, codes: Any, count: Any, room: Any) -> None:
-            if count >= lanes:
-                store_i8(to, codes, 0)
+    def three_taps(
+        pixels: int, step: int, x: Any, w: Any, s0: Any, s1: Any, s2: Any, s3: Any
+    ) -> Any:
+        """The same of 3, whose places are known: LLVM loads each code once."""
+        u, v = load_i8_i32(w, 1, 0), load_i8_i32(w + 4, 1, 0)
+        t = load_i8_i32(w + 8, 1, 0)
+        s0 = s0 + u * load_i8_i32(x, 1, 0) + v * load_i8_i32(x + 4, 1, 0)
+        s0 = s0 + t * load_i8_i32(x + 8, 1, 0)
+        if pixels == 4:
+            a = x + 4 * step
+            s1 = s1 + u * load_i8_i32(a, 1, 0) + v * load_i8_i32(a + 4, 1, 0)
+            s1 = s1 + t * load_i8_i32(a + 8, 1, 0)
+            a = x + 8 * step
+            s2 = s2 + u * load_i8_i32(a, 1, 0) + v * load_i8_i32(a + 4, 1, 0)
+            s2 = s2 + t * load_i8_i32(a + 8, 1, 0)
+            a = x + 12 * step
+            s3 = s3 + u * load_i8_i32(a, 1, 0) + v * load_i8_i32(a + 4, 1, 0)
+            s3 = s3 + t * load_i8_i32(a + 8, 1, 0)
+        return s0, s1, s2, s3
+
+    def put(to: Any, codes: Any, count: Any, room: Any) -> None:
+        if count >= lanes:
+            store_i8(to, codes, 0)
+        else:
+            store_first(to, codes, count, room)
+
+    def block(
+        pixels: int, step: int, x: Any, ring: Any, ring_end: Any, row: Any, w: Any, taps: Any,
+        across_taps: Any, down: Any, across: Any, apart: Any, start: Any, ups: Any,
+        multipliers: Any, downs: Any, zero: Any, low: Any, high: Any, to: Any, channels: Any,
+        count: Any, room: Any,
+    ) -> None:  # fmt: skip
+        """1 or 4 pixels of a vector's channels; `step` of windows of 3 columns, else 0."""
+        s0, s1, s2, s3 = start, start, start, start
+        while taps > 0:
+            if step:
+                s0, s1, s2, s3 = three_taps(pixels, step, x, w, s0, s1, s2, s3)
             else:
-                store_first(to, codes, count, room)
+                s0, s1, s2, s3 = some_taps(pixels, x, w, across, apart, across_taps, s0, s1, s2, s3)
+            w, x, taps = w + 4 * across_taps, x + down * row, taps - 1
+            if ptr_to_int(x) >= ptr_to_int(ring_end):
+                x = x + -(ptr_to_int(ring_end) - ptr_to_int(ring))
+        if ptr_to_int(ups) != 0:
+            up = load_i32(ups, 1, 0)
+            s0, s1, s2, s3 = shl_by(s0, up), shl_by(s1, up), shl_by(s2, up), shl_by(s3, up)
+        put(to, requantised(s0, multipliers, downs, zero, low, high), count, room)
+        if pixels == 4:
+            put(to + channels, requantised(s1, multipliers, downs, zero, low, high), count,
+                room)  # fmt: skip
+            put(to + 2 * channels, requantised(s2, multipliers, downs, zero, low, high), count,
+                room)  # fmt: skip
+            put(to + 3 * channels, requantised(s3, multipliers, downs, zero, low, high), count,
+                room)  # fmt: skip
 
-        def block(
-            pixels: int, x: Any, ring: Any, ring_end: Any, row: Any, w: Any, taps: Any,
-            across_taps: Any, down: Any, across: Any, apart: Any, start: Any, ups: Any,
-            multipliers: Any, downs: Any, zero: Any, low: Any, high: Any, to: Any, channels: Any,
-            count: Any, room: Any,
-        ) -> None:  # fmt: skip
-            """1 or 4 pixels of a vector's channels."""
-            s0, s1, s2, s3 = start, start, start, start
-            while taps > 0:
-                if tap_columns == 3:
-                    s0, s1, s2, s3 = three_taps(pixels, x, w, s0, s1, s2, s3)
+    def line(
+        step: int, pixels: Any, x: Any, ring: Any, ring_end: Any, row: Any, w: Any, taps: Any,
+        across_taps: Any, down: Any, across: Any, apart: Any, start: Any, ups: Any,
+        multipliers: Any, downs: Any, zero: Any, low: Any, high: Any, to: Any, channels: Any,
+        count: Any, room: Any,
+    ) -> None:  # fmt: skip
+        """A row of a vector's channels."""
+        while pixels >= 4:
+            block(4, step, x, ring, ring_end, row, w, taps, across_taps, down, across, apart,
+                  start, ups, multipliers, downs, zero, low, high, to, channels, count,
+                  room)  # fmt: skip
+            x, to, pixels = x + 4 * apart, to + 4 * channels, pixels - 4
+        while pixels > 0:
+            block(1, step, x, ring, ring_end, row, w, taps, across_taps, down, across, apart,
+                  start, ups, multipliers, downs, zero, low, high, to, channels, count,
+                  room)  # fmt: skip
+            x, to, pixels = x + apart, to + channels, pixels - 1
+
+    def kernel(args: Any, thread: Any, n_threads: Any) -> None:
+        image, weights, c = arg_ptr(args, 0), arg_ptr(args, 1), arg_ptr(args, 2)
+        bias, multipliers, downs = arg_ptr(args, 3), arg_ptr(args, 4), arg_ptr(args, 5)
+        ups, ring = arg_ptr(args, 6), arg_ptr(args, 7)
+        ring_rows, wide = int32(arg_int(args, 8)), int32(arg_int(args, 9))
+        repeat = int32(arg_int(args, 10))
+        rows, columns = int32(arg_int(args, 11)), int32(arg_int(args, 12))
+        made_rows, made_columns = int32(arg_int(args, 14)), int32(arg_int(args, 15))
+        taps, across_taps = int32(arg_int(args, 16)), int32(arg_int(args, 17))
+        step_down, step_across = int32(arg_int(args, 18)), int32(arg_int(args, 19))
+        y, left = int32(arg_int(args, 20)), -int32(arg_int(args, 21))
+        down, across = int32(arg_int(args, 22)), 4 * int32(arg_int(args, 23))
+        outside = arg_int(args, 24)
+        zero, low, high = (
+            splat_i32(arg_int(args, 25)), splat_i32(arg_int(args, 26)),
+            splat_i32(arg_int(args, 27)),
+        )  # fmt: skip
+        read_row = columns * int32(arg_int(args, 13))
+        channels = int32(arg_int(args, 13)) * repeat
+        group_bytes = 4 * wide
+        row = ((channels + 3) >> 2) * group_bytes
+        ring_end = ring + ring_rows * row
+        room = ring_end
+        apart = 4 * step_across
+        # Where rows y and the next one that is not there yet are in the ring.
+        first, next_at, next_y = ring, ring, y
+        while made_rows > 0:
+            while next_y < y + ring_rows:
+                if next_y >= y:
+                    if next_y < 0 or next_y >= rows:
+                        _fill_row(next_at, image, channels, repeat, int32(0), left, wide,
+                                  outside)  # fmt: skip
+                    else:
+                        _fill_row(next_at, image + next_y * read_row, channels, repeat, columns,
+                                  left, wide, outside)  # fmt: skip
+                next_y, next_at = next_y + 1, next_at + row
+                if ptr_to_int(next_at) == ptr_to_int(ring_end):
+                    next_at = ring
+            channel = int32(0)
+            while channel < channels:
+                group = channel >> 2
+                w = weights + (group * (4 * taps * across_taps) + (channel & 3))
+                x = first + (group * group_bytes + (channel & 3))
+                to, pixels, count = c + channel, made_columns, channels - channel
+                of = 4 * channel
+                start = load_i32(bias + of, 1, 0)
+                upper = ups
+                if ptr_to_int(ups) != 0:
+                    upper = ups + of
+                if across_taps == 3 and across == 4 and step_across == 1:
+                    line(1, pixels, x, ring, ring_end, row, w, taps, across_taps, down, across,
+                         apart, start, upper, multipliers + of, downs + of, zero, low, high, to,
+                         channels, count, room)  # fmt: skip
+                elif across_taps == 3 and across == 4 and step_across == 2:
+                    line(2, pixels, x, ring, ring_end, row, w, taps, across_taps, down, across,
+                         apart, start, upper, multipliers + of, downs + of, zero, low, high, to,
+                         channels, count, room)  # fmt: skip
                 else:
-                    s0, s1, s2, s3 = some_taps(
-                        pixels, x, w, across, apart, across_taps, s0, s1, s2, s3
-                    )
-                w, x, taps = w + 4 * across_taps, x + down * row, taps - 1
-                if ptr_to_int(x) >= ptr_to_int(ring_end):
-                    x = x + -(ptr_to_int(ring_end) - ptr_to_int(ring))
-            if ptr_to_int(ups) != 0:
-                up = load_i32(ups, 1, 0)
-                s0, s1, s2, s3 = shl_by(s0, up), shl_by(s1, up), shl_by(s2, up), shl_by(s3, up)
-            put(to, requantised(s0, multipliers, downs, zero, low, high), count, room)
-            if pixels == 4:
-                put(to + channels, requantised(s1, multipliers, downs, zero, low, high), count,
-                    room)  # fmt: skip
-                put(to + 2 * channels, requantised(s2, multipliers, downs, zero, low, high), count,
-                    room)  # fmt: skip
-                put(to + 3 * channels, requantised(s3, multipliers, downs, zero, low, high), count,
-                    room)  # fmt: skip
+                    line(0, pixels, x, ring, ring_end, row, w, taps, across_taps, down, across,
+                         apart, start, upper, multipliers + of, downs + of, zero, low, high, to,
+                         channels, count, room)  # fmt: skip
+                channel = channel + lanes
+            c, y, made_rows = c + made_columns * channels, y + step_down, made_rows - 1
+            first = first + step_down * row
+            while ptr_to_int(first) >= ptr_to_int(ring_end):
+                first = first + -(ring_rows * row)
 
-        def kernel(args: Any, thread: Any, n_threads: Any) -> None:
-            image, weights, c = arg_ptr(args, 0), arg_ptr(args, 1), arg_ptr(args, 2)
-            bias, multipliers, downs = arg_ptr(args, 3), arg_ptr(args, 4), arg_ptr(args, 5)
-            ups, ring = arg_ptr(args, 6), arg_ptr(args, 7)
-            ring_rows, wide = int32(arg_int(args, 8)), int32(arg_int(args, 9))
-            repeat = int32(arg_int(args, 10))
-            rows, columns = int32(arg_int(args, 11)), int32(arg_int(args, 12))
-            made_rows, made_columns = int32(arg_int(args, 14)), int32(arg_int(args, 15))
-            taps, across_taps = int32(arg_int(args, 16)), int32(arg_int(args, 17))
-            step_down, step_across = int32(arg_int(args, 18)), int32(arg_int(args, 19))
-            y, left = int32(arg_int(args, 20)), -int32(arg_int(args, 21))
-            down, across = int32(arg_int(args, 22)), 4 * int32(arg_int(args, 23))
-            outside = arg_int(args, 24)
-            zero, low, high = (
-                splat_i32(arg_int(args, 25)), splat_i32(arg_int(args, 26)),
-                splat_i32(arg_int(args, 27)),
-            )  # fmt: skip
-            read_row = columns * int32(arg_int(args, 13))
-            channels = int32(arg_int(args, 13)) * repeat
-            group_bytes = 4 * wide
-            row = ((channels + 3) >> 2) * group_bytes
-            ring_end = ring + ring_rows * row
-            room = ring_end
-            apart = 4 * step_across
-            # Where rows y and the next one that is not there yet are in the ring.
-            first, next_at, next_y = ring, ring, y
-            while made_rows > 0:
-                while next_y < y + ring_rows:
-                    if next_y >= y:
-                        if next_y < 0 or next_y >= rows:
-                            _fill_row(next_at, image, channels, repeat, int32(0), left, wide,
-                                      outside)  # fmt: skip
-                        else:
-                            _fill_row(next_at, image + next_y * read_row, channels, repeat, columns,
-                                      left, wide, outside)  # fmt: skip
-                    next_y, next_at = next_y + 1, next_at + row
-                    if ptr_to_int(next_at) == ptr_to_int(ring_end):
-                        next_at = ring
-                channel = int32(0)
-                while channel < channels:
-                    group = channel >> 2
-                    w = weights + (group * (4 * taps * across_taps) + (channel & 3))
-                    x = first + (group * group_bytes + (channel & 3))
-                    to, pixels, count = c + channel, made_columns, channels - channel
-                    of = 4 * channel
-                    start = load_i32(bias + of, 1, 0)
-                    upper = ups
-                    if ptr_to_int(ups) != 0:
-                        upper = ups + of
-                    while pixels >= 4:
-                        block(4, x, ring, ring_end, row, w, taps, across_taps, down, across, apart,
-                              start, upper, multipliers + of, downs + of, zero, low, high, to,
-                              channels, count, room)  # fmt: skip
-                        x, to, pixels = x + 4 * apart, to + 4 * channels, pixels - 4
-                    while pixels > 0:
-                        block(1, x, ring, ring_end, row, w, taps, across_taps, down, across, apart,
-                              start, upper, multipliers + of, downs + of, zero, low, high, to,
-                              channels, count, room)  # fmt: skip
-                        x, to, pixels = x + apart, to + channels, pixels - 1
-                    channel = channel + lanes
-                c, y, made_rows = c + made_columns * channels, y + step_down, made_rows - 1
-                first = first + step_down * row
-                while ptr_to_int(first) >= ptr_to_int(ring_end):
-                    first = first + -(ring_rows * row)
-
-        return with_lanes(kernel, lanes)
-
-    return build
+    return with_lanes(kernel, lanes)
 
 
 _CASES = (  # rows, columns, channels, repeat, windows
@@ -283,53 +325,67 @@ _CASES = (  # rows, columns, channels, repeat, windows
 )
 
 
-def slots_before(made: tuple[int, int, int], windows: Windows, read_channels: int) -> list[int]:
-    """Slots 8 to 10: rows and columns of the ring, and how often channels repeat."""
-    return [ring_rows(windows), ring_columns(made[1], windows), made[2] // read_channels]
+def slots_of(
+    by: bool, read: tuple[int, int, int], made: tuple[int, int, int], windows: Windows, outside: int
+) -> tuple[list[int], int]:
+    """Slots from 8 on but for the ends of codes, and bytes of scratch.
+
+    Args:
+        by: of the kernel of short windows.
+        outside: the code of zero.
+    """
+    rows, wide = ring_rows(windows), ring_columns(made[1], windows)
+    if not by:
+        before = [rows, wide, made[2] // read[2]]
+        return [*before, *geometry(read, made, windows, outside)], scratch_bytes(made, windows)
+    plane = depthwise_i8_windows.plane_bytes((rows, ring_columns(1, windows)), wide)
+    slots = [
+        rows, plane, *read, *made[:2], *windows.strides, -windows.pads[0], -windows.pads[1],
+        copying.four_times(outside), min(read[1], wide - windows.pads[1]),
+    ]  # fmt: skip
+    planes = -(-made[2] // GROUP) * GROUP * plane
+    # Chips without vectors keep the sums of a row.
+    return slots, planes + 4 * made[1] + copying.BEHIND
 
 
-def _cases(tap_columns: int, step: int, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+def _cases(by: bool, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for rows, columns, channels, repeat, windows in _CASES:
-        if tap_columns and name_of(windows) != f"{NAME}_{tap_columns}_{step}":
+        made = (made_size(rows, windows, 0), made_size(columns, windows, 1), channels * repeat)
+        read = (rows, columns, channels)
+        if by and not fits(target, windows, read, made):
             continue
         for kind in ("random", "ties"):
             room = rng.integers(-128, 128, rows * columns * channels + copying.BEHIND)
             codes = room.astype(np.int8)
-            image = codes[: -copying.BEHIND].reshape(rows, columns, channels)
-            m = channels * repeat
+            image = codes[: -copying.BEHIND].reshape(read)
+            m = made[2]
             weights = rng.integers(-127, 128, (*windows.taps, m)).astype(np.int8)
             bias, multipliers, shifts = scales_for(rng, kind, 9, m)
-            made = (made_size(rows, windows, 0), made_size(columns, windows, 1), m)
             seen = windows_of(image, windows, made[:2], 5).repeat(repeat, axis=-1)
             sums = np.einsum("abijc,ijc->abc", seen, weights.astype(np.int64)) + bias
             found = multiplied(sums, multipliers, shifts) + 7
             expected = np.clip(found, -100, 127).astype(np.int8)
             c = np.zeros(made, np.int8)
             factors, downs, ups = scaling_of(multipliers, shifts, target)
-            slots = [
-                codes, packed(weights), c, by_lanes(bias, target), factors, downs,
-                0 if ups is None else ups, np.zeros(scratch_bytes(made, windows), np.uint8),
-                *slots_before(made, windows, channels),
-                *geometry(image.shape, made, windows, 5), 7, -100, 127,
+            after, scratch = slots_of(by, read, made, windows, 5)
+            slots: list[Any] = [
+                codes, packed(by, weights, windows), c, by_lanes(bias, target), factors, downs,
+                0 if ups is None else ups, np.zeros(scratch, np.uint8), *after, 7, -100, 127,
             ]  # fmt: skip
             label = f"{rows}x{columns}x{channels} {windows.taps} {kind}"
             yield Case(slots, [(c, expected)], 0, label)
             if c.size <= image.size and repeat == 1:
-                slots = [codes.copy(), *slots[1:]]
-                slots[2] = slots[0]
+                over = codes.copy()
+                slots = [over, slots[1], over, *slots[3:]]
                 made_there = np.concatenate([expected.reshape(-1), codes[c.size :]])
-                yield Case(slots, [(slots[0], made_there)], 0, f"{label} in place")
-
-
-def _row(tap_columns: int, step: int) -> Kernel:
-    name = f"{NAME}_{tap_columns}_{step}" if tap_columns else NAME
-    sources = (__name__, copying.__name__, lanes_of.__module__)
-    return Kernel(
-        name, _build_of(tap_columns, step), sources,
-        lambda target, rng: _cases(tap_columns, step, target, rng),
-    )  # fmt: skip
+                yield Case(slots, [(over, made_there)], 0, f"{label} in place")
 
 
 def all_kernels() -> list[Kernel]:
-    """Of all windows, and of those that have a kernel of their own."""
-    return [_row(*one) for one in ((0, 0), *SPECIAL)]
+    """One for all windows, and one for short ones."""
+    own = (__name__, copying.__name__, lanes_of.__module__)
+    windows = (*own, depthwise_i8_windows.__name__, depthwise_i8_pairs.__name__)
+    return [
+        Kernel(NAME, _build, own, lambda target, rng: _cases(False, target, rng)),
+        Kernel(WINDOWS, _build_windows, windows, lambda target, rng: _cases(True, target, rng)),
+    ]

@@ -25,14 +25,16 @@ def lanes_of(target: Target) -> int:
     return 4 if target.vector_bytes == 16 else 1
 
 
-def requantised(sums: Any, multipliers: Any, downs: Any, zero: Any, low: Any, high: Any) -> Any:
-    """Codes in int32 lanes; see `headrace.micro.fixed_point.multiplied`.
+def scaled(sums: Any, multipliers: Any, downs: Any) -> Any:
+    """int32 lanes; see `headrace.micro.fixed_point.multiplied`. Shifts are no more than 0."""
+    return rounding_shift(doubling_high(sums, multipliers), downs)
 
-    Args:
-        downs: shifts that are no more than 0.
-    """
-    scaled = rounding_shift(doubling_high(sums, load_i32(multipliers, 1, 0)), load_i32(downs, 1, 0))
-    return within(scaled + zero, low, high)
+
+def requantised(sums: Any, multipliers: Any, downs: Any, zero: Any, low: Any, high: Any) -> Any:
+    """Codes in int32 lanes, with multipliers and shifts from memory."""
+    return within(
+        scaled(sums, load_i32(multipliers, 1, 0), load_i32(downs, 1, 0)) + zero, low, high
+    )
 
 
 def within(codes: Any, low: Any, high: Any) -> Any:
@@ -51,5 +53,5 @@ def store_first(to: Any, codes: Any, count: Any, room: Any) -> None:
 
 def by_lanes(array: np.ndarray, target: Target) -> np.ndarray:
     """An array by channel with as many elements as vectors read of it."""
-    lanes = lanes_of(target)
-    return np.pad(array, (0, -len(array) % lanes + lanes))
+    most = 4 * lanes_of(target)
+    return np.pad(array, (0, -len(array) % most + (most > 4) * 4))

@@ -18,6 +18,7 @@ from headrace.micro.kernels import (
     pool_i8,
     softmax,
     softmax_i8,
+    sums_i8,
     turn,
 )
 from headrace.targets.table import Kernel
@@ -38,6 +39,7 @@ _MODULES = (
     pool_i8,
     softmax,
     softmax_i8,
+    sums_i8,
     turn,
 )
 

@@ -52,7 +52,7 @@ def _attention(graph: Graph, node: Node) -> Operation | None:
         begins = [at[name] + 4 * c for name, c in zip((q, k, v), columns, strict=True)]
         return [
             *begins, at[one.makes], at[mask] if mask else 0, batch, heads, width // heads, queries,
-            keys, *rows, made.pixel_bytes, scale, *steps, at["scratch"], n_bytes, zeros,
+            keys, *rows, made.pixel_bytes, scale, *steps, at["scratch"], one.scratch, zeros,
         ]  # fmt: skip
 
     return Operation(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,8 +60,6 @@ def _sizes(graph: Graph, node: Node, gates: int) -> _Sizes | None:
         return None
     if node.attribute("clip") is not None or node.attribute("input_forget", 0):
         return None
-    if gates == GRU and not node.attribute("linear_before_reset", 0):
-        return None
     if y and y not in graph.as_rows:
         return None
     of = _Sizes(gates, *found, shape[0], shape[1], shape[2], n)
@@ -90,25 +89,30 @@ def _recurrent(gates: int) -> Callable[[Graph, Node], Operation | None]:
             named(node.outputs, i) or f"{node.label}/headrace/{role}"
             for i, role in enumerate(("states", "state", "cells"))
         )
-        product.also = [_start(graph, named(node.inputs, 5), h, of)]
+        product.also = [_start(graph, named(node.inputs, 5), h, of.states)]
+        resets_last = gates == GRU and bool(node.attribute("linear_before_reset", 0))
         if gates == LSTM:
-            product.also.append(_start(graph, named(node.inputs, 6), c, of))
+            product.also.append(_start(graph, named(node.inputs, 6), c, of.states))
+        elif not resets_last:  # room, for the update and what is reset
+            rows = replace(of.states, images=2 * of.states.images)
+            product.also.append(_start(graph, "", c, rows))
         states = Image(of.steps * of.directions * of.sequences, 1, 1, of.n)
-        reads = [product.makes, h, c] if gates == LSTM else [product.makes, h]
+        reads = [product.makes, h] if resets_last else [product.makes, h, c]
         weight = _states(graph.constants, node.inputs[2], of)
 
         def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
             return [
                 at[one.reads[0]], at["states"], at[one.makes], at[h],
-                at[c] if gates == LSTM else at["beside"], of.steps, of.sequences, of.directions,
+                at["beside"] if resets_last else at[c], of.steps, of.sequences, of.directions,
                 of.n, of.backwards,
             ]  # fmt: skip
 
         own: dict[str, np.ndarray | Weight] = {"states": weight}
-        if gates == GRU:
+        if resets_last:
             own["beside"] = beside
         macs = of.steps * of.sequences * of.directions * gates * of.n * of.n
-        kernel = "lstm_f32" if gates == LSTM else "gru_f32"
+        of_gru = "gru_f32" if resets_last else "gru_reset_first_f32"
+        kernel = "lstm_f32" if gates == LSTM else of_gru
         product.also.append(Operation(kernel, reads, y, slots, [], own, macs=macs, image=states))
         return product
 
@@ -124,7 +128,7 @@ def _product(graph: Graph, node: Node, of: _Sizes) -> tuple[Operation, np.ndarra
     name = named(node.inputs, 3)
     if name:
         bias, beside = constants.array(name).reshape(of.directions, 2, *shape[1:]).swapaxes(0, 1)
-    if of.gates == LSTM:
+    if of.gates == LSTM or not node.attribute("linear_before_reset", 0):
         bias = bias + beside
     else:
         bias = np.concatenate([bias[:, :2] + beside[:, :2], bias[:, 2:]], axis=1)
@@ -158,20 +162,20 @@ def _states(constants: Constants, name: str, of: _Sizes) -> Weight:
     )
 
 
-def _start(graph: Graph, given: str, makes: str, of: _Sizes) -> Operation:
+def _start(graph: Graph, given: str, makes: str, states: Image) -> Operation:
     """The state before the first step, which later steps change where it lies."""
     own: dict[str, np.ndarray | Weight] = {}
     if given in graph.constants:
         array = graph.constants.array(given)
-        own["given"] = np.pad(array, ((0, 0), (0, 0), (0, of.padded - of.n)))
+        own["given"] = np.pad(array, ((0, 0), (0, 0), (0, states.padded - states.channels)))
     reads = [given] if given and given not in graph.constants else []
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         x = at[one.reads[0]] if one.reads else at["given"] if own_given else 0
-        return [x, at[one.makes], of.states.n_bytes // 64]
+        return [x, at[one.makes], states.n_bytes // 64]
 
     own_given = bool(own)
-    return Operation("recurrent_start", reads, makes, slots, [], own, image=of.states)
+    return Operation("recurrent_start", reads, makes, slots, [], own, image=states)
 
 
 OPERATORS = {"LSTM": _recurrent(LSTM), "GRU": _recurrent(GRU)}

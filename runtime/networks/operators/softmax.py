@@ -1,13 +1,14 @@
-"""Softmax of the last dimension, or of the channels of images."""
+"""Softmax of any one dimension."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from headrace.kernels.softmax_rows import CACHE
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Image, Operation, channel_axis, image_of
 
 
 def _softmax(graph: Graph, node: Node) -> Operation | None:
@@ -17,15 +18,32 @@ def _softmax(graph: Graph, node: Node) -> Operation | None:
         return None
     newer = graph.opsets.get("", 0) >= 13
     axis = node.attribute("axis", -1 if newer else 1) % len(shape)
-    channels = 1 if len(shape) == 4 else len(shape) - 1
     # Before operator set 13 all dimensions from the axis on are one.
-    if axis != channels or (not newer and shape[axis + 1 :].count(1) != len(shape) - axis - 1):
+    if not newer and shape[axis + 1 :].count(1) != len(shape) - axis - 1:
         return None
+    channels = channel_axis(graph, x)
+    if axis != channels:
+        return _across(node, of, shape, axis, channels)
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [at[x], at[one.makes], of.images * of.pixels, of.channels, CACHE]
 
     return Operation("softmax_rows_f32", [x], node.outputs[0], slots, [node])
+
+
+def _across(
+    node: Node, of: Image, shape: tuple[int, ...], axis: int, channels: int
+) -> Operation:  # fmt: skip
+    """Of another dimension than that of channels, which are innermost."""
+    sizes = [n for i, n in enumerate(shape) if i != channels]
+    place = axis - (axis > channels)
+    outer, n = math.prod(sizes[:place]), sizes[place]
+    vectors = math.prod(sizes[place + 1 :]) * of.padded // 16
+
+    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        return [at[one.reads[0]], at[one.makes], outer, n, vectors]
+
+    return Operation("softmax_across_f32", [node.inputs[0]], node.outputs[0], slots, [node])
 
 
 OPERATORS = {"Softmax": _softmax}

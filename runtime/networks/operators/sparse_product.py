@@ -84,7 +84,7 @@ def sparse_product(
                 begin + at_entries, at[one.reads[0]], at[one.makes], at["bias"],
                 0 if one.adds is None else at[one.adds], read.channels, written.padded // PADDED,
                 one.least, one.most, geometry.pixels, read.pixel_bytes, written.pixel_bytes,
-                begin + at_counts, begin, at["scratch"], scratch,
+                begin + at_counts, begin, at["scratch"], one.scratch,
             ]  # fmt: skip
 
         return slots
