@@ -93,7 +93,8 @@ class Decisions:
     def __init__(self, graph: Graph, numbers: Sequence[str]) -> None:
         self._graph = graph
         makers = {name: node for node in graph.nodes for name in node.outputs if name}
-        conditions = {node.inputs[0] for node in graph.nodes if node.op == "If" and not node.domain}
+        ifs = [node for node in graph.nodes if node.op == "If" and not node.domain]
+        conditions = {node.inputs[0] for node in ifs if node.inputs}
         behind = {name: list(_behind(graph, makers, numbers, name)) for name in conditions}
         self._conditions = sorted(name for name, nodes in behind.items() if None not in nodes)
         wanted = {id(node) for name in self._conditions for node in behind[name]}
