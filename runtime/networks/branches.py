@@ -22,7 +22,9 @@ _NOT_DECIDED = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli")
 
 def taken_branch(graph: Graph, node: Node) -> list[Node] | None:
     """Nodes of the branch that an `If` takes; None: it is none, or its condition is not known."""
-    if node.op != "If" or node.domain or node.inputs[0] not in graph.constants:
+    if node.op != "If" or node.domain or not node.inputs or not node.outputs:
+        return None
+    if node.inputs[0] not in graph.constants:
         return None
     condition = bool(graph.constants.array(node.inputs[0]).reshape(-1)[0])
     branch = node.attribute("then_branch" if condition else "else_branch")
