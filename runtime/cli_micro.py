@@ -103,7 +103,7 @@ def run(
     json: bool,
 ) -> int:  # fmt: skip
     """Run a network once on an emulated chip: outputs, instructions and the memory it took."""
-    from headrace.micro.emulate import Emulated
+    from headrace.micro.emulate import Emulated, total
     from headrace.micro.ports import from_chip, to_chip
 
     made = _planned(model, target, sram)
@@ -113,11 +113,12 @@ def run(
     with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
         program = Emulated(made.program, folder)
         (values,) = program.run([given])
-        counts, used = program.instructions(given), program.used(given)
+        counts, used = total(program.counts(given)), program.used(given)
     found = from_chip(network, values)
     facts = {
         "target": target,
-        "instructions": sum(counts.values()),
+        "instructions": counts.instructions,
+        "cycles": counts.cycles,
         "arena_bytes": used.arena_bytes,
         "stack_bytes": used.stack_bytes,
     }

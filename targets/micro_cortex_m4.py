@@ -26,6 +26,12 @@ TARGET = Target(
     gemm_lanes=4,
     needs=frozenset({"dsp", "vfp4d16sp"}),
     rank=2,
+    cycles=(
+        ("load", 2),
+        ("branch", 2),
+        ("fused", 3),
+        ("divide", 7),
+    ),
     machines=("qemu-system-arm -M mps2-an386",),
     sources=("headrace.targets.cortex_m",),
     load_primitives=_primitives,

@@ -26,6 +26,10 @@ TARGET = Target(
     gemm_lanes=4,
     needs=frozenset({"mve.fp", "fullfp16"}),
     rank=5,
+    cycles=(
+        ("vector", 2),
+        ("divide", 7),
+    ),
     machines=("qemu-system-arm -M mps3-an547",),
     sources=("headrace.targets.cortex_m",),
     load_primitives=_primitives,

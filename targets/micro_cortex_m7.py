@@ -26,6 +26,10 @@ TARGET = Target(
     gemm_lanes=4,
     needs=frozenset({"dsp", "vfp4d16sp"}),
     rank=3,
+    cycles=(
+        ("fused", 2),
+        ("divide", 7),
+    ),
     machines=("qemu-system-arm -M mps2-an500",),
     sources=("headrace.targets.cortex_m",),
     load_primitives=_primitives,

@@ -11,7 +11,7 @@ from typing import Any
 from headrace.targets.simd import SMALL
 
 _SHORT_ADDRESSES = ("armv7a", "thumb", "riscv32", "wasm32")
-_NO_CODE = {"needs", "rank", "machines", "too_old", "load_primitives"}
+_NO_CODE = {"cycles", "needs", "rank", "machines", "too_old", "load_primitives"}
 
 
 def _no_primitives() -> Mapping[str, Callable[..., Any]]:
@@ -74,6 +74,9 @@ class Target:
     # Emulators of CPUs that must run it (the weakest first) and of some that must refuse to.
     machines: tuple[str, ...] = ()
     too_old: tuple[str, ...] = ()
+    # Of a microcontroller: cycles of kinds of instructions (`headrace.targets.emulation.thumb`) that
+    # take more than one, from its manual, without waits for memory.
+    cycles: tuple[tuple[str, int], ...] = ()
     load_primitives: Callable[[], Mapping[str, Callable[..., Any]]] = _no_primitives
 
     @property

@@ -15,7 +15,7 @@ from headrace.micro.program import Program
 from headrace.targets import backend
 from headrace.targets.bare_metal import board_of, linker_script
 from headrace.targets.cache import KernelStore
-from headrace.targets.emulation.count import count_functions
+from headrace.targets.emulation.count import FunctionCounts, count_functions
 from headrace.targets.emulation.machines import command_of, why_not
 from headrace.targets.emulation.run import program_words, run_image
 from headrace.targets.emulation.runtime import surroundings
@@ -172,8 +172,8 @@ define void @main() noinline {{
         arena, stack = np.frombuffer(came, np.int64, 2)
         return Used(int(arena), int(stack))
 
-    def instructions(self, arrays: Arrays, function: str | None = None) -> dict[str, int]:
-        """Instructions of a run by kernel; the function's own are what calls them.
+    def counts(self, arrays: Arrays, function: str | None = None) -> dict[str, FunctionCounts]:
+        """What a run does by kernel; the function's own part is what calls them.
 
         Raises:
             KernelError: the program cannot be counted.
@@ -204,3 +204,10 @@ class _Image:
         if len(data) != len(self.data):
             raise KernelError(f"{len(data)} bytes came back instead of {len(self.data)}")
         self.came = data[self._results :]
+
+
+def total(counts: Mapping[str, FunctionCounts]) -> FunctionCounts:
+    """Of all kernels."""
+    return FunctionCounts(
+        sum(one.instructions for one in counts.values()), sum(one.cycles for one in counts.values())
+    )

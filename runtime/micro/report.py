@@ -10,7 +10,7 @@ import numpy as np
 
 from headrace.errors import KernelError
 from headrace.micro.arithmetic import numbers_of
-from headrace.micro.emulate import Arrays, Emulated
+from headrace.micro.emulate import Arrays, Emulated, total
 from headrace.micro.firmware import firmware_object, kernel_objects
 from headrace.micro.network import Layer, MicroNetwork, Port, Value
 from headrace.micro.plan import MicroPlan
@@ -49,8 +49,8 @@ def report(plan: MicroPlan) -> dict[str, Any]:
         ],
     }  # fmt: skip
     counted = _counted(plan.program, random_inputs(network), RUN)
-    if total := counted.get("instructions"):
-        facts["multiply_adds_per_instruction"] = round(network.macs / total, 3)
+    if instructions := counted.get("instructions"):
+        facts["multiply_adds_per_instruction"] = round(network.macs / instructions, 3)
     facts |= counted
     facts["layers"] = list(_layers(network))
     return facts
@@ -133,17 +133,18 @@ def _counted(program: Program, given: Arrays, function: str) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
             emulated = Emulated(program, folder)
-            counts = emulated.instructions(given, function)
+            counts = emulated.counts(given, function)
             used = emulated.used(given, function)
     except KernelError as error:
         return {"not_counted": str(error)}
-    total = sum(counts.values())
+    whole = total(counts)
     return {
         "stack_bytes": used.stack_bytes,
-        "instructions": total,
+        "instructions": whole.instructions,
+        "cycles": whole.cycles,
         "kernels": [
-            {"kernel": "(calls)" if name == function else name, "instructions": count,
-             "share": f"{count / total:.1%}"}
-            for name, count in sorted(counts.items(), key=lambda one: -one[1])
+            {"kernel": "(calls)" if name == function else name, "instructions": one.instructions,
+             "cycles": one.cycles, "share": f"{one.cycles / whole.cycles:.1%}"}
+            for name, one in sorted(counts.items(), key=lambda one: -one[1].cycles)
         ],
     }  # fmt: skip

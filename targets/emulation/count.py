@@ -25,7 +25,7 @@ from headrace.atomic_file import write_whole
 from headrace.errors import KernelError
 from headrace.folders import cache_root
 from headrace.targets.bare_metal import board_of
-from headrace.targets.emulation import lmul, unicorn_user, wasm
+from headrace.targets.emulation import lmul, thumb, unicorn_user, wasm
 from headrace.targets.emulation.image import Image, Launch
 from headrace.targets.emulation.machines import NATIVE, command_of
 from headrace.targets.emulation.run import Exchange, link_kernel, program_words, run_image
@@ -140,10 +140,18 @@ def _weighted(counts: Mapping[int, int], target: Target, path: Path, low: int, h
     return sum(weights[address - low] * count for address, count in counts.items())
 
 
+@dataclass(frozen=True)
+class FunctionCounts:
+    """What a function did: instructions, and cycles as the target's `cycles` say."""
+
+    instructions: int
+    cycles: int
+
+
 def count_functions(
     names: Sequence[str], target: Target, machine: str, path: Path, image: Exchange, what: str
-) -> dict[str, int]:
-    """Instructions that functions of a linked program execute, each without those that it calls.
+) -> dict[str, FunctionCounts]:
+    """What functions of a linked program do, each without those that it calls.
 
     Args:
         names: of the functions.
@@ -163,7 +171,14 @@ def count_functions(
     found = {}
     for name, (first, end) in ranges.items():
         own = {address: count for address, count in counts.items() if first <= address < end}
-        found[name] = _weighted(own, target, path, first, end)
+        count = _weighted(own, target, path, first, end)
+        more = 0
+        if target.cycles:
+            known = dict(target.cycles)
+            code = code_between(path, first, end)
+            costs = {first + at: known.get(kind, 1) - 1 for at, kind in thumb.kinds(code)}
+            more = sum(costs.get(address, 0) * n for address, n in own.items())
+        found[name] = FunctionCounts(count, count + more)
     return found
 
 
