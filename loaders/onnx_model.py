@@ -6,7 +6,7 @@ Nothing here runs the model, and no weight is read before `OnnxModel.constant` i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,10 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxMod
     def shape_of(name: str) -> tuple[int, ...] | None:
         return model.shape_and_type(name)[0] if name in weights or name in inline else None
 
+    for owner, nodes in ((proto, _nodes(proto.graph)), *((f, f.node) for f in proto.functions)):
+        versions = {one.domain: one.version for one in owner.opset_import}
+        for node in nodes:
+            _check_left_out(path, node, versions)
     for node in _nodes(proto.graph):
         check_windows(path, node, shape_of)
     return model
@@ -257,6 +261,25 @@ def _check_opsets(path: Path | None, proto: Any) -> None:
             f"{', '.join(sorted(known - {''}))}",
             path=path,
         )
+
+
+def _check_left_out(path: Path | None, node: Any, versions: Mapping[str, int]) -> None:
+    """Inputs that an operator needs are there: onnxruntime 1.32 ends the process otherwise."""
+    if all(node.input) or node.domain not in ("", "ai.onnx"):
+        return
+    version = versions.get("", versions.get("ai.onnx", 1))
+    try:
+        formal = onnx.defs.get_schema(node.op_type, version, "").inputs
+    except onnx.defs.SchemaError:  # the host says so
+        return
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    for i, name in enumerate(node.input):
+        if not name and formal and formal[min(i, len(formal) - 1)].option != optional:
+            raise ModelFileError(
+                f"node {node.name or list(node.output[:1])} ({node.op_type}) lacks its input {i}, "
+                "which this operator needs; export it again",
+                path=path,
+            )
 
 
 def subgraphs(node: Any) -> Iterator[Any]:

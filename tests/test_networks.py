@@ -212,6 +212,24 @@ def test_text_that_is_none_is_refused(tmp_path: Path, name: bytes) -> None:
         headrace.load(path)
 
 
+@pytest.mark.parametrize(
+    ("op", "inputs"), [("Gather", ["x"]), ("Conv", ["x"]), ("Add", ["x", "w", "x"])]
+)
+def test_nodes_of_too_few_or_many_inputs_are_refused(op: str, inputs: list[str]) -> None:
+    nodes = [helper.make_node(op, inputs, ["a"]), helper.make_node("Add", ["a", "w"], ["y"])]
+    constants = {"w": np.ones((1, 4), np.float32)}
+    network = network_of(model_of(nodes, {"x": (FLOAT, [1, 4])}, ["y"], constants))
+    with pytest.raises(HeadraceError, match=op):
+        network({"x": np.zeros((1, 4), np.float32)})
+
+
+@pytest.mark.parametrize("inputs", [["x", "x", ""], ["x", "", "x"]])
+def test_inputs_that_an_operator_needs_are_there(inputs: list[str]) -> None:
+    model = model_of([helper.make_node("Mean", inputs, ["y"])], {"x": (FLOAT, [3])}, ["y"])
+    with pytest.raises(ModelFileError, match=r"Mean.*lacks its input"):  # onnxruntime crashes
+        network_of(model)
+
+
 def test_shape_conflicts_are_refused() -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     w = np.zeros((5, 5), np.float32)

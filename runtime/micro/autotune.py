@@ -67,16 +67,16 @@ class Costs:
         some are counted, which tells all.
         """
         slot = LINES_OF[step.kernel]
-        lines = step.slots[slot]
+        lines = _number(step, slot)
         if lines < 1:
             return self._counted(step)
         one, two = (self._of_rows(_with(step, slot, n)) for n in (1, 2))
         return one + (lines - 1) * (two - one)
 
     def _of_rows(self, step: Step) -> int:
-        if not step.kernel.startswith("matmul") or step.slots[_ROWS] <= 3 * _PERIOD:
+        rows = _number(step, _ROWS)
+        if not step.kernel.startswith("matmul") or rows <= 3 * _PERIOD:
             return self._counted(step)
-        rows = step.slots[_ROWS]
         first = _PERIOD + rows % _PERIOD
         few, more = (self._counted(_with(step, _ROWS, first + n)) for n in (0, _PERIOD))
         return few + (rows - first) // _PERIOD * (more - few)
@@ -103,6 +103,11 @@ class Costs:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, json.dumps(self._known).encode(), durable=False)
             self.counted = 0
+
+
+def _number(step: Step, slot: int) -> int:
+    value = step.slots[slot]
+    return value if isinstance(value, int) else 0
 
 
 def _with(step: Step, slot: int, value: int) -> Step:

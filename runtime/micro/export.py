@@ -60,6 +60,7 @@ def export_program(program: Program, folder: str | Path) -> ExportedProgram:
     return ExportedProgram(tuple(folder / name for name in files), no_image)
 
 
+_MACRO = "HEADRACE"  # what names of macros begin with
 _C_TYPES = {"int8": "int8_t", "int32": "int32_t", "float16": "uint16_t", "float32": "float"}
 _DOES = {
     RUN: "Outputs of the inputs.",
@@ -71,8 +72,8 @@ def header(program: Program) -> str:
     """C declarations of a program's inputs, outputs and functions."""
     lines = [
         f"/* {_comment(program.name)} for {program.target.name}, made by Headrace. */",
-        "#ifndef HEADRACE_NETWORK_H",
-        "#define HEADRACE_NETWORK_H",
+        f"#ifndef {_MACRO}_NETWORK_H",
+        f"#define {_MACRO}_NETWORK_H",
         "",
         "#include <stdint.h>",
         "",
@@ -80,7 +81,7 @@ def header(program: Program) -> str:
         'extern "C" {',
         "#endif",
         "",
-        f"#define HEADRACE_ARENA_BYTES {program.arena_bytes}",
+        f"#define {_MACRO}_ARENA_BYTES {program.arena_bytes}",
         "",
         "/* Memory of all values; inputs may be overwritten by a run. */",
         f"extern uint8_t {ARENA_SYMBOL}[];",
@@ -91,8 +92,8 @@ def header(program: Program) -> str:
             kind = _C_TYPES[str(one.dtype)]
             lines += [
                 f"/* {_comment(one.about)} */",
-                f"#define HEADRACE_{role}_{i}_ELEMENTS {one.n_bytes // one.dtype.itemsize}",
-                f"#define HEADRACE_{role}_{i} (({kind} *)({ARENA_SYMBOL} + {one.offset}))",
+                f"#define {_MACRO}_{role}_{i}_ELEMENTS {one.n_bytes // one.dtype.itemsize}",
+                f"#define {_MACRO}_{role}_{i} (({kind} *)({ARENA_SYMBOL} + {one.offset}))",
                 "",
             ]
     lines += ["/* Once, before anything else. */", f"void {INIT}(void);"]

@@ -393,7 +393,9 @@ def _plain(layer: Layer) -> Layer:
 
 
 def _parameters(layer: Convolution | Depthwise, kind: Kind) -> dict[str, np.ndarray]:
-    return (convolution if isinstance(layer, Convolution) else depthwise).parameters(layer, kind)
+    if isinstance(layer, Convolution):
+        return convolution.parameters(layer, kind)
+    return depthwise.parameters(layer, kind)
 
 
 def _gradient(name: str) -> str:

@@ -22,7 +22,9 @@ _NOT_DECIDED = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli")
 
 def taken_branch(graph: Graph, node: Node) -> list[Node] | None:
     """Nodes of the branch that an `If` takes; None: it is none, or its condition is not known."""
-    if node.op != "If" or node.domain or node.inputs[0] not in graph.constants:
+    if node.op != "If" or node.domain or not node.inputs or not node.outputs:
+        return None
+    if node.inputs[0] not in graph.constants:
         return None
     condition = bool(graph.constants.array(node.inputs[0]).reshape(-1)[0])
     branch = node.attribute("then_branch" if condition else "else_branch")
@@ -93,7 +95,8 @@ class Decisions:
     def __init__(self, graph: Graph, numbers: Sequence[str]) -> None:
         self._graph = graph
         makers = {name: node for node in graph.nodes for name in node.outputs if name}
-        conditions = {node.inputs[0] for node in graph.nodes if node.op == "If" and not node.domain}
+        ifs = [node for node in graph.nodes if node.op == "If" and not node.domain]
+        conditions = {node.inputs[0] for node in ifs if node.inputs}
         behind = {name: list(_behind(graph, makers, numbers, name)) for name in conditions}
         self._conditions = sorted(name for name, nodes in behind.items() if None not in nodes)
         wanted = {id(node) for name in self._conditions for node in behind[name]}

@@ -53,7 +53,8 @@ class Call:
     """
 
     def __init__(self, step: Step, target: Target, memory: Memory) -> None:
-        self.target, self.slots, self._memory = target, step.slots, memory
+        self.target, self._memory = target, memory
+        self.slots: Slots = step.slots
         self._meaning, self.kind = _MEANINGS[step.kernel]
         self._dtype = dtype_of(self.kind)
         self.size = self._dtype.itemsize
@@ -83,7 +84,7 @@ class Call:
 
     def bounds(self, slot: int) -> Bounds:
         """Those behind the slot that says whether there are any."""
-        return tuple(self.slots[slot + 1 : slot + 3]) if self.slots[slot] else UNBOUNDED  # type: ignore[return-value]
+        return tuple(self.slots[slot + 1 : slot + 3]) if self.slots[slot] else UNBOUNDED
 
 
 def _matmul_operands(slots: Slots, size: int) -> list[Operand]:
@@ -243,7 +244,7 @@ def _meanings() -> Iterator[tuple[str, tuple[Callable[[Call], None], Kind]]]:
 
 
 _MEANINGS = dict(_meanings())
-_OPERANDS = {
+_OPERANDS: dict[Callable[[Call], None], Callable[[Slots, int], list[Operand]]] = {
     _matmul: _matmul_operands,
     _pad: _pad_operands,
     _depthwise: _depthwise_operands,
@@ -266,14 +267,16 @@ def operands_of(step: Step) -> list[Operand]:
 def touched_bytes(step: Step) -> int:
     """Bytes that a call of a convolution reads or writes, each counted once."""
     _, kind = _MEANINGS[step.kernel]
-    size, seen = dtype_of(kind).itemsize, {}
+    size = dtype_of(kind).itemsize
+    slots: Slots = step.slots
+    seen: dict[str, list[np.ndarray]] = {}
     for one in operands_of(step):
-        at = step.slots[one.slot]
+        at = slots[one.slot]
         places = np.array([at.offset])
         for n, stride in zip(one.shape, one.strides, strict=True):
             places = np.unique(places[:, None] + np.arange(n) * stride)
         seen.setdefault(at.name, []).append(places)
-    return sum(np.unique(np.concatenate(places)).size * size for places in seen.values())
+    return sum(int(np.unique(np.concatenate(all_of)).size) * size for all_of in seen.values())
 
 
 def run(steps: tuple[Step, ...], target: Target, memory: Memory) -> None:

@@ -8,7 +8,7 @@ are fewer channels than a vector has, elements are stored one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -409,7 +409,7 @@ def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Cas
             start = rng.standard_normal(n).astype(dtype)
             c = np.zeros((rows, columns, n), dtype)
             block = Convolved(
-                x, w, start, c, *c.shape, *windows.taps, x.strides[1], x.strides[0], w.strides[1],
+                x, w, start, c, rows, columns, n, *windows.taps, x.strides[1], x.strides[0], w.strides[1],
                 w.strides[0], windows.strides[1] * x.strides[1], windows.strides[0] * x.strides[0],
                 c.strides[1], c.strides[0], bounds,
             )  # fmt: skip
@@ -436,6 +436,10 @@ def _gradient_cases(kind: Kind, target: Target, rng: np.random.Generator) -> Ite
             yield Case(list(block.slots), [(c, expected)], 0, label)
 
 
+def _build(make: Callable[[Numbers], KernelFunction], kind: Kind, target: Target) -> KernelFunction:
+    return make(numbers_of(target, kind))
+
+
 def all_kernels() -> list[Kernel]:
     """Both for each kind of number."""
     rows = (
@@ -445,10 +449,10 @@ def all_kernels() -> list[Kernel]:
     return [
         Kernel(
             names[kind],
-            lambda target, kind=kind, build=build: build(numbers_of(target, kind)),
+            partial(_build, make, kind),
             (__name__, numbers_of.__module__),
             partial(cases, kind),
         )
-        for names, build, cases in rows
+        for names, make, cases in rows
         for kind in KINDS
     ]

@@ -251,14 +251,16 @@ def _cases(operation: str, kind: Kind, target: Target, rng: np.random.Generator)
             yield Case([a, b, c, n, *constants], [(c, expected)], 0, f"{n} in place: {in_place}")
 
 
+def _build(operation: str, kind: Kind, target: Target) -> KernelFunction:
+    return _kernel(arithmetic_of(target, kind, operation), OPERATIONS[operation])
+
+
 def all_kernels() -> list[Kernel]:
     """Each for each kind of number."""
     return [
         Kernel(
             name_of(name, kind),
-            lambda target, kind=kind, name=name: _kernel(
-                arithmetic_of(target, kind, name), OPERATIONS[name]
-            ),
+            partial(_build, name, kind),
             (__name__, numbers_of.__module__, exponential.__module__),
             partial(_cases, name, kind),
         )

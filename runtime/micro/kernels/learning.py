@@ -12,7 +12,7 @@ all chips.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -247,18 +247,22 @@ def _rescale_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             yield Case([state, 10.0], [(state, expected)], 0, f"{scale} {good} {bad}")
 
 
+def _build(
+    make: Callable[[Numbers], KernelFunction], kind: Kind, wide: bool, target: Target
+) -> KernelFunction:
+    return make(numbers_of(target, kind, wide=wide))
+
+
 def all_kernels() -> list[Kernel]:
     """Losses, checks and updates for each kind of number, and one for scales."""
     rows = [
         Kernel(
             names[kind],
-            lambda target, kind=kind, build=build, wide=wide: build(
-                numbers_of(target, kind, wide=wide)
-            ),
+            partial(_build, make, kind, wide),
             (__name__, numbers_of.__module__),
             partial(cases, kind),
         )
-        for names, build, cases, wide in (
+        for names, make, cases, wide in (
             (LOSS, _loss, _loss_cases, True),
             (FINITE, _finite, _finite_cases, False),
             (UPDATE, _update, _update_cases, True),

@@ -323,6 +323,10 @@ def variant(kind: Kind, rows: int, vectors: int) -> str:
     return f"matmul_{kind}_{rows}x{vectors}"
 
 
+def _build(kind: Kind, block: tuple[int, int] | None, target: Target) -> KernelFunction:
+    return _product(numbers_of(target, kind), *(block or (_rows(target), 2)))
+
+
 def all_kernels() -> list[Kernel]:
     """For each kind of number a product whose blocks fit a target's registers, and others."""
     blocks: list[tuple[str, Kind, tuple[int, int] | None]] = [
@@ -332,9 +336,7 @@ def all_kernels() -> list[Kernel]:
     return [
         Kernel(
             name,
-            lambda target, kind=kind, block=block: _product(
-                numbers_of(target, kind), *(block or (_rows(target), 2))
-            ),
+            partial(_build, kind, block),
             (__name__, numbers_of.__module__),
             partial(_cases, kind),
         )

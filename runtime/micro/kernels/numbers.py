@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.targets import simd
-from headrace.targets.fp16 import HALF, SINGLE, Arithmetic, Values
+from headrace.targets.fp16 import HALF, SINGLE, Arithmetic, FloatFormat, Values
 from headrace.targets.target import Target
 
 Kind = Literal["half", "single"]
@@ -52,7 +52,7 @@ class Numbers:
     @property
     def bytes(self) -> int:
         """Of a number."""
-        return storage_of(self.kind).dtype.itemsize
+        return dtype_of(self.kind).itemsize
 
     def rounded(self, x: Values) -> Values:
         """What is stored of results."""
@@ -63,7 +63,7 @@ class Numbers:
         return Arithmetic(storage_of(self.kind)).stored(self.rounded(x))
 
 
-def storage_of(kind: Kind) -> Any:
+def storage_of(kind: Kind) -> FloatFormat:
     """The format that numbers are stored in."""
     return HALF if kind == "half" else SINGLE
 

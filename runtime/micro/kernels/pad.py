@@ -103,14 +103,17 @@ def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Cas
         yield Case(block, [(found, expected)], 0, f"{rows}x{n} {sides} {lines}")
 
 
+def _build(kind: Kind, target: Target) -> KernelFunction:
+    vectors = target.vector_bytes == 16
+    return _pad(kind, 16 // dtype_of(kind).itemsize if vectors else 4)
+
+
 def all_kernels() -> list[Kernel]:
     """One copy for each kind of number."""
     return [
         Kernel(
             name,
-            lambda target, kind=kind: _pad(
-                kind, 16 // dtype_of(kind).itemsize if target.vector_bytes == 16 else 4
-            ),
+            partial(_build, kind),
             (__name__, numbers_of.__module__),
             partial(_cases, kind),
         )

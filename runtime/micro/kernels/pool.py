@@ -222,14 +222,16 @@ def _cases(
         yield Case(block, [(dx, expected)], 0, label)
 
 
+def _build(pool: str, gradient: bool, kind: Kind, target: Target) -> KernelFunction:
+    return _kernel(numbers_of(target, kind, wide=True), pool == "mean", gradient)
+
+
 def all_kernels() -> list[Kernel]:
     """Both pools and their gradients for each kind of number."""
     return [
         Kernel(
             name_of(pool, kind, gradient=gradient),
-            lambda target, kind=kind, pool=pool, gradient=gradient: _kernel(
-                numbers_of(target, kind, wide=True), pool == "mean", gradient
-            ),
+            partial(_build, pool, gradient, kind),
             (__name__, numbers_of.__module__),
             partial(_cases, pool, gradient, kind),
         )

@@ -127,12 +127,16 @@ def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Cas
             yield Case([x, c, pixels, n, beta], [(c, expected)], 0, f"{pixels}x{n} {beta}")
 
 
+def _build(kind: Kind, target: Target) -> KernelFunction:
+    return _softmax(numbers_of(target, kind, wide=True))
+
+
 def all_kernels() -> list[Kernel]:
     """One for each kind of number."""
     return [
         Kernel(
             name,
-            lambda target, kind=kind: _softmax(numbers_of(target, kind, wide=True)),
+            partial(_build, kind),
             (__name__, numbers_of.__module__),
             partial(_cases, kind),
         )

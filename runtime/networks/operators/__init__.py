@@ -77,7 +77,7 @@ def operation_for(graph: Graph, node: Node) -> Operation | None:
     maker = OPERATORS.get(key_of(node))
     try:
         found = None if maker is None else maker(graph, node)
-    except IndexError:  # it lacks inputs or outputs: the host says so
+    except (IndexError, ValueError):  # it lacks inputs or outputs: the host says so
         return None
     if found is None or not all(_lies(graph, node, one) for one in (found, *found.also)):
         return None

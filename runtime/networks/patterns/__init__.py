@@ -62,7 +62,7 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
     for i, node in enumerate(graph.nodes):
         try:
             instead = pattern(matcher, node)
-        except IndexError:  # a node lacks inputs or outputs: the host says so
+        except (IndexError, ValueError):  # a node lacks inputs or outputs: the host says so
             continue
         if instead and all(_runs(graph, one) for one in instead):
             made[i] = instead
