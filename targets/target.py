@@ -74,8 +74,8 @@ class Target:
     # Emulators of CPUs that must run it (the weakest first) and of some that must refuse to.
     machines: tuple[str, ...] = ()
     too_old: tuple[str, ...] = ()
-    # Of a microcontroller: cycles of kinds of instructions (`headrace.targets.emulation.thumb`) that
-    # take more than one, from its manual, without waits for memory.
+    # Of a microcontroller: cycles of kinds of instructions (`targets/emulation/thumb.py`) that take
+    # more than one, from its manual, without waits for memory.
     cycles: tuple[tuple[str, int], ...] = ()
     load_primitives: Callable[[], Mapping[str, Callable[..., Any]]] = _no_primitives
 
