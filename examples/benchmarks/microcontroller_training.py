@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from headrace.micro.autotune import FAST_BYTES, tuned_step
-from headrace.micro.emulate import EmulatedNetwork
+from headrace.micro.emulate import Emulated
 from headrace.micro.half.machine import macs_of, touched_bytes
-from headrace.micro.kernels.numbers import KINDS, Kind, dtype_of
+from headrace.micro.kernels.numbers import KINDS
 from headrace.micro.network import Convolution, Depthwise, MicroNetwork, Port, Value, Windows
+from headrace.micro.program import TRAIN
 from headrace.micro.reading import read_network
 from headrace.micro.training import Learning, Trained, TrainingStep, training_step
-from headrace.micro.training_plan import as_halves, first_arrays, plan_training
+from headrace.micro.training_plan import plan_training
 from headrace.targets.target import Target, microcontrollers
 
 
@@ -42,17 +43,13 @@ def convolutions() -> MicroNetwork:
     return MicroNetwork("two convolutions", tuple(layers), (ports[0],), (ports[1],))
 
 
-def counted(name: str, step: TrainingStep, target: Target, kind: Kind) -> tuple[int, int]:
+def counted(network: MicroNetwork, step: TrainingStep, target: Target) -> tuple[int, int]:
     """Instructions of a step, and bytes of SRAM that it takes."""
-    plan, rng = plan_training(name, step, target), np.random.default_rng(0)
-    arrays = first_arrays(step)
-    for port in plan.network.inputs:
-        if port.name in step.given:
-            numbers = rng.random(port.value.elements * 2 // dtype_of(kind).itemsize)
-            arrays[port.name] = as_halves(numbers.astype(dtype_of(kind)))
+    program, rng = plan_training(network, target, step).program, np.random.default_rng(0)
+    arrays = {one.name: rng.random(one.shape).astype(one.dtype) for one in program.inputs}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
-        counts = EmulatedNetwork(plan, folder).instructions(arrays)
-    return sum(counts.values()), plan.arena_bytes
+        counts = Emulated(program, folder).instructions(arrays, TRAIN)
+    return sum(counts.values()), program.arena_bytes
 
 
 def progress(done: int, of: int, what: str) -> None:
@@ -84,7 +81,7 @@ def main() -> None:
             step = training_step(network, target, how, kind=kind)
             if given.tune:
                 step = tuned_step(network, target, how, kind=kind, progress=progress)
-            instructions, sram = counted(network.name, step, target, kind)
+            instructions, sram = counted(network, step, target)
             macs, touched = sum(map(macs_of, step.steps)), max(map(touched_bytes, step.steps))
             totals.append(instructions)
             print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from headrace.errors import UnsupportedError
 from headrace.micro import half
 from headrace.micro.arithmetic import computed
-from headrace.micro.emulate import emulated
+from headrace.micro.emulate import Emulated
 from headrace.micro.half.windows import Tile
 from headrace.micro.network import (
     Activation,
@@ -138,7 +139,8 @@ def test_a_network_bit_for_bit(target_name: str, which: str) -> None:
     (name,) = (port.value.name for port in network.outputs)
     expected = computed(network, target, given)[name]
     assert np.isfinite(expected).all() and len(set(expected.ravel())) > 3
-    (found,) = emulated(plan_network(network, target), [given])
+    with tempfile.TemporaryDirectory() as folder:
+        (found,) = Emulated(plan_network(network, target).program, folder).run([given])
     assert found[name].tobytes() == expected.tobytes()
     exact = plain(network, x)
     assert np.abs(expected - exact).max() < 0.02 * np.abs(exact).max()

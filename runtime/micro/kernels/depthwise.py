@@ -409,8 +409,9 @@ def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Cas
             start = rng.standard_normal(n).astype(dtype)
             c = np.zeros((rows, columns, n), dtype)
             block = Convolved(
-                x, w, start, c, rows, columns, n, *windows.taps, x.strides[1], x.strides[0], w.strides[1],
-                w.strides[0], windows.strides[1] * x.strides[1], windows.strides[0] * x.strides[0],
+                x, w, start, c, rows, columns, n, *windows.taps, x.strides[1], x.strides[0],
+                w.strides[1], w.strides[0], windows.strides[1] * x.strides[1],
+                windows.strides[0] * x.strides[0],
                 c.strides[1], c.strides[0], bounds,
             )  # fmt: skip
             expected = reference(numbers, seen, w, start, bounds)
