@@ -38,8 +38,8 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if not port.is_real:
         found: np.ndarray = (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
         return found
-    whole = np.rint(image.astype(np.float64) / codes.scale) + codes.zero
-    return np.clip(whole, -128, 127).astype(np.int8)
+    whole: np.ndarray = np.rint(image.astype(np.float64) / codes.scale) + codes.zero
+    return whole.clip(-128, 127).astype(np.int8)
 
 
 def from_chip(network: MicroNetwork, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -22,7 +22,8 @@ def _bias(layer: Sums) -> np.ndarray:
     bias = layer.bias.astype(np.int64) - codes_of(layer.reads[0]).zero * weights.sum(1)
     if (np.abs(bias) + 128 * np.abs(weights).sum(1) >= 2**31).any():
         raise UnsupportedError(f"layer {layer.name}: its sums may be more than 32 bits hold")
-    return bias.astype(np.int32)
+    found: np.ndarray = bias.astype(np.int32)
+    return found
 
 
 def computed(layer: Sums, target: Target, codes: np.ndarray) -> np.ndarray:
