@@ -55,6 +55,11 @@ def lowered(layer: Layer, target: Target) -> Lowered:
     if isinstance(layer, View):
         return Lowered((), over=(layer.reads[0].name,))
     numbers = INT8 if layer.reads[0].codes is not None else HALF
+    if numbers is HALF and not target.floats:
+        raise UnsupportedError(
+            f"{target.name} has no floating-point unit, and the network is of real numbers: "
+            "quantise it to INT8 (`headrace compress x.onnx y.onnx --format int8`)"
+        )
     make = numbers.lowered.get(type(layer))
     if make is None:
         raise UnsupportedError(

@@ -165,6 +165,8 @@ class _Builder:
         self._check()
 
     def _check(self) -> None:
+        if not self.target.floats:
+            raise UnsupportedError(f"{self.target.name} has no floating-point unit to learn with")
         known = {layer.name: layer for layer in self.network.layers}
         if self.network.is_quantised or len(self.network.inputs) != 1:
             raise UnsupportedError("networks of real numbers with one input are trained")

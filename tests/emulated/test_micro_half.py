@@ -32,7 +32,7 @@ from headrace.micro.plan import plan_network
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.target import microcontrollers
 
-TARGETS = microcontrollers()
+TARGETS = {name: chip for name, chip in microcontrollers().items() if chip.floats}
 
 
 class Layers:

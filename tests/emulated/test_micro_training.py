@@ -37,7 +37,7 @@ from headrace.targets.emulation.count import count_instructions, plugin
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.target import Target, microcontrollers
 
-TARGETS = microcontrollers()
+TARGETS = {name: chip for name, chip in microcontrollers().items() if chip.floats}
 
 
 def small_pools() -> MicroNetwork:

@@ -11,7 +11,7 @@ import pytest
 from headrace.errors import KernelError
 from headrace.micro.kernels import matmul
 from headrace.micro.kernels.numbers import numbers_of
-from headrace.micro.kernels.table import kernel_table
+from headrace.micro.kernels.table import kernel_table, kernels_of
 from headrace.targets.bare_metal import board_of
 from headrace.targets.compare import check
 from headrace.targets.compiler import compile_kernel
@@ -35,10 +35,9 @@ def code_of(target_name: str, kernel: str) -> bytes:
     return compile_kernel(row.build(target), target, kernel)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
-    ("target_name", "machine"),
-    [(t.name, machine) for t in TARGETS.values() for machine in t.machines],
+    ("target_name", "machine", "kernel"),
+    [(t.name, m, kernel) for t in TARGETS.values() for m in t.machines for kernel in kernels_of(t)],
 )
 def test_every_case_bit_for_bit(target_name: str, machine: str, kernel: str) -> None:
     needed(machine)

@@ -10,7 +10,7 @@ import pytest
 from tflite_networks import residual
 
 from headrace.cli import main
-from headrace.errors import KernelError
+from headrace.errors import KernelError, UnsupportedError
 from headrace.micro.arithmetic import computed
 from headrace.micro.choice import plan_within
 from headrace.micro.emulate import Emulated, total
@@ -48,6 +48,10 @@ def test_a_chip_gives_what_numpy_does(dtype: str, chip: str, tmp_path: Path) -> 
     needed(target.machines[0])
     path, array = written(dtype, tmp_path)
     network = read_network(path)
+    if dtype == "float32" and not target.floats:
+        with pytest.raises(UnsupportedError, match="cortex-m3 has no floating-point unit"):
+            plan_network(network, target)
+        return
     runs = [to_chip(network, {"image": one}) for one in (array, -array)]
     plan = plan_network(network, target)
     program = Emulated(plan.program, tmp_path)

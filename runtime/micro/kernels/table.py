@@ -22,28 +22,29 @@ from headrace.micro.kernels import (
     turn,
 )
 from headrace.targets.table import Kernel
+from headrace.targets.target import Target
 
-_MODULES = (
+_OF_CODES = (
     add_i8,
     convolution_i8,
-    depthwise,
     depthwise_i8,
-    elementwise,
-    learning,
     lookup_i8,
-    matmul,
     matmul_i8,
     move,
-    pad,
-    pool,
     pool_i8,
-    softmax,
     softmax_i8,
     sums_i8,
-    turn,
 )
+_OF_NUMBERS = (depthwise, elementwise, learning, matmul, pad, pool, softmax, turn)
 
 
 def kernel_table() -> dict[str, Kernel]:
-    """Every kernel by name; tests loop over it."""
-    return {row.name: row for module in _MODULES for row in module.all_kernels()}
+    """Every kernel by name."""
+    modules = (*_OF_CODES, *_OF_NUMBERS)
+    return {row.name: row for module in modules for row in module.all_kernels()}
+
+
+def kernels_of(target: Target) -> dict[str, Kernel]:
+    """Those that run on a chip: without a floating-point unit, only those of codes."""
+    modules = (*_OF_CODES, *(_OF_NUMBERS if target.floats else ()))
+    return {row.name: row for module in modules for row in module.all_kernels()}
