@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from headrace.errors import KernelError
 from headrace.kernels import attention
 from headrace.kernels.table import kernel_table
+from headrace.micro.kernels.table import kernel_table as micro_kernel_table
 from headrace.targets.cache import KernelStore
 from headrace.targets.table import Kernel
-from headrace.targets.target import all_targets
+from headrace.targets.target import all_targets, microcontrollers
 
 Pair = tuple[str, str]  # (kernel, target)
 
@@ -31,6 +32,7 @@ def all_rows() -> dict[str, Kernel]:
 def compile_ahead(pairs: Iterable[Pair]) -> None:
     """Compile what is missing, target by target; what fails will fail again in its test."""
     rows, targets = all_rows(), all_targets()
+    chip_rows, chips = micro_kernel_table(), microcontrollers()
     wanted: dict[str, set[str]] = {}
     for name, target in pairs:
         wanted.setdefault(target, set()).add(name)
@@ -41,7 +43,8 @@ def compile_ahead(pairs: Iterable[Pair]) -> None:
                 print(f"compiling {total} kernels for {target} ...", flush=True)
 
         try:
-            store = KernelStore(targets[target], PROCESSES)
-            store.objects([rows[name] for name in sorted(names)], report)
+            known = chip_rows if target in chips else rows
+            store = KernelStore((chips if target in chips else targets)[target], PROCESSES)
+            store.objects([known[name] for name in sorted(names)], report)
         except KernelError as error:
             print(error, flush=True)

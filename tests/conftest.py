@@ -50,6 +50,10 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     for item in session.items:
         if item.path.name in KERNEL_TESTS and isinstance(item, pytest.Function):
             wanted.add((item.callspec.params["name"], item.callspec.params["target_name"]))
+        if item.path.name == "test_microcontrollers.py" and isinstance(item, pytest.Function):
+            values = getattr(getattr(item, "callspec", None), "params", {})
+            if "kernel" in values:
+                wanted.add((values["kernel"], values["target_name"]))
         if item.path.name == "test_families.py" and isinstance(item, pytest.Function):
             parameters = getattr(item, "callspec", None)
             values = parameters.params if parameters else {}

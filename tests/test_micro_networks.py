@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,30 @@ from onnx_models import FLOAT, model_of, save
 from tflite_networks import made, residual
 
 from headrace.errors import BudgetError, UnsupportedError
-from headrace.micro import half
+from headrace.micro import half, int8
+from headrace.micro.arithmetic import computed
 from headrace.micro.choice import plan_within
-from headrace.micro.jobs import ByRows, windows_of
-from headrace.micro.network import Activation, Add, Convolution, Depthwise, Pool, View
+from headrace.micro.jobs import ByRows, bands_of
+from headrace.micro.kernels import move
+from headrace.micro.lowered import At
+from headrace.micro.network import (
+    Activation,
+    Add,
+    Codes,
+    Convolution,
+    Depthwise,
+    Layer,
+    MicroNetwork,
+    Pool,
+    Port,
+    Value,
+    View,
+    Windows,
+)
 from headrace.micro.packing import ALIGNED, Life, packed
 from headrace.micro.plan import plan_network
 from headrace.micro.reading import read_network
+from headrace.micro.schedule import Schedule
 from headrace.targets.target import microcontrollers
 
 CHIP = microcontrollers()["cortex-m55"]
@@ -151,9 +169,9 @@ def test_rows_are_made_once_and_read_when_they_are_there(tmp_path: Path) -> None
     network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))
     layers = network.layers[:5]
     for height in (1, 3):
-        windows = windows_of(layers, height)
+        bands = bands_of(layers, height)
         for i, layer in enumerate(layers):
-            rows = [row for band in windows.made if i in band for row in range(*band[i])]
+            rows = [row for band in bands.made if i in band for row in range(*band[i])]
             needed = layer.makes.image[0] if i == len(layers) - 1 else max(rows) + 1
             assert rows == list(range(needed))
 
@@ -172,3 +190,108 @@ def test_a_budget_is_held_or_refused(tmp_path: Path) -> None:
     assert plan_network(network, CHIP, found.by_rows).arena_bytes == least
     with pytest.raises(UnsupportedError, match="cannot run by rows"):
         plan_network(network, CHIP, (ByRows(2, 4, 1),))
+
+
+def in_memory(
+    network: MicroNetwork, ways: Sequence[ByRows], x: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Outputs, each job computed by numpy where its values lie in one piece of memory."""
+    schedule = Schedule(network, CHIP, ways)
+    packing = packed(schedule.pieces())
+    arena = np.random.default_rng(1).integers(0, 256, packing.n_bytes + 64).astype(np.uint8)
+
+    def view(at: At, n_bytes: int) -> np.ndarray:
+        base = schedule.bases[at.name]
+        begin = packing.offsets[base.name] + base.offset + at.offset
+        assert begin + n_bytes <= packing.n_bytes
+        return arena[begin : begin + n_bytes]
+
+    given = network.inputs[0].value
+    view(At(given.name), given.elements)[:] = x.reshape(-1).view(np.uint8)
+    for job, _ in schedule.jobs:
+        if job.layer is None:
+            moved = view(job.at[move.FROM], job.moved_bytes).copy()
+            view(job.at[move.TO], job.moved_bytes)[:] = moved
+            continue
+        reads = [
+            view(job.at[value.name], value.elements).view(np.int8).reshape(value.shape).copy()
+            for value in job.layer.reads
+        ]
+        made = int8.COMPUTED[type(job.layer)](job.layer, CHIP, *reads)
+        view(job.at[job.layer.makes.name], made.size)[:] = made.reshape(-1).view(np.uint8)
+    return {
+        p.value.name: view(At(p.value.name), p.value.elements).view(np.int8).reshape(p.value.shape)
+        for p in network.outputs
+    }
+
+
+@st.composite
+def chains(draw: Any) -> tuple[MicroNetwork, tuple[ByRows, ...]]:
+    """Convolutions, pools and sums over earlier values, and some of them by rows."""
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    shape = (draw(st.integers(4, 13)), draw(st.integers(3, 6)), draw(st.integers(1, 3)))
+    value = Value("x", shape, Codes(0.05, 3))
+    layers: list[Layer] = []
+    before = [value]
+    for i in range(draw(st.integers(1, 5))):
+        kind = draw(st.sampled_from(("convolution", "depthwise", "most", "mean", "add")))
+        taps, strides = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+        rows, columns, channels = value.image
+        pads = draw(st.integers(0, taps - 1))
+        made = [max(1, -(-(size + pads - taps + 1) // strides)) for size in (rows, columns)]
+        windows = Windows((taps, taps), (strides, strides), (pads, pads))
+        name = f"layer {i}"
+        codes = Codes(0.07, -5)
+        same = [one for one in before if one.shape == value.shape and one is not value]
+        if kind == "add" and same:
+            makes = Value(f"v{i}", value.shape, codes)
+            layers.append(Add(name, (value, draw(st.sampled_from(same))), makes, (-3.0, np.inf)))
+        elif kind == "convolution":
+            out = draw(st.integers(1, 4))
+            makes = Value(f"v{i}", (*made, out), codes)
+            w = rng.integers(-127, 128, (out, taps, taps, channels)).astype(np.int8)
+            bias = rng.integers(-999, 999, out).astype(np.int32)
+            layers.append(
+                Convolution(name, (value,), makes, w, bias, np.full(out, 0.01, np.float32), windows)
+            )
+        elif kind == "depthwise":
+            makes = Value(f"v{i}", (*made, channels), codes)
+            w = rng.integers(-127, 128, (taps, taps, channels)).astype(np.int8)
+            bias = rng.integers(-999, 999, channels).astype(np.int32)
+            scales = np.full(channels, 0.01, np.float32)
+            layers.append(Depthwise(name, (value,), makes, w, bias, scales, windows))
+        else:
+            makes = Value(f"v{i}", (*made, channels), value.codes)
+            layers.append(
+                Pool(name, (value,), makes, "most" if kind == "most" else "mean", windows)
+            )
+        before.append(value)
+        value = layers[-1].makes
+    ends = [port("x", before[0]), port("y", value)]
+    network = MicroNetwork("chain", tuple(layers), (ends[0],), (ends[1],))
+    ways, at = [], 0
+    while at < len(layers):
+        last = draw(st.integers(at + 1, len(layers)))
+        if draw(st.booleans()):
+            ways.append(ByRows(at, last, draw(st.integers(1, 3))))
+        at = last
+    return network, tuple(ways)
+
+
+def port(name: str, value: Value) -> Port:
+    return Port(name, (1, *value.shape), value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(chains())
+def test_rows_and_places_change_nothing(made: tuple[MicroNetwork, tuple[ByRows, ...]]) -> None:
+    network, ways = made
+    x = np.random.default_rng(0).integers(-128, 128, network.inputs[0].value.shape).astype(np.int8)
+    expected = computed(network, CHIP, {"x": x})[network.outputs[0].value.name]
+    for some in ((), ways):
+        try:
+            (found,) = in_memory(network, some, x).values()
+        except UnsupportedError as error:
+            assert some and "cannot run by rows" in str(error)
+            continue
+        np.testing.assert_array_equal(found, expected)

@@ -15,7 +15,7 @@ from typing import Any
 
 from headrace.micro.kernels.move import FROM, TO
 from headrace.micro.lowered import At
-from headrace.micro.network import Layer, Value, View
+from headrace.micro.network import Depthwise, Layer, Value, View
 
 Range = tuple[int, int]  # rows: the first one, and the one behind the last
 
@@ -53,7 +53,7 @@ class ByRows:
 
 
 @dataclass
-class Windows:
+class Bands:
     """Rows of values while layers run by rows.
 
     Attributes:
@@ -70,17 +70,17 @@ def rows_read(layer: Layer, value: Value, rows: Range) -> Range:
     windows = getattr(layer, "windows", None)
     if windows is None:
         return rows
-    i = 0
-    stride, pad = windows.strides[i], windows.pads[i]
-    reach = (windows.taps[i] - 1) * windows.dilations[i] + 1
+    stride, pad = windows.strides[0], windows.pads[0]
+    reach = (windows.taps[0] - 1) * windows.dilations[0] + 1
     begin, end = rows[0] * stride - pad, (rows[1] - 1) * stride - pad + reach
     return max(0, begin), min(value.image[0], end)
 
 
 def can_run_by_rows(layers: Sequence[Layer]) -> bool:
     """Whether each makes rows of rows, and reads what one of them makes, or the first reads."""
-    (given,) = {value.name for value in layers[0].reads} if layers[0].reads else {""}
-    known = {given}
+    known = {value.name for value in layers[0].reads}
+    if len(known) != 1:
+        return False
     for layer in layers:
         images = all(len(value.shape) == 3 for value in (*layer.reads, layer.makes))
         if isinstance(layer, View) or not images:
@@ -91,9 +91,9 @@ def can_run_by_rows(layers: Sequence[Layer]) -> bool:
     return True
 
 
-def windows_of(layers: Sequence[Layer], rows: int) -> Windows:
+def bands_of(layers: Sequence[Layer], rows: int) -> Bands:
     """Which rows are made and needed, band after band; layers by their place among these."""
-    found = Windows()
+    found = Bands()
     last = layers[-1]
     done = [0] * len(layers)
     for begin in range(0, last.makes.image[0], rows):
@@ -124,6 +124,8 @@ def part_of(layer: Layer, rows: Range, reads: Sequence[Value], makes: Value) -> 
     if windows is not None:
         above = max(0, windows.pads[0] - rows[0] * windows.strides[0])
         changes["windows"] = replace(windows, pads=(above, windows.pads[1]))
+    if isinstance(layer, Depthwise):
+        changes["whole"] = layer.makes.image[:2]
     return replace(layer, **changes)
 
 
@@ -154,7 +156,7 @@ def jobs_by_rows(
         first layer's input has to begin, if they share a piece.
     """
     given, result = layers[0].reads[0], layers[-1].makes
-    windows = windows_of(layers, rows)
+    bands = bands_of(layers, rows)
     between = {layer.makes.name: layer.makes for layer in layers[:-1]}
     held: dict[str, Range] = dict.fromkeys(between, (0, 0))
     most = dict.fromkeys(between, 0)
@@ -162,13 +164,13 @@ def jobs_by_rows(
     above = 0
     # A layer that reads the input itself may not write over what it reads.
     at_once = any(value.name == given.name for value in layers[-1].reads)
-    for band, made in enumerate(windows.made):
-        later = _later(windows, band + (not at_once), given.name, given.image[0])
+    for band, made in enumerate(bands.made):
+        later = _later(bands, band + (not at_once), given.name, given.image[0])
         for i, span in made.items():
             layer = layers[i]
             name = layer.makes.name
             if name in between:
-                keep = _later(windows, band, name, span[0])
+                keep = _later(bands, band, name, span[0])
                 jobs += _moved(layer.makes, held, keep, first + i, item)
                 held[name] = (held[name][0], span[1])
                 most[name] = max(most[name], span[1] - held[name][0])
@@ -180,9 +182,9 @@ def jobs_by_rows(
     return jobs, sizes, above
 
 
-def _later(windows: Windows, band: int, name: str, end: int) -> int:
+def _later(bands: Bands, band: int, name: str, end: int) -> int:
     """The first row of a value that a band or one behind it reads."""
-    return min((one[name][0] for one in windows.needed[band:] if name in one), default=end)
+    return min((one[name][0] for one in bands.needed[band:] if name in one), default=end)
 
 
 def _moved(value: Value, held: dict[str, Range], keep: int, index: int, item: int) -> Iterator[Job]:

@@ -150,6 +150,8 @@ class Depthwise(Layer):
         weights: [rows, columns, made], int8 or float32; made channel i reads channel
             i // (made / read).
         bias, scales, bounds: as of `Convolution`.
+        whole: rows and columns that the layer makes, where this makes some of its rows: sums are
+            taken in an order that may depend on them.
     """
 
     weights: np.ndarray
@@ -157,6 +159,7 @@ class Depthwise(Layer):
     scales: np.ndarray | None
     windows: Windows
     bounds: tuple[float, float] = UNBOUNDED
+    whole: tuple[int, int] | None = None
 
     @property
     def macs(self) -> int:

@@ -133,7 +133,7 @@ class Schedule:
                 name: At(one.name + _ROWS if one.name in sizes else one.name, one.offset)
                 for name, one in job.at.items()
             }
-            placed = Job(job.layer, at, job.index)
+            placed = Job(job.layer, at, job.index, job.moved_bytes)
             part = move.lowered(job.moved_bytes) if job.layer is None else self._lowered(job.layer)
             self._add(placed, part)
 

@@ -88,7 +88,8 @@ def test_rows_give_the_same_in_less_memory(dtype: str, tmp_path: Path) -> None:
         assert {k: v.tobytes() for k, v in found.items()} == {
             k: v.tobytes() for k, v in expected.items()
         }
-        assert is_as_planned(program.used(given).arena_bytes, plan)
+        # What some rows take for themselves is less than what the most of them do.
+        assert 0.9 * plan.arena_bytes < program.used(given).arena_bytes <= plan.arena_bytes
     if dtype == "float32":
         assert plan_within(network, target, int(0.7 * whole.arena_bytes)).by_rows
 

@@ -25,12 +25,16 @@ def dense(layer: Layer) -> Layer:
     weights = np.zeros((made, *taps, read), layer.weights.dtype)
     channels = np.arange(made)
     weights[channels, :, :, channels // (made // read)] = layer.weights.transpose(2, 0, 1)
-    kept = {one.name: getattr(layer, one.name) for one in fields(layer) if one.name != "weights"}
+    kept = {
+        one.name: getattr(layer, one.name)
+        for one in fields(layer)
+        if one.name not in ("weights", "whole")
+    }
     return Convolution(**kept, weights=weights)
 
 
-def goes_down(made: tuple[int, int]) -> bool:
-    """Whether sums that are added up at once, and taps in order, go from row to row.
+def suits_down(made: tuple[int, int]) -> bool:
+    """Whether so many rows and columns take fewer blocks of sums from row to row.
 
     Kernels take 4, 2 and 1 neighbours of a line.
     """
@@ -39,6 +43,14 @@ def goes_down(made: tuple[int, int]) -> bool:
         return lines * (n // 4 + n % 4 // 2 + n % 2)
 
     return blocks(made[1], made[0]) < blocks(made[0], made[1])
+
+
+def goes_down(layer: Depthwise) -> bool:
+    """Whether sums that are added up at once, and taps in order, go from row to row.
+
+    Some rows of a layer go as all of them do.
+    """
+    return suits_down(layer.makes.image[:2] if layer.whole is None else layer.whole)
 
 
 def parameters(layer: Depthwise, kind: Kind) -> dict[str, np.ndarray]:
@@ -56,10 +68,10 @@ def computed(layer: Depthwise, target: Target, x: np.ndarray, *, kind: Kind = "h
         return convolution.computed(other, target, x, kind=kind)
     weights, bias = parameters(layer, kind).values()
     numbers, seen = numbers_of(target, kind), seen_by(layer, x)
-    if goes_down(layer.makes.image[:2]):
+    if goes_down(layer):
         seen, weights = seen.transpose(1, 0, 3, 2, 4), weights.transpose(1, 0, 2)
     made = depthwise.reference(numbers, seen, weights, bias, layer.bounds)
-    if goes_down(layer.makes.image[:2]):
+    if goes_down(layer):
         made = made.transpose(1, 0, 2)
     return np.ascontiguousarray(made).reshape(layer.makes.shape)
 
@@ -86,7 +98,7 @@ def lowered(
             x_pixel=across * pixel, x_row=down * band.row, c_pixel=pixel,
             c_row=of.made[1] * pixel, bounds=layer.bounds,
         )  # fmt: skip
-        if goes_down(of.made):
+        if goes_down(layer):
             block = block.turned
         steps += [*band.steps, Step(depthwise.NAMES[kind], block.slots)]
     return Lowered(tuple(steps), parameters(layer, kind), scratch)

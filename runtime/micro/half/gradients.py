@@ -17,7 +17,7 @@ import numpy as np
 
 from headrace.errors import UnsupportedError
 from headrace.micro.half.convolution import geometry_of
-from headrace.micro.half.depthwise import goes_down
+from headrace.micro.half.depthwise import suits_down
 from headrace.micro.half.windows import WHOLE, Geometry, Tile, bands, only_near
 from headrace.micro.kernels import depthwise, matmul, pad, pool, turn
 from headrace.micro.kernels.numbers import Kind, dtype_of
@@ -225,7 +225,7 @@ def _by_channel(
             band.last - band.first, part.seen.made[1], channels, len(part.lines), len(part.taps),
             aside * pixel, further * band.row, tap, line, pixel, band.row, part.c_pixel, part.c_row,
         )  # fmt: skip
-        block = block.turned if goes_down(part.seen.made) else block
+        block = block.turned if suits_down(part.seen.made) else block
         steps += [*band.steps, Step(depthwise.NAMES[kind], block.slots)]
     return steps, scratch
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from headrace.micro.kernels import (
     add_i8,
     convolution_i8,
@@ -40,11 +43,19 @@ _OF_NUMBERS = (depthwise, elementwise, learning, matmul, pad, pool, softmax, tur
 
 def kernel_table() -> dict[str, Kernel]:
     """Every kernel by name."""
-    modules = (*_OF_CODES, *_OF_NUMBERS)
-    return {row.name: row for module in modules for row in module.all_kernels()}
+    return _rows(*_OF_CODES, *_OF_NUMBERS)
 
 
 def kernels_of(target: Target) -> dict[str, Kernel]:
     """Those that run on a chip: without a floating-point unit, only those of codes."""
-    modules = (*_OF_CODES, *(_OF_NUMBERS if target.floats else ()))
-    return {row.name: row for module in modules for row in module.all_kernels()}
+    return _rows(*_OF_CODES, *(_OF_NUMBERS if target.floats else ()))
+
+
+def kernel_named(name: str) -> Kernel:
+    """One of them."""
+    return kernel_table()[name]
+
+
+def _rows(*modules: Any) -> dict[str, Kernel]:
+    rows = (replace(row, owner=__name__) for module in modules for row in module.all_kernels())
+    return {row.name: row for row in rows}
