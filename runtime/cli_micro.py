@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.cli_networks import first_elements, named_inputs, read_array, write_arrays
 from headrace.cli_output import print_json, progress_bar, say, show
-from headrace.errors import BudgetError, HeadraceError
+from headrace.errors import BudgetError, HeadraceError, UnsupportedError
 from headrace.sizes import format_size
 
 if TYPE_CHECKING:
@@ -49,16 +51,32 @@ def _network(model: str) -> MicroNetwork:
     return read_network(resolve(model))
 
 
+@contextmanager
+def _of_file(model: str) -> Iterator[None]:
+    """Errors name the file."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise UnsupportedError(str(error), path=model) from None
+
+
 def _learning(model: str, target: str, taught: Taught, sram: int | None) -> TrainingPlan:
-    from headrace.micro.training import Learning, last_layers, training_step
+    from headrace.micro.network import Softmax
+    from headrace.micro.training import Learning, Loss, last_layers, training_step
     from headrace.micro.training_plan import plan_training
     from headrace.targets.target import microcontrollers
 
     network, chip = _network(model), microcontrollers()[target]
     assert taught.layers is not None
     trained = last_layers(network, taught.layers)
-    how = Learning(trained, rate=taught.rate, momentum=taught.momentum, scale=LOSS_SCALE)
-    made = plan_training(network, chip, training_step(network, chip, how))
+    if not (math.isfinite(taught.rate) and math.isfinite(taught.momentum) and taught.rate > 0):
+        raise HeadraceError(f"--rate {taught.rate} and --momentum {taught.momentum}: no such rate")
+    # Probabilities are taught by their logarithm, and anything else by squares of differences.
+    loss: Loss = "cross entropy" if isinstance(network.layers[-1], Softmax) else "squares"
+    how = Learning(trained, taught.rate, taught.momentum, loss, LOSS_SCALE)
+    with _of_file(model):
+        made = plan_training(network, chip, training_step(network, chip, how))
+    say(f"it learns by {loss}")
     needed = made.program.arena_bytes
     if sram is not None and needed > sram:
         raise BudgetError(
@@ -75,7 +93,7 @@ def _planned(model: str, target: str, sram: int | None) -> MicroPlan:
     from headrace.targets.target import microcontrollers
 
     network = _network(model)
-    with progress_bar() as progress:
+    with _of_file(model), progress_bar() as progress:
         return plan_within(network, microcontrollers()[target], sram, progress)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from headrace.micro.packing import ALIGNED, Life, packed
 from headrace.micro.plan import plan_network
 from headrace.micro.reading import read_network
 from headrace.micro.schedule import Schedule
+from headrace.micro.training import Learning, last_layers, training_step
 from headrace.targets.target import microcontrollers
 
 CHIP = microcontrollers()["cortex-m55"]
@@ -112,6 +114,94 @@ def test_a_network_of_pytorchs_kind_gives_what_onnxruntime_does(tmp_path: Path) 
     np.testing.assert_allclose(found, expected[0], atol=1e-5)
 
 
+def bounds(*pairs: tuple[float, float]) -> list[Any]:
+    nodes = []
+    for i, (least, most) in enumerate(pairs):
+        ends = [f"{end}{i}" for end in ("least", "most")]
+        constants = (helper.make_node("Constant", [], [e], value_float=v) for e, v in
+                     zip(ends, (least, most), strict=True))  # fmt: skip
+        nodes += [*constants, helper.make_node("Clip", [f"c{i}", *ends], [f"c{i + 1}"])]
+    return nodes
+
+
+ENDINGS: dict[str, list[Any]] = {
+    "flat relu, gemm": [
+        helper.make_node("Flatten", ["c0"], ["f"]),
+        helper.make_node("Relu", ["f"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2"], ["y"]),
+    ],
+    "bounds below, then above": [
+        *bounds((-2, -1), (0, 9)),
+        helper.make_node("Identity", ["c2"], ["y"]),
+    ],
+    "bounds above": [*bounds((0, 0.5), (0.8, 1)), helper.make_node("Identity", ["c2"], ["y"])],
+    "names twice": [
+        helper.make_node("Conv", ["c0", "w1"], ["d"], name="same", pads=[1] * 4),
+        helper.make_node("Conv", ["d", "w3"], ["y"], name="same", pads=[1] * 4),
+    ],
+}
+
+
+def ending_in(nodes: list[Any]) -> tuple[Any, np.ndarray]:
+    rng = np.random.default_rng(4)
+    shapes = {"w0": (4, 2, 3, 3), "w1": (4, 4, 3, 3), "w2": (4 * 5 * 6, 3), "w3": (4, 4, 3, 3)}
+    constants = {k: (rng.standard_normal(of) * 0.4).astype(np.float32) for k, of in shapes.items()}
+    first = helper.make_node("Conv", ["x", "w0"], ["c0"], pads=[1] * 4)
+    model = model_of([first, *nodes], {"x": (FLOAT, [1, 2, 5, 6])}, ["y"], constants)
+    return model, rng.standard_normal((1, 2, 5, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_nothing_is_read_as_something_else(ending: str, tmp_path: Path) -> None:
+    model, x = ending_in(ENDINGS[ending])
+    network = read_network(save(model, tmp_path / "x.onnx"))
+    assert len({layer.name for layer in network.layers}) == len(network.layers)
+    for node in model.graph.node:
+        node.name = ""  # onnxruntime wants them all different
+    (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    found = in_single(network, np.ascontiguousarray(x[0].transpose(1, 2, 0)))
+    if expected.ndim == 4:
+        expected = expected.transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected[0], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([("Flatten", {}), ("Softmax", {})], "a softmax of a row"),
+        ([("Flatten", {})], "channels first"),
+        ([("MaxPool", {"kernel_shape": [2, 2], "dilations": [2, 2]})], "gaps between"),
+        ([("Transpose", {"perm": [0, 1, 3, 2]})], "a transposition"),
+    ],
+)
+def test_what_would_be_wrong_is_refused(nodes: Any, words: str, tmp_path: Path) -> None:
+    names = ["c0", *(f"n{i}" for i in range(len(nodes) - 1)), "y"]
+    made = [
+        helper.make_node(op, [names[i]], [names[i + 1]], **attributes)
+        for i, (op, attributes) in enumerate(nodes)
+    ]
+    model, _ = ending_in(made)
+    with pytest.raises(UnsupportedError, match=rf"x\.onnx: .*{words}"):
+        read_network(save(model, tmp_path / "x.onnx"))
+
+
+def test_weights_that_halves_do_not_hold(tmp_path: Path) -> None:
+    (file, x, y), _ = residual("float32")
+    network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))
+    first = replace(network.layers[0], weights=network.layers[0].weights * 1e6)
+    large = replace(network, layers=(first, *network.layers[1:]))
+    with pytest.raises(UnsupportedError, match=r"a weight or bias is .* hold up to 65504"):
+        plan_network(large, CHIP)
+
+
+def test_only_what_ends_in_one_output_learns(tmp_path: Path) -> None:
+    (file, x, y), _ = residual("float32")
+    network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))
+    twice = replace(network, outputs=(*network.outputs, port("z", network.layers[0].makes)))
+    with pytest.raises(UnsupportedError, match="one output"):
+        training_step(twice, CHIP, Learning(last_layers(network, 1), 0.1))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_what_a_tflite_file_says_is_kept(dtype: str, tmp_path: Path) -> None:
     (file, x, y), _ = residual(dtype)
@@ -180,7 +270,7 @@ def test_a_budget_is_held_or_refused(tmp_path: Path) -> None:
     (file, x, y), _ = residual("float32")
     network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))
     whole = plan_network(network, CHIP)
-    with pytest.raises(BudgetError, match="does not fit in 1") as refused:
+    with pytest.raises(BudgetError, match="does not fit in 1,000 bytes") as refused:
         plan_within(network, CHIP, 1000)
     least = refused.value.needed_bytes
     assert least < whole.arena_bytes

@@ -17,7 +17,6 @@ from headrace.micro.network import MicroNetwork, Port, Value
 from headrace.micro.packing import packed
 from headrace.micro.plan import MicroPlan, placed
 from headrace.micro.schedule import Schedule
-from headrace.sizes import format_size
 from headrace.targets.target import Target
 
 Progress = Callable[[int, int, str], None]
@@ -59,23 +58,30 @@ def plan_within(
         return whole
     parts = _parts(network, target, known, whole.arena_bytes, progress)
     count = len(network.layers)
-    bounds = sorted({part.n_bytes for options in parts.values() for part in options})
-    # A whole plan may take more than its parts, as neighbours share a piece: then less is asked of
-    # them.
-    for bound in (sram, *reversed([one for one in bounds if one < sram])):
+
+    def made(bound: int) -> MicroPlan | None:
         way = _cheapest(parts, bound, count)
-        if way is None:
+        if way is not None and way not in tried:
+            tried[way] = placed(Schedule(network, target, way, known), way)
+        return None if way is None else tried[way]
+
+    # A whole plan may take more than its parts, as neighbours share a piece: then less is asked of
+    # them; and all ways are looked at that may take less than the best so far.
+    tried: dict[tuple[ByRows, ...], MicroPlan] = {(): whole}
+    first = made(sram)
+    if first is not None and first.arena_bytes <= sram:
+        return first
+    for bound in sorted({part.n_bytes for options in parts.values() for part in options}):
+        if bound >= min(one.arena_bytes for one in tried.values()):
             break
-        made = placed(Schedule(network, target, way, known), way)
-        if made.arena_bytes <= sram:
-            return made
-    ways = (_cheapest(parts, bound, count) for bound in bounds)
-    least = next(way for way in ways if way is not None)
-    needed = placed(Schedule(network, target, least, known), least).arena_bytes
-    needed = min(whole.arena_bytes, needed)
+        made(bound)
+    fitting = [one for one in tried.values() if one.arena_bytes <= sram]
+    if fitting:
+        return min(fitting, key=lambda one: len(one.calls))
+    needed = min(one.arena_bytes for one in tried.values())
     raise BudgetError(
-        f"{network.name} does not fit in {format_size(sram)} of SRAM on {target.name}: its values "
-        f"take {format_size(needed)} at least ({format_size(whole.arena_bytes)} with whole "
+        f"{network.name} does not fit in {sram:,} bytes of SRAM on {target.name}: its values "
+        f"take {needed:,} at least ({whole.arena_bytes:,} with whole "
         "layers); allow that (`sram`), or take a network with smaller images or fewer channels",
         needed_bytes=needed,
     )

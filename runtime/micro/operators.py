@@ -155,6 +155,8 @@ def _pool(of: Reading, node: Node) -> None:
         made = (1, 1, read.shape[2]) if len(made) == 3 else made
     else:
         windows = _windows(of, node, read, made, tuple(node.attribute("kernel_shape")))
+        if windows.dilations != (1, 1):
+            raise of.unsupported(node, "a pool of pixels with gaps between")
         padded = any(node.attribute("pads", [0])) or windows.pads != (0, 0)
         if padded and node.attribute("count_include_pad", 0):
             raise of.unsupported(node, "a mean that counts pads; one of pixels is done")
@@ -165,7 +167,8 @@ def _pool(of: Reading, node: Node) -> None:
 def _add(of: Reading, node: Node) -> None:
     made = of.made_shape(node)
     reads = [of.image(node, i) if len(made) == 3 else of.number(node, i).value for i in (0, 1)]
-    if any(value.shape != made for value in reads):
+    flat = any(of.number(node, i).flat for i in (0, 1))
+    if flat or any(value.shape != made for value in reads):
         raise of.unsupported(node, "a sum of two values of one shape is done")
     of.add(node, Add(node.label, tuple(reads), Value(node.outputs[0], made, None)))
 
@@ -176,17 +179,21 @@ def _bounded(of: Reading, node: Node) -> None:
         raise of.unsupported(node, "its bounds are no constants")
     before = of.made_alone(node.inputs[0])
     if before is not None and hasattr(before, "bounds"):
-        least, most = before.bounds
-        of.change(node, before, bounds=(max(least, bounds[0]), min(most, bounds[1])))
+        ends = (min(max(end, bounds[0]), bounds[1]) for end in before.bounds)
+        of.change(node, before, bounds=tuple(ends))
     else:
         _function(of, node, "identity", bounds=bounds)
 
 
 def _function(of: Reading, node: Node, kind: str, **more: Any) -> None:
-    made = of.made_shape(node)
-    read = of.image(node) if len(made) == 3 else of.number(node).value
-    makes = Value(node.outputs[0], made, None)
-    of.add(node, Activation(node.label, (read,), makes, kind, **more))  # type: ignore[arg-type]
+    held = of.number(node)
+    if held.flat:  # each element for itself: it stays an image
+        read = held.value
+    else:
+        read = of.image(node) if len(of.made_shape(node)) == 3 else held.value
+    makes = Value(node.outputs[0], read.shape, None)
+    layer = Activation(node.label, (read,), makes, kind, **more)  # type: ignore[arg-type]
+    of.add(node, layer, flat=held.flat)
 
 
 def _leaky(of: Reading, node: Node) -> None:
@@ -206,7 +213,7 @@ def _hard(of: Reading, node: Node, kind: str) -> None:
 def _softmax(of: Reading, node: Node) -> None:
     held, made = of.number(node), of.made_shape(node)
     rank = len(of.graph.shape(node.inputs[0]) or ())
-    if rank != 2 or node.attribute("axis", -1) % rank != 1:
+    if rank != 2 or held.flat or node.attribute("axis", -1) % rank != 1:
         raise of.unsupported(node, "a softmax of a row is done")
     of.add(node, Softmax(node.label, (held.value,), Value(node.outputs[0], made, None)))
 

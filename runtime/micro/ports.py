@@ -13,7 +13,7 @@ def to_chip(network: MicroNetwork, inputs: Mapping[str, np.ndarray]) -> dict[str
     """Arrays of a file's inputs, by name, as arrays of values.
 
     Raises:
-        ValueError, TypeError: one is missing, unknown, or of another shape or type.
+        ValueError: one is missing, unknown, or of another shape or type.
     """
     unknown = set(inputs) - {port.name for port in network.inputs}
     if unknown:
@@ -29,7 +29,7 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if array.shape != port.shape:
         raise ValueError(f"{port.name} is {list(array.shape)}, and {list(port.shape)} is wanted")
     if array.dtype.kind != "f" if port.is_real else array.dtype != port.type:
-        raise TypeError(f"{port.name} is {array.dtype}, and {port.type} is wanted")
+        raise ValueError(f"{port.name} is {array.dtype}, and {port.type} is wanted")
     image = array[0].transpose(1, 2, 0) if port.channels_first else array
     image = np.ascontiguousarray(image).reshape(port.value.shape)
     codes = port.value.codes

@@ -259,12 +259,15 @@ class Reading:
             )
         return _last(shape) if len(shape) == 4 else shape[1:]
 
-    def add(self, node: Node, layer: Layer) -> None:
-        """A layer whose result is a node's."""
+    def add(self, node: Node, layer: Layer, *, flat: bool = False) -> None:
+        """A layer whose result is a node's; `flat`: the graph has it as one row."""
+        names = {one.name for one in self.layers}
+        if layer.name in names:  # files need not tell their nodes apart
+            layer = replace(layer, name=f"{layer.name} ({len(self.layers)})")
         self._makers[layer.makes.name] = len(self.layers)
         self.layers.append(layer)
         first = len(self.graph.shape(node.outputs[0]) or ()) == 4
-        self.put(node.outputs[0], Held(layer.makes, first))
+        self.put(node.outputs[0], Held(layer.makes, first, flat=flat))
 
     def made_alone(self, name: str) -> Layer | None:
         """The layer that makes a number, if nobody else reads it and it has no codes yet."""

@@ -43,7 +43,7 @@ from headrace.micro.packing import Life
 from headrace.targets.target import Target
 
 Loss = Literal["cross entropy", "squares"]
-WANTED, STATE = "wanted", "loss scale"
+WANTED, STATE = "\0wanted", "\0loss scale"  # names that no file has
 SLACK = 16  # bytes behind a value that kernels may write, where it is cleared
 
 
@@ -170,6 +170,9 @@ class _Builder:
         known = {layer.name: layer for layer in self.network.layers}
         if self.network.is_quantised or len(self.network.inputs) != 1:
             raise UnsupportedError("networks of real numbers with one input are trained")
+        (output, *more), last = self.network.outputs, self.network.layers[-1]
+        if more or output.value.name != last.makes.name:
+            raise UnsupportedError("networks whose last layer makes their one output are trained")
         for name, what in self.how.trained.items():
             if not isinstance(known.get(name), Convolution | Depthwise):
                 raise UnsupportedError(
@@ -185,7 +188,7 @@ class _Builder:
     # ---- parts ------------------------------------------------------------------------------
 
     def _add(self, phase: str, part: Lowered) -> None:
-        scratch = f"{SCRATCH} {len(self.steps)}"
+        scratch = f"\0{SCRATCH} {len(self.steps)}"
         if part.scratch_bytes:
             self.values[scratch] = part.scratch_bytes
         for name, array in part.constants.items():
@@ -223,8 +226,8 @@ class _Builder:
         self._room(given.name, given.elements)
         made = self.network.outputs[0].value
         if self.how.loss == "cross entropy" and not isinstance(layers[-1], Softmax):
-            made = Value("probabilities", layers[-1].makes.shape, None)
-            layers.append(Softmax("probabilities", (layers[-1].makes,), made))
+            made = Value("\0probabilities", layers[-1].makes.shape, None)
+            layers.append(Softmax("\0probabilities", (layers[-1].makes,), made))
         for layer in layers:
             self._keep_trained(layer)
             if isinstance(layer, View):
@@ -401,12 +404,12 @@ def _parameters(layer: Convolution | Depthwise, kind: Kind) -> dict[str, np.ndar
 
 
 def _gradient(name: str) -> str:
-    return f"gradient of {name}"
+    return f"\0gradient of {name}"
 
 
 def _rest(name: str) -> str:
-    return f"{name}, rest"
+    return f"\0{name}, rest"
 
 
 def _velocity(name: str) -> str:
-    return f"{name}, velocity"
+    return f"\0{name}, velocity"

@@ -105,7 +105,7 @@ def test_inputs_have_to_fit(tmp_path: Path) -> None:
         to_chip(network, {})
     with pytest.raises(ValueError, match=r"image is \[20, 12, 3\], and \[1, 20, 12, 3\]"):
         to_chip(network, {"image": array[0]})
-    with pytest.raises(TypeError, match="image is int8, and float32 is wanted"):
+    with pytest.raises(ValueError, match="image is int8, and float32 is wanted"):
         to_chip(network, {"image": array.astype(np.int8)})
     program = Emulated(plan_network(network, target).program, tmp_path)
     name = network.inputs[0].value.name
@@ -133,7 +133,7 @@ def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert names == {"network.o", "support.o", "network.h", "network.elf"}
     capsys.readouterr()
     for arguments, words in (
-        (["plan", str(path), *to, "--sram", "1KiB"], "does not fit in 1.02 kB of SRAM"),
+        (["plan", str(path), *to, "--sram", "1KiB"], "does not fit in 1,024 bytes of SRAM"),
         (["plan", str(path), *to, "--flash", "1KiB"], "of flash on cortex-m55"),
         (["plan", str(path), *to, "--threads", "2"], "takes no --threads"),
         (["plan", str(path), "--sram", "1MB"], "--sram is for microcontrollers"),

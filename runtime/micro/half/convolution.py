@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.errors import UnsupportedError
 from headrace.micro.half.windows import WHOLE, Geometry, Tile, bands, only_near
 from headrace.micro.kernels import matmul
 from headrace.micro.kernels.depthwise import windows_of
@@ -37,9 +38,25 @@ def parameters(layer: Convolution, kind: Kind) -> dict[str, np.ndarray]:
     """Weights [k, made] and bias [made], as kernels read them."""
     weights = layer.weights.reshape(layer.weights.shape[0], -1).T
     return {
-        weights_of(layer): np.ascontiguousarray(weights).astype(dtype_of(kind)),
-        bias_of(layer): layer.bias.astype(dtype_of(kind)),
+        weights_of(layer): stored(layer, np.ascontiguousarray(weights), kind),
+        bias_of(layer): stored(layer, layer.bias, kind),
     }
+
+
+def stored(layer: Any, array: np.ndarray, kind: Kind) -> np.ndarray:
+    """Numbers of a layer as they are kept.
+
+    Raises:
+        UnsupportedError: some are too large for that.
+    """
+    with np.errstate(over="ignore"):
+        found: np.ndarray = array.astype(dtype_of(kind))
+    if not np.isfinite(found).all():
+        raise UnsupportedError(
+            f"{layer.name}: a weight or bias is {np.abs(array).max():g}, and halves hold up to "
+            f"{np.finfo(np.float16).max:g}; quantise the network to INT8"
+        )
+    return found
 
 
 def seen_by(layer: Any, x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 
 from headrace.micro.half import convolution
-from headrace.micro.half.convolution import bias_of, geometry_of, seen_by, weights_of
+from headrace.micro.half.convolution import bias_of, geometry_of, seen_by, stored, weights_of
 from headrace.micro.half.windows import WHOLE, Tile, bands
 from headrace.micro.kernels import depthwise
 from headrace.micro.kernels.numbers import Kind, dtype_of, numbers_of
@@ -56,8 +56,8 @@ def goes_down(layer: Depthwise) -> bool:
 def parameters(layer: Depthwise, kind: Kind) -> dict[str, np.ndarray]:
     """Weights [tap lines, taps, made] and bias [made], as kernels read them."""
     return {
-        weights_of(layer): layer.weights.astype(dtype_of(kind)),
-        bias_of(layer): layer.bias.astype(dtype_of(kind)),
+        weights_of(layer): stored(layer, layer.weights, kind),
+        bias_of(layer): stored(layer, layer.bias, kind),
     }
 
 
