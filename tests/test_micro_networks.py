@@ -118,7 +118,7 @@ def bounds(*pairs: tuple[float, float]) -> list[Any]:
     nodes = []
     for i, (least, most) in enumerate(pairs):
         ends = [f"{end}{i}" for end in ("least", "most")]
-        constants = (helper.make_node("Constant", [], [e], value_float=v) for e, v in
+        constants = (helper.make_node("Constant", [], [e], value_float=float(v)) for e, v in
                      zip(ends, (least, most), strict=True))  # fmt: skip
         nodes += [*constants, helper.make_node("Clip", [f"c{i}", *ends], [f"c{i + 1}"])]
     return nodes

@@ -193,7 +193,9 @@ class Reading:
 
     def output(self, name: str) -> Port:
         """Give an output of the graph."""
-        held, shape = self.held(name), self.graph.shape(name) or ()
+        held, shape = self.held(name), self.graph.shape(name)
+        if shape is None:
+            raise UnsupportedError(f"the type of its output {name!r} is not known", path=self.path)
         turned = held.first and not held.in_order
         if held.flat:
             raise UnsupportedError(
