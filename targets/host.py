@@ -8,7 +8,7 @@ from collections.abc import Collection
 from headrace.errors import KernelError
 from headrace.targets.features import host_features, machine
 from headrace.targets.systems import for_system, host_system
-from headrace.targets.target import Target, all_targets
+from headrace.targets.target import Target, all_targets, hint_at_chips
 
 
 def same_architecture(target: Target) -> bool:
@@ -43,7 +43,9 @@ def pick_target(name: str | None = None, among: Collection[str] | None = None) -
         return list(runnable.values())[-1]
     if name not in targets:
         what = "there are no kernels for the" if name in all_targets() else "unknown"
-        raise KernelError(f"{what} target {name!r}; targets: {', '.join(targets) or 'none'}")
+        raise KernelError(
+            f"{hint_at_chips(name)}{what} target {name!r}; targets: {', '.join(targets) or 'none'}"
+        )
     if name not in runnable:
         missing = sorted(targets[name].needs - host_features())
         raise KernelError(

@@ -8,7 +8,7 @@ from headrace.errors import KernelError
 from headrace.targets.cpus import GENERIC, features_of
 from headrace.targets.features import ARCHITECTURES
 from headrace.targets.systems import SYSTEMS, exists, for_system
-from headrace.targets.target import Target
+from headrace.targets.target import Target, hint_at_chips
 
 
 def choose(targets: Collection[Target], what: str, cpu: str | None) -> list[Target]:
@@ -63,8 +63,8 @@ def _named(targets: Collection[Target], what: str) -> list[Target]:
     if not named:
         names = sorted({target.architecture for target in targets})
         raise KernelError(
-            f"unknown target {what!r}; architectures: {', '.join(names)}; targets: "
-            f"{', '.join(target.name for target in targets)}; behind either may stand "
+            f"{hint_at_chips(what)}unknown target {what!r}; architectures: {', '.join(names)}; "
+            f"targets: {', '.join(target.name for target in targets)}; behind either may stand "
             f"{', '.join(f'-{name}' for name in SYSTEMS)}"
         )
     if system:  # of an architecture, the levels that are built for the system

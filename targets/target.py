@@ -140,6 +140,16 @@ def microcontrollers() -> dict[str, Target]:
     return _targets_of("micro_")
 
 
+def hint_at_chips(name: str) -> str:
+    """What to do with the name of a microcontroller where CPUs are asked for; "" for others."""
+    if name not in microcontrollers():
+        return ""
+    return (
+        f"{name} is a microcontroller: `headrace plan`, `run --emulate` and `targets export` take "
+        "it, with networks of TFLite and ONNX files. Of CPUs: "
+    )
+
+
 def _targets_of(prefix: str) -> dict[str, Target]:
     """What modules of this folder define as `TARGET`, by rank."""
     import headrace.targets as package

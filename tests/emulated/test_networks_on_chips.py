@@ -138,6 +138,9 @@ def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
         (["plan", str(path), *to, "--threads", "2"], "takes no --threads"),
         (["plan", str(path), "--sram", "1MB"], "--sram is for microcontrollers"),
         (["run", str(path), *to, *given], "add --emulate"),
+        (["bench", str(path), *to], "cortex-m55 is a microcontroller"),
+        (["targets", "test", *to], "cortex-m55 is a microcontroller"),
+        (["plan", str(path), *to, "--train", "99"], "5 have weights"),
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err

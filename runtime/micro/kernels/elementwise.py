@@ -125,13 +125,6 @@ def _tanh(numbers: Numbers) -> Callable[..., Any]:
     return fn
 
 
-def _scaled_difference(numbers: Numbers) -> Callable[..., Any]:
-    def fn(a: Any, b: Any, scale: Any, unused: Any, zero: Any) -> Any:
-        return (a - b) * scale
-
-    return fn
-
-
 def _clamped(n: Numbers, x: Values, bounds: Bounds) -> Values:
     low, high = constants_of(n, bounds)
     x = np.where(x < low, low, x)

@@ -41,7 +41,6 @@ LOSS: dict[Kind, str] = {kind: f"loss_{kind}" for kind in KINDS}
 FINITE: dict[Kind, str] = {kind: f"finite_{kind}" for kind in KINDS}
 UPDATE: dict[Kind, str] = {kind: f"update_{kind}" for kind in KINDS}
 RESCALE = "rescale"
-STATE_BYTES = 16
 LEAST_SCALE, MOST_SCALE = 2.0**-10, 2.0**24
 
 
