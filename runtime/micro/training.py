@@ -269,7 +269,7 @@ class _Builder:
         if isinstance(layers[-1], Softmax) and self.how.loss == "cross entropy":
             factor = layers[-1].beta
             layers = layers[:-1]
-        dy = self._room(_gradient(logits.name), made.elements)
+        dy = self._room(gradient_of(logits.name), made.elements)
         block = (At(made.name), wanted, dy, made.elements, At(STATE), factor)
         self._add("loss", Lowered((Step(learning.LOSS[self.kind], block),)))
         self.found[logits.name] = dy, True
@@ -292,7 +292,7 @@ class _Builder:
         x, y, n = layer.reads[0], At(layer.makes.name), layer.makes.elements
         bounds = getattr(layer, "bounds", UNBOUNDED)
         if bounds != UNBOUNDED and not isinstance(layer, View):
-            to = dy if own else self._room(f"{_gradient(layer.makes.name)}, bounded", n)
+            to = dy if own else self._room(f"{gradient_of(layer.makes.name)}, bounded", n)
             self._elementwise(phase, "within", dy, y, to, n, bounds)
             dy, own = to, True
         if isinstance(layer, View):
@@ -331,7 +331,7 @@ class _Builder:
             self._updates()
 
     def _new(self, value: Value) -> At:
-        name = _gradient(value.name)
+        name = gradient_of(value.name)
         while name in self.values:
             name += ", again"
         return self._room(name, value.elements)
@@ -353,14 +353,14 @@ class _Builder:
         x = At(layer.reads[0].name)
         if what.weights:
             name = weights_of(layer)
-            dw = self._room(_gradient(name), self.state[name].size)
+            dw = self._room(gradient_of(name), self.state[name].size)
             phase = f"{layer.name}: weight gradient"
             tile = self.tiles.get(phase, WHOLE)
             self._add(phase, gradients.weight_gradient(layer, self.kind, x, dy, dw, tile))
             self._parameter(name, dw)
         if what.bias:
             name = bias_of(layer)
-            db = self._room(_gradient(name), self.state[name].size)
+            db = self._room(gradient_of(name), self.state[name].size)
             self._add(
                 f"{layer.name}: bias gradient", gradients.bias_gradient(layer, self.kind, dy, db)
             )
@@ -403,7 +403,8 @@ def _parameters(layer: Convolution | Depthwise, kind: Kind) -> dict[str, np.ndar
     return depthwise.parameters(layer, kind)
 
 
-def _gradient(name: str) -> str:
+def gradient_of(name: str) -> str:
+    """The name of the gradient of a value, or of something trained."""
     return f"\0gradient of {name}"
 
 

@@ -30,7 +30,14 @@ from headrace.micro.network import (
     Windows,
 )
 from headrace.micro.program import TRAIN, PlacedArray, Program
-from headrace.micro.training import STATE, Learning, Trained, TrainingStep, training_step
+from headrace.micro.training import (
+    STATE,
+    Learning,
+    Trained,
+    TrainingStep,
+    gradient_of,
+    training_step,
+)
 from headrace.micro.training_plan import TrainingPlan, plan_training
 from headrace.targets.cache import KernelStore
 from headrace.targets.emulation.count import count_instructions, plugin
@@ -223,7 +230,7 @@ def gradients_of(
     machine.run(step.steps[: step.phases.index("update")], target, memory)
     scale = numbers_in(memory, STATE, step.state[STATE])[0]
     return {
-        name: numbers_in(memory, f"gradient of {name}", array).astype(np.float64) / scale
+        name: numbers_in(memory, gradient_of(name), array).astype(np.float64) / scale
         for name, array in step.state.items()
         if name != STATE and not name.endswith(", rest")
     }

@@ -48,7 +48,7 @@ def every_case() -> Iterator[Any]:
                 yield pytest.param(target.name, machine, kernel, marks=marks)
 
 
-@pytest.mark.parametrize(("target_name", "machine", "kernel"), every_case())
+@pytest.mark.parametrize(("target_name", "machine", "kernel"), list(every_case()))
 def test_every_case_bit_for_bit(target_name: str, machine: str, kernel: str) -> None:
     needed(machine)
     target = TARGETS[target_name]
