@@ -89,15 +89,13 @@ def plan_within(
 
 def _cuts(network: MicroNetwork) -> dict[int, Value]:
     """Values that alone are there in front of a layer, by the layer's place."""
-    last = {v.name: i for i, layer in enumerate(network.layers) for v in layer.reads}
-    last |= {port.value.name: len(network.layers) for port in network.outputs}
-    made = {port.value.name: (0, port.value) for port in network.inputs}
+    last, there = network.last_reads(), [port.value for port in network.inputs]
     found = {}
     for i, layer in enumerate(network.layers):
-        alive = [value for name, (_, value) in made.items() if last.get(name, -1) >= i]
-        if len(alive) == 1:
-            found[i] = alive[0]
-        made[layer.makes.name] = (i, layer.makes)
+        there = [value for value in there if last.get(value.name, -1) >= i]
+        if len(there) == 1:
+            found[i] = there[0]
+        there.append(layer.makes)
     return found
 
 

@@ -16,6 +16,10 @@ class At:
     name: str
     offset: int = 0
 
+    def behind(self, n_bytes: int) -> At:
+        """The address so many bytes further on."""
+        return At(self.name, self.offset + n_bytes)
+
 
 @dataclass(frozen=True)
 class Step:

@@ -261,6 +261,11 @@ class MicroNetwork:
         """Multiply-adds of all layers."""
         return sum(layer.macs for layer in self.layers)
 
+    def last_reads(self) -> dict[str, int]:
+        """The last layer that reads each value, by name; of outputs the place behind all."""
+        found = {value.name: i for i, layer in enumerate(self.layers) for value in layer.reads}
+        return found | {port.value.name: len(self.layers) for port in self.outputs}
+
     def values(self) -> Iterator[Value]:
         """All of them: inputs, then what layers make."""
         yield from (port.value for port in self.inputs)

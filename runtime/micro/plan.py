@@ -24,11 +24,10 @@ from headrace.micro.program import (
     ConstantPool,
     PlacedArray,
     Program,
+    call_of,
 )
 from headrace.micro.schedule import Schedule, scratch_of
 from headrace.targets.target import Target
-
-READ_BEHIND = 16  # bytes behind a value or constant that kernels may read
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,6 @@ class MicroPlan:
     def arena_bytes(self) -> int:
         """SRAM for values and what layers need for themselves."""
         return self.packing.n_bytes
-
-    @property
-    def flash_bytes(self) -> int:
-        """Flash for all but code."""
-        return len(self.constants) + self.program.block_bytes
 
     @property
     def program(self) -> Program:
@@ -107,24 +101,14 @@ def placed(schedule: Schedule, by_rows: tuple[ByRows, ...]) -> MicroPlan:
     calls = []
     for job, part in schedule.jobs:
         known = at[id(part)]
-        own = {name: _moved(bases[at.name], at.offset) for name, at in job.at.items()}
+        own = {name: bases[at.name].behind(at.offset) for name, at in job.at.items()}
         if part.scratch_bytes:
             own[SCRATCH] = At(ARENA, packing.offsets[scratch_of(job)])
-        for one in part.steps:
-            slots = tuple(
-                slot if not isinstance(slot, At)
-                else _moved(known[slot.name] if slot.name in known else own[slot.name], slot.offset)
-                for slot in one.slots
-            )  # fmt: skip
-            calls.append(Call(one.kernel, slots, job.index))
+        calls += [call_of(step, {**own, **known}, job.index) for step in part.steps]
     network = schedule.network
     ports = {port.value.name for port in (*network.inputs, *network.outputs)}
     places = {name: at.offset for name, at in bases.items() if name in ports}
     return MicroPlan(network, schedule.target, tuple(calls), constants, packing, places, by_rows)
-
-
-def _moved(at: At, offset: int) -> At:
-    return At(at.name, at.offset + offset)
 
 
 def _constants(parts: Iterable[Lowered]) -> tuple[bytes, Mapping[int, Mapping[str, At]]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.micro.lowered import At
+from headrace.micro.lowered import At, Step
 from headrace.micro.packing import ALIGNED
 from headrace.targets.target import Target
 
@@ -25,6 +25,15 @@ class Call(NamedTuple):
     kernel: str
     slots: tuple[int | float | At, ...]
     layer: int
+
+
+def call_of(step: Step, places: Mapping[str, At], layer: int) -> Call:
+    """A step whose names have places."""
+    slots = tuple(
+        places[slot.name].behind(slot.offset) if isinstance(slot, At) else slot
+        for slot in step.slots
+    )
+    return Call(step.kernel, slots, layer)
 
 
 class ConstantPool:

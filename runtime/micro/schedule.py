@@ -48,10 +48,8 @@ class Schedule:
         self.jobs: list[tuple[Job, Lowered]] = []
         self.bases = {port.value.name: At(port.value.name) for port in network.inputs}
         self._sizes = {v.name: v.elements * dtype_of(network, v).itemsize for v in network.values()}
-        self._last = {v.name: i for i, layer in enumerate(network.layers) for v in layer.reads}
+        self._last = network.last_reads()
         self._times = {name: [0, 0] for name in self.bases}
-        for port in network.outputs:
-            self._last[port.value.name] = len(network.layers)
         starts, at = {one.first: one for one in by_rows}, 0
         while at < len(network.layers):
             if at in starts:

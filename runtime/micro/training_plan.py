@@ -12,11 +12,11 @@ from headrace.micro.program import (
     ARENA,
     RUN,
     TRAIN,
-    Call,
     ConstantPool,
     Initial,
     PlacedArray,
     Program,
+    call_of,
 )
 from headrace.micro.training import TrainingStep
 from headrace.targets.target import Target
@@ -53,17 +53,7 @@ def plan_training(network: MicroNetwork, target: Target, step: TrainingStep) -> 
     )
     for name, offset in packing.offsets.items():
         known[name] = At(ARENA, offset)
-    calls = tuple(
-        Call(
-            one.kernel,
-            tuple(
-                At(known[s.name].name, known[s.name].offset + s.offset) if isinstance(s, At) else s
-                for s in one.slots
-            ),
-            -1,
-        )
-        for one in step.steps
-    )
+    calls = tuple(call_of(one, known, -1) for one in step.steps)
     forward = step.phases.index("loss")
     given, made = network.inputs[0].value, network.outputs[0].value
     texts = (about(network.inputs[0]), "the output that is wanted, for headrace_train_step")
