@@ -1,12 +1,13 @@
 """How many bits each expert of a mixture gets, so that a text loses no more than is allowed.
 
 After EdgeMoE (2308.14352): those that matter least get fewer bits, as many as the bound allows,
-found by bisection. What is measured is the model itself, whose experts in memory are replaced by
-what they will be. How much an expert matters is what the text loses when all experts of its layer
-get a lower width, shared among them by how much each one's outputs change on the tokens that chose
-it; so those that tokens hardly ever choose may get very few bits, and what that saves goes to those
-that they choose most. What comes out is no larger than with the two neighbouring widths alone that
-the bound lies between, which are tried, too.
+found by bisection. A text's loss goes up and down on the way: past the first crossing that was
+found, the next steps are tried as well. What is measured is the model itself, whose experts in
+memory are replaced by what they will be. How much an expert matters is what the text loses when all
+experts of its layer get a lower width, shared among them by how much each one's outputs change on
+the tokens that chose it; so those that tokens hardly ever choose may get very few bits, and what
+that saves goes to those that they choose most. What comes out is no larger than with the two
+neighbouring widths alone that the bound lies between, which are tried, too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ FORMATS_OF = {2: ("i2_g64",), 3: ("i3_g64",), 4: ("i4_g64", "i4_g32"), 8: ("q8_0
 LOSS = 0.02  # by how much perplexity may rise, as a share
 
 _LEAST_LOST = 0.25  # of what layers lose on average, that each is taken to lose
+_MORE_TRIALS = 32  # behind where bisection ended
+_FIRST_TRY, _LAST_TRY = 32, 256  # of all parts, these shares are given fewer bits at a time there
 
 PARTS = "gate and up", "down"  # of an expert, which have widths of their own
 _REMARK_BYTES = 3 * 8
@@ -226,7 +229,7 @@ def choose_widths(
     """
     parts, widths = list(rounded.parts), rounded.widths
     layers = sorted({layer for layer, *_ in parts})
-    total = len(widths) + len(layers) + 2 * len(parts).bit_length()
+    total = len(widths) + len(layers) + 2 * len(parts).bit_length() + _MORE_TRIALS
     measured = 0
     now, alike = dict[Part, int](), dict[int, float]()
 
@@ -284,8 +287,8 @@ def choose_widths(
     least = _LEAST_LOST * sum(lost.values()) / len(layers)
     worth = {layer: max(lost[layer], least) / max(off[layer], 1e-30) for layer in layers}
 
-    def within(some: Sequence[int]) -> Choice:
-        """The fewest bytes of such widths, the highest of which loses little enough."""
+    def within(some: Sequence[int]) -> tuple[Choice, list[_Step]]:
+        """Few bytes of such widths, the highest of which loses little enough; what may follow."""
         steps = sorted(
             step
             for one in parts
@@ -309,12 +312,35 @@ def choose_widths(
                 good = n
             else:
                 bad = n
-        return Choice(after(good), found[good] if good else rise_at(some[-1]), bound)
+        rises = found[good] if good else rise_at(some[-1])
+        return Choice(after(good), rises, bound), steps[good:]
+
+    def further(choice: Choice, steps: Sequence[_Step]) -> Choice:
+        """Steps that are still within the bound, where those that follow refused ones are not."""
+        at, n = 0, max(1, len(parts) // _FIRST_TRY)
+        least = max(1, len(parts) // _LAST_TRY)
+        refused = set[Part]()
+        for _ in range(_MORE_TRIALS):
+            some = [step for step in steps[at : at + n] if step.part not in refused]
+            if some:
+                wanted = choice.widths | {step.part: step.width for step in some}
+                rises = rise(wanted)
+                if rises > bound and n > least:
+                    n = max(least, n // 2)
+                    continue
+                if rises <= bound:
+                    choice = replace(choice, widths=wanted, rise=rises)
+                else:
+                    refused |= {step.part for step in some}
+            at += n
+            if at >= len(steps):
+                break
+        return choice
 
     # Errors at far lower widths may do more than what is known of them says.
     choices = [within(some) for some in {(lower, upper): None, widths: None}]
-    return min(
-        choices, key=lambda one: sum(rounded.n_bytes(part, w) for part, w in one.widths.items())
+    return further(
+        *min(choices, key=lambda one: sum(rounded.n_bytes(*part) for part in one[0].widths.items()))
     )
 
 
