@@ -92,6 +92,7 @@ class NativeRegion:
         if self.patches is None:
             operations = in_bands(graph, operations, set(outputs))
         self._engine = engine
+        self._shapes = {n: shape for n in self.inputs if (shape := graph.shape(n)) is not None}
         self._results = [
             (name, graph.shape(name) or (), np.dtype(tensor_dtype_to_np_dtype(type_)))
             for name in self.outputs
@@ -183,7 +184,7 @@ class NativeRegion:
         """Outputs for inputs, of a region that is linked.
 
         Raises:
-            HeadraceError: an index is out of bounds.
+            HeadraceError: an index is out of bounds, or an input is not as large as it should be.
             CancelledError: somebody cancelled it, or a read failed.
             ModelFileError: rows of a table cannot be read.
         """
@@ -197,6 +198,12 @@ class NativeRegion:
         return found
 
     def _check(self, held: Mapping[str, np.ndarray]) -> None:
+        for name, shape in self._shapes.items():
+            if held[name].shape != shape:  # what onnxruntime made, kernels would read beyond
+                raise HeadraceError(
+                    f"{name} has the shape {list(held[name].shape)} where the operators in front "
+                    f"of it are said to make {list(shape)}: please report this network"
+                )
         for one in self._bounded:
             for name, (least, most) in one.bounds.items():
                 array = held[name]

@@ -140,7 +140,7 @@ def _slice(graph: Graph, node: Node) -> Operation | None:
     places, shape = places_of_slice(graph, node), graph.shape(node.inputs[0])
     if places is None or shape is None:
         return None
-    changed = [axis for axis, at in places.items() if len(at) != shape[axis]]
+    changed = [axis for axis, at in places.items() if not np.array_equal(at, range(shape[axis]))]
     channels = channel_axis(graph, node.inputs[0])
     if changed == [channels] and (np.diff(places[channels]) == 1).all():
         return part(graph, node, node.outputs[0], int(places[channels][0]))
