@@ -157,3 +157,14 @@ def test_values_of_another_size_than_was_inferred_are_refused(
         pytest.raises(HeadraceError, match=r"p has the shape \[1, 4, 5, 5\].*\[1, 4, 6, 6\]"),
     ):
         network({"x": np.zeros((1, 4, 14, 14), np.float32)})
+
+
+def test_windows_without_a_pixel() -> None:
+    sizes: dict[str, Any] = {"kernel_shape": [1, 2], "dilations": [1, 2], "pads": [0, 1, 0, 1]}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("MaxPool", ["r"], ["y"], **sizes),
+    ]
+    model = model_of(nodes, {"x": (FLOAT, [1, 16, 4, 1])}, ["y"])
+    x = np.random.default_rng(1).standard_normal((1, 16, 4, 1)).astype(np.float32)
+    _equals_onnxruntime(model, {"x": x}).close()
