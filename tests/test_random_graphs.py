@@ -159,6 +159,15 @@ def test_values_of_another_size_than_was_inferred_are_refused(
         network({"x": np.zeros((1, 4, 14, 14), np.float32)})
 
 
+def test_steps_that_leave_the_ends_out() -> None:
+    """Of SAME_UPPER with wide steps, onnxruntime takes the window in the middle."""
+    w = np.random.default_rng(1).standard_normal((16, 16, 3, 2)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", strides=[1, 16])
+    model = model_of([node], {"x": (FLOAT, [1, 16, 5, 5])}, ["y"], {"w": w})
+    x = np.random.default_rng(2).standard_normal((1, 16, 5, 5)).astype(np.float32)
+    _equals_onnxruntime(model, {"x": x}).close()
+
+
 def test_windows_without_a_pixel() -> None:
     sizes: dict[str, Any] = {"kernel_shape": [1, 2], "dilations": [1, 2], "pads": [0, 1, 0, 1]}
     nodes = [
