@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from headrace import cli_learning
 from headrace.cli_commands import is_for_chip, model_path
 from headrace.cli_output import print_json, progress_bar, say, show, table
 from headrace.errors import HeadraceError
@@ -50,7 +53,7 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
 
 def targets_export(
     *, model: str, target: str, output: str, cpu: str | None, context: int | None,
-    sram: int | None, train: int | None, rate: float | None, momentum: float | None,
+    sram: int | None, **options: Any,
 ) -> int:  # fmt: skip
     """Make a static executable of a model for Linux: no Python, no libc, no other file.
 
@@ -62,16 +65,14 @@ def targets_export(
     For a microcontroller, OUTPUT is a folder: an object to link, a C header, and an image for the
     emulated board, of a network in an ONNX or TFLite file.
     """
-    of_learning = {"rate": rate, "momentum": momentum}
-    if is_for_chip(model, target, sram=sram, train=train, **of_learning):
+    learning = cli_learning.taken(options)
+    if is_for_chip(model, target, sram=sram, **learning):
         from headrace import cli_micro
 
         cli_micro.refuse({"cpu": cpu, "context": context})
-        given = {name: value for name, value in of_learning.items() if value is not None}
-        if given and train is None:
-            raise HeadraceError(f"--{next(iter(given))} is for learning: add --train")
-        taught = cli_micro.Taught(train, **given)
-        return cli_micro.export(model=model, target=target, sram=sram, taught=taught, output=output)
+        return cli_micro.export(
+            model=model, target=target, sram=sram, learning=learning, output=output
+        )
     from headrace.targets.need import compiler_needed
 
     with compiler_needed():
