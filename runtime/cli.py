@@ -132,6 +132,7 @@ COMMANDS: dict[str, Command] = {
             _WHOLE_STACK,
             _SHAPED,
             _PATCHES,
+            _SRAM,
             _JSON,
         ),
     ),

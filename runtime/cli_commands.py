@@ -198,12 +198,18 @@ def plan(
 
 def bench(
     *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
-    **options: Any,
+    sram: int | None = None, **options: Any,
 ) -> int:  # fmt: skip
     """Measure prefill and decode, and the memory's read bandwidth in the same run.
 
-    Of an ONNX file: calls, with random inputs where --input gives none.
+    Of an ONNX file: calls, with random inputs where --input gives none. For a microcontroller:
+    instructions and predicted cycles, layer by layer.
     """
+    if is_for_chip(model, options["target"], sram=sram):
+        from headrace import cli_micro
+
+        cli_micro.refuse(options | {"patches": patches, "input": inputs})
+        return cli_micro.bench(model=model, target=options["target"], sram=sram, json=json)
     if is_network(model):
         from headrace import cli_networks
 
@@ -280,7 +286,15 @@ def compare(
 def inspect(
     *, model: str, json: bool, inputs: Sequence[str] = (), target: str | None = None
 ) -> int:
-    """Show what is in a model file and how it would load."""
+    """Show what is in a model file and how it would load.
+
+    For a microcontroller: a network's layers, their quantisation, and what it takes on each chip.
+    """
+    if is_for_chip(model, target):
+        from headrace import cli_micro
+
+        cli_micro.refuse({"input": inputs})
+        return cli_micro.inspect(model=model, json=json)
     if is_network(model):
         from headrace import cli_networks
 

@@ -122,6 +122,27 @@ def run(
     return 0
 
 
+def bench(*, model: str, target: str, sram: int | None, json: bool) -> int:
+    """Count what layers do on an emulated chip."""
+    from headrace.micro.survey import bench as count
+
+    made = _planned(model, target, sram)
+    with progress_bar() as progress:
+        found = count(made, progress)
+    show(found, json)
+    return 0
+
+
+def inspect(*, model: str, json: bool) -> int:
+    """Show layers, their quantisation, and what a network takes on each chip."""
+    from headrace.micro.survey import describe
+
+    with _of_file(model):
+        network = _network(model)
+    show({"network": network.name, **describe(network)}, json)
+    return 0
+
+
 def export(
     *, model: str, target: str, sram: int | None, learning: Mapping[str, Any], output: str
 ) -> int:

@@ -54,7 +54,7 @@ def report(plan: MicroPlan) -> dict[str, Any]:
     if instructions := counted.get("instructions"):
         facts["multiply_adds_per_instruction"] = round(network.macs / instructions, 3)
     facts |= counted
-    facts["layers"] = list(_layers(network))
+    facts["layers"] = list(layer_rows(network))
     return facts
 
 
@@ -105,7 +105,8 @@ def port_text(port: Port) -> str:
     return f"{port.name}: {port.type} {list(port.shape)}"
 
 
-def _layers(network: MicroNetwork) -> Iterator[dict[str, Any]]:
+def layer_rows(network: MicroNetwork) -> Iterator[dict[str, Any]]:
+    """What layers are, for a table."""
     names = short_names(with_weights(network))
     for layer in network.layers:
         yield {

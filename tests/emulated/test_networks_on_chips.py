@@ -16,6 +16,8 @@ from headrace.micro.arithmetic import computed
 from headrace.micro.choice import plan_within
 from headrace.micro.emulate import Emulated, total
 from headrace.micro.jobs import ByRows
+from headrace.micro.kernels.table import kernels_of
+from headrace.micro.network import View
 from headrace.micro.packing import ALIGNED
 from headrace.micro.plan import MicroPlan, plan_network
 from headrace.micro.ports import from_chip, to_chip
@@ -148,12 +150,53 @@ def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
         (["plan", str(path), *to, "--threads", "2"], "takes no --threads"),
         (["plan", str(path), "--sram", "1MB"], "--sram is for microcontrollers"),
         (["run", str(path), *to, *given], "add --emulate"),
-        (["bench", str(path), *to], "cortex-m55 is a microcontroller"),
-        (["targets", "test", *to], "cortex-m55 is a microcontroller"),
+        (["bench", str(path), *to, "--threads", "2"], "takes no --threads"),
+        (["targets", "test", *to, "--report"], "--report is for CPUs"),
+        (["targets", "test", *to, "--kernel", "gemv"], "unknown kernel 'gemv'"),
+        (["targets", "build", *to, "-o", "x"], "cortex-m55 is a microcontroller"),
         (["plan", str(path), *to, "--train", "99"], "5 have weights"),
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_layers_are_counted_one_by_one(dtype: str, tmp_path: Path, capsys: Any) -> None:
+    needed(CHIPS["cortex-m55"].machines[0])
+    path, _ = written(dtype, tmp_path)
+    to = [str(path), "--target", "cortex-m55", "--json"]
+    assert main(["bench", *to]) == 0
+    found = json.loads(capsys.readouterr().out)
+    network = read_network(path)
+    assert len(found["layers"]) == sum(not isinstance(one, View) for one in network.layers)
+    assert sum(row["multiply_adds"] for row in found["layers"]) == network.macs
+    # The function that calls layers is counted with each of them.
+    assert (
+        abs(sum(row["instructions"] for row in found["layers"]) / found["instructions"] - 1) < 0.02
+    )
+    assert main(["inspect", *to]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = found["layers"]
+    assert len(rows) == len(network.layers)
+    assert ("weights" in rows[0]["quantisation"]) == (dtype == "int8")
+    chips = {row["chip"]: row for row in found["chips"]}
+    assert set(chips) == set(CHIPS)
+    plan = plan_network(network, CHIPS["cortex-m55"])
+    assert chips["cortex-m55"]["arena_bytes"] == plan.arena_bytes
+    assert ("floating-point" in chips["cortex-m3"]["why_not"]) == (dtype == "float32")
+
+
+def test_kernels_are_proven_by_the_command_line(capsys: Any) -> None:
+    needed(CHIPS["cortex-m55"].machines[0])
+    assert main(["targets", "list", "--json"]) == 0
+    rows = {row["target"]: row for row in json.loads(capsys.readouterr().out)}
+    for name, chip in CHIPS.items():
+        assert rows[name]["kernels"] == len(kernels_of(chip)) and rows[name]["provable_on"]
+        assert rows[name]["needs"].split() == sorted(chip.needs)
+    proven = ["targets", "test", "--target", "cortex-m55", "--json", "--kernel"]
+    assert main([*proven, "add_i8"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["kernels"]
+    assert found["result"] == "equal" and found["how"] == "bit for bit"
 
 
 def test_learning_by_the_command_line(tmp_path: Path, capsys: Any) -> None:
