@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from headrace.errors import UnsupportedError
 from headrace.micro.fixed_point import (
     doubling_high,
     exp_of_negatives,
@@ -25,11 +26,22 @@ from headrace.micro.lowered import At, Lowered, Step
 from headrace.micro.network import Softmax
 from headrace.targets.target import Target
 
+MADE_BITS = 8  # of probabilities
 DIFFERENCE_BITS = 5  # in front of the point of what exp is taken of
 
 
 def exps(layer: Softmax) -> np.ndarray:
-    """exp(-i * scale) of differences i of codes, 0..255: int32 fractions; far ones are 0."""
+    """exp(-i * scale) of differences i of codes, 0..255: int32 fractions; far ones are 0.
+
+    Raises:
+        UnsupportedError: what the layer makes has other codes than probabilities have.
+    """
+    made = codes_of(layer.makes)
+    if made.zero != LEAST or abs(made.scale * 2**MADE_BITS - 1) > 1e-3:
+        raise UnsupportedError(
+            f"layer {layer.name}: softmax makes codes of scale 1/{2**MADE_BITS} with zero point "
+            f"{LEAST}, not {made.scale:g} and {made.zero}"
+        )
     scale = float(np.float32(codes_of(layer.reads[0]).scale))
     real = min(layer.beta * scale * 2 ** (31 - DIFFERENCE_BITS), 2.0**31 - 1)
     multiplier, shift = quantised_multiplier(real)
@@ -46,7 +58,7 @@ def computed(layer: Softmax, target: Target, codes: np.ndarray) -> np.ndarray:
     each = exps(layer).astype(np.int64)[pixels.max(1, keepdims=True) - pixels]
     sums = rounding_shift(each, SUM_BITS).sum(1, keepdims=True)
     scale, bits = reciprocal(sums, SUM_BITS)
-    found = rounding_shift(doubling_high(scale, each), bits + 31 - 8) + LEAST
+    found = rounding_shift(doubling_high(scale, each), bits + 31 - MADE_BITS) + LEAST
     return in_codes(found, LEAST, MOST).reshape(layer.makes.shape)
 
 
