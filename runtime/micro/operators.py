@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
 from headrace.micro.network import (
+    UNBOUNDED,
     Activation,
     Add,
+    Conversion,
     Convolution,
     Depthwise,
+    Layer,
     Pool,
     Softmax,
     Value,
@@ -160,8 +164,12 @@ def _pool(of: Reading, node: Node) -> None:
         padded = any(node.attribute("pads", [0])) or windows.pads != (0, 0)
         if padded and node.attribute("count_include_pad", 0):
             raise of.unsupported(node, "a mean that counts pads; one of pixels is done")
-    kind: Literal["mean", "most"] = "most" if node.op == "MaxPool" else "mean"
-    of.add(node, Pool(node.label, (read,), Value(node.outputs[0], made, None), kind, windows))
+    if node.op == "MaxPool":  # the most of codes is one of them
+        makes = Value(node.outputs[0], made, read.codes)
+        of.add(node, Pool(node.label, (read,), makes, "most", windows), real=True)
+    else:
+        makes = Value(node.outputs[0], made, None)
+        of.add(node, Pool(node.label, (read,), makes, "mean", windows))
 
 
 def _add(of: Reading, node: Node) -> None:
@@ -219,28 +227,47 @@ def _softmax(of: Reading, node: Node) -> None:
 
 
 def _batch_norm(of: Reading, node: Node) -> None:
-    """Into the convolution in front of it."""
-    before = of.made_alone(node.inputs[0])
-    if not isinstance(before, (Convolution, Depthwise)) or before.scales is not None:
-        raise of.unsupported(node, "there is no convolution in front that could take it in")
-    if before.bounds != (-math.inf, math.inf):
-        raise of.unsupported(node, "there is an activation between it and a convolution")
+    """Into the convolution in front of it, or as one of each channel's single pixels."""
     scale, bias, mean, variance = (of.array(node, i).astype(np.float64) for i in range(1, 5))
     factor = scale / np.sqrt(variance + node.attribute("epsilon", 1e-5))
-    by_made = factor.reshape(-1, 1, 1, 1) if isinstance(before, Convolution) else factor
-    of.change(
-        node, before, weights=(before.weights * by_made).astype(np.float32),
-        bias=((before.bias - mean) * factor + bias).astype(np.float32),
-    )  # fmt: skip
+    before = of.made_alone(node.inputs[0])
+    if _takes_factors(before):
+        by_made = factor.reshape(-1, 1, 1, 1) if isinstance(before, Convolution) else factor
+        of.change(
+            node, before, weights=(before.weights * by_made).astype(np.float32),
+            bias=((before.bias - mean) * factor + bias).astype(np.float32),
+        )  # fmt: skip
+    else:
+        _each_channel(of, node, factor, bias - mean * factor)
+
+
+def _takes_factors(layer: Layer | None) -> TypeGuard[Convolution | Depthwise]:
+    """Whether a layer's weights may be multiplied by those of what it makes."""
+    convolves = isinstance(layer, (Convolution, Depthwise))
+    return convolves and layer.scales is None and layer.bounds == UNBOUNDED
+
+
+def _each_channel(of: Reading, node: Node, factor: np.ndarray, bias: np.ndarray) -> None:
+    """What a node reads times a factor for each channel, and a bias."""
+    made = of.made_shape(node)
+    read = of.image(node) if len(made) == 3 else of.number(node).value
+    if read.shape != made or factor.shape != made[-1:]:
+        raise of.unsupported(node, f"numbers {list(factor.shape)} for each channel of {list(made)}")
+    weights, makes = factor.reshape(1, 1, -1).astype(np.float32), Value(node.outputs[0], made, None)
+    bias = bias.astype(np.float32)
+    of.add(node, Depthwise(node.label, (read,), makes, weights, bias, None, Windows()))
 
 
 def _quantize(of: Reading, node: Node) -> None:
     held, codes = of.held(node.inputs[0]), of.codes_of(node)
     if held.value.codes is None:
         before = of.made_alone(node.inputs[0])
-        if before is None:
-            raise of.unsupported(node, "it quantises a number that others read as it is")
-        of.change(node, before, codes)
+        if before is not None:
+            of.change(node, before, codes)
+            return
+        makes = Value(node.outputs[0], held.value.shape, codes)
+        of.add(node, Conversion(node.label, (held.value,), makes))
+        of.put(node.outputs[0], replace(held, value=makes))
         return
     if held.value.codes == codes:
         of.put(node.outputs[0], held.of_codes())

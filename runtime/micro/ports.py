@@ -34,7 +34,7 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     image = np.ascontiguousarray(image).reshape(port.value.shape)
     codes = port.value.codes
     if codes is None:
-        return image.astype(np.float16)
+        return image.astype(port.value.dtype)
     if not port.is_real:
         found: np.ndarray = (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
         return found
@@ -65,7 +65,7 @@ def _from_chip(port: Port, value: np.ndarray) -> np.ndarray:
 def about(port: Port) -> str:
     """What a port is on the chip, for people who write C."""
     codes, shape = port.value.codes, list(port.value.shape)
-    what = "halves (IEEE 754 binary16)"
+    what = "float32" if port.value.wide else "halves (IEEE 754 binary16)"
     if port.value.sums is not None:
         what = "int32 sums of products: their order is that of numbers, if scales are alike"
     elif codes is not None:

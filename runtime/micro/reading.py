@@ -9,7 +9,6 @@ somebody needs to know, which is at inputs and outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +21,13 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.onnx_model import OnnxModel, open_onnx
 from headrace.loaders.reader import TensorReader
 from headrace.loaders.tflite import SUFFIX, open_tflite
+from headrace.micro.mixed import mixed
 from headrace.micro.network import (
     UNSIGNED_ZERO,
     Codes,
-    Convolution,
     Layer,
     MicroNetwork,
     Port,
-    Sums,
     Value,
     View,
 )
@@ -43,6 +41,8 @@ from headrace.networks.specialise import specialise
 
 TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # the channels of images
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+# What gives the same whether its input is quantised or its result.
+_BEFORE_CODES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool")
 _LOOK_THROUGH = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -174,13 +174,20 @@ class Reading:
         return self.graph.types[name].elem_type == onnx.TensorProto.UINT8
 
     def _quantiser(self, name: str, op: str) -> Node | None:
-        """What says first how an input is quantised."""
+        """What says first how an input is quantised; all that reads it has to say the same."""
+        found: list[Node | None] = []
         for user in self.matcher.users.get(name, []):
             if user.op == op:
-                return user
-            if user.op in ("Reshape", "Transpose", "Flatten"):
-                return self._quantiser(user.outputs[0], op)
-        return None
+                found.append(user)
+            elif user.op in _BEFORE_CODES:
+                found.append(self._quantiser(user.outputs[0], op))
+            else:
+                found.append(None)
+        if name in self.graph.outputs or not found or found[0] is None:
+            return None
+        codes = self.codes_of(found[0])
+        alike = all(one is not None and self.codes_of(one) == codes for one in found)
+        return found[0] if alike else None
 
     def _is_turned(self, name: str) -> bool:
         """Whether all that reads an image has its channels put first."""
@@ -261,15 +268,21 @@ class Reading:
             )
         return _last(shape) if len(shape) == 4 else shape[1:]
 
-    def add(self, node: Node, layer: Layer, *, flat: bool = False) -> None:
-        """A layer whose result is a node's; `flat`: the graph has it as one row."""
+    def add(self, node: Node, layer: Layer, *, flat: bool = False, real: bool = False) -> None:
+        """A layer whose result is a node's.
+
+        Args:
+            flat: the graph has it as one row.
+            real: the graph has numbers, where the result may be codes.
+        """
         names = {one.name for one in self.layers}
         if layer.name in names:  # files need not tell their nodes apart
             layer = replace(layer, name=f"{layer.name} ({len(self.layers)})")
         self._makers[layer.makes.name] = len(self.layers)
         self.layers.append(layer)
         first = len(self.graph.shape(node.outputs[0]) or ()) == 4
-        self.put(node.outputs[0], Held(layer.makes, first, flat=flat))
+        real = real and layer.makes.codes is not None
+        self.put(node.outputs[0], Held(layer.makes, first, real, flat))
 
     def made_alone(self, name: str) -> Layer | None:
         """The layer that makes a number, if nobody else reads it and it has no codes yet."""
@@ -337,25 +350,6 @@ def _last(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[i] for i in TO_LAST)[1:]
 
 
-def _ending_in_sums(
-    layers: Sequence[Layer], outputs: Sequence[Port]
-) -> tuple[list[Layer], tuple[Port, ...]]:
-    """Fully connected layers of codes that give an output of numbers give sums instead."""
-    ends = {port.value.name for port in outputs} - {v.name for one in layers for v in one.reads}
-    found, values = [], {}
-    for one in layers:
-        if isinstance(one, Convolution) and one.makes.name in ends and one.is_of_sums:
-            (read,) = one.reads
-            assert read.codes is not None and one.scales is not None
-            scales = np.float64(np.float32(read.codes.scale)) * one.scales
-            makes = replace(one.makes, sums=scales.astype(np.float32))
-            values[makes.name] = makes
-            weights = one.weights.reshape(len(one.weights), -1)
-            one = Sums(one.name, one.reads, makes, weights, one.bias)
-        found.append(one)
-    return found, tuple(replace(p, value=values.get(p.value.name, p.value)) for p in outputs)
-
-
 def _network(reading: Reading) -> MicroNetwork:
     graph = reading.graph
     inputs = tuple(reading.input(name) for name in graph.inputs)
@@ -365,12 +359,7 @@ def _network(reading: Reading) -> MicroNetwork:
             raise reading.unsupported(node, f"it does not run on microcontrollers; {known} do")
         OPERATORS[node.op](reading, node)
     outputs = tuple(reading.output(name) for name in graph.outputs)
-    layers, outputs = _ending_in_sums(reading.layers, outputs)
-    network = MicroNetwork(reading.path.stem, tuple(layers), inputs, outputs)
-    if any(value.codes is not None for value in network.values()) and not network.is_quantised:
-        other = next(value.name for value in network.values() if value.codes is None)
-        raise UnsupportedError(
-            f"some values are 8-bit codes, and {other!r} is not: quantise all of them, or none",
-            path=reading.path,
-        )
-    return network
+    layers: tuple[Layer, ...] = tuple(reading.layers)
+    if any(value.codes for layer in layers for value in (*layer.reads, layer.makes)):
+        layers, inputs, outputs = mixed(layers, inputs, outputs)
+    return MicroNetwork(reading.path.stem, layers, inputs, outputs)

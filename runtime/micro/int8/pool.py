@@ -46,6 +46,15 @@ class Mean:
     zero: int = 0
 
 
+def changes_codes_of_windows(layer: Pool) -> bool:
+    """Whether it has no arithmetic of codes: its windows are parts of an image, and codes change.
+
+    The most of codes is one of them.
+    """
+    same = layer.reads[0].codes == layer.makes.codes
+    return not same and (layer.kind == "most" or layer.windows.taps != layer.reads[0].image[:2])
+
+
 def mean_of(layer: Pool) -> Mean:
     """How a layer's sums become means.
 

@@ -1,0 +1,144 @@
+"""Quantised networks with numbers in them: what codes do not say is computed in float32.
+
+A layer is one of codes if all that it reads and makes are codes. Others read and make float32:
+`Conversion` is between them. A function of codes reads numbers of a table, and a fully connected
+layer whose codes nobody knows makes int32 sums, which stay so at a network's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from headrace.micro.int8.pool import changes_codes_of_windows
+from headrace.micro.network import (
+    UNBOUNDED,
+    Activation,
+    Conversion,
+    Convolution,
+    Depthwise,
+    Layer,
+    Pool,
+    Port,
+    Sums,
+    Value,
+    View,
+)
+
+
+def mixed(
+    layers: Sequence[Layer], inputs: Sequence[Port], outputs: Sequence[Port]
+) -> tuple[tuple[Layer, ...], tuple[Port, ...], tuple[Port, ...]]:
+    """Layers of a network that has codes, and its inputs and outputs."""
+    read = {value.name for layer in layers for value in layer.reads}
+    of = _Mixing({port.value.name for port in outputs} - read)
+    for port in inputs:
+        of.put(port.value)
+    for layer in layers:
+        of.take(layer)
+    given, made = ([replace(p, value=of.known[p.value.name]) for p in ends]
+                   for ends in (inputs, outputs))  # fmt: skip
+    return tuple(of.layers), tuple(given), tuple(made)
+
+
+def _is_of_codes(layer: Layer) -> bool:
+    if layer.makes.codes is None or any(value.codes is None for value in layer.reads):
+        return False
+    if isinstance(layer, (Convolution, Depthwise)):
+        return layer.scales is not None
+    return not (isinstance(layer, Pool) and changes_codes_of_windows(layer))
+
+
+def _in_numbers(layer: Layer) -> Layer:
+    """The same with weights of numbers."""
+    if not isinstance(layer, (Convolution, Depthwise)) or layer.scales is None:
+        return layer
+    (read,) = layer.reads
+    assert read.codes is not None
+    scales = np.broadcast_to(layer.scales, layer.bias.shape).astype(np.float32)
+    by_made = scales.reshape(-1, 1, 1, 1) if isinstance(layer, Convolution) else scales
+    bias = layer.bias * (np.float64(np.float32(read.codes.scale)) * scales)
+    weights = layer.weights * by_made
+    return replace(layer, weights=weights, bias=bias.astype(np.float32), scales=None)
+
+
+class _Mixing:
+    """Layers while they are looked at.
+
+    Args:
+        ends: names of values that nobody reads.
+
+    Attributes:
+        layers: so far.
+        known: values by name, as they are now.
+    """
+
+    def __init__(self, ends: set[str]) -> None:
+        self.layers: list[Layer] = []
+        self.known: dict[str, Value] = {}
+        self._ends = ends
+        self._numbers: dict[str, Value] = {}  # of codes, by name
+
+    def put(self, value: Value) -> Value:
+        """A value as it is from now on: a number is float32."""
+        found = value if value.codes or value.sums is not None else replace(value, wide=True)
+        self.known[value.name] = found
+        return found
+
+    def take(self, layer: Layer) -> None:
+        """A layer, with what it needs around it."""
+        reads = tuple(self.known[value.name] for value in layer.reads)
+        layer = replace(layer, reads=reads)
+        if isinstance(layer, (View, Conversion)):
+            self.layers.append(replace(layer, makes=self.put(layer.makes)))
+        elif _is_of_codes(layer):
+            self.put(layer.makes)
+            self.layers.append(layer)
+        elif isinstance(layer, Activation) and reads[0].codes and not layer.makes.codes:
+            self.layers.append(replace(layer, makes=self.put(layer.makes)))
+        elif isinstance(layer, Convolution) and layer.is_of_sums:
+            self._sums(layer)
+        else:
+            reads = tuple(self._number(value) for value in reads)
+            self._made(replace(_in_numbers(layer), reads=reads))
+
+    def _number(self, value: Value) -> Value:
+        if value.codes is None:
+            return value
+        if value.name not in self._numbers:
+            made = Value(f"{value.name}/numbers", value.shape, None, wide=True)
+            self.layers.append(Conversion(made.name, (value,), made))
+            self._numbers[value.name] = made
+        return self._numbers[value.name]
+
+    def _made(self, layer: Layer) -> None:
+        """A layer of numbers, whose result may be wanted in codes."""
+        made = self.put(layer.makes)
+        if made.codes is None:
+            self.layers.append(replace(layer, makes=made))
+            return
+        number = Value(f"{made.name}/before codes", made.shape, None, wide=True)
+        self.layers.append(replace(layer, makes=number))
+        self.layers.append(Conversion(f"{layer.name}/codes", (number,), made))
+
+    def _sums(self, layer: Convolution) -> None:
+        (read,), made = layer.reads, layer.makes
+        assert read.codes is not None and layer.scales is not None
+        scales = np.float64(np.float32(read.codes.scale)) * layer.scales
+        ends = made.name in self._ends and layer.bounds == UNBOUNDED
+        name = made.name if ends else f"{made.name}/sums"
+        sums = Value(name, made.shape, None, scales.astype(np.float32))
+        weights = layer.weights.reshape(len(layer.weights), -1)
+        self.layers.append(Sums(layer.name, layer.reads, sums, weights, layer.bias))
+        if ends:
+            self.put(sums)
+            return
+        made = self.put(made)
+        bounded = layer.bounds != UNBOUNDED
+        number = replace(made, name=f"{made.name}/numbers") if bounded else made
+        self.layers.append(Conversion(f"{layer.name}/numbers", (sums,), number))
+        if bounded:
+            kept = Activation(f"{layer.name}/bounds", (number,), made, "identity", layer.bounds)
+            self.layers.append(kept)
