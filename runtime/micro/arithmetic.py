@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.micro import conversion, half, int8
+from headrace.micro import conversion, half, int8, placing
 from headrace.micro.lowered import Lowered
-from headrace.micro.network import Conversion, Layer, MicroNetwork, View
+from headrace.micro.network import Concatenation, Conversion, Layer, MicroNetwork, Padding, View
 from headrace.targets.target import Target
 
 
@@ -38,15 +38,25 @@ def _in_single(of: Mapping[type[Layer], Callable[..., Any]]) -> dict[type[Layer]
 INT8 = Numbers("int8", int8.LOWERED, int8.COMPUTED)
 HALF = Numbers("half", half.LOWERED, half.COMPUTED)
 SINGLE = Numbers("float32", _in_single(half.LOWERED), _in_single(half.COMPUTED))
-CONVERTED = Numbers(
-    "converted", {Conversion: conversion.lowered}, {Conversion: conversion.computed}
+BETWEEN = Numbers(
+    "other",
+    {
+        Conversion: conversion.lowered,
+        Concatenation: placing.concatenation,
+        Padding: placing.padding,
+    },
+    {
+        Conversion: conversion.computed,
+        Concatenation: placing.concatenated,
+        Padding: placing.padded,
+    },
 )
 
 
 def numbers_of(layer: Layer) -> Numbers:
     """By what a layer reads and makes."""
-    if isinstance(layer, Conversion):
-        return CONVERTED
+    if type(layer) in BETWEEN.lowered:
+        return BETWEEN
     if layer.reads[0].codes is not None:
         return INT8
     return SINGLE if layer.makes.wide else HALF
@@ -54,8 +64,8 @@ def numbers_of(layer: Layer) -> Numbers:
 
 def kinds_of(network: MicroNetwork) -> list[str]:
     """Names of the numbers that layers compute in."""
-    layers = [one for one in network.layers if not isinstance(one, (View, Conversion))]
-    return list(dict.fromkeys(numbers_of(layer).name for layer in layers))
+    kinds = [numbers_of(layer) for layer in network.layers if not isinstance(layer, View)]
+    return list(dict.fromkeys(kind.name for kind in kinds if kind is not BETWEEN))
 
 
 def lowered(layer: Layer, target: Target) -> Lowered:
@@ -67,7 +77,10 @@ def lowered(layer: Layer, target: Target) -> Lowered:
     if isinstance(layer, View):
         return Lowered((), over=(layer.reads[0].name,))
     numbers = numbers_of(layer)
-    if numbers in (HALF, SINGLE) and not target.floats:
+    of_numbers = numbers in (HALF, SINGLE) or (
+        isinstance(layer, Conversion) and layer.reads[0].codes is None
+    )
+    if of_numbers and not target.floats:
         raise UnsupportedError(
             f"{target.name} has no floating-point unit, and {layer.name} is of real numbers: "
             "quantise what it reads and makes to INT8 (`headrace compress x.onnx y.onnx --format "

@@ -85,6 +85,9 @@ def can_run_by_rows(layers: Sequence[Layer]) -> bool:
         images = all(len(value.shape) == 3 for value in (*layer.reads, layer.makes))
         if isinstance(layer, View) or not images:
             return False
+        rows = layer.makes.image[0]
+        if not hasattr(layer, "windows") and any(v.image[0] != rows for v in layer.reads):
+            return False
         if any(value.name not in known for value in layer.reads):
             return False
         known.add(layer.makes.name)

@@ -16,6 +16,8 @@ from headrace.micro.int8.pool import changes_codes_of_windows
 from headrace.micro.network import (
     UNBOUNDED,
     Activation,
+    Codes,
+    Concatenation,
     Conversion,
     Convolution,
     Depthwise,
@@ -91,6 +93,10 @@ class _Mixing:
         """A layer, with what it needs around it."""
         reads = tuple(self.known[value.name] for value in layer.reads)
         layer = replace(layer, reads=reads)
+        if isinstance(layer, Concatenation) and layer.makes.codes and all(v.codes for v in reads):
+            codes = layer.makes.codes
+            reads = tuple(self._recoded(value, codes) for value in reads)
+            layer = replace(layer, reads=reads)
         if isinstance(layer, (View, Conversion)):
             self.layers.append(replace(layer, makes=self.put(layer.makes)))
         elif _is_of_codes(layer):
@@ -112,6 +118,14 @@ class _Mixing:
             self.layers.append(Conversion(made.name, (value,), made))
             self._numbers[value.name] = made
         return self._numbers[value.name]
+
+    def _recoded(self, value: Value, codes: Codes) -> Value:
+        """A value in other codes."""
+        if value.codes == codes:
+            return value
+        made = Value(f"{value.name}/{len(self.layers)}", value.shape, codes)
+        self.layers.append(Activation(made.name, (value,), made, "identity"))
+        return made
 
     def _made(self, layer: Layer) -> None:
         """A layer of numbers, whose result may be wanted in codes."""

@@ -199,6 +199,41 @@ class Add(Layer):
 
 
 @dataclass(frozen=True, eq=False)
+class Multiply(Layer):
+    """The product of two values of one shape, or of an image and a factor for each channel."""
+
+    bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def is_by_channel(self) -> bool:
+        """Whether the second value is a single pixel, for many."""
+        return self.reads[0].elements != self.reads[1].elements
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation(Layer):
+    """Values one behind the other.
+
+    Attributes:
+        axis: of the shapes that they have here.
+    """
+
+    axis: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Padding(Layer):
+    """An image with zeros around it.
+
+    Attributes:
+        before, after: rows and columns of zeros.
+    """
+
+    before: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, eq=False)
 class Activation(Layer):
     """A function of each element.
 

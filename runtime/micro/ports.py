@@ -30,7 +30,10 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         raise ValueError(f"{port.name} is {list(array.shape)}, and {list(port.shape)} is wanted")
     if array.dtype.kind != "f" if port.is_real else array.dtype != port.type:
         raise ValueError(f"{port.name} is {array.dtype}, and {port.type} is wanted")
-    image = array[0].transpose(1, 2, 0) if port.channels_first else array
+    image = array
+    if port.channels_first:
+        rows, columns, channels = port.value.image
+        image = array.reshape(channels, rows, columns).transpose(1, 2, 0)
     image = np.ascontiguousarray(image).reshape(port.value.shape)
     codes = port.value.codes
     if codes is None:

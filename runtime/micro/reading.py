@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.onnx_model import OnnxModel, open_onnx
 from headrace.loaders.reader import TensorReader
 from headrace.loaders.tflite import SUFFIX, open_tflite
+from headrace.micro.held import NO_PADS, TO_FIRST, Held, Pads, image_of
 from headrace.micro.mixed import mixed
 from headrace.micro.network import (
     UNSIGNED_ZERO,
     Codes,
     Layer,
     MicroNetwork,
+    Padding,
     Port,
     Value,
     View,
@@ -39,50 +41,11 @@ from headrace.networks.ports import port_of
 from headrace.networks.quantisation import named
 from headrace.networks.specialise import specialise
 
-TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # the channels of images
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # What gives the same whether its input is quantised or its result.
 _BEFORE_CODES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool")
+_OF_CHANNELS_FIRST = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
 _LOOK_THROUGH = ("QuantizeLinear", "DequantizeLinear")
-
-
-@dataclass(frozen=True)
-class Held:
-    """A graph's value, as a network has it.
-
-    Attributes:
-        first: the graph has its channels first.
-        real: the graph has numbers, where the network has codes.
-        flat: the graph has an image's elements as one row.
-    """
-
-    value: Value
-    first: bool = False
-    real: bool = False
-    flat: bool = False
-
-    @property
-    def in_order(self) -> bool:
-        """Whether elements lie as the graph has them."""
-        rows, columns, channels = self.value.image
-        moves = rows * columns != 1 and channels != 1
-        return not moves or not (self.first or self.flat)
-
-    def of_codes(self, value: Value | None = None) -> Held:
-        """The same, or another value that lies so, where the graph has codes."""
-        return replace(self, value=self.value if value is None else value, real=False)
-
-    def of_numbers(self) -> Held:
-        """The same where the graph has numbers."""
-        return replace(self, real=True)
-
-    def as_row(self) -> Held:
-        """The same where the graph has one row of its elements, by channels."""
-        return replace(self, flat=True, first=False)
-
-    def turned(self, first: bool) -> Held:
-        """The same where the graph has put its channels elsewhere."""
-        return replace(self, first=first)
 
 
 def read_network(path: str | Path) -> MicroNetwork:
@@ -155,7 +118,8 @@ class Reading:
         """Take an input of the graph."""
         shape = self.graph.shape(name) or ()
         first = len(shape) == 4 and not self._is_turned(name)
-        kept = _last(shape) if first else shape[1:]
+        first = first or (len(shape) == 3 and self._has_channels_first(name))
+        kept = image_of(shape) if first else ((1,) * (len(shape) == 3) + shape[1:])
         is_real = self.graph.types[name].elem_type == onnx.TensorProto.FLOAT
         node = self._quantiser(name, "QuantizeLinear" if is_real else "DequantizeLinear")
         if node is None and not is_real:
@@ -198,6 +162,14 @@ class Reading:
             for user in users
         )  # fmt: skip
 
+    def _has_channels_first(self, name: str) -> bool:
+        """Whether what reads rows says so."""
+        return any(
+            self._has_channels_first(user.outputs[0]) if user.op in (*_LOOK_THROUGH, "Pad")
+            else user.op in _OF_CHANNELS_FIRST
+            for user in self.matcher.users.get(name, [])
+        )  # fmt: skip
+
     def output(self, name: str) -> Port:
         """Give an output of the graph."""
         held, shape = self.held(name), self.graph.shape(name)
@@ -215,7 +187,24 @@ class Reading:
     # Values
 
     def held(self, name: str) -> Held:
-        """A value that is there.
+        """A value that is there, with the zeros around it.
+
+        Raises:
+            UnsupportedError: it is a constant.
+        """
+        held = self.given(name)
+        if held.pads == NO_PADS:
+            return held
+        (above, left), (below, right) = held.pads
+        rows, columns, channels = held.value.image
+        shape = above + rows + below, left + columns + right, channels
+        made = Value(f"{name}/padded", shape, held.value.codes)
+        self.layers.append(Padding(made.name, (held.value,), made, *held.pads))
+        self.put(name, replace(held, value=made, pads=NO_PADS))
+        return self._held[name]
+
+    def given(self, name: str) -> Held:
+        """The same, or what is to have zeros around it.
 
         Raises:
             UnsupportedError: it is a constant.
@@ -233,22 +222,40 @@ class Reading:
 
     def number(self, node: Node, index: int = 0) -> Held:
         """An input that is a number in the graph."""
-        held = self.held(node.inputs[index])
+        return self._checked(node, self.held(node.inputs[index]))
+
+    def _checked(self, node: Node, held: Held) -> Held:
         if held.value.codes is not None and not held.real:
-            raise self.unsupported(node, "it reads codes, and only DequantizeLinear's results do")
+            raise self.unsupported(
+                node, "it reads codes, where DequantizeLinear's results are done"
+            )
         return held
+
+    def unpadded(self, node: Node, most: tuple[int, int]) -> tuple[Value, Pads]:
+        """The image that a node reads, and zeros around it, if each side has at most so many."""
+        held = self.given(node.inputs[0])
+        fits = all(n <= end for one in held.pads for n, end in zip(one, most, strict=True))
+        if held.pads == NO_PADS or not held.first or not fits:
+            return self.image(node), NO_PADS
+        return self._checked(node, held).value, held.pads
+
+    def is_constant(self, node: Node, index: int) -> bool:
+        """Whether an input is one, of numbers or of codes."""
+        name, constants = node.inputs[index], self.graph.constants
+        source = self.matcher.maker(name, "DequantizeLinear")
+        return name in constants or (source is not None and source.inputs[0] in constants)
 
     def image(self, node: Node, index: int = 0) -> Value:
         """An input that is an image, whose channels the graph has first."""
         held = self.number(node, index)
         shape = self.graph.shape(node.inputs[index]) or ()
-        if len(shape) != 4 or held.flat:
+        if len(shape) not in (3, 4) or held.flat:
             raise self.unsupported(node, f"it reads {list(shape)}, and images are done")
         if held.first:
             return held.value
-        if shape[1] != 1 and shape[2] * shape[3] != 1:
+        if shape[1] != 1 and math.prod(shape[2:]) != 1:
             raise self.unsupported(node, "it would take a transposition, which is not done")
-        return self.view(node.inputs[index], held, _last(shape), first=True)
+        return self.view(node.inputs[index], held, image_of(shape), first=True)
 
     def view(self, name: str, held: Held, shape: tuple[int, ...], *, first: bool) -> Value:
         """The elements of a value in another shape."""
@@ -262,11 +269,11 @@ class Reading:
     def made_shape(self, node: Node) -> tuple[int, ...]:
         """Of a node's result, as values have it: an image with channels last, and no batch."""
         shape = self.graph.shape(node.outputs[0])
-        if shape is None or shape[:1] != (1,) or len(shape) not in (2, 4) or 0 in shape:
+        if shape is None or shape[:1] != (1,) or len(shape) not in (2, 3, 4) or 0 in shape:
             raise self.unsupported(
                 node, f"its result has the shape {shape}, and a batch of one image or row is done"
             )
-        return _last(shape) if len(shape) == 4 else shape[1:]
+        return shape[1:] if len(shape) == 2 else image_of(shape)
 
     def add(self, node: Node, layer: Layer, *, flat: bool = False, real: bool = False) -> None:
         """A layer whose result is a node's.
@@ -280,27 +287,29 @@ class Reading:
             layer = replace(layer, name=f"{layer.name} ({len(self.layers)})")
         self._makers[layer.makes.name] = len(self.layers)
         self.layers.append(layer)
-        first = len(self.graph.shape(node.outputs[0]) or ()) == 4
+        first = len(self.graph.shape(node.outputs[0]) or ()) > 2
         real = real and layer.makes.codes is not None
         self.put(node.outputs[0], Held(layer.makes, first, real, flat))
 
     def made_alone(self, name: str) -> Layer | None:
         """The layer that makes a number, if nobody else reads it and it has no codes yet."""
         held = self._held.get(name)
-        if held is None or held.value.codes is not None or held.flat:
+        if held is None or held.value.codes is not None or held.flat or held.pads != NO_PADS:
             return None
         users = self.matcher.users.get(name, [])
         if len(users) != 1 or name in self.graph.outputs or held.value.name not in self._makers:
             return None
         return self.layers[self._makers[held.value.name]]
 
-    def change(self, node: Node, layer: Layer, codes: Codes | None = None, **changes: Any) -> None:
-        """Let a layer take a node in, whose result it makes from now on."""
-        index = self._makers.pop(layer.makes.name)
+    def change(
+        self, node: Node, layer: Layer, codes: Codes | None = None, index: int = 0, **changes: Any
+    ) -> None:
+        """Let a layer that makes a node's input take it in: it makes the node's result now."""
+        at = self._makers.pop(layer.makes.name)
         makes = replace(layer.makes, name=node.outputs[0], codes=codes)
-        self.layers[index] = replace(layer, makes=makes, **changes)
-        self._makers[makes.name] = index
-        self.put(node.outputs[0], replace(self.held(node.inputs[0]), value=makes))
+        self.layers[at] = replace(layer, makes=makes, **changes)
+        self._makers[makes.name] = at
+        self.put(node.outputs[0], replace(self.held(node.inputs[index]), value=makes))
 
     # Constants
 
@@ -343,11 +352,6 @@ def _with_hard_swish(graph: Graph) -> Graph:
     return graph.of(
         [made[0] if made and made[0].op == "HardSwish" else node for node, made in found]
     )
-
-
-def _last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Rows, columns and channels of an image whose graph has channels first."""
-    return tuple(shape[i] for i in TO_LAST)[1:]
 
 
 def _network(reading: Reading) -> MicroNetwork:

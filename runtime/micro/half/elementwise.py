@@ -1,4 +1,4 @@
-"""Sums of two values and functions of each element, of real numbers."""
+"""Sums and products of two values and functions of each element, of real numbers."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import numpy as np
 from headrace.micro.kernels import elementwise
 from headrace.micro.kernels.numbers import Kind
 from headrace.micro.lowered import At, Lowered, Step
-from headrace.micro.network import Activation, Add
+from headrace.micro.network import Activation, Add, Multiply
 from headrace.targets.target import Target
 
 
-def _operation(layer: Add | Activation) -> tuple[str, tuple[float, float]]:
+def _operation(layer: Add | Multiply | Activation) -> tuple[str, tuple[float, float]]:
     """The kernel's operation and its constants."""
-    if isinstance(layer, Add):
-        return "add", layer.bounds
+    if isinstance(layer, (Add, Multiply)):
+        return "add" if isinstance(layer, Add) else "multiply", layer.bounds
     return layer.kind, (layer.slope, 0.0) if layer.kind == "leaky_relu" else layer.bounds
 
 
 def computed(
-    layer: Add | Activation, target: Target, *values: np.ndarray, kind: Kind = "half"
+    layer: Add | Multiply | Activation, target: Target, *values: np.ndarray, kind: Kind = "half"
 ) -> np.ndarray:
     """What a chip computes, bit for bit."""
     operation, constants = _operation(layer)
@@ -28,7 +28,7 @@ def computed(
     return made.reshape(layer.makes.shape)
 
 
-def lowered(layer: Add | Activation, target: Target, *, kind: Kind = "half") -> Lowered:
+def lowered(layer: Add | Multiply | Activation, target: Target, *, kind: Kind = "half") -> Lowered:
     """One step, whose result may lie over what it reads."""
     operation, constants = _operation(layer)
     names = tuple(value.name for value in layer.reads)

@@ -124,7 +124,8 @@ def _real(layer: Activation, x: np.ndarray) -> np.ndarray:
     """float64 of codes without their zero point."""
     real = x * float(_single(codes_of(layer.reads[0]).scale))
     with np.errstate(over="ignore"):
-        return _REAL[layer.kind](layer, real)
+        found: np.ndarray = _REAL[layer.kind](layer, real)
+    return found
 
 
 def _rounded(layer: Activation, x: np.ndarray) -> np.ndarray:
@@ -147,7 +148,8 @@ def table(layer: Activation) -> np.ndarray:
     """What each code from -128 on becomes: int8 [256], or float32 where it makes numbers."""
     x = np.arange(256) + LEAST - codes_of(layer.reads[0]).zero
     if layer.makes.codes is None:
-        return np.clip(_real(layer, x), *layer.bounds).astype(np.float32)
+        numbers: np.ndarray = np.clip(_real(layer, x), *layer.bounds)
+        return numbers.astype(np.float32)
     bounds = bounds_in_codes(layer.makes, layer.bounds)
     return in_codes(_KINDS[layer.kind](layer, x), *bounds)
 
