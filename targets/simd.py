@@ -593,6 +593,12 @@ def shr_by(value: Any, bits: Any) -> Any:
 
 
 @_marker
+def sar_by(value: Any, bits: Any) -> Any:
+    """The same with copies of the sign coming in."""
+    return _only_compiled()
+
+
+@_marker
 def shr_u8(value: Any, bits: int) -> Any:
     """Shift 64 bytes right by a constant."""
     return _only_compiled()
@@ -669,6 +675,12 @@ def doubling_high(a: Any, b: Any) -> Any:
 
     Not both may be -2**31.
     """
+    return _only_compiled()
+
+
+@_marker
+def add_doubling_high(acc: Any, a: Any, b: Any) -> Any:
+    """acc + `doubling_high` of a, -2**30..2**30 - 1, and b."""
     return _only_compiled()
 
 
