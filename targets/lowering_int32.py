@@ -104,17 +104,21 @@ def _rounding_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
     return b.ashr(b.add(b.add(x, half), less), down)
 
 
-def _add_doubling_high(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    """Of single numbers what `smmlar` of Arm's DSP extension does with 2xy."""
-    if x.type.count > 1:
-        return b.add(acc, (primitive("doubling_high") or _doubling_high)(b, x, y))
-    acc, x, y = (b.extract_element(one, ir.Constant(_I32, 0)) for one in (acc, x, y))
-    twice = b.sext(b.shl(x, ir.Constant(_I32, 1)), _I64)
-    # One number: LLVM does not find the instruction where it is added up in two steps.
-    upper = b.shl(b.zext(acc, _I64), ir.Constant(_I64, 32))
-    start = b.or_(upper, ir.Constant(_I64, 2**31))
-    total = b.add(b.mul(twice, b.sext(y, _I64)), start)
-    high = b.trunc(b.lshr(total, ir.Constant(_I64, 32)), _I32)
+def _add_rounded_high(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    """Of single numbers `smmlar` of Arm's DSP extension, which LLVM finds in no other order."""
+    n = x.type.count
+    if n == 1:
+        acc, x, y = (b.extract_element(one, ir.Constant(_I32, 0)) for one in (acc, x, y))
+    wide = _I64 if n == 1 else ir.VectorType(_I64, n)
+
+    def number(value: int) -> ir.Constant:
+        return ir.Constant(wide, value if n == 1 else [value] * n)
+
+    start = b.or_(b.shl(b.zext(acc, wide), number(32)), number(2**31))
+    total = b.add(b.mul(b.sext(x, wide), b.sext(y, wide)), start)
+    high = b.trunc(b.lshr(total, number(32)), acc.type)
+    if n > 1:
+        return high
     one = ir.Constant(ir.VectorType(_I32, 1), ir.Undefined)
     return b.insert_element(one, high, ir.Constant(_I32, 0))
 
@@ -135,10 +139,10 @@ def _same_three(acc: types.Type, x: types.Type, y: types.Type) -> types.Type | N
     return x if acc == x == y else None
 
 
-@marker("add_doubling_high", _same_three)
-def _add_doubling_highs(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+@marker("add_rounded_high", _same_three)
+def _add_rounded_highs(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     rows = zip(*(split(one) for one in args), strict=True)
-    return join([_add_doubling_high(b, *row) for row in rows])
+    return join([_add_rounded_high(b, *row) for row in rows])
 
 
 def _by_lanes(name: str, code: _Code) -> None:

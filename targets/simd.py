@@ -679,8 +679,8 @@ def doubling_high(a: Any, b: Any) -> Any:
 
 
 @_marker
-def add_doubling_high(acc: Any, a: Any, b: Any) -> Any:
-    """acc + `doubling_high` of a, -2**30..2**30 - 1, and b."""
+def add_rounded_high(acc: Any, a: Any, b: Any) -> Any:
+    """acc + the upper 32 bits of ab of int32 lanes, rounded to the nearest; of two the greater."""
     return _only_compiled()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from headrace.targets.simd import (
-    add_doubling_high,
+    add_rounded_high,
     doubling_high,
     get_u8,
     int32,
@@ -17,6 +17,7 @@ from headrace.targets.simd import (
     put_u8,
     rounding_shift,
     sar_by,
+    shl,
     shl_by,
     splat_i32,
     store_i8,
@@ -24,7 +25,7 @@ from headrace.targets.simd import (
 from headrace.targets.target import Target
 
 # Shifts to the right with which what `plain_start` begins with leaves room for a sum's high half.
-PLAIN = (1, 22)
+LEAST_SHIFT, MOST_SHIFT = 1, 22
 PLAIN_REACH = 2**30
 
 
@@ -47,7 +48,7 @@ def are_plain(shifts: np.ndarray, ends: tuple[int, int, int], reach: int) -> boo
         reach: what no sum's magnitude is more than.
     """
     downs = -shifts.astype(np.int64)
-    fits = downs.min() >= PLAIN[0] and downs.max() <= PLAIN[1] and reach < PLAIN_REACH
+    fits = downs.min() >= LEAST_SHIFT and downs.max() <= MOST_SHIFT and reach < PLAIN_REACH
     return bool(fits and ends[1:] == (-128, 127))
 
 
@@ -62,14 +63,19 @@ def plain_start(zero: Any, shift: Any) -> Any:
     return shl_by(zero + zero + splat_i32(1), shift - splat_i32(1))
 
 
-def plain(sums: Any, multipliers: Any, shift: Any, start: Any) -> Any:
-    """`scaled`, with the zero point and within -128..127, in one rounding product and one shift.
+def rounded(twice: Any, multipliers: Any, shift: Any, start: Any) -> Any:
+    """`scaled` of half of this; `start` is half of 2**shift, a shift of 1 or more.
 
     Products whose sum is below 0 are rounded to the lower of two: one less before they are shifted.
     That of a sum which rounds to 0 stays 0, as there is a shift.
     """
-    start = start + sar_by(sums, splat_i32(31))
-    codes = sar_by(add_doubling_high(start, sums, multipliers), shift)
+    start = start + sar_by(twice, splat_i32(31))
+    return sar_by(add_rounded_high(start, twice, multipliers), shift)
+
+
+def plain(sums: Any, multipliers: Any, shift: Any, start: Any) -> Any:
+    """`scaled` of sums below `PLAIN_REACH`, from `plain_start` on, and within -128..127."""
+    codes = rounded(shl(sums, 1), multipliers, shift, start)
     return within(codes, splat_i32(-128), splat_i32(127))
 
 
