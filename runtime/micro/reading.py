@@ -43,7 +43,16 @@ from headrace.networks.specialise import specialise
 
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # What gives the same whether its input is quantised or its result.
-_BEFORE_CODES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool")
+_BEFORE_CODES = (
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "MaxPool",
+    "Concat",
+    "Pad",
+)
 _OF_CHANNELS_FIRST = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
 _LOOK_THROUGH = ("QuantizeLinear", "DequantizeLinear")
 
@@ -224,6 +233,13 @@ class Reading:
         """An input that is a number in the graph."""
         return self._checked(node, self.held(node.inputs[index]))
 
+    def row(self, node: Node, index: int) -> Value:
+        """An input of numbers or codes that is one row in the graph, and lies so."""
+        held = self.held(node.inputs[index])
+        if not held.in_order:
+            raise self.unsupported(node, "it reads an image as a row, channels first")
+        return self.view(node.inputs[index], held, (held.value.elements,), first=False)
+
     def _checked(self, node: Node, held: Held) -> Held:
         if held.value.codes is not None and not held.real:
             raise self.unsupported(
@@ -245,9 +261,13 @@ class Reading:
         source = self.matcher.maker(name, "DequantizeLinear")
         return name in constants or (source is not None and source.inputs[0] in constants)
 
-    def image(self, node: Node, index: int = 0) -> Value:
-        """An input that is an image, whose channels the graph has first."""
-        held = self.number(node, index)
+    def image(self, node: Node, index: int = 0, *, moved: bool = False) -> Value:
+        """An input that is an image, whose channels the graph has first.
+
+        Args:
+            moved: the node takes codes as they are, too.
+        """
+        held = self.held(node.inputs[index]) if moved else self.number(node, index)
         shape = self.graph.shape(node.inputs[index]) or ()
         if len(shape) not in (3, 4) or held.flat:
             raise self.unsupported(node, f"it reads {list(shape)}, and images are done")

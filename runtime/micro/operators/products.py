@@ -188,4 +188,5 @@ def pool(of: Reading, node: Node) -> None:
         of.add(node, Pool(node.label, (read,), makes, "most", windows), real=True)
     else:
         makes = Value(node.outputs[0], made, None)
-        of.add(node, Pool(node.label, (read,), makes, "mean", windows))
+        of_numbers = node.op == "ReduceMean"  # as TFLite's MEAN
+        of.add(node, Pool(node.label, (read,), makes, "mean", windows, of_numbers=of_numbers))
