@@ -17,6 +17,7 @@ from headrace.networks.quantisation import named
 Places = dict[
     int, np.ndarray
 ]  # by dimension, which elements of it are taken; others: all, in order
+MOST_PADS = 1 << 24  # of a dimension: its places are a table
 _PAD_MODES = {b"constant": "constant", b"reflect": "reflect", b"edge": "edge", b"wrap": "wrap"}
 
 
@@ -108,7 +109,7 @@ def _pad(graph: Graph, node: Node) -> Operation | None:
     for i, axis in enumerate(axes):
         pair = int(pads[i]), int(pads[i + len(pads) // 2])
         size = shape[axis]
-        if mode == "reflect" and max(pair) >= size:
+        if (mode == "reflect" and max(pair) >= size) or sum(pair) > MOST_PADS:
             return None  # libraries refuse it
         more = {"constant_values": NOWHERE} if mode == "constant" else {}
         places[axis] = np.pad(np.arange(size), pair, mode, **more)  # type: ignore[call-overload]
