@@ -89,16 +89,19 @@ def normed() -> Any:
 
 
 def joined() -> Any:
-    """Ways of several kinds that are joined by their channels; one number with a sigmoid."""
+    """Ways of several kinds that are joined by their channels; a sigmoid of each class."""
     of = Classifier().conv(8, 3).then("Relu")
     before, ways = of.last, []
     for taps in (3, 1):
         of.last = before
         ways.append(of.conv(4 + taps, 8, taps).then("Relu").last)
     of.last = before
-    ways.append(of.then("AveragePool", kernel_shape=[3, 3], pads=[1] * 4).last)
+    more = {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1}
+    ways += [of.then("AveragePool", kernel_shape=[3, 3], pads=[1] * 4).last]
+    of.last = before
+    ways += [of.then("AveragePool", **more).last]
     of.of("Concat", *ways, axis=1).then("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
-    of.conv(9, 20).then("Relu").then("ReduceMean", axes=[2, 3], keepdims=0).linear(1, 9)
+    of.conv(9, 28).then("Relu").then("ReduceMean", axes=[2, 3], keepdims=0).linear(6, 9)
     return of.then("Sigmoid").model()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
-from headrace.micro.held import ROWS_TURNED, TO_FIRST, TO_LAST, Pads, image_of
+from headrace.micro.held import ROWS_TURNED, TO_FIRST, TO_LAST, image_of, pads_of
 from headrace.micro.network import (
     UNSIGNED_ZERO,
     Activation,
@@ -62,14 +62,7 @@ def pad(of: Reading, node: Node) -> None:
         raise of.unsupported(node, "zeros around rows and columns, of known numbers, are done")
     if rank not in (3, 4) or min(pads) < 0 or any(pads[i] for i in (0, 1, rank, rank + 1)):
         raise of.unsupported(node, f"pads {list(pads)}; those of rows and columns are done")
-    of.put(node.outputs[0], held.padded(_pairs(pads[2:rank], pads[rank + 2 :])))
-
-
-def _pairs(before: Sequence[int], after: Sequence[int]) -> Pads:
-    """Rows and columns; of rows only columns are there."""
-    ends = ((0, 0)[len(one) :] + tuple(one) for one in (before, after))
-    first, last = ((int(one[0]), int(one[1])) for one in ends)
-    return first, last
+    of.put(node.outputs[0], held.padded(pads_of(pads[2:rank], pads[rank + 2 :])))
 
 
 def quantize(of: Reading, node: Node) -> None:
@@ -137,3 +130,11 @@ def identity(of: Reading, node: Node) -> None:
     """Nothing."""
     if node.inputs[0] not in of.graph.constants:
         of.put(node.outputs[0], of.given(node.inputs[0]))
+
+
+def cast(of: Reading, node: Node) -> None:
+    """Bytes as numbers: codes of a scale of 1."""
+    held = of.given(node.inputs[0])
+    if node.attribute("to") != onnx.TensorProto.FLOAT:
+        raise of.unsupported(node, "bytes, or numbers, as FLOAT are done")
+    of.put(node.outputs[0], held if held.value.codes is None else held.of_numbers())

@@ -202,7 +202,7 @@ def _mean(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | N
 
 def _is_of_pixels(node: Node) -> bool:
     """Whether a mean is that of an image's pixels, and makes an image."""
-    return node.attribute("axes") == [2, 3] and node.attribute("keepdims", 1) == 1
+    return bool(node.attribute("axes") == [2, 3] and node.attribute("keepdims", 1) == 1)
 
 
 def _view(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
