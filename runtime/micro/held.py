@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from headrace.micro.network import Value
@@ -16,6 +17,12 @@ def image_of(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Rows, columns and channels of an image, or of a row, whose graph has channels first."""
     _, channels, *rows, columns = shape
     return (rows[0] if rows else 1), columns, channels
+
+
+def pads_of(before: Sequence[int], after: Sequence[int]) -> Pads:
+    """Pads of rows and columns; of a row only columns are there."""
+    first, last = ([0] * (2 - len(one)) + [int(n) for n in one] for one in (before, after))
+    return (first[0], first[1]), (last[0], last[1])
 
 
 @dataclass(frozen=True)

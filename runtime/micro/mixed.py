@@ -7,6 +7,7 @@ layer whose codes nobody knows makes int32 sums, which stay so at a network's en
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,12 +23,17 @@ from headrace.micro.network import (
     Convolution,
     Depthwise,
     Layer,
+    Padding,
     Pool,
     Port,
     Sums,
     Value,
     View,
 )
+
+_GREATEST = 127
+_LEAST_FACTOR = 2.0**-8  # of an output's code: less than this changes none
+_MOST_BIAS = 2**24  # in units of products
 
 
 def mixed(
@@ -38,11 +44,35 @@ def mixed(
     of = _Mixing({port.value.name for port in outputs} - read)
     for port in inputs:
         of.put(port.value)
-    for layer in layers:
+    for layer in _in_codes_earlier(layers, {port.value.name for port in outputs}):
         of.take(layer)
     given, made = ([replace(p, value=of.known[p.value.name]) for p in ends]
                    for ends in (inputs, outputs))  # fmt: skip
     return tuple(of.layers), tuple(given), tuple(made)
+
+
+def _in_codes_earlier(layers: Sequence[Layer], outputs: set[str]) -> list[Layer]:
+    """What is quantised behind a layer that only chooses or moves numbers, in front of it.
+
+    Codes are in the order of their numbers, so that the greatest stays that.
+    """
+    readers = Counter(value.name for layer in layers for value in layer.reads)
+    earlier: dict[str, Codes] = {}
+
+    def known(value: Value) -> Value:
+        return replace(value, codes=earlier[value.name]) if value.name in earlier else value
+
+    found: list[Layer] = []
+    for layer in reversed(layers):
+        makes = known(layer.makes)
+        moves = isinstance(layer, (Concatenation, Padding, View))
+        if makes.codes and (moves or (isinstance(layer, Pool) and layer.kind == "most")):
+            for value in layer.reads:
+                alone = readers[value.name] == 1 and value.name not in outputs
+                if value.codes is None and alone:
+                    earlier[value.name] = makes.codes
+        found.append(replace(layer, reads=tuple(map(known, layer.reads)), makes=makes))
+    return found[::-1]
 
 
 def _is_of_codes(layer: Layer) -> bool:
@@ -64,6 +94,27 @@ def _in_numbers(layer: Layer) -> Layer:
     bias = layer.bias * (np.float64(np.float32(read.codes.scale)) * scales)
     weights = layer.weights * by_made
     return replace(layer, weights=weights, bias=bias.astype(np.float32), scales=None)
+
+
+def _in_codes(layer: Layer) -> Layer:
+    """A factor and a bias for each channel of codes: its scales are what is multiplied by.
+
+    Weights are the greatest codes, so that units of the bias are small.
+    """
+    if not isinstance(layer, Depthwise) or layer.scales is not None or layer.makes.codes is None:
+        return layer
+    (read,), factor = layer.reads, layer.weights.reshape(-1).astype(np.float64)
+    if read.codes is None or not layer.windows.is_pixelwise or read.shape != layer.makes.shape:
+        return layer
+    least = layer.makes.codes.scale / read.codes.scale * _LEAST_FACTOR
+    scales = (np.maximum(np.abs(factor), least) / _GREATEST).astype(np.float32)
+    units = np.float64(np.float32(read.codes.scale)) * scales
+    weights = np.rint(factor / scales).astype(np.int8)
+    bias = np.rint(layer.bias / units)
+    if (np.abs(bias) > _MOST_BIAS).any():
+        return layer
+    whole = bias.astype(np.int32)
+    return replace(layer, weights=weights.reshape(1, 1, -1), scales=scales, bias=whole)
 
 
 class _Mixing:
@@ -92,7 +143,7 @@ class _Mixing:
     def take(self, layer: Layer) -> None:
         """A layer, with what it needs around it."""
         reads = tuple(self.known[value.name] for value in layer.reads)
-        layer = replace(layer, reads=reads)
+        layer = _in_codes(replace(layer, reads=reads))
         if isinstance(layer, Concatenation) and layer.makes.codes and all(v.codes for v in reads):
             codes = layer.makes.codes
             reads = tuple(self._recoded(value, codes) for value in reads)

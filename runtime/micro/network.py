@@ -187,11 +187,16 @@ class Depthwise(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Pool(Layer):
-    """The mean or the most of a window's pixels that are in the image, channel by channel."""
+    """The mean or the most of a window's pixels that are in the image, channel by channel.
+
+    Attributes:
+        of_numbers: a mean is rounded as one of numbers, also where codes stay the same.
+    """
 
     kind: Literal["mean", "most"]
     windows: Windows
     bounds: tuple[float, float] = UNBOUNDED
+    of_numbers: bool = False
 
 
 @dataclass(frozen=True, eq=False)

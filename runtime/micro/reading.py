@@ -9,6 +9,7 @@ somebody needs to know, which is at inputs and outputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +44,19 @@ from headrace.networks.specialise import specialise
 
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # What gives the same whether its input is quantised or its result.
-_BEFORE_CODES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool")
+_BEFORE_CODES = (
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "MaxPool",
+    "Concat",
+    "Pad",
+)
+_TO_CODES, _TO_NUMBERS = ("QuantizeLinear",), ("DequantizeLinear", "Cast")
 _OF_CHANNELS_FIRST = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
-_LOOK_THROUGH = ("QuantizeLinear", "DequantizeLinear")
+_LOOK_THROUGH = (*_TO_CODES, *_TO_NUMBERS)
 
 
 def read_network(path: str | Path) -> MicroNetwork:
@@ -121,7 +132,7 @@ class Reading:
         first = first or (len(shape) == 3 and self._has_channels_first(name))
         kept = image_of(shape) if first else ((1,) * (len(shape) == 3) + shape[1:])
         is_real = self.graph.types[name].elem_type == onnx.TensorProto.FLOAT
-        node = self._quantiser(name, "QuantizeLinear" if is_real else "DequantizeLinear")
+        node = self._quantiser(name, _TO_CODES if is_real else _TO_NUMBERS)
         if node is None and not is_real:
             raise UnsupportedError(
                 f"its input {name!r} has codes of no known scale", path=self.path
@@ -137,14 +148,14 @@ class Reading:
     def _is_unsigned(self, name: str) -> bool:
         return self.graph.types[name].elem_type == onnx.TensorProto.UINT8
 
-    def _quantiser(self, name: str, op: str) -> Node | None:
+    def _quantiser(self, name: str, ops: Sequence[str]) -> Node | None:
         """What says first how an input is quantised; all that reads it has to say the same."""
         found: list[Node | None] = []
         for user in self.matcher.users.get(name, []):
-            if user.op == op:
+            if user.op in ops:
                 found.append(user)
             elif user.op in _BEFORE_CODES:
-                found.append(self._quantiser(user.outputs[0], op))
+                found.append(self._quantiser(user.outputs[0], ops))
             else:
                 found.append(None)
         if name in self.graph.outputs or not found or found[0] is None:
@@ -195,13 +206,18 @@ class Reading:
         held = self.given(name)
         if held.pads == NO_PADS:
             return held
-        (above, left), (below, right) = held.pads
-        rows, columns, channels = held.value.image
-        shape = above + rows + below, left + columns + right, channels
-        made = Value(f"{name}/padded", shape, held.value.codes)
-        self.layers.append(Padding(made.name, (held.value,), made, *held.pads))
+        made = self.surrounded(held.value, f"{name}/padded", held.pads)
         self.put(name, replace(held, value=made, pads=NO_PADS))
         return self._held[name]
+
+    def surrounded(self, image: Value, name: str, pads: Pads) -> Value:
+        """An image with zeros around it."""
+        (above, left), (below, right) = pads
+        rows, columns, channels = image.image
+        shape = above + rows + below, left + columns + right, channels
+        made = Value(name, shape, image.codes)
+        self.layers.append(Padding(name, (image,), made, *pads))
+        return made
 
     def given(self, name: str) -> Held:
         """The same, or what is to have zeros around it.
@@ -224,6 +240,13 @@ class Reading:
         """An input that is a number in the graph."""
         return self._checked(node, self.held(node.inputs[index]))
 
+    def row(self, node: Node, index: int) -> Value:
+        """An input of numbers or codes that is one row in the graph, and lies so."""
+        held = self.held(node.inputs[index])
+        if not held.in_order:
+            raise self.unsupported(node, "it reads an image as a row, channels first")
+        return self.view(node.inputs[index], held, (held.value.elements,), first=False)
+
     def _checked(self, node: Node, held: Held) -> Held:
         if held.value.codes is not None and not held.real:
             raise self.unsupported(
@@ -245,9 +268,13 @@ class Reading:
         source = self.matcher.maker(name, "DequantizeLinear")
         return name in constants or (source is not None and source.inputs[0] in constants)
 
-    def image(self, node: Node, index: int = 0) -> Value:
-        """An input that is an image, whose channels the graph has first."""
-        held = self.number(node, index)
+    def image(self, node: Node, index: int = 0, *, moved: bool = False) -> Value:
+        """An input that is an image, whose channels the graph has first.
+
+        Args:
+            moved: the node takes codes as they are, too.
+        """
+        held = self.held(node.inputs[index]) if moved else self.number(node, index)
         shape = self.graph.shape(node.inputs[index]) or ()
         if len(shape) not in (3, 4) or held.flat:
             raise self.unsupported(node, f"it reads {list(shape)}, and images are done")
@@ -332,8 +359,10 @@ class Reading:
         return constants.array(name)
 
     def codes_of(self, node: Node) -> Codes:
-        """Of QuantizeLinear or DequantizeLinear."""
+        """Of QuantizeLinear or DequantizeLinear, or of bytes that become numbers."""
         constants = self.graph.constants
+        if node.op == "Cast":
+            return Codes(1.0, -UNSIGNED_ZERO if self._is_unsigned(node.inputs[0]) else 0)
         scale, zero = node.inputs[1], named(node.inputs, 2)
         if scale in constants and (not zero or zero in constants):
             factor = constants.array(scale).reshape(-1)

@@ -9,11 +9,12 @@ from typing import Any
 from headrace.micro.operators import elements, places, products
 from headrace.networks.graph import Node
 
+_POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMean")
 OPERATORS: dict[str, Callable[[Any, Node], None]] = {
     "Conv": products.conv,
     "Gemm": products.gemm,
     "MatMul": products.gemm,
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean"), products.pool),
+    **dict.fromkeys(_POOLS, products.pool),
     "Add": elements.add,
     "Mul": elements.multiply,
     **dict.fromkeys(("Sub", "Div"), elements.affine),
@@ -31,5 +32,6 @@ OPERATORS: dict[str, Callable[[Any, Node], None]] = {
     "DequantizeLinear": places.dequantize,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), places.reshape),
     "Transpose": places.transpose,
+    "Cast": places.cast,
     **dict.fromkeys(("Identity", "Dropout"), places.identity),
 }

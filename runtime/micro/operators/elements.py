@@ -178,9 +178,10 @@ def hard(of: Reading, node: Node, kind: str) -> None:
 
 
 def softmax(of: Reading, node: Node) -> None:
-    """Of a row."""
+    """Of a row, or of each pixel's channels."""
     held, made = of.number(node), of.made_shape(node)
     rank = len(of.graph.shape(node.inputs[0]) or ())
-    if rank != 2 or held.flat or node.attribute("axis", -1) % rank != 1:
-        raise of.unsupported(node, "a softmax of a row is done")
-    of.add(node, Softmax(node.label, (held.value,), Value(node.outputs[0], made, None)))
+    if held.flat or node.attribute("axis", -1) % rank != 1:
+        raise of.unsupported(node, "a softmax of a row, or of a pixel's channels, is done")
+    read = of.image(node) if rank > 2 else held.value
+    of.add(node, Softmax(node.label, (read,), Value(node.outputs[0], made, None)))

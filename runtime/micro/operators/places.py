@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
-from headrace.micro.held import ROWS_TURNED, TO_FIRST, TO_LAST, Pads, image_of
+from headrace.micro.held import ROWS_TURNED, TO_FIRST, TO_LAST, image_of, pads_of
 from headrace.micro.network import (
+    UNSIGNED_ZERO,
     Activation,
     Concatenation,
     Conversion,
@@ -31,18 +32,14 @@ def concat(of: Reading, node: Node) -> None:
         raise of.unsupported(node, "it joins batches; a batch of one is done")
     indices = range(len(node.inputs))
     if len(made) == 3:
-        reads = tuple(of.image(node, i) for i in indices)
+        reads = tuple(of.image(node, i, moved=True) for i in indices)
         place = 2 if axis == 1 else axis - rank + 2
     else:
-        held = [of.number(node, i) for i in indices]
-        if not all(one.in_order for one in held):
-            raise of.unsupported(node, "it reads an image as a row, channels first")
-        reads = tuple(of.view(node.inputs[i], one, (one.value.elements,), first=False)
-                      for i, one in enumerate(held))  # fmt: skip
-        place = 0
+        reads, place = tuple(of.row(node, i) for i in indices), 0
     codes = reads[0].codes if all(value.codes == reads[0].codes for value in reads) else None
     makes = Value(node.outputs[0], made, codes)
-    of.add(node, Concatenation(node.label, reads, makes, place), real=True)
+    real = all(of.held(name).real for name in node.inputs)
+    of.add(node, Concatenation(node.label, reads, makes, place), real=real)
 
 
 def pad(of: Reading, node: Node) -> None:
@@ -52,23 +49,20 @@ def pad(of: Reading, node: Node) -> None:
     pads = node.attribute("pads") or (
         constants.array(names[0]).reshape(-1).tolist() if names[0] in constants else None
     )
+    of.image(node, moved=True)  # what is left of other pads, and of other orders, is in layers now
+    held = of.held(node.inputs[0])
     value = of.array(node, 2).reshape(-1) if names[1] else np.array([node.attribute("value", 0.0)])
+    zero: float = 0.0
+    if held.value.codes is not None and not held.real:
+        zero = held.value.codes.zero + (UNSIGNED_ZERO if value.dtype == np.uint8 else 0)
     mode = (node.attribute("mode", b"constant") or b"").decode()
     rank = len(of.graph.shape(node.inputs[0]) or ())
     of.made_shape(node)
-    if pads is None or names[2] or len(pads) != 2 * rank or mode != "constant" or value[0] != 0:
+    if pads is None or names[2] or len(pads) != 2 * rank or mode != "constant" or value[0] != zero:
         raise of.unsupported(node, "zeros around rows and columns, of known numbers, are done")
     if rank not in (3, 4) or min(pads) < 0 or any(pads[i] for i in (0, 1, rank, rank + 1)):
         raise of.unsupported(node, f"pads {list(pads)}; those of rows and columns are done")
-    of.image(node)  # what is left of other pads, and of other orders, is in layers now
-    of.put(node.outputs[0], of.held(node.inputs[0]).padded(_pairs(pads[2:rank], pads[rank + 2 :])))
-
-
-def _pairs(before: Sequence[int], after: Sequence[int]) -> Pads:
-    """Rows and columns; of rows only columns are there."""
-    ends = ((0, 0)[len(one) :] + tuple(one) for one in (before, after))
-    first, last = ((int(one[0]), int(one[1])) for one in ends)
-    return first, last
+    of.put(node.outputs[0], held.padded(pads_of(pads[2:rank], pads[rank + 2 :])))
 
 
 def quantize(of: Reading, node: Node) -> None:
@@ -136,3 +130,11 @@ def identity(of: Reading, node: Node) -> None:
     """Nothing."""
     if node.inputs[0] not in of.graph.constants:
         of.put(node.outputs[0], of.given(node.inputs[0]))
+
+
+def cast(of: Reading, node: Node) -> None:
+    """Bytes as numbers: codes of a scale of 1."""
+    held = of.given(node.inputs[0])
+    if node.attribute("to") != onnx.TensorProto.FLOAT:
+        raise of.unsupported(node, "bytes, or numbers, as FLOAT are done")
+    of.put(node.outputs[0], held if held.value.codes is None else held.of_numbers())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.micro.held import NO_PADS, Pads
+from headrace.micro.held import NO_PADS, Pads, pads_of
 from headrace.micro.network import (
     Convolution,
     Depthwise,
@@ -26,9 +26,14 @@ MOST_INT32 = 2**31 - 1
 
 def _windows(
     of: Reading, node: Node, read: Value, made: tuple[int, ...], taps: tuple[int, ...],
-    more: Pads = NO_PADS,
+    more: Pads = NO_PADS, *, padded: bool = False,
 ) -> Windows:  # fmt: skip
-    """Windows of an image that has more zeros around it; a row is an image of one row."""
+    """Windows of an image; a row is an image of one row.
+
+    Args:
+        more: zeros around it besides the node's.
+        padded: the node's are there already.
+    """
     rank = len(taps)
     strides, dilations, pads = (
         list(node.attribute(name, [default] * rank))
@@ -36,7 +41,7 @@ def _windows(
     )
     if not len(strides) == len(dilations) == rank or rank not in (1, 2) or len(pads) < rank:
         raise of.unsupported(node, "windows of one or two dimensions are done")
-    pads = pads[:rank]
+    pads = [0] * rank if padded else pads[:rank]
     if rank == 1:
         taps, strides, dilations, pads = (1, *taps), [1, *strides], [1, *dilations], [0, *pads]
     if node.attribute("ceil_mode", 0):
@@ -167,25 +172,32 @@ def gemm(of: Reading, node: Node) -> None:
 
 def pool(of: Reading, node: Node) -> None:
     """Pools of windows, or of all pixels."""
-    read, made = of.image(node), of.made_shape(node)
+    read, made, counted = of.image(node), of.made_shape(node), False
     if node.op == "ReduceMean":
         axes = node.attribute("axes") or of.array(node, 1).reshape(-1).tolist()
         rank = len(of.graph.shape(node.inputs[0]) or ())
         if sorted(axis % rank for axis in axes) != list(range(2, rank)):
             raise of.unsupported(node, f"a mean of axes {list(axes)}; one of all pixels is done")
-    if node.op in ("GlobalAveragePool", "ReduceMean"):
+    if node.op in ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"):
         windows = Windows(read.image[:2], read.image[:2])
         made = (1, 1, read.shape[2]) if len(made) == 3 else made
     else:
-        windows = _windows(of, node, read, made, tuple(node.attribute("kernel_shape")))
+        taps, pads = tuple(node.attribute("kernel_shape")), node.attribute("pads") or []
+        counted = bool(node.attribute("count_include_pad", 0)) and any(pads)
+        if counted:  # these zeros are pixels like others
+            ends = pads_of(pads[: len(taps)], pads[len(taps) :])
+            read = of.surrounded(read, f"{node.outputs[0]}/padded", ends)
+        windows = _windows(of, node, read, made, taps, padded=counted)
         if windows.dilations != (1, 1):
             raise of.unsupported(node, "a pool of pixels with gaps between")
-        padded = any(node.attribute("pads", [0])) or windows.pads != (0, 0)
-        if padded and node.attribute("count_include_pad", 0):
-            raise of.unsupported(node, "a mean that counts pads; one of pixels is done")
-    if node.op == "MaxPool":  # the most of codes is one of them
+        if windows.pads != (0, 0) and node.attribute("count_include_pad", 0):
+            raise of.unsupported(
+                node, "a mean that counts pads of auto_pad; explicit ones are done"
+            )
+    if node.op in ("MaxPool", "GlobalMaxPool"):  # the most of codes is one of them
         makes = Value(node.outputs[0], made, read.codes)
         of.add(node, Pool(node.label, (read,), makes, "most", windows), real=True)
     else:
         makes = Value(node.outputs[0], made, None)
-        of.add(node, Pool(node.label, (read,), makes, "mean", windows))
+        of_numbers = node.op == "ReduceMean"  # as TFLite's MEAN
+        of.add(node, Pool(node.label, (read,), makes, "mean", windows, of_numbers=of_numbers))
