@@ -593,6 +593,12 @@ def shr_by(value: Any, bits: Any) -> Any:
 
 
 @_marker
+def sar_by(value: Any, bits: Any) -> Any:
+    """The same with copies of the sign coming in."""
+    return _only_compiled()
+
+
+@_marker
 def shr_u8(value: Any, bits: int) -> Any:
     """Shift 64 bytes right by a constant."""
     return _only_compiled()
@@ -669,6 +675,12 @@ def doubling_high(a: Any, b: Any) -> Any:
 
     Not both may be -2**31.
     """
+    return _only_compiled()
+
+
+@_marker
+def add_rounded_high(acc: Any, a: Any, b: Any) -> Any:
+    """acc + the upper 32 bits of ab of int32 lanes, rounded to the nearest; of two the greater."""
     return _only_compiled()
 
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_models import FLOAT, INT64, linear, model_of, save
 from test_recurrent_networks import layer
 
@@ -324,6 +324,58 @@ def test_external_data_stays_in_its_folder(
     with pytest.raises(ModelFileError, match=match) as caught:
         headrace.load(path)
     assert "tensor 'w'" in str(caught.value)
+
+
+def _with_inner_weights(location: str, w: np.ndarray) -> Any:
+    """x times weights of a branch, plus weights of an attribute; both lie in another file."""
+    inner, held = (TensorProto(name=n, data_type=FLOAT, dims=[8, 8]) for n in ("w", "c"))
+    for tensor in (inner, held):
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+    outputs = [helper.make_tensor_value_info(name, FLOAT, None) for name in ("t", "e")]
+    then = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["t"])], "then", [], outputs[:1], [inner]
+    )
+    other = helper.make_graph([helper.make_node("Relu", ["x"], ["e"])], "else", [], outputs[1:])
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["b"], to=TensorProto.BOOL),
+        helper.make_node("If", ["b"], ["p"], then_branch=then, else_branch=other),
+        helper.make_node("Constant", [], ["c"], value=held),
+        helper.make_node("Add", ["p", "c"], ["y"]),
+    ]
+    return model_of(nodes, {"x": (FLOAT, ["n", 8])}, ["y"])
+
+
+def test_data_of_branches_and_attributes_is_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = np.random.default_rng(3).normal(size=(8, 8)).astype(np.float32)
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    for one, content in ((folder, w), (elsewhere, 0 * w)):
+        one.mkdir()
+        (one / "w.bin").write_bytes(content.tobytes())
+    path = folder / "x.onnx"
+    path.write_bytes(_with_inner_weights("w.bin", w).SerializeToString())
+    monkeypatch.chdir(elsewhere)  # where onnxruntime would look
+    x = np.ones((8, 8), np.float32)
+    with headrace.load(path) as network:
+        np.testing.assert_allclose(network({"x": x})["y"], x @ w + w, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../w.bin", "link.bin", "short.bin"])
+def test_data_of_branches_and_attributes_stays_in_its_folder(tmp_path: Path, location: str) -> None:
+    w = np.zeros((8, 8), np.float32)
+    (tmp_path / "w.bin").write_bytes(w.tobytes())
+    (tmp_path / "short.bin").write_bytes(w.tobytes()[1:])
+    os.symlink(tmp_path / "w.bin", tmp_path / "link.bin")
+    path = tmp_path / "x.onnx"
+    model = _with_inner_weights(location, w)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match=r"directory|link|bytes"):
+        headrace.load(path)
+    with pytest.raises(ModelFileError, match="in another file"):
+        network_of(model)
 
 
 def test_a_network_in_memory_has_no_files_beside_it() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from headrace.errors import UnsupportedError
-from headrace.micro.arithmetic import dtype_of
 from headrace.micro.jobs import ByRows
 from headrace.micro.lowered import SCRATCH, At, Lowered
 from headrace.micro.network import MicroNetwork
@@ -65,7 +64,7 @@ class MicroPlan:
                     p.value.name,
                     self.places[p.value.name],
                     p.value.shape,
-                    dtype_of(self.network, p.value),
+                    p.value.dtype,
                     about(p),
                 )
                 for p in of

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import KernelError
-from headrace.micro.arithmetic import numbers_of
+from headrace.micro.arithmetic import kinds_of
 from headrace.micro.emulate import Arrays, Emulated, total
 from headrace.micro.firmware import firmware_object, kernel_objects
 from headrace.micro.learning import short_names, with_weights
@@ -34,7 +34,7 @@ def report(plan: MicroPlan) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "network": network.name,
         "target": plan.target.name,
-        "numbers": numbers_of(network).name,
+        "numbers": " and ".join(kinds_of(network)),
         "inputs": [port_text(port) for port in network.inputs],
         "outputs": [port_text(port) for port in network.outputs],
         "multiply_adds": network.macs,
@@ -137,7 +137,7 @@ def random_inputs(network: MicroNetwork) -> Arrays:
     for port in network.inputs:
         value = port.value
         if value.codes is None:
-            found[value.name] = rng.standard_normal(value.shape).astype(np.float16)
+            found[value.name] = rng.standard_normal(value.shape).astype(value.dtype)
         else:
             found[value.name] = rng.integers(-128, 128, value.shape).astype(np.int8)
     return found

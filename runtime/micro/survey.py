@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.errors import UnsupportedError
-from headrace.micro.arithmetic import numbers_of
+from headrace.micro.arithmetic import kinds_of
 from headrace.micro.emulate import Emulated, total
 from headrace.micro.learning import short_names, with_weights
 from headrace.micro.network import Layer, MicroNetwork, Value
@@ -26,7 +26,7 @@ def describe(network: MicroNetwork) -> dict[str, Any]:
     Nothing is compiled: the stack and code, which `headrace plan` says, come on top.
     """
     return {
-        "numbers": numbers_of(network).name,
+        "numbers": " and ".join(kinds_of(network)),
         "multiply_adds": network.macs,
         "layers": [
             row | {"quantisation": _quantisation(layer)}
@@ -84,7 +84,7 @@ def bench(plan: MicroPlan, progress: Progress | None = None) -> dict[str, Any]:
     return {
         "network": network.name,
         "target": plan.target.name,
-        "numbers": numbers_of(network).name,
+        "numbers": " and ".join(kinds_of(network)),
         "multiply_adds": network.macs,
         "instructions": whole.instructions,
         "cycles": whole.cycles,

@@ -129,7 +129,8 @@ class _Builder:
     def _check(self) -> None:
         if not self.target.floats:
             raise UnsupportedError(f"{self.target.name} has no floating-point unit to learn with")
-        if self.network.is_quantised or len(self.network.inputs) != 1:
+        has_codes = any(value.codes is not None for value in self.network.values())
+        if has_codes or len(self.network.inputs) != 1:
             raise UnsupportedError("networks of real numbers with one input are trained")
         (output, *more), last = self.network.outputs, self.network.layers[-1]
         if more or output.value.name != last.makes.name:

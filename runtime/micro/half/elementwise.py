@@ -1,4 +1,4 @@
-"""Sums of two values and functions of each element, of real numbers."""
+"""Sums and products of two values and functions of each element, of real numbers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 from headrace.micro.kernels import elementwise
 from headrace.micro.kernels.numbers import UNBOUNDED, Kind
 from headrace.micro.lowered import At, Lowered, Step
-from headrace.micro.network import Activation, Add
+from headrace.micro.network import Activation, Add, Multiply
 from headrace.targets.target import Target
 
 
-def _operations(layer: Add | Activation) -> list[tuple[str, tuple[float, float]]]:
+def _operations(layer: Add | Multiply | Activation) -> list[tuple[str, tuple[float, float]]]:
     """Operations of kernels with their constants, one after the other."""
-    if isinstance(layer, Add):
-        return [("add", layer.bounds)]
+    if isinstance(layer, (Add, Multiply)):
+        return [("add" if isinstance(layer, Add) else "multiply", layer.bounds)]
     if layer.kind != "leaky_relu":
         return [(layer.kind, layer.bounds)]
     bounded = [("identity", layer.bounds)] if layer.bounds != UNBOUNDED else []
@@ -22,7 +22,7 @@ def _operations(layer: Add | Activation) -> list[tuple[str, tuple[float, float]]
 
 
 def computed(
-    layer: Add | Activation, target: Target, *values: np.ndarray, kind: Kind = "half"
+    layer: Add | Multiply | Activation, target: Target, *values: np.ndarray, kind: Kind = "half"
 ) -> np.ndarray:
     """What a chip computes, bit for bit."""
     made = values[0]
@@ -32,7 +32,7 @@ def computed(
     return made.reshape(layer.makes.shape)
 
 
-def lowered(layer: Add | Activation, target: Target, *, kind: Kind = "half") -> Lowered:
+def lowered(layer: Add | Multiply | Activation, target: Target, *, kind: Kind = "half") -> Lowered:
     """One step, or one and its bounds, whose result may lie over what it reads."""
     names, made = tuple(value.name for value in layer.reads), At(layer.makes.name)
     steps, first, n = list[Step](), At(names[0]), layer.makes.elements
