@@ -80,7 +80,18 @@ def pixels() -> Any:
     return Classifier().conv(8, 3).then("Softmax", axis=1).model()
 
 
-@pytest.mark.parametrize("build", [camera, pixels])
+def in_both() -> Any:
+    """An input that one way reads in codes, behind a view and a pool, and another as it is."""
+    of = Classifier(1, 360)
+    codes = (of.constant(np.float32(0.02)), of.constant(np.int8(3)))
+    of.then("Reshape", of.constant(np.array([1, 1, 12, 30])))
+    of.then("MaxPool", kernel_shape=[2, 2], strides=[2, 2]).then("QuantizeLinear", *codes)
+    quantised = of.then("DequantizeLinear", *codes).then("Flatten").last
+    number = of.of("Tanh", "x").last
+    return of.of("Concat", quantised, number, axis=1).linear(4, 450).model()
+
+
+@pytest.mark.parametrize("build", [camera, pixels, in_both])
 def test_other_inputs_and_outputs(build: Any, tmp_path: Path) -> None:
     path = save(build(), tmp_path / "x.onnx")
     network = read_network(path)
