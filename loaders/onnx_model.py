@@ -59,12 +59,14 @@ class OnnxModel:
         proto: ModelProto whose large initialisers are not in it.
         weights: where these are, by name, with the ONNX type of their elements.
         inline: initialisers that are in the proto.
+        graph_bytes: of the proto.
     """
 
     path: Path | None
     proto: Any
     weights: dict[str, tuple[TensorInfo, int]] = field(default_factory=dict)
     inline: dict[str, Any] = field(default_factory=dict)
+    graph_bytes: int = 0
 
     @property
     def opsets(self) -> dict[str, int]:
@@ -154,7 +156,7 @@ def open_onnx(path: Path) -> OnnxModel:
         UnsupportedError: its operator sets are too old or unknown.
     """
     stripped, places = without_weights(path)
-    return _checked(path, _parsed(path, stripped), places)
+    return _checked(path, _parsed(path, stripped), places, len(stripped))
 
 
 def from_proto(proto: Any) -> OnnxModel:
@@ -163,7 +165,7 @@ def from_proto(proto: Any) -> OnnxModel:
     Raises:
         ModelFileError, UnsupportedError: as `open_onnx`.
     """
-    return _checked(None, proto, {})
+    return _checked(None, proto, {}, proto.ByteSize())
 
 
 def _parsed(path: Path, stripped: bytes) -> Any:
@@ -175,7 +177,7 @@ def _parsed(path: Path, stripped: bytes) -> Any:
         ) from None
 
 
-def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxModel:
+def _checked(path: Path | None, proto: Any, places: dict[str, Place], n_bytes: int) -> OnnxModel:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelFileError(
             "no ONNX model: it has no graph or says no operator set; export or fetch it again",
@@ -194,7 +196,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxMod
             inline[tensor.name] = tensor
         else:
             weights[tensor.name] = place
-    model = OnnxModel(path, _without_initializers(proto), weights, inline)
+    model = OnnxModel(path, _without_initializers(proto), weights, inline, n_bytes)
     _check_graph(path, proto.graph, {*weights, *inline}, set())
 
     def shape_of(name: str) -> tuple[int, ...] | None:

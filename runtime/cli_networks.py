@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headrace.networks.network import Network
 
 _SHOWN = 8  # elements of an output
+_OF_CHIPS = 2 << 20  # bytes of weights that a microcontroller may have
 # Options of `compress` that ONNX files take.
 _OF_NETWORKS = ("format", "force", "threads", "sparsity", "pattern", "ends")
 
@@ -63,6 +64,8 @@ def inspect(*, model: str, inputs: Sequence[str], target: str | None, json: bool
         found = describe(network, _types(inputs, network))
         show(found, json)
         _say_what_is_assumed(inputs, found)
+    if found["weights_bytes"] < _OF_CHIPS and target is None:
+        say("what it takes on microcontrollers: `inspect` with --target cortex-m55")
     return 0
 
 

@@ -18,6 +18,7 @@ from headrace.micro import half
 from headrace.micro.arithmetic import computed, kinds_of, numbers_of
 from headrace.micro.half import machine
 from headrace.micro.kernels.numbers import Kind
+from headrace.micro.learning import Learning, last_layers
 from headrace.micro.network import (
     Activation,
     Concatenation,
@@ -30,7 +31,7 @@ from headrace.micro.network import (
 from headrace.micro.plan import plan_network
 from headrace.micro.ports import from_chip, to_chip
 from headrace.micro.reading import read_network
-from headrace.micro.training import Learning, last_layers, training_step
+from headrace.micro.training import training_step
 from headrace.targets.target import microcontrollers
 
 CHIP = microcontrollers()["cortex-m55"]

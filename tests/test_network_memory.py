@@ -192,7 +192,9 @@ def test_shapes_take_turns_and_share_what_stays(stored: tuple[Path, Inputs]) -> 
             assert _bytes(network, inputs) == _bytes(whole, inputs)
             assert network.plan(inputs).memory.residency is not None
             found = {key: arena.base for key, arena in network._residence._kept.items()}
-            assert found and kept in (None, found), "what stays was read again"
+            # Plans of other shapes take some of its room, so that it may be a few more or less.
+            less, more = sorted((found, found if kept is None else kept), key=len)
+            assert less and less.items() <= more.items(), "what stays was read again"
             kept = found
         linked = [p for p in network._plans.values() if any(r.is_linked for r in p.natives)]
         assert len(linked) == 1
@@ -365,7 +367,7 @@ def test_weights_of_the_host_are_counted(tmp_path: Path) -> None:
         pytest.raises(BudgetError, match=r"that onnxruntime runs \(MatMul y.*2\.10 MB"),
     ):
         network(inputs)
-    with load_network(path, memory=3_000_000) as network:
+    with load_network(path, memory=4_000_000) as network:
         network(inputs)
         assert network.plan(inputs).memory.parts["onnxruntime"] >= 2 * w.nbytes
 
@@ -500,6 +502,57 @@ def test_the_number_holds_in_a_group(tmp_path: Path) -> None:
     assert 4 << 20 < found["grown"] <= budget
 
 
+SHAPES = """
+import gc, json, sys
+from pathlib import Path
+import numpy as np
+import headrace
+import headrace.networks.streaming
+from headrace.memory import give_back_heap
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+each = [{name: np.ones((1, n), np.int64) for name in ("input_ids", "attention_mask")}
+        for n in (60, 7, 33, 48, 20, 54)]
+with headrace.load(sys.argv[1], threads=2) as network:  # libraries and kernels are the process
+    for inputs in each:
+        network(inputs)
+del network
+gc.collect()
+give_back_heap()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before, found = status("VmRSS"), []
+with headrace.load(sys.argv[1], memory=int(sys.argv[2]), threads=2) as network:
+    for inputs in each * 2:
+        network(inputs)
+        found.append(network.plan(inputs).memory.n_bytes)
+    print(json.dumps({"grown": status("VmHWM") - before, "planned": found,
+                      "plans": len(network._plans)}))
+"""
+
+
+def test_the_number_holds_for_shapes_in_turn(tmp_path: Path, monkeypatch: Any) -> None:
+    """What plans of other shapes keep is counted; those that it leaves no room for go."""
+    monkeypatch.undo()
+    model = encoder(np.random.default_rng(3), "new", heads=6, width=384, layers=6)
+    path = save(model, tmp_path / "m.onnx", True)
+    inputs = tokens(np.random.default_rng(4), 1, 60)
+    least = _least(path, inputs)
+    for budget, plans in ((least, 1), (least + (12 << 20), 6)):
+        done = subprocess.run(
+            [sys.executable, "-c", SHAPES, str(path), str(budget)], capture_output=True, text=True,
+            env=dict(os.environ), check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert max(found["planned"]) <= budget
+        assert 0.7 * min(found["planned"]) < found["grown"] <= budget
+        assert found["plans"] == plans
+
+
 def test_what_is_free_is_the_limit(
     stored: tuple[Path, Inputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,7 +579,7 @@ def test_encoders_take_memory(tmp_path: Path) -> None:
         expected = whole.embed(TEXTS)
         tokens = {name: np.zeros((1, 16), np.int64) for name in whole._takes}
         most = whole.network.plan(tokens).memory.whole
-    with headrace.load(folder, threads=2, memory=most - 20_000) as encoder:
+    with headrace.load(folder, threads=2, memory=most // 2) as encoder:
         np.testing.assert_array_equal(encoder.embed(TEXTS), expected)
         assert encoder.network._residence.streaming is not None
     with headrace.load(folder, memory="1kB") as encoder, pytest.raises(BudgetError):

@@ -13,8 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from headrace.errors import UnsupportedError
+
 UNSIGNED_ZERO = 128  # taken from codes of files that have unsigned ones
 UNBOUNDED = (-math.inf, math.inf)
+OWN = "\0"  # in names that planners give, and no network has
 
 
 @dataclass(frozen=True)
@@ -303,12 +306,21 @@ class MicroNetwork:
 
     Attributes:
         name: for people.
+
+    Raises:
+        UnsupportedError: a name has a zero byte.
     """
 
     name: str
     layers: tuple[Layer, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+
+    def __post_init__(self) -> None:
+        names = [*(layer.name for layer in self.layers), *(value.name for value in self.values())]
+        for name in names:
+            if OWN in name:
+                raise UnsupportedError(f"{name!r}: a name with a zero byte; rename it")
 
     @property
     def is_quantised(self) -> bool:

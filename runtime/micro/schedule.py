@@ -9,11 +9,11 @@ from headrace.micro.arithmetic import lowered
 from headrace.micro.jobs import ByRows, Job, can_run_by_rows, jobs_by_rows
 from headrace.micro.kernels import move
 from headrace.micro.lowered import SCRATCH, At, Lowered
-from headrace.micro.network import Layer, MicroNetwork, View
+from headrace.micro.network import OWN, Layer, MicroNetwork, View
 from headrace.micro.packing import ALIGNED, Life, Lives
 from headrace.targets.target import Target
 
-_ROWS = " (rows)"  # behind a value's name: some of its rows
+_ROWS = f"{OWN}rows"  # behind a value's name: some of its rows
 
 
 def scratch_of(job: Job) -> str:

@@ -14,7 +14,7 @@ from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion, host_weight_bytes
 from headrace.networks.native import NativeRegion
 from headrace.networks.needs import OPERATION_BYTES, Needs, NetworkMemory, decide, needs_of
-from headrace.networks.operation import Operation
+from headrace.networks.operation import Operation, Weight
 from headrace.networks.operators import operation_for
 from headrace.networks.patch_choice import Choice, Patches
 from headrace.networks.patterns import with_patterns
@@ -111,6 +111,7 @@ class NetworkPlan:
             "values": self.arena_bytes,
             "results": sum(run.result_bytes for run in self.natives),
             "onnxruntime": sum(host),
+            "graph": self._residence.graph_bytes,
             "steps": OPERATION_BYTES * len(operations),
         }
         return needs_of(operations, self._threads, fixed, files=self._residence.has_files)
@@ -134,6 +135,23 @@ class NetworkPlan:
         """The smallest budget in which it runs."""
         return decide(self.needs, None, {}, "").least
 
+    @cached_property
+    def idle_bytes(self) -> int:
+        """What it keeps while plans of other shapes have their turns."""
+        own = sum(run.own_bytes for run in self.natives)
+        return own + self.host_bytes + self.needs.fixed["steps"]
+
+    @cached_property
+    def weight_bytes_by_key(self) -> dict[str, int]:
+        """Of its kernels' weights, by what tells one from others of the network."""
+        return {
+            repr(weight.key): weight.n_bytes
+            for run in self.natives
+            for one in run.operations
+            for weight in one.weights.values()
+            if isinstance(weight, Weight)
+        }
+
     @property
     def host_bytes(self) -> int:
         """What onnxruntime has as long as the plan is there."""
@@ -150,7 +168,11 @@ class NetworkPlan:
 
     def link(self, streaming: NetworkStreaming | None, *, again: bool) -> None:
         """Take memory, if it has none; see `NativeRegion.link`."""
-        _ = self.needs  # while it is known what weights are made of
+        _ = (
+            self.needs,
+            self.idle_bytes,
+            self.weight_bytes_by_key,
+        )  # while it is known what weights are made of
         for run in self.natives:
             if not run.is_linked:
                 run.link(streaming, again=again)

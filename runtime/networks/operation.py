@@ -16,6 +16,7 @@ from headrace.kernels.requantise import pixel_bytes
 from headrace.loaders.model_file import TensorInfo
 from headrace.networks.graph import CHUNK_BYTES, Graph
 
+MOST_ELEMENTS = 1 << 40  # of a value: addresses and sizes fit into 64 bits in any case
 PADDED = 16  # channels of a pixel are a multiple
 BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 Slots = Callable[["Operation", Mapping[str, int]], list[Any]]
@@ -139,7 +140,7 @@ def _image(graph: Graph, name: str, types: tuple[int, ...], item: int) -> Image 
     of = graph.types.get(name)
     if of is None or of.shape is None or of.elem_type not in types:
         return None
-    if len(of.shape) not in (2, 3, 4) or math.prod(of.shape) == 0:
+    if len(of.shape) not in (2, 3, 4) or not 0 < math.prod(of.shape) <= MOST_ELEMENTS:
         return None
     if len(of.shape) == 3 and name in graph.channels_first:
         return Image(of.shape[0], 1, of.shape[2], of.shape[1], item)

@@ -86,7 +86,7 @@ class Call:
     def state(self, slot: int) -> np.ndarray:
         """The state of learning."""
         at = self.slots[slot]
-        return np.ndarray((4,), np.float32, self._memory[at.name].data, at.offset)
+        return np.ndarray((5,), np.float32, self._memory[at.name].data, at.offset)
 
     def bounds(self, slot: int) -> Bounds:
         """Those behind the slot that says whether there are any."""

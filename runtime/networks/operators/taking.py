@@ -14,6 +14,7 @@ from headrace.networks.operation import Operation, channel_axis, image_of
 from headrace.networks.operators.channels import part
 from headrace.networks.quantisation import named
 
+MOST_PADS = 1 << 20  # of a dimension: what has more is no image
 Places = dict[
     int, np.ndarray
 ]  # by dimension, which elements of it are taken; others: all, in order
@@ -111,6 +112,8 @@ def _pad(graph: Graph, node: Node) -> Operation | None:
         size = shape[axis]
         if (mode == "reflect" and max(pair) >= size) or sum(pair) > MOST_PADS:
             return None  # libraries refuse it
+        if max(pair) > MOST_PADS:
+            return None
         more = {"constant_values": NOWHERE} if mode == "constant" else {}
         places[axis] = np.pad(np.arange(size), pair, mode, **more)  # type: ignore[call-overload]
     return taken(graph, node, places, 0.0 if value is None else float(value.reshape(-1)[0]))
@@ -141,7 +144,7 @@ def _slice(graph: Graph, node: Node) -> Operation | None:
     places, shape = places_of_slice(graph, node), graph.shape(node.inputs[0])
     if places is None or shape is None:
         return None
-    changed = [axis for axis, at in places.items() if len(at) != shape[axis]]
+    changed = [axis for axis, at in places.items() if not np.array_equal(at, range(shape[axis]))]
     channels = channel_axis(graph, node.inputs[0])
     if changed == [channels] and (np.diff(places[channels]) == 1).all():
         return part(graph, node, node.outputs[0], int(places[channels][0]))
