@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,24 @@ from onnx_classifiers import CLASSIFIERS, WAYS, Classifier, exact, quantised, sa
 from onnx_models import FLOAT, save
 
 from headrace.errors import UnsupportedError
-from headrace.micro.arithmetic import computed, kinds_of
-from headrace.micro.network import MicroNetwork
+from headrace.micro import half
+from headrace.micro.arithmetic import computed, kinds_of, numbers_of
+from headrace.micro.half import machine
+from headrace.micro.kernels.numbers import Kind
+from headrace.micro.learning import Learning, last_layers
+from headrace.micro.network import (
+    Activation,
+    Concatenation,
+    MicroNetwork,
+    Padding,
+    Softmax,
+    Value,
+    View,
+)
 from headrace.micro.plan import plan_network
 from headrace.micro.ports import from_chip, to_chip
 from headrace.micro.reading import read_network
+from headrace.micro.training import training_step
 from headrace.targets.target import microcontrollers
 
 CHIP = microcontrollers()["cortex-m55"]
@@ -80,7 +94,18 @@ def pixels() -> Any:
     return Classifier().conv(8, 3).then("Softmax", axis=1).model()
 
 
-@pytest.mark.parametrize("build", [camera, pixels])
+def in_both() -> Any:
+    """An input that one way reads in codes, behind a view and a pool, and another as it is."""
+    of = Classifier(1, 360)
+    codes = (of.constant(np.float32(0.02)), of.constant(np.int8(3)))
+    of.then("Reshape", of.constant(np.array([1, 1, 12, 30])))
+    of.then("MaxPool", kernel_shape=[2, 2], strides=[2, 2]).then("QuantizeLinear", *codes)
+    quantised = of.then("DequantizeLinear", *codes).then("Flatten").last
+    number = of.of("Tanh", "x").last
+    return of.of("Concat", quantised, number, axis=1).linear(4, 450).model()
+
+
+@pytest.mark.parametrize("build", [camera, pixels, in_both])
 def test_other_inputs_and_outputs(build: Any, tmp_path: Path) -> None:
     path = save(build(), tmp_path / "x.onnx")
     network = read_network(path)
@@ -114,3 +139,41 @@ def test_what_stays_refused(nodes: Any, words: str, tmp_path: Path) -> None:
         of.of(op, *inputs, **attributes.get(op, {}))
     with pytest.raises(UnsupportedError, match=rf"x\.onnx: .*{words}"):
         read_network(save(of.model(), tmp_path / "x.onnx"))
+
+
+@pytest.mark.parametrize("kind", ["half", "single"])
+@pytest.mark.parametrize("name", ["joined", "gated"])
+def test_what_has_no_gradient_may_lie_in_front(name: str, kind: Kind, tmp_path: Path) -> None:
+    """The forward half of a training step gives what the network does."""
+    network = read_network(quantised(name, "floats", tmp_path))
+    layers = network.layers
+    if isinstance(layers[-1], Activation):  # a sigmoid, whose gradient there is not
+        layers = layers[:-1]
+    softmax = Value("probabilities", layers[-1].makes.shape, None)
+    layers = (*layers, Softmax("softmax", (layers[-1].makes,), softmax))
+    port = replace(network.outputs[0], value=softmax)
+    network = replace(network, layers=layers, outputs=(port,))
+    step = training_step(network, CHIP, Learning(last_layers(network, 1), 0.1), kind=kind)
+    memory = {one: np.zeros(n + 16, np.uint8) for one, n in step.values.items()}
+    for arrays in (step.constants, step.state):
+        for one, array in arrays.items():
+            memory[one] = np.frombuffer(array.tobytes() + bytes(64), np.uint8).copy()
+    x = to_chip(network, {"x": samples_of(CLASSIFIERS[name](), 1, 5)[0]})[step.given[0]]
+    x = x.astype(step.dtype)
+    memory[step.given[0]][: x.nbytes] = np.frombuffer(x.tobytes(), np.uint8)
+    machine.run(step.steps, CHIP, memory)
+    found = memory[step.made].view(step.dtype)[: softmax.elements]
+    values = {step.given[0]: x}
+    for layer in network.layers:
+        given = [values[value.name] for value in layer.reads]
+        if isinstance(layer, View):
+            values[layer.makes.name] = given[0].reshape(layer.makes.shape)
+        elif isinstance(layer, Concatenation | Padding):
+            values[layer.makes.name] = numbers_of(layer).computed[type(layer)](layer, CHIP, *given)
+        else:
+            made = half.COMPUTED[type(layer)](layer, CHIP, *given, kind=kind)
+            values[layer.makes.name] = made
+    assert found.tobytes() == values["probabilities"].tobytes()
+    if name == "joined":
+        with pytest.raises(UnsupportedError, match=r"no gradient of .*; train only layers behind"):
+            training_step(network, CHIP, Learning(last_layers(network, 4), 0.1), kind=kind)

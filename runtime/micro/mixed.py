@@ -148,6 +148,8 @@ class _Mixing:
             codes = layer.makes.codes
             reads = tuple(self._recoded(value, codes) for value in reads)
             layer = replace(layer, reads=reads)
+        if isinstance(layer, View) and layer.makes.codes and not reads[0].codes:
+            layer = replace(layer, reads=(self._quantised(reads[0], layer.makes.codes),))
         if isinstance(layer, (View, Conversion)):
             self.layers.append(replace(layer, makes=self.put(layer.makes)))
         elif _is_of_codes(layer):
@@ -169,6 +171,12 @@ class _Mixing:
             self.layers.append(Conversion(made.name, (value,), made))
             self._numbers[value.name] = made
         return self._numbers[value.name]
+
+    def _quantised(self, value: Value, codes: Codes) -> Value:
+        """A number in codes."""
+        made = Value(f"{value.name}/{len(self.layers)}", value.shape, codes)
+        self.layers.append(Conversion(made.name, (value,), made))
+        return made
 
     def _recoded(self, value: Value, codes: Codes) -> Value:
         """A value in other codes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,15 @@ def concatenation(layer: Concatenation, target: Target) -> Lowered:
         steps.append(Step(place.PLACE, slots))
         at += n
     return Lowered(tuple(steps))
+
+
+def lowered_in(layer: Concatenation | Padding, target: Target, *, wide: bool) -> Lowered:
+    """The same of real numbers that are kept as float32, or as halves."""
+    reads = tuple(replace(value, wide=wide) for value in layer.reads)
+    layer = replace(layer, reads=reads, makes=replace(layer.makes, wide=wide))
+    if isinstance(layer, Padding):
+        return padding(layer, target)
+    return concatenation(layer, target)
 
 
 def _zero(value: Value) -> int:

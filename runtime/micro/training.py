@@ -33,16 +33,19 @@ from headrace.micro.network import (
     OWN,
     Activation,
     Add,
+    Concatenation,
     Convolution,
     Depthwise,
     Layer,
     MicroNetwork,
+    Padding,
     Pool,
     Softmax,
     Value,
     View,
 )
 from headrace.micro.packing import Life
+from headrace.micro.placing import lowered_in
 from headrace.micro.training_state import STATE, WANTED, gradient_of, rest_of, velocity_of
 from headrace.targets.target import Target
 
@@ -174,6 +177,8 @@ class _Builder:
     def _lowered(self, layer: Layer) -> Lowered:
         tile = self.tiles.get(f"{layer.name}: forward", WHOLE)
         more = {"tile": tile} if isinstance(layer, Convolution | Depthwise) else {}
+        if isinstance(layer, Concatenation | Padding):
+            return lowered_in(layer, self.target, wide=self.kind == "single")
         return LOWERED[type(layer)](layer, self.target, kind=self.kind, **more)
 
     # ---- forward ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from onnx_classifiers import CLASSIFIERS, quantised, samples_of
 
 from headrace.errors import UnsupportedError
 from headrace.micro.arithmetic import computed
+from headrace.micro.choice import plan_within
 from headrace.micro.emulate import Emulated
 from headrace.micro.packing import ALIGNED
 from headrace.micro.plan import plan_network
@@ -45,6 +46,19 @@ def test_a_classifier_bit_for_bit(name: str, way: str, chip: str, tmp_path: Path
             assert np.isfinite(value.astype(np.float64)).all() and value.any()
     used = program.used(runs[0]).arena_bytes
     assert plan.arena_bytes - ALIGNED <= used <= plan.arena_bytes
+
+
+def test_rows_of_codes_and_numbers(tmp_path: Path) -> None:
+    target = CHIPS["cortex-m55"]
+    if reason := why_not(target.machines[0]):
+        pytest.skip(reason)
+    network = read_network(quantised("normed", "compressed", tmp_path))
+    plan = plan_within(network, target, plan_network(network, target).arena_bytes // 2)
+    assert plan.by_rows
+    given = to_chip(network, {"x": samples_of(CLASSIFIERS["normed"](), 1, 5)[0]})
+    (found,) = Emulated(plan.program, tmp_path).run([given])
+    expected = computed(network, target, given)
+    assert all(value.tobytes() == expected[name].tobytes() for name, value in found.items())
 
 
 def test_numbers_are_refused_where_a_chip_has_none(tmp_path: Path) -> None:
