@@ -99,27 +99,37 @@ def _blocks(
         sums, step, m = sums + step, rows * ROW - step, m - COLUMNS
 
 
-def _one_row(a: Any, stream: Any, pieces: Any, sums: Any) -> Any:
-    """1 row times 4 columns; gives the rest of the stream."""
-    other = stream + (2 * 4 + 2 * PIECE * pieces)
-    s0, s1 = int32(get_i32(stream)), int32(get_i32(stream + 4))
-    s2, s3 = int32(get_i32(other)), int32(get_i32(other + 4))
-    stream, other = stream + 8, other + 8
-    more = int32(1)
-    while more != 0:
-        x = load_u8(a, 1, 0)
-        s0 = dot_sum(s0, x, load_u8(stream, 1, 0))
-        s1 = dot_sum(s1, x, load_u8(stream + PIECE, 1, 0))
-        s2 = dot_sum(s2, x, load_u8(other, 1, 0))
-        s3 = dot_sum(s3, x, load_u8(other + PIECE, 1, 0))
-        a, stream, other = a + PIECE, stream + 2 * PIECE, other + 2 * PIECE
-        pieces = pieces - 1
-        more = pieces
-    put_i32(sums, s0)
-    put_i32(sums + 4, s1)
-    put_i32(sums + 8, s2)
-    put_i32(sums + 12, s3)
-    return other
+def _one_row(at_once: int, a: Any, stream: Any, k: Any, sums: Any, m: Any) -> None:
+    """1 row times all columns, 4 at a time."""
+    ahead = at_once * PIECE
+    while m > 0:
+        x, other, left = a, stream + (2 * k + 8), k - ahead
+        s0, s1 = int32(get_i32(stream)), int32(get_i32(stream + 4))
+        s2, s3 = int32(get_i32(other)), int32(get_i32(other + 4))
+        stream, other = stream + 8, other + 8
+        s0, s1, s2, s3 = _four_columns(at_once, x, stream, other, s0, s1, s2, s3)
+        while left != 0:
+            x, stream, other = x + ahead, stream + 2 * ahead, other + 2 * ahead
+            s0, s1, s2, s3 = _four_columns(at_once, x, stream, other, s0, s1, s2, s3)
+            left = left - ahead
+        put_i32(sums, s0)
+        put_i32(sums + 4, s1)
+        put_i32(sums + 8, s2)
+        put_i32(sums + 12, s3)
+        stream, sums, m = other + 2 * ahead, sums + ROW, m - LANES
+
+
+def _four_columns(
+    count: int, a: Any, stream: Any, other: Any, s0: Any, s1: Any, s2: Any, s3: Any
+) -> Any:
+    """So many pieces of 1 row."""
+    for i in range(count):
+        x, of = load_u8(a + i * PIECE, 1, 0), 2 * i * PIECE
+        s0 = dot_sum(s0, x, load_u8(stream + of, 1, 0))
+        s1 = dot_sum(s1, x, load_u8(stream + (of + PIECE), 1, 0))
+        s2 = dot_sum(s2, x, load_u8(other + of, 1, 0))
+        s3 = dot_sum(s3, x, load_u8(other + (of + PIECE), 1, 0))
+    return s0, s1, s2, s3
 
 
 def _codes(
@@ -185,11 +195,10 @@ def _multiply(
     rows: int, a: Any, a_row: Any, stream: Any, c: Any, c_row: Any, k: Any, m: Any,
     multipliers: Any, downs: Any, ups: Any, sums: Any, zero: Any, low: Any, high: Any,
 ) -> None:  # fmt: skip
-    if rows == 1:
-        at, left, pieces = sums, m, k >> 4
-        while left > 0:
-            stream = _one_row(a, stream, pieces, at)
-            at, left = at + ROW, left - LANES
+    if rows == 1 and k & 3 * PIECE == 0:
+        _one_row(4, a, stream, k, sums, m)
+    elif rows == 1:
+        _one_row(1, a, stream, k, sums, m)
     elif k & 3 * PIECE == 0:
         _blocks(rows, 4, a, a_row, stream, k, sums, m)
     else:
