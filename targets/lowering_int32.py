@@ -123,6 +123,11 @@ def _add_rounded_high(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) 
     return b.insert_element(one, high, ir.Constant(_I32, 0))
 
 
+def _nearest_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
+    one, down = _every(x, 1), b.neg(by)
+    return b.ashr(b.add(x, b.lshr(b.shl(one, down), one)), down)
+
+
 def _select(sign: str) -> _Code:
     return lambda b, x, y: b.select(b.icmp_signed(sign, x, y), x, y)
 
@@ -156,6 +161,7 @@ def _by_lanes(name: str, code: _Code) -> None:
 BY_LANES: dict[str, _Code] = {
     "doubling_high": _doubling_high,
     "rounding_shift": _rounding_shift,
+    "nearest_shift": _nearest_shift,
     "least_i32": _select("<"),
     "most_i32": _select(">"),
 }

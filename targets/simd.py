@@ -694,6 +694,12 @@ def rounding_shift(value: Any, by: Any) -> Any:
 
 
 @_marker
+def nearest_shift(value: Any, by: Any) -> Any:
+    """`rounding_shift`, but of two numbers the greater one."""
+    return _only_compiled()
+
+
+@_marker
 def least_i32(a: Any, b: Any) -> Any:
     """The smaller of two int32 lanes."""
     return _only_compiled()
@@ -890,6 +896,15 @@ def scatter_i8(p: Any, value: Any, offsets: Any) -> None:
 @_marker
 def four_i32(a: Any, b: Any, c: Any, d: Any) -> Any:
     """Four `int32` as a vector of 4 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def store_in_turn(p: Any, a: Any, b: Any, more: Any) -> None:
+    """Store lanes of a and b in turn, int32, plus `more` as the nearest signed bytes.
+
+    `more` has a signed byte, the same in all lanes.
+    """
     return _only_compiled()
 
 

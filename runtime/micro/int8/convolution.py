@@ -39,13 +39,18 @@ def computed(layer: Convolution, target: Target, codes: np.ndarray) -> np.ndarra
 
 
 def scaling(
-    layer: Convolution | Depthwise, weights: np.ndarray, bias: np.ndarray, target: Target
+    layer: Convolution | Depthwise,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    order: np.ndarray,
+    target: Target,
 ) -> tuple[tuple[int | At, ...], tuple[int, ...], dict[str, np.ndarray]]:
     """What is in argument blocks of how sums become codes.
 
     Args:
         weights: [made, others]
         bias: see `headrace.micro.int8.codes.shifted_bias`.
+        order: of channels, in which multipliers and shifts are to be.
 
     Returns:
         Multipliers, shifts to the right and to the left, which may be 0; the zero point, the least
@@ -53,7 +58,8 @@ def scaling(
     """
     ends = (codes_of(layer.makes).zero, *bounds_in_codes(layer.makes, layer.bounds))
     reach = reach_of(weights, bias)
-    arrays = matmul_i8.scaling_of(*output_multipliers(layer), ends, reach, target)
+    multipliers, shifts = (part[order] for part in output_multipliers(layer))
+    arrays = matmul_i8.scaling_of(multipliers, shifts, ends, reach, target)
     names = (f"{layer.name}/multipliers", f"{layer.name}/downs", f"{layer.name}/ups")
     pairs = list(zip(names, arrays, strict=True))
     slots = tuple(0 if array is None else At(name) for name, array in pairs)
@@ -69,7 +75,7 @@ def lowered_of(layer: Convolution | Depthwise, weights: np.ndarray, target: Targ
     """Calls of kernels of a convolution of all channels with weights int8 [made, others]."""
     read, made, of = layer.reads[0], layer.makes, product_of(target)
     bias = shifted_bias(layer, weights)
-    factors, ends, constants = scaling(layer, weights, bias, target)
+    factors, ends, constants = scaling(layer, weights, bias, of.order(len(bias)), target)
     name = f"{layer.name}/weights"
     constants[name] = of.packed(weights, bias)
     m, k = weights.shape

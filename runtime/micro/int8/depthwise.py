@@ -56,7 +56,9 @@ def lowered(layer: Depthwise, target: Target) -> Lowered:
     kernel = depthwise_i8.kernel_for(target, windows, read.image, made.image)
     by = kernel == depthwise_i8.WINDOWS
     biases = shifted_bias(layer, by_channel(layer))
-    factors, ends, constants = scaling(layer, by_channel(layer), biases, target)
+    factors, ends, constants = scaling(
+        layer, by_channel(layer), biases, np.arange(len(biases)), target
+    )
     weights, bias = f"{layer.name}/weights", f"{layer.name}/bias"
     constants[weights] = depthwise_i8.packed(by, layer.weights, windows)
     constants[bias] = by_lanes(biases, target)

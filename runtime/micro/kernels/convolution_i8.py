@@ -147,8 +147,9 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             seen = windows_of(image, windows, made[:2], 5).reshape(-1, k)
             expected = reference(seen, b, bias, multipliers, shifts, *ends).reshape(made)
             c = np.zeros(made, np.int8)
+            order = product_of(target).order(m)
             factors, downs, ups = matmul_i8.scaling_of(
-                multipliers, shifts, ends, reach_of(b, bias), target
+                multipliers[order], shifts[order], ends, reach_of(b, bias), target
             )
             scratch, of = np.zeros(scratch_bytes(target, k, m), np.uint8), product_of(target)
             slots = [

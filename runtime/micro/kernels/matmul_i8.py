@@ -27,7 +27,6 @@ from headrace.micro.kernels.product_i8 import product_of
 from headrace.micro.kernels.requantise import (
     are_plain,
     by_lanes,
-    lanes_of,
     reach_of,
     requantised,
 )
@@ -78,13 +77,9 @@ def scaling_of(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
     """Multipliers, shifts to the right and those to the left as vectors.
 
-    The last are None where there are none; on chips without vectors where sums are plain
-    (`headrace.micro.kernels.requantise.are_plain`).
+    The last are None where sums are plain (`headrace.micro.kernels.requantise.are_plain`).
     """
-    if lanes_of(target) == 1:
-        has_ups = not are_plain(shifts, ends, reach)
-    else:
-        has_ups = bool((shifts > 0).any())
+    has_ups = not are_plain(shifts, ends, reach)
     ups = by_lanes(np.maximum(shifts, 0), target) if has_ups else None
     return by_lanes(multipliers, target), by_lanes(np.minimum(shifts, 0), target), ups
 
@@ -106,7 +101,10 @@ def slots(
     n, m = c.shape
     of, k = product_of(target), b.shape[1]
     ends = (zero, low, high)
-    factors, downs, ups = scaling_of(multipliers, shifts, ends, reach_of(b, bias), target)
+    order = of.order(m)
+    factors, downs, ups = scaling_of(
+        multipliers[order], shifts[order], ends, reach_of(b, bias), target
+    )
     scratch = np.zeros(of.scratch_bytes(k, m, min(n, of.rows)), np.uint8)
     return [
         a, of.packed(b, bias), c, factors, downs, 0 if ups is None else ups, scratch, n,
@@ -114,7 +112,7 @@ def slots(
     ]  # fmt: skip
 
 
-_SHAPES = ((1, 16, 4), (3, 40, 7), (2, 64, 12), (5, 9, 3), (4, 144, 35))
+_SHAPES = ((1, 16, 4), (3, 40, 7), (2, 64, 12), (5, 9, 3), (4, 144, 35), (1, 48, 26))
 
 
 # Zero points and bounds for tests, by what `scales_for` makes.

@@ -14,6 +14,7 @@ from headrace.targets.simd import (
     least_i32,
     load_i32,
     most_i32,
+    nearest_shift,
     put_u8,
     rounding_shift,
     sar_by,
@@ -77,6 +78,12 @@ def plain(sums: Any, multipliers: Any, shift: Any, start: Any) -> Any:
     """`scaled` of sums below `PLAIN_REACH`, from `plain_start` on, and within -128..127."""
     codes = rounded(shl(sums, 1), multipliers, shift, start)
     return within(codes, splat_i32(-128), splat_i32(127))
+
+
+def shifted_down(sums: Any, multipliers: Any, downs: Any) -> Any:
+    """`scaled` by shifts that are less than 0."""
+    high = doubling_high(sums, multipliers)
+    return nearest_shift(high + sar_by(high, splat_i32(31)), downs)
 
 
 def requantised(sums: Any, multipliers: Any, downs: Any, zero: Any, low: Any, high: Any) -> Any:
