@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,8 @@ import headrace
 from headrace import planning
 from headrace.cli import main
 from headrace.errors import BudgetError, HeadraceError, ModelFileError
+from headrace.kernels.sparse_product import sparse_weights
+from headrace.kernels.sparse_product_u8 import sparse_codes
 from headrace.networks import graph, needs, network_plan, packed_file, residence
 from headrace.networks.network import Network, load_network, network_of
 from headrace.networks.operation import Weight
@@ -51,12 +54,14 @@ def _in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_file, "cache_root", lambda: tmp_path / "cache")
 
 
-def _dynamic(rng: np.random.Generator) -> Any:
-    """Two products whose inputs are quantised as they come."""
-    constants, nodes, sizes = dict[str, np.ndarray](), list[Any](), (80, 400, 72)
+def _dynamic(
+    rng: np.random.Generator, density: float = 1.0, sizes: tuple[int, ...] = (80, 400, 72)
+) -> Any:
+    """Two products whose inputs are quantised as they come; blocks of 4 x 1 weights are there."""
+    constants, nodes = dict[str, np.ndarray](), list[Any]()
     for i, (read, made) in enumerate(pairwise(sizes)):
         constants |= {
-            f"w{i}": rng.integers(-127, 128, (read, made)).astype(np.int8),
+            f"w{i}": sparse_codes(rng, (made, read), density).T.copy(),
             f"s{i}": rng.uniform(0.5, 2, made).astype(np.float32) / 99,
         }
         inputs = ["x" if i == 0 else f"y{i - 1}", f"w{i}", f"s{i}"]
@@ -103,6 +108,7 @@ MODELS: dict[str, tuple[Callable[[np.random.Generator], Any], Inputs]] = {
     "lstm": (lambda rng: layer("LSTM", "bidirectional")[0], layer("LSTM", "bidirectional")[1]),
     "int8": (small_network, _floats(1, 3, 27, 30)),
     "dynamic": (_dynamic, _floats(1, 7, 80)),
+    "dynamic_sparse": (lambda rng: _dynamic(rng, 0.1), _floats(1, 70, 80)),
     "n_bits": (lambda rng: product(32)[0], _floats(5, 256)),
     "n_bits_codes": (lambda rng: product(32, level=4)[0], _floats(5, 256)),
 }
@@ -147,6 +153,35 @@ def test_streamed_equals_resident(named: tuple[Path, Inputs]) -> None:
                 assert (window is None) == (memory.residency is None)
     if whole > least:
         assert max(streamed) > 0, "nothing was read"
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_sparse_products_stream_in_pieces(integers: bool, tmp_path: Path) -> None:
+    """Pieces are runs of tiles, which are of all sizes; the bits are those of all at once."""
+    rng = np.random.default_rng(3)
+    if integers:
+        path = save(_dynamic(rng, 0.1, (384, 1152, 384)), tmp_path / "m.onnx")
+    else:
+        w = {f"w{i}": sparse_weights(rng, (384, 384), 4, 0.1).T.copy() for i in range(3)}
+        names = ["x", "a", "b", "y"]
+        nodes = [
+            helper.make_node("MatMul", [read, f"w{i}"], [made])
+            for i, (read, made) in enumerate(pairwise(names))
+        ]
+        model = model_of(nodes, {"x": (FLOAT, [1, "rows", 384])}, ["y"], w)
+        path = save(model, tmp_path / "m.onnx")
+    inputs = _floats(1, 70, 384)
+    for threads in (1, 2):
+        with load_network(path, threads=threads) as network:
+            expected = _bytes(network, inputs)
+        least = _least(path, inputs, threads=threads)
+        with load_network(path, memory=least, threads=threads) as network:
+            assert _bytes(network, inputs) == expected
+            plan = network.plan(inputs)
+            assert all(one.operation.sparse is not None for one in plan.needs.streamable)
+            assert plan.memory.residency is not None
+            counts = Counter(piece.matrix for piece in plan.memory.residency.streamed)
+            assert max(counts.values()) > 2
 
 
 def test_weights_in_parts_are_the_whole(named: tuple[Path, Inputs]) -> None:

@@ -159,6 +159,15 @@ def test_values_of_another_size_than_was_inferred_are_refused(
         network({"x": np.zeros((1, 4, 14, 14), np.float32)})
 
 
+def test_steps_that_leave_the_ends_out() -> None:
+    """Of SAME_UPPER with wide steps, onnxruntime takes the window in the middle."""
+    w = np.random.default_rng(1).standard_normal((16, 16, 3, 2)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", strides=[1, 16])
+    model = model_of([node], {"x": (FLOAT, [1, 16, 5, 5])}, ["y"], {"w": w})
+    x = np.random.default_rng(2).standard_normal((1, 16, 5, 5)).astype(np.float32)
+    _equals_onnxruntime(model, {"x": x}).close()
+
+
 def test_windows_without_a_pixel() -> None:
     sizes: dict[str, Any] = {"kernel_shape": [1, 2], "dilations": [1, 2], "pads": [0, 1, 0, 1]}
     nodes = [
@@ -168,3 +177,68 @@ def test_windows_without_a_pixel() -> None:
     model = model_of(nodes, {"x": (FLOAT, [1, 16, 4, 1])}, ["y"])
     x = np.random.default_rng(1).standard_normal((1, 16, 4, 1)).astype(np.float32)
     _equals_onnxruntime(model, {"x": x}).close()
+
+
+HUGE = 2**31 - 1
+
+
+@pytest.mark.parametrize("size", [HUGE, 2**40])
+def test_sizes_that_no_memory_has_are_refused_before_it_is_taken(size: int, tmp_path: Path) -> None:
+    pads = np.array([size, 0, 0, 0, 0, 0])
+    for mode in ("edge", "constant"):
+        node = helper.make_node("Pad", ["x", "pads"], ["p"], mode=mode)
+        nodes = [node, helper.make_node("Relu", ["p"], ["y"])]
+        model = model_of(nodes, {"x": (FLOAT, [1, 64, 64])}, ["y"], {"pads": pads})
+        path = save(model, tmp_path / "m.onnx")
+        with load_network(path) as network, pytest.raises(HeadraceError):
+            network({"x": np.zeros((1, 64, 64), np.float32)})
+
+
+@pytest.mark.parametrize(("op", "gates"), [("GRU", 3), ("LSTM", 4)])
+def test_recurrent_layers_of_nothing(op: str, gates: int) -> None:
+    """onnxruntime ends the process."""
+    w = {
+        "w": np.zeros((1, 16 * gates, 8), np.float32),
+        "r": np.zeros((1, 16 * gates, 16), np.float32),
+    }
+    nodes = [helper.make_node(op, ["x", "w", "r"], ["y"], hidden_size=16)]
+    model = model_of(nodes, {"x": (FLOAT, [3, "batch", 8])}, ["y"], w)
+    with network_of(model) as network:
+        found = network({"x": np.zeros((3, 0, 8), np.float32)})["y"]
+    assert found.shape == (3, 1, 0, 16)
+
+
+def _attributes(**changed: Any) -> Any:
+    given = {"K": 64, "N": 16, "bits": 4, "block_size": 32} | changed
+    given = {name: value for name, value in given.items() if value is not None}
+    return helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **given)
+
+
+# What the changes of files found that are run with random damage.
+MALFORMED: dict[str, Any] = {
+    "a missing attribute": _attributes(block_size=None),
+    "a missing width": _attributes(N=None),
+    "codes that are scales": helper.make_node(
+        "MatMulNBits", ["x", "s", "s"], ["y"], domain="com.microsoft", K=64, N=16, block_size=32
+    ),
+    "codes left out": helper.make_node(
+        "MatMulNBits", ["x", "", "s"], ["y"], domain="com.microsoft", K=64, N=16, block_size=32
+    ),
+    "axes of another type": helper.make_node("ReduceMean", ["x"], ["y"], axes=[1.5]),
+    "no axis": helper.make_node("Split", ["x"], ["y", "z"], axis="x"),
+    "weights without dimensions": helper.make_node("Conv", ["x", "none"], ["y"]),
+    "more states than there are numbers": helper.make_node(
+        "GRU", ["x", "none", "none"], ["y"], hidden_size=2**62
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_nodes_are_said(name: str) -> None:
+    constants = {
+        "w": np.zeros((16, 2, 16), np.uint8), "s": np.zeros(32, np.float32), "none": np.float32(0),
+    }  # fmt: skip
+    nodes = [MALFORMED[name], helper.make_node("Relu", ["y"], ["r"])]
+    model = model_of(nodes, {"x": (FLOAT, [2, 64])}, ["r"], constants)
+    with pytest.raises(HeadraceError), network_of(model) as network:
+        network({"x": np.zeros((2, 64), np.float32)})

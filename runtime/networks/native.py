@@ -335,7 +335,7 @@ class _Linked:
         found = []
         for one in parts:
             slots = operation.cut.part(whole, one.first, one.tiles)
-            slots[0] = one.address
+            slots[0] = operation.cut.address(one.address, one.first)
             found.append(_Call(operation.kernel, slots, one.request, one is parts[-1]))
         return found
 

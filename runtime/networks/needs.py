@@ -58,9 +58,12 @@ class Streamable:
 
     def cuttable(self, name: str) -> Cuttable:
         """For `headrace.offload.pieces`."""
-        n_bytes = self.weight.n_bytes
+        n_bytes, of = self.weight.n_bytes, self.operation.cut
         if not self.tiles:
             return Cuttable(name, 1, n_bytes, n_bytes, n_bytes, True)
+        if of is not None and of.begins:
+            begins = [*of.begins[: -1 : self.unit], n_bytes]
+            return Cuttable(name, len(begins) - 1, 0, 0, n_bytes, True, begins)
         unit_bytes = n_bytes // self.tiles * self.unit
         units = -(-self.tiles // self.unit)
         return Cuttable(name, units, unit_bytes, unit_bytes, n_bytes, True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from headrace.networks.streaming import Kept, NetworkStreaming
 
 
-WATCHED_BYTES = 64 << 20  # of weights: networks with fewer fit without a look at what is free
+WATCHED_BYTES = 64 << 20  # what needs less fits without a look at what is free
 LARGE_SHARE = 16  # of a budget: sessions that take more go before there are others
 
 
@@ -206,7 +206,7 @@ class Residence:
 
 def _free_for(needs: Needs) -> int | None:
     """What is free, if a plan needs more; None: it does not."""
-    if needs.weights < WATCHED_BYTES:
+    if needs.weights + sum(needs.fixed.values()) < WATCHED_BYTES:
         return None
     from headrace.planning import limit_of  # of language models: networks seldom need it
 
