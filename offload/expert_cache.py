@@ -31,8 +31,12 @@ from headrace.offload.recall import Predictor, Recall
 from headrace.offload.semaphore import Semaphore
 
 # Where passes only wait, predictions are believed that come true so often: what is read in vain
-# then costs little. But not more than this is to be read in vain for each byte that was of use.
+# then costs little. But not where more than this is read in vain for each byte that was of use.
 SURE_WAITING, MOST_WASTE = 0.2, 0.2
+# Between these shares only what comes true ever more often is believed, up to this: where little
+# does, reading ahead ends by itself. As if so many experts had been of use before the first one,
+# so that a few bad guesses do not end it.
+SURE_WASTING, WASTE_BEGINS, WASTE_ENDS, BENEFIT = 0.85, 0.22, 0.25, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +294,10 @@ class ExpertCache:
     def _sure_enough(self, waited: float) -> float:
         """How often what is believed must come true, after a pass that waited such a share."""
         counts = self.counts
+        useful = (counts.useful + BENEFIT) * counts.slot_bytes
+        over = (counts.wasted_bytes / useful - WASTE_BEGINS) / (WASTE_ENDS - WASTE_BEGINS)
+        if over > 0:
+            return store.SURE_ENOUGH + (SURE_WASTING - store.SURE_ENOUGH) * min(1.0, over)
         if counts.wasted_bytes > MOST_WASTE * counts.useful * counts.slot_bytes:
             return store.SURE_ENOUGH
         return store.SURE_ENOUGH + (SURE_WAITING - store.SURE_ENOUGH) * min(1.0, waited)

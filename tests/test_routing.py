@@ -170,6 +170,7 @@ def test_statistics_that_are_none(tmp_path: Path) -> None:
         ("frequency", learned.frequency + 1), ("pairs", learned.pairs[:2]), ("active", 9),
         ("affinity", learned.affinity * np.float16(np.nan)), ("tokens", 0), ("rates", RATES[:0]),
         ("rates", RATES[::-1]), ("rates", RATES[:, :3]), ("rates", RATES * np.float32(np.nan)),
+        ("rates", RATES * np.float32(1.1)),
         ("fitted", np.zeros((4, 1, 9, 5))), ("fitted", np.full((4, 1, 8, 5), np.nan)),
     ):  # fmt: skip
         replace(learned, **{name: value}).write(path)
