@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.errors import ModelFileError
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_model import OnnxModel, subgraphs
 from headrace.loaders.reader import TensorReader
@@ -334,12 +335,23 @@ def node_of(proto: Any) -> Node:
 
 
 def graph_of(model: OnnxModel, reader: TensorReader, target: str | None = None) -> Graph:
-    """The main graph of a model, of which inputs have no types yet; its functions are inlined."""
+    """The main graph of a model, of which inputs have no types yet; its functions are inlined.
+
+    Raises:
+        ModelFileError: functions cannot be inlined.
+    """
     proto = model.proto
     if proto.functions:
         from onnx.inliner import inline_local_functions
 
-        proto = inline_local_functions(proto)
+        try:
+            proto = inline_local_functions(proto)
+        except Exception as error:  # of any kind: it is a native library's
+            reason = str(error).strip().partition("\n")[0][:300]
+            raise ModelFileError(
+                f"its functions cannot be put in place of their calls: {reason}; export it again",
+                path=model.path,
+            ) from None
     sparse = {one.values.name: one for one in proto.graph.sparse_initializer}
     constants = Constants(model, reader)
     return Graph(
