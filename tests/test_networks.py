@@ -378,6 +378,19 @@ def test_data_of_branches_and_attributes_stays_in_its_folder(tmp_path: Path, loc
         network_of(model)
 
 
+def test_operators_of_onnxruntime_take_sequences() -> None:
+    nodes = [
+        helper.make_node("SequenceAt", ["s", "i"], ["a"]),
+        helper.make_node("BiasGelu", ["a", "b"], ["y"], domain="com.microsoft"),
+    ]
+    model = model_of(nodes, {"i": (INT64, [])}, ["y"], {"b": np.ones(4, np.float32)})
+    model.graph.input.append(helper.make_tensor_sequence_value_info("s", FLOAT, None))
+    given = {"s": [np.zeros((2, 4), np.float32), np.full((3, 4), 30, np.float32)]}
+    with network_of(model) as network:
+        y = network(given | {"i": np.array(1)})["y"]
+        assert np.array_equal(y, np.full((3, 4), 31, np.float32))
+
+
 def _with_functions(calls: dict[str, list[str]]) -> Any:
     """A call of the first function; of each, the operators that it has in a row."""
     of = [helper.make_opsetid("", 21), helper.make_opsetid("f", 1)]

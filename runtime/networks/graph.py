@@ -252,6 +252,7 @@ class Graph:
         opsets: versions by domain.
         channels_first: values of three dimensions that lie as images: `channels_first`.
         as_rows: values of four dimensions that lie as rows: `as_rows`.
+        no_tensors: TypeProtos of inputs that are sequences, optional or maps.
         target: CPU level whose kernels compute it; None: the best that this CPU has.
     """
 
@@ -266,6 +267,7 @@ class Graph:
     channels_first: frozenset[str] = frozenset()
     as_rows: frozenset[str] = frozenset()
     target: str | None = None
+    no_tensors: dict[str, Any] = field(default_factory=dict)
 
     def type(self, name: str) -> TensorType | None:
         """Of a value or constant; None: not known."""
@@ -363,4 +365,9 @@ def graph_of(model: OnnxModel, reader: TensorReader, target: str | None = None) 
         proto.ir_version,
         sparse=sparse,
         target=target,
+        no_tensors={
+            one.name: one.type
+            for one in proto.graph.input
+            if one.type.WhichOneof("value") not in (None, "tensor_type")
+        },
     )

@@ -40,9 +40,8 @@ def multiply_adds(graph: Graph, node: Node) -> int | None:
         inner = x and x[-2 if turned and len(x) > 1 else -1 :][:1]
         return _times(_shape(graph, node.outputs[0]), inner)
     if node.op in _RECURRENT:
-        x, *weights = (_shape(graph, name) for name in node.inputs[:3])
-        both = [None if one is None else math.prod(one) for one in weights]
-        known = None if None in both else [sum(one or 0 for one in both)]
+        x, w, r = (_shape(graph, name) for name in node.inputs[:3])
+        known = None if w is None or r is None else [math.prod(w) + math.prod(r)]
         return _times(x and x[:2], known)
     if node.op in _ATTENTION and node.domain:
         x, w = (_shape(graph, name) for name in node.inputs[:2])
