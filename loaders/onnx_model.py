@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_external import external_place
+from headrace.loaders.onnx_functions import check_functions
 from headrace.loaders.onnx_inner import bring_in
 from headrace.loaders.onnx_windows import check_windows
 from headrace.loaders.onnx_wire import Place, without_weights
@@ -185,6 +186,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place], n_bytes: i
         )
     _check_text(path, proto)
     _check_opsets(path, proto)
+    check_functions(path, proto)
     weights: dict[str, tuple[TensorInfo, int]] = {}
     inline: dict[str, Any] = {}
     for tensor in proto.graph.initializer:

@@ -263,7 +263,19 @@ def _files(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
         wanted = " ".join(f"--input {port.name}=FILE.npy" for port in missing)
         kinds = ", ".join(f"{port.name}: {port.text}" for port in missing)
         raise HeadraceError(f"the network also takes {kinds}; give {wanted}")
+    _check(found, network)
     return found
+
+
+def _check(given: Mapping[str, np.ndarray], network: Network) -> None:
+    """That arrays of files are those of the network."""
+    from headrace.networks.ports import check_inputs
+
+    ports = {port.name: port for port in network.inputs}
+    try:
+        check_inputs(given, ports, [ports[name] for name in given])
+    except (TypeError, ValueError) as error:
+        raise HeadraceError(str(error)) from None
 
 
 def _types(texts: Sequence[str], network: Network) -> dict[str, TensorType]:
@@ -283,6 +295,7 @@ def _inputs(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
     ports = {port.name for port in network.inputs}
     named = named_inputs(texts)
     files = {name: read_array(Path(v)) for name, v in named.items() if name in ports}
+    _check(files, network)
     sizes = {name: _size(name, v) for name, v in named.items() if name not in ports}
     if len(files) == len(ports):
         return files

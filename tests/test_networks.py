@@ -378,6 +378,58 @@ def test_data_of_branches_and_attributes_stays_in_its_folder(tmp_path: Path, loc
         network_of(model)
 
 
+def test_operators_of_onnxruntime_take_sequences() -> None:
+    nodes = [
+        helper.make_node("SequenceAt", ["s", "i"], ["a"]),
+        helper.make_node("BiasGelu", ["a", "b"], ["y"], domain="com.microsoft"),
+    ]
+    model = model_of(nodes, {"i": (INT64, [])}, ["y"], {"b": np.ones(4, np.float32)})
+    model.graph.input.append(helper.make_tensor_sequence_value_info("s", FLOAT, None))
+    given = {"s": [np.zeros((2, 4), np.float32), np.full((3, 4), 30, np.float32)]}
+    with network_of(model) as network:
+        y = network(given | {"i": np.array(1)})["y"]
+        assert np.array_equal(y, np.full((3, 4), 31, np.float32))
+
+
+def _with_functions(calls: dict[str, list[str]]) -> Any:
+    """A call of the first function; of each, the operators that it has in a row."""
+    of = [helper.make_opsetid("", 21), helper.make_opsetid("f", 1)]
+    functions = []
+    for name, ops in calls.items():
+        values = ["x", *(f"v{i}" for i in range(len(ops) - 1)), "y"]
+        nodes = [
+            helper.make_node(op, [x], [y], domain="f" if op in calls else "")
+            for op, x, y in zip(ops, values, values[1:], strict=False)
+        ]
+        functions.append(helper.make_function("f", name, ["x"], ["y"], nodes, of))
+    first = helper.make_node(next(iter(calls)), ["x"], ["y"], domain="f")
+    model = model_of([first], {"x": (FLOAT, ["n", 4])}, ["y"])
+    model.opset_import.add(domain="f", version=1)
+    model.functions.extend(functions)
+    return model
+
+
+def test_functions_take_the_place_of_their_calls() -> None:
+    model = _with_functions({"a": ["b", "Relu", "b"], "b": ["Neg", "Neg", "c"], "c": ["Neg"]})
+    x = np.array([[-1, 2, -3, 4]], np.float32)
+    with network_of(model) as network:
+        assert np.array_equal(network({"x": x})["y"], -np.maximum(-x, 0))
+
+
+@pytest.mark.parametrize(
+    ("calls", "match"),
+    [
+        ({"a": ["a"]}, "'a' calls itself"),
+        ({"a": ["b"], "b": ["c", "Relu"], "c": ["a"]}, "calls itself"),
+        ({**{f"f{i}": [f"f{i + 1}"] for i in range(300)}, "f300": ["Relu"]}, "depth exceeds"),
+        ({**{f"f{i}": [f"f{i + 1}"] * 10 for i in range(9)}, "f9": ["Relu"]}, "1000000000 nodes"),
+    ],
+)
+def test_functions_that_never_end_are_refused(calls: dict[str, list[str]], match: str) -> None:
+    with pytest.raises(ModelFileError, match=match):
+        network_of(_with_functions(calls))
+
+
 def test_a_network_in_memory_has_no_files_beside_it() -> None:
     model, w = linear()
     tensor = numpy_helper.from_array(w, "w")
@@ -389,6 +441,16 @@ def test_a_network_in_memory_has_no_files_beside_it() -> None:
 
 
 # ---- the command --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "plan", "inspect"])
+def test_arrays_of_another_type_are_refused(tmp_path: Path, command: str, capsys: Any) -> None:
+    path = str(save(linear()[0], tmp_path / "linear.onnx"))
+    for array, said in ((np.ones((2, 64)), "DOUBLE"), (np.ones(64, np.float32), "shape [64]")):
+        np.save(tmp_path / "x.npy", array)
+        assert main([command, path, "--input", f"x={tmp_path / 'x.npy'}"]) == 2
+        found = capsys.readouterr().err
+        assert said in found and "unexpected" not in found
 
 
 def test_the_command_runs_a_network(tmp_path: Path, capsys: Any) -> None:
