@@ -168,13 +168,12 @@ def embed(
     import numpy as np
 
     from headrace.arguments import whole
-    from headrace.atomic_file import check_replaceable
     from headrace.cli_output import progress_bar, table
     from headrace.cli_text import stdin
     from headrace.networks.encoders.encoder import load_encoder
 
     if output is not None:
-        check_replaceable(Path(output))
+        _check_array(Path(output))
     given = list(texts) or [line for line in stdin().read().splitlines() if line.strip()]
     if not given:
         raise HeadraceError('no texts; write `headrace embed MODEL "a text" "another"`')
@@ -211,6 +210,23 @@ def embed(
         for vector in vectors:
             print(" ".join(f"{value:.6g}" for value in vector))
     return 0
+
+
+def _check_array(target: Path) -> None:
+    """Before the work: only an array is replaced by an array.
+
+    Raises:
+        HeadraceError: something else would be lost.
+    """
+    from numpy.lib.format import MAGIC_PREFIX
+
+    from headrace.atomic_file import check_replaceable
+
+    check_replaceable(target)
+    if target.exists():
+        with target.open("rb") as file:
+            if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+                raise HeadraceError(f"{target} exists and is no .npy file; name another file")
 
 
 def _save(path: Path, array: np.ndarray) -> None:
