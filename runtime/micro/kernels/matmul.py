@@ -122,9 +122,7 @@ def _product(numbers: Numbers, most_rows: int, most_vectors: int) -> KernelFunct
                 b = b + b_row
             line = line + -1
             more = int32(ptr_to_int(line) - ptr_to_int(o))
-            if lanes > 1:
-                a = a + a_line
-            elif more != 0:  # behind the last one: fewer instructions, but not with vectors
+            if lanes > 1 or more != 0:
                 a = a + a_line
         if get_i32(o + 8 * 18) != 0:
             low, high = splat(get_f32(o + 8 * 19)), splat(get_f32(o + 8 * 20))
