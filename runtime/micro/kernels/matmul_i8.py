@@ -10,6 +10,7 @@ et al., 1712.05877), section 2.4.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from headrace.targets.simd import arg_int, arg_ptr, int32, splat_i32, with_lanes
 from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
 
-NAME = "matmul_i8"
+NAME, ROW = "matmul_i8", "row_i8"
 SOURCES = (
     __name__, product_i8.__name__, product_i8_bytes.__name__, product_i8_columns.__name__,
     product_i8_pairs.__name__, product_i8_sums.__name__, single_sums.__name__,
@@ -69,6 +70,26 @@ def _build(target: Target) -> KernelFunction:
             a, c, n = a + a_row, c + c_row, n - 1
 
     return with_lanes(kernel, of.lanes)
+
+
+def _build_row(target: Target) -> KernelFunction:
+    of = product_of(target)
+    multiply = of.multiply
+
+    def kernel(args: Any, thread: Any, n_threads: Any) -> None:
+        zero, low, high = (
+            splat_i32(arg_int(args, 12)), splat_i32(arg_int(args, 13)), splat_i32(arg_int(args, 14))
+        )  # fmt: skip
+        multiply(1, arg_ptr(args, 0), int32(0), arg_ptr(args, 1), arg_ptr(args, 2), int32(0),
+                 int32(arg_int(args, 8)), int32(arg_int(args, 9)), arg_ptr(args, 3),
+                 arg_ptr(args, 4), arg_ptr(args, 5), arg_ptr(args, 6), zero, low, high)  # fmt: skip
+
+    return with_lanes(kernel, of.lanes)
+
+
+def kernel_for(n: int) -> str:
+    """The shorter one, of n rows."""
+    return ROW if n == 1 else NAME
 
 
 def scaling_of(
@@ -137,8 +158,10 @@ def scales_for(
     return tuple(one.astype(np.int32) for one in (bias, multipliers, shifts))  # type: ignore[return-value]
 
 
-def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+def _cases(most: int, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for n, k, m in _SHAPES:
+        if n > most:
+            continue
         for kind in ENDS:
             a = np.full((n, -(-k // 16) * 16), -128, np.int8)
             if kind == "extreme":
@@ -162,5 +185,9 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 
 def all_kernels() -> list[Kernel]:
-    """One product; the target decides how much it multiplies at a time."""
-    return [Kernel(NAME, _build, SOURCES, _cases)]
+    """A product, and that of one row; the target decides how much it multiplies at a time."""
+    most = max(n for n, _, _ in _SHAPES)
+    return [
+        Kernel(NAME, _build, SOURCES, partial(_cases, most)),
+        Kernel(ROW, _build_row, SOURCES, partial(_cases, 1)),
+    ]
