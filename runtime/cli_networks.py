@@ -339,7 +339,7 @@ def read_array(path: Path) -> np.ndarray:
         found = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise HeadraceError(f"no file {path}; write inputs with numpy.save") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise HeadraceError(f"{path} is no .npy file of numbers: {error}") from None
     if not isinstance(found, np.ndarray):
         raise HeadraceError(f"{path} is an archive of arrays: write each with numpy.save")

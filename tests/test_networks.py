@@ -443,6 +443,15 @@ def test_a_network_in_memory_has_no_files_beside_it() -> None:
 # ---- the command --------------------------------------------------------------------------------
 
 
+def test_an_array_that_says_it_is_huge(tmp_path: Path, capsys: Any) -> None:
+    path = str(save(linear()[0], tmp_path / "linear.onnx"))
+    np.save(tmp_path / "x.npy", np.ones((2, 64), np.float32))
+    content = (tmp_path / "x.npy").read_bytes().replace(b"(2, 64)", b"(1" + b"0" * 14 + b", 64)")
+    (tmp_path / "x.npy").write_bytes(content)
+    assert main(["run", path, "--input", f"x={tmp_path / 'x.npy'}"]) == 2
+    assert "is no .npy file of numbers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["run", "bench", "plan", "inspect"])
 def test_arrays_of_another_type_are_refused(tmp_path: Path, command: str, capsys: Any) -> None:
     path = str(save(linear()[0], tmp_path / "linear.onnx"))
