@@ -18,6 +18,8 @@ from google.protobuf.message import DecodeError
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_external import external_place
+from headrace.loaders.onnx_functions import check_functions
+from headrace.loaders.onnx_inner import bring_in
 from headrace.loaders.onnx_windows import check_windows
 from headrace.loaders.onnx_wire import Place, without_weights
 from headrace.loaders.reader import TensorReader
@@ -184,6 +186,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place], n_bytes: i
         )
     _check_text(path, proto)
     _check_opsets(path, proto)
+    check_functions(path, proto)
     weights: dict[str, tuple[TensorInfo, int]] = {}
     inline: dict[str, Any] = {}
     for tensor in proto.graph.initializer:
@@ -207,6 +210,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place], n_bytes: i
             _check_left_out(path, node, versions)
     for node in _nodes(proto.graph):
         check_windows(path, node, shape_of)
+    bring_in(path, model.proto, lambda tensor: _beside(path, tensor))
     return model
 
 
@@ -340,6 +344,13 @@ def _place(path: Path | None, tensor: Any, place: Place | None) -> tuple[TensorI
     assert path is not None
     name = type_name(tensor.data_type)
     return TensorInfo(tensor.name, name, shape, path, place.offset, expected), tensor.data_type
+
+
+def _beside(path: Path | None, tensor: Any) -> TensorInfo:
+    """Where the data of a tensor is that is in another file."""
+    place = _place(path, tensor, None)
+    assert place is not None  # others are in the tensor itself
+    return place[0]
 
 
 def _check_values(tensor: Any, count: int, bad: Any) -> None:

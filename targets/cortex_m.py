@@ -7,9 +7,9 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from headrace.targets.lowering import intrinsic_call
+from headrace.targets.lowering import intrinsic_call, splat
 
-_I32 = ir.IntType(32)
+_I8, _I16, _I32 = (ir.IntType(n) for n in (8, 16, 32))
 _FOUR = ir.VectorType(_I32, 4)
 
 
@@ -36,13 +36,17 @@ def _doubling_high(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return intrinsic_call(b, "llvm.arm.mve.vqrdmulh.v4i32", _FOUR, [x, y])
 
 
+def _nearest_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
+    flags = [ir.Constant(_I32, flag) for flag in (0, 1, 0)]  # saturating, rounding, unsigned
+    name = "llvm.arm.mve.vshl.vector.v4i32.v4i32"
+    return intrinsic_call(b, name, _FOUR, [x, by, *flags])
+
+
 def _rounding_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
     """`vrshl` rounds to the greater of two: one less where a negative number is shifted."""
     top = ir.Constant(_FOUR, [31] * 4)
     less = b.ashr(b.and_(x, by), top)
-    flags = [ir.Constant(_I32, flag) for flag in (0, 1, 0)]  # saturating, rounding, unsigned
-    name = "llvm.arm.mve.vshl.vector.v4i32.v4i32"
-    return intrinsic_call(b, name, _FOUR, [b.add(x, less), by, *flags])
+    return _nearest_shift(b, b.add(x, less), by)
 
 
 def _of_four(
@@ -82,10 +86,32 @@ def _dot_sum(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Val
     return intrinsic_call(b, "llvm.arm.mve.vmldava.v16i8", _I32, [*flags, acc, x, y])
 
 
+def _narrowed(b: ir.IRBuilder, codes: ir.Value, wide: ir.Value, top: int) -> ir.Value:
+    """The lower or upper halves of lanes as the nearest integers to those of `wide`."""
+    kinds = [f"v{ty.count}i{ty.element.width}" for ty in (codes.type, wide.type)]
+    flags = [ir.Constant(_I32, flag) for flag in (0, 0, top)]  # unsigned result, and operand
+    name = f"llvm.arm.mve.vqmovn.{'.'.join(kinds)}"
+    return intrinsic_call(b, name, codes.type, [codes, wide, *flags])
+
+
+def _store_in_turn(
+    b: ir.IRBuilder, p: ir.Value, first: ir.Value, second: ir.Value, more: ir.Value
+) -> None:
+    halves = ir.Constant(ir.VectorType(_I16, 8), ir.Undefined)
+    codes = _narrowed(b, _narrowed(b, halves, first, 0), second, 1)
+    one = b.trunc(b.extract_element(more, ir.Constant(_I32, 0)), _I16)
+    codes = intrinsic_call(b, "llvm.sadd.sat.v8i16", codes.type, [codes, splat(b, one, 8)])
+    bytes_ = _narrowed(b, b.bitcast(codes, ir.VectorType(_I8, 16)), codes, 0)
+    found = b.trunc(b.bitcast(bytes_, codes.type), ir.VectorType(_I8, 8))
+    b.store(found, b.bitcast(p, found.type.as_pointer())).align = 1
+
+
 MVE: Mapping[str, Callable[..., Any]] = {
     "dot_sum": _dot_sum,
     "scatter_i8": _scatter_i8,
     "gather_bytes": _gather_bytes,
     "doubling_high": _of_four(_doubling_high, "doubling_high"),
     "rounding_shift": _of_four(_rounding_shift, "rounding_shift"),
+    "nearest_shift": _of_four(_nearest_shift, "nearest_shift"),
+    "store_in_turn": _store_in_turn,
 }

@@ -14,6 +14,7 @@ from headrace.targets.lowering import (
     lanes,
     marker,
     primitive,
+    shuffle,
     splat,
 )
 
@@ -109,6 +110,25 @@ def _scatter_i8(b: ir.IRBuilder, sig: Any, args: Any) -> None:
         lane = ir.Constant(_I32, i)
         at = b.gep(p, [b.extract_element(offsets, lane)])
         b.store(b.trunc(b.extract_element(value, lane), _I8), at)
+
+
+@marker("store_in_turn", lambda p, a, b, more: types.none)
+def _store_in_turn(b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    own = primitive("store_in_turn")
+    if own is not None:
+        own(b, *args)
+        return
+    p, first, second, more = args
+    n = first.type.count
+    order = [lane for pair in zip(range(n), range(n, 2 * n), strict=True) for lane in pair]
+    codes = []
+    for one in (first, second):
+        code = b.add(one, more)
+        low, high = (ir.Constant(one.type, [end] * n) for end in (-128, 127))
+        code = b.select(b.icmp_signed("<", code, high), code, high)
+        codes.append(b.select(b.icmp_signed(">", code, low), code, low))
+    found = b.trunc(shuffle(b, *codes, order), ir.VectorType(_I8, 2 * n))
+    b.store(found, b.bitcast(p, found.type.as_pointer())).align = 1
 
 
 @marker("add_products", lambda acc, p, x: acc if acc.count == 1 else None)

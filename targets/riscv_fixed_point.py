@@ -38,12 +38,18 @@ def _doubling_high(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return _by_intrinsic("vsmul", b, x, y)
 
 
+def _nearest_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
+    if x.type.count == 1:
+        return BY_LANES["nearest_shift"](b, x, by)
+    return _by_intrinsic("vssra", b, x, b.neg(by))
+
+
 def _rounding_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
     """`vssra` rounds to the greater of two: one less where a negative number is shifted."""
     if x.type.count == 1:
         return BY_LANES["rounding_shift"](b, x, by)
     less = b.ashr(b.and_(x, by), ir.Constant(x.type, [31] * x.type.count))
-    return _by_intrinsic("vssra", b, b.add(x, less), b.neg(by))
+    return _nearest_shift(b, b.add(x, less), by)
 
 
 def _add_products(b: ir.IRBuilder, acc: ir.Value, codes: ir.Value, x: ir.Value) -> ir.Value:
@@ -61,5 +67,6 @@ def _add_products(b: ir.IRBuilder, acc: ir.Value, codes: ir.Value, x: ir.Value) 
 FIXED_POINT: Mapping[str, Callable[..., Any]] = {
     "doubling_high": _doubling_high,
     "rounding_shift": _rounding_shift,
+    "nearest_shift": _nearest_shift,
     "add_products": _add_products,
 }

@@ -593,6 +593,12 @@ def shr_by(value: Any, bits: Any) -> Any:
 
 
 @_marker
+def sar_by(value: Any, bits: Any) -> Any:
+    """The same with copies of the sign coming in."""
+    return _only_compiled()
+
+
+@_marker
 def shr_u8(value: Any, bits: int) -> Any:
     """Shift 64 bytes right by a constant."""
     return _only_compiled()
@@ -673,11 +679,23 @@ def doubling_high(a: Any, b: Any) -> Any:
 
 
 @_marker
+def add_rounded_high(acc: Any, a: Any, b: Any) -> Any:
+    """acc + the upper 32 bits of ab of int32 lanes, rounded to the nearest; of two the greater."""
+    return _only_compiled()
+
+
+@_marker
 def rounding_shift(value: Any, by: Any) -> Any:
     """int32 lanes * 2**by, rounded to the nearest; of two the one farther from 0.
 
     `by` has int32 lanes, -31..0; a value and half of what it is divided by add up in 32 bits.
     """
+    return _only_compiled()
+
+
+@_marker
+def nearest_shift(value: Any, by: Any) -> Any:
+    """`rounding_shift`, but of two numbers the greater one."""
     return _only_compiled()
 
 
@@ -878,6 +896,15 @@ def scatter_i8(p: Any, value: Any, offsets: Any) -> None:
 @_marker
 def four_i32(a: Any, b: Any, c: Any, d: Any) -> Any:
     """Four `int32` as a vector of 4 lanes."""
+    return _only_compiled()
+
+
+@_marker
+def store_in_turn(p: Any, a: Any, b: Any, more: Any) -> None:
+    """Store lanes of a and b in turn, int32, plus `more` as the nearest signed bytes.
+
+    `more` has a signed byte, the same in all lanes.
+    """
     return _only_compiled()
 
 

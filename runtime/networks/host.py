@@ -91,7 +91,10 @@ class HostRegion:
         proto.graph.name = "region"
         proto.graph.node.extend(node.proto for node in self.nodes)
         for name in self.inputs:
-            proto.graph.input.append(value_info(name, types.get(name)))
+            one = proto.graph.input.add()
+            one.CopyFrom(value_info(name, types.get(name)))
+            if name in graph.no_tensors:
+                one.type.CopyFrom(graph.no_tensors[name])
         for name in self.outputs:
             proto.graph.output.append(value_info(name, None))
         read = {name for node in self.nodes for name in node.reads}

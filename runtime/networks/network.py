@@ -247,6 +247,7 @@ class Network:
         return Graph(
             graph.nodes, constants, [*graph.inputs, *given], graph.outputs, graph.opsets,
             graph.ir_version, {}, graph.sparse, target=graph.target,
+        no_tensors=graph.no_tensors,
         )  # fmt: skip
 
     def _as_array(self, name: str, value: Any) -> Any:

@@ -74,8 +74,7 @@ class NetworkPlan:
                     self.graph, region.nodes, operations, region.outputs, engine, patches
                 )
             else:
-                # Nodes that stand for others of the file are ours alone.
-                nodes = [one for node in region.nodes for one in node.originals]
+                nodes = _of_file(region, self.graph, as_it_is)
                 run = HostRegion(self.graph, nodes, region.outputs, engine.threads, spins=not mixed)
             self.graph.types.update(
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
@@ -244,6 +243,33 @@ class NetworkPlan:
             given = name in self.graph.inputs and isinstance(value, np.ndarray)
             return value.copy() if given else value  # the caller's own array stays the caller's
         return self.graph.constants.array(name)
+
+
+def _of_file(region: Region, graph: Graph, file: Graph) -> list[Node]:
+    """Nodes of the file that compute a region, in an order in which they can.
+
+    Several nodes of `graph` may stand for the same one of the file, of which only one of them knows
+    (it may be in another region, of ours): whatever they read that is not made any more is made.
+    """
+    there = {*graph.inputs, *graph.sparse, *(name for node in graph.nodes for name in node.outputs)}
+    makers = {name: node for node in file.nodes for name in node.outputs if name}
+    found: dict[int, Node] = {}
+    left = [one for node in reversed(region.nodes) for one in reversed(node.originals)]
+    while left:
+        node = left[-1]
+        before = [
+            maker
+            for name in node.reads
+            if name not in there
+            and name not in graph.constants
+            and (maker := makers.get(name)) is not None
+            and id(maker) not in found
+        ]
+        if id(node) in found or not before:
+            found.setdefault(id(node), left.pop())
+        else:
+            left += before
+    return list(found.values())
 
 
 def _ours(graph: Graph) -> dict[int, Operation]:

@@ -44,6 +44,7 @@ def specialise(
     found = Graph(
         [], graph.constants.without(), graph.inputs, graph.outputs, graph.opsets,
         graph.ir_version, dict(inputs), graph.sparse, target=graph.target,
+        no_tensors=graph.no_tensors,
     )  # fmt: skip
     conditions = {name: _condition(name, value) for name, value in decided}
     found.constants.computed.update(conditions)

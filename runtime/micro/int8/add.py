@@ -14,7 +14,7 @@ from headrace.errors import UnsupportedError
 from headrace.micro.fixed_point import in_codes, multiplied, quantised_multiplier
 from headrace.micro.int8.codes import bounds_in_codes, codes_of
 from headrace.micro.kernels import add_i8
-from headrace.micro.kernels.add_i8 import MORE_BITS
+from headrace.micro.kernels.add_i8 import EXACT, MORE_BITS
 from headrace.micro.lowered import SCRATCH, At, Lowered, Step
 from headrace.micro.network import Add
 from headrace.targets.target import Target
@@ -56,10 +56,14 @@ def computed(layer: Add, target: Target, first: np.ndarray, second: np.ndarray) 
 def lowered(layer: Add, target: Target) -> Lowered:
     """Calls of kernels."""
     of, made = sum_of(layer), layer.makes
-    slots: list[int | At] = [*(At(v.name) for v in layer.reads), At(made.name), At(SCRATCH)]
-    slots.append(made.elements)
-    for value, (multiplier, shift) in zip(layer.reads, of.values, strict=True):
-        slots += [-codes_of(value).zero, multiplier, shift]
+    # The one with the greater scale goes first: it is not rounded.
+    order = sorted(range(2), key=lambda index: of.values[index] != EXACT)
+    first, second = (layer.reads[index] for index in order)
+    slots: list[int | At] = [At(first.name), At(second.name), At(made.name), At(SCRATCH)]
+    slots += [made.elements, -codes_of(first).zero, -codes_of(second).zero]
+    multiplier, shift = of.values[order[1]]
+    # What is too small has the multiplier 0, whose shift is none.
+    slots += (multiplier, shift) if (multiplier, shift) == EXACT else (multiplier, min(shift, -1))
     multiplier, shift = of.total
     if shift > 0:
         raise UnsupportedError(

@@ -55,10 +55,13 @@ def lowered(layer: Depthwise, target: Target) -> Lowered:
     windows = layer.windows
     kernel = depthwise_i8.kernel_for(target, windows, read.image, made.image)
     by = kernel == depthwise_i8.WINDOWS
-    factors, ends, constants = scaling(layer, target)
+    biases = shifted_bias(layer, by_channel(layer))
+    factors, ends, constants = scaling(
+        layer, by_channel(layer), biases, np.arange(len(biases)), target
+    )
     weights, bias = f"{layer.name}/weights", f"{layer.name}/bias"
     constants[weights] = depthwise_i8.packed(by, layer.weights, windows)
-    constants[bias] = by_lanes(shifted_bias(layer, by_channel(layer)), target)
+    constants[bias] = by_lanes(biases, target)
     more, scratch = depthwise_i8.slots_of(by, read.image, made.image, windows, codes_of(read).zero)
     slots = (
         At(read.name), At(weights), At(made.name), At(bias), *factors, At(SCRATCH), *more, *ends

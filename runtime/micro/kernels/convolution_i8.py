@@ -16,6 +16,7 @@ import numpy as np
 from headrace.micro.kernels import copying, matmul_i8
 from headrace.micro.kernels.matmul_i8 import reference, scales_for
 from headrace.micro.kernels.product_i8 import product_of
+from headrace.micro.kernels.requantise import reach_of
 from headrace.micro.network import Windows
 from headrace.micro.windows import windows_of
 from headrace.targets.simd import arg_int, arg_ptr, int32, splat_i32, with_lanes
@@ -135,7 +136,7 @@ def made_size(length: int, windows: Windows, axis: int) -> int:
 
 def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for rows, columns, channels, m, windows in _CASES:
-        for kind in ("random", "ties"):
+        for kind, ends in matmul_i8.ENDS.items():
             room = rng.integers(-128, 128, rows * columns * channels + copying.BEHIND)
             codes = room.astype(np.int8)
             image = codes[: -copying.BEHIND].reshape(rows, columns, channels)
@@ -144,14 +145,17 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             bias, multipliers, shifts = scales_for(rng, kind, k, m)
             made = (made_size(rows, windows, 0), made_size(columns, windows, 1), m)
             seen = windows_of(image, windows, made[:2], 5).reshape(-1, k)
-            expected = reference(seen, b, bias, multipliers, shifts, 7, -100, 127).reshape(made)
+            expected = reference(seen, b, bias, multipliers, shifts, *ends).reshape(made)
             c = np.zeros(made, np.int8)
-            factors, downs, ups = matmul_i8.scaling_of(multipliers, shifts, target)
+            order = product_of(target).order(m)
+            factors, downs, ups = matmul_i8.scaling_of(
+                multipliers[order], shifts[order], ends, reach_of(b, bias), target
+            )
             scratch, of = np.zeros(scratch_bytes(target, k, m), np.uint8), product_of(target)
             slots = [
                 codes, of.packed(b, bias), c, factors, downs, 0 if ups is None else ups, scratch,
                 scratch[windows_bytes(target, k) :], of.whole(k), m,
-                *geometry(image.shape, made, windows, 5), 7, -100, 127,
+                *geometry(image.shape, made, windows, 5), *ends,
             ]  # fmt: skip
             label = f"{rows}x{columns}x{channels} to {m}, {windows.taps} {kind}"
             yield Case(slots, [(c, expected)], 0, label)

@@ -16,11 +16,22 @@ from typing import Any
 import numpy as np
 
 from headrace.micro.fixed_point import multiplied
-from headrace.micro.kernels import copying, depthwise_i8_pairs, depthwise_i8_windows
+from headrace.micro.kernels import (
+    copying,
+    depthwise_i8_pairs,
+    depthwise_i8_planes,
+    depthwise_i8_windows,
+)
 from headrace.micro.kernels.convolution_i8 import geometry, made_size
-from headrace.micro.kernels.matmul_i8 import scales_for, scaling_of
+from headrace.micro.kernels.matmul_i8 import ENDS, scales_for, scaling_of
 from headrace.micro.kernels.product_i8 import product_of
-from headrace.micro.kernels.requantise import by_lanes, lanes_of, requantised, store_first
+from headrace.micro.kernels.requantise import (
+    by_lanes,
+    lanes_of,
+    reach_of,
+    requantised,
+    store_first,
+)
 from headrace.micro.network import Windows
 from headrace.micro.windows import windows_of
 from headrace.targets.simd import (
@@ -49,7 +60,7 @@ WINDOWS = "depthwise_i8_windows"
 
 def _adds_up_sixteen(target: Target) -> bool:
     of = product_of(target)
-    return (of.piece, of.lanes) == (depthwise_i8_windows.PIECE, depthwise_i8_windows.LANES)
+    return (of.piece, of.lanes) == (depthwise_i8_planes.PIECE, depthwise_i8_windows.LANES)
 
 
 def fits(
@@ -57,7 +68,7 @@ def fits(
 ) -> bool:
     """Whether windows are short enough for the kernel of those."""
     n_bytes = ring_rows(windows) * ring_columns(1, windows)
-    most = depthwise_i8_windows.PIECE if _adds_up_sixteen(target) else depthwise_i8_pairs.MOST
+    most = depthwise_i8_planes.PIECE if _adds_up_sixteen(target) else depthwise_i8_pairs.MOST
     return n_bytes <= most and read[2] == made[2]
 
 
@@ -72,7 +83,7 @@ def kernel_for(
 def _build_windows(target: Target) -> KernelFunction:
     if _adds_up_sixteen(target):
         return depthwise_i8_windows.kernel()
-    return depthwise_i8_pairs.kernel()
+    return depthwise_i8_pairs.kernel(lanes_of(target) == 1)
 
 
 def ring_columns(made_columns: int, windows: Windows) -> int:
@@ -99,7 +110,7 @@ def packed(by: bool, weights: np.ndarray, windows: Windows) -> np.ndarray:
         by: for the kernel of short windows.
     """
     if by:
-        return depthwise_i8_windows.packed(weights, windows.dilations)
+        return depthwise_i8_planes.packed(weights, windows.dilations)
     rows, columns, channels = weights.shape
     whole = np.pad(weights, ((0, 0), (0, 0), (0, -channels % GROUP)))
     groups = whole.reshape(rows, columns, -1, GROUP).transpose(2, 0, 1, 3)
@@ -338,10 +349,11 @@ def slots_of(
     if not by:
         before = [rows, wide, made[2] // read[2]]
         return [*before, *geometry(read, made, windows, outside)], scratch_bytes(made, windows)
-    plane = depthwise_i8_windows.plane_bytes((rows, ring_columns(1, windows)), wide)
+    across = ring_columns(1, windows)
+    plane = depthwise_i8_planes.plane_bytes((rows, across), wide)
     slots = [
         rows, plane, *read, *made[:2], *windows.strides, -windows.pads[0], -windows.pads[1],
-        copying.four_times(outside), min(read[1], wide - windows.pads[1]),
+        copying.four_times(outside), min(read[1], wide - windows.pads[1]), across,
     ]  # fmt: skip
     planes = -(-made[2] // GROUP) * GROUP * plane
     # Chips without vectors keep the sums of a row.
@@ -354,7 +366,7 @@ def _cases(by: bool, target: Target, rng: np.random.Generator) -> Iterator[Case]
         read = (rows, columns, channels)
         if by and not fits(target, windows, read, made):
             continue
-        for kind in ("random", "ties"):
+        for kind, ends in ENDS.items():
             room = rng.integers(-128, 128, rows * columns * channels + copying.BEHIND)
             codes = room.astype(np.int8)
             image = codes[: -copying.BEHIND].reshape(read)
@@ -363,14 +375,15 @@ def _cases(by: bool, target: Target, rng: np.random.Generator) -> Iterator[Case]
             bias, multipliers, shifts = scales_for(rng, kind, 9, m)
             seen = windows_of(image, windows, made[:2], 5).repeat(repeat, axis=-1)
             sums = np.einsum("abijc,ijc->abc", seen, weights.astype(np.int64)) + bias
-            found = multiplied(sums, multipliers, shifts) + 7
-            expected = np.clip(found, -100, 127).astype(np.int8)
+            found = multiplied(sums, multipliers, shifts) + ends[0]
+            expected = np.clip(found, *ends[1:]).astype(np.int8)
             c = np.zeros(made, np.int8)
-            factors, downs, ups = scaling_of(multipliers, shifts, target)
+            reach = reach_of(weights.reshape(-1, m).T, bias)
+            factors, downs, ups = scaling_of(multipliers, shifts, ends, reach, target)
             after, scratch = slots_of(by, read, made, windows, 5)
             slots: list[Any] = [
                 codes, packed(by, weights, windows), c, by_lanes(bias, target), factors, downs,
-                0 if ups is None else ups, np.zeros(scratch, np.uint8), *after, 7, -100, 127,
+                0 if ups is None else ups, np.zeros(scratch, np.uint8), *after, *ends,
             ]  # fmt: skip
             label = f"{rows}x{columns}x{channels} {windows.taps} {kind}"
             yield Case(slots, [(c, expected)], 0, label)
@@ -384,7 +397,10 @@ def _cases(by: bool, target: Target, rng: np.random.Generator) -> Iterator[Case]
 def all_kernels() -> list[Kernel]:
     """One for all windows, and one for short ones."""
     own = (__name__, copying.__name__, lanes_of.__module__)
-    windows = (*own, depthwise_i8_windows.__name__, depthwise_i8_pairs.__name__)
+    windows = (
+        *own, depthwise_i8_planes.__name__, depthwise_i8_windows.__name__,
+        depthwise_i8_pairs.__name__,
+    )  # fmt: skip
     return [
         Kernel(NAME, _build, own, lambda target, rng: _cases(False, target, rng)),
         Kernel(WINDOWS, _build_windows, windows, lambda target, rng: _cases(True, target, rng)),

@@ -41,6 +41,7 @@ from headrace.targets.simd import (
     fma,
     get_f32,
     get_i32,
+    int32,
     int_to_ptr,
     larger,
     maximum,
@@ -92,14 +93,15 @@ def _product(numbers: Numbers, most_rows: int, most_vectors: int) -> KernelFunct
         Addresses have the chip's 32 bits, and counters would have 64: so they are addresses,
         counted from `o`, the argument block's.
         """
-        if start_row == 0:
+        if int32(start_row) == 0:
             first = repeat(load(start, 1, 0), rows)
             second = repeat(load(start + width * (vectors - 1), 1, 0), rows)
         else:
             first = load(start, rows, start_row)
             second = load(start + width * (vectors - 1), rows, start_row)
-        line = o + (lines)
-        while ptr_to_int(line) != ptr_to_int(o):
+        # There is a line at least: LLVM checks once less.
+        line, more = o + (lines), int32(1)
+        while more != 0:
             p, left = a, o + (k >> 2)
             while ptr_to_int(left) != ptr_to_int(o):
                 first, second = step(rows, vectors, p, a_row, b, first, second)
@@ -118,7 +120,10 @@ def _product(numbers: Numbers, most_rows: int, most_vectors: int) -> KernelFunct
             if k & 1 != 0:
                 first, second = step(rows, vectors, p, a_row, b, first, second)
                 b = b + b_row
-            a, line = a + a_line, line + -1
+            line = line + -1
+            more = int32(ptr_to_int(line) - ptr_to_int(o))
+            if lanes > 1 or more != 0:
+                a = a + a_line
         if get_i32(o + 8 * 18) != 0:
             low, high = splat(get_f32(o + 8 * 19)), splat(get_f32(o + 8 * 20))
             first = minimum(high, maximum(first, low))
@@ -134,11 +139,13 @@ def _product(numbers: Numbers, most_rows: int, most_vectors: int) -> KernelFunct
         """`rows` rows of all vectors."""
         left = o + (m)
         if most_vectors == 2:
-            while ptr_to_int(left) >= ptr_to_int(o + 2 * lanes):
+            behind = int32(m) - 2 * lanes
+            while behind >= 0:
                 block(rows, 2, k, lines, a, a_row, a_step, a_line, b, b_row, c, c_row, start,
                       start_row, o)  # fmt: skip
                 b, c, start = b + 2 * width, c + 2 * width, start + 2 * width
-                left = left + -2 * lanes
+                behind = behind - 2 * lanes
+            left = o + (behind + 2 * lanes)
         while ptr_to_int(left) != ptr_to_int(o):
             to, to_row = c, c_row
             if ptr_to_int(left) < ptr_to_int(o + lanes):

@@ -10,6 +10,7 @@ et al., 1712.05877), section 2.4.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,17 @@ from headrace.micro.kernels import (
     single_sums,
 )
 from headrace.micro.kernels.product_i8 import product_of
-from headrace.micro.kernels.requantise import by_lanes, requantised
+from headrace.micro.kernels.requantise import (
+    are_plain,
+    by_lanes,
+    reach_of,
+    requantised,
+)
 from headrace.targets.simd import arg_int, arg_ptr, int32, splat_i32, with_lanes
 from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
 
-NAME = "matmul_i8"
+NAME, ROW = "matmul_i8", "row_i8"
 SOURCES = (
     __name__, product_i8.__name__, product_i8_bytes.__name__, product_i8_columns.__name__,
     product_i8_pairs.__name__, product_i8_sums.__name__, single_sums.__name__,
@@ -66,11 +72,36 @@ def _build(target: Target) -> KernelFunction:
     return with_lanes(kernel, of.lanes)
 
 
+def _build_row(target: Target) -> KernelFunction:
+    of = product_of(target)
+    multiply = of.multiply
+
+    def kernel(args: Any, thread: Any, n_threads: Any) -> None:
+        zero, low, high = (
+            splat_i32(arg_int(args, 12)), splat_i32(arg_int(args, 13)), splat_i32(arg_int(args, 14))
+        )  # fmt: skip
+        multiply(1, arg_ptr(args, 0), int32(0), arg_ptr(args, 1), arg_ptr(args, 2), int32(0),
+                 int32(arg_int(args, 8)), int32(arg_int(args, 9)), arg_ptr(args, 3),
+                 arg_ptr(args, 4), arg_ptr(args, 5), arg_ptr(args, 6), zero, low, high)  # fmt: skip
+
+    return with_lanes(kernel, of.lanes)
+
+
+def kernel_for(n: int) -> str:
+    """The shorter one, of n rows."""
+    return ROW if n == 1 else NAME
+
+
 def scaling_of(
-    multipliers: np.ndarray, shifts: np.ndarray, target: Target
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Multipliers, shifts to the right and those to the left (None: there are none) as vectors."""
-    ups = by_lanes(np.maximum(shifts, 0), target) if (shifts > 0).any() else None
+    multipliers: np.ndarray, shifts: np.ndarray, ends: tuple[int, int, int], reach: int,
+    target: Target,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
+    """Multipliers, shifts to the right and those to the left as vectors.
+
+    The last are None where sums are plain (`headrace.micro.kernels.requantise.are_plain`).
+    """
+    has_ups = not are_plain(shifts, ends, reach)
+    ups = by_lanes(np.maximum(shifts, 0), target) if has_ups else None
     return by_lanes(multipliers, target), by_lanes(np.minimum(shifts, 0), target), ups
 
 
@@ -90,47 +121,63 @@ def slots(
     """The argument block of arrays: behind rows of `a` is what may be read."""
     n, m = c.shape
     of, k = product_of(target), b.shape[1]
-    factors, downs, ups = scaling_of(multipliers, shifts, target)
+    ends = (zero, low, high)
+    order = of.order(m)
+    factors, downs, ups = scaling_of(
+        multipliers[order], shifts[order], ends, reach_of(b, bias), target
+    )
     scratch = np.zeros(of.scratch_bytes(k, m, min(n, of.rows)), np.uint8)
     return [
         a, of.packed(b, bias), c, factors, downs, 0 if ups is None else ups, scratch, n,
-        of.whole(k), m, a.strides[0], c.strides[0], zero, low, high,
+        of.whole(k), m, a.strides[0], c.strides[0], *ends,
     ]  # fmt: skip
 
 
-_SHAPES = ((1, 16, 4), (3, 40, 7), (2, 64, 12), (5, 9, 3), (4, 144, 35))
+_SHAPES = ((1, 16, 4), (3, 40, 7), (2, 64, 12), (5, 9, 3), (4, 144, 35), (1, 48, 26))
+
+
+# Zero points and bounds for tests, by what `scales_for` makes.
+ENDS = {"random": (-3, -128, 120), "plain": (5, -128, 127), "extreme": (-3, -128, 120)}
 
 
 def scales_for(
     rng: np.random.Generator, kind: str, k: int, m: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Biases, multipliers and shifts for tests: random ones, or ties and shifts to the left."""
+    """Biases, multipliers and shifts for tests.
+
+    Args:
+        kind: random ones; ties of sums that are scaled plainly; or ties and shifts to the left.
+    """
     if kind == "random":
         bias = rng.integers(-30_000, 30_000, m)
         multipliers, shifts = rng.integers(2**30, 2**31, m), rng.integers(-11, -4, m)
     else:
         bias = rng.integers(-2, 3, m) << rng.integers(0, 20, m)
-        multipliers, shifts = np.full(m, 2**30), rng.integers(-12, 3, m)
+        most = 0 if kind == "plain" else 3
+        multipliers, shifts = np.full(m, 2**30), rng.integers(-12, most, m)
     return tuple(one.astype(np.int32) for one in (bias, multipliers, shifts))  # type: ignore[return-value]
 
 
-def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+def _cases(most: int, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for n, k, m in _SHAPES:
-        for kind in ("random", "extreme"):
+        if n > most:
+            continue
+        for kind in ENDS:
             a = np.full((n, -(-k // 16) * 16), -128, np.int8)
-            if kind == "random":
+            if kind == "extreme":
+                b = rng.choice((-127, 127), (m, k)).astype(np.int8)
+            else:
                 a[:, :k] = rng.integers(-128, 128, (n, k))
                 b = rng.integers(-127, 128, (m, k)).astype(np.int8)
-            else:
-                b = rng.choice((-127, 127), (m, k)).astype(np.int8)
             scaling = scales_for(rng, kind, k, m)
             c = np.zeros((n, m), np.int8)
-            expected = reference(a[:, :k], b, *scaling, -3, -128, 120)
-            block = slots(target, a, b, *scaling, c, -3, -128, 120)
+            ends = ENDS[kind]
+            expected = reference(a[:, :k], b, *scaling, *ends)
+            block = slots(target, a, b, *scaling, c, *ends)
             yield Case(block, [(c, expected)], 0, f"{n}x{k}x{m} {kind}")
             if m <= k and k == a.shape[1]:
                 over = np.array(a)
-                block = slots(target, over, b, *scaling, over[:, :m], -3, -128, 120)
+                block = slots(target, over, b, *scaling, over[:, :m], *ends)
                 block[11] = m
                 whole = over.copy().reshape(-1)
                 whole[: n * m] = expected.reshape(-1)
@@ -138,5 +185,9 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 
 def all_kernels() -> list[Kernel]:
-    """One product; the target decides how much it multiplies at a time."""
-    return [Kernel(NAME, _build, SOURCES, _cases)]
+    """A product, and that of one row; the target decides how much it multiplies at a time."""
+    most = max(n for n, _, _ in _SHAPES)
+    return [
+        Kernel(NAME, _build, SOURCES, partial(_cases, most)),
+        Kernel(ROW, _build_row, SOURCES, partial(_cases, 1)),
+    ]

@@ -38,6 +38,32 @@ SCRATCH_BYTES = 16
 def _build(kind: Literal["mean", "most"], target: Target) -> KernelFunction:
     lanes = lanes_of(target)
 
+    def joined(found: Any, at: Any) -> Any:
+        codes = load_i8_i32(at, 1, 0)
+        return found + codes if kind == "mean" else most_i32(found, codes)
+
+    def window(
+        vectors: int, corner: Any, rows: Any, columns: Any, row_bytes: Any, channels: Any,
+        start: Any,
+    ) -> Any:  # fmt: skip
+        """1 or 4 vectors of what is in a window, in 4 of them."""
+        f0, f1, f2, f3 = start, start, start, start
+        while rows > 0:
+            at, pixels = corner, columns
+            while pixels > 0:
+                f0 = joined(f0, at)
+                if vectors == 4:
+                    f1, f2 = joined(f1, at + lanes), joined(f2, at + 2 * lanes)
+                    f3 = joined(f3, at + 3 * lanes)
+                at, pixels = at + channels, pixels - 1
+            corner, rows = corner + row_bytes, rows - 1
+        return f0, f1, f2, f3
+
+    def code(found: Any, by: Any, up: Any, down: Any, zero: Any, low: Any, high: Any) -> Any:
+        if kind == "mean":
+            found = rounding_shift(doubling_high(shl_by(found, up), by), down) + zero
+        return within(found, low, high)
+
     def kernel(args: Any, thread: Any, n_threads: Any) -> None:
         image, c, room = arg_ptr(args, 0), arg_ptr(args, 1), arg_ptr(args, 2)
         rows, columns, channels = (
@@ -48,6 +74,8 @@ def _build(kind: Literal["mean", "most"], target: Target) -> KernelFunction:
         step_down, step_across = int32(arg_int(args, 10)), int32(arg_int(args, 11))
         y, left = int32(arg_int(args, 12)), int32(arg_int(args, 13))
         low, high = splat_i32(arg_int(args, 14)), splat_i32(arg_int(args, 15))
+        multipliers, start, up = room, splat_i32(-128), splat_i32(0)
+        down, zero = up, up
         if kind == "mean":
             multipliers = arg_ptr(args, 16)
             start, up = splat_i32(arg_int(args, 17)), splat_i32(arg_int(args, 18))
@@ -68,22 +96,21 @@ def _build(kind: Literal["mean", "most"], target: Target) -> KernelFunction:
                 corner = image + (top * columns + first) * channels
                 count = (bottom - top) * (last - first)
                 of = channels
+                by = splat_i32(0)
+                if kind == "mean":
+                    by = bcast_i32(multipliers + 4 * count, 1, 0)
+                while of >= 4 * lanes:
+                    f0, f1, f2, f3 = window(4, corner, bottom - top, last - first,
+                                            columns * channels, channels, start)  # fmt: skip
+                    store_i8(c, code(f0, by, up, down, zero, low, high), 0)
+                    store_i8(c + lanes, code(f1, by, up, down, zero, low, high), 0)
+                    store_i8(c + 2 * lanes, code(f2, by, up, down, zero, low, high), 0)
+                    store_i8(c + 3 * lanes, code(f3, by, up, down, zero, low, high), 0)
+                    corner, c, of = corner + 4 * lanes, c + 4 * lanes, of - 4 * lanes
                 while of > 0:
-                    found = splat_i32(-128)
-                    if kind == "mean":
-                        found = start
-                    row, line = bottom - top, corner
-                    while row > 0:
-                        at, pixel = line, last - first
-                        while pixel > 0:
-                            codes = load_i8_i32(at, 1, 0)
-                            found = found + codes if kind == "mean" else most_i32(found, codes)
-                            at, pixel = at + channels, pixel - 1
-                        line, row = line + columns * channels, row - 1
-                    if kind == "mean":
-                        by = bcast_i32(multipliers + 4 * count, 1, 0)
-                        found = rounding_shift(doubling_high(shl_by(found, up), by), down) + zero
-                    found = within(found, low, high)
+                    f0, f1, f2, f3 = window(1, corner, bottom - top, last - first,
+                                            columns * channels, channels, start)  # fmt: skip
+                    found = code(f0, by, up, down, zero, low, high)
                     if of >= lanes:
                         store_i8(c, found, 0)
                     else:
@@ -107,6 +134,7 @@ def geometry(
 _CASES = (  # rows, columns, channels, windows
     (6, 7, 5, Windows((2, 3), (2, 2), (0, 1))),
     (5, 5, 16, Windows((5, 5))),
+    (3, 3, 21, Windows((3, 2), (1, 1), (1, 0))),
     (4, 3, 2, Windows((3, 3), (1, 1), (1, 1))),
 )
 

@@ -31,6 +31,8 @@ class Product:
         scratch_bytes: of k, m and how many rows there are at once, 1 to `rows`.
         multiply: for kernels to inline.
         module: whose text decides the code.
+        order: of m columns, in which multipliers and shifts lie; weights and biases are given in
+            their own.
     """
 
     rows: int
@@ -40,6 +42,7 @@ class Product:
     scratch_bytes: Callable[[int, int, int], int]
     multiply: Multiply
     module: str
+    order: Callable[[int], np.ndarray] = np.arange
 
     def whole(self, k: int) -> int:
         """Bytes of a row, with those that are multiplied by zero."""

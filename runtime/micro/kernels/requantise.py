@@ -7,17 +7,27 @@ from typing import Any
 import numpy as np
 
 from headrace.targets.simd import (
+    add_rounded_high,
     doubling_high,
     get_u8,
     int32,
     least_i32,
     load_i32,
     most_i32,
+    nearest_shift,
     put_u8,
     rounding_shift,
+    sar_by,
+    shl,
+    shl_by,
+    splat_i32,
     store_i8,
 )
 from headrace.targets.target import Target
+
+# Shifts to the right with which what `plain_start` begins with leaves room for a sum's high half.
+LEAST_SHIFT, MOST_SHIFT = 1, 22
+PLAIN_REACH = 2**30
 
 
 def lanes_of(target: Target) -> int:
@@ -28,6 +38,52 @@ def lanes_of(target: Target) -> int:
 def scaled(sums: Any, multipliers: Any, downs: Any) -> Any:
     """int32 lanes; see `headrace.micro.fixed_point.multiplied`. Shifts are no more than 0."""
     return rounding_shift(doubling_high(sums, multipliers), downs)
+
+
+def are_plain(shifts: np.ndarray, ends: tuple[int, int, int], reach: int) -> bool:
+    """Whether `plain` makes codes of sums.
+
+    Args:
+        shifts: of multipliers.
+        ends: the zero point, the least and the greatest code.
+        reach: what no sum's magnitude is more than.
+    """
+    downs = -shifts.astype(np.int64)
+    fits = downs.min() >= LEAST_SHIFT and downs.max() <= MOST_SHIFT and reach < PLAIN_REACH
+    return bool(fits and ends[1:] == (-128, 127))
+
+
+def reach_of(weights: np.ndarray, bias: np.ndarray) -> int:
+    """What the magnitude of no sum is more than, of weights [m, k] and biases [m]."""
+    most = 128 * np.abs(weights.astype(np.int64)).sum(1) + np.abs(bias.astype(np.int64))
+    return int(most.max())
+
+
+def plain_start(zero: Any, shift: Any) -> Any:
+    """What `plain` begins with: zero * 2**shift, and half of what is divided by."""
+    return shl_by(zero + zero + splat_i32(1), shift - splat_i32(1))
+
+
+def rounded(twice: Any, multipliers: Any, shift: Any, start: Any) -> Any:
+    """`scaled` of half of this; `start` is half of 2**shift, a shift of 1 or more.
+
+    Products whose sum is below 0 are rounded to the lower of two: one less before they are shifted.
+    That of a sum which rounds to 0 stays 0, as there is a shift.
+    """
+    start = start + sar_by(twice, splat_i32(31))
+    return sar_by(add_rounded_high(start, twice, multipliers), shift)
+
+
+def plain(sums: Any, multipliers: Any, shift: Any, start: Any) -> Any:
+    """`scaled` of sums below `PLAIN_REACH`, from `plain_start` on, and within -128..127."""
+    codes = rounded(shl(sums, 1), multipliers, shift, start)
+    return within(codes, splat_i32(-128), splat_i32(127))
+
+
+def shifted_down(sums: Any, multipliers: Any, downs: Any) -> Any:
+    """`scaled` by shifts that are less than 0."""
+    high = doubling_high(sums, multipliers)
+    return nearest_shift(high + sar_by(high, splat_i32(31)), downs)
 
 
 def requantised(sums: Any, multipliers: Any, downs: Any, zero: Any, low: Any, high: Any) -> Any:

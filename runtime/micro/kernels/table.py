@@ -7,16 +7,20 @@ from typing import Any
 
 from headrace.micro.kernels import (
     add_i8,
+    convert,
     convolution_i8,
     depthwise,
     depthwise_i8,
     elementwise,
     learning,
     lookup_i8,
+    lookup_single,
     matmul,
     matmul_i8,
     move,
+    multiply_i8,
     pad,
+    place,
     pool,
     pool_i8,
     softmax,
@@ -32,13 +36,16 @@ _OF_CODES = (
     convolution_i8,
     depthwise_i8,
     lookup_i8,
+    lookup_single,
     matmul_i8,
     move,
+    multiply_i8,
+    place,
     pool_i8,
     softmax_i8,
     sums_i8,
 )
-_OF_NUMBERS = (depthwise, elementwise, learning, matmul, pad, pool, softmax, turn)
+_OF_NUMBERS = (convert, depthwise, elementwise, learning, matmul, pad, pool, softmax, turn)
 
 
 def kernel_table() -> dict[str, Kernel]:

@@ -18,6 +18,7 @@ MOST_PLACES = 1 << 24  # of a dimension, as each has a number
 Places = dict[
     int, np.ndarray
 ]  # by dimension, which elements of it are taken; others: all, in order
+MOST_PADS = 1 << 24  # of a dimension: its places are a table
 _PAD_MODES = {b"constant": "constant", b"reflect": "reflect", b"edge": "edge", b"wrap": "wrap"}
 
 
@@ -109,7 +110,7 @@ def _pad(graph: Graph, node: Node) -> Operation | None:
     for i, axis in enumerate(axes):
         pair = int(pads[i]), int(pads[i + len(pads) // 2])
         size = shape[axis]
-        if mode == "reflect" and max(pair) >= size:
+        if (mode == "reflect" and max(pair) >= size) or sum(pair) > MOST_PADS:
             return None  # libraries refuse it
         if max(pair) > MOST_PLACES:
             return None
