@@ -167,7 +167,7 @@ def embed(
     """
     import numpy as np
 
-    from headrace.arguments import whole
+    from headrace.arguments import thread_count
     from headrace.cli_output import progress_bar, table
     from headrace.cli_text import stdin
     from headrace.networks.encoders.encoder import load_encoder
@@ -177,7 +177,7 @@ def embed(
     given = list(texts) or [line for line in stdin().read().splitlines() if line.strip()]
     if not given:
         raise HeadraceError('no texts; write `headrace embed MODEL "a text" "another"`')
-    chosen = None if threads is None else whole("threads", threads, low=1)
+    chosen = None if threads is None else thread_count(threads)
     with (
         load_encoder(
             Path(model).expanduser(), threads=chosen, memory=memory, target=target
@@ -245,12 +245,12 @@ def _open(
     model: str, *, threads: int | None = None, patches: str | None = None,
     memory: int | None = None, target: str | None = None,
 ) -> Network:  # fmt: skip
-    from headrace.arguments import whole
+    from headrace.arguments import thread_count
     from headrace.loaders.sources import resolve
     from headrace.networks.network import load_network
     from headrace.networks.patch_choice import checked
 
-    chosen = None if threads is None else whole("threads", threads, low=1)
+    chosen = None if threads is None else thread_count(threads)
     cut = None if patches is None else checked(patches)
     return load_network(resolve(model), threads=chosen, patches=cut, memory=memory, target=target)
 
