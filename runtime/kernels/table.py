@@ -35,6 +35,7 @@ from headrace.kernels import (
     softmax_rows,
     sparse_product,
     sparse_product_u8,
+    sparse_tiles,
     taking,
     zero_computation,
 )
@@ -61,6 +62,7 @@ def all_rows() -> list[Kernel]:
         *depthwise.all_kernels(),
         *images.all_kernels(),
         *sparse_product.all_kernels(),
+        *sparse_tiles.all_kernels(),
         *softmax_mean.all_kernels(),
         *recurrent.all_kernels(),
         *convolution_u8.all_kernels(),
