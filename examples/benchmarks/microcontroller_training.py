@@ -48,8 +48,8 @@ def counted(network: MicroNetwork, step: TrainingStep, target: Target) -> tuple[
     program, rng = plan_training(network, target, step).program, np.random.default_rng(0)
     arrays = {one.name: rng.random(one.shape).astype(one.dtype) for one in program.inputs}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
-        counts = Emulated(program, folder).instructions(arrays, TRAIN)
-    return sum(counts.values()), program.arena_bytes
+        counts = Emulated(program, folder).counts(arrays, TRAIN)
+    return sum(one.instructions for one in counts.values()), program.arena_bytes
 
 
 def progress(done: int, of: int, what: str) -> None:

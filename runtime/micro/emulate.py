@@ -11,6 +11,7 @@ import numpy as np
 from headrace.errors import KernelError
 from headrace.micro.driver import BEHIND, DRIVER, HEADER
 from headrace.micro.firmware import ARENA_SYMBOL, INIT, firmware_object, kernel_objects
+from headrace.micro.packing import ALIGNED
 from headrace.micro.program import Program
 from headrace.targets import backend
 from headrace.targets.bare_metal import board_of, linker_script
@@ -25,7 +26,6 @@ from headrace.targets.linker import link_bare, link_static
 from headrace.targets.table import symbol_of
 
 FILE = "network.elf"
-_ALIGNED = 16
 _OTHER_DATA = 4096  # bytes, at most, of variables beside the arena
 _BESIDE = 64 << 10  # bytes of variables and constants beside the arena
 Arrays = Mapping[str, np.ndarray]
@@ -118,14 +118,14 @@ define void @main() noinline {{
                         f"{list(one.shape)} is wanted"
                     )
                 given += np.ascontiguousarray(array).tobytes()
-                given += bytes(-len(given) % _ALIGNED)
+                given += bytes(-len(given) % ALIGNED)
         kinds = len(given)
         given += bytes(self._functions.index(name) for name in names)
-        given += bytes(-len(given) % _ALIGNED)
+        given += bytes(-len(given) % ALIGNED)
         header = np.array([len(runs), painting, len(given), kinds], np.int64)
         given[:HEADER] = header.tobytes()
         one_run = sum(_aligned(one.n_bytes) for one in self.program.outputs)
-        room = _ALIGNED if painting else _ALIGNED + one_run * len(runs)
+        room = ALIGNED if painting else ALIGNED + one_run * len(runs)
         return _Image(bytes(given) + bytes(room), len(given))
 
     def _outputs(self, data: bytes, count: int) -> list[dict[str, np.ndarray]]:
@@ -189,7 +189,7 @@ define void @main() noinline {{
 
 
 def _aligned(n_bytes: int) -> int:
-    return -(-n_bytes // _ALIGNED) * _ALIGNED
+    return -(-n_bytes // ALIGNED) * ALIGNED
 
 
 class _Image:

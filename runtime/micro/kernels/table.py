@@ -9,6 +9,7 @@ from headrace.micro.kernels import (
     add_i8,
     convolution_i8,
     depthwise,
+    depthwise_gradient,
     depthwise_i8,
     elementwise,
     learning,
@@ -38,7 +39,9 @@ _OF_CODES = (
     softmax_i8,
     sums_i8,
 )
-_OF_NUMBERS = (depthwise, elementwise, learning, matmul, pad, pool, softmax, turn)
+_OF_NUMBERS = (
+    depthwise, depthwise_gradient, elementwise, learning, matmul, pad, pool, softmax, turn,
+)  # fmt: skip
 
 
 def kernel_table() -> dict[str, Kernel]:
