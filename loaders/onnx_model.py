@@ -18,6 +18,8 @@ from google.protobuf.message import DecodeError
 from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_external import external_place
+from headrace.loaders.onnx_functions import check_functions
+from headrace.loaders.onnx_inner import bring_in
 from headrace.loaders.onnx_windows import check_windows
 from headrace.loaders.onnx_wire import Place, without_weights
 from headrace.loaders.reader import TensorReader
@@ -58,12 +60,14 @@ class OnnxModel:
         proto: ModelProto whose large initialisers are not in it.
         weights: where these are, by name, with the ONNX type of their elements.
         inline: initialisers that are in the proto.
+        graph_bytes: of the proto.
     """
 
     path: Path | None
     proto: Any
     weights: dict[str, tuple[TensorInfo, int]] = field(default_factory=dict)
     inline: dict[str, Any] = field(default_factory=dict)
+    graph_bytes: int = 0
 
     @property
     def opsets(self) -> dict[str, int]:
@@ -153,7 +157,7 @@ def open_onnx(path: Path) -> OnnxModel:
         UnsupportedError: its operator sets are too old or unknown.
     """
     stripped, places = without_weights(path)
-    return _checked(path, _parsed(path, stripped), places)
+    return _checked(path, _parsed(path, stripped), places, len(stripped))
 
 
 def from_proto(proto: Any) -> OnnxModel:
@@ -162,7 +166,7 @@ def from_proto(proto: Any) -> OnnxModel:
     Raises:
         ModelFileError, UnsupportedError: as `open_onnx`.
     """
-    return _checked(None, proto, {})
+    return _checked(None, proto, {}, proto.ByteSize())
 
 
 def _parsed(path: Path, stripped: bytes) -> Any:
@@ -174,7 +178,7 @@ def _parsed(path: Path, stripped: bytes) -> Any:
         ) from None
 
 
-def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxModel:
+def _checked(path: Path | None, proto: Any, places: dict[str, Place], n_bytes: int) -> OnnxModel:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelFileError(
             "no ONNX model: it has no graph or says no operator set; export or fetch it again",
@@ -182,6 +186,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxMod
         )
     _check_text(path, proto)
     _check_opsets(path, proto)
+    check_functions(path, proto)
     weights: dict[str, tuple[TensorInfo, int]] = {}
     inline: dict[str, Any] = {}
     for tensor in proto.graph.initializer:
@@ -193,7 +198,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxMod
             inline[tensor.name] = tensor
         else:
             weights[tensor.name] = place
-    model = OnnxModel(path, _without_initializers(proto), weights, inline)
+    model = OnnxModel(path, _without_initializers(proto), weights, inline, n_bytes)
     _check_graph(path, proto.graph, {*weights, *inline}, set())
 
     def shape_of(name: str) -> tuple[int, ...] | None:
@@ -205,6 +210,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place]) -> OnnxMod
             _check_left_out(path, node, versions)
     for node in _nodes(proto.graph):
         check_windows(path, node, shape_of)
+    bring_in(path, model.proto, lambda tensor: _beside(path, tensor))
     return model
 
 
@@ -338,6 +344,13 @@ def _place(path: Path | None, tensor: Any, place: Place | None) -> tuple[TensorI
     assert path is not None
     name = type_name(tensor.data_type)
     return TensorInfo(tensor.name, name, shape, path, place.offset, expected), tensor.data_type
+
+
+def _beside(path: Path | None, tensor: Any) -> TensorInfo:
+    """Where the data of a tensor is that is in another file."""
+    place = _place(path, tensor, None)
+    assert place is not None  # others are in the tensor itself
+    return place[0]
 
 
 def _check_values(tensor: Any, count: int, bad: Any) -> None:

@@ -54,7 +54,7 @@ def check_windows(
                 f"{list(shape)}; export it again",
                 path=path,
             )
-        if shape[0] % groups:
+        if not shape or shape[0] % groups:
             raise ModelFileError(
                 f"{label} has {groups} groups, which its weights of the shape {list(shape)} cannot "
                 "be cut into; export it again",

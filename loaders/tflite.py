@@ -57,4 +57,4 @@ def open_tflite(path: Path) -> OnnxModel:
     proto: Any = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
     )
-    return OnnxModel(path, proto, of.weights, of.inline)
+    return OnnxModel(path, proto, of.weights, of.inline, proto.ByteSize())

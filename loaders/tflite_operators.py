@@ -174,7 +174,8 @@ def _mean(of: Translation, operator: Operator) -> None:
     if tuple(kept) != of.tensor(y).shape:
         raise operator.bad(f"its result has the shape {list(of.tensor(y).shape)}, not {kept}")
     if len(shape) == 4 and axes == [1, 2]:
-        of.make(y, "GlobalAveragePool", [of.real(x, True)], first=True)
+        # Its codes are rounded otherwise than those of AVERAGE_POOL_2D.
+        of.make(y, "ReduceMean", [of.real(x, True)], first=True, axes=[2, 3], keepdims=1)
     else:
         of.make(y, "ReduceMean", [of.real(x)], axes=axes, keepdims=int(keep))
 

@@ -14,49 +14,29 @@ from headrace.loaders.model_file import TensorInfo
 from headrace.memory import Arena, aligned_slots
 from headrace.offload import expert_store as store
 from headrace.offload import requests
+from headrace.offload.expert_reads import (
+    ExpertMatrix,
+    ExpertRead,
+    joined,
+    landing_bytes,
+    pages,
+    reads_of,
+    rows_at_once,
+    slot_offsets,
+)
 from headrace.offload.files import PAGE, StreamedFile, reader_of
 from headrace.offload.modes import ReadMode
 from headrace.offload.readers import PATIENCE_PAUSES, Readers, Words, system_functions
 from headrace.offload.recall import Predictor, Recall
 from headrace.offload.semaphore import Semaphore
 
-READ_BYTES = 2 << 20  # at most, at once
-ROWS_BYTES = 512 << 10  # the same of rows that are tiled, where experts are small
 # Where passes only wait, predictions are believed that come true so often: what is read in vain
-# then costs little. But not more than this is to be read in vain for each byte that was of use.
+# then costs little. But not where more than this is read in vain for each byte that was of use.
 SURE_WAITING, MOST_WASTE = 0.2, 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertMatrix:
-    """A matrix of an expert, in the file and as kernels read it.
-
-    Attributes:
-        info: where it is.
-        n_bytes: tiled, in memory.
-        tile: address of the kernel that tiles its rows; 0: the file has it tiled.
-        row_bytes, blocks, rows: of raw rows.
-    """
-
-    info: TensorInfo
-    n_bytes: int
-    tile: int = 0
-    row_bytes: int = 0
-    blocks: int = 0
-    rows: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    info: TensorInfo
-    start: int  # byte of the tensor
-    n_bytes: int
-    to: int
-    tile: int = 0
-    row_bytes: int = 0
-    blocks: int = 0
-    tiles: int = 0
-    parts: int = 0  # a bit in each of their fields (`headrace.offload.expert_store`)
+# Between these shares only what comes true ever more often is believed, up to this: where little
+# does, reading ahead ends by itself. As if so many experts had been of use before the first one,
+# so that a few bad guesses do not end it.
+SURE_WASTING, WASTE_BEGINS, WASTE_ENDS, BENEFIT = 0.85, 0.22, 0.25, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,77 +100,6 @@ class ExpertCounts:
         return whole + self.in_vain_bytes
 
 
-def pages(n_bytes: int) -> int:
-    """Rounded up to whole pages."""
-    return -(-n_bytes // PAGE) * PAGE
-
-
-def rows_at_once(slot_bytes: int) -> int:
-    """Bytes of rows to read at once that are tiled then, at most: every reader has such a buffer.
-
-    All of them together take no more than two large experts do.
-    """
-    return min(READ_BYTES, max(ROWS_BYTES, slot_bytes // 8))
-
-
-def landing_bytes(n_bytes: int) -> int:
-    """Of a reader's buffer for tiles of so many bytes of rows, which begin anywhere in pages."""
-    return pages(n_bytes) + PAGE
-
-
-def slot_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where the matrices of an expert lie in its slot, and the bytes of that."""
-    offsets, total = [], 0
-    for n_bytes in sizes:
-        offsets.append(total)
-        total += pages(n_bytes)
-    return offsets, total
-
-
-def _reads_of(matrix: ExpertMatrix, to: int, part: int, rows_bytes: int) -> list[_Read]:
-    bit = 1 << (store.PART_BITS * part)
-    if not matrix.tile:
-        return [
-            _Read(matrix.info, at, min(READ_BYTES, matrix.n_bytes - at), to + at, parts=bit)
-            for at in range(0, matrix.n_bytes, READ_BYTES)
-        ]
-    tiles, tile_bytes = -(-matrix.rows // 16), matrix.n_bytes // -(-matrix.rows // 16)
-    at_once = max(1, rows_bytes // (16 * matrix.row_bytes))
-    found = []
-    for tile in range(0, tiles, at_once):
-        n = min(at_once, tiles - tile)
-        rows = min(16 * (tile + n), matrix.rows) - 16 * tile
-        found.append(
-            _Read(
-                matrix.info, 16 * tile * matrix.row_bytes, rows * matrix.row_bytes,
-                to + tile * tile_bytes, matrix.tile, matrix.row_bytes, matrix.blocks, n, bit,
-            )
-        )  # fmt: skip
-    return found
-
-
-def _joined(reads: Sequence[_Read]) -> list[_Read]:
-    """Reads that go on where the one before ends, in the file and in the slot, made one."""
-    found: list[_Read] = []
-    for one in reads:
-        last = found[-1] if found else None
-        if (
-            last is not None
-            and not one.tile
-            and not last.tile
-            and one.info.path == last.info.path
-            and one.info.offset + one.start - last.info.offset - last.start == one.to - last.to
-            and 0 <= one.to - last.to - last.n_bytes < PAGE
-            and one.to + one.n_bytes - last.to <= READ_BYTES
-        ):
-            n_bytes = one.to + one.n_bytes - last.to
-            parts = last.parts | one.parts
-            found[-1] = _Read(last.info, last.start, n_bytes, last.to, parts=parts)
-        else:
-            found.append(one)
-    return found
-
-
 class EarlyRouters(Protocol):
     """Routers in memory: addresses of weights and of bias, by mixture and distance."""
 
@@ -237,7 +146,7 @@ class ExpertCache:
         self._files = files
         self._slots = Arena({"slots": n_slots * self.slot_bytes})
         rows_bytes = rows_at_once(self.slot_bytes)
-        self._reads: list[_Read] = []
+        self._reads: list[ExpertRead] = []
         n_experts = sum(map(len, layers))
         self.first = np.cumsum([0, *map(len, layers)]).tolist()
         self._experts = aligned_slots(n_experts * store.EXPERT_WORDS)
@@ -246,9 +155,9 @@ class ExpertCache:
             for i, expert in enumerate(experts):
                 offsets, _ = placed[layer][i]
                 first = store.PARTS - len(expert)
-                some = _joined([
+                some = joined([
                     r for part, (m, to) in enumerate(zip(expert, offsets, strict=True), first)
-                    for r in _reads_of(m, to, part, rows_bytes)
+                    for r in reads_of(m, to, part, rows_bytes)
                 ])  # fmt: skip
                 row = table[self.first[layer] + i]
                 row[store.FIRST_READ], row[store.N_READS] = len(self._reads), len(some)
@@ -385,6 +294,10 @@ class ExpertCache:
     def _sure_enough(self, waited: float) -> float:
         """How often what is believed must come true, after a pass that waited such a share."""
         counts = self.counts
+        useful = (counts.useful + BENEFIT) * counts.slot_bytes
+        over = (counts.wasted_bytes / useful - WASTE_BEGINS) / (WASTE_ENDS - WASTE_BEGINS)
+        if over > 0:
+            return store.SURE_ENOUGH + (SURE_WASTING - store.SURE_ENOUGH) * min(1.0, over)
         if counts.wasted_bytes > MOST_WASTE * counts.useful * counts.slot_bytes:
             return store.SURE_ENOUGH
         return store.SURE_ENOUGH + (SURE_WAITING - store.SURE_ENOUGH) * min(1.0, waited)

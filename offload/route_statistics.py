@@ -168,6 +168,8 @@ def read_statistics(path: Path) -> RouteStatistics:
         wrong = "the sizes of its arrays differ"
     elif rates.shape[0] < 1 or rates.shape[1] != 4 or not ((rates >= 0) & (rates < 1e6)).all():
         wrong = "its rates are none"
+    elif (rates[:, [0, 1, 3]] > 1).any():
+        wrong = "its rates are no shares"
     elif (np.diff(rates[:, 0]) <= 0).any():
         wrong = "its rates are in no order"
     elif fitted.size and (fitted.shape[0] != mixtures or fitted.shape[2] != e):

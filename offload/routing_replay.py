@@ -169,7 +169,7 @@ class _Cache:
         return True
 
     def _score(self, held: np.ndarray, layer: int) -> Floats:
-        """See `headrace.offload.expert_store`: the least goes first."""
+        """See `headrace.offload.expert_requests`: the least goes first."""
         found: Floats
         if self._policy == "random":
             found = self._rng.random(len(held))

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from headrace import cli_learning
 from headrace.cli_commands import (
     DEFAULT_MODEL,
     bench,
@@ -67,7 +68,6 @@ _SHAPED = _INPUTS._replace(help="of an ONNX file: NAME=FILE.npy, or DIMENSION=SI
 _PATCHES = Opt("patches", str, None, "of an ONNX file: auto, off, or 3 for 3 x 3", ("--patches",))
 _SRAM = Opt("sram", parse_size, None, "of a microcontroller: 64KiB", ("--sram",))
 _FLASH = Opt("flash", parse_size, None, "of a microcontroller: 1MiB", ("--flash",))
-_TRAIN = Opt("train", int, None, "the chip trains so many of the last layers", ("--train",))
 _EMULATE = Opt("emulate", bool, False, "run on an emulated microcontroller", ("--emulate",))
 _OUTPUT = Opt("output", str, None, "folder for an ONNX file's outputs", ("-o", "--output"))
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
@@ -88,6 +88,9 @@ COMMANDS: dict[str, Command] = {
             _PATCHES,
             _SRAM,
             _EMULATE,
+            cli_learning.TRAIN,
+            *cli_learning.HOW,
+            *cli_learning.LESSONS,
             _OUTPUT,
             _JSON,
         ),
@@ -104,7 +107,8 @@ COMMANDS: dict[str, Command] = {
             _PATCHES,
             _SRAM,
             _FLASH,
-            _TRAIN,
+            cli_learning.TRAIN,
+            *cli_learning.HOW,
             _JSON,
         ),
     ),
@@ -128,6 +132,7 @@ COMMANDS: dict[str, Command] = {
             _WHOLE_STACK,
             _SHAPED,
             _PATCHES,
+            _SRAM,
             _JSON,
         ),
     ),
@@ -227,9 +232,8 @@ COMMANDS: dict[str, Command] = {
             Opt("cpu", str, None, "the best for this CPU, such as cortex-a76", ("--cpu",)),
             Opt("context", int, None, "tokens; default: the model's, at most 4096", ("--context",)),
             _SRAM,
-            _TRAIN,
-            Opt("rate", float, None, "of learning (0.01)", ("--rate",)),
-            Opt("momentum", float, None, "of learning (0.9)", ("--momentum",)),
+            cli_learning.TRAIN,
+            *cli_learning.HOW,
         ),
     ),
     "targets test": Command(

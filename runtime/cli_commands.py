@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from headrace import cli_learning
 from headrace.cli_output import (
     is_terminal,
     print_json,
@@ -42,15 +43,16 @@ def run(
     PROMPT may be `-` or come through a pipe. With one argument that has spaces in it, that is the
     prompt, and the model is smollm2-135m. An ONNX file takes --input, and has no prompt.
     """
-    if is_for_chip(model, options["target"], sram=sram, emulate=emulate):
+    learning = cli_learning.taken(options)
+    if is_for_chip(model, options["target"], sram=sram, emulate=emulate, **learning):
         from headrace import cli_micro
 
         cli_micro.refuse(options | {"prompt": prompt, "patches": patches})
         if not emulate:
             raise HeadraceError(f"{options['target']} is no CPU of this machine: add --emulate")
         return cli_micro.run(
-            model=model, target=options["target"], sram=sram, inputs=inputs, output=output,
-            json=json,
+            model=model, target=options["target"], sram=sram, learning=learning, inputs=inputs,
+            output=output, json=json,
         )  # fmt: skip
     if is_network(model):
         from headrace import cli_networks
@@ -166,18 +168,19 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
 
 def plan(
     *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
-    sram: int | None = None, flash: int | None = None, train: int | None = None, **options: Any,
+    sram: int | None = None, flash: int | None = None, **options: Any,
 ) -> int:  # fmt: skip
     """Say from the file's header alone what a model takes here, and how fast it will be."""
     from headrace.memory_plan import plan_model
 
-    if is_for_chip(model, options["target"], sram=sram, flash=flash, train=train):
+    learning = cli_learning.taken(options)
+    if is_for_chip(model, options["target"], sram=sram, flash=flash, **learning):
         from headrace import cli_micro
 
         cli_micro.refuse(options | {"patches": patches, "input": inputs})
         return cli_micro.plan(
             model=model, target=options["target"], sram=sram, flash=flash,
-            taught=cli_micro.Taught(train), json=json,
+            learning=learning, json=json,
         )  # fmt: skip
     if is_network(model):
         from headrace import cli_networks
@@ -195,12 +198,18 @@ def plan(
 
 def bench(
     *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
-    **options: Any,
+    sram: int | None = None, **options: Any,
 ) -> int:  # fmt: skip
     """Measure prefill and decode, and the memory's read bandwidth in the same run.
 
-    Of an ONNX file: calls, with random inputs where --input gives none.
+    Of an ONNX file: calls, with random inputs where --input gives none. For a microcontroller:
+    instructions and predicted cycles, layer by layer.
     """
+    if is_for_chip(model, options["target"], sram=sram):
+        from headrace import cli_micro
+
+        cli_micro.refuse(options | {"patches": patches, "input": inputs})
+        return cli_micro.bench(model=model, target=options["target"], sram=sram, json=json)
     if is_network(model):
         from headrace import cli_networks
 
@@ -277,7 +286,15 @@ def compare(
 def inspect(
     *, model: str, json: bool, inputs: Sequence[str] = (), target: str | None = None
 ) -> int:
-    """Show what is in a model file and how it would load."""
+    """Show what is in a model file and how it would load.
+
+    For a microcontroller: a network's layers, their quantisation, and what it takes on each chip.
+    """
+    if is_for_chip(model, target):
+        from headrace import cli_micro
+
+        cli_micro.refuse({"input": inputs})
+        return cli_micro.inspect(model=model, json=json)
     if is_network(model):
         from headrace import cli_networks
 
@@ -348,7 +365,8 @@ def is_for_chip(model: str, target: str | None, **of_chips: Any) -> bool:
     for name, value in of_chips.items():
         if value not in (None, False):
             chips = ", ".join(microcontrollers())
-            raise HeadraceError(f"--{name} is for microcontrollers: --target is one of {chips}")
+            option = name.replace("_", "-")
+            raise HeadraceError(f"--{option} is for microcontrollers: --target is one of {chips}")
     return False
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from headrace.cli_networks import first_elements, named_inputs, read_array, write_arrays
 from headrace.cli_output import print_json, progress_bar, say, show
-from headrace.errors import BudgetError, HeadraceError, UnsupportedError
+from headrace.errors import HeadraceError, UnsupportedError
 from headrace.sizes import format_size
 
 if TYPE_CHECKING:
     from headrace.micro.network import MicroNetwork
     from headrace.micro.plan import MicroPlan
-    from headrace.micro.training_plan import TrainingPlan
 
-LOSS_SCALE = 128.0  # so that gradients of halves do not vanish
 _NO_MEANING = (
     "threads", "memory", "kernels", "context", "patches", "prompt", "cpu", "input",
 )  # fmt: skip
@@ -30,18 +27,6 @@ def refuse(options: Mapping[str, Any]) -> None:
     for name in _NO_MEANING:
         if options.get(name) not in (None, (), False):
             raise HeadraceError(f"a microcontroller takes no --{name}; leave it out")
-
-
-class Taught(NamedTuple):
-    """How a network learns on a chip; see `headrace.micro.training.Learning`.
-
-    Attributes:
-        layers: the last so many with weights are trained; None: it does not learn.
-    """
-
-    layers: int | None = None
-    rate: float = 0.01
-    momentum: float = 0.9
 
 
 def _network(model: str) -> MicroNetwork:
@@ -60,34 +45,6 @@ def _of_file(model: str) -> Iterator[None]:
         raise UnsupportedError(str(error), path=model) from None
 
 
-def _learning(model: str, target: str, taught: Taught, sram: int | None) -> TrainingPlan:
-    from headrace.micro.network import Softmax
-    from headrace.micro.training import Learning, Loss, last_layers, training_step
-    from headrace.micro.training_plan import plan_training
-    from headrace.targets.target import microcontrollers
-
-    network, chip = _network(model), microcontrollers()[target]
-    assert taught.layers is not None
-    trained = last_layers(network, taught.layers)
-    if not (math.isfinite(taught.rate) and math.isfinite(taught.momentum) and taught.rate > 0):
-        raise HeadraceError(f"--rate {taught.rate} and --momentum {taught.momentum}: no such rate")
-    # Probabilities are taught by their logarithm, and anything else by squares of differences.
-    loss: Loss = "cross entropy" if isinstance(network.layers[-1], Softmax) else "squares"
-    how = Learning(trained, taught.rate, taught.momentum, loss, LOSS_SCALE)
-    with _of_file(model):
-        made = plan_training(network, chip, training_step(network, chip, how))
-    say(f"it learns by {loss}")
-    needed = made.program.arena_bytes
-    if sram is not None and needed > sram:
-        raise BudgetError(
-            f"{model} does not learn in {format_size(sram)} of SRAM on {target}: values, gradients "
-            f"and what is trained take {format_size(needed)}; allow that (--sram), or train fewer "
-            "layers (--train)",
-            needed_bytes=needed,
-        )
-    return made
-
-
 def _planned(model: str, target: str, sram: int | None) -> MicroPlan:
     from headrace.micro.choice import plan_within
     from headrace.targets.target import microcontrollers
@@ -98,13 +55,15 @@ def _planned(model: str, target: str, sram: int | None) -> MicroPlan:
 
 
 def plan(
-    *, model: str, target: str, sram: int | None, flash: int | None, taught: Taught, json: bool
-) -> int:
+    *, model: str, target: str, sram: int | None, flash: int | None, learning: Mapping[str, Any],
+    json: bool,
+) -> int:  # fmt: skip
     """Say what a network takes on a chip, and whether it fits."""
+    from headrace.cli_learning import planned
     from headrace.micro.report import report, report_learning
 
-    if taught.layers is not None:
-        found = report_learning(_learning(model, target, taught, sram))
+    if learning:
+        found = report_learning(planned(model, _network(model), target, learning, sram)[1])
     else:
         found = report(_planned(model, target, sram))
     show(found, json)
@@ -117,12 +76,20 @@ def plan(
 
 
 def run(
-    *, model: str, target: str, sram: int | None, inputs: Sequence[str], output: str | None,
-    json: bool,
+    *, model: str, target: str, sram: int | None, learning: Mapping[str, Any],
+    inputs: Sequence[str], output: str | None, json: bool,
 ) -> int:  # fmt: skip
     """Run a network once on an emulated chip: outputs, instructions and the memory it took."""
+    if learning:
+        from headrace import cli_learning
+
+        return cli_learning.run(
+            model=model, network=_network(model), target=target, given=learning, sram=sram,
+            inputs=inputs, output=output, json=json,
+        )  # fmt: skip
     from headrace.micro.emulate import Emulated, total
     from headrace.micro.ports import from_chip, to_chip
+    from headrace.micro.report import sram_facts
 
     made = _planned(model, target, sram)
     network = made.network
@@ -137,8 +104,9 @@ def run(
         "target": target,
         "instructions": counts.instructions,
         "cycles": counts.cycles,
-        "arena_bytes": used.arena_bytes,
-        "stack_bytes": used.stack_bytes,
+        **sram_facts(made.program),
+        "arena_used_bytes": used.arena_bytes,
+        "stack_used_bytes": used.stack_bytes,
     }
     if output is not None:
         for path in write_arrays(Path(output), found):
@@ -154,12 +122,37 @@ def run(
     return 0
 
 
-def export(*, model: str, target: str, sram: int | None, taught: Taught, output: str) -> int:
-    """Write a network for a chip into a folder."""
-    from headrace.micro.export import export_program
+def bench(*, model: str, target: str, sram: int | None, json: bool) -> int:
+    """Count what layers do on an emulated chip."""
+    from headrace.micro.survey import bench as count
 
-    if taught.layers is not None:
-        program = _learning(model, target, taught, sram).program
+    made = _planned(model, target, sram)
+    with progress_bar() as progress:
+        found = count(made, progress)
+    show(found, json)
+    return 0
+
+
+def inspect(*, model: str, json: bool) -> int:
+    """Show layers, their quantisation, and what a network takes on each chip."""
+    from headrace.micro.survey import describe
+
+    with _of_file(model):
+        network = _network(model)
+    show({"network": network.name, **describe(network)}, json)
+    return 0
+
+
+def export(
+    *, model: str, target: str, sram: int | None, learning: Mapping[str, Any], output: str
+) -> int:
+    """Write a network for a chip into a folder."""
+    from headrace.cli_learning import planned
+    from headrace.micro.export import export_program
+    from headrace.micro.report import sram_facts
+
+    if learning:
+        program = planned(model, _network(model), target, learning, sram)[1].program
     else:
         program = _planned(model, target, sram).program
     try:
@@ -168,7 +161,11 @@ def export(*, model: str, target: str, sram: int | None, taught: Taught, output:
         raise HeadraceError(f"cannot write {output}: {error.strerror or error}") from error
     for path in written.paths:
         say(f"{path}: {format_size(path.stat().st_size)}")
-    say(f"{format_size(program.arena_bytes)} of SRAM")
+    facts = sram_facts(program)
+    say(
+        f"{format_size(facts['sram_bytes'])} of SRAM, of which the stack is "
+        f"{format_size(facts['stack_bytes'])} at most"
+    )
     if written.no_image is not None:
         say(f"no image for an emulator: {written.no_image}")
     return 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headrace.networks.network import Network
 
 _SHOWN = 8  # elements of an output
+_OF_CHIPS = 2 << 20  # bytes of weights that a microcontroller may have
 # Options of `compress` that ONNX files take.
 _OF_NETWORKS = ("format", "force", "threads", "sparsity", "pattern", "ends")
 
@@ -63,6 +64,8 @@ def inspect(*, model: str, inputs: Sequence[str], target: str | None, json: bool
         found = describe(network, _types(inputs, network))
         show(found, json)
         _say_what_is_assumed(inputs, found)
+    if found["weights_bytes"] < _OF_CHIPS and target is None:
+        say("what it takes on microcontrollers: `inspect` with --target cortex-m55")
     return 0
 
 
@@ -164,18 +167,17 @@ def embed(
     """
     import numpy as np
 
-    from headrace.arguments import whole
-    from headrace.atomic_file import check_replaceable
+    from headrace.arguments import thread_count
     from headrace.cli_output import progress_bar, table
     from headrace.cli_text import stdin
     from headrace.networks.encoders.encoder import load_encoder
 
     if output is not None:
-        check_replaceable(Path(output))
+        _check_array(Path(output))
     given = list(texts) or [line for line in stdin().read().splitlines() if line.strip()]
     if not given:
         raise HeadraceError('no texts; write `headrace embed MODEL "a text" "another"`')
-    chosen = None if threads is None else whole("threads", threads, low=1)
+    chosen = None if threads is None else thread_count(threads)
     with (
         load_encoder(
             Path(model).expanduser(), threads=chosen, memory=memory, target=target
@@ -210,6 +212,23 @@ def embed(
     return 0
 
 
+def _check_array(target: Path) -> None:
+    """Before the work: only an array is replaced by an array.
+
+    Raises:
+        HeadraceError: something else would be lost.
+    """
+    from numpy.lib.format import MAGIC_PREFIX
+
+    from headrace.atomic_file import check_replaceable
+
+    check_replaceable(target)
+    if target.exists():
+        with target.open("rb") as file:
+            if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+                raise HeadraceError(f"{target} exists and is no .npy file; name another file")
+
+
 def _save(path: Path, array: np.ndarray) -> None:
     import io
 
@@ -226,12 +245,12 @@ def _open(
     model: str, *, threads: int | None = None, patches: str | None = None,
     memory: int | None = None, target: str | None = None,
 ) -> Network:  # fmt: skip
-    from headrace.arguments import whole
+    from headrace.arguments import thread_count
     from headrace.loaders.sources import resolve
     from headrace.networks.network import load_network
     from headrace.networks.patch_choice import checked
 
-    chosen = None if threads is None else whole("threads", threads, low=1)
+    chosen = None if threads is None else thread_count(threads)
     cut = None if patches is None else checked(patches)
     return load_network(resolve(model), threads=chosen, patches=cut, memory=memory, target=target)
 
@@ -260,7 +279,19 @@ def _files(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
         wanted = " ".join(f"--input {port.name}=FILE.npy" for port in missing)
         kinds = ", ".join(f"{port.name}: {port.text}" for port in missing)
         raise HeadraceError(f"the network also takes {kinds}; give {wanted}")
+    _check(found, network)
     return found
+
+
+def _check(given: Mapping[str, np.ndarray], network: Network) -> None:
+    """That arrays of files are those of the network."""
+    from headrace.networks.ports import check_inputs
+
+    ports = {port.name: port for port in network.inputs}
+    try:
+        check_inputs(given, ports, [ports[name] for name in given])
+    except (TypeError, ValueError) as error:
+        raise HeadraceError(str(error)) from None
 
 
 def _types(texts: Sequence[str], network: Network) -> dict[str, TensorType]:
@@ -280,6 +311,7 @@ def _inputs(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
     ports = {port.name for port in network.inputs}
     named = named_inputs(texts)
     files = {name: read_array(Path(v)) for name, v in named.items() if name in ports}
+    _check(files, network)
     sizes = {name: _size(name, v) for name, v in named.items() if name not in ports}
     if len(files) == len(ports):
         return files
@@ -307,7 +339,7 @@ def read_array(path: Path) -> np.ndarray:
         found = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise HeadraceError(f"no file {path}; write inputs with numpy.save") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise HeadraceError(f"{path} is no .npy file of numbers: {error}") from None
     if not isinstance(found, np.ndarray):
         raise HeadraceError(f"{path} is an archive of arrays: write each with numpy.save")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from headrace.cli_commands import model_path
@@ -20,8 +22,6 @@ def trace(
     in memory, and routers that are fitted to it say layers ahead which ones will be wanted. The
     text goes through the model in float32, a layer and an expert at a time.
     """
-    from pathlib import Path
-
     from headrace.learned_routes import statistics_path
     from headrace.offload.route_statistics import learn as learn_from
     from headrace.offload.router_fit import RouterFit
@@ -31,6 +31,8 @@ def trace(
     if output is None and not learn:
         raise HeadraceError("there is nothing to do: -o names a file to write; or --learn")
     path, decoded = model_path(model), text_of(text)
+    if output is not None:
+        _check_output(Path(output), path)
     with progress_bar() as progress:
         fitting = RouterFit() if learn else None
         found = record(path, decoded, progress=progress, fitting=fitting, **options)
@@ -52,3 +54,23 @@ def trace(
     if not json and output is not None:
         say("compare policies on it with examples/benchmarks/expert_policies.py")
     return 0
+
+
+def _check_output(target: Path, model: Path) -> None:
+    """Before the work: a record can be written there, and nothing but a record is replaced.
+
+    Raises:
+        HeadraceError: it cannot, or something else would be lost.
+    """
+    from headrace.learned_routes import statistics_path
+    from headrace.offload.route_trace import read_trace
+
+    if not target.parent.is_dir():
+        raise HeadraceError(f"{target.parent} is not a directory; make it first")
+    if target.absolute() == statistics_path(model).absolute():
+        raise HeadraceError(f"{target} is where --learn keeps statistics; name another file")
+    if os.path.lexists(target):
+        try:
+            read_trace(target)
+        except HeadraceError as error:
+            raise HeadraceError(f"{target} exists; name another file: {error}") from error

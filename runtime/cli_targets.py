@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from headrace import cli_learning
 from headrace.cli_commands import is_for_chip, model_path
 from headrace.cli_output import print_json, progress_bar, say, show, table
 from headrace.errors import HeadraceError
@@ -50,7 +53,7 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
 
 def targets_export(
     *, model: str, target: str, output: str, cpu: str | None, context: int | None,
-    sram: int | None, train: int | None, rate: float | None, momentum: float | None,
+    sram: int | None, **options: Any,
 ) -> int:  # fmt: skip
     """Make a static executable of a model for Linux: no Python, no libc, no other file.
 
@@ -62,16 +65,14 @@ def targets_export(
     For a microcontroller, OUTPUT is a folder: an object to link, a C header, and an image for the
     emulated board, of a network in an ONNX or TFLite file.
     """
-    of_learning = {"rate": rate, "momentum": momentum}
-    if is_for_chip(model, target, sram=sram, train=train, **of_learning):
+    learning = cli_learning.taken(options)
+    if is_for_chip(model, target, sram=sram, **learning):
         from headrace import cli_micro
 
         cli_micro.refuse({"cpu": cpu, "context": context})
-        given = {name: value for name, value in of_learning.items() if value is not None}
-        if given and train is None:
-            raise HeadraceError(f"--{next(iter(given))} is for learning: add --train")
-        taught = cli_micro.Taught(train, **given)
-        return cli_micro.export(model=model, target=target, sram=sram, taught=taught, output=output)
+        return cli_micro.export(
+            model=model, target=target, sram=sram, learning=learning, output=output
+        )
     from headrace.targets.need import compiler_needed
 
     with compiler_needed():
@@ -100,35 +101,43 @@ def targets_export(
 def targets_test(*, target: str | None, kernel: str | None, report: bool, json: bool) -> int:
     """Prove kernels on this CPU and on emulated ones: every case against its numpy reference.
 
-    TARGET is as in `targets build`; without it all are proven, which takes long. With --report also
-    what matrix products cost: instructions per multiply-add, bytes loaded per byte of weights (as
-    far as an emulator shows them), and the size of a pack.
+    TARGET is as in `targets build`, or a microcontroller; without it all are proven, which takes
+    long. With --report also what matrix products of CPUs cost: instructions per multiply-add, bytes
+    loaded per byte of weights (as far as an emulator shows them), and the size of a pack.
     """
-    from headrace.kernels.table import kernel_table
-    from headrace.target_test import machines_of, outcomes
+    from headrace.target_test import kernels_for, machines_of, outcomes
     from headrace.target_test import report as costs
     from headrace.targets.cache import KernelStore
     from headrace.targets.naming import choose
-    from headrace.targets.target import all_targets
+    from headrace.targets.target import all_targets, microcontrollers
     from headrace.team import default_threads
 
-    every = list(all_targets().values())
-    chosen = every if target is None else choose(every, target, None)
-    rows = {name: row for name, row in kernel_table().items() if kernel in (None, name)}
-    if not rows:
-        raise HeadraceError(f"unknown kernel {kernel!r}; kernels: {', '.join(kernel_table())}")
+    every, chips = [*all_targets().values()], microcontrollers()
+    chosen = (
+        [*every, *chips.values()]
+        if target is None
+        else [chips[target]]
+        if target in chips
+        else choose(every, target, None)
+    )
+    if report and target in chips:
+        raise HeadraceError(f"--report is for CPUs: `bench MODEL --target {target}` counts layers")
+    names = dict.fromkeys(name for one in chosen for name in kernels_for(one))
+    if kernel is not None and kernel not in names:
+        raise HeadraceError(f"unknown kernel {kernel!r}; kernels: {', '.join(names)}")
     found, tables = [], []
     for one in chosen:
+        rows = {name: row for name, row in kernels_for(one).items() if kernel in (None, name)}
         available = [machine for machine, missing in machines_of(one) if missing is None]
-        if available:
+        if available and rows:
             with progress_bar() as progress:
                 KernelStore(one, default_threads()).objects(rows.values(), progress)
         for outcome in outcomes([one], rows.values()):
             found.append(vars(outcome))
             if not json:
                 print(*vars(outcome).values(), sep="  ", flush=True)
-        if report and available:
-            tables.append(costs(one, kernel_table().values(), available[0]))
+        if report and available and one.name not in chips:
+            tables.append(costs(one, kernels_for(one).values(), available[0]))
             if not json:
                 print()
                 show(tables[-1], False)

@@ -14,9 +14,9 @@ from headrace.cluster_memory import Fired
 from headrace.families.decoder import Decoder, Experts
 from headrace.fitted_routers import FittedRouters, fitted_bytes
 from headrace.offload.budget import ExpertRoom
-from headrace.offload.expert_cache import (
+from headrace.offload.expert_cache import ExpertCache
+from headrace.offload.expert_reads import (
     READ_BYTES,
-    ExpertCache,
     ExpertMatrix,
     landing_bytes,
     pages,

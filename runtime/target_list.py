@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.kernels.table import kernel_table
+from headrace.target_test import kernels_for
 from headrace.targets.emulation.machines import short_names, why_not
 from headrace.targets.features import host_features
 from headrace.targets.host import runnable_targets, same_architecture
-from headrace.targets.target import Target, all_targets
+from headrace.targets.target import Target, all_targets, microcontrollers
 
 _HERE = "this CPU"
 
@@ -16,15 +16,15 @@ _HERE = "this CPU"
 def describe_targets() -> list[dict[str, Any]]:
     """A row for each target: what it is built for, and where its kernels can be proven here.
 
-    Every kernel of the table is built for every target, so "kernels" is the same for all;
-    `tests/test_kernels.py` proves them on this CPU and `tests/emulated` on emulated ones.
+    Every kernel of the table is built for every CPU, so "kernels" is the same for all, and
+    microcontrollers have a table of their own; `tests/test_kernels.py` proves them on this CPU and
+    `tests/emulated` on emulated ones.
     "provable_on" are command lines of emulators, or this CPU, or nothing: then "why_not" says what
     is missing. "best_here": the target that this CPU chooses.
     """
     here = [target.name for target in runnable_targets()]
-    n_kernels = len(kernel_table())
     rows = []
-    for target in all_targets().values():
+    for target in (*all_targets().values(), *microcontrollers().values()):
         provable_on, missing = _provable(target, here)
         rows.append(
             {
@@ -33,7 +33,7 @@ def describe_targets() -> list[dict[str, Any]]:
                 "cpu": target.cpu,
                 "features": target.features,
                 "needs": " ".join(sorted(target.needs)),
-                "kernels": n_kernels,
+                "kernels": len(kernels_for(target)),
                 "provable_on": provable_on,
                 "why_not": missing,
                 "best_here": target.name in here[-1:],

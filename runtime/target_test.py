@@ -17,7 +17,7 @@ from headrace.targets.host import runnable_targets, same_architecture
 from headrace.targets.pack import Pack, build
 from headrace.targets.systems import system_name
 from headrace.targets.table import Kernel
-from headrace.targets.target import Target
+from headrace.targets.target import Target, microcontrollers
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,17 @@ class Outcome:
     kernel: str
     result: str
     how: str
+
+
+def kernels_for(target: Target) -> dict[str, Kernel]:
+    """Kernels of a target by name: microcontrollers have their own."""
+    if target.name in microcontrollers():
+        from headrace.micro.kernels.table import kernels_of
+
+        return kernels_of(target)
+    from headrace.kernels.table import kernel_table
+
+    return kernel_table()
 
 
 def machines_of(target: Target) -> list[tuple[str, str | None]]:
@@ -61,12 +72,13 @@ def outcomes(targets: Iterable[Target], kernels: Iterable[Kernel]) -> Iterator[O
 
 
 def _run(kernel: Kernel, target: Target, machine: str) -> tuple[str, str]:
-    from headrace.targets.emulation.cases import run_cases  # needs llvmlite
+    from headrace.targets.emulation.cases import THREADS, run_cases  # needs llvmlite
 
     if next(kernel.cases(target, np.random.default_rng(1)), None) is None:
         return "skipped", "it has no cases of its own: it runs whole models"
+    threads = (1,) if target.name in microcontrollers() else THREADS
     try:
-        run_cases(kernel, target, machine)
+        run_cases(kernel, target, machine, threads)
     except KernelError as error:
         return "failed", str(error)
     return "equal", "bit for bit" if kernel.bit_exact(target) else "within its bound"

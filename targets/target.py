@@ -145,8 +145,9 @@ def hint_at_chips(name: str) -> str:
     if name not in microcontrollers():
         return ""
     return (
-        f"{name} is a microcontroller: `headrace plan`, `run --emulate` and `targets export` take "
-        "it, with networks of TFLite and ONNX files. Of CPUs: "
+        f"{name} is a microcontroller: `headrace plan`, `inspect`, `bench`, `run --emulate`, "
+        "`targets test` and `targets export` take it, with networks of TFLite and ONNX files. Of "
+        "CPUs: "
     )
 
 

@@ -373,3 +373,21 @@ def test_a_file_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="experts"):
         harness.cache.end(False, 1.0)
     harness.close()
+
+
+def test_guesses_that_are_mostly_wrong_are_believed_less_and_less(tmp_path: Path) -> None:
+    """Of what a pass believes that only waits, by what was read in vain until then."""
+    harness = Harness(tmp_path / "experts", 9, store.LFU, PLAINLY, True)
+    words, found = harness.cache.words, []
+    try:
+        for asked, used in ((0, 0), (1000, 860), (1000, 825), (3, 0), (1000, 790), (1000, 700)):
+            words[store.ASKED], words[store.USED], words[store.STALL] = asked, used, 100
+            harness.cache.end(True, 1.0, ticks=100)
+            found.append(words[store.SURE] / store.ALWAYS)
+    finally:
+        harness.close()
+    waits, little, more, few, much, most = found
+    assert waits == little == pytest.approx(expert_cache.SURE_WAITING, abs=1e-4)
+    assert more == few == pytest.approx(store.SURE_ENOUGH, abs=1e-4)
+    assert store.SURE_ENOUGH + 0.1 < much < expert_cache.SURE_WASTING - 0.01
+    assert most == pytest.approx(expert_cache.SURE_WASTING, abs=1e-4)

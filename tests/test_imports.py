@@ -29,6 +29,7 @@ LOADS = {
         "headrace.cli",
         "headrace.cli_commands",
         "headrace.cli_compress",
+        "headrace.cli_learning",
         "headrace.cli_options",
         "headrace.cli_output",
         "headrace.cli_text",

@@ -16,8 +16,8 @@ from tflite_micro_networks import MICRO, micro_network
 from headrace.errors import UnsupportedError
 from headrace.micro import fixed_point
 from headrace.micro.arithmetic import computed
-from headrace.micro.int8 import LOWERED, activation, convolution, pool
-from headrace.micro.network import Activation, Codes, Convolution, Pool, Value, Windows
+from headrace.micro.int8 import LOWERED, activation, convolution, pool, softmax
+from headrace.micro.network import Activation, Codes, Convolution, Pool, Softmax, Value, Windows
 from headrace.micro.reading import read_network
 from headrace.targets.target import microcontrollers
 
@@ -44,7 +44,9 @@ def test_every_code_as_in_tensorflow_lite_micro(case: str, tmp_path: Path) -> No
         found = values[made.value.name]
         if made.channels_first:
             found = found.transpose(2, 0, 1)
-        np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+        # Exponentials of numbers are within 2 units of float32's last place, and so are theirs.
+        tolerance = 5e-7 if expected.dtype == np.float32 else 0
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=tolerance)
 
 
 @given(st.floats(2.0**-30, 2.0**10), st.integers(-(2**20), 2**20))
@@ -100,26 +102,56 @@ def test_sums_that_32_bits_do_not_hold() -> None:
     assert convolution.computed(layer(-(2**31), weight=0), CHIP, x)[0] == -128
 
 
-def refused(kind: str, scale: float, zero: int) -> Activation:
-    read, made = Value("x", (8,), Codes(0.1, 0)), Value("y", (8,), Codes(scale, zero))
+def function(kind: str, codes: Codes | None) -> Activation:
+    read, made = Value("x", (8,), Codes(0.1, 0)), Value("y", (8,), codes, wide=codes is None)
     of: Any = kind
     return Activation("f", (read,), made, of)
 
 
+FUNCTIONS: dict[str, Any] = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "scale", "zero"),
-    [("sigmoid", 0.1, -128), ("tanh", 1 / 128, 3), ("hard_swish", 1e-5, 0)],
+    [
+        ("sigmoid", 0.0037, -128), ("tanh", 1 / 128, 3), ("hard_swish", 1e-4, 0),
+        ("hard_sigmoid", 1 / 255, -128),
+    ],
+)  # fmt: skip
+def test_functions_of_other_scales_are_rounded_from_the_real_number(
+    kind: str, scale: float, zero: int
+) -> None:
+    x = np.arange(-128, 128) * 0.1
+    expected = np.clip(FUNCTIONS[kind](x) / scale + zero, -128, 127)
+    found = activation.table(function(kind, Codes(scale, zero)))
+    assert np.abs(found - expected).max() <= 0.5 + 1e-5
+    numbers = activation.table(function(kind, None))
+    assert numbers.dtype == np.float32
+    np.testing.assert_allclose(numbers, FUNCTIONS[kind](x), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero"), [(1 / 256, -128), (1 / 255, -128), (0.002, -7), (1.0, 0), (1e-5, -128)]
 )
-def test_functions_whose_codes_nobody_makes(kind: str, scale: float, zero: int) -> None:
-    with pytest.raises(UnsupportedError, match=f"layer f: {kind} makes codes of"):
-        activation.table(refused(kind, scale, zero))
+def test_softmax_of_other_scales(scale: float, zero: int) -> None:
+    read, made = Value("x", (40, 7), Codes(0.05, 3)), Value("y", (40, 7), Codes(scale, zero))
+    x = np.random.default_rng(0).integers(-128, 128, read.shape).astype(np.int8)
+    powers = np.exp(x * 0.05)
+    exact = powers / powers.sum(1, keepdims=True) / scale + zero
+    found = softmax.computed(Softmax("s", (read,), made), CHIP, x)
+    # Sums of exponentials have 19 bits behind the point, each rounded.
+    assert (np.abs(found - np.clip(exact, -128, 127)) <= 0.51 + 2e-5 / scale).all()
 
 
-def test_hard_sigmoids_are_rounded_from_the_real_number() -> None:
-    one = refused("hard_sigmoid", 1 / 255, -128)
-    x = np.arange(-128, 128)
-    expected = np.clip(x * 0.1 / 6 + 0.5, 0, 1) * 255 - 128
-    assert np.abs(activation.table(one) - expected).max() <= 0.5 + 1e-9
+def test_a_softmax_of_too_small_a_scale() -> None:
+    read, made = Value("x", (7,), Codes(0.05, 3)), Value("y", (7,), Codes(1e-10, 0))
+    with pytest.raises(UnsupportedError, match="layer s: softmax makes codes of scale 1e-10"):
+        LOWERED[Softmax](Softmax("s", (read,), made), CHIP)
 
 
 def test_means_that_are_too_large() -> None:

@@ -136,6 +136,29 @@ def test_products_of_other_ranks_are_the_hosts(a: tuple[int, ...], b: tuple[int,
     assert not ours(network, inputs)
 
 
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Max"])
+@pytest.mark.parametrize("first", [True, False])
+def test_constant_rows_of_each_of_a_batch(op: str, first: bool) -> None:
+    # Embeddings of segments that are all the same, as exporters expand them to batch and tokens.
+    random = np.random.default_rng(7)
+    row = random.normal(size=(1, 1, 20)).astype(np.float32)
+    names = ["rows", "x"] if first else ["x", "rows"]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Expand", ["row", "shape"], ["spread"]),
+        helper.make_node("Mul", ["spread", "each"], ["rows"]),
+        helper.make_node(op, names, ["y"]),
+    ]
+    each = random.normal(size=(3, 5, 1)).astype(np.float32)
+    model = model_of(nodes, {"x": (FLOAT, ["n", 5, 20])}, ["y"], {"row": row, "each": each})
+    x = random.normal(size=(3, 5, 20)).astype(np.float32)
+    compute = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Max": np.maximum}[op]
+    with network_of(model, threads=2) as network:
+        wanted = compute(row * each, x) if first else compute(x, row * each)
+        assert np.array_equal(network({"x": x})["y"], wanted)
+        assert ours(network, {"x": x}) == (op == "Add")
+
+
 @pytest.mark.parametrize("n", [9, 17])
 def test_layer_norm_of_rows_that_fill_no_vector(n: int) -> None:
     """What is in front makes something of pads."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,8 @@ import headrace
 from headrace import planning
 from headrace.cli import main
 from headrace.errors import BudgetError, HeadraceError, ModelFileError
+from headrace.kernels.sparse_product import sparse_weights
+from headrace.kernels.sparse_product_u8 import sparse_codes
 from headrace.networks import graph, needs, network_plan, packed_file, residence
 from headrace.networks.network import Network, load_network, network_of
 from headrace.networks.operation import Weight
@@ -51,12 +54,14 @@ def _in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_file, "cache_root", lambda: tmp_path / "cache")
 
 
-def _dynamic(rng: np.random.Generator) -> Any:
-    """Two products whose inputs are quantised as they come."""
-    constants, nodes, sizes = dict[str, np.ndarray](), list[Any](), (80, 400, 72)
+def _dynamic(
+    rng: np.random.Generator, density: float = 1.0, sizes: tuple[int, ...] = (80, 400, 72)
+) -> Any:
+    """Two products whose inputs are quantised as they come; blocks of 4 x 1 weights are there."""
+    constants, nodes = dict[str, np.ndarray](), list[Any]()
     for i, (read, made) in enumerate(pairwise(sizes)):
         constants |= {
-            f"w{i}": rng.integers(-127, 128, (read, made)).astype(np.int8),
+            f"w{i}": sparse_codes(rng, (made, read), density).T.copy(),
             f"s{i}": rng.uniform(0.5, 2, made).astype(np.float32) / 99,
         }
         inputs = ["x" if i == 0 else f"y{i - 1}", f"w{i}", f"s{i}"]
@@ -103,6 +108,7 @@ MODELS: dict[str, tuple[Callable[[np.random.Generator], Any], Inputs]] = {
     "lstm": (lambda rng: layer("LSTM", "bidirectional")[0], layer("LSTM", "bidirectional")[1]),
     "int8": (small_network, _floats(1, 3, 27, 30)),
     "dynamic": (_dynamic, _floats(1, 7, 80)),
+    "dynamic_sparse": (lambda rng: _dynamic(rng, 0.1), _floats(1, 70, 80)),
     "n_bits": (lambda rng: product(32)[0], _floats(5, 256)),
     "n_bits_codes": (lambda rng: product(32, level=4)[0], _floats(5, 256)),
 }
@@ -149,6 +155,35 @@ def test_streamed_equals_resident(named: tuple[Path, Inputs]) -> None:
         assert max(streamed) > 0, "nothing was read"
 
 
+@pytest.mark.parametrize("integers", [False, True])
+def test_sparse_products_stream_in_pieces(integers: bool, tmp_path: Path) -> None:
+    """Pieces are runs of tiles, which are of all sizes; the bits are those of all at once."""
+    rng = np.random.default_rng(3)
+    if integers:
+        path = save(_dynamic(rng, 0.1, (384, 1152, 384)), tmp_path / "m.onnx")
+    else:
+        w = {f"w{i}": sparse_weights(rng, (384, 384), 4, 0.1).T.copy() for i in range(3)}
+        names = ["x", "a", "b", "y"]
+        nodes = [
+            helper.make_node("MatMul", [read, f"w{i}"], [made])
+            for i, (read, made) in enumerate(pairwise(names))
+        ]
+        model = model_of(nodes, {"x": (FLOAT, [1, "rows", 384])}, ["y"], w)
+        path = save(model, tmp_path / "m.onnx")
+    inputs = _floats(1, 70, 384)
+    for threads in (1, 2):
+        with load_network(path, threads=threads) as network:
+            expected = _bytes(network, inputs)
+        least = _least(path, inputs, threads=threads)
+        with load_network(path, memory=least, threads=threads) as network:
+            assert _bytes(network, inputs) == expected
+            plan = network.plan(inputs)
+            assert all(one.operation.sparse is not None for one in plan.needs.streamable)
+            assert plan.memory.residency is not None
+            counts = Counter(piece.matrix for piece in plan.memory.residency.streamed)
+            assert max(counts.values()) > 2
+
+
 def test_weights_in_parts_are_the_whole(named: tuple[Path, Inputs]) -> None:
     path, inputs = named
     in_parts = 0
@@ -192,7 +227,9 @@ def test_shapes_take_turns_and_share_what_stays(stored: tuple[Path, Inputs]) -> 
             assert _bytes(network, inputs) == _bytes(whole, inputs)
             assert network.plan(inputs).memory.residency is not None
             found = {key: arena.base for key, arena in network._residence._kept.items()}
-            assert found and kept in (None, found), "what stays was read again"
+            # Plans of other shapes take some of its room, so that it may be a few more or less.
+            less, more = sorted((found, found if kept is None else kept), key=len)
+            assert less and less.items() <= more.items(), "what stays was read again"
             kept = found
         linked = [p for p in network._plans.values() if any(r.is_linked for r in p.natives)]
         assert len(linked) == 1
@@ -365,7 +402,7 @@ def test_weights_of_the_host_are_counted(tmp_path: Path) -> None:
         pytest.raises(BudgetError, match=r"that onnxruntime runs \(MatMul y.*2\.10 MB"),
     ):
         network(inputs)
-    with load_network(path, memory=3_000_000) as network:
+    with load_network(path, memory=4_000_000) as network:
         network(inputs)
         assert network.plan(inputs).memory.parts["onnxruntime"] >= 2 * w.nbytes
 
@@ -500,6 +537,57 @@ def test_the_number_holds_in_a_group(tmp_path: Path) -> None:
     assert 4 << 20 < found["grown"] <= budget
 
 
+SHAPES = """
+import gc, json, sys
+from pathlib import Path
+import numpy as np
+import headrace
+import headrace.networks.streaming
+from headrace.memory import give_back_heap
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+each = [{name: np.ones((1, n), np.int64) for name in ("input_ids", "attention_mask")}
+        for n in (60, 7, 33, 48, 20, 54)]
+with headrace.load(sys.argv[1], threads=2) as network:  # libraries and kernels are the process
+    for inputs in each:
+        network(inputs)
+del network
+gc.collect()
+give_back_heap()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before, found = status("VmRSS"), []
+with headrace.load(sys.argv[1], memory=int(sys.argv[2]), threads=2) as network:
+    for inputs in each * 2:
+        network(inputs)
+        found.append(network.plan(inputs).memory.n_bytes)
+    print(json.dumps({"grown": status("VmHWM") - before, "planned": found,
+                      "plans": len(network._plans)}))
+"""
+
+
+def test_the_number_holds_for_shapes_in_turn(tmp_path: Path, monkeypatch: Any) -> None:
+    """What plans of other shapes keep is counted; those that it leaves no room for go."""
+    monkeypatch.undo()
+    model = encoder(np.random.default_rng(3), "new", heads=6, width=384, layers=6)
+    path = save(model, tmp_path / "m.onnx", True)
+    inputs = tokens(np.random.default_rng(4), 1, 60)
+    least = _least(path, inputs)
+    for budget, plans in ((least, 1), (least + (12 << 20), 6)):
+        done = subprocess.run(
+            [sys.executable, "-c", SHAPES, str(path), str(budget)], capture_output=True, text=True,
+            env=dict(os.environ), check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert max(found["planned"]) <= budget
+        assert 0.7 * min(found["planned"]) < found["grown"] <= budget
+        assert found["plans"] == plans
+
+
 def test_what_is_free_is_the_limit(
     stored: tuple[Path, Inputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,7 +614,7 @@ def test_encoders_take_memory(tmp_path: Path) -> None:
         expected = whole.embed(TEXTS)
         tokens = {name: np.zeros((1, 16), np.int64) for name in whole._takes}
         most = whole.network.plan(tokens).memory.whole
-    with headrace.load(folder, threads=2, memory=most - 20_000) as encoder:
+    with headrace.load(folder, threads=2, memory=most // 2) as encoder:
         np.testing.assert_array_equal(encoder.embed(TEXTS), expected)
         assert encoder.network._residence.streaming is not None
     with headrace.load(folder, memory="1kB") as encoder, pytest.raises(BudgetError):

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_models import FLOAT, INT64, linear, model_of, save
 from test_recurrent_networks import layer
 
@@ -326,6 +326,110 @@ def test_external_data_stays_in_its_folder(
     assert "tensor 'w'" in str(caught.value)
 
 
+def _with_inner_weights(location: str, w: np.ndarray) -> Any:
+    """x times weights of a branch, plus weights of an attribute; both lie in another file."""
+    inner, held = (TensorProto(name=n, data_type=FLOAT, dims=[8, 8]) for n in ("w", "c"))
+    for tensor in (inner, held):
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+    outputs = [helper.make_tensor_value_info(name, FLOAT, None) for name in ("t", "e")]
+    then = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["t"])], "then", [], outputs[:1], [inner]
+    )
+    other = helper.make_graph([helper.make_node("Relu", ["x"], ["e"])], "else", [], outputs[1:])
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["b"], to=TensorProto.BOOL),
+        helper.make_node("If", ["b"], ["p"], then_branch=then, else_branch=other),
+        helper.make_node("Constant", [], ["c"], value=held),
+        helper.make_node("Add", ["p", "c"], ["y"]),
+    ]
+    return model_of(nodes, {"x": (FLOAT, ["n", 8])}, ["y"])
+
+
+def test_data_of_branches_and_attributes_is_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = np.random.default_rng(3).normal(size=(8, 8)).astype(np.float32)
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    for one, content in ((folder, w), (elsewhere, 0 * w)):
+        one.mkdir()
+        (one / "w.bin").write_bytes(content.tobytes())
+    path = folder / "x.onnx"
+    path.write_bytes(_with_inner_weights("w.bin", w).SerializeToString())
+    monkeypatch.chdir(elsewhere)  # where onnxruntime would look
+    x = np.ones((8, 8), np.float32)
+    with headrace.load(path) as network:
+        np.testing.assert_allclose(network({"x": x})["y"], x @ w + w, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../w.bin", "link.bin", "short.bin"])
+def test_data_of_branches_and_attributes_stays_in_its_folder(tmp_path: Path, location: str) -> None:
+    w = np.zeros((8, 8), np.float32)
+    (tmp_path / "w.bin").write_bytes(w.tobytes())
+    (tmp_path / "short.bin").write_bytes(w.tobytes()[1:])
+    os.symlink(tmp_path / "w.bin", tmp_path / "link.bin")
+    path = tmp_path / "x.onnx"
+    model = _with_inner_weights(location, w)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match=r"directory|link|bytes"):
+        headrace.load(path)
+    with pytest.raises(ModelFileError, match="in another file"):
+        network_of(model)
+
+
+def test_operators_of_onnxruntime_take_sequences() -> None:
+    nodes = [
+        helper.make_node("SequenceAt", ["s", "i"], ["a"]),
+        helper.make_node("BiasGelu", ["a", "b"], ["y"], domain="com.microsoft"),
+    ]
+    model = model_of(nodes, {"i": (INT64, [])}, ["y"], {"b": np.ones(4, np.float32)})
+    model.graph.input.append(helper.make_tensor_sequence_value_info("s", FLOAT, None))
+    given = {"s": [np.zeros((2, 4), np.float32), np.full((3, 4), 30, np.float32)]}
+    with network_of(model) as network:
+        y = network(given | {"i": np.array(1)})["y"]
+        assert np.array_equal(y, np.full((3, 4), 31, np.float32))
+
+
+def _with_functions(calls: dict[str, list[str]]) -> Any:
+    """A call of the first function; of each, the operators that it has in a row."""
+    of = [helper.make_opsetid("", 21), helper.make_opsetid("f", 1)]
+    functions = []
+    for name, ops in calls.items():
+        values = ["x", *(f"v{i}" for i in range(len(ops) - 1)), "y"]
+        nodes = [
+            helper.make_node(op, [x], [y], domain="f" if op in calls else "")
+            for op, x, y in zip(ops, values, values[1:], strict=False)
+        ]
+        functions.append(helper.make_function("f", name, ["x"], ["y"], nodes, of))
+    first = helper.make_node(next(iter(calls)), ["x"], ["y"], domain="f")
+    model = model_of([first], {"x": (FLOAT, ["n", 4])}, ["y"])
+    model.opset_import.add(domain="f", version=1)
+    model.functions.extend(functions)
+    return model
+
+
+def test_functions_take_the_place_of_their_calls() -> None:
+    model = _with_functions({"a": ["b", "Relu", "b"], "b": ["Neg", "Neg", "c"], "c": ["Neg"]})
+    x = np.array([[-1, 2, -3, 4]], np.float32)
+    with network_of(model) as network:
+        assert np.array_equal(network({"x": x})["y"], -np.maximum(-x, 0))
+
+
+@pytest.mark.parametrize(
+    ("calls", "match"),
+    [
+        ({"a": ["a"]}, "'a' calls itself"),
+        ({"a": ["b"], "b": ["c", "Relu"], "c": ["a"]}, "calls itself"),
+        ({**{f"f{i}": [f"f{i + 1}"] for i in range(300)}, "f300": ["Relu"]}, "depth exceeds"),
+        ({**{f"f{i}": [f"f{i + 1}"] * 10 for i in range(9)}, "f9": ["Relu"]}, "1000000000 nodes"),
+    ],
+)
+def test_functions_that_never_end_are_refused(calls: dict[str, list[str]], match: str) -> None:
+    with pytest.raises(ModelFileError, match=match):
+        network_of(_with_functions(calls))
+
+
 def test_a_network_in_memory_has_no_files_beside_it() -> None:
     model, w = linear()
     tensor = numpy_helper.from_array(w, "w")
@@ -337,6 +441,25 @@ def test_a_network_in_memory_has_no_files_beside_it() -> None:
 
 
 # ---- the command --------------------------------------------------------------------------------
+
+
+def test_an_array_that_says_it_is_huge(tmp_path: Path, capsys: Any) -> None:
+    path = str(save(linear()[0], tmp_path / "linear.onnx"))
+    np.save(tmp_path / "x.npy", np.ones((2, 64), np.float32))
+    content = (tmp_path / "x.npy").read_bytes().replace(b"(2, 64)", b"(1" + b"0" * 14 + b", 64)")
+    (tmp_path / "x.npy").write_bytes(content)
+    assert main(["run", path, "--input", f"x={tmp_path / 'x.npy'}"]) == 2
+    assert "is no .npy file of numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "plan", "inspect"])
+def test_arrays_of_another_type_are_refused(tmp_path: Path, command: str, capsys: Any) -> None:
+    path = str(save(linear()[0], tmp_path / "linear.onnx"))
+    for array, said in ((np.ones((2, 64)), "DOUBLE"), (np.ones(64, np.float32), "shape [64]")):
+        np.save(tmp_path / "x.npy", array)
+        assert main([command, path, "--input", f"x={tmp_path / 'x.npy'}"]) == 2
+        found = capsys.readouterr().err
+        assert said in found and "unexpected" not in found
 
 
 def test_the_command_runs_a_network(tmp_path: Path, capsys: Any) -> None:

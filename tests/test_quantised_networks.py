@@ -259,3 +259,29 @@ def test_operators_between_integers_are_computed_in_floats() -> None:
         kinds = [kind for kind, _ in network.plan({"x": x}).where()]
     assert kinds == ["headrace", "onnxruntime", "headrace"]
     np.testing.assert_allclose(found, exact(model, x), atol=0.041)
+
+
+def test_a_conversion_that_both_sides_read_is_there_on_both() -> None:
+    rng = np.random.default_rng(12)
+    q = Qdq(rng)
+    q.pair("x", 0.03, 117)
+    before = "x"
+    for y in ("k", "l", "m", "n", "o", "p", "a", "b", "c", "d"):
+        q.conv(before, y, (16, 3 if y == "k" else 16, 1, 1))
+        q.pair(y, 0.02, 120)
+        before = y
+    q.add("Sin", ["d_d"], "e")  # onnxruntime's
+    q.pair("e", 0.01, 128)
+    # c_d is what a convolution reads, too; by itself, the sum is no region that pays.
+    q.add("Add", ["c_d", "e_d"], "f")
+    q.pair("f", 0.02, 128)
+    q.add("Sin", ["f_d"], "y")
+    model = q.model(["n", 3, 6, 5], ["y"])
+    x = {"x": rng.normal(size=(2, 3, 6, 5)).astype(np.float32)}
+    with network_of(model, threads=2) as network:
+        runs = network.plan(x).runs
+        assert [isinstance(run, NativeRegion) for run in runs] == [True, False]
+        (y,) = network(x).values()
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (wanted,) = session.run(None, x)
+    assert np.abs(y - wanted).max() <= 2 * 0.02  # what one rounding more or less makes of each

@@ -170,6 +170,7 @@ def test_statistics_that_are_none(tmp_path: Path) -> None:
         ("frequency", learned.frequency + 1), ("pairs", learned.pairs[:2]), ("active", 9),
         ("affinity", learned.affinity * np.float16(np.nan)), ("tokens", 0), ("rates", RATES[:0]),
         ("rates", RATES[::-1]), ("rates", RATES[:, :3]), ("rates", RATES * np.float32(np.nan)),
+        ("rates", RATES * np.float32(1.1)),
         ("fitted", np.zeros((4, 1, 9, 5))), ("fitted", np.full((4, 1, 8, 5), np.nan)),
     ):  # fmt: skip
         replace(learned, **{name: value}).write(path)
@@ -497,6 +498,28 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert read_trace(out).chosen.shape[0] == 64
     learned: RouteStatistics = read_statistics(statistics_path(model))
     assert learned.tokens == 64 and learned.model == read_trace(out).model
+
+
+def test_only_a_record_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, text, out = tmp_path / "m.gguf", tmp_path / "t.txt", tmp_path / "t.routes"
+    model.write_bytes((FAMILIES / "mixtral.gguf").read_bytes())
+    text.write_text(TEXT)
+    what = ["trace", str(model), str(text), "--tokens", "64", "-o"]
+    for wrong, said in (
+        (model, "exists; name another file"),
+        (text, "exists; name another file"),
+        (tmp_path, "exists; name another file"),
+        (tmp_path / "none" / "t.routes", "is not a directory; make it first"),
+        (statistics_path(model), "where --learn keeps statistics"),
+    ):
+        assert main([*what, str(wrong)]) == 2
+        assert said in capsys.readouterr().err
+    assert model.read_bytes() == (FAMILIES / "mixtral.gguf").read_bytes()
+    assert text.read_text() == TEXT
+    assert sorted(tmp_path.iterdir()) == [model, text]
+    for tokens in (64, 32):
+        assert main([*what, str(out), "--tokens", str(tokens)]) == 0
+        assert len(read_trace(out).chosen) == tokens
 
 
 def test_a_directory_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from onnx import helper
 from onnx_models import FLOAT, model_of
 from test_native_operators import check, constant, expected, node
 
+from headrace.errors import HeadraceError
 from headrace.networks.network import network_of
 
 IMAGES = {"x": (FLOAT, [2, 20, 5, 7])}
@@ -176,3 +177,10 @@ def test_names_that_are_wanted_stay() -> None:
     for name, right in zip(("y", "z", "a"), expected(model, {"x": x}), strict=True):
         np.testing.assert_array_equal(found[name], right)
     assert sorted(left) == ["Identity", "Identity", "Identity", "Relu"]
+
+
+def test_pads_beyond_all_memory_are_the_hosts_to_refuse() -> None:
+    constants = {"p": whole(0, 1 << 40, 0, 0)}
+    network = network_of(model_of([node("Pad", "x p")], {"x": (FLOAT, [2, 4])}, ["y"], constants))
+    with pytest.raises(HeadraceError, match="Pad"):
+        network({"x": np.zeros((2, 4), np.float32)})

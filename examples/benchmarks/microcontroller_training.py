@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from headrace.micro.autotune import FAST_BYTES, tuned_step
-from headrace.micro.emulate import Emulated
+from headrace.micro.emulate import Emulated, total
 from headrace.micro.half.machine import macs_of, touched_bytes
 from headrace.micro.kernels.numbers import KINDS
-from headrace.micro.network import Convolution, Depthwise, MicroNetwork, Port, Value, Windows
+from headrace.micro.learning import Learning, Trained, with_weights
+from headrace.micro.network import Convolution, MicroNetwork, Port, Value, Windows
 from headrace.micro.program import TRAIN
 from headrace.micro.reading import read_network
-from headrace.micro.training import Learning, Trained, TrainingStep, training_step
+from headrace.micro.training import TrainingStep, training_step
 from headrace.micro.training_plan import plan_training
 from headrace.targets.target import Target, microcontrollers
 
@@ -49,7 +50,7 @@ def counted(network: MicroNetwork, step: TrainingStep, target: Target) -> tuple[
     arrays = {one.name: rng.random(one.shape).astype(one.dtype) for one in program.inputs}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         counts = Emulated(program, folder).counts(arrays, TRAIN)
-    return sum(one.instructions for one in counts.values()), program.arena_bytes
+    return total(counts).instructions, program.arena_bytes
 
 
 def progress(done: int, of: int, what: str) -> None:
@@ -70,13 +71,9 @@ def main() -> None:
     networks = [read_network(path) for path in given.files] or [convolutions()]
     print("network, numbers: multiply-adds, instructions, of each; SRAM, most that a call touches")
     for network in networks:
-        trained = {
-            layer.name: Trained()
-            for layer in network.layers
-            if isinstance(layer, Convolution | Depthwise)
-        }
+        trained = {layer.name: Trained() for layer in with_weights(network)}
         loss = "squares" if network.name == "two convolutions" else "cross entropy"
-        how, totals = Learning(trained, 0.01, 0.9, loss, scale=1024.0), []
+        how, totals = Learning(trained, 0.01, 0.9, loss, scale=1024.0, at_once=True), []
         for kind in KINDS:
             step = training_step(network, target, how, kind=kind)
             if given.tune:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.expert_cache import age, demand, use, wait_for
-from headrace.offload import expert_store
+from headrace.offload import expert_requests, expert_store
 from headrace.offload.expert_store import (
     ABSENT,
     ADDRESS,
@@ -265,7 +265,7 @@ _ROWS: dict[str, tuple[KernelFunction, Callable[..., Iterator[Case]]]] = {
 def kernels() -> dict[str, Kernel]:
     """The rows by operation."""
     sources = (
-        __name__, expert_store.__name__, "headrace.kernels.expert_cache",
+        __name__, expert_requests.__name__, expert_store.__name__, "headrace.kernels.expert_cache",
         "headrace.kernels.experts", "headrace.kernels.math",
     )  # fmt: skip
     return {

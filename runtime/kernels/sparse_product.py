@@ -6,17 +6,17 @@ pixel elsewhere, so a panel of pixels is turned before and its outputs are turne
 a few hundredths of what the dense product does.
 
 Weights are a stream (`pack`): channels read are cut into slabs, whose part of a panel stays in the
-first cache; of each slab and block of `rows` outputs, for each channel that has a weight, the bytes
-from the slab's begin to that channel (int32), and the weights of all rows of the block (float32).
-In front of it are the bytes to each tile of 16 outputs of each slab (int64), and the number of
-entries of each block (int32).
+first cache; of each tile of 16 outputs, slab and block of `rows` outputs, for each channel that has
+a weight, the bytes from the slab's begin to that channel (int32), and the weights of all rows of
+the block (float32). Apart from it (`front`) are the bytes to each slab of each tile (int64), and
+the number of entries of each block (int32), so that some tiles can be computed alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.finishes import INFINITE
 from headrace.sparse.format import TILE_ROWS
@@ -71,23 +71,32 @@ def scratch_bytes(read: int, written: int) -> int:
     return (channels + tiles * TILE_ROWS) * _CHANNEL + 16 * _VECTOR
 
 
-class Parts(NamedTuple):
-    """Bytes from the begin of packed weights to their parts: starts come first."""
-
-    counts: int
-    entries: int
+def counts_at(read: int, written: int) -> int:
+    """Bytes from the begin of the front of weights to the counts; starts come first."""
+    return 8 * slabs(read) * _tiles(written)
 
 
-def parts(read: int, written: int, rows: int) -> Parts:
-    """Where the parts of packed weights begin."""
-    tiles = slabs(read) * _tiles(written)
-    counts = 8 * tiles
-    return Parts(counts, counts + 4 * tiles * (TILE_ROWS // rows))
+def front_bytes(read: int, written: int, rows: int) -> int:
+    """Of the front of weights."""
+    of_slab = 8 + 4 * (TILE_ROWS // rows)
+    return of_slab * slabs(read) * _tiles(written)
 
 
-def packed_bytes(read: int, written: int, rows: int, entries: int) -> int:
-    """Of weights with so many blocks of `rows` x 1 that are not zero."""
-    return parts(read, written, rows).entries + 4 * (1 + rows) * entries
+def entry_bytes(rows: int) -> int:
+    """Of a block of `rows` x 1 that is not zero."""
+    return 4 + 4 * rows
+
+
+def some_tiles(slots: list[Any], first: int, tiles: int, rows: int) -> list[Any]:
+    """The argument block for some tiles, out of that for all."""
+    found = [*slots]
+    for slot in (2, 3, 4) if slots[4] else (2, 3):
+        found[slot] += first * TILE_ROWS * 4
+    found[6] = tiles
+    before = first * slabs(slots[5])
+    found[12] += before * (TILE_ROWS // rows) * 4
+    found[13] += before * 8
+    return found
 
 
 def kept_blocks(w: np.ndarray, rows: int) -> np.ndarray:
@@ -101,26 +110,42 @@ def kept_blocks(w: np.ndarray, rows: int) -> np.ndarray:
     return found
 
 
+def entries_of(kept: np.ndarray, rows: int) -> np.ndarray:
+    """How many blocks have any: [tiles, slabs, blocks of a tile]."""
+    import numpy as np
+
+    starts = range(0, slabs(kept.shape[1]) * SLAB, SLAB)
+    counts = [kept[:, at : at + SLAB].sum(axis=1, dtype=np.int32) for at in starts]
+    return np.stack([count.reshape(-1, TILE_ROWS // rows) for count in counts], axis=1)
+
+
+def front(w: np.ndarray, rows: int) -> np.ndarray:
+    """What tells where the entries of weights [outputs, channels read] are, int32."""
+    import numpy as np
+
+    counts = entries_of(kept_blocks(w, rows), rows)
+    of_slab = counts.sum(axis=2, dtype=np.int64).reshape(-1)
+    starts = (np.cumsum(of_slab) - of_slab) * entry_bytes(rows)
+    return np.concatenate([starts.view(np.int32), counts.reshape(-1)])
+
+
 def pack(w: np.ndarray, rows: int) -> np.ndarray:
-    """Weights [outputs, channels read] as the kernel reads them, int32; zeros are left out."""
+    """Entries of weights [outputs, channels read] as the kernel reads them, int32."""
     import numpy as np
 
     kept = kept_blocks(w, rows)
     padded = np.zeros((len(kept) * rows, w.shape[1]), np.float32)
     padded[: len(w)] = w
     blocks = padded.reshape(-1, rows, w.shape[1])
-    entries, counts = [], []
+    of_slab = []
     for first in range(0, slabs(w.shape[1]) * SLAB, SLAB):
         block, channel = np.nonzero(kept[:, first : first + SLAB])
         entry = np.empty((len(block), 1 + rows), np.int32)
         entry[:, 0] = channel * _CHANNEL
         entry[:, 1:] = blocks[block, :, first + channel].view(np.int32)
-        entries.append(entry.reshape(-1))
-        counts.append(np.bincount(block, minlength=len(kept)).astype(np.int32))
-    count = np.concatenate(counts)
-    of_tile = count.reshape(-1, TILE_ROWS // rows).sum(axis=1, dtype=np.int64)
-    starts = (np.cumsum(of_tile) - of_tile) * 4 * (1 + rows)
-    return np.concatenate([starts.view(np.int32), count, *entries])
+        ends = np.searchsorted(block, np.arange(1, _tiles(len(w))) * (TILE_ROWS // rows))
+        of_slab.append(np.split(entry, ends))
+    return np.concatenate([tile for tiles in zip(*of_slab, strict=True) for tile in tiles])
 
 
 def kernel_of(rows: int) -> str:
@@ -139,7 +164,7 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
     """
     most = max(1, target.vector_bytes // 16)  # vectors of 16 pixels at once
     fewer = max(2, most - 1)
-    entry_bytes = 4 + 4 * rows
+    n_bytes = entry_bytes(rows)
     per_tile = TILE_ROWS // rows
 
     def of(vectors: int) -> Any:
@@ -176,7 +201,7 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
                         bcast_f32(p + 4, rows, 4),
                         load_f32(panel + get_i32(p), vectors, _VECTOR), acc,
                     )  # fmt: skip
-                    p = p + entry_bytes
+                    p = p + n_bytes
                     left -= 1
                 store_f32_grid(to, acc, vectors, _CHANNEL, _VECTOR)
 
@@ -264,7 +289,7 @@ def _sparse(target: Target, rows: int) -> KernelFunction:
                             panel + (c * _CHANNEL + i * _VECTOR), spare,
                         )  # fmt: skip
                 for tile in range(t, end):
-                    row = slab * n_tiles + tile
+                    row = tile * n_slabs + slab
                     p = stream + get_i64(starts + row * 8)
                     count = counts + row * (per_tile * 4)
                     to = sums + (tile - t) * keep
@@ -334,11 +359,11 @@ def _cases_of(rows: int) -> Any:
             exact[:, :written] = x[:, :read].astype(np.float64) @ w.T
             size[:, :written] = np.abs(x[:, :read]).astype(np.float64) @ np.abs(w).T
             added = bias if more is None else bias + more.astype(np.float64)
-            packed, n_bytes = pack(w, rows), scratch_bytes(read, written)
-            counts, entries = (at // 4 for at in parts(read, written, rows))
+            places, n_bytes = front(w, rows), scratch_bytes(read, written)
+            counts = counts_at(read, written) // 4
             slots = [
-                packed[entries:], x, y, bias, 0 if more is None else more, read, out // 16, low,
-                high, pixels, padded * 4, out * 4, packed[counts:entries], packed[:counts],
+                pack(w, rows), x, y, bias, 0 if more is None else more, read, out // 16, low,
+                high, pixels, padded * 4, out * 4, places[counts:], places[:counts],
                 np.zeros(8 * n_bytes, np.uint8), n_bytes,
             ]  # fmt: skip
             # Each product and sum is rounded once.

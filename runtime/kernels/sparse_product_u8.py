@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution_u8 import tails
 from headrace.kernels.dynamic_columns import PANEL, in_columns
 from headrace.kernels.finishes import INFINITE
 from headrace.kernels.sparse_product import kept_blocks
+from headrace.kernels.weights_u8 import tails
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
     arg_float,
@@ -80,18 +80,34 @@ def fours_of(kept: np.ndarray) -> np.ndarray:
 
 
 def front_bytes(written: int) -> tuple[int, int]:
-    """Bytes from the begin of packed weights to the counts, and to the entries."""
+    """Bytes from the begin of the front of weights to the counts, and of all of it."""
     tiles = _tiles(written)
     return 8 * tiles, 8 * tiles + 4 * tiles * BLOCKS
 
 
-def packed_bytes(written: int, fours: int) -> int:
-    """Of weights with so many fours of inputs."""
-    return front_bytes(written)[1] + ENTRY * fours
+def some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
+    """The argument block for some tiles, out of that for all."""
+    found = [*slots]
+    for slot in (2, 11) if slots[11] else (2,):
+        found[slot] += first * TILE_ROWS * 4
+    found[3] += first * _TAIL
+    found[5] = tiles
+    found[8] += first * BLOCKS * 4
+    found[9] += first * 8
+    return found
+
+
+def front(w: np.ndarray) -> np.ndarray:
+    """Bytes to each tile's entries (int64) and fours of each block (int32), as bytes."""
+    import numpy as np
+
+    fours = fours_of(kept_blocks(w, ROWS)).astype(np.int32)
+    starts = (np.cumsum(fours) - fours).reshape(-1, BLOCKS)[:, 0] * ENTRY
+    return np.concatenate([starts.astype(np.int64).view(np.uint8), fours.view(np.uint8)])
 
 
 def pack(w: np.ndarray) -> np.ndarray:
-    """int8 weights [outputs, inputs] as the kernel reads them, bytes; zeros are left out."""
+    """Entries of int8 weights [outputs, inputs] as the kernel reads them, bytes, tile by tile."""
     import numpy as np
 
     kept = kept_blocks(w, ROWS)
@@ -111,9 +127,7 @@ def pack(w: np.ndarray) -> np.ndarray:
     entries[:, : 4 * FOUR] = offsets.reshape(-1, FOUR).view(np.uint8)
     turned = weights.reshape(-1, FOUR, ROWS).transpose(0, 2, 1)
     entries[:, 4 * FOUR :] = turned.reshape(-1, ROWS * FOUR).view(np.uint8)
-    of_tile = (starts.reshape(-1, BLOCKS)[:, 0] * ENTRY).astype(np.int64)
-    counts = fours.astype(np.int32)
-    return np.concatenate([of_tile.view(np.uint8), counts.view(np.uint8), entries.reshape(-1)])
+    return entries.reshape(-1)
 
 
 def _lanes(target: Target) -> int:
@@ -129,7 +143,7 @@ def _rows_at_once(target: Target) -> int:
 def _sparse(target: Target) -> KernelFunction:
     """y = clamp((sum over inputs of w x) * scale + bias), or with what is there added, as float32.
 
-    Slots: 0 stream, 1 x, 2 y, 3 tails of tiles (`convolution_u8.tails`), 4 inputs, 5 tiles of 16
+    Slots: 0 stream, 1 x, 2 y, 3 tails of tiles (`weights_u8.tails`), 4 inputs, 5 tiles of 16
     outputs, 6 rows (tokens), 7 bytes of a row of y, 8 counts, 9 starts, 10 scratch of `SCRATCH`
     bytes for each thread, 11 what is added before clamping (0: nothing; it lies as y does),
     12 least and 13 most value (float32). Threads share the tiles of all panels.
@@ -292,11 +306,11 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         more = rng.standard_normal(y.shape).astype(np.float32) if i % 2 else None
         low, high = (-INFINITE, INFINITE) if i < 2 else (-1.0, 6.0)
         expected = np.clip(expected if more is None else expected + more, low, high)
-        packed = pack(w)
-        counts, entries = front_bytes(outputs)
+        places = front(w)
+        counts, _ = front_bytes(outputs)
         slots = [
-            packed[entries:], in_columns(codes), y, ends, inputs, tiles, rows, 4 * y.shape[1],
-            packed[counts:entries], packed[:counts], np.zeros(8 * SCRATCH, np.uint8),
+            pack(w), in_columns(codes), y, ends, inputs, tiles, rows, 4 * y.shape[1],
+            places[counts:], places[:counts], np.zeros(8 * SCRATCH, np.uint8),
             0 if more is None else more, low, high,
         ]  # fmt: skip
         yield Case(slots, [(y, expected)], 0, f"{rows}x{inputs}x{outputs}, {density}")

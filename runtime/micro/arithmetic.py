@@ -1,49 +1,71 @@
-"""In which numbers a network runs on microcontrollers, and what that makes of its layers."""
+"""In which numbers layers run on microcontrollers, and what that makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from headrace.errors import UnsupportedError
-from headrace.micro import half, int8
+from headrace.micro import conversion, half, int8, placing
 from headrace.micro.lowered import Lowered
-from headrace.micro.network import Layer, MicroNetwork, Value, View
+from headrace.micro.network import Concatenation, Conversion, Layer, MicroNetwork, Padding, View
 from headrace.targets.target import Target
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """How values are kept.
+    """How layers compute.
 
     Attributes:
         name: for people.
-        dtype: of a value's elements.
         lowered: what makes calls of kernels of a layer, by its class.
         computed: what computes a layer in numpy, bit for bit as chips do, by its class.
     """
 
     name: str
-    dtype: np.dtype[Any]
     lowered: Mapping[type[Layer], Callable[[Any, Target], Lowered]]
     computed: Mapping[type[Layer], Callable[..., np.ndarray]]
 
 
-INT8 = Numbers("int8", np.dtype(np.int8), int8.LOWERED, int8.COMPUTED)
-HALF = Numbers("half", np.dtype(np.float16), half.LOWERED, half.COMPUTED)
+def _in_single(of: Mapping[type[Layer], Callable[..., Any]]) -> dict[type[Layer], Any]:
+    return {layer: partial(function, kind="single") for layer, function in of.items()}
 
 
-def numbers_of(network: MicroNetwork) -> Numbers:
-    """Codes where the network has them, else halves."""
-    return INT8 if network.is_quantised else HALF
+INT8 = Numbers("int8", int8.LOWERED, int8.COMPUTED)
+HALF = Numbers("half", half.LOWERED, half.COMPUTED)
+SINGLE = Numbers("float32", _in_single(half.LOWERED), _in_single(half.COMPUTED))
+BETWEEN = Numbers(
+    "other",
+    {
+        Conversion: conversion.lowered,
+        Concatenation: placing.concatenation,
+        Padding: placing.padding,
+    },
+    {
+        Conversion: conversion.computed,
+        Concatenation: placing.concatenated,
+        Padding: placing.padded,
+    },
+)
 
 
-def dtype_of(network: MicroNetwork, value: Value) -> np.dtype[Any]:
-    """Of a value's elements on a chip."""
-    return np.dtype(np.int32) if value.sums is not None else numbers_of(network).dtype
+def numbers_of(layer: Layer) -> Numbers:
+    """By what a layer reads and makes."""
+    if type(layer) in BETWEEN.lowered:
+        return BETWEEN
+    if layer.reads[0].codes is not None:
+        return INT8
+    return SINGLE if layer.makes.wide else HALF
+
+
+def kinds_of(network: MicroNetwork) -> list[str]:
+    """Names of the numbers that layers compute in."""
+    kinds = [numbers_of(layer) for layer in network.layers if not isinstance(layer, View)]
+    return list(dict.fromkeys(kind.name for kind in kinds if kind is not BETWEEN))
 
 
 def lowered(layer: Layer, target: Target) -> Lowered:
@@ -54,11 +76,15 @@ def lowered(layer: Layer, target: Target) -> Lowered:
     """
     if isinstance(layer, View):
         return Lowered((), over=(layer.reads[0].name,))
-    numbers = INT8 if layer.reads[0].codes is not None else HALF
-    if numbers is HALF and not target.floats:
+    numbers = numbers_of(layer)
+    of_numbers = numbers in (HALF, SINGLE) or (
+        isinstance(layer, Conversion) and layer.reads[0].codes is None
+    )
+    if of_numbers and not target.floats:
         raise UnsupportedError(
-            f"{target.name} has no floating-point unit, and the network is of real numbers: "
-            "quantise it to INT8 (`headrace compress x.onnx y.onnx --format int8`)"
+            f"{target.name} has no floating-point unit, and {layer.name} is of real numbers: "
+            "quantise what it reads and makes to INT8 (`headrace compress x.onnx y.onnx --format "
+            "int8` leaves softmax in floats: cut it off, and take the greatest logit)"
         )
     make = numbers.lowered.get(type(layer))
     if make is None:
@@ -74,12 +100,12 @@ def computed(network: MicroNetwork, target: Target, inputs: Mapping[str, np.ndar
     Args:
         inputs: arrays of the values' shapes and types by name.
     """
-    numbers = numbers_of(network)
     found = dict(inputs)
     for layer in network.layers:
         given = [found[value.name] for value in layer.reads]
         if isinstance(layer, View):
             found[layer.makes.name] = given[0].reshape(layer.makes.shape)
         else:
-            found[layer.makes.name] = numbers.computed[type(layer)](layer, target, *given)
+            make = numbers_of(layer).computed[type(layer)]
+            found[layer.makes.name] = make(layer, target, *given)
     return found

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,23 @@ from headrace.micro.half.windows import Tile
 from headrace.micro.kernels import matmul
 from headrace.micro.kernels.numbers import Kind, dtype_of
 from headrace.micro.kernels.table import kernel_table
+from headrace.micro.learning import Learning
 from headrace.micro.lowered import At, Step
 from headrace.micro.network import MicroNetwork
-from headrace.micro.training import Learning, TrainingStep, training_step
+from headrace.micro.training import TrainingStep, training_step
 from headrace.targets.cache import KernelStore
 from headrace.targets.emulation.count import count_instructions
 from headrace.targets.target import Target
 
 FAST_BYTES = 64 << 10  # PULP's L1
+COUNTING = "counting instructions"
 _SCRATCH = (4 << 10, 8 << 10, 16 << 10, 32 << 10)
 _COLUMNS = (0, 32, 16)
 _SLACK = 64  # bytes beside what a call reads
 _ROWS, _PERIOD = 5, 12  # a product's rows of a line: blocks have 1, 2, 3, 4 or 6
+
+# Products of halves by their blocks of sums, which take the same arguments; the first is the usual.
+BLOCKS = (matmul.NAMES["half"], *(matmul.variant("half", *block) for block in matmul.VARIANTS))
 
 Progress = Callable[[int, int, str], None]
 
@@ -139,55 +144,117 @@ def argument_block(step: Step) -> list[Any]:
 
 def best_block(step: Step, costs: Costs) -> Step:
     """A product of halves with the blocks of sums that take the fewest instructions."""
-    if step.kernel != matmul.NAMES["half"]:
+    if step.kernel != BLOCKS[0]:
         return step
-    names = [step.kernel, *(matmul.variant("half", *block) for block in matmul.VARIANTS)]
-    return min((replace(step, kernel=name) for name in names), key=costs.instructions)
+    return min((replace(step, kernel=name) for name in BLOCKS), key=costs.instructions)
 
 
-def tuned_step(
-    network: MicroNetwork, target: Target, learning: Learning, *, kind: Kind = "half",
-    fast_bytes: int = FAST_BYTES, progress: Progress | None = None,
-) -> TrainingStep:  # fmt: skip
-    """A training step with the tiles and blocks that take the fewest instructions.
+class Tuner:
+    """Tiles and blocks of a training step, by counted instructions.
 
     Args:
-        fast_bytes: that a call of a convolution or of its gradients may read and write.
+        fast_bytes: that a call of a convolution or of its gradients may read and write; None: as
+            many as it wants.
         progress: called with what is done, of how much, and a name.
 
     Raises:
         KernelError: nothing here emulates the chip.
         UnsupportedError: as of `training_step`, or no tile of a layer is small enough.
     """
-    costs = Costs(target)
-    two = 32 // dtype_of(kind).itemsize  # two vectors
-    choices = [Tile(scratch, columns * two // 16) for scratch in _SCRATCH for columns in _COLUMNS]
-    phases = [one for one in training_step(network, target, learning, kind=kind).phases]
-    tiled = [name for name in dict.fromkeys(phases) if name.endswith((": forward", " gradient"))]
-    steps = {
-        tile: _by_phase(
-            training_step(
-                network, target, learning, kind=kind, tiles=dict.fromkeys(tiled, tile)
-            )
-        )
-        for tile in choices
-    }  # fmt: skip
-    chosen: dict[str, Tile] = {}
-    try:
-        for done, name in enumerate(tiled):
-            if progress is not None:
-                progress(done, len(tiled), "counting instructions")
-            calls = {tile: found[name] for tile, found in steps.items()}
-            if any(operands_of(step) for step in calls[choices[0]]):
-                chosen[name] = _best_tile(name, calls, costs, fast_bytes)
-            costs.keep()
-        found = training_step(network, target, learning, kind=kind, tiles=chosen)
-        best = tuple(best_block(step, costs) for step in found.steps)
-    finally:
-        costs.keep()
-    if progress is not None:
-        progress(len(tiled), len(tiled), "counting instructions")
-    return replace(found, steps=best)
+
+    def __init__(
+        self, network: MicroNetwork, target: Target, learning: Learning, kind: Kind = "half",
+        fast_bytes: int | None = None, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self._of = network, target, learning
+        self._kind, self._costs = kind, Costs(target)
+        two = 32 // dtype_of(kind).itemsize  # two vectors
+        tiles = [Tile(scratch, columns * two // 16) for scratch in _SCRATCH for columns in _COLUMNS]
+        phases = dict.fromkeys(self.step({}).phases)
+        names = [one for one in phases if one.endswith((": forward", " gradient"))]
+        calls = {tile: _by_phase(self.step(dict.fromkeys(names, tile))) for tile in tiles}
+        # Of each phase: tiles with their instructions, and bytes of scratch.
+        self._options: dict[str, dict[Tile, int]] = {}
+        try:
+            for done, name in enumerate(names):
+                if progress is not None:
+                    progress(done, len(names), COUNTING)
+                if any(operands_of(step) for step in calls[tiles[0]][name]):
+                    of_phase = {tile: found[name] for tile, found in calls.items()}
+                    self._options[name] = self._costs_of(name, of_phase, fast_bytes)
+                self._costs.keep()
+        finally:
+            self._costs.keep()
+        if progress is not None:
+            progress(len(names), len(names), COUNTING)
+
+    def _costs_of(
+        self, name: str, calls: dict[Tile, list[Step]], fast_bytes: int | None
+    ) -> dict[Tile, int]:
+        if fast_bytes is not None:
+            needed = {tile: max(map(touched_bytes, steps)) for tile, steps in calls.items()}
+            if min(needed.values()) > fast_bytes:
+                raise UnsupportedError(
+                    f"{name}: its smallest tile takes {min(needed.values())} bytes of fast memory, "
+                    f"more than {fast_bytes}"
+                )
+            calls = {tile: calls[tile] for tile, n in needed.items() if n <= fast_bytes}
+        return {
+            tile: sum(self._costs.instructions(step) for step in steps if operands_of(step))
+            for tile, steps in calls.items()
+        }
+
+    def step(self, tiles: Mapping[str, Tile]) -> TrainingStep:
+        """The step with these tiles."""
+        network, target, learning = self._of
+        return training_step(network, target, learning, kind=self._kind, tiles=tiles)
+
+    def tiles(self, most: Mapping[str, int]) -> dict[str, Tile]:
+        """The tiles with the fewest instructions, by phase.
+
+        Args:
+            most: bytes of a tile's scratch, by phase.
+        """
+        found = {}
+        for name, costs in self._options.items():
+            fit = [one for one in costs if one.scratch <= most.get(name, one.scratch)]
+            found[name] = min(fit, key=lambda tile: (costs[tile], tile.scratch))
+        return found
+
+    def smaller(self, name: str, scratch: int) -> int | None:
+        """The next smaller scratch that a phase can do with; None: there is none."""
+        options = self._options.get(name, ())
+        return max((one.scratch for one in options if one.scratch < scratch), default=None)
+
+    def blocks(self, step: TrainingStep) -> tuple[str, ...]:
+        """Kernels of a step, with the blocks of sums that take the fewest instructions."""
+        try:
+            return tuple(best_block(one, self._costs).kernel for one in step.steps)
+        finally:
+            self._costs.keep()
+
+
+def tuned_step(
+    network: MicroNetwork, target: Target, learning: Learning, *, kind: Kind = "half",
+    fast_bytes: int | None = FAST_BYTES, progress: Progress | None = None,
+) -> TrainingStep:  # fmt: skip
+    """A training step with the tiles and blocks that take the fewest instructions.
+
+    Args:
+        fast_bytes, progress: as of `Tuner`.
+
+    Raises:
+        KernelError, UnsupportedError: as of `Tuner`.
+    """
+    tuner = Tuner(network, target, learning, kind, fast_bytes, progress)
+    step = tuner.step(tuner.tiles({}))
+    return with_kernels(step, tuner.blocks(step))
+
+
+def with_kernels(step: TrainingStep, kernels: Sequence[str]) -> TrainingStep:
+    """A step that calls these kernels in the place of its own, which take the same arguments."""
+    pairs = zip(step.steps, kernels, strict=True)
+    return replace(step, steps=tuple(replace(one, kernel=name) for one, name in pairs))
 
 
 def _by_phase(step: TrainingStep) -> dict[str, list[Step]]:
@@ -195,20 +262,3 @@ def _by_phase(step: TrainingStep) -> dict[str, list[Step]]:
     for name, one in zip(step.phases, step.steps, strict=True):
         found.setdefault(name, []).append(one)
     return found
-
-
-def _best_tile(name: str, calls: dict[Tile, list[Step]], costs: Costs, fast_bytes: int) -> Tile:
-    needed = {tile: max(map(touched_bytes, steps)) for tile, steps in calls.items()}
-    fit = [tile for tile, n_bytes in needed.items() if n_bytes <= fast_bytes]
-    if not fit:
-        raise UnsupportedError(
-            f"{name}: its smallest tile takes {min(needed.values())} bytes of fast memory, more "
-            f"than {fast_bytes}"
-        )
-    return min(
-        fit,
-        key=lambda tile: (
-            sum(costs.instructions(step) for step in calls[tile] if operands_of(step)),
-            tile.scratch,
-        ),
-    )

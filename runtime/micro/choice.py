@@ -17,6 +17,7 @@ from headrace.micro.network import MicroNetwork, Port, Value
 from headrace.micro.packing import packed
 from headrace.micro.plan import MicroPlan, placed
 from headrace.micro.schedule import Schedule
+from headrace.micro.stack import stack_bytes
 from headrace.targets.target import Target
 
 Progress = Callable[[int, int, str], None]
@@ -45,16 +46,17 @@ def plan_within(
     """Plan a network for a chip: all layers whole, if that fits.
 
     Args:
-        sram: bytes for the arena; None: as many as whole layers take.
+        sram: bytes for the arena and the stack; None: as many as whole layers take.
         progress: called with (done, total, what) while parts are tried.
 
     Raises:
         BudgetError: no way takes so little; it says how much the least takes.
+        KernelError: a kernel does not compile for the chip.
         UnsupportedError: there are no kernels for a layer.
     """
     known: dict[object, Lowered] = {}
     whole = placed(Schedule(network, target, known=known), ())
-    if sram is None or whole.arena_bytes <= sram:
+    if sram is None or _taken(whole) <= sram:
         return whole
     parts = _parts(network, target, known, whole.arena_bytes, progress)
     count = len(network.layers)
@@ -68,23 +70,29 @@ def plan_within(
     # A whole plan may take more than its parts, as neighbours share a piece: then less is asked of
     # them; and all ways are looked at that may take less than the best so far.
     tried: dict[tuple[ByRows, ...], MicroPlan] = {(): whole}
-    first = made(sram)
-    if first is not None and first.arena_bytes <= sram:
+    first = made(sram - stack_bytes(whole.program))
+    if first is not None and _taken(first) <= sram:
         return first
     for bound in sorted({part.n_bytes for options in parts.values() for part in options}):
         if bound >= min(one.arena_bytes for one in tried.values()):
             break
         made(bound)
-    fitting = [one for one in tried.values() if one.arena_bytes <= sram]
+    fitting = [one for one in tried.values() if _taken(one) <= sram]
     if fitting:
         return min(fitting, key=lambda one: len(one.calls))
-    needed = min(one.arena_bytes for one in tried.values())
+    least = min(tried.values(), key=_taken)
+    needed = _taken(least)
     raise BudgetError(
-        f"{network.name} does not fit in {sram:,} bytes of SRAM on {target.name}: its values "
-        f"take {needed:,} at least ({whole.arena_bytes:,} with whole "
-        "layers); allow that (`sram`), or take a network with smaller images or fewer channels",
+        f"{network.name} does not fit in {sram:,} bytes of SRAM on {target.name}: it takes "
+        f"{needed:,} at least, of which the stack is {needed - least.arena_bytes:,} "
+        f"({_taken(whole):,} with whole layers); allow that (`sram`), or take a network with "
+        "smaller images or fewer channels",
         needed_bytes=needed,
     )
+
+
+def _taken(plan: MicroPlan) -> int:
+    return plan.arena_bytes + stack_bytes(plan.program)
 
 
 def _cuts(network: MicroNetwork) -> dict[int, Value]:

@@ -1,9 +1,10 @@
 """What an emulated chip does with a network: inputs from an image, runs, outputs into the image.
 
 The image begins with words: the number of runs; whether memory is painted to see what of it is used
-(then there is one run, made twice, with two paints, and no output); the offset of outputs; and that
-of bytes that say of each run which of two functions it is. Inputs of all runs follow. Behind
-outputs of all runs there are two words: bytes of the arena up to the last one that was written to,
+(then there is one run, made twice, with two paints, and no output); the offset of outputs; that of
+bytes that say of each run which function it is; and that of what stays from run to run, as it is at
+first (0: as the program has it). Inputs of all runs follow. Behind outputs of all runs there is
+what stays, as it is then, and two words: bytes of the arena up to the last one that was written to,
 and bytes of the stack below this function, at least `_CLOSE`.
 """
 
@@ -21,17 +22,15 @@ from headrace.targets.simd import (
     get_u8,
     int_to_ptr,
     larger,
-    ptr_to_int,
     put_i64,
     put_u8,
-    stack_bytes,
 )
 from headrace.targets.table import Kernel, no_cases, same_for_all
 
-HEADER = 32
+HEADER = 48
 BEHIND = 256  # bytes behind the arena that are painted, too
 STACK = 4096  # bytes below this function that are painted
-_CLOSE = 256  # this function's own, and what is used in any case
+_CLOSE = 64  # bytes of stack that what paints takes for itself
 
 
 def _copy(to: Any, source: Any, n_bytes: Any) -> None:
@@ -53,14 +52,20 @@ def _moved(at: Any, arena: Any, ports: Any, count: Any, into: Any) -> Any:
 
 def _driver(args: Any, thread: Any, n_threads: Any) -> None:
     image, arena, arena_bytes = arg_ptr(args, 0), arg_ptr(args, 1), arg_int(args, 2)
-    first, second, init = arg_ptr(args, 3), arg_ptr(args, 4), arg_ptr(args, 5)
-    inputs, n_inputs = arg_ptr(args, 6), arg_int(args, 7)
-    outputs, n_outputs = arg_ptr(args, 8), arg_int(args, 9)
+    functions, init = arg_ptr(args, 3), arg_ptr(args, 4)
+    inputs, n_inputs = arg_ptr(args, 5), arg_int(args, 6)
+    outputs, n_outputs = arg_ptr(args, 7), arg_int(args, 8)
+    state, n_state = arg_ptr(args, 9), arg_int(args, 10)
+    mark, marked = arg_ptr(args, 11), arg_ptr(args, 12)
     runs, painting = get_i64(image), get_i64(image + 8)
     at, kinds = image + get_i64(image + 16), image + get_i64(image + 24)
+    known = get_i64(image + 32)
     call_void(init)
+    if known > 0:
+        _moved(image + known, arena, state, n_state, 1)
     used, deep = 0, _CLOSE
-    stack = int_to_ptr(ptr_to_int(stack_bytes(16)) - _CLOSE - STACK)
+    call_void(mark)  # where the stack of what is called begins
+    stack = int_to_ptr(get_i64(marked) - _CLOSE - STACK)
     times = runs
     if painting:
         times = 2
@@ -77,10 +82,7 @@ def _driver(args: Any, thread: Any, n_threads: Any) -> None:
         kind = get_u8(kinds)
         if not painting:
             kind = get_u8(kinds + i_run)
-        if kind:
-            call_void(second)
-        else:
-            call_void(first)
+        call_void(arg_ptr(functions + 8 * kind, 0))
         if painting:
             for i in range(arena_bytes + BEHIND):
                 if get_u8(arena + i) != paint:
@@ -91,6 +93,8 @@ def _driver(args: Any, thread: Any, n_threads: Any) -> None:
             paint = 0x5A
         else:
             at = _moved(at, arena, outputs, n_outputs, 0)
+    if not painting:
+        at = _moved(at, arena, state, n_state, 0)
     put_i64(at, used)
     put_i64(at + 8, deep)
 

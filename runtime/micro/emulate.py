@@ -12,7 +12,7 @@ from headrace.errors import KernelError
 from headrace.micro.driver import BEHIND, DRIVER, HEADER
 from headrace.micro.firmware import ARENA_SYMBOL, INIT, firmware_object, kernel_objects
 from headrace.micro.packing import ALIGNED
-from headrace.micro.program import Program
+from headrace.micro.program import PlacedArray, Program
 from headrace.targets import backend
 from headrace.targets.bare_metal import board_of, linker_script
 from headrace.targets.cache import KernelStore
@@ -37,7 +37,7 @@ class Used:
 
     Attributes:
         arena_bytes: up to the last byte that was written to.
-        stack_bytes: of the network's functions.
+        stack_bytes: of the network's functions, to 16 bytes.
     """
 
     arena_bytes: int
@@ -81,24 +81,34 @@ class Emulated:
         self._what = f"{program.name} of {target.name} on {self.machine}"
 
     def _main(self, word: str) -> str:
-        words = self.program.target.word_bytes
-        ends = [
-            [x for one in arrays for x in (one.offset, one.n_bytes)] or [0]
-            for arrays in (self.program.inputs, self.program.outputs)
-        ]
-        first, second = self._functions[0], self._functions[-1]
+        program, words = self.program, self.program.target.word_bytes
+        ports = {"inputs": program.inputs, "outputs": program.outputs, "state": program.state}
+        ends = {
+            name: [x for one in arrays for x in (one.offset, one.n_bytes)] or [0]
+            for name, arrays in ports.items()
+        }
         slots: list[int | float | Place] = [
-            Place("image"), Place(ARENA_SYMBOL), self.program.arena_bytes, Place(first),
-            Place(second), Place(INIT), Place("inputs"), len(self.program.inputs),
-            Place("outputs"), len(self.program.outputs),
+            Place("image"), Place(ARENA_SYMBOL), program.arena_bytes, Place("functions"),
+            Place(INIT),
         ]  # fmt: skip
-        functions = {first, second, INIT}
+        for name, arrays in ports.items():
+            slots += [Place(name), len(arrays)]
+        slots += [Place("mark"), Place("marked")]
+        functions = [Place(name) for name in self._functions]
         return f"""
 @{ARENA_SYMBOL} = external global i8
-{"".join(f"declare void @{name}()" + chr(10) for name in sorted(functions))}
+{"".join(f"declare void @{name}()" + chr(10) for name in sorted({*self._functions, INIT}))}
 declare void @{symbol_of(DRIVER.name)}(ptr, i64, i64)
-{argument_words("inputs", ends[0], words)}{argument_words("outputs", ends[1], words)}
+{"".join(argument_words(name, values, words) for name, values in ends.items())}
+{argument_words("functions", functions, words)}
 {argument_words("arguments", slots, words)}
+@marked = global i64 0
+declare ptr @llvm.stacksave.p0()
+define void @mark() noinline {{
+  %sp = call ptr @llvm.stacksave.p0()
+  store ptr %sp, ptr @marked
+  ret void
+}}
 define void @main() noinline {{
   %n = call {word} @read_image()
   call void @{symbol_of(DRIVER.name)}(ptr @arguments, i64 0, i64 1)
@@ -107,37 +117,31 @@ define void @main() noinline {{
 }}
 """
 
-    def _image(self, runs: Sequence[Arrays], names: Sequence[str], *, painting: bool) -> _Image:
+    def _image(
+        self, runs: Sequence[Arrays], names: Sequence[str], *, painting: bool,
+        state: Arrays | None = None,
+    ) -> _Image:  # fmt: skip
         given = bytearray(HEADER)
         for arrays in runs:
             for one in self.program.inputs:
-                array = np.asarray(arrays[one.name])
-                if array.shape != one.shape or array.dtype != one.dtype:
-                    raise ValueError(
-                        f"{one.name} is {array.dtype} {list(array.shape)}, and {one.dtype} "
-                        f"{list(one.shape)} is wanted"
-                    )
-                given += np.ascontiguousarray(array).tobytes()
+                given += _checked(one, arrays).tobytes()
                 given += bytes(-len(given) % ALIGNED)
         kinds = len(given)
         given += bytes(self._functions.index(name) for name in names)
         given += bytes(-len(given) % ALIGNED)
-        header = np.array([len(runs), painting, len(given), kinds], np.int64)
-        given[:HEADER] = header.tobytes()
-        one_run = sum(_aligned(one.n_bytes) for one in self.program.outputs)
-        room = ALIGNED if painting else ALIGNED + one_run * len(runs)
+        known = len(given) if state is not None else 0
+        if state is not None:
+            for one in self.program.state:
+                given += _checked(one, state).tobytes()
+                given += bytes(-len(given) % ALIGNED)
+        header = np.array([len(runs), painting, len(given), kinds, known], np.int64)
+        given[: header.nbytes] = header.tobytes()
+        room = ALIGNED if painting else ALIGNED + self._result_bytes(len(runs))
         return _Image(bytes(given) + bytes(room), len(given))
 
-    def _outputs(self, data: bytes, count: int) -> list[dict[str, np.ndarray]]:
-        at, found = 0, []
-        for _ in range(count):
-            arrays = {}
-            for one in self.program.outputs:
-                flat = np.frombuffer(data, one.dtype, int(np.prod(one.shape)), at)
-                arrays[one.name] = flat.reshape(one.shape)
-                at += _aligned(one.n_bytes)
-            found.append(arrays)
-        return found
+    def _result_bytes(self, runs: int) -> int:
+        one_run = sum(_aligned(one.n_bytes) for one in self.program.outputs)
+        return one_run * runs + sum(_aligned(one.n_bytes) for one in self.program.state)
 
     def _ran(self, image: _Image) -> bytes:
         command = [*(command_of(self.machine) or []), *program_words(self.machine, self._path)]
@@ -158,8 +162,30 @@ define void @main() noinline {{
             KernelError: the program fails otherwise.
             ValueError: an input has another shape or type.
         """
+        return self.run_on(runs, functions)[0]
+
+    def run_on(
+        self, runs: Sequence[Arrays], functions: Sequence[str] | None = None,
+        state: Arrays | None = None,
+    ) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:  # fmt: skip
+        """The same, and what stays from run to run, as it is behind the last one.
+
+        Args:
+            state: what that is at first, by name; None: as the program has it.
+
+        Raises:
+            IllegalInstructionError, KernelError, ValueError: as `run`.
+        """
         names = [self._functions[0]] * len(runs) if functions is None else functions
-        return self._outputs(self._ran(self._image(runs, names, painting=False)), len(runs))
+        data, at = self._ran(self._image(runs, names, painting=False, state=state)), 0
+        found: list[dict[str, np.ndarray]] = []
+        for arrays in (*[self.program.outputs] * len(runs), self.program.state):
+            found.append({})
+            for one in arrays:
+                flat = np.frombuffer(data, one.dtype, int(np.prod(one.shape)), at)
+                found[-1][one.name] = flat.reshape(one.shape)
+                at += _aligned(one.n_bytes)
+        return found[:-1], found[-1]
 
     def used(self, arrays: Arrays, function: str | None = None) -> Used:
         """Memory that a run takes, by painting it before.
@@ -186,6 +212,16 @@ define void @main() noinline {{
             self._image([arrays], [name], painting=False), self._what,
         )  # fmt: skip
         return {name: counts[name], **{kernel: counts[symbol] for kernel, symbol in names.items()}}
+
+
+def _checked(one: PlacedArray, arrays: Arrays) -> np.ndarray:
+    array = np.asarray(arrays[one.name])
+    if array.shape != one.shape or array.dtype != one.dtype:
+        raise ValueError(
+            f"{one.name} is {array.dtype} {list(array.shape)}, and {one.dtype} {list(one.shape)} "
+            "is wanted"
+        )
+    return np.ascontiguousarray(array)
 
 
 def _aligned(n_bytes: int) -> int:

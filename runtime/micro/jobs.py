@@ -85,6 +85,9 @@ def can_run_by_rows(layers: Sequence[Layer]) -> bool:
         images = all(len(value.shape) == 3 for value in (*layer.reads, layer.makes))
         if isinstance(layer, View) or not images:
             return False
+        rows = layer.makes.image[0]
+        if not hasattr(layer, "windows") and any(v.image[0] != rows for v in layer.reads):
+            return False
         if any(value.name not in known for value in layer.reads):
             return False
         known.add(layer.makes.name)
@@ -134,14 +137,14 @@ def some_rows(value: Value, rows: Range) -> Value:
     return replace(value, shape=(rows[1] - rows[0], *value.shape[1:]))
 
 
-def row_bytes(value: Value, item: int) -> int:
+def row_bytes(value: Value) -> int:
     """Of a row of an image."""
     _, columns, channels = value.image
-    return columns * channels * item
+    return columns * channels * value.dtype.itemsize
 
 
 def jobs_by_rows(
-    layers: Sequence[Layer], first: int, rows: int, item: int
+    layers: Sequence[Layer], first: int, rows: int
 ) -> tuple[list[Job], dict[str, int], int]:
     """Jobs of layers by rows.
 
@@ -149,7 +152,6 @@ def jobs_by_rows(
         layers: those.
         first: the place of the first in the network.
         rows: that the last of them makes at a time.
-        item: bytes of an element.
 
     Returns:
         The jobs; bytes of each piece between the layers; and how far above its own result the
@@ -171,14 +173,14 @@ def jobs_by_rows(
             name = layer.makes.name
             if name in between:
                 keep = _later(bands, band, name, span[0])
-                jobs += _moved(layer.makes, held, keep, first + i, item)
+                jobs += _moved(layer.makes, held, keep, first + i)
                 held[name] = (held[name][0], span[1])
                 most[name] = max(most[name], span[1] - held[name][0])
-            jobs.append(_part_job(layer, span, held, first + i, item))
+            jobs.append(_part_job(layer, span, held, first + i))
             if name == result.name:
-                written = span[1] * row_bytes(result, item)
-                above = max(above, written - later * row_bytes(given, item))
-    sizes = {name: most[name] * row_bytes(value, item) for name, value in between.items()}
+                written = span[1] * row_bytes(result)
+                above = max(above, written - later * row_bytes(given))
+    sizes = {name: most[name] * row_bytes(value) for name, value in between.items()}
     return jobs, sizes, above
 
 
@@ -187,7 +189,7 @@ def _later(bands: Bands, band: int, name: str, end: int) -> int:
     return min((one[name][0] for one in bands.needed[band:] if name in one), default=end)
 
 
-def _moved(value: Value, held: dict[str, Range], keep: int, index: int, item: int) -> Iterator[Job]:
+def _moved(value: Value, held: dict[str, Range], keep: int, index: int) -> Iterator[Job]:
     """Forget rows that nobody needs any more: those that are left go to the front."""
     begin, end = held[value.name]
     keep = min(keep, end)
@@ -195,21 +197,21 @@ def _moved(value: Value, held: dict[str, Range], keep: int, index: int, item: in
         return
     held[value.name] = (keep, end)
     if keep < end:
-        size = row_bytes(value, item)
+        size = row_bytes(value)
         at = {TO: At(value.name), FROM: At(value.name, (keep - begin) * size)}
         yield Job(None, at, index, (end - keep) * size)
 
 
-def _part_job(layer: Layer, span: Range, held: Mapping[str, Range], index: int, item: int) -> Job:
+def _part_job(layer: Layer, span: Range, held: Mapping[str, Range], index: int) -> Job:
     at: dict[str, At] = {}
     reads = []
     for value in layer.reads:
         rows = rows_read(layer, value, span)
         part = some_rows(value, rows)
         begin = rows[0] - held.get(value.name, (0, 0))[0]
-        at[part.name] = At(value.name, begin * row_bytes(value, item))
+        at[part.name] = At(value.name, begin * row_bytes(value))
         reads.append(part)
     makes = some_rows(layer.makes, span)
     begin = span[0] - held.get(layer.makes.name, (0, 0))[0]
-    at[makes.name] = At(layer.makes.name, begin * row_bytes(layer.makes, item))
+    at[makes.name] = At(layer.makes.name, begin * row_bytes(layer.makes))
     return Job(part_of(layer, span, reads, makes), at, index)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-SCRATCH = "scratch"
+from headrace.micro.network import OWN
+
+SCRATCH = f"{OWN}scratch"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A small network as data: layers in order, of images that lie pixel by pixel (NHWC), batch 1.
 
 Values are int8 codes where the file is quantised, else real numbers, which a program keeps as
-halves or as float32.
+halves; numbers between codes, or behind them, are float32.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from headrace.errors import UnsupportedError
+
 UNSIGNED_ZERO = 128  # taken from codes of files that have unsigned ones
 UNBOUNDED = (-math.inf, math.inf)
+OWN = "\0"  # in names that planners give, and no network has
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,33 @@ class Value:
     Attributes:
         shape: [rows, columns, channels] of an image, [channels] of a vector.
         codes: of int8; None: it is a real number.
-        sums: of an output whose codes nobody knows: float32 [channels], what int32 sums of products
-            are multiplied by; None: it is none.
+        sums: of int32 sums of products, whose codes nobody knows: float32 [channels], what they are
+            multiplied by; None: it is none.
+        wide: a real number is float32, and no half.
     """
 
     name: str
     shape: tuple[int, ...]
     codes: Codes | None
     sums: np.ndarray | None = field(default=None, compare=False)
+    wide: bool = False
 
     @property
     def elements(self) -> int:
         """All of them."""
         return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its elements on a chip."""
+        if self.sums is not None:
+            return np.dtype(np.int32)
+        return np.dtype(np.int8 if self.codes else np.float32 if self.wide else np.float16)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all elements on a chip."""
+        return self.elements * self.dtype.itemsize
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -112,10 +129,10 @@ class Convolution(Layer):
 
     @property
     def is_of_sums(self) -> bool:
-        """Whether it makes numbers of one row of codes, without bounds."""
+        """Whether it makes numbers of one row of codes."""
         of_codes = self.reads[0].codes is not None and self.makes.codes is None
         single = self.makes.image[:2] == (1, 1) and self.weights[0].size == self.reads[0].elements
-        return of_codes and single and self.bounds == UNBOUNDED
+        return of_codes and single and self.scales is not None
 
     @property
     def macs(self) -> int:
@@ -126,7 +143,7 @@ class Convolution(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Sums(Layer):
-    """A fully connected layer of codes whose result stays sums of products, at a network's end.
+    """A fully connected layer of codes whose result stays sums of products.
 
     Attributes:
         weights: int8 [made, read].
@@ -170,11 +187,16 @@ class Depthwise(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Pool(Layer):
-    """The mean or the most of a window's pixels that are in the image, channel by channel."""
+    """The mean or the most of a window's pixels that are in the image, channel by channel.
+
+    Attributes:
+        of_numbers: a mean is rounded as one of numbers, also where codes stay the same.
+    """
 
     kind: Literal["mean", "most"]
     windows: Windows
     bounds: tuple[float, float] = UNBOUNDED
+    of_numbers: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +204,41 @@ class Add(Layer):
     """The sum of two values of one shape."""
 
     bounds: tuple[float, float] = UNBOUNDED
+
+
+@dataclass(frozen=True, eq=False)
+class Multiply(Layer):
+    """The product of two values of one shape, or of an image and a factor for each channel."""
+
+    bounds: tuple[float, float] = UNBOUNDED
+
+    @property
+    def is_by_channel(self) -> bool:
+        """Whether the second value is a single pixel, for many."""
+        return self.reads[0].elements != self.reads[1].elements
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation(Layer):
+    """Values one behind the other.
+
+    Attributes:
+        axis: of the shapes that they have here.
+    """
+
+    axis: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Padding(Layer):
+    """An image with zeros around it.
+
+    Attributes:
+        before, after: rows and columns of zeros.
+    """
+
+    before: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +264,11 @@ class Softmax(Layer):
     """
 
     beta: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion(Layer):
+    """The same as another kind of value: codes or sums as float32, or float32 as codes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +306,9 @@ class MicroNetwork:
 
     Attributes:
         name: for people.
+
+    Raises:
+        UnsupportedError: a name has a zero byte.
     """
 
     name: str
@@ -251,10 +316,16 @@ class MicroNetwork:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
+    def __post_init__(self) -> None:
+        names = [*(layer.name for layer in self.layers), *(value.name for value in self.values())]
+        for name in names:
+            if OWN in name:
+                raise UnsupportedError(f"{name!r}: a name with a zero byte; rename it")
+
     @property
     def is_quantised(self) -> bool:
-        """Whether values are int8 codes, or sums of products of these."""
-        return all(v.codes is not None or v.sums is not None for v in self.values())
+        """Whether values are int8 codes, or what is made of these."""
+        return any(value.codes is not None for value in self.values())
 
     @property
     def macs(self) -> int:

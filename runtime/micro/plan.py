@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from headrace.micro.arithmetic import dtype_of
+from headrace.errors import UnsupportedError
 from headrace.micro.jobs import ByRows
 from headrace.micro.lowered import SCRATCH, At, Lowered
 from headrace.micro.network import MicroNetwork
@@ -64,7 +64,7 @@ class MicroPlan:
                     p.value.name,
                     self.places[p.value.name],
                     p.value.shape,
-                    dtype_of(self.network, p.value),
+                    p.value.dtype,
                     about(p),
                 )
                 for p in of
@@ -104,6 +104,10 @@ def placed(schedule: Schedule, by_rows: tuple[ByRows, ...]) -> MicroPlan:
         own = {name: bases[at.name].behind(at.offset) for name, at in job.at.items()}
         if part.scratch_bytes:
             own[SCRATCH] = At(ARENA, packing.offsets[scratch_of(job)])
+        if twice := own.keys() & known.keys():
+            raise UnsupportedError(
+                f"{min(twice)}: a value has the name of a layer's weights or bias; rename it"
+            )
         calls += [call_of(step, {**own, **known}, job.index) for step in part.steps]
     network = schedule.network
     ports = {port.value.name for port in (*network.inputs, *network.outputs)}

@@ -30,11 +30,14 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         raise ValueError(f"{port.name} is {list(array.shape)}, and {list(port.shape)} is wanted")
     if array.dtype.kind != "f" if port.is_real else array.dtype != port.type:
         raise ValueError(f"{port.name} is {array.dtype}, and {port.type} is wanted")
-    image = array[0].transpose(1, 2, 0) if port.channels_first else array
+    image = array
+    if port.channels_first:
+        rows, columns, channels = port.value.image
+        image = array.reshape(channels, rows, columns).transpose(1, 2, 0)
     image = np.ascontiguousarray(image).reshape(port.value.shape)
     codes = port.value.codes
     if codes is None:
-        return image.astype(np.float16)
+        return image.astype(port.value.dtype)
     if not port.is_real:
         found: np.ndarray = (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
         return found
@@ -65,7 +68,7 @@ def _from_chip(port: Port, value: np.ndarray) -> np.ndarray:
 def about(port: Port) -> str:
     """What a port is on the chip, for people who write C."""
     codes, shape = port.value.codes, list(port.value.shape)
-    what = "halves (IEEE 754 binary16)"
+    what = "float32" if port.value.wide else "halves (IEEE 754 binary16)"
     if port.value.sums is not None:
         what = "int32 sums of products: their order is that of numbers, if scales are alike"
     elif codes is not None:

@@ -96,6 +96,7 @@ class Program:
         initial: what of them goes to the arena first.
         arena_bytes: of SRAM.
         inputs, outputs: arrays that are there before a function runs, and behind it.
+        state: arrays that stay from one call to the next.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Program:
     arena_bytes: int
     inputs: tuple[PlacedArray, ...]
     outputs: tuple[PlacedArray, ...]
+    state: tuple[PlacedArray, ...] = ()
 
     @property
     def block_bytes(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from headrace.errors import UnsupportedError
 from headrace.loaders.onnx_model import OnnxModel, open_onnx
 from headrace.loaders.reader import TensorReader
 from headrace.loaders.tflite import SUFFIX, open_tflite
+from headrace.micro.held import NO_PADS, TO_FIRST, Held, Pads, image_of
+from headrace.micro.mixed import mixed
 from headrace.micro.network import (
     UNSIGNED_ZERO,
     Codes,
-    Convolution,
     Layer,
     MicroNetwork,
+    Padding,
     Port,
-    Sums,
     Value,
     View,
 )
@@ -41,48 +42,21 @@ from headrace.networks.ports import port_of
 from headrace.networks.quantisation import named
 from headrace.networks.specialise import specialise
 
-TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # the channels of images
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-_LOOK_THROUGH = ("QuantizeLinear", "DequantizeLinear")
-
-
-@dataclass(frozen=True)
-class Held:
-    """A graph's value, as a network has it.
-
-    Attributes:
-        first: the graph has its channels first.
-        real: the graph has numbers, where the network has codes.
-        flat: the graph has an image's elements as one row.
-    """
-
-    value: Value
-    first: bool = False
-    real: bool = False
-    flat: bool = False
-
-    @property
-    def in_order(self) -> bool:
-        """Whether elements lie as the graph has them."""
-        rows, columns, channels = self.value.image
-        moves = rows * columns != 1 and channels != 1
-        return not moves or not (self.first or self.flat)
-
-    def of_codes(self, value: Value | None = None) -> Held:
-        """The same, or another value that lies so, where the graph has codes."""
-        return replace(self, value=self.value if value is None else value, real=False)
-
-    def of_numbers(self) -> Held:
-        """The same where the graph has numbers."""
-        return replace(self, real=True)
-
-    def as_row(self) -> Held:
-        """The same where the graph has one row of its elements, by channels."""
-        return replace(self, flat=True, first=False)
-
-    def turned(self, first: bool) -> Held:
-        """The same where the graph has put its channels elsewhere."""
-        return replace(self, first=first)
+# What gives the same whether its input is quantised or its result.
+_BEFORE_CODES = (
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "MaxPool",
+    "Concat",
+    "Pad",
+)
+_TO_CODES, _TO_NUMBERS = ("QuantizeLinear",), ("DequantizeLinear", "Cast")
+_OF_CHANNELS_FIRST = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
+_LOOK_THROUGH = (*_TO_CODES, *_TO_NUMBERS)
 
 
 def read_network(path: str | Path) -> MicroNetwork:
@@ -155,9 +129,10 @@ class Reading:
         """Take an input of the graph."""
         shape = self.graph.shape(name) or ()
         first = len(shape) == 4 and not self._is_turned(name)
-        kept = _last(shape) if first else shape[1:]
+        first = first or (len(shape) == 3 and self._has_channels_first(name))
+        kept = image_of(shape) if first else ((1,) * (len(shape) == 3) + shape[1:])
         is_real = self.graph.types[name].elem_type == onnx.TensorProto.FLOAT
-        node = self._quantiser(name, "QuantizeLinear" if is_real else "DequantizeLinear")
+        node = self._quantiser(name, _TO_CODES if is_real else _TO_NUMBERS)
         if node is None and not is_real:
             raise UnsupportedError(
                 f"its input {name!r} has codes of no known scale", path=self.path
@@ -173,14 +148,21 @@ class Reading:
     def _is_unsigned(self, name: str) -> bool:
         return self.graph.types[name].elem_type == onnx.TensorProto.UINT8
 
-    def _quantiser(self, name: str, op: str) -> Node | None:
-        """What says first how an input is quantised."""
+    def _quantiser(self, name: str, ops: Sequence[str]) -> Node | None:
+        """What says first how an input is quantised; all that reads it has to say the same."""
+        found: list[Node | None] = []
         for user in self.matcher.users.get(name, []):
-            if user.op == op:
-                return user
-            if user.op in ("Reshape", "Transpose", "Flatten"):
-                return self._quantiser(user.outputs[0], op)
-        return None
+            if user.op in ops:
+                found.append(user)
+            elif user.op in _BEFORE_CODES:
+                found.append(self._quantiser(user.outputs[0], ops))
+            else:
+                found.append(None)
+        if name in self.graph.outputs or not found or found[0] is None:
+            return None
+        codes = self.codes_of(found[0])
+        alike = all(one is not None and self.codes_of(one) == codes for one in found)
+        return found[0] if alike else None
 
     def _is_turned(self, name: str) -> bool:
         """Whether all that reads an image has its channels put first."""
@@ -189,6 +171,14 @@ class Reading:
             self._is_turned(user.outputs[0]) if user.op in _LOOK_THROUGH
             else user.op == "Transpose" and tuple(user.attribute("perm", ())) == TO_FIRST
             for user in users
+        )  # fmt: skip
+
+    def _has_channels_first(self, name: str) -> bool:
+        """Whether what reads rows says so."""
+        return any(
+            self._has_channels_first(user.outputs[0]) if user.op in (*_LOOK_THROUGH, "Pad")
+            else user.op in _OF_CHANNELS_FIRST
+            for user in self.matcher.users.get(name, [])
         )  # fmt: skip
 
     def output(self, name: str) -> Port:
@@ -208,7 +198,29 @@ class Reading:
     # Values
 
     def held(self, name: str) -> Held:
-        """A value that is there.
+        """A value that is there, with the zeros around it.
+
+        Raises:
+            UnsupportedError: it is a constant.
+        """
+        held = self.given(name)
+        if held.pads == NO_PADS:
+            return held
+        made = self.surrounded(held.value, f"{name}/padded", held.pads)
+        self.put(name, replace(held, value=made, pads=NO_PADS))
+        return self._held[name]
+
+    def surrounded(self, image: Value, name: str, pads: Pads) -> Value:
+        """An image with zeros around it."""
+        (above, left), (below, right) = pads
+        rows, columns, channels = image.image
+        shape = above + rows + below, left + columns + right, channels
+        made = Value(name, shape, image.codes)
+        self.layers.append(Padding(name, (image,), made, *pads))
+        return made
+
+    def given(self, name: str) -> Held:
+        """The same, or what is to have zeros around it.
 
         Raises:
             UnsupportedError: it is a constant.
@@ -226,22 +238,51 @@ class Reading:
 
     def number(self, node: Node, index: int = 0) -> Held:
         """An input that is a number in the graph."""
+        return self._checked(node, self.held(node.inputs[index]))
+
+    def row(self, node: Node, index: int) -> Value:
+        """An input of numbers or codes that is one row in the graph, and lies so."""
         held = self.held(node.inputs[index])
+        if not held.in_order:
+            raise self.unsupported(node, "it reads an image as a row, channels first")
+        return self.view(node.inputs[index], held, (held.value.elements,), first=False)
+
+    def _checked(self, node: Node, held: Held) -> Held:
         if held.value.codes is not None and not held.real:
-            raise self.unsupported(node, "it reads codes, and only DequantizeLinear's results do")
+            raise self.unsupported(
+                node, "it reads codes, where DequantizeLinear's results are done"
+            )
         return held
 
-    def image(self, node: Node, index: int = 0) -> Value:
-        """An input that is an image, whose channels the graph has first."""
-        held = self.number(node, index)
+    def unpadded(self, node: Node, most: tuple[int, int]) -> tuple[Value, Pads]:
+        """The image that a node reads, and zeros around it, if each side has at most so many."""
+        held = self.given(node.inputs[0])
+        fits = all(n <= end for one in held.pads for n, end in zip(one, most, strict=True))
+        if held.pads == NO_PADS or not held.first or not fits:
+            return self.image(node), NO_PADS
+        return self._checked(node, held).value, held.pads
+
+    def is_constant(self, node: Node, index: int) -> bool:
+        """Whether an input is one, of numbers or of codes."""
+        name, constants = node.inputs[index], self.graph.constants
+        source = self.matcher.maker(name, "DequantizeLinear")
+        return name in constants or (source is not None and source.inputs[0] in constants)
+
+    def image(self, node: Node, index: int = 0, *, moved: bool = False) -> Value:
+        """An input that is an image, whose channels the graph has first.
+
+        Args:
+            moved: the node takes codes as they are, too.
+        """
+        held = self.held(node.inputs[index]) if moved else self.number(node, index)
         shape = self.graph.shape(node.inputs[index]) or ()
-        if len(shape) != 4 or held.flat:
+        if len(shape) not in (3, 4) or held.flat:
             raise self.unsupported(node, f"it reads {list(shape)}, and images are done")
         if held.first:
             return held.value
-        if shape[1] != 1 and shape[2] * shape[3] != 1:
+        if shape[1] != 1 and math.prod(shape[2:]) != 1:
             raise self.unsupported(node, "it would take a transposition, which is not done")
-        return self.view(node.inputs[index], held, _last(shape), first=True)
+        return self.view(node.inputs[index], held, image_of(shape), first=True)
 
     def view(self, name: str, held: Held, shape: tuple[int, ...], *, first: bool) -> Value:
         """The elements of a value in another shape."""
@@ -255,39 +296,47 @@ class Reading:
     def made_shape(self, node: Node) -> tuple[int, ...]:
         """Of a node's result, as values have it: an image with channels last, and no batch."""
         shape = self.graph.shape(node.outputs[0])
-        if shape is None or shape[:1] != (1,) or len(shape) not in (2, 4) or 0 in shape:
+        if shape is None or shape[:1] != (1,) or len(shape) not in (2, 3, 4) or 0 in shape:
             raise self.unsupported(
                 node, f"its result has the shape {shape}, and a batch of one image or row is done"
             )
-        return _last(shape) if len(shape) == 4 else shape[1:]
+        return shape[1:] if len(shape) == 2 else image_of(shape)
 
-    def add(self, node: Node, layer: Layer, *, flat: bool = False) -> None:
-        """A layer whose result is a node's; `flat`: the graph has it as one row."""
+    def add(self, node: Node, layer: Layer, *, flat: bool = False, real: bool = False) -> None:
+        """A layer whose result is a node's.
+
+        Args:
+            flat: the graph has it as one row.
+            real: the graph has numbers, where the result may be codes.
+        """
         names = {one.name for one in self.layers}
         if layer.name in names:  # files need not tell their nodes apart
             layer = replace(layer, name=f"{layer.name} ({len(self.layers)})")
         self._makers[layer.makes.name] = len(self.layers)
         self.layers.append(layer)
-        first = len(self.graph.shape(node.outputs[0]) or ()) == 4
-        self.put(node.outputs[0], Held(layer.makes, first, flat=flat))
+        first = len(self.graph.shape(node.outputs[0]) or ()) > 2
+        real = real and layer.makes.codes is not None
+        self.put(node.outputs[0], Held(layer.makes, first, real, flat))
 
     def made_alone(self, name: str) -> Layer | None:
         """The layer that makes a number, if nobody else reads it and it has no codes yet."""
         held = self._held.get(name)
-        if held is None or held.value.codes is not None or held.flat:
+        if held is None or held.value.codes is not None or held.flat or held.pads != NO_PADS:
             return None
         users = self.matcher.users.get(name, [])
         if len(users) != 1 or name in self.graph.outputs or held.value.name not in self._makers:
             return None
         return self.layers[self._makers[held.value.name]]
 
-    def change(self, node: Node, layer: Layer, codes: Codes | None = None, **changes: Any) -> None:
-        """Let a layer take a node in, whose result it makes from now on."""
-        index = self._makers.pop(layer.makes.name)
+    def change(
+        self, node: Node, layer: Layer, codes: Codes | None = None, index: int = 0, **changes: Any
+    ) -> None:
+        """Let a layer that makes a node's input take it in: it makes the node's result now."""
+        at = self._makers.pop(layer.makes.name)
         makes = replace(layer.makes, name=node.outputs[0], codes=codes)
-        self.layers[index] = replace(layer, makes=makes, **changes)
-        self._makers[makes.name] = index
-        self.put(node.outputs[0], replace(self.held(node.inputs[0]), value=makes))
+        self.layers[at] = replace(layer, makes=makes, **changes)
+        self._makers[makes.name] = at
+        self.put(node.outputs[0], replace(self.held(node.inputs[index]), value=makes))
 
     # Constants
 
@@ -310,8 +359,10 @@ class Reading:
         return constants.array(name)
 
     def codes_of(self, node: Node) -> Codes:
-        """Of QuantizeLinear or DequantizeLinear."""
+        """Of QuantizeLinear or DequantizeLinear, or of bytes that become numbers."""
         constants = self.graph.constants
+        if node.op == "Cast":
+            return Codes(1.0, -UNSIGNED_ZERO if self._is_unsigned(node.inputs[0]) else 0)
         scale, zero = node.inputs[1], named(node.inputs, 2)
         if scale in constants and (not zero or zero in constants):
             factor = constants.array(scale).reshape(-1)
@@ -332,30 +383,6 @@ def _with_hard_swish(graph: Graph) -> Graph:
     )
 
 
-def _last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Rows, columns and channels of an image whose graph has channels first."""
-    return tuple(shape[i] for i in TO_LAST)[1:]
-
-
-def _ending_in_sums(
-    layers: Sequence[Layer], outputs: Sequence[Port]
-) -> tuple[list[Layer], tuple[Port, ...]]:
-    """Fully connected layers of codes that give an output of numbers give sums instead."""
-    ends = {port.value.name for port in outputs} - {v.name for one in layers for v in one.reads}
-    found, values = [], {}
-    for one in layers:
-        if isinstance(one, Convolution) and one.makes.name in ends and one.is_of_sums:
-            (read,) = one.reads
-            assert read.codes is not None and one.scales is not None
-            scales = np.float64(np.float32(read.codes.scale)) * one.scales
-            makes = replace(one.makes, sums=scales.astype(np.float32))
-            values[makes.name] = makes
-            weights = one.weights.reshape(len(one.weights), -1)
-            one = Sums(one.name, one.reads, makes, weights, one.bias)
-        found.append(one)
-    return found, tuple(replace(p, value=values.get(p.value.name, p.value)) for p in outputs)
-
-
 def _network(reading: Reading) -> MicroNetwork:
     graph = reading.graph
     inputs = tuple(reading.input(name) for name in graph.inputs)
@@ -365,12 +392,7 @@ def _network(reading: Reading) -> MicroNetwork:
             raise reading.unsupported(node, f"it does not run on microcontrollers; {known} do")
         OPERATORS[node.op](reading, node)
     outputs = tuple(reading.output(name) for name in graph.outputs)
-    layers, outputs = _ending_in_sums(reading.layers, outputs)
-    network = MicroNetwork(reading.path.stem, tuple(layers), inputs, outputs)
-    if any(value.codes is not None for value in network.values()) and not network.is_quantised:
-        other = next(value.name for value in network.values() if value.codes is None)
-        raise UnsupportedError(
-            f"some values are 8-bit codes, and {other!r} is not: quantise all of them, or none",
-            path=reading.path,
-        )
-    return network
+    layers: tuple[Layer, ...] = tuple(reading.layers)
+    if any(value.codes for layer in layers for value in (*layer.reads, layer.makes)):
+        layers, inputs, outputs = mixed(layers, inputs, outputs)
+    return MicroNetwork(reading.path.stem, layers, inputs, outputs)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import KernelError
-from headrace.micro.arithmetic import numbers_of
+from headrace.micro.arithmetic import kinds_of
 from headrace.micro.emulate import Arrays, Emulated, total
 from headrace.micro.firmware import firmware_object, kernel_objects
+from headrace.micro.learning import short_names, with_weights
 from headrace.micro.network import Layer, MicroNetwork, Port, Value
 from headrace.micro.plan import MicroPlan
 from headrace.micro.program import RUN, TRAIN, Program
+from headrace.micro.stack import stack_bytes
 from headrace.micro.training_plan import TrainingPlan
 from headrace.targets.emulation.symbols import section_bytes
 
@@ -32,11 +34,11 @@ def report(plan: MicroPlan) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "network": network.name,
         "target": plan.target.name,
-        "numbers": numbers_of(network).name,
+        "numbers": " and ".join(kinds_of(network)),
         "inputs": [port_text(port) for port in network.inputs],
         "outputs": [port_text(port) for port in network.outputs],
         "multiply_adds": network.macs,
-        "arena_bytes": plan.arena_bytes,
+        **sram_facts(plan.program),
         "arena_least_bytes": plan.packing.least,
         "packed": plan.packing.packer,
         "flash_bytes": needed,
@@ -52,7 +54,7 @@ def report(plan: MicroPlan) -> dict[str, Any]:
     if instructions := counted.get("instructions"):
         facts["multiply_adds_per_instruction"] = round(network.macs / instructions, 3)
     facts |= counted
-    facts["layers"] = list(_layers(network))
+    facts["layers"] = list(layer_rows(network))
     return facts
 
 
@@ -70,7 +72,7 @@ def report_learning(plan: TrainingPlan) -> dict[str, Any]:
         "target": program.target.name,
         "inputs": [one.about for one in program.inputs],
         "outputs": [one.about for one in program.outputs],
-        "arena_bytes": program.arena_bytes,
+        **sram_facts(program),
         "arena_least_bytes": plan.packing.least,
         "learned_bytes": plan.state_bytes,
         "flash_bytes": len(program.constants) + program.block_bytes + code,
@@ -79,6 +81,16 @@ def report_learning(plan: TrainingPlan) -> dict[str, Any]:
         counted = _counted(program, given, name)
         facts |= {f"{label}_{k}" if k != "not_counted" else k: v for k, v in counted.items()}
     return facts
+
+
+def sram_facts(program: Program) -> dict[str, int]:
+    """All of SRAM that a program takes: its arena, and what its stack is at most.
+
+    Raises:
+        KernelError: a kernel does not compile for the chip.
+    """
+    arena, stack = program.arena_bytes, stack_bytes(program)
+    return {"sram_bytes": arena + stack, "arena_bytes": arena, "stack_bytes": stack}
 
 
 def code_bytes(program: Program) -> int:
@@ -93,10 +105,13 @@ def port_text(port: Port) -> str:
     return f"{port.name}: {port.type} {list(port.shape)}"
 
 
-def _layers(network: MicroNetwork) -> Iterator[dict[str, Any]]:
+def layer_rows(network: MicroNetwork) -> Iterator[dict[str, Any]]:
+    """What layers are, for a table."""
+    names = short_names(with_weights(network))
     for layer in network.layers:
         yield {
             "layer": type(layer).__name__,
+            "name": names.get(layer.name, ""),
             "reads": " ".join(_shape(value) for value in layer.reads),
             "makes": _shape(layer.makes),
             "windows": _windows(layer),
@@ -122,7 +137,7 @@ def random_inputs(network: MicroNetwork) -> Arrays:
     for port in network.inputs:
         value = port.value
         if value.codes is None:
-            found[value.name] = rng.standard_normal(value.shape).astype(np.float16)
+            found[value.name] = rng.standard_normal(value.shape).astype(value.dtype)
         else:
             found[value.name] = rng.integers(-128, 128, value.shape).astype(np.int8)
     return found
@@ -132,14 +147,11 @@ def _counted(program: Program, given: Arrays, function: str) -> dict[str, Any]:
     """Instructions of a function, counted in an emulator; why not, where there is none."""
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
-            emulated = Emulated(program, folder)
-            counts = emulated.counts(given, function)
-            used = emulated.used(given, function)
+            counts = Emulated(program, folder).counts(given, function)
     except KernelError as error:
         return {"not_counted": str(error)}
     whole = total(counts)
     return {
-        "stack_bytes": used.stack_bytes,
         "instructions": whole.instructions,
         "cycles": whole.cycles,
         "kernels": [

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.errors import UnsupportedError
-from headrace.micro.arithmetic import dtype_of, lowered, numbers_of
+from headrace.micro.arithmetic import lowered
 from headrace.micro.jobs import ByRows, Job, can_run_by_rows, jobs_by_rows
 from headrace.micro.kernels import move
 from headrace.micro.lowered import SCRATCH, At, Lowered
-from headrace.micro.network import Layer, MicroNetwork, View
+from headrace.micro.network import OWN, Layer, MicroNetwork, View
 from headrace.micro.packing import ALIGNED, Life, Lives
 from headrace.targets.target import Target
 
-_ROWS = " (rows)"  # behind a value's name: some of its rows
+_ROWS = f"{OWN}rows"  # behind a value's name: some of its rows
 
 
 def scratch_of(job: Job) -> str:
@@ -43,11 +43,10 @@ class Schedule:
         known: dict[object, Lowered] | None = None,
     ) -> None:  # fmt: skip
         self.network, self.target = network, target
-        self._item = numbers_of(network).dtype.itemsize
         self._known = {} if known is None else known
         self.jobs: list[tuple[Job, Lowered]] = []
         self.bases = {port.value.name: At(port.value.name) for port in network.inputs}
-        self._sizes = {v.name: v.elements * dtype_of(network, v).itemsize for v in network.values()}
+        self._sizes = {value.name: value.n_bytes for value in network.values()}
         self._last = network.last_reads()
         self._times = {name: [0, 0] for name in self.bases}
         starts, at = {one.first: one for one in by_rows}, 0
@@ -116,7 +115,7 @@ class Schedule:
                 f"layers {of.first} to {of.last - 1} cannot run by rows: they have to be layers of "
                 "images that read the first one's input or each other, and nobody else them"
             )
-        jobs, sizes, above = jobs_by_rows(layers, of.first, of.rows, self._item)
+        jobs, sizes, above = jobs_by_rows(layers, of.first, of.rows)
         given, result = layers[0].reads[0].name, layers[-1].makes.name
         for name, n_bytes in sizes.items():
             self.bases[name + _ROWS] = At(name + _ROWS)

@@ -6,16 +6,17 @@ biases are trained ("sparse update" of Lin et al., "On-Device Training Under 256
 2206.15472); they lie in SRAM, all others in flash.
 
 Of halves each trained number takes a half, a half for what is lost in rounding it, a half of
-velocity if there is momentum, and, until it is updated, a half of gradient. With a static loss
-scale each gradient is used as soon as it is there, and forgotten. With a dynamic one all gradients
-are looked at before anything is updated, as a step with an overflow is skipped as a whole.
+velocity if there is momentum, and, until it is updated, a half of gradient. All gradients are
+looked at before anything is updated, as a step with an overflow is skipped as a whole; or each is
+used as soon as it is there, and forgotten (`Learning.at_once`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,54 +27,30 @@ from headrace.micro.half.machine import names_of
 from headrace.micro.half.windows import WHOLE, Tile
 from headrace.micro.kernels import elementwise, learning
 from headrace.micro.kernels.numbers import UNBOUNDED, Kind, dtype_of
+from headrace.micro.learning import Learning, check_trained
 from headrace.micro.lowered import SCRATCH, At, Lowered, Step
 from headrace.micro.network import (
+    OWN,
     Activation,
     Add,
+    Concatenation,
     Convolution,
     Depthwise,
     Layer,
     MicroNetwork,
+    Padding,
     Pool,
     Softmax,
     Value,
     View,
 )
 from headrace.micro.packing import Life
+from headrace.micro.placing import lowered_in
+from headrace.micro.training_state import STATE, WANTED, gradient_of, rest_of, velocity_of
 from headrace.targets.target import Target
 
-Loss = Literal["cross entropy", "squares"]
-WANTED, STATE = "\0wanted", "\0loss scale"  # names that no file has
+_PROBABILITIES = f"{OWN}probabilities"
 SLACK = 16  # bytes behind a value that kernels may write, where it is cleared
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What of a layer is trained."""
-
-    weights: bool = True
-    bias: bool = True
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How a network learns.
-
-    Attributes:
-        trained: what is, by the name of its layer.
-        rate, momentum: of gradient descent: v = momentum v + gradient; weights -= rate v.
-        loss: of probabilities, behind a softmax, or half the mean of squared differences.
-        scale: of the loss, a power of two, at the begin.
-        good_steps: after which the scale is doubled, if it is dynamic; None: it stays, and no
-            overflow is looked for.
-    """
-
-    trained: Mapping[str, Trained]
-    rate: float
-    momentum: float = 0.0
-    loss: Loss = "cross entropy"
-    scale: float = 1.0
-    good_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,18 +94,6 @@ class TrainingStep:
         return {name: (life,) for name, life in found.items()}
 
 
-def last_layers(network: MicroNetwork, count: int) -> dict[str, Trained]:
-    """The last layers that have weights, to be trained.
-
-    Raises:
-        ValueError: it has not so many.
-    """
-    found = [one.name for one in network.layers if isinstance(one, Convolution | Depthwise)]
-    if not 0 < count <= len(found):
-        raise ValueError(f"the last {count} layers: {len(found)} have weights")
-    return {name: Trained() for name in found[-count:]}
-
-
 def training_step(
     network: MicroNetwork, target: Target, learning: Learning, *, kind: Kind = "half",
     tiles: Mapping[str, Tile] | None = None,
@@ -167,28 +132,23 @@ class _Builder:
     def _check(self) -> None:
         if not self.target.floats:
             raise UnsupportedError(f"{self.target.name} has no floating-point unit to learn with")
-        known = {layer.name: layer for layer in self.network.layers}
-        if self.network.is_quantised or len(self.network.inputs) != 1:
+        has_codes = any(value.codes is not None for value in self.network.values())
+        if has_codes or len(self.network.inputs) != 1:
             raise UnsupportedError("networks of real numbers with one input are trained")
         (output, *more), last = self.network.outputs, self.network.layers[-1]
         if more or output.value.name != last.makes.name:
             raise UnsupportedError("networks whose last layer makes their one output are trained")
-        for name, what in self.how.trained.items():
-            if not isinstance(known.get(name), Convolution | Depthwise):
+        check_trained(self.network, self.how.trained)
+        for layer in self.network.layers:
+            if layer.name in self.how.trained and depthwise.dense(layer) is not layer:
                 raise UnsupportedError(
-                    f"{name}: there is no layer of weights of this name to train"
+                    f"{layer.name}: it makes several channels of one: not trained"
                 )
-            if depthwise.dense(known[name]) is not known[name]:
-                raise UnsupportedError(f"{name}: it makes several channels of one: not trained")
-            if not (what.weights or what.bias):
-                raise UnsupportedError(f"{name}: neither its weights nor its bias are trained")
-        if not self.how.trained:
-            raise UnsupportedError("nothing is trained: name a layer")
 
     # ---- parts ------------------------------------------------------------------------------
 
     def _add(self, phase: str, part: Lowered) -> None:
-        scratch = f"\0{SCRATCH} {len(self.steps)}"
+        scratch = f"{SCRATCH} {len(self.steps)}"
         if part.scratch_bytes:
             self.values[scratch] = part.scratch_bytes
         for name, array in part.constants.items():
@@ -217,6 +177,8 @@ class _Builder:
     def _lowered(self, layer: Layer) -> Lowered:
         tile = self.tiles.get(f"{layer.name}: forward", WHOLE)
         more = {"tile": tile} if isinstance(layer, Convolution | Depthwise) else {}
+        if isinstance(layer, Concatenation | Padding):
+            return lowered_in(layer, self.target, wide=self.kind == "single")
         return LOWERED[type(layer)](layer, self.target, kind=self.kind, **more)
 
     # ---- forward ----------------------------------------------------------------------------
@@ -226,8 +188,8 @@ class _Builder:
         self._room(given.name, given.elements)
         made = self.network.outputs[0].value
         if self.how.loss == "cross entropy" and not isinstance(layers[-1], Softmax):
-            made = Value("\0probabilities", layers[-1].makes.shape, None)
-            layers.append(Softmax("\0probabilities", (layers[-1].makes,), made))
+            made = Value(_PROBABILITIES, layers[-1].makes.shape, None)
+            layers.append(Softmax(_PROBABILITIES, (layers[-1].makes,), made))
         for layer in layers:
             self._keep_trained(layer)
             if isinstance(layer, View):
@@ -238,6 +200,11 @@ class _Builder:
             self._add(f"{layer.name}: forward", self._lowered(layer))
         self._backward(layers, made)
         self._update()
+        names = [*self.values, *self.constants, *self.state, *self.alias]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UnsupportedError(
+                f"{min(twice)}: a value has the name of a layer's weights or bias; rename it"
+            )
         name = self.alias.get(made.name, made.name)
         return TrainingStep(
             tuple(self.steps), tuple(self.phases), self.constants, self.state, self.values,
@@ -256,9 +223,9 @@ class _Builder:
                 self.state[name] = stored
                 if self.kind == "half":
                     rest = exact[name] - stored.astype(np.float32)
-                    self.state[_rest(name)] = rest.astype(np.float16)
+                    self.state[rest_of(name)] = rest.astype(np.float16)
                 if self.how.momentum:
-                    self.state[_velocity(name)] = np.zeros_like(stored)
+                    self.state[velocity_of(name)] = np.zeros_like(stored)
 
     # ---- backward ---------------------------------------------------------------------------
 
@@ -326,7 +293,7 @@ class _Builder:
                 f"{layer.name}: there is no gradient of {type(layer).__name__}; train only layers "
                 "behind it"
             )
-        if self.how.good_steps is None:
+        if self.how.at_once:
             # Not before: what it reads gets its gradient from the weights as they were.
             self._updates()
 
@@ -370,14 +337,13 @@ class _Builder:
 
     def _parameter(self, name: str, gradient: At) -> None:
         self.late.append((name, gradient))
-        if self.how.good_steps is not None:
-            block = gradient, self.state[name].size, At(STATE)
-            self._add("check", Lowered((Step(learning.FINITE[self.kind], block),)))
+        block = gradient, self.state[name].size, At(STATE)
+        self._add("check", Lowered((Step(learning.FINITE[self.kind], block),)))
 
     def _updates(self) -> None:
         for name, gradient in self.late:
-            velocity = At(_velocity(name)) if self.how.momentum else gradient
-            rest = At(_rest(name)) if self.kind == "half" else At(name)
+            velocity = At(velocity_of(name)) if self.how.momentum else gradient
+            rest = At(rest_of(name)) if self.kind == "half" else At(name)
             block = (
                 At(name), rest, velocity, gradient, self.state[name].size, At(STATE),
                 -self.how.rate, self.how.momentum,
@@ -387,9 +353,8 @@ class _Builder:
 
     def _update(self) -> None:
         self._updates()
-        if self.how.good_steps is not None:
-            block = At(STATE), float(self.how.good_steps)
-            self._add("update", Lowered((Step(learning.RESCALE, block),)))
+        block = At(STATE), float(self.how.good_steps or math.inf)
+        self._add("update", Lowered((Step(learning.RESCALE, block),)))
 
 
 def _plain(layer: Layer) -> Layer:
@@ -401,16 +366,3 @@ def _parameters(layer: Convolution | Depthwise, kind: Kind) -> dict[str, np.ndar
     if isinstance(layer, Convolution):
         return convolution.parameters(layer, kind)
     return depthwise.parameters(layer, kind)
-
-
-def gradient_of(name: str) -> str:
-    """The name of the gradient of a value, or of something trained."""
-    return f"\0gradient of {name}"
-
-
-def _rest(name: str) -> str:
-    return f"\0{name}, rest"
-
-
-def _velocity(name: str) -> str:
-    return f"\0{name}, velocity"

@@ -28,14 +28,17 @@ class TrainingPlan:
 
     Attributes:
         packing: of the arena: values, gradients, and what stays: trained numbers and velocities.
-        state_bytes: of these.
         program: `headrace_run` is the forward pass with the weights as they are by then,
             `headrace_train_step` that and an update.
     """
 
     packing: Packing
-    state_bytes: int
     program: Program
+
+    @property
+    def state_bytes(self) -> int:
+        """Of what stays."""
+        return sum(one.n_bytes for one in self.program.state)
 
 
 def plan_training(network: MicroNetwork, target: Target, step: TrainingStep) -> TrainingPlan:
@@ -64,9 +67,12 @@ def plan_training(network: MicroNetwork, target: Target, step: TrainingStep) -> 
     output = PlacedArray(
         step.made, packing.offsets[step.made], made.shape, step.dtype, about(network.outputs[0])
     )
+    state = tuple(
+        PlacedArray(name, packing.offsets[name], array.shape, array.dtype)
+        for name, array in step.state.items()
+    )
     program = Program(
         network.name, target, {RUN: calls[:forward], TRAIN: calls}, pool.content(), initial,
-        packing.n_bytes, inputs, (output,),
+        packing.n_bytes, inputs, (output,), state,
     )  # fmt: skip
-    state = sum(array.nbytes for array in step.state.values())
-    return TrainingPlan(packing, state, program)
+    return TrainingPlan(packing, program)

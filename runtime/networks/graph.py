@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.errors import ModelFileError
 from headrace.loaders.model_file import TensorInfo
 from headrace.loaders.onnx_model import OnnxModel, subgraphs
 from headrace.loaders.reader import TensorReader
@@ -251,6 +252,7 @@ class Graph:
         opsets: versions by domain.
         channels_first: values of three dimensions that lie as images: `channels_first`.
         as_rows: values of four dimensions that lie as rows: `as_rows`.
+        no_tensors: TypeProtos of inputs that are sequences, optional or maps.
         target: CPU level whose kernels compute it; None: the best that this CPU has.
     """
 
@@ -265,6 +267,7 @@ class Graph:
     channels_first: frozenset[str] = frozenset()
     as_rows: frozenset[str] = frozenset()
     target: str | None = None
+    no_tensors: dict[str, Any] = field(default_factory=dict)
 
     def type(self, name: str) -> TensorType | None:
         """Of a value or constant; None: not known."""
@@ -334,12 +337,23 @@ def node_of(proto: Any) -> Node:
 
 
 def graph_of(model: OnnxModel, reader: TensorReader, target: str | None = None) -> Graph:
-    """The main graph of a model, of which inputs have no types yet; its functions are inlined."""
+    """The main graph of a model, of which inputs have no types yet; its functions are inlined.
+
+    Raises:
+        ModelFileError: functions cannot be inlined.
+    """
     proto = model.proto
     if proto.functions:
         from onnx.inliner import inline_local_functions
 
-        proto = inline_local_functions(proto)
+        try:
+            proto = inline_local_functions(proto)
+        except Exception as error:  # of any kind: it is a native library's
+            reason = str(error).strip().partition("\n")[0][:300]
+            raise ModelFileError(
+                f"its functions cannot be put in place of their calls: {reason}; export it again",
+                path=model.path,
+            ) from None
     sparse = {one.values.name: one for one in proto.graph.sparse_initializer}
     constants = Constants(model, reader)
     return Graph(
@@ -351,4 +365,9 @@ def graph_of(model: OnnxModel, reader: TensorReader, target: str | None = None) 
         proto.ir_version,
         sparse=sparse,
         target=target,
+        no_tensors={
+            one.name: one.type
+            for one in proto.graph.input
+            if one.type.WhichOneof("value") not in (None, "tensor_type")
+        },
     )

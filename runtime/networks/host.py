@@ -15,6 +15,8 @@ from headrace.loaders.onnx_model import tensor_bytes
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
 
+SESSION_BYTES = 250_000  # of a session, beside weights and values
+ARENA_BYTES = 1 << 20  # onnxruntime takes for values at a time, and keeps
 INLINE_BYTES = 1 << 10  # constants above are handed over as they lie in memory
 NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
 _QUIET = 4  # of onnxruntime's severities: only what is fatal
@@ -55,7 +57,10 @@ class HostRegion:
         self.inputs = [
             name for name in read if name not in graph.constants and name not in graph.sparse
         ]
-        self.memory_bytes = host_bytes(graph, self.nodes, self.inputs, outputs)
+        weights = host_weight_bytes(graph, self.nodes)
+        values = _live_bytes(graph, self.nodes, self.inputs, outputs)
+        self._few = not spins and values <= ARENA_BYTES  # little is taken anew for each run
+        self.memory_bytes = SESSION_BYTES + weights + values + (0 if self._few else ARENA_BYTES)
         self.by_reference: str | None = None
         self._session: Any = None
         self._plain = True
@@ -63,6 +68,7 @@ class HostRegion:
         self._held: list[Any] = []
         proto = self._model(graph, here, graph.types)
         try:
+            _check_empty(graph, self.nodes)
             try:
                 self._session = self._open(graph, proto, here, threads, spins)
             except Exception:
@@ -85,7 +91,10 @@ class HostRegion:
         proto.graph.name = "region"
         proto.graph.node.extend(node.proto for node in self.nodes)
         for name in self.inputs:
-            proto.graph.input.append(value_info(name, types.get(name)))
+            one = proto.graph.input.add()
+            one.CopyFrom(value_info(name, types.get(name)))
+            if name in graph.no_tensors:
+                one.type.CopyFrom(graph.no_tensors[name])
         for name in self.outputs:
             proto.graph.output.append(value_info(name, None))
         read = {name for node in self.nodes for name in node.reads}
@@ -113,6 +122,7 @@ class HostRegion:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
+        options.enable_cpu_mem_arena = not self._few
         if not spins:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         large = [name for name in constants if not graph.constants.is_small(name)]
@@ -222,15 +232,21 @@ def host_weight_bytes(graph: Graph, nodes: Sequence[Node]) -> int:
     return 2 * sum(tensor_bytes(of.elem_type, of.shape or ()) for of in large)
 
 
-def host_bytes(
+def _live_bytes(
     graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
 ) -> int:
-    """What a region takes in onnxruntime, about, of values whose shapes are known.
-
-    Its weights, and values twice: it asks for memory in powers of two.
-    """
+    """What values whose shapes are known take at most, twice: it asks for powers of two."""
     alone = replace(graph, nodes=list(nodes), inputs=list(inputs), outputs=list(outputs))
-    return host_weight_bytes(graph, nodes) + 2 * live_bytes(alone)
+    return 2 * live_bytes(alone)
+
+
+def _check_empty(graph: Graph, nodes: Sequence[Node]) -> None:
+    """Raises ValueError: onnxruntime would end the process, as it divides by these sizes."""
+    for node in nodes:
+        steps = {"GRU": (0, 1), "LSTM": (1,)}.get(node.op, ())
+        shape = graph.shape(node.inputs[0]) if steps and node.inputs else None
+        if shape is not None and len(shape) == 3 and any(shape[i] == 0 for i in steps):
+            raise ValueError(f"{node.label} has an input without elements")
 
 
 def _without_shapes(types: Mapping[str, TensorType]) -> dict[str, TensorType]:

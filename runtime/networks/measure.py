@@ -14,6 +14,7 @@ from headrace.available import resident_bytes
 from headrace.errors import HeadraceError
 from headrace.networks.graph import TensorType
 from headrace.networks.live import live_bytes
+from headrace.networks.multiply_adds import multiply_adds
 from headrace.networks.native import NativeRegion
 from headrace.networks.needs import NetworkMemory
 from headrace.networks.network import Network
@@ -42,10 +43,27 @@ def describe(network: Network, inputs: Mapping[str, TensorType]) -> dict[str, An
         "assumed": _assumed(network, inputs),
         "nodes": len(model.proto.graph.node),
         "nodes_left": sum(counts.values()),
+        **_shares(plan),
         "operators": [{"operator": op, "nodes": n} for op, n in counts.most_common()],
         "regions": regions(plan),
         "sparse": sparse_products(plan),
     }
+
+
+def _shares(plan: NetworkPlan) -> dict[str, Any]:
+    """How much of the nodes and of the multiply-adds our kernels compute.
+
+    Nodes whose multiply-adds are not known (shapes that come at run time, loops) count as none.
+    """
+    rows = regions(plan)
+    ours = [row for row in rows if row["runs_on"] == "headrace"]
+    shares: dict[str, Any] = {"macs": sum(row["macs"] for row in rows)}
+    for key in ("nodes", "macs"):
+        whole = sum(row[key] for row in rows)
+        part = sum(row[key] for row in ours)
+        shares[f"{key}_on_headrace_percent"] = 100 * part / whole if whole else None
+    found = (multiply_adds(plan.graph, node) for _, nodes in plan.where() for node in nodes)
+    return shares | {"nodes_of_unknown_macs": sum(one is None for one in found)}
 
 
 def sparse_products(plan: NetworkPlan) -> list[dict[str, Any]]:
@@ -65,9 +83,15 @@ def sparse_products(plan: NetworkPlan) -> list[dict[str, Any]]:
 
 
 def regions(plan: NetworkPlan) -> list[dict[str, Any]]:
-    """What runs on what, in order."""
+    """What runs on what, in order, with the multiply-adds that are known."""
     return [
-        {"runs_on": on, "nodes": len(nodes), "from": nodes[0].label, "to": nodes[-1].label}
+        {
+            "runs_on": on,
+            "nodes": len(nodes),
+            "macs": sum(multiply_adds(plan.graph, node) or 0 for node in nodes),
+            "from": nodes[0].label,
+            "to": nodes[-1].label,
+        }
         for on, nodes in plan.where()
     ]
 

@@ -71,7 +71,7 @@ def _product(node: Node, types: Types) -> list[TensorType | None]:
 
 def _n_bits(node: Node, types: Types) -> list[TensorType | None]:
     x = types[node.inputs[0]]
-    return [TensorType(x.elem_type, (*(x.shape or ())[:-1], node.attribute("N")))]
+    return [TensorType(x.elem_type, (*(x.shape or ())[:-1], int(node.attribute("N"))))]
 
 
 _RULES: dict[str, Callable[[Node, Types], list[TensorType | None]]] = {

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from headrace.errors import CancelledError, HeadraceError
+from headrace.errors import BudgetError, CancelledError, HeadraceError
 from headrace.kernels.execute import STEP_BARRIER, STEP_GIVE, STEP_SLOTS, STEP_WAIT
 from headrace.kernels.invoke import argument_block
 from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.layout import GIVEN, SCRATCH, Layout
-from headrace.networks.operation import Operation
+from headrace.networks.operation import Operation, Weight
 from headrace.networks.passes.bands import in_bands
 from headrace.networks.passes.into_convolutions import into_convolutions
 from headrace.networks.patch_choice import Choice, with_patches
@@ -25,7 +25,9 @@ from headrace.networks.quantisation import elem_type
 if TYPE_CHECKING:
     from headrace.networks.streaming import TilesAt
     from headrace.offload.window import Window
-    from headrace.team import Team
+    from headrace.sizes import format_size
+from headrace.sizes import format_size
+from headrace.team import Team
 
 # Multiply-adds, and values that are made by 8 of these: what takes about 40 us. Other threads would
 # be woken, and waited for after each operation, for less than that.
@@ -92,6 +94,7 @@ class NativeRegion:
         if self.patches is None:
             operations = in_bands(graph, operations, set(outputs))
         self._engine = engine
+        self._shapes = {n: shape for n in self.inputs if (shape := graph.shape(n)) is not None}
         self._results = [
             (name, graph.shape(name) or (), np.dtype(tensor_dtype_to_np_dtype(type_)))
             for name in self.outputs
@@ -106,7 +109,7 @@ class NativeRegion:
         )
         # What each call goes through is found here: behind a run caches have nothing of Python's.
         self._bounded = [one for one in self.operations if one.bounds]
-        self._own: dict[int, dict[str, Arena]] = {}  # what operations have for themselves alone
+        self._own: _Own | None = None
         self._linked: _Linked | None = None
 
     def link(self, streaming: WeightSource | None, *, again: bool) -> None:
@@ -122,6 +125,8 @@ class NativeRegion:
             BudgetError: the system gives no memory.
             ModelFileError: a weight cannot be read.
         """
+        if self._own is None:
+            self._own = _Own(self.operations)
         self._linked = _Linked(self, self._engine, self._own, streaming)
         if not again:
             for one in self.operations:
@@ -156,9 +161,14 @@ class NativeRegion:
 
     def weights(self) -> list[Arena]:
         """Memory of its weights, some of them other regions' as well; none before it is linked."""
-        if self._linked is None:
+        if self._linked is None or self._own is None:
             return []
-        return [*self._linked.held, *(one for own in self._own.values() for one in own.values())]
+        return [*self._linked.held, self._own.arena]
+
+    @property
+    def own_bytes(self) -> int:
+        """Of what operations have for themselves alone, before it is linked."""
+        return sum(array.nbytes for array in _own_arrays(self.operations).values())
 
     @property
     def result_bytes(self) -> int:
@@ -183,20 +193,33 @@ class NativeRegion:
         """Outputs for inputs, of a region that is linked.
 
         Raises:
-            HeadraceError: an index is out of bounds.
+            HeadraceError: an index is out of bounds, or an input is not as large as it should be.
             CancelledError: somebody cancelled it, or a read failed.
             ModelFileError: rows of a table cannot be read.
         """
         linked = self._linked
         assert linked is not None
         held = {name: np.ascontiguousarray(values[name]) for name in self.inputs}
-        found = {name: np.empty(shape, of) for name, shape, of in self._results}
+        try:
+            found = {name: np.empty(shape, of) for name, shape, of in self._results}
+        except MemoryError:
+            raise BudgetError(
+                f"the system refuses {format_size(self.result_bytes)} of memory for what "
+                f"{', '.join(self.outputs[:3])} are to hold: give the network smaller inputs",
+                needed_bytes=self.result_bytes,
+            ) from None
         self._check(held)
         if not linked.run(held, found):
             raise CancelledError("the network was cancelled")
         return found
 
     def _check(self, held: Mapping[str, np.ndarray]) -> None:
+        for name, shape in self._shapes.items():
+            if held[name].shape != shape:  # what onnxruntime made, kernels would read beyond
+                raise HeadraceError(
+                    f"{name} has the shape {list(held[name].shape)} where the operators in front "
+                    f"of it are said to make {list(shape)}: please report this network"
+                )
         for one in self._bounded:
             for name, (least, most) in one.bounds.items():
                 array = held[name]
@@ -208,18 +231,50 @@ class NativeRegion:
                     )
 
 
+class _Own:
+    """What operations have for themselves alone, biases above all: it stays as long as they do.
+
+    Attributes:
+        arena: that it lies in: pages for each would be many times as much.
+        places: addresses, by the operations' weights.
+    """
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        found = _own_arrays(operations)
+        names = {(of, name): f"{i} {name}" for i, (of, name) in enumerate(found)}
+        self.arena = Arena({names[key]: found[key].nbytes for key in found}, huge=False)
+        self.places: dict[int, dict[str, int]] = {id(one.weights): {} for one in operations}
+        for key, array in found.items():
+            view = self.arena.view(names[key])
+            view[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            self.places[key[0]][key[1]] = self.arena.address(names[key])
+        for operation in operations:
+            for name in self.places[id(operation.weights)]:
+                operation.weights.pop(name, None)
+
+
+def _own_arrays(operations: Sequence[Operation]) -> dict[tuple[int, str], np.ndarray]:
+    """By the operations' weights, and name."""
+    found: dict[tuple[int, str], np.ndarray] = {}
+    for one in operations:
+        arrays = {k: w for k, w in one.weights.items() if isinstance(w, np.ndarray)}
+        if one.affine is not None:
+            arrays |= dict(zip(("scales", "shifts"), one.affine, strict=True))
+        found |= {(id(one.weights), name): array for name, array in arrays.items()}
+    return found
+
+
 class _Linked:
     """A region with memory: steps and argument blocks for the native loop.
 
     Args:
         region: of which operations have their weights, as far as `streaming` does not.
-        own: memory that stays, by the operations' weights; more comes to it.
+        own: what they have for themselves alone.
     """
 
     def __init__(
-        self, region: NativeRegion, engine: Engine, own: dict[int, dict[str, Arena]],
-        streaming: WeightSource | None,
-    ) -> None:  # fmt: skip
+        self, region: NativeRegion, engine: Engine, own: _Own, streaming: WeightSource | None
+    ) -> None:
         # Not the region: in a circle, threads might outlive the kernels that they run.
         self._engine, self._streaming = engine, streaming
         self._team = engine.team if streaming is not None else region.team
@@ -251,19 +306,13 @@ class _Linked:
 
     def _placed(self, operation: Operation) -> dict[str, int]:
         """Addresses of an operation's weights, but for those that come in parts."""
-        own = self._own.setdefault(id(operation.weights), {})
-        alone = {k: w for k, w in operation.weights.items() if isinstance(w, np.ndarray)}
-        if operation.affine is not None and not own:
-            alone |= dict(zip(("scales", "shifts"), operation.affine, strict=True))
-        for name, array in alone.items():
-            own[name] = self._engine.weights.placed(array)
-            operation.weights.pop(name, None)
-        found = {name: arena.base for name, arena in own.items()}
+        found = dict(self._own.places[id(operation.weights)])
         rows = None if self._streaming is None else self._streaming.rows(operation)
         found |= rows or {}
         for name, weight in operation.weights.items():
             if name in found or self._parts(operation, name) is not None:
                 continue
+            assert isinstance(weight, Weight)  # others are in `own`
             self.held.append(self._engine.weights.placed(weight))
             found[name] = self.held[-1].base
         return found
@@ -287,7 +336,7 @@ class _Linked:
         found = []
         for one in parts:
             slots = operation.cut.part(whole, one.first, one.tiles)
-            slots[0] = one.address
+            slots[0] = operation.cut.address(one.address, one.first)
             found.append(_Call(operation.kernel, slots, one.request, one is parts[-1]))
         return found
 

@@ -32,8 +32,9 @@ TILES = 2  # of a piece, for each thread at least
 # The window may take this part of what weights have: less than in language models' budgets, and the
 # few slots that fit are too few reads in flight (a third slower for MiniLM in 15 MB).
 WINDOW_SHARE = 4
-OPERATION_BYTES = 12_000  # of an operation in Python, as far as planning goes, and its call
+OPERATION_BYTES = 16_000  # of an operation in Python, as far as planning goes, and its call
 STEP_BYTES = 2000  # of one more call's argument block, and of a read
+OTHERS = "other shapes"  # a part of what a network takes
 READER_BYTES = 2 << 20  # stacks of the threads that read, and what says what is where
 
 
@@ -57,9 +58,12 @@ class Streamable:
 
     def cuttable(self, name: str) -> Cuttable:
         """For `headrace.offload.pieces`."""
-        n_bytes = self.weight.n_bytes
+        n_bytes, of = self.weight.n_bytes, self.operation.cut
         if not self.tiles:
             return Cuttable(name, 1, n_bytes, n_bytes, n_bytes, True)
+        if of is not None and of.begins:
+            begins = [*of.begins[: -1 : self.unit], n_bytes]
+            return Cuttable(name, len(begins) - 1, 0, 0, n_bytes, True, begins)
         unit_bytes = n_bytes // self.tiles * self.unit
         units = -(-self.tiles // self.unit)
         return Cuttable(name, units, unit_bytes, unit_bytes, n_bytes, True)
@@ -225,7 +229,7 @@ def _rows(one: Operation, table: Table, weight: Weight) -> Rows | None:
 
 
 def decide(
-    needs: Needs, budget: int | None, reserved: Mapping[str, int], name: str
+    needs: Needs, budget: int | None, reserved: Mapping[str, int], name: str, others: int = 0
 ) -> NetworkMemory:
     """Everything in memory if that fits, else as much of the weights as does.
 
@@ -234,11 +238,13 @@ def decide(
         reserved: bytes for parts, where other plans take more than this one: so that the weights
             that stay are the same ones.
         name: of the network, for messages.
+        others: bytes that plans of other shapes keep while this one has its turn.
 
     Raises:
         BudgetError: not even the least fits.
     """
-    fixed = {part: max(n, reserved.get(part, 0)) for part, n in needs.fixed.items()}
+    fixed = needs.fixed | {OTHERS: others}
+    fixed = {part: max(n, reserved.get(part, 0)) for part, n in fixed.items()}
     kept = needs.stay + sum(one.weight.n_bytes for one in needs.streamable)
     rows = needs.row_bytes and max(needs.row_bytes, reserved.get("rows", 0))
     pieces = needs.pieces

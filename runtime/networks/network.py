@@ -126,13 +126,18 @@ class Network:
             # Sessions of onnxruntime have memory as long as they live.
             self._forget([k for k, one in self._plans.items() if self._residence.is_large(one)])
             plan = self._plans[key] = self._made(graph, known, decided)
+            self._residence.add(plan)
             self._forget(list(self._plans)[:-MOST_PLANS])
         self._plans.move_to_end(key)
+        while len(self._plans) > 1 and self._residence.is_short(plan):
+            self._forget([next(iter(self._plans))])
         return plan
 
     def _forget(self, keys: Sequence[Any]) -> None:
         for key in keys:
             self._residence.forget(self._plans.pop(key))
+        if keys:
+            self._residence.tidy()
 
     def _made(self, graph: Graph, known: Mapping[str, TensorType], decided: Any) -> NetworkPlan:
         """A plan, patch by patch where memory is too short for it otherwise."""
@@ -242,6 +247,7 @@ class Network:
         return Graph(
             graph.nodes, constants, [*graph.inputs, *given], graph.outputs, graph.opsets,
             graph.ir_version, {}, graph.sparse, target=graph.target,
+        no_tensors=graph.no_tensors,
         )  # fmt: skip
 
     def _as_array(self, name: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host import HostRegion, host_weight_bytes
 from headrace.networks.native import NativeRegion
 from headrace.networks.needs import OPERATION_BYTES, Needs, NetworkMemory, decide, needs_of
-from headrace.networks.operation import Operation
+from headrace.networks.operation import Operation, Weight
 from headrace.networks.operators import operation_for
 from headrace.networks.patch_choice import Choice, Patches
 from headrace.networks.patterns import with_patterns
@@ -74,8 +74,7 @@ class NetworkPlan:
                     self.graph, region.nodes, operations, region.outputs, engine, patches
                 )
             else:
-                # Nodes that stand for others of the file are ours alone.
-                nodes = [one for node in region.nodes for one in node.originals]
+                nodes = _of_file(region, self.graph, as_it_is)
                 run = HostRegion(self.graph, nodes, region.outputs, engine.threads, spins=not mixed)
             self.graph.types.update(
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
@@ -112,6 +111,7 @@ class NetworkPlan:
             "values": self.arena_bytes,
             "results": sum(run.result_bytes for run in self.natives),
             "onnxruntime": sum(host),
+            "graph": self._residence.graph_bytes,
             "steps": OPERATION_BYTES * len(operations),
         }
         return needs_of(operations, self._threads, fixed, files=self._residence.has_files)
@@ -135,6 +135,23 @@ class NetworkPlan:
         """The smallest budget in which it runs."""
         return decide(self.needs, None, {}, "").least
 
+    @cached_property
+    def idle_bytes(self) -> int:
+        """What it keeps while plans of other shapes have their turns."""
+        own = sum(run.own_bytes for run in self.natives)
+        return own + self.host_bytes + self.needs.fixed["steps"]
+
+    @cached_property
+    def weight_bytes_by_key(self) -> dict[str, int]:
+        """Of its kernels' weights, by what tells one from others of the network."""
+        return {
+            repr(weight.key): weight.n_bytes
+            for run in self.natives
+            for one in run.operations
+            for weight in one.weights.values()
+            if isinstance(weight, Weight)
+        }
+
     @property
     def host_bytes(self) -> int:
         """What onnxruntime has as long as the plan is there."""
@@ -151,7 +168,11 @@ class NetworkPlan:
 
     def link(self, streaming: NetworkStreaming | None, *, again: bool) -> None:
         """Take memory, if it has none; see `NativeRegion.link`."""
-        _ = self.needs  # while it is known what weights are made of
+        _ = (
+            self.needs,
+            self.idle_bytes,
+            self.weight_bytes_by_key,
+        )  # while it is known what weights are made of
         for run in self.natives:
             if not run.is_linked:
                 run.link(streaming, again=again)
@@ -222,6 +243,33 @@ class NetworkPlan:
             given = name in self.graph.inputs and isinstance(value, np.ndarray)
             return value.copy() if given else value  # the caller's own array stays the caller's
         return self.graph.constants.array(name)
+
+
+def _of_file(region: Region, graph: Graph, file: Graph) -> list[Node]:
+    """Nodes of the file that compute a region, in an order in which they can.
+
+    Several nodes of `graph` may stand for the same one of the file, of which only one of them knows
+    (it may be in another region, of ours): whatever they read that is not made any more is made.
+    """
+    there = {*graph.inputs, *graph.sparse, *(name for node in graph.nodes for name in node.outputs)}
+    makers = {name: node for node in file.nodes for name in node.outputs if name}
+    found: dict[int, Node] = {}
+    left = [one for node in reversed(region.nodes) for one in reversed(node.originals)]
+    while left:
+        node = left[-1]
+        before = [
+            maker
+            for name in node.reads
+            if name not in there
+            and name not in graph.constants
+            and (maker := makers.get(name)) is not None
+            and id(maker) not in found
+        ]
+        if id(node) in found or not before:
+            found.setdefault(id(node), left.pop())
+        else:
+            left += before
+    return list(found.values())
 
 
 def _ours(graph: Graph) -> dict[int, Operation]:

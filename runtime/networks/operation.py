@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from headrace.kernels.requantise import pixel_bytes
 from headrace.loaders.model_file import TensorInfo
 from headrace.networks.graph import CHUNK_BYTES, Graph
 
+# Of a value: addresses and sizes fit into 64 bits in any case, and what each channel has (a bias)
+# is small beside memory.
+MOST_ELEMENTS, MOST_CHANNELS = 1 << 40, 1 << 24
 PADDED = 16  # channels of a pixel are a multiple
 BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 Slots = Callable[["Operation", Mapping[str, int]], list[Any]]
@@ -139,14 +143,15 @@ def _image(graph: Graph, name: str, types: tuple[int, ...], item: int) -> Image 
     of = graph.types.get(name)
     if of is None or of.shape is None or of.elem_type not in types:
         return None
-    if len(of.shape) not in (2, 3, 4) or math.prod(of.shape) == 0:
+    if len(of.shape) not in (2, 3, 4) or not 0 < math.prod(of.shape) <= MOST_ELEMENTS:
         return None
-    if len(of.shape) == 3 and name in graph.channels_first:
-        return Image(of.shape[0], 1, of.shape[2], of.shape[1], item)
-    if len(of.shape) == 3 or name in graph.as_rows:
-        return Image(math.prod(of.shape[:-1]), 1, 1, of.shape[-1], item)
     images, channels, height, width = (*of.shape, 1, 1)[:4]
-    return Image(images, height, width, channels, item)
+    found = Image(images, height, width, channels, item)
+    if len(of.shape) == 3 and name in graph.channels_first:
+        found = Image(of.shape[0], 1, of.shape[2], of.shape[1], item)
+    elif len(of.shape) == 3 or name in graph.as_rows:
+        found = Image(math.prod(of.shape[:-1]), 1, 1, of.shape[-1], item)
+    return found if found.channels <= MOST_CHANNELS else None
 
 
 def channel_axis(graph: Graph, name: str) -> int:
@@ -204,11 +209,23 @@ class Cut(NamedTuple):
         part: the argument block for some of them, out of the whole one, the number of the first
             and how many there are. Slot 0 is the address of the weights of these.
         together: tiles that the kernel takes at a time: parts begin at multiples.
+        begins: bytes to each tile's weights, and to their end, where tiles are not of one size.
+            Then the address is not that of these weights, but of what would be in front of them.
     """
 
     tiles: int
     part: Callable[[list[Any], int, int], list[Any]]
     together: int = 4
+    begins: Sequence[int] = ()
+
+    def address(self, at: int, first: int) -> int:
+        """What the kernel gets of weights of tiles from `first` on that lie at `at`."""
+        return at - self.begins[first] if self.begins else at
+
+
+def tile_begins(entries: Sequence[int], n_bytes: int) -> list[int]:
+    """`Cut.begins` of tiles with so many entries of `n_bytes`."""
+    return [n_bytes * n for n in itertools.accumulate(entries, initial=0)]
 
 
 class Table(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 
@@ -64,6 +66,9 @@ def int8_weights(
         return None
     if constants.type(name).elem_type not in BYTES:
         return None
+    shapes = [constants.type(one).shape or () for one in (scale, zero) if one]
+    if any(shape and shape[-1] != math.prod(shape) for shape in shapes):
+        return None  # they go along another dimension
     w, factors = constants.array(name), constants.array(scale).reshape(-1)
     offsets = constants.array(zero).reshape(-1) if zero else np.zeros(1, np.int8)
     n = w.shape[axis]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakSet, ref
 
 from headrace.available import resident_bytes
-from headrace.errors import HeadraceError
+from headrace.errors import BudgetError, HeadraceError
 from headrace.loaders.onnx_model import OnnxModel
 from headrace.loaders.progress import Progress
+from headrace.memory import give_back_heap
 from headrace.networks.engine import Engine
-from headrace.networks.needs import Needs, NetworkMemory, decide
+from headrace.networks.needs import OTHERS, Needs, NetworkMemory, decide
 from headrace.offload.modes import FlashRate, ReadMode
 from headrace.promises import promise
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from headrace.networks.streaming import Kept, NetworkStreaming
 
 
-WATCHED_BYTES = 64 << 20  # of weights: networks with fewer fit without a look at what is free
-SMALL_SHARE = 512  # of a budget, that sessions may have which are not in use
+WATCHED_BYTES = 64 << 20  # what needs less fits without a look at what is free
+LARGE_SHARE = 16  # of a budget: sessions that take more go before there are others
 
 
 class Residence:
@@ -48,6 +50,7 @@ class Residence:
         self._reserved: dict[str, int] = {}  # what plans took at most of what is no weight
         # Plans know this: in a circle, threads might outlive the kernels that they run.
         self._in_use: ReferenceType[NetworkPlan] | None = None
+        self._known: WeakSet[NetworkPlan] = WeakSet()
         self._kept: Kept = {}
         self._rates: dict[ReadMode, FlashRate] = {}
         self.streaming: NetworkStreaming | None = None
@@ -66,8 +69,17 @@ class Residence:
         """Of the network, for messages."""
         return "this network" if self._model.path is None else self._model.path.name
 
+    @property
+    def graph_bytes(self) -> int:
+        """Of what the file says of the network, with the weights that stand among its nodes."""
+        return self._model.graph_bytes
+
+    def add(self, plan: NetworkPlan) -> None:
+        """A plan is there, and stays until it is forgotten."""
+        self._known.add(plan)
+
     def memory_of(self, plan: NetworkPlan) -> NetworkMemory:
-        """What a plan takes.
+        """What a plan takes, and those of other shapes that are there beside it.
 
         Raises:
             BudgetError: more than there may be.
@@ -75,11 +87,25 @@ class Residence:
         budget = self.budget
         if budget is None and self.has_files and not plan.is_linked:
             budget = _free_for(plan.needs)
-        return decide(plan.needs, budget, self._reserved, self.name)
+        others = sum(one.idle_bytes for one in self._known if one is not plan)
+        try:
+            return decide(plan.needs, budget, self._reserved, self.name, others)
+        except BudgetError:  # room for what other shapes took is no need
+            return decide(plan.needs, budget, {}, self.name, others)
 
     def is_large(self, plan: NetworkPlan) -> bool:
-        """Whether a plan that has no turn takes more than what does not matter."""
-        return self.budget is not None and plan.host_bytes > self.budget // SMALL_SHARE
+        """Whether a plan that has no turn takes too much to be there while another is made."""
+        return self.budget is not None and plan.host_bytes > self.budget // LARGE_SHARE
+
+    def is_short(self, plan: NetworkPlan) -> bool:
+        """Whether a plan does not fit beside those of other shapes."""
+        if self.budget is None or self._plan is plan:
+            return False
+        try:
+            self.memory_of(plan)
+        except BudgetError:
+            return True
+        return False
 
     def use(self, plan: NetworkPlan) -> None:
         """Have memory for a plan.
@@ -97,10 +123,14 @@ class Residence:
             return
         self.budget = memory.budget
         plan.load_kernels()  # compiling takes memory of its own
-        parts = plan.needs.fixed | {"rows": plan.needs.row_bytes}
-        self._reserved = {k: max(n, self._reserved.get(k, 0)) for k, n in parts.items()}
+        parts = plan.needs.fixed | {"rows": plan.needs.row_bytes, OTHERS: 0}
+        self._reserved = {
+            k: min(max(n, self._reserved.get(k, 0)), memory.parts.get(k, n))
+            for k, n in parts.items()
+        }
         before = self._plan
-        if before is not None and self.streaming is None and not _reads(memory):
+        fits = before is not None and memory.n_bytes + _alone(before, plan) <= self.budget
+        if before is not None and fits and self.streaming is None and not _reads(memory):
             before.empty()
             plan.link(None, again=True)  # weights that both have are there once
             before.release()
@@ -126,8 +156,15 @@ class Residence:
 
     def forget(self, plan: NetworkPlan) -> None:
         """A plan is not used any more."""
+        self._known.discard(plan)
         if self._plan is plan:
             self.release()
+
+    def tidy(self) -> None:
+        """Give back what plans had that were forgotten, where memory is counted."""
+        if self.budget is not None:
+            gc.collect()  # they are in circles with what makes their weights
+            give_back_heap()
 
     def change(self, budget: int) -> None:
         """Have another budget, from the next run on.
@@ -142,7 +179,7 @@ class Residence:
                 "made of: load it with one, which can be changed"
             )
         if self._plan is not None:
-            decide(self._plan.needs, budget, self._reserved, self.name)
+            decide(self._plan.needs, budget, {}, self.name)  # others can go
         self.budget = budget
         self.release()
 
@@ -169,7 +206,7 @@ class Residence:
 
 def _free_for(needs: Needs) -> int | None:
     """What is free, if a plan needs more; None: it does not."""
-    if needs.weights < WATCHED_BYTES:
+    if needs.weights + sum(needs.fixed.values()) < WATCHED_BYTES:
         return None
     from headrace.planning import limit_of  # of language models: networks seldom need it
 
@@ -178,6 +215,12 @@ def _free_for(needs: Needs) -> int | None:
     if free is None or needed <= free - resident_bytes():
         return None
     return max(1, free - resident_bytes())
+
+
+def _alone(before: NetworkPlan, plan: NetworkPlan) -> int:
+    """Bytes of weights that a plan has, and the one behind it does not."""
+    keys = plan.weight_bytes_by_key.keys()
+    return sum(n for key, n in before.weight_bytes_by_key.items() if key not in keys)
 
 
 def _reads(memory: NetworkMemory) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headrace.kernels.sparse_product import PANEL, ROWS, kept_blocks
+from headrace.kernels.sparse_product import PANEL, ROWS, entries_of, kept_blocks
 
 LEAST_PIXELS = 16  # below, the memory binds, and vectors are half empty
 LEAST_ZEROS = 0.1  # share of weights, or it is not worth a look
@@ -36,11 +36,12 @@ class Kept:
 
     Attributes:
         weights: those that are not zero.
-        blocks: those of each kind that have any, by rows of a block; none: it is too full.
+        blocks: those of each kind that have any, in each tile of 16 outputs, by rows of a block;
+            none: it is too full.
     """
 
     weights: int
-    blocks: dict[int, int]
+    blocks: dict[int, tuple[int, ...]]
 
 
 def kept_of(w: np.ndarray) -> Kept:
@@ -48,7 +49,8 @@ def kept_of(w: np.ndarray) -> Kept:
     weights = int(np.count_nonzero(w))
     if weights > (1 - LEAST_ZEROS) * w.size:
         return Kept(weights, {})
-    return Kept(weights, {rows: int(kept_blocks(w, rows).sum()) for rows in ROWS})
+    kept = {rows: entries_of(kept_blocks(w, rows), rows).sum(axis=(1, 2)) for rows in ROWS}
+    return Kept(weights, {rows: tuple(found.tolist()) for rows, found in kept.items()})
 
 
 def full_of(parts: Iterable[np.ndarray]) -> Kept | None:
@@ -62,7 +64,7 @@ def rows_that_pay(kept: Kept, pixels: int, read: int, written: int) -> int | Non
     """Rows of the blocks that are multiplied fastest; None: dense is."""
     if pixels < LEAST_PIXELS or not kept.blocks:
         return None
-    cost = {rows: _cost(n, rows, pixels, read, written) for rows, n in kept.blocks.items()}
+    cost = {rows: _cost(sum(n), rows, pixels, read, written) for rows, n in kept.blocks.items()}
     best = min(cost, key=lambda rows: cost[rows])
     tiles = -(-written // 16)
     far = _FAR if pixels * tiles * 64 > _CACHED_BYTES else 0.0

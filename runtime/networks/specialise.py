@@ -27,6 +27,8 @@ NOT_CONSTANT = {
     "Multinomial", "Dropout", "DequantizeLinear",
 }  # fmt: skip
 _KEPT = ("QuantizeLinear", "Identity")
+# Of older operator sets onnx forgets dilations, or counts windows that begin behind the image.
+_POOLS, _POOLS_SINCE = ("MaxPool", "AveragePool", "LpPool"), 22
 _MOVES = ("Transpose", "Reshape")  # of codes, which TFLite files have in another order
 FLOAT, BYTES = 1, (2, 3)  # of TensorProto
 
@@ -42,6 +44,7 @@ def specialise(
     found = Graph(
         [], graph.constants.without(), graph.inputs, graph.outputs, graph.opsets,
         graph.ir_version, dict(inputs), graph.sparse, target=graph.target,
+        no_tensors=graph.no_tensors,
     )  # fmt: skip
     conditions = {name: _condition(name, value) for name, value in decided}
     found.constants.computed.update(conditions)
@@ -177,6 +180,8 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     version = graph.opsets.get(node.domain)
     if version is None:
         return {}
+    if node.op in _POOLS and not node.domain:
+        version = max(version, _POOLS_SINCE)
     input_types, input_data = {}, {}
     for name in node.reads:
         of = graph.type(name)

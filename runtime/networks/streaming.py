@@ -82,6 +82,7 @@ class NetworkStreaming:
         with_pieces = needs if residency is not None else replace(needs, streamable=[])
         packed = packed_of(with_pieces, model, engine.target.name)
         if packed is not None and not packed.is_whole():
+            kept.clear()  # of plans of other shapes: packing wants their room
             packed.write(progress)
             give_back_heap()  # what packing took comes before what stays
         self._places = {} if packed is None else dict(packed.places)

@@ -18,15 +18,13 @@ class WeightStore:
     def __init__(self) -> None:
         self._shared: WeakValueDictionary[Any, Arena] = WeakValueDictionary()
 
-    def placed(self, weight: np.ndarray | Weight) -> Arena:
+    def placed(self, weight: Weight) -> Arena:
         """Memory that begins with the weight.
 
         Raises:
             BudgetError: the system gives no memory.
             ModelFileError: the weight cannot be read.
         """
-        if isinstance(weight, np.ndarray):
-            return _filled(weight.nbytes, [(0, weight)])
         found = None if weight.key is None else self._shared.get(weight.key)
         if found is None:
             found = _filled(weight.n_bytes, weight.parts())

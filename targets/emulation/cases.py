@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from headrace.errors import KernelError
@@ -14,12 +16,15 @@ from headrace.targets.target import Target
 THREADS = (1, 3)  # shares of the work, one after the other
 
 
-def run_cases(kernel: Kernel, target: Target, machine: str) -> None:
-    """Run all of a kernel's cases, each with one thread and with the shares of three.
+def run_cases(
+    kernel: Kernel, target: Target, machine: str, threads: Sequence[int] = THREADS
+) -> None:
+    """Run all of a kernel's cases, each with the shares of so many threads.
 
     Args:
         kernel, target: what is run; it is compiled if the cache does not have it.
         machine: as in `headrace.targets.emulation.run.run`.
+        threads: kernels of microcontrollers know of one.
 
     Raises:
         WrongResultError: a result is not the reference's.
@@ -30,7 +35,7 @@ def run_cases(kernel: Kernel, target: Target, machine: str) -> None:
     # A case owns its outputs: make it anew for every number of threads, from the same seed.
     launches = [
         (case, n_threads)
-        for n_threads in THREADS
+        for n_threads in threads
         for case in kernel.cases(target, np.random.default_rng(1))
     ]
     if not launches:

@@ -19,21 +19,21 @@ def function_range(path: Path, name: str) -> tuple[int, int]:
     """
     data = path.read_bytes()
     wide = data[4] == 2
-    sections = [section[1:] for section in _sections(data)]
+    rows = [section[1:] for section in sections(data)]
     # name, address and size of every symbol
     symbol, step = ("<I4xQQ", 24) if wide else ("<III4x", 16)
-    for kind, at, n_bytes, names in sections:
+    for kind, at, n_bytes, names in rows:
         if kind != _SYMTAB:
             continue
         for entry in range(at, at + n_bytes, step):
             word, address, length = struct.unpack_from(symbol, data, entry)
-            start = sections[names][1] + word
+            start = rows[names][1] + word
             if data[start : data.index(b"\0", start)].decode() == name:
                 return address & ~1, address + length  # Thumb marks its code with bit 0
     raise KernelError(f"{path.name} has no function {name}")
 
 
-def _sections(data: bytes) -> list[tuple[int, int, int, int, int]]:
+def sections(data: bytes) -> list[tuple[int, int, int, int, int]]:
     """Name (offset among names), type, offset, size and linked section of each section."""
     wide = data[4] == 2
     table, n_sections = (
@@ -47,11 +47,11 @@ def _sections(data: bytes) -> list[tuple[int, int, int, int, int]]:
 
 def section_bytes(data: bytes, name: str) -> int:
     """Of all sections of an object file whose name is this, or begins with it and a dot."""
-    sections = _sections(data)
+    rows = sections(data)
     (at,) = struct.unpack_from("<H", data, 62 if data[4] == 2 else 50)
-    names = sections[at][2]
+    names = rows[at][2]
     total = 0
-    for word, _, _, size, _ in sections:
+    for word, _, _, size, _ in rows:
         start = names + word
         own = data[start : data.index(b"\0", start)].decode()
         if own == name or own.startswith(f"{name}."):

@@ -21,6 +21,7 @@ from headrace.micro.network import (
     Depthwise,
     Layer,
     MicroNetwork,
+    Multiply,
     Pool,
     Port,
     Softmax,
@@ -90,6 +91,11 @@ class Layers:
         self.layers.append(Add(name, (*reads, other), makes, **more))
         return self
 
+    def multiply(self, other: Value, **more: Any) -> Layers:
+        name, reads, makes = self._next(*self.last.shape)
+        self.layers.append(Multiply(name, (*reads, other), makes, **more))
+        return self
+
     def softmax(self, beta: float = 1.0) -> Layers:
         self.layers.append(Softmax(*self._next(*self.last.shape), beta))
         return self
@@ -120,6 +126,10 @@ def small_depthwise() -> MicroNetwork:
     of = Layers(17, 5, 1).convolution(12, Windows((4, 3), (2, 1), (1, 1)), 1).activation("tanh")
     of.depthwise(Windows((3, 3), pads=(1, 1)), 1, bounds=(0.0, 6.0)).convolution(19, Windows())
     of.activation("hard_swish").depthwise(Windows((3, 2), (2, 2), (1, 0)), times=2)
+    image = of.last
+    of.pool("mean", Windows(image.image[:2])).activation("hard_sigmoid")
+    factor, of.last = of.last, image
+    of.multiply(factor, bounds=(-4.0, 4.0)).multiply(image)
     of.activation("leaky_relu", slope=0.125).pool("most", Windows((2, 2), (1, 1), (1, 1)))
     of.activation("sigmoid").convolution(5, Windows((2, 1), dilations=(2, 1)))
     return of.activation("hard_sigmoid").network()
@@ -207,6 +217,7 @@ FUNCTIONS: dict[type[Layer], Any] = {
     Depthwise: _depthwise,
     Pool: _pool,
     Add: lambda layer, x, y: _bounded(layer, x + y),
+    Multiply: lambda layer, x, y: _bounded(layer, x * y),
     Activation: _function,
     Softmax: _softmax,
     View: lambda layer, x: x,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from test_micro_half import FUNCTIONS, NETWORKS, Layers, plain, windows_seen
 
-from headrace.errors import UnsupportedError
+from headrace.errors import BudgetError, UnsupportedError
+from headrace.micro.arithmetic import computed
 from headrace.micro.autotune import Costs, argument_block, tuned_step
 from headrace.micro.emulate import Emulated
 from headrace.micro.half import machine
@@ -18,7 +19,17 @@ from headrace.micro.half.convolution import bias_of, weights_of
 from headrace.micro.half.machine import LINES_OF
 from headrace.micro.half.windows import Tile
 from headrace.micro.kernels import matmul
+from headrace.micro.kernels.learning import skipped_of
 from headrace.micro.kernels.table import kernel_table
+from headrace.micro.learner import Learner
+from headrace.micro.learning import (
+    Learning,
+    Trained,
+    last_layers,
+    layers_named,
+    what_is_trained,
+    with_weights,
+)
 from headrace.micro.lowered import At, Step
 from headrace.micro.network import (
     Convolution,
@@ -29,16 +40,12 @@ from headrace.micro.network import (
     Value,
     Windows,
 )
-from headrace.micro.program import TRAIN, PlacedArray, Program
-from headrace.micro.training import (
-    STATE,
-    Learning,
-    Trained,
-    TrainingStep,
-    gradient_of,
-    training_step,
-)
+from headrace.micro.program import TRAIN, Program
+from headrace.micro.stack import stack_bytes
+from headrace.micro.training import TrainingStep, training_step
 from headrace.micro.training_plan import TrainingPlan, plan_training
+from headrace.micro.training_state import STATE, gradient_of, learned
+from headrace.micro.tuned import tuned_plan
 from headrace.targets.cache import KernelStore
 from headrace.targets.emulation.count import count_instructions, plugin
 from headrace.targets.emulation.machines import why_not
@@ -59,10 +66,6 @@ def small_pools() -> MicroNetwork:
 # The first step overflows, and the second does not.
 FIRST_SCALES = {"residual": 2.0**13, "pools": 2.0**15}
 NETS = {"residual": NETWORKS["residual"], "pools": small_pools}
-
-
-def with_weights(network: MicroNetwork) -> list[Any]:
-    return [layer for layer in network.layers if isinstance(layer, Convolution | Depthwise)]
 
 
 def everything(network: MicroNetwork) -> dict[str, Trained]:
@@ -115,7 +118,7 @@ def test_steps_bit_for_bit(target_name: str, which: str) -> None:
         pytest.skip(reason)
     how = Learning(everything(network), 0.05, 0.9, scale=FIRST_SCALES[which], good_steps=1)
     step = training_step(network, target, how, tiles=small_tiles(network))
-    program = with_state(plan_training(network, target, step), step)
+    program = with_state(plan_training(network, target, step))
     lessons = [inputs_of(network, np.float16, seed) for seed in (1, 0, 2)]
     runs = [dict(zip(step.given, lesson, strict=True)) for lesson in lessons]
     for one in runs:
@@ -138,13 +141,9 @@ def test_steps_bit_for_bit(target_name: str, which: str) -> None:
     assert scales[1] < scales[0] and max(np.diff(scales)) > 0
 
 
-def with_state(plan: TrainingPlan, step: TrainingStep) -> Program:
+def with_state(plan: TrainingPlan) -> Program:
     """A program that gives what stays from step to step, too."""
-    kept = [
-        PlacedArray(name, plan.packing.offsets[name], array.shape, array.dtype, "")
-        for name, array in step.state.items()
-    ]
-    return replace(plan.program, outputs=(*plan.program.outputs, *kept))
+    return replace(plan.program, outputs=(*plan.program.outputs, *plan.program.state))
 
 
 def _scattered(layer: Any, seen: np.ndarray) -> np.ndarray:
@@ -284,7 +283,7 @@ def test_backward_ends_at_the_first_layer_that_is_trained() -> None:
     how = Learning({last.name: Trained()}, 0.1)
     step = training_step(network, target, how)
     behind = step.phases[step.phases.index("loss") + 1 :]
-    assert {phase.split(":")[0] for phase in behind} == {last.name, "update"}
+    assert {phase.split(":")[0] for phase in behind} == {last.name, "check", "update"}
     assert not any("input gradient" in phase for phase in behind)
     only_bias = training_step(network, target, Learning({last.name: Trained(weights=False)}, 0.1))
     assert next(name for name in only_bias.state if name != STATE) == bias_of(last)
@@ -364,3 +363,100 @@ def test_tuning_stays_within_fast_memory() -> None:
     assert results[0] == results[1]
     with pytest.raises(UnsupportedError, match="smallest tile takes"):
         tuned_step(network, target, how, fast_bytes=100)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_step_that_overflows_changes_nothing(at_once: bool) -> None:
+    """By numpy; at once, what lies behind the layer whose gradient overflows is updated."""
+    network, target = NETS["residual"](), TARGETS["cortex-m55"]
+    how = Learning(everything(network), 0.05, 0.9, scale=2.0**15, at_once=at_once)
+    step = training_step(network, target, how)
+    memory = memory_of(step, *inputs_of(network, np.float16))
+    before, scale, skipped = step.state, how.scale, 0
+    for _ in range(9):
+        machine.run(step.steps, target, memory)
+        after = {name: numbers_in(memory, name, array).copy() for name, array in before.items()}
+        assert all(np.isfinite(array).all() for array in after.values())
+        same = all(
+            after[name].tobytes() == before[name].tobytes() for name in after if name != STATE
+        )
+        overflow = skipped_of(after[STATE]) > skipped
+        assert after[STATE][0] == (scale / 2 if overflow else scale)
+        assert same == overflow or at_once
+        before, scale, skipped = after, after[STATE][0], skipped_of(after[STATE])
+    assert 0 < skipped < 9
+
+
+def test_the_tuner_stays_within_sram(tmp_path: Any, monkeypatch: Any) -> None:
+    of = Layers(25, 5, 64).depthwise(Windows((3, 3), pads=(1, 1)), 1)
+    of.pool("mean", Windows((25, 5))).convolution(4, Windows())
+    network, target = of.network(), TARGETS["cortex-m55"]
+    if (reason := why_not(target.machines[0])) or plugin() is None:
+        pytest.skip(reason or "no C compiler to build the counting plugin with")
+    how = Learning(last_layers(network, 1), 0.1, 0.9)
+    fastest = tuned_plan(network, target, how).plan
+    taken = fastest.program.arena_bytes + stack_bytes(fastest.program)
+    with pytest.raises(BudgetError, match="does not learn in") as raised:
+        tuned_plan(network, target, how, taken // 2)
+    least = raised.value.needed_bytes
+    assert taken // 2 < least < taken
+    smaller = tuned_plan(network, target, how, least).plan
+    assert smaller.program.arena_bytes + stack_bytes(smaller.program) <= least
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it is in the cache")
+
+    monkeypatch.setattr("headrace.micro.tuned.Tuner", never)
+    assert tuned_plan(network, target, how, least).plan.program == smaller.program
+    monkeypatch.setattr("headrace.micro.tuned.why_not", lambda _: "no emulator")
+    found = tuned_plan(network, target, how)
+    assert found.not_counted == "no emulator" and found.plan.program.functions
+
+
+def test_what_a_learner_learned() -> None:
+    """On the chip, in two launches, as numpy says; and the network with its new weights."""
+    network, target = NETS["residual"](), TARGETS["cortex-m55"]
+    if reason := why_not(target.machines[0]):
+        pytest.skip(reason)
+    last = with_weights(network)[-1]
+    how = Learning({last.name: Trained()}, 0.05, 0.9, scale=8.0)
+    step = training_step(network, target, how)
+    lessons = [inputs_of(network, np.float16, seed) for seed in range(3)]
+    inputs, wanted = (np.array(of) for of in zip(*lessons, strict=True))
+    with Learner(network, how, plan_training(network, target, step)) as learner:
+        first = learner.train(inputs[:2], wanted[:2])
+        second = learner.train(inputs[2:], wanted[2:])
+        after = learner.run(inputs[:1])
+        found = learner.learned()
+    memory = memory_of(step, *lessons[0])
+    for lesson in lessons:
+        put_inputs(memory, step, *lesson)
+        machine.run(step.steps, target, memory)
+    assert first.skipped == second.skipped == 0 and first.loss > 0
+    state = {name: numbers_in(memory, name, array) for name, array in step.state.items()}
+    new, old = with_weights(learned(network, how.trained, state))[-1], with_weights(network)[-1]
+    assert with_weights(found)[-1].weights.tobytes() == new.weights.tobytes()
+    assert with_weights(found)[-1].bias.tobytes() == new.bias.tobytes()
+    assert new.weights.shape == old.weights.shape
+    assert 0 < np.abs(new.weights - old.weights).max() < 1
+    expected = computed(found, target, {"x": inputs[0]})[found.layers[-1].makes.name]
+    assert after[0].tobytes() == expected.tobytes() or np.allclose(after[0], expected, atol=1e-2)
+    assert len(first.outputs) == 2
+
+
+def test_layers_by_their_names() -> None:
+    network = NETS["residual"]()
+    names = [layer.name for layer in with_weights(network)]
+    found = layers_named(network, f"{names[0]}:bias,{names[-1]}")
+    assert found == {names[0]: Trained(False, True), names[-1]: Trained()}
+    assert layers_named(network, f"{names[0]}:bias,{names[0]}:weights") == {names[0]: Trained()}
+    assert layers_named(network, "2") == last_layers(network, 2)
+    assert what_is_trained(network, found)[0].endswith(":bias")
+    for text in what_is_trained(network, {name: Trained() for name in names}):
+        assert len(layers_named(network, text)) == 1
+    for text in ("nobody", "", f"{names[0]},", "layer", "0", "99"):
+        with pytest.raises(ValueError, match=r"with weights|have weights"):
+            layers_named(network, text)
+    for bad in ({"rate": 0.0}, {"momentum": 1.0}, {"scale": 3.0}, {"good_steps": 0}):
+        with pytest.raises(ValueError, match="wanted"):
+            Learning(found, **{"rate": 0.1, **bad})

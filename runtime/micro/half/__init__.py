@@ -10,15 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.half import convolution, depthwise, elementwise, pool, softmax
+from headrace.micro.half import convolution, depthwise, elementwise, multiply, pool, softmax
 from headrace.micro.lowered import Lowered
-from headrace.micro.network import Activation, Add, Convolution, Depthwise, Layer, Pool, Softmax
+from headrace.micro.network import (
+    Activation,
+    Add,
+    Convolution,
+    Depthwise,
+    Layer,
+    Multiply,
+    Pool,
+    Softmax,
+)
 
 _LAYERS: dict[type[Layer], Any] = {
     Convolution: convolution,
     Depthwise: depthwise,
     Pool: pool,
     Add: elementwise,
+    Multiply: multiply,
     Activation: elementwise,
     Softmax: softmax,
 }

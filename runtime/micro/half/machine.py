@@ -19,6 +19,7 @@ from headrace.micro.kernels import (
     learning,
     matmul,
     pad,
+    place,
     pool,
     softmax,
     turn,
@@ -70,6 +71,11 @@ class Call:
         data = self._memory[at.name].data
         return np.ndarray(of.shape, self._dtype, data, at.offset, of.strides)
 
+    def bytes(self, slot: int, rows: int, n: int, row: int) -> np.ndarray:
+        """Rows of bytes, so many bytes apart, from the address in a slot on."""
+        at = self.slots[slot]
+        return np.ndarray((rows, n), np.uint8, self._memory[at.name].data, at.offset, (row, 1))
+
     def operands(self) -> list[Any]:
         """Views of what the call reads and writes, of kernels that say so."""
         return [self.view(one) for one in _OPERANDS[self._meaning](self.slots, self.size)]
@@ -81,7 +87,7 @@ class Call:
     def state(self, slot: int) -> np.ndarray:
         """The state of learning."""
         at = self.slots[slot]
-        return np.ndarray((4,), np.float32, self._memory[at.name].data, at.offset)
+        return np.ndarray((5,), np.float32, self._memory[at.name].data, at.offset)
 
     def bounds(self, slot: int) -> Bounds:
         """Those behind the slot that says whether there are any."""
@@ -189,6 +195,15 @@ def _pool(kind_of_pool: str, gradient: bool) -> Callable[[Call], None]:
     return run
 
 
+def _place(call: Call) -> None:
+    rows, n, source_row, to_row = call.slots[2:]
+    call.bytes(1, rows, n, to_row)[...] = call.bytes(0, rows, n, source_row)
+
+
+def _fill(call: Call) -> None:
+    call.bytes(0, 1, call.slots[1], 0)[...] = call.slots[2] & 255
+
+
 def _turn_operands(slots: Slots, size: int) -> list[Operand]:
     lines, taps, n, m, line, tap, row = slots[2:]
     return [
@@ -240,6 +255,8 @@ def _meanings() -> Iterator[tuple[str, tuple[Callable[[Call], None], Kind]]]:
             for gradient in (False, True):
                 yield pool.name_of(one, kind, gradient=gradient), (_pool(one, gradient), kind)
     yield learning.RESCALE, (_rescale, "single")
+    yield place.PLACE, (_place, "half")
+    yield place.FILL, (_fill, "half")
     for block in matmul.VARIANTS:
         yield matmul.variant("half", *block), (_matmul, "half")
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.int8 import activation, add, convolution, depthwise, pool, softmax, sums
+from headrace.micro.int8 import (
+    activation,
+    add,
+    convolution,
+    depthwise,
+    multiply,
+    pool,
+    softmax,
+    sums,
+)
 from headrace.micro.lowered import Lowered
 from headrace.micro.network import (
     Activation,
@@ -15,6 +24,7 @@ from headrace.micro.network import (
     Convolution,
     Depthwise,
     Layer,
+    Multiply,
     Pool,
     Softmax,
     Sums,
@@ -27,6 +37,7 @@ COMPUTED: Mapping[type[Layer], Callable[..., np.ndarray]] = {
     Add: add.computed,
     Convolution: convolution.computed,
     Depthwise: depthwise.computed,
+    Multiply: multiply.computed,
     Pool: pool.computed,
     Softmax: softmax.computed,
     Sums: sums.computed,
@@ -36,6 +47,7 @@ LOWERED: Mapping[type[Layer], Callable[[Any, Target], Lowered]] = {
     Add: add.lowered,
     Convolution: convolution.lowered,
     Depthwise: depthwise.lowered,
+    Multiply: multiply.lowered,
     Pool: pool.lowered,
     Softmax: softmax.lowered,
     Sums: sums.lowered,

@@ -1,8 +1,8 @@
 """Functions of single int8 codes: a table of 256, which a file is made into once.
 
 Sources: TensorFlow Lite's kernels of `Logistic`, `Tanh`, `HardSwish`, `QuantizeLeakyRelu` and
-`Requantize`, whose fixed-point arithmetic decides the last bit. It has no kernel for hard sigmoids:
-theirs is rounded from the real number.
+`Requantize`, whose fixed-point arithmetic decides the last bit. What it has no kernel for is
+rounded from the real number: hard sigmoids, codes of scales that its kernels do not make, float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from headrace.errors import UnsupportedError
 from headrace.micro.fixed_point import (
     in_codes,
     logistic,
@@ -23,7 +22,7 @@ from headrace.micro.fixed_point import (
     tanh,
 )
 from headrace.micro.int8.codes import LEAST, MOST, bounds_in_codes, codes_of, real_multiplier
-from headrace.micro.kernels import lookup_i8
+from headrace.micro.kernels import lookup_i8, lookup_single
 from headrace.micro.lowered import At, Lowered, Step
 from headrace.micro.network import UNBOUNDED, Activation
 from headrace.targets.target import Target
@@ -60,10 +59,7 @@ def _of_fractions(
     def codes(layer: Activation, x: np.ndarray) -> np.ndarray:
         made = codes_of(layer.makes)
         if made.zero != zero or abs(made.scale * 2**bits - 1) > 1e-3:
-            raise UnsupportedError(
-                f"layer {layer.name}: {layer.kind} makes codes of scale 1/{2**bits} with zero "
-                f"point {zero}, not {made.scale:g} and {made.zero}"
-            )
+            return _rounded(layer, x)
         real = float(_single(codes_of(layer.reads[0]).scale)) * 2 ** (31 - INPUT_BITS)
         multiplier, shift = quantised_multiplier(real)
         radius = math.floor((2**INPUT_BITS - 1) * 2.0 ** (31 - INPUT_BITS - shift))
@@ -95,10 +91,7 @@ def _hard_swish(layer: Activation, x: np.ndarray) -> np.ndarray:
     fine = _single(1 / 128) * read
     multiplier, shift = _short_multiplier(float(fine / made))
     if shift > 0:
-        raise UnsupportedError(
-            f"layer {layer.name}: hard_swish makes codes of scale {made:g}, less than 1/128 of "
-            f"those that it reads ({read:g})"
-        )
+        return _rounded(layer, x)
     wide = x << 7
     scaled = _short_high(wide, multiplier)
     part_multiplier, part_shift = _short_multiplier(float(fine / (_single(3) / _single(32768))))
@@ -113,10 +106,32 @@ def _hard_swish(layer: Activation, x: np.ndarray) -> np.ndarray:
     return rounding_shift(found, -shift) + codes_of(layer.makes).zero
 
 
-def _hard_sigmoid(layer: Activation, x: np.ndarray) -> np.ndarray:
-    read, made = codes_of(layer.reads[0]), codes_of(layer.makes)
-    real = np.clip(x * float(read.scale) / 6 + 0.5, 0, 1) / float(made.scale)
-    return np.array([round_away(float(one)) for one in real]) + made.zero
+def _sixth(x: np.ndarray) -> np.ndarray:
+    return np.clip(x / 6 + 0.5, 0, 1)
+
+
+_REAL: dict[str, Callable[[Activation, np.ndarray], np.ndarray]] = {
+    "identity": lambda layer, x: x,
+    "leaky_relu": lambda layer, x: np.where(x < 0, x * float(_single(layer.slope)), x),
+    "sigmoid": lambda layer, x: 1 / (1 + np.exp(-x)),
+    "tanh": lambda layer, x: np.tanh(x),
+    "hard_swish": lambda layer, x: x * _sixth(x),
+    "hard_sigmoid": lambda layer, x: _sixth(x),
+}
+
+
+def _real(layer: Activation, x: np.ndarray) -> np.ndarray:
+    """float64 of codes without their zero point."""
+    real = x * float(_single(codes_of(layer.reads[0]).scale))
+    with np.errstate(over="ignore"):
+        found: np.ndarray = _REAL[layer.kind](layer, real)
+    return found
+
+
+def _rounded(layer: Activation, x: np.ndarray) -> np.ndarray:
+    made = codes_of(layer.makes)
+    near = np.clip(_real(layer, x) / float(_single(made.scale)), -1024, 1024)
+    return np.array([round_away(float(one)) for one in near]) + made.zero
 
 
 _KINDS: dict[str, Callable[[Activation, np.ndarray], np.ndarray]] = {
@@ -125,23 +140,22 @@ _KINDS: dict[str, Callable[[Activation, np.ndarray], np.ndarray]] = {
     "sigmoid": _of_fractions(logistic, 8, LEAST),
     "tanh": _of_fractions(tanh, 7, 0),
     "hard_swish": _hard_swish,
-    "hard_sigmoid": _hard_sigmoid,
+    "hard_sigmoid": _rounded,
 }
 
 
 def table(layer: Activation) -> np.ndarray:
-    """What each code from -128 on becomes: int8 [256].
-
-    Raises:
-        UnsupportedError: the layer makes codes that TensorFlow Lite does not make.
-    """
+    """What each code from -128 on becomes: int8 [256], or float32 where it makes numbers."""
     x = np.arange(256) + LEAST - codes_of(layer.reads[0]).zero
+    if layer.makes.codes is None:
+        numbers: np.ndarray = np.clip(_real(layer, x), *layer.bounds)
+        return numbers.astype(np.float32)
     bounds = bounds_in_codes(layer.makes, layer.bounds)
     return in_codes(_KINDS[layer.kind](layer, x), *bounds)
 
 
 def computed(layer: Activation, target: Target, codes: np.ndarray) -> np.ndarray:
-    """int8 codes of what the layer makes."""
+    """What the layer makes."""
     return table(layer)[codes.astype(np.int64) - LEAST].reshape(layer.makes.shape)
 
 
@@ -149,4 +163,7 @@ def lowered(layer: Activation, target: Target) -> Lowered:
     """Calls of kernels."""
     read, made, name = layer.reads[0], layer.makes, f"{layer.name}/table"
     slots = (At(read.name), At(name), At(made.name), made.elements)
-    return Lowered((Step(lookup_i8.NAME, slots),), {name: table(layer)}, 0, (read.name,))
+    constants = {name: table(layer)}
+    if made.codes is None:
+        return Lowered((Step(lookup_single.NAME, slots),), constants)
+    return Lowered((Step(lookup_i8.NAME, slots),), constants, 0, (read.name,))

@@ -1,7 +1,7 @@
 """The mean and the most of windows of int8 codes.
 
-A mean of codes that mean the same is rounded as a code: TensorFlow Lite's `AveragePool`. One of
-other codes, and one that makes a vector, is its operator MEAN (`QuantizedMeanOrSum`), of numbers.
+A mean of codes that stay the same is rounded as a code: TensorFlow Lite's `AveragePool`. One of
+other codes, and what a file calls MEAN, is its `QuantizedMeanOrSum`, of numbers.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ class Mean:
     zero: int = 0
 
 
+def changes_codes_of_windows(layer: Pool) -> bool:
+    """Whether it has no arithmetic of codes: its windows are parts of an image, and codes change.
+
+    The most of codes is one of them.
+    """
+    same = layer.reads[0].codes == layer.makes.codes
+    return not same and (layer.kind == "most" or layer.windows.taps != layer.reads[0].image[:2])
+
+
 def mean_of(layer: Pool) -> Mean:
     """How a layer's sums become means.
 
@@ -58,7 +67,7 @@ def mean_of(layer: Pool) -> Mean:
         raise UnsupportedError(
             f"layer {layer.name}: the mean of {pixels} pixels, where up to {MOST_PIXELS} are done"
         )
-    if codes_of(read) == codes_of(made) and len(made.shape) > 1:
+    if codes_of(read) == codes_of(made) and not layer.of_numbers:
         # The next number after 1 / n: what lies between two codes is rounded away from 0.
         exact = [min(2**31 // n + 1, ONE) for n in range(1, pixels + 1)]
         return Mean(np.array([0, *exact], np.int32))

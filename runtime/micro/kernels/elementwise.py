@@ -1,4 +1,4 @@
-"""Sums of two arrays and functions of each element, and their gradients.
+"""Sums and products of two arrays and functions of each element, and their gradients.
 
 Vectors go over an array; the last one ends with it, and reads before what is overwritten, so the
 result may lie in the place of what is read. Of arrays shorter than a vector elements are stored
@@ -59,6 +59,13 @@ class Elementwise:
 def _add(numbers: Numbers) -> Callable[..., Any]:
     def fn(a: Any, b: Any, low: Any, high: Any, zero: Any) -> Any:
         return minimum(high, maximum(a + b, low))
+
+    return fn
+
+
+def _multiply(numbers: Numbers) -> Callable[..., Any]:
+    def fn(a: Any, b: Any, low: Any, high: Any, zero: Any) -> Any:
+        return minimum(high, maximum(a * b, low))
 
     return fn
 
@@ -164,6 +171,9 @@ def _within_reference(n: Numbers, a: Values, b: Values, bounds: Bounds) -> Value
 
 OPERATIONS: dict[str, Elementwise] = {
     "add": Elementwise(_add, lambda n, a, b, c: _clamped(n, n.arithmetic.add(a, b), c), 2),
+    "multiply": Elementwise(
+        _multiply, lambda n, a, b, c: _clamped(n, n.arithmetic.multiply(a, b), c), 2
+    ),
     "identity": Elementwise(_bounds, lambda n, a, b, c: _clamped(n, a, c), 1),
     # The gradient a of what is within bounds, of the bounded b.
     "within": Elementwise(_within, _within_reference, 2),

@@ -1,9 +1,10 @@
 """The end of a network's training step: gradients of losses, and updates of weights.
 
-Losses are multiplied by a scale, so that gradients do not vanish in halves. Four float32 in SRAM,
-the state, are the scale, one over it, the number of steps since it changed, and 1 behind an
-overflow, else 0: where a gradient is not finite, nothing is updated, and the scale is halved. After
-so many good steps it is doubled (Micikevicius et al., "Mixed Precision Training", 1710.03740).
+Losses are multiplied by a scale, so that gradients do not vanish in halves. Five float32 in SRAM,
+the state, are the scale, one over it, the number of steps since it changed, 1 behind an overflow,
+else 0, and the number of steps with one: where a gradient is not finite, nothing is updated, and
+the scale is halved. After so many good steps it is doubled (Micikevicius et al., "Mixed Precision
+Training", 1710.03740).
 
 A trained half has a second half beside it, of what is lost in rounding: both have 22 bits, so that
 small updates add up, in the place of a float32 beside a half. Updates are computed in float32 on
@@ -46,7 +47,12 @@ LEAST_SCALE, MOST_SCALE = 2.0**-10, 2.0**24
 
 def first_state(scale: float) -> np.ndarray:
     """The state in front of the first step; the scale is a power of two."""
-    return np.array([scale, 1 / scale, 0, 0], np.float32)
+    return np.array([scale, 1 / scale, 0, 0, 0], np.float32)
+
+
+def skipped_of(state: np.ndarray) -> int:
+    """Steps so far that changed nothing, as a gradient was not finite."""
+    return int(state[4])
 
 
 def _loss(numbers: Numbers) -> KernelFunction:
@@ -181,6 +187,7 @@ def _rescale(args: Any, thread: Any, n_threads: Any) -> None:
                 scale, inverse = scale * f32(2.0), inverse * f32(0.5)
     else:
         good = f32(0.0)
+        put_f32(state + 16, get_f32(state + 16) + f32(1.0))
         if scale > f32(LEAST_SCALE):
             scale, inverse = scale * f32(0.5), inverse * f32(2.0)
     put_f32(state, scale)
@@ -191,13 +198,13 @@ def _rescale(args: Any, thread: Any, n_threads: Any) -> None:
 
 def rescale_reference(state: np.ndarray, interval: float) -> None:
     """Change the state behind a step."""
-    scale, _, good, bad = (float(one) for one in state)
+    scale, _, good, bad, skipped = (float(one) for one in state)
     good += 1
     if bad != 0:
-        scale, good = (scale / 2 if scale > LEAST_SCALE else scale), 0
+        scale, good, skipped = (scale / 2 if scale > LEAST_SCALE else scale), 0, skipped + 1
     elif good >= interval:
         scale, good = (scale * 2 if scale < MOST_SCALE else scale), 0
-    state[:] = scale, 1 / scale, good, 0
+    state[:] = scale, 1 / scale, good, 0, skipped
 
 
 def _loss_cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -240,7 +247,7 @@ def _rescale_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for good, bad in ((0, 0.0), (8, 0.0), (9, 0.0), (5, 1.0)):
         for scale in (1024.0, LEAST_SCALE, MOST_SCALE):
             state = first_state(scale)
-            state[2:] = good, bad
+            state[2:4] = good, bad
             expected = state.copy()
             rescale_reference(expected, 10.0)
             yield Case([state, 10.0], [(state, expected)], 0, f"{scale} {good} {bad}")

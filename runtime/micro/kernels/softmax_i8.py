@@ -57,6 +57,7 @@ def _one_over_one_plus(a: Any) -> Any:
 def _kernel(args: Any, thread: Any, n_threads: Any) -> None:
     codes, exps, made = arg_ptr(args, 0), arg_ptr(args, 1), arg_ptr(args, 2)
     pixels, channels = int32(arg_int(args, 3)), int32(arg_int(args, 4))
+    multiplier, up, zero = int32(arg_int(args, 5)), int32(arg_int(args, 6)), int32(arg_int(args, 7))
     while pixels > 0:
         end = ptr_to_int(codes + channels)
         at, most = codes, int32(-128)
@@ -71,15 +72,17 @@ def _kernel(args: Any, thread: Any, n_threads: Any) -> None:
             total = total + (((power >> (SUM_BITS - 1)) + 1) >> 1)
             at = at + 1
         # The sum's highest bit goes to the front.
-        by = int32(31 + SUM_BITS - 8)
+        by = int32(31 + SUM_BITS - 8) - up
         while total > 0:
             total, by = total << 1, by - 1
         scale = _one_over_one_plus(total + _LEAST)
+        if multiplier != 0:
+            scale = _high(scale, multiplier)
         while ptr_to_int(codes) != end:
             power = int32(get_i32(exps + ((most - int32(get_i8(codes))) << 2)))
-            code = int32(-128)
+            code = zero
             if by < 32:
-                code = (((_high(scale, power) >> (by - 1)) + 1) >> 1) - 128
+                code = (((_high(scale, power) >> (by - 1)) + 1) >> 1) + zero
             if code > 127:
                 code = int32(127)
             put_u8(made, code)
@@ -88,18 +91,26 @@ def _kernel(args: Any, thread: Any, n_threads: Any) -> None:
 
 
 def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    for pixels, channels, step in ((1, 12, 2**26 // 5), (3, 5, 2**20), (1, 300, 0)):
+    kinds = (
+        (1, 12, 2**26 // 5, 0, 0, -128), (3, 5, 2**20, 0, 0, -128), (1, 300, 0, 0, 0, -128),
+        (2, 9, 2**25, 255 << 23, 0, -128), (1, 7, 2**22, 3 << 29, 2, -3),
+        (1, 3, 2**26, 2**30, -8, 1),
+    )  # fmt: skip
+    for pixels, channels, step, multiplier, up, zero in kinds:
         codes = rng.integers(-128, 128, (pixels, channels)).astype(np.int8)
         powers = np.maximum(np.arange(256) * -step, -(2**31) + 1)
         exps = exp_of_negatives(powers, 5).astype(np.int32)
         wide = codes.astype(np.int64)
         each = exps.astype(np.int64)[wide.max(1, keepdims=True) - wide]
         scale, bits = reciprocal(rounding_shift(each, SUM_BITS).sum(1, keepdims=True), SUM_BITS)
-        found = rounding_shift(exact_high(scale, each), bits + 31 - 8) - 128
+        if multiplier:
+            scale = exact_high(scale, multiplier)
+        found = rounding_shift(exact_high(scale, each), bits + 31 - 8 - up) + zero
         made = np.zeros_like(codes)
         expected = np.clip(found, -128, 127).astype(np.int8)
         label = f"{pixels}x{channels} by {step}"
-        yield Case([codes, exps, made, pixels, channels], [(made, expected)], 0, label)
+        block = [codes, exps, made, pixels, channels, multiplier, up, zero]
+        yield Case(block, [(made, expected)], 0, label)
 
 
 def all_kernels() -> list[Kernel]:

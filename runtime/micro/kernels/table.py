@@ -7,6 +7,7 @@ from typing import Any
 
 from headrace.micro.kernels import (
     add_i8,
+    convert,
     convolution_i8,
     depthwise,
     depthwise_gradient,
@@ -14,10 +15,13 @@ from headrace.micro.kernels import (
     elementwise,
     learning,
     lookup_i8,
+    lookup_single,
     matmul,
     matmul_i8,
     move,
+    multiply_i8,
     pad,
+    place,
     pool,
     pool_i8,
     softmax,
@@ -33,14 +37,17 @@ _OF_CODES = (
     convolution_i8,
     depthwise_i8,
     lookup_i8,
+    lookup_single,
     matmul_i8,
     move,
+    multiply_i8,
+    place,
     pool_i8,
     softmax_i8,
     sums_i8,
 )
 _OF_NUMBERS = (
-    depthwise, depthwise_gradient, elementwise, learning, matmul, pad, pool, softmax, turn,
+    convert, depthwise, depthwise_gradient, elementwise, learning, matmul, pad, pool, softmax, turn,
 )  # fmt: skip
 
 

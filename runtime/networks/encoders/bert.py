@@ -45,7 +45,7 @@ def read_bert(folder: Folder) -> OnnxModel:
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in tensors else ""
     builder = _Builder(folder, tensors, prefix)
     proto = _graph(builder, sizes)
-    return OnnxModel(folder.path, proto, builder.weights, builder.inline)
+    return OnnxModel(folder.path, proto, builder.weights, builder.inline, proto.ByteSize())
 
 
 def _sizes(config: Config) -> dict[str, Any]:

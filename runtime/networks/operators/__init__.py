@@ -37,6 +37,8 @@ from headrace.networks.operators import (
     transposed,
 )
 
+# Of nodes that lack inputs, outputs or attributes, or have those of another kind: the host says so.
+MALFORMED = (IndexError, TypeError, ValueError, OverflowError)
 Maker = Callable[[Graph, Node], Operation | None]
 
 OPERATORS: dict[str, Maker] = {
@@ -77,7 +79,7 @@ def operation_for(graph: Graph, node: Node) -> Operation | None:
     maker = OPERATORS.get(key_of(node))
     try:
         found = None if maker is None else maker(graph, node)
-    except (IndexError, ValueError):  # it lacks inputs or outputs: the host says so
+    except MALFORMED:
         return None
     if found is None or not all(_lies(graph, node, one) for one in (found, *found.also)):
         return None

@@ -5,6 +5,7 @@ BatchNormalization is a product and a sum with constants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,21 +69,21 @@ def _with_constant(graph: Graph, node: Node, at: int) -> Operation | None:
 
 
 def _with_rows(graph: Graph, node: Node, x: str, name: str) -> Operation | None:
-    """The sum with constant rows [tokens, channels], the same for each of a batch."""
+    """The sum with constant rows [tokens, channels], the same for each of a batch or its own."""
     of, shape, held = image_of(graph, x), graph.shape(x) or (), graph.constants.type(name)
     rows = held.shape or ()
     while len(rows) > 2 and rows[0] == 1:
         rows = rows[1:]
-    if of is None or held.elem_type != 1 or len(shape) != 3 or rows != shape[1:]:
+    if of is None or held.elem_type != 1 or len(shape) != 3 or rows not in (shape[1:], shape):
         return None
     if x in graph.channels_first:
         return None
 
     def more() -> np.ndarray:
-        array = graph.constants.array(name).reshape(rows)
+        array = graph.constants.array(name).reshape(-1, of.channels)
         return np.pad(array, ((0, 0), (0, of.padded - of.channels)))
 
-    n_bytes = 4 * rows[0] * of.padded
+    n_bytes = 4 * math.prod(rows[:-1]) * of.padded
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [at[x], at["more"], at[one.makes], of.n_bytes // 64, n_bytes // 64]
@@ -119,6 +120,8 @@ def _combined(graph: Graph, node: Node) -> Operation | None:
     read = [name for name in (a, b) if name not in graph.constants]
     ranks = {len(graph.shape(name) or ()) for name in (*read, node.outputs[0])}
     if first is None or second is None or made is None or len(ranks) != 1:
+        return None
+    if len(read) + len(held) != 2:  # a constant that lies in no way that is known here
         return None
     if ranks == {3} and len(read) == 2 and graph.shape(a) != graph.shape(b):
         return None

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Groups, one_group, some_tiles, tiled_weights
+from headrace.kernels.convolution import some_tiles, tiled_weights
 from headrace.kernels.ending import Ending
 from headrace.kernels.geometry import Geometry
+from headrace.kernels.groups import Groups, one_group
 from headrace.networks.graph import Constants, Graph, Node
 from headrace.networks.operation import (
     NOTHING,
@@ -245,7 +246,11 @@ def pads_before(
     node: Node, read: Image, written: Image, taps: tuple[int, ...], strides: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> tuple[int, int]:  # fmt: skip
-    """Pads above and to the left."""
+    """Pads above and to the left.
+
+    Raises:
+        ValueError: windows with the size of what is read would leave some of it out, at either end.
+    """
     auto = node.attribute("auto_pad", b"NOTSET").decode()
     if auto in ("NOTSET", "VALID"):
         pads = node.attribute("pads", [0, 0, 0, 0]) if auto == "NOTSET" else [0, 0]
@@ -254,7 +259,10 @@ def pads_before(
     sizes = ((read.height, written.height), (read.width, written.width))
     for i, (size, out) in enumerate(sizes):
         reach = (taps[i] - 1) * dilations[i] + 1
-        whole = max(0, (out - 1) * strides[i] + reach - size)
+        whole = (out - 1) * strides[i] + reach - size
+        if whole < 0 and strides[i] > 1:
+            raise ValueError("pads below zero, of which libraries have their own view")
+        whole = max(0, whole)
         found.append(whole // 2 if auto == "SAME_UPPER" else whole - whole // 2)
     return found[0], found[1]
 

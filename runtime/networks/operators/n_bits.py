@@ -85,7 +85,10 @@ def _n_bits(graph: Graph, node: Node) -> Operation | None:
         zeros: (onnx.TensorProto.UINT8, outputs * -(-n_groups // 2)),
         bias_name: (onnx.TensorProto.FLOAT, outputs),
     }
-    if not all(_is(graph, name, *of) for name, of in sizes.items() if name):
+    wanted = {codes, scales, *filter(None, (zeros, bias_name))}
+    if len(wanted) != sum(1 for name in (codes, scales, zeros, bias_name) if name):
+        return None  # the same for two
+    if not all(_is(graph, name, *sizes[name]) for name in wanted):
         return None
     bias = np.zeros(written.padded, np.float32)
     if bias_name:

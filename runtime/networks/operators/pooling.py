@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.image_operators import MAXIMUM, MEAN, MEAN_WITH_PADS
 from headrace.networks.graph import Graph, Node
@@ -32,9 +34,9 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
         return None  # libraries disagree about the pads
     pads = pads_before(node, read, written, tuple(taps), strides, dilations)
     sizes = (read.height, read.width), (written.height, written.width)
-    for size, count, stride, before in zip(*sizes, strides, pads, strict=True):
-        if (count - 1) * stride - before >= size:
-            return None  # its last window begins behind the image: not all count it
+    for along in zip(*sizes, taps, strides, pads, dilations, strict=True):
+        if not _all_see(*along):
+            return None  # not all count windows of nothing, or agree what is the largest of it
     geometry = Geometry(
         read.images, (read.height, read.width), (written.height, written.width),
         (taps[0], taps[1]), (strides[0], strides[1]), pads, (dilations[0], dilations[1]),
@@ -52,6 +54,12 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
         "images_pool", [x], node.outputs[0], part(geometry), [node],
         windows=Windows(geometry, part),
     )  # fmt: skip
+
+
+def _all_see(size: int, count: int, taps: int, stride: int, before: int, apart: int) -> bool:
+    """Whether each window along one dimension has a tap in the image."""
+    at = np.arange(count)[:, None] * stride - before + np.arange(taps) * apart
+    return bool(((at >= 0) & (at < size)).any(1).all())
 
 
 OPERATORS = {"MaxPool": _pool, "AveragePool": _pool}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels import convolution_u8, depthwise_u8
+from headrace.kernels import convolution_u8, depthwise_u8, weights_u8
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, folded_bias, rounding_slots, scales
 from headrace.networks.graph import Graph, Node
@@ -80,13 +80,13 @@ def _dense(
     """
     floats = to is None
     sums = w.sum((0, 1, 2), dtype=np.int64)
-    tails = convolution_u8.tails(
+    tails = weights_u8.tails(
         folded_bias(bias, sums, of.zero), scales(of, factors, 1.0 if to is None else to.scale),
         sums, floats,
     )  # fmt: skip
     zero, least, most = rounding_slots(to or of)
-    quads = -(-w.shape[2] // convolution_u8.QUAD)
-    n_bytes = math.prod(w.shape[:2]) * quads * convolution_u8.QUAD * written.padded
+    quads = -(-w.shape[2] // weights_u8.QUAD)
+    n_bytes = math.prod(w.shape[:2]) * quads * weights_u8.QUAD * written.padded
     size = w.size
 
     def part(geometry: Geometry) -> Slots:
@@ -104,7 +104,7 @@ def _dense(
 
     own: dict[str, np.ndarray | Weight] = {
         "weights": Weight(
-            n_bytes, lambda: convolution_u8.tiled_weights(again(), floats),
+            n_bytes, lambda: weights_u8.tiled_weights(again(), floats),
             None if key is None else ("u8", key, floats), planned_by=True,
         ),
         "tails": tails,

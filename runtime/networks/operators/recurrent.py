@@ -49,7 +49,9 @@ def _sizes(graph: Graph, node: Node, gates: int) -> _Sizes | None:
     x, y = node.inputs[0], named(node.outputs, 0)
     shape, n = graph.shape(x), node.attribute("hidden_size", 0)
     found = _DIRECTIONS.get(node.attribute("direction", b"forward"))
-    if shape is None or len(shape) != 3 or math.prod(shape) == 0 or found is None or n < 1:
+    if shape is None or len(shape) != 3 or math.prod(shape) == 0 or found is None:
+        return None
+    if n < 1:
         return None
     if x in graph.constants or image_of(graph, x) is None or x in graph.channels_first:
         return None

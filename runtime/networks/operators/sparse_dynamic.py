@@ -10,16 +10,19 @@ import numpy as np
 from headrace.kernels.dynamic_columns import PANEL, columns_bytes
 from headrace.kernels.sparse_product import kept_blocks
 from headrace.kernels.sparse_product_u8 import (
+    BLOCKS,
+    ENTRY,
     NAME,
     ROWS,
     SCRATCH,
     fours_of,
+    front,
     front_bytes,
     pack,
-    packed_bytes,
+    some_tiles,
 )
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Sparse, Weight
+from headrace.networks.operation import PADDED, Cut, Image, Operation, Sparse, Weight, tile_begins
 from headrace.networks.sparse_choice import int8_pays
 
 
@@ -49,31 +52,37 @@ def sparse_dynamic(
     if read.padded < PANEL:
         return None
 
-    def found() -> tuple[int, int]:
-        return int(np.count_nonzero(w)), int(fours_of(kept_blocks(w.T, ROWS)).sum())
+    def found() -> tuple[int, tuple[int, ...]]:
+        of_blocks = fours_of(kept_blocks(w.T, ROWS)).reshape(-1, BLOCKS)
+        return int(np.count_nonzero(w)), tuple(of_blocks.sum(axis=1).tolist())
 
     weights, fours = found() if key is None else graph.constants.remembered(("fours", key), found)
     in_matrices = graph.cpu.byte_matrix
-    if not int8_pays(fours, read.images, read.channels, written.channels, in_matrices):
+    if not int8_pays(sum(fours), read.images, read.channels, written.channels, in_matrices):
         return None
     size = w.size
     codes, rows, tiles = codes_of(node), read.images, written.padded // PADDED
-    at_counts, at_entries = front_bytes(written.channels)
+    at_counts, n_front = front_bytes(written.channels)
+    begins = tile_begins(fours, ENTRY)
     tails_at = codes_bytes(read, True)
 
     def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        begin = at["weights"]
         return [
-            begin + at_entries, at[codes], at[one.makes], at[codes] + tails_at, read.padded, tiles,
-            rows, written.pixel_bytes, begin + at_counts, begin, at["scratch"],
+            at["weights"], at[codes], at[one.makes], at[codes] + tails_at, read.padded, tiles,
+            rows, written.pixel_bytes, at["front"] + at_counts, at["front"], at["scratch"],
             0 if one.adds is None else at[one.adds], one.least, one.most,
         ]  # fmt: skip
 
     weight = Weight(
-        packed_bytes(written.channels, fours), lambda: pack(again().T),
-        None if key is None else (NAME, *key), making=12 * size, planned_by=True,
+        begins[-1], lambda: pack(again().T), None if key is None else (NAME, *key),
+        making=12 * size, planned_by=True,
+    )  # fmt: skip
+    places = Weight(
+        n_front, lambda: front(again().T), None if key is None else (NAME, "front", *key),
+        making=12 * size,
     )  # fmt: skip
     return Operation(
-        NAME, [codes], node.outputs[0], slots, [node], {"weights": weight}, macs=rows * weights,
+        NAME, [codes], node.outputs[0], slots, [node], {"weights": weight, "front": places},
+        macs=rows * weights, cut=Cut(tiles, some_tiles, 1, begins),
         scratch=SCRATCH, sparse=Sparse(1 - weights / size, "4x1"),
     )  # fmt: skip

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.sparse_product import (
+    counts_at,
+    entry_bytes,
+    front,
+    front_bytes,
     kernel_of,
     pack,
-    packed_bytes,
-    parts,
     scratch_bytes,
+    some_tiles,
 )
 from headrace.networks.graph import Constants, Node
 from headrace.networks.operation import (
     PADDED,
+    Cut,
     Image,
     Operation,
     Slots,
@@ -25,6 +31,7 @@ from headrace.networks.operation import (
     Weight,
     Windows,
     pixelwise,
+    tile_begins,
 )
 from headrace.networks.sparse_choice import (
     LEAST_PIXELS,
@@ -68,31 +75,36 @@ def sparse_product(
     rows = rows_that_pay(kept, pixels, read.channels, written.channels)
     if rows is None:
         return None
-    size = (read.channels, written.channels, rows)
+    size, kernel = (read.channels, written.channels), kernel_of(rows)
+    begins = tile_begins(kept.blocks[rows], entry_bytes(rows))
+    making = 16 * math.prod(size)
     weight = Weight(
-        packed_bytes(*size, kept.blocks[rows]), lambda: pack(matrix(), rows),
-        None if key is None else (kernel_of(rows), key),
-        making=16 * read.channels * written.channels,
+        begins[-1], lambda: pack(matrix(), rows), None if key is None else (kernel, key),
+        making=making,
     )  # fmt: skip
-    at_counts, at_entries = parts(*size)
+    places = Weight(
+        front_bytes(*size, rows), lambda: front(matrix(), rows),
+        None if key is None else (kernel, "front", key), making=making,
+    )  # fmt: skip
+    at_counts = counts_at(*size)
     scratch = scratch_bytes(read.channels, written.channels)
 
     def part(geometry: Geometry) -> Slots:
         def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-            begin = at["weights"]
             return [
-                begin + at_entries, at[one.reads[0]], at[one.makes], at["bias"],
+                at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
                 0 if one.adds is None else at[one.adds], read.channels, written.padded // PADDED,
                 one.least, one.most, geometry.pixels, read.pixel_bytes, written.pixel_bytes,
-                begin + at_counts, begin, at["scratch"], one.scratch,
+                at["front"] + at_counts, at["front"], at["scratch"], one.scratch,
             ]  # fmt: skip
 
         return slots
 
     windows = Windows(pixelwise(read), part)
     return Operation(
-        kernel_of(rows), [node.inputs[0]], node.outputs[0], part(windows.geometry), [node],
-        {"weights": weight, "bias": bias}, macs=kept.weights * pixels, scratch=scratch,
+        kernel, [node.inputs[0]], node.outputs[0], part(windows.geometry), [node],
+        {"weights": weight, "front": places, "bias": bias}, macs=kept.weights * pixels,
+        scratch=scratch, cut=Cut(len(begins) - 1, partial(some_tiles, rows=rows), 1, begins),
         sparse=Sparse(1 - kept.weights / (read.channels * written.channels), f"{rows}x1"),
         windows=windows,
     )  # fmt: skip

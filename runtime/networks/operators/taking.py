@@ -14,9 +14,11 @@ from headrace.networks.operation import Operation, channel_axis, image_of
 from headrace.networks.operators.channels import part
 from headrace.networks.quantisation import named
 
+MOST_PLACES = 1 << 24  # of a dimension, as each has a number
 Places = dict[
     int, np.ndarray
 ]  # by dimension, which elements of it are taken; others: all, in order
+MOST_PADS = 1 << 24  # of a dimension: its places are a table
 _PAD_MODES = {b"constant": "constant", b"reflect": "reflect", b"edge": "edge", b"wrap": "wrap"}
 
 
@@ -31,7 +33,7 @@ def taken(
     """
     x, y = node.inputs[0], node.outputs[0]
     of, made, shape = image_of(graph, x), image_of(graph, y), graph.shape(x) or ()
-    if of is None or made is None or x in graph.constants:
+    if of is None or made is None or x in graph.constants or max(shape) > MOST_PLACES:
         return None
     axis, left = channel_axis(graph, x), [i for i in range(len(shape)) if i != gone]
     if channel_axis(graph, y) >= len(left) or left[channel_axis(graph, y)] != axis:
@@ -98,7 +100,7 @@ def _is_unknown(graph: Graph, node: Node, at: int) -> bool:
 def _pad(graph: Graph, node: Node) -> Operation | None:
     shape, pads = graph.shape(node.inputs[0]), _given(graph, node, 1, "pads")
     mode = _PAD_MODES.get(node.attribute("mode", b"constant"))
-    if not shape or pads is None or mode is None:
+    if not shape or pads is None or mode is None or max(shape) > MOST_PLACES:
         return None
     if _is_unknown(graph, node, 2) or _is_unknown(graph, node, 3) or (pads < 0).any():
         return None
@@ -108,8 +110,10 @@ def _pad(graph: Graph, node: Node) -> Operation | None:
     for i, axis in enumerate(axes):
         pair = int(pads[i]), int(pads[i + len(pads) // 2])
         size = shape[axis]
-        if mode == "reflect" and max(pair) >= size:
+        if (mode == "reflect" and max(pair) >= size) or sum(pair) > MOST_PADS:
             return None  # libraries refuse it
+        if max(pair) > MOST_PLACES:
+            return None
         more = {"constant_values": NOWHERE} if mode == "constant" else {}
         places[axis] = np.pad(np.arange(size), pair, mode, **more)  # type: ignore[call-overload]
     return taken(graph, node, places, 0.0 if value is None else float(value.reshape(-1)[0]))
@@ -119,6 +123,8 @@ def places_of_slice(graph: Graph, node: Node) -> Places | None:
     """What a Slice takes of each dimension; None: that is not known, or nothing."""
     shape = graph.shape(node.inputs[0])
     if not shape or any(_is_unknown(graph, node, i) for i in range(1, 5)):
+        return None
+    if max(shape) > MOST_PLACES:
         return None
     starts, ends = _given(graph, node, 1, "starts"), _given(graph, node, 2, "ends")
     if starts is None or ends is None:
@@ -140,7 +146,7 @@ def _slice(graph: Graph, node: Node) -> Operation | None:
     places, shape = places_of_slice(graph, node), graph.shape(node.inputs[0])
     if places is None or shape is None:
         return None
-    changed = [axis for axis, at in places.items() if len(at) != shape[axis]]
+    changed = [axis for axis, at in places.items() if not np.array_equal(at, range(shape[axis]))]
     channels = channel_axis(graph, node.inputs[0])
     if changed == [channels] and (np.diff(places[channels]) == 1).all():
         return part(graph, node, node.outputs[0], int(places[channels][0]))

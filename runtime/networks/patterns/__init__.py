@@ -14,7 +14,7 @@ from dataclasses import replace
 from headrace.networks.as_rows import as_rows
 from headrace.networks.channels_first import channels_first
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operators import operation_for
+from headrace.networks.operators import MALFORMED, operation_for
 from headrace.networks.patterns import (
     activations,
     attention,
@@ -62,7 +62,7 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
     for i, node in enumerate(graph.nodes):
         try:
             instead = pattern(matcher, node)
-        except (IndexError, ValueError):  # a node lacks inputs or outputs: the host says so
+        except MALFORMED:
             continue
         if instead and all(_runs(graph, one) for one in instead):
             made[i] = instead

@@ -194,10 +194,15 @@ def _add(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | No
 
 def _mean(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
     of = _operands(matcher, node, 1)
-    if of is None:
+    if of is None or (node.op == "ReduceMean" and not _is_of_pixels(node)):
         return None
     inputs = [*of, *to]
     return new_node("QLinearGlobalAveragePool", inputs, y, _MICROSOFT, channels_last=0)
+
+
+def _is_of_pixels(node: Node) -> bool:
+    """Whether a mean is that of an image's pixels, and makes an image."""
+    return bool(node.attribute("axes") == [2, 3] and node.attribute("keepdims", 1) == 1)
 
 
 def _view(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
@@ -216,6 +221,7 @@ def _view(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | N
 
 
 _MAKERS: dict[str, Callable[[Matcher, Node, tuple[str, str], str], Any]] = {
-    "Conv": _conv, "Gemm": _gemm, "MatMul": _gemm, "Add": _add, "GlobalAveragePool": _mean,
+    "Conv": _conv, "Gemm": _gemm, "MatMul": _gemm, "Add": _add,
+    **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), _mean),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), _view),
 }  # fmt: skip

@@ -1,0 +1,213 @@
+"""What the commands do with networks that learn on microcontrollers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli_options import Opt
+from headrace.cli_output import print_json, progress_bar, say, show
+from headrace.errors import HeadraceError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from headrace.micro.learning import Learning
+    from headrace.micro.network import MicroNetwork
+    from headrace.micro.training_plan import TrainingPlan
+
+TRAIN = Opt(
+    "train", str, None, "a chip trains so many last layers, or those named: conv3,fc:bias",
+    ("--train",),
+)  # fmt: skip
+HOW = (
+    Opt("rate", float, None, "of learning (0.01)", ("--rate",)),
+    Opt("momentum", float, None, "of learning (0.9)", ("--momentum",)),
+    Opt("loss", str, None, "cross-entropy or squares; default: by the last layer", ("--loss",)),
+    Opt("loss_scale", float, None, "that gradients begin with (128)", ("--loss-scale",)),
+    Opt("good_steps", int, None, "after which that is doubled; default: never", ("--good-steps",)),
+    Opt("at_once", bool, False, "use gradients as soon as they are there", ("--at-once",)),
+)
+LESSONS = (
+    Opt("label", str, None, "what is to be learned: classes or outputs, a .npy file", ("--label",)),
+    Opt("epochs", int, None, "how often all examples are learned (1)", ("--epochs",)),
+)
+
+
+def taken(options: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Options about learning that are given, taken out of others.
+
+    Raises:
+        HeadraceError: some are, but not --train.
+    """
+    names = [one.name for one in (TRAIN, *HOW, *LESSONS)]
+    found = {name: options.pop(name, None) for name in names}
+    given = {name: value for name, value in found.items() if value not in (None, False)}
+    if given and "train" not in given:
+        option = next(iter(given)).replace("_", "-")
+        raise HeadraceError(f"--{option} is for learning: add --train")
+    return given
+
+
+def planned(
+    model: str, network: MicroNetwork, target: str, given: Mapping[str, Any], sram: int | None
+) -> tuple[Learning, TrainingPlan]:
+    """How a network learns on a chip, and its training step there."""
+    from headrace.micro.learning import (
+        SCALE,
+        Learning,
+        layers_named,
+        usual_loss,
+        what_is_trained,
+    )
+    from headrace.micro.tuned import tuned_plan
+    from headrace.targets.target import microcontrollers
+
+    trained = layers_named(network, given["train"])
+    how = Learning(
+        trained, given.get("rate", 0.01), given.get("momentum", 0.9),
+        given["loss"].replace("-", " ") if "loss" in given else usual_loss(network),
+        given.get("loss_scale", SCALE), given.get("good_steps"), "at_once" in given,
+    )  # fmt: skip
+    try:
+        with progress_bar() as progress:
+            tuned = tuned_plan(network, microcontrollers()[target], how, sram, progress=progress)
+    except UnsupportedError as error:
+        raise UnsupportedError(str(error), path=model) from None
+    if tuned.not_counted is not None:
+        say(f"its tiles were not chosen by counted instructions: {tuned.not_counted}")
+    say(f"it learns {', '.join(what_is_trained(network, trained))} by {how.loss}")
+    return how, tuned.plan
+
+
+def run(
+    *, model: str, network: MicroNetwork, target: str, given: Mapping[str, Any], sram: int | None,
+    inputs: Sequence[str], output: str | None, json: bool,
+) -> int:  # fmt: skip
+    """Train a network on an emulated chip: the loss by epoch, instructions, memory, weights."""
+    import numpy as np
+
+    from headrace.arguments import whole
+    from headrace.cli_networks import write_arrays
+    from headrace.micro.learner import Learner
+    from headrace.micro.report import sram_facts
+
+    epochs = whole("epochs", given.get("epochs", 1), low=1)
+    if "label" not in given:
+        raise HeadraceError("to learn, add --label FILE.npy: a class or an output of each example")
+    how, plan = planned(model, network, target, given, sram)
+    examples = _examples(network, inputs)
+    wanted, classes = _wanted(network, Path(given["label"]), len(examples))
+    rows: list[dict[str, Any]] = []
+    rng = np.random.default_rng(0)
+    with Learner(network, how, plan) as learner:
+        for epoch in range(1, epochs + 1):
+            order = rng.permutation(len(examples))
+            with progress_bar() as progress:
+                lesson = learner.train(
+                    examples[order], wanted[order],
+                    progress=lambda done, of: progress(done, of, f"epoch {epoch}"),  # noqa: B023
+                )  # fmt: skip
+            row: dict[str, Any] = {"epoch": epoch, "loss": lesson.loss}
+            if classes is not None:
+                made = lesson.outputs.reshape(len(order), -1).argmax(1)
+                row["right"] = f"{np.mean(made == classes[order]):.1%}"
+            rows.append(row | {"skipped_steps": lesson.skipped, "loss_scale": lesson.scale})
+            if not json:
+                right = f", {row['right']} right" if "right" in row else ""
+                print(f"epoch {epoch}: loss {lesson.loss:.4g}{right}", flush=True)
+        if skipped := sum(row["skipped_steps"] for row in rows):
+            say(
+                f"{skipped} steps changed no weights, as a gradient was not finite; the loss scale "
+                f"is {rows[-1]['loss_scale']:g} by now"
+            )
+        counts = learner.counts(examples[0], wanted[0])
+        used = learner.used(examples[0], wanted[0])
+        found = learner.learned()
+    facts = {
+        "target": target,
+        "training_step_instructions": counts.instructions,
+        "training_step_cycles": counts.cycles,
+        **sram_facts(plan.program),
+        "arena_used_bytes": used.arena_bytes,
+        "stack_used_bytes": used.stack_bytes,
+        "learned_bytes": plan.state_bytes,
+    }
+    if output is not None:
+        for path in write_arrays(Path(output), _weights(found, how)):
+            say(f"{path} written")
+    if json:
+        print_json({"model": model, "epochs": rows, **facts})
+    else:
+        print()
+        show(facts, False)
+    return 0
+
+
+def _examples(network: MicroNetwork, inputs: Sequence[str]) -> np.ndarray:
+    """A batch of examples [examples, *shape] as the chip has them."""
+    import numpy as np
+
+    from headrace.cli_networks import read_array
+    from headrace.micro.ports import to_chip
+
+    (port,) = network.inputs
+    if len(inputs) != 1:
+        raise HeadraceError(f"to learn, give one --input {port.name}=FILE.npy of all examples")
+    name, _, file = inputs[0].rpartition("=")
+    if name not in ("", port.name):
+        raise HeadraceError(f"there is no input {name!r}; the network takes {port.name}")
+    array = read_array(Path(file))
+    shape = port.shape[1:]
+    if array.ndim > len(shape) + 1 and array.shape[1] == 1:
+        array = array[:, 0]  # each in a batch of one
+    if array.shape[1:] != shape or not len(array):
+        raise HeadraceError(
+            f"{file} is {list(array.shape)}, and examples of {list(shape)} are wanted: "
+            f"{['examples', *shape]}"
+        )
+    return np.stack([to_chip(network, {port.name: one[None]})[port.value.name] for one in array])
+
+
+def _wanted(network: MicroNetwork, path: Path, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Outputs that are wanted [examples, *shape], and classes, where these were given."""
+    import numpy as np
+
+    from headrace.cli_networks import read_array
+
+    array, value = read_array(path), network.outputs[0].value
+    if len(array.shape) == 0 or len(array) != count:
+        raise HeadraceError(f"{path} is {list(array.shape)}, and there are {count} examples")
+    if array.dtype.kind in "iu" and array.size == count:
+        classes = array.reshape(count).astype(np.int64)
+        if classes.min() < 0 or classes.max() >= value.elements:
+            raise HeadraceError(
+                f"{path} has classes from {classes.min()} to {classes.max()}, and the network has "
+                f"{value.elements} outputs"
+            )
+        return np.eye(value.elements)[classes], classes
+    if array[0].size != value.elements or array.dtype.kind not in "fiub":
+        raise HeadraceError(
+            f"{path} is {array.dtype} {list(array.shape)}: a class of each example is wanted, or "
+            f"{value.elements} numbers"
+        )
+    return array.reshape(count, *value.shape).astype(np.float64), None
+
+
+def _weights(network: MicroNetwork, how: Learning) -> dict[str, np.ndarray]:
+    """What was learned, as float32 by the names of layers."""
+    from headrace.micro.learning import BIAS, WEIGHTS, short_names, with_weights
+
+    layers, found = with_weights(network), {}
+    names = short_names(layers)
+    for layer in layers:
+        what = how.trained.get(layer.name)
+        plain = "".join(c if c.isalnum() or c in "_-." else "_" for c in names[layer.name])
+        for suffix, array, is_trained in (
+            (WEIGHTS, layer.weights, what is not None and what.weights),
+            (BIAS, layer.bias, what is not None and what.bias),
+        ):
+            if is_trained:
+                found[f"{plain}.{suffix}"] = array.astype("float32")
+    return found

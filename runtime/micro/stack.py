@@ -1,0 +1,31 @@
+"""How deep the stack gets below the functions that C calls: a bound that holds in any run.
+
+Kernels call neither pointers nor themselves, and take a number of bytes that stands in their code
+(`headrace.targets.frames`): the function's own frame, the largest of a kernel, and, where that
+calls what fills or copies memory or divides, all of these together.
+"""
+
+from __future__ import annotations
+
+from headrace.micro.firmware import firmware_object, kernel_objects
+from headrace.micro.program import Program
+from headrace.targets.cache import Progress
+from headrace.targets.frames import frames, wanted
+from headrace.targets.freestanding import functions_object
+
+
+def stack_bytes(program: Program, progress: Progress | None = None) -> int:
+    """Bytes of stack that a call of the program takes at most, interrupts apart.
+
+    Raises:
+        KernelError: a kernel does not compile for the chip.
+    """
+    target = program.target
+    helpers = frames(functions_object(target), target)
+
+    def deepest(code: bytes) -> int:
+        own = sum(frames(code, target).values())
+        return own + sum(helpers.values()) if wanted(code) & helpers.keys() else own
+
+    own = max(frames(firmware_object(program), target).values())
+    return own + max(map(deepest, kernel_objects(program, progress)))
