@@ -137,7 +137,10 @@ _SHAPES = ((1, 16, 4), (3, 40, 7), (2, 64, 12), (5, 9, 3), (4, 144, 35), (1, 48,
 
 
 # Zero points and bounds for tests, by what `scales_for` makes.
-ENDS = {"random": (-3, -128, 120), "plain": (5, -128, 127), "extreme": (-3, -128, 120)}
+ENDS = {
+    "random": (-3, -128, 127), "bounded": (-3, -128, 120), "ties": (5, -128, 127),
+    "extreme": (-3, -100, 120),
+}  # fmt: skip
 
 
 def scales_for(
@@ -146,14 +149,15 @@ def scales_for(
     """Biases, multipliers and shifts for tests.
 
     Args:
-        kind: random ones; ties of sums that are scaled plainly; or ties and shifts to the left.
+        kind: random ones; ties of sums that are scaled plainly; or ties and shifts to the left
+            ("extreme").
     """
-    if kind == "random":
+    if kind in ("random", "bounded"):
         bias = rng.integers(-30_000, 30_000, m)
         multipliers, shifts = rng.integers(2**30, 2**31, m), rng.integers(-11, -4, m)
     else:
         bias = rng.integers(-2, 3, m) << rng.integers(0, 20, m)
-        most = 0 if kind == "plain" else 3
+        most = 0 if kind == "ties" else 3
         multipliers, shifts = np.full(m, 2**30), rng.integers(-12, most, m)
     return tuple(one.astype(np.int32) for one in (bias, multipliers, shifts))  # type: ignore[return-value]
 

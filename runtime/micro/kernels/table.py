@@ -10,6 +10,7 @@ from headrace.micro.kernels import (
     convert,
     convolution_i8,
     depthwise,
+    depthwise_gradient,
     depthwise_i8,
     elementwise,
     learning,
@@ -45,7 +46,9 @@ _OF_CODES = (
     softmax_i8,
     sums_i8,
 )
-_OF_NUMBERS = (convert, depthwise, elementwise, learning, matmul, pad, pool, softmax, turn)
+_OF_NUMBERS = (
+    convert, depthwise, depthwise_gradient, elementwise, learning, matmul, pad, pool, softmax, turn,
+)  # fmt: skip
 
 
 def kernel_table() -> dict[str, Kernel]:
