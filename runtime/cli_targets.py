@@ -12,7 +12,7 @@ from headrace.sizes import format_size
 
 
 def targets_list(*, json: bool) -> int:
-    """List the CPUs that kernels are built for, and where they can be proven on this machine.
+    """List CPUs and microcontrollers, and where their kernels can be proven on this machine.
 
     --json adds LLVM's options and the emulators' command lines.
     """
