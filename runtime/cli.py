@@ -69,7 +69,7 @@ _PATCHES = Opt("patches", str, None, "of an ONNX file: auto, off, or 3 for 3 x 3
 _SRAM = Opt("sram", parse_size, None, "of a microcontroller: 64KiB", ("--sram",))
 _FLASH = Opt("flash", parse_size, None, "of a microcontroller: 1MiB", ("--flash",))
 _EMULATE = Opt("emulate", bool, False, "run on an emulated microcontroller", ("--emulate",))
-_OUTPUT = Opt("output", str, None, "folder for an ONNX file's outputs", ("-o", "--output"))
+_OUTPUT = Opt("output", str, None, "folder for outputs, or for what is learned", ("-o", "--output"))
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
 _DEFAULTED = _MODEL._replace(default=DEFAULT_MODEL)
 

@@ -98,19 +98,18 @@ def run(
 
     from headrace.arguments import whole
     from headrace.micro.learner import Learner
-    from headrace.micro.learning import together
+    from headrace.micro.learning import layers_named, together
     from headrace.micro.report import sram_facts
-    from headrace.micro.trained_weights import check_folder, write_weights
 
     epochs = whole("epochs", given.get("epochs", 1), low=1)
     if "label" not in given:
         raise HeadraceError("to learn, add --label FILE.npy: a class or an output of each example")
-    how, plan = planned(model, network, target, given, sram)
-    kept = together(known, how.trained)
+    kept = together(known, layers_named(network, given["train"]))
     if output is not None:
-        check_folder(network, kept, output)
+        _check_output(model, network, kept, Path(output))
     examples = _examples(network, inputs)
     wanted, classes = _wanted(network, Path(given["label"]), len(examples))
+    how, plan = planned(model, network, target, given, sram)
     rows: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
     with Learner(network, how, plan) as learner:
@@ -147,7 +146,7 @@ def run(
         "learned_bytes": plan.state_bytes,
     }
     if output is not None:
-        for path in write_weights(found, kept, output):
+        for path in _write(model, found, kept, Path(output)):
             say(f"{path} written")
     if json:
         print_json({"model": model, "epochs": rows, **facts})
@@ -205,3 +204,31 @@ def _wanted(network: MicroNetwork, path: Path, count: int) -> tuple[np.ndarray, 
             f"{value.elements} numbers"
         )
     return array.reshape(count, *value.shape).astype(np.float64), None
+
+
+def _check_output(
+    model: str, network: MicroNetwork, trained: Mapping[str, Trained], output: Path
+) -> None:
+    """Before the work: what is learned can be written there."""
+    from headrace.loaders.sources import resolve
+    from headrace.micro.trained_onnx import SUFFIX, check_onnx
+    from headrace.micro.trained_weights import check_folder
+
+    if output.suffix.lower() == SUFFIX:
+        check_onnx(resolve(model), trained, output)
+    else:
+        check_folder(network, trained, output)
+
+
+def _write(
+    model: str, network: MicroNetwork, trained: Mapping[str, Trained], output: Path
+) -> list[Path]:
+    """A whole ONNX file, where that is what is to be written, or a folder with weights."""
+    from headrace.loaders.sources import resolve
+    from headrace.micro.trained_onnx import SUFFIX, write_onnx
+    from headrace.micro.trained_weights import write_weights
+
+    if output.suffix.lower() != SUFFIX:
+        return write_weights(network, trained, output)
+    write_onnx(resolve(model), network, trained, output)
+    return [output]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,8 +116,8 @@ def read_weights(
                 path=path,
             )
         name, what = files[path.name]
-        array = _checked(path, getattr(layers[name], what).shape)
-        layers[name] = replace(layers[name], **{what: array})
+        new: dict[str, Any] = {what: _checked(path, getattr(layers[name], what).shape)}
+        layers[name] = replace(layers[name], **new)
         found[name] = found.get(name, _NOTHING) | Trained(what == WEIGHTS, what == BIAS)
     new_layers = tuple(layers.get(layer.name, layer) for layer in network.layers)
     return replace(network, layers=new_layers), found
