@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.arrays import read_array, write_array
 from headrace.cli_output import print_json, say, show
 from headrace.errors import HeadraceError
 from headrace.sizes import compared_size
@@ -189,7 +190,7 @@ def embed(
     if not settings.said:
         say("no modules.json beside the model: mean of all tokens is taken, not normalised")
     if output is not None:
-        _save(Path(output), vectors)
+        write_array(Path(output), vectors)
         say(f"{output}: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers")
     if json:
         rows = [{"text": t, "vector": v} for t, v in zip(given, vectors, strict=True)]
@@ -227,18 +228,6 @@ def _check_array(target: Path) -> None:
         with target.open("rb") as file:
             if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
                 raise HeadraceError(f"{target} exists and is no .npy file; name another file")
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    import io
-
-    import numpy as np
-
-    from headrace.atomic_file import write_whole
-
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    write_whole(path, content.getvalue())
 
 
 def _open(
@@ -331,21 +320,6 @@ def _size(name: str, text: str) -> int:
     return int(text)
 
 
-def read_array(path: Path) -> np.ndarray:
-    """The array of a .npy file."""
-    import numpy as np
-
-    try:
-        found = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise HeadraceError(f"no file {path}; write inputs with numpy.save") from None
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise HeadraceError(f"{path} is no .npy file of numbers: {error}") from None
-    if not isinstance(found, np.ndarray):
-        raise HeadraceError(f"{path} is an archive of arrays: write each with numpy.save")
-    return found
-
-
 def write_arrays(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
     """Write outputs as .npy files; gives their paths."""
     import numpy as np
@@ -355,7 +329,7 @@ def write_arrays(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
     for i, (name, value) in enumerate(outputs.items()):
         plain = all(c.isalnum() or c in "_-." for c in name) and name.strip(".")
         path = folder / (f"{name}.npy" if plain else f"output{i}.npy")
-        _save(path, np.asarray(value))
+        write_array(path, np.asarray(value))
         written.append(path)
     return written
 
