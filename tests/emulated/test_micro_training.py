@@ -51,7 +51,7 @@ from headrace.targets.emulation.count import count_instructions, plugin
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.target import Target, microcontrollers
 
-TARGETS = {name: chip for name, chip in microcontrollers().items() if chip.floats}
+TARGETS = microcontrollers()
 
 
 def small_pools() -> MicroNetwork:
@@ -110,7 +110,9 @@ def small_tiles(network: MicroNetwork) -> dict[str, Tile]:
 
 
 @pytest.mark.parametrize("which", NETS)
-@pytest.mark.parametrize("target_name", ["cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"])
+@pytest.mark.parametrize(
+    "target_name", ["cortex-m3", "cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"]
+)
 def test_steps_bit_for_bit(target_name: str, which: str) -> None:
     """Steps with momentum; those that overflow are skipped."""
     network, target = NETS[which](), TARGETS[target_name]
