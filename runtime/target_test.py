@@ -39,9 +39,9 @@ class Outcome:
 def kernels_for(target: Target) -> dict[str, Kernel]:
     """Kernels of a target by name: microcontrollers have their own."""
     if target.name in microcontrollers():
-        from headrace.micro.kernels.table import kernels_of
+        from headrace.micro.kernels.table import kernel_table as chip_kernels
 
-        return kernels_of(target)
+        return chip_kernels()
     from headrace.kernels.table import kernel_table
 
     return kernel_table()

@@ -21,6 +21,7 @@ from headrace.errors import KernelError
 from headrace.targets import lowering
 from headrace.targets.backend import IN_ORDER_MARK, emit_object
 from headrace.targets.ir_text import constant_bytes
+from headrace.targets.soft_float_calls import renamed
 from headrace.targets.target import Target
 from headrace.targets.translation import translate
 
@@ -49,4 +50,5 @@ def compile_kernel(fn: Callable[..., Any], target: Target, name: str) -> bytes:
         text = _front_end(fn, target, name)
     except Exception as error:
         raise KernelError(f"kernel {name} does not compile for {target.name}: {error}") from error
-    return emit_object(text, target, name)
+    code = emit_object(text, target, name)
+    return code if target.floats else renamed(code)

@@ -14,6 +14,7 @@ from headrace.targets.lowering import (
     Int32Type,
     VecType,
     as_i64,
+    intrinsic_call,
     is_integer,
     join,
     marker,
@@ -51,6 +52,7 @@ _BINARY: dict[Any, _Code] = {
     operator.mul: lambda b, x, y: b.mul(x, y),
     operator.and_: lambda b, x, y: b.and_(x, y),
     operator.or_: lambda b, x, y: b.or_(x, y),
+    operator.xor: lambda b, x, y: b.xor(x, y),
     operator.lshift: lambda b, x, y: b.shl(x, y),
     operator.rshift: lambda b, x, y: b.ashr(x, y),
 }
@@ -79,6 +81,18 @@ for _op, _text in _COMPARE.items():
 @on_operator(operator.neg, lambda x: x if isinstance(x, Int32Type) else None)
 def _neg(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return b.neg(args[0])
+
+
+@marker("widened", lambda value: types.int64 if isinstance(value, Int32Type) else None)
+def _widened(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    return b.zext(args[0], _I64)
+
+
+@marker("leading_zeros", lambda value: INT32 if is_integer(value) else None)
+def _leading_zeros(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    ty = args[0].type
+    zero_too = ir.Constant(ir.IntType(1), 0)
+    return _as_i32(b, intrinsic_call(b, f"llvm.ctlz.i{ty.width}", ty, [args[0], zero_too]))
 
 
 # --- vectors of them ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Arm Cortex-M3: no floating-point unit, no vectors; networks of codes only."""
+"""Arm Cortex-M3: halves are stored, and computed with as float32, by integers; no vectors."""
 
 from __future__ import annotations
 

@@ -52,6 +52,12 @@ def with_lanes(
     return kernel
 
 
+def of_words(fn: Callable[..., Any], words: int) -> Callable[..., Any]:
+    """A function that takes so many `int32` and returns one, for other code to call: no kernel."""
+    fn.__dict__.update(words=words)
+    return fn
+
+
 def table_words(values: Sequence[int]) -> tuple[int, int]:
     """16 signed bytes as the two constants that `lookup16` takes."""
     low, high = struct.unpack("<2q", struct.pack("<16b", *values))
@@ -1169,6 +1175,18 @@ def int32(value: Any) -> Any:
     Operators of such a one and any integer give such ones, and wrap; `>>` copies the sign. They are
     what short chips compute with: other integers have 64 bits.
     """
+    return _only_compiled()
+
+
+@_marker
+def widened(value: Any) -> Any:
+    """An `int32` as an integer of 64 bits, of which the upper half is 0."""
+    return _only_compiled()
+
+
+@_marker
+def leading_zeros(value: Any) -> Any:
+    """Zero bits in front of the highest bit of an integer of its width, as an `int32`."""
     return _only_compiled()
 
 

@@ -43,7 +43,7 @@ class Target:
     byte_matrix: bool = False  # has registers of matrices, see simd.matrix_begin
     byte_pairs: bool = False  # has instructions for pairs of 16 bits, see simd.dot_pairs
     half: bool = False  # computes with IEEE halves, see simd.load_half
-    floats: bool = True  # has a floating-point unit
+    floats: bool = True  # has a floating-point unit, else `headrace.targets.soft_float`
     bf16_dot: bool = False  # has simd.bf16_dot at twice the rate of float32 products
     # Instructions multiply by one lane of a register: activations are loaded whole.
     q8_in_registers: bool = False

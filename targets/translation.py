@@ -28,6 +28,7 @@ from numba.core import types
 from headrace.targets import lowering, scalars, syntax
 from headrace.targets.table import symbol_of
 from headrace.targets.walk import (
+    KERNEL,
     Binding,
     Heads,
     Known,
@@ -40,6 +41,7 @@ from headrace.targets.walk import (
     same,
 )
 
+_WORD = ir.IntType(32)
 _BINARY: dict[type[ast.operator], Any] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -482,19 +484,27 @@ class _Call:
 def translate(fn: Callable[..., Any], name: str) -> ir.Module:
     """A module with one function, `symbol_of(name)`: void (args, thread, n_threads).
 
-    Call it within `headrace.targets.lowering.lowering_for`.
+    Or one of words (`headrace.targets.simd.of_words`). Call it within
+    `headrace.targets.lowering.lowering_for`.
 
     Raises:
         TypeError: the function is no kernel; the message says where and why.
     """
+    words = fn.__dict__.get("words", 0)
+    kinds = [lowering.INT32] * words or [lowering.PTR, types.int64, types.int64]
+    signature = ir.FunctionType(_WORD, [_WORD] * words) if words else KERNEL
     heads: Heads = {}
     while True:
-        walk = Walk(symbol_of(name), heads)
-        args, thread, n_threads = walk.function.args
-        given = Value(args, lowering.PTR), Value(thread, types.int64), Value(n_threads, types.int64)
+        walk = Walk(symbol_of(name), heads, signature)
+        given = [Value(*one) for one in zip(walk.function.args, kinds, strict=True)]
         try:
-            _Call(walk, fn, given, ()).result()
+            result = _Call(walk, fn, given, ()).result()
         except _Again:
             continue
-        walk.finish()
+        if not words:
+            walk.finish()
+        elif isinstance(result, Value) and result.type == lowering.INT32:
+            walk.finish(result)
+        else:
+            raise TypeError(f"{fn.__name__} returns no int32")
         return walk.module

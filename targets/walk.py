@@ -14,6 +14,7 @@ from headrace.targets import lowering, scalars
 
 _I64 = ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
+KERNEL = ir.FunctionType(ir.VoidType(), [_POINTER, _I64, _I64])
 
 
 class Known(NamedTuple):
@@ -65,18 +66,21 @@ Heads = dict[tuple[Path, ast.stmt, str, types.Type], types.Type | None]
 class Walk:
     """What all functions of a kernel have in common: the place where code is written."""
 
-    def __init__(self, symbol: str, heads: Heads) -> None:
+    def __init__(self, symbol: str, heads: Heads, signature: ir.FunctionType = KERNEL) -> None:
         self.heads = heads
         self.module = ir.Module("kernel")
-        arguments = [_POINTER, _I64, _I64]
-        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), arguments), symbol)
+        self.function = ir.Function(self.module, signature, symbol)
         # All places on the stack are made in the first block, which goes on when all is written.
         self.entry = self.function.append_basic_block("entry")
         self.first = self.function.append_basic_block("first")
         self.b = ir.IRBuilder(self.first)
 
-    def finish(self) -> None:
-        self.b.ret_void()
+    def finish(self, result: Value | None = None) -> None:
+        """Return from the function."""
+        if result is None:
+            self.b.ret_void()
+        else:
+            self.b.ret(result.value)
         ir.IRBuilder(self.entry).branch(self.first)
 
     def block(self, name: str) -> ir.Block:

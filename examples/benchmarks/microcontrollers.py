@@ -14,7 +14,7 @@ import numpy as np
 
 from headrace.micro.kernels import matmul, matmul_i8
 from headrace.micro.kernels.numbers import numbers_of
-from headrace.micro.kernels.table import kernel_table, kernels_of
+from headrace.micro.kernels.table import kernel_table
 from headrace.targets.compiler import compile_kernel
 from headrace.targets.emulation.count import count_instructions
 from headrace.targets.emulation.machines import why_not
@@ -60,10 +60,8 @@ def main() -> None:
             if reason := why_not(target.machines[0]):
                 print(target.name.ljust(12), reason)
                 continue
-            if kernel not in kernels_of(target):
-                continue
             code = compile_kernel(row.build(target), target, kernel)
-            rates = (f"{rate(kernel, target, code, shape):12.2f}" for shape in shapes)
+            rates = (f"{rate(kernel, target, code, shape):12.3g}" for shape in shapes)
             print(target.name.ljust(12), *rates, flush=True)
 
 

@@ -77,15 +77,6 @@ def lowered(layer: Layer, target: Target) -> Lowered:
     if isinstance(layer, View):
         return Lowered((), over=(layer.reads[0].name,))
     numbers = numbers_of(layer)
-    of_numbers = numbers in (HALF, SINGLE) or (
-        isinstance(layer, Conversion) and layer.reads[0].codes is None
-    )
-    if of_numbers and not target.floats:
-        raise UnsupportedError(
-            f"{target.name} has no floating-point unit, and {layer.name} is of real numbers: "
-            "quantise what it reads and makes to INT8 (`headrace compress x.onnx y.onnx --format "
-            "int8` leaves softmax in floats: cut it off, and take the greatest logit)"
-        )
     make = numbers.lowered.get(type(layer))
     if make is None:
         raise UnsupportedError(

@@ -23,6 +23,7 @@ from headrace.targets.emulation.runtime import surroundings
 from headrace.targets.freestanding import functions_object
 from headrace.targets.ir_text import Place, argument_words
 from headrace.targets.linker import link_bare, link_static
+from headrace.targets.soft_float_calls import routines_in
 from headrace.targets.table import symbol_of
 
 FILE = "network.elf"
@@ -66,11 +67,13 @@ class Emulated:
         if board is not None:
             board = board.with_data(program.arena_bytes + BEHIND + _OTHER_DATA)
         text, word = surroundings(target, board)
+        kernels = kernel_objects(program)
+        self._routines = routines_in(kernels)
         objects = [
             backend.emit_plain(text + self._main(word), target),
             firmware_object(program, BEHIND),
             functions_object(target),
-            *kernel_objects(program),
+            *kernels,
             *KernelStore(target).objects([DRIVER]).values(),
         ]
         if board is None:
@@ -201,12 +204,15 @@ define void @main() noinline {{
     def counts(self, arrays: Arrays, function: str | None = None) -> dict[str, FunctionCounts]:
         """What a run does by kernel; the function's own part is what calls them.
 
+        Where the chip has no floating-point unit, what is called in its place is beside kernels.
+
         Raises:
             KernelError: the program cannot be counted.
         """
         name = self._functions[0] if function is None else function
         calls = self.program.functions[name]
-        names = {call.kernel: symbol_of(call.kernel) for call in calls}
+        kernels = dict.fromkeys(call.kernel for call in calls)
+        names = {one: symbol_of(one) for one in (*kernels, *self._routines)}
         counts = count_functions(
             [name, *names.values()], self.program.target, self.machine, self._path,
             self._image([arrays], [name], painting=False), self._what,

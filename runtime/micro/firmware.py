@@ -15,6 +15,7 @@ from headrace.targets import backend
 from headrace.targets.bare_metal import LARGE
 from headrace.targets.cache import KernelStore, Progress
 from headrace.targets.ir_text import Place, argument_words, constant_bytes
+from headrace.targets.soft_float_calls import with_routines
 from headrace.targets.table import symbol_of
 
 ARENA_SYMBOL, CONSTANTS_SYMBOL, INIT = "headrace_arena", "headrace_constants", "headrace_init"
@@ -93,14 +94,16 @@ done:
 
 
 def kernel_objects(program: Program, progress: Progress | None = None) -> list[bytes]:
-    """Object code of the kernels that a program calls.
+    """Object code of the kernels that a program calls, and of what these call in the place of a
+    floating-point unit.
 
     Raises:
         KernelError: a kernel does not compile for the chip.
     """
     table = kernel_table()
     kernels = [table[name] for name in program.kernels]
-    return list(KernelStore(program.target).objects(kernels, progress).values())
+    objects = KernelStore(program.target).objects(kernels, progress)
+    return with_routines(list(objects.values()), program.target)
 
 
 def firmware_object(program: Program, behind: int = 0) -> bytes:

@@ -130,8 +130,6 @@ class _Builder:
         self._check()
 
     def _check(self) -> None:
-        if not self.target.floats:
-            raise UnsupportedError(f"{self.target.name} has no floating-point unit to learn with")
         has_codes = any(value.codes is not None for value in self.network.values())
         if has_codes or len(self.network.inputs) != 1:
             raise UnsupportedError("networks of real numbers with one input are trained")

@@ -31,6 +31,7 @@ from headrace.targets.emulation.machines import NATIVE, command_of
 from headrace.targets.emulation.run import Exchange, link_kernel, program_words, run_image
 from headrace.targets.emulation.stepping import count_steps
 from headrace.targets.emulation.symbols import code_between, function_range
+from headrace.targets.soft_float_calls import routines_in
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -133,6 +134,11 @@ def _in_unicorn(
     return int(out.read_text())
 
 
+def _within(counts: Mapping[int, int], ranges: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Those of some functions."""
+    return {at: n for at, n in counts.items() if any(low <= at < high for low, high in ranges)}
+
+
 def _weighted(counts: Mapping[int, int], target: Target, path: Path, low: int, high: int) -> int:
     if not target.architecture.startswith("riscv"):
         return sum(counts.values())
@@ -202,6 +208,8 @@ def count_instructions(
 ) -> Counts:
     """Instructions that a kernel itself executes in all of `launches`, and the bytes it loads.
 
+    What stands in for a floating-point unit (`headrace.targets.soft_float`) counts as its own.
+
     Args:
         kernel, code, target, machine, launches: as in `headrace.targets.emulation.run.run`; machine
             `NATIVE` is this one.
@@ -217,7 +225,9 @@ def count_instructions(
     with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
         path = Path(folder, kernel)
         link_kernel(kernel, code, target, path, board_of(machine))
-        low, high = function_range(path, symbol_of(kernel))
+        names = [kernel, *routines_in([code])]
+        ranges = [function_range(path, symbol_of(name)) for name in names]
+        low, high = min(at for at, _ in ranges), max(end for _, end in ranges)
         image = Image(launches)
         if machine == NATIVE:
             count, output = count_steps([str(path)], image.data, low, high)
@@ -230,8 +240,9 @@ def count_instructions(
                 counts, loaded = _by_plugin(
                     library, machine, path, low, high, image, what, loads=loads
                 )
-                return Counts(_weighted(counts, target, path, low, high), loaded if loads else None)
+                whole = _weighted(_within(counts, ranges), target, path, low, high)
+                return Counts(whole, loaded if loads else None)
             except KernelError:
                 pass  # this QEMU has another plugin interface, or none
         counts = _by_log(machine, path, low, high, image, what)
-        return Counts(_weighted(counts, target, path, low, high))
+        return Counts(_weighted(_within(counts, ranges), target, path, low, high))

@@ -18,6 +18,7 @@ from headrace.targets.emulation.machines import command_of
 from headrace.targets.emulation.runtime import KERNEL, runtime_object
 from headrace.targets.freestanding import functions_object
 from headrace.targets.linker import link_bare, link_static
+from headrace.targets.soft_float_calls import with_routines
 from headrace.targets.table import symbol_of
 from headrace.targets.target import Target
 
@@ -36,7 +37,8 @@ def link_kernel(
     Args:
         board: that it runs on; None: on Linux.
     """
-    objects = [runtime_object(target, board), functions_object(target), code]
+    objects = [runtime_object(target, board), functions_object(target)]
+    objects += with_routines([code], target)
     names = {KERNEL: symbol_of(kernel)}
     if board is None:
         link_static(objects, path, names)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from onnx_classifiers import CLASSIFIERS, quantised, samples_of
 
-from headrace.errors import UnsupportedError
 from headrace.micro.arithmetic import computed
 from headrace.micro.choice import plan_within
 from headrace.micro.emulate import Emulated
@@ -24,6 +23,7 @@ CASES = [
     ("normed", "compressed", "cortex-m55"),
     ("joined", "compressed", "cortex-m4f"),
     ("gated", "compressed", "rv32-zvfh"),
+    ("rows", "compressed", "cortex-m3"),
     ("joined", "signed", "cortex-m3"),
     ("joined", "floats", "cortex-m55"),
 ]
@@ -59,9 +59,3 @@ def test_rows_of_codes_and_numbers(tmp_path: Path) -> None:
     (found,) = Emulated(plan.program, tmp_path).run([given])
     expected = computed(network, target, given)
     assert all(value.tobytes() == expected[name].tobytes() for name, value in found.items())
-
-
-def test_numbers_are_refused_where_a_chip_has_none(tmp_path: Path) -> None:
-    network = read_network(quantised("rows", "compressed", tmp_path))
-    with pytest.raises(UnsupportedError, match=r"cortex-m3 has no floating-point unit.*greatest"):
-        plan_network(network, CHIPS["cortex-m3"])

@@ -33,7 +33,7 @@ from headrace.micro.plan import plan_network
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.target import microcontrollers
 
-TARGETS = {name: chip for name, chip in microcontrollers().items() if chip.floats}
+TARGETS = microcontrollers()
 
 
 class Layers:
@@ -139,7 +139,9 @@ NETWORKS = {"residual": small_residual, "depthwise": small_depthwise}
 
 
 @pytest.mark.parametrize("which", NETWORKS)
-@pytest.mark.parametrize("target_name", ["cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"])
+@pytest.mark.parametrize(
+    "target_name", ["cortex-m3", "cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"]
+)
 def test_a_network_bit_for_bit(target_name: str, which: str) -> None:
     network, target = NETWORKS[which](), TARGETS[target_name]
     if reason := why_not(target.machines[0]):

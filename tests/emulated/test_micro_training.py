@@ -55,7 +55,9 @@ def small_tiles(network: MicroNetwork) -> dict[str, Tile]:
 
 
 @pytest.mark.parametrize("which", NETS)
-@pytest.mark.parametrize("target_name", ["cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"])
+@pytest.mark.parametrize(
+    "target_name", ["cortex-m3", "cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"]
+)
 def test_steps_bit_for_bit(target_name: str, which: str) -> None:
     """Steps with momentum; those that overflow are skipped."""
     network, target = NETS[which](), TARGETS[target_name]

@@ -12,7 +12,7 @@ import pytest
 from headrace.errors import KernelError
 from headrace.micro.kernels import matmul
 from headrace.micro.kernels.numbers import numbers_of
-from headrace.micro.kernels.table import kernel_table, kernels_of
+from headrace.micro.kernels.table import kernel_table
 from headrace.targets.bare_metal import board_of
 from headrace.targets.cache import KernelStore
 from headrace.targets.compare import check
@@ -42,7 +42,7 @@ LIKE_OTHERS = ("cortex-m7", "cortex-m33", "rv32-zfh")
 def every_case() -> Iterator[Any]:
     for target in TARGETS.values():
         for machine in target.machines:
-            for kernel in kernels_of(target):
+            for kernel in KERNELS:
                 again = target.name in LIKE_OTHERS and kernel.endswith("_single")
                 marks = [pytest.mark.slow] if again else []
                 yield pytest.param(target.name, machine, kernel, marks=marks)

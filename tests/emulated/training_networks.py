@@ -18,7 +18,7 @@ from headrace.micro.network import (
 from headrace.micro.training import TrainingStep
 from headrace.targets.target import microcontrollers
 
-TARGETS = {name: chip for name, chip in microcontrollers().items() if chip.floats}
+TARGETS = microcontrollers()
 
 
 def small_pools() -> MicroNetwork:
