@@ -27,14 +27,14 @@ _INTEGERS = (
 )  # fmt: skip
 
 
-def _has_integers(graph: Graph) -> bool:
+def has_integers(graph: Graph) -> bool:
     """Whether an operator of integers is in a graph: what lies between them pays then, too."""
     return any(node.op in _INTEGERS for node in graph.nodes)
 
 
 def _quantise(graph: Graph, node: Node) -> Operation | None:
     x, y = node.inputs[0], node.outputs[0]
-    if not _has_integers(graph):
+    if not has_integers(graph):
         return None
     read, written = image_of(graph, x), bytes_of(graph, y)
     to = quantisation(graph, node.inputs[1], named(node.inputs, 2), elem_type(graph, y))
@@ -68,7 +68,7 @@ def _quantise(graph: Graph, node: Node) -> Operation | None:
 
 def _dequantise(graph: Graph, node: Node) -> Operation | None:
     x, y = node.inputs[0], node.outputs[0]
-    if not _has_integers(graph):
+    if not has_integers(graph):
         return None
     read, written = bytes_of(graph, x), image_of(graph, y)
     of = quantisation(graph, node.inputs[1], named(node.inputs, 2), elem_type(graph, x))

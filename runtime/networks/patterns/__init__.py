@@ -43,6 +43,7 @@ PATTERNS: tuple[Pattern, ...] = (
     linear.found,
     attention.found,
     quantised.found,
+    quantised.with_constants,
     softmax_mean.found,
     frames.found,
 )
