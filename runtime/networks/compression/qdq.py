@@ -87,7 +87,7 @@ class Quantiser:
         if node.op_type in PRODUCTS:
             return self._is_product(node)
         if node.op_type == "Add":
-            # Of what is float32 in any case (an encoder's rows, its masks) it loses, and gains nothing.
+            # What is float32 anyhow (rows of encoders, masks) would lose, and gain nothing.
             return all(name in values for name in node.input)
         if node.op_type in VIEWS:
             return node.input[0] in values and node.output[0] not in self.outputs
