@@ -1,4 +1,4 @@
-"""QLinearConv, QGemm and QLinearMatMul: sums of products of quantised values."""
+"""QLinearConv, QGemm (also of batches of rows) and QLinearMatMul: sums of quantised products."""
 
 from __future__ import annotations
 
@@ -198,7 +198,9 @@ def _product(
     if read is None or written is None or of is None or weights is None:
         return None
     w, factors = weights
-    if w.ndim != 2 or len(graph.shape(x) or ()) != 2 or (y_scale and to is None):
+    if w.ndim != 2 or len(graph.shape(x) or ()) not in (2, 3) or (y_scale and to is None):
+        return None
+    if {x, y} & graph.channels_first or read.channels != w.shape[int(transposed)]:
         return None
     bias = _bias(graph, bias_name, written.channels)
     if bias is None or read.images != written.images or (to and written.channels <= THIN):
