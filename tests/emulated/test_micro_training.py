@@ -35,10 +35,7 @@ from headrace.micro.learning import (
     what_is_trained,
     with_weights,
 )
-from headrace.micro.network import (
-    MicroNetwork,
-    Windows,
-)
+from headrace.micro.network import MicroNetwork, Windows
 from headrace.micro.program import TRAIN, Program
 from headrace.micro.training import training_step
 from headrace.micro.training_plan import TrainingPlan, plan_training
