@@ -77,7 +77,8 @@ def combine(args: Any, thread: Any, n_threads: Any) -> None:
             elif what == DIVIDE:
                 found = v / w
             elif what == LARGER:
-                # What is no number on either side makes none; `maximum` has its first, `minimum` its second.
+                # What is no number on either side makes none: of such two `maximum` gives the
+                # first, `minimum` the second.
                 found = select_lt(v, infinite, maximum(w, v), v + maximum(w, zeros_f32(1)))
             elif what == SMALLER:
                 found = select_lt(lowest, v, minimum(v, w), v + minimum(zeros_f32(1), w))
