@@ -85,7 +85,8 @@ def _numbers(matcher: Matcher, name: str) -> str | None:
         whole = codes.astype(np.int32)
         if zero is not None:
             whole -= zero.astype(np.int32).reshape(along)
-        return whole.astype(np.float32) * scale.reshape(along)
+        found: np.ndarray = whole.astype(np.float32) * scale.reshape(along)
+        return found
 
     made = f"{name}/headrace/numbers"
     sources = [one for one in given if one]
