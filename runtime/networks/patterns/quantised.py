@@ -51,7 +51,11 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
 
 def with_constants(matcher: Matcher, node: Node) -> list[Node] | None:
     """An operator between those of integers that takes what is dequantised as constant numbers."""
-    if node.domain or node.op in _AS_BYTES or not has_integers(matcher.graph):
+    if node.domain or node.op in _AS_BYTES:
+        return None
+    if not any(matcher.maker(name, "DequantizeLinear") for name in node.inputs):
+        return None
+    if not has_integers(matcher.graph):
         return None
     inputs = [_numbers(matcher, name) or name for name in node.inputs]
     if inputs == node.inputs:
