@@ -239,6 +239,7 @@ def test_a_last_product_keeps_its_bias_in_floats() -> None:
     x = rng.standard_normal((3, 20)).astype(np.float32)
     with network_of(model, threads=1) as network:
         found = network({"x": x})["y"]
+        assert kernels(network, {"x": x}) == ["images_quantise", "convolution_u8"]
     np.testing.assert_allclose(found, exact(model, x), rtol=1e-5, atol=1e-6)
 
 

@@ -198,4 +198,5 @@ def _some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
     return found
 
 
-OPERATORS = {"com.microsoft.MatMulNBits": _n_bits}
+# Those of the file, and those that it is taken apart into.
+OPERATORS = {"com.microsoft.MatMulNBits": _n_bits, "headrace.MatMulNBits": _n_bits}

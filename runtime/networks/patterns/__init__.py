@@ -76,6 +76,8 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
     kept = {id(node) for node in after.nodes}
     gone = {id(node): node for node in graph.nodes if id(node) not in kept}
     for i, instead in made.items():
+        if id(instead[-1]) not in kept:  # a later one stands for this, too
+            continue
         whole = _behind(matcher, graph.nodes[i], gone)
         last = replace(instead[-1], instead_of=tuple(whole), ours_alone=len(instead) > 1)
         after.nodes = [last if one is instead[-1] else one for one in after.nodes]

@@ -99,7 +99,7 @@ def _product(
     bias = named(node.inputs, 5) if biased else ""
     given = [node.inputs[0], made[0], scales, made[1], *(["", bias] if bias else [])]
     return new_node(
-        "MatMulNBits", given, y, "com.microsoft", K=inputs, N=rows, bits=4,
+        "MatMulNBits", given, y, "headrace", K=inputs, N=rows, bits=4,
         block_size=node.attribute("block_size"), accuracy_level=node.attribute("accuracy_level", 0),
     )  # fmt: skip
 
