@@ -29,7 +29,8 @@ def function_range(path: Path, name: str) -> tuple[int, int]:
             word, address, length = struct.unpack_from(symbol, data, entry)
             start = rows[names][1] + word
             if data[start : data.index(b"\0", start)].decode() == name:
-                return address & ~1, address + length  # Thumb marks its code with bit 0
+                address &= ~1  # Thumb marks its code with bit 0
+                return address, address + length
     raise KernelError(f"{path.name} has no function {name}")
 
 

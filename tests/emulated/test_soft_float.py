@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from headrace.targets.bare_metal import board_of
 from headrace.targets.compiler import compile_kernel
 from headrace.targets.emulation.machines import why_not
-from headrace.targets.emulation.run import run
+from headrace.targets.emulation.run import link_kernel, run
+from headrace.targets.emulation.symbols import function_range
 from headrace.targets.fp16 import SINGLE, Arithmetic
+from headrace.targets.frames import wanted
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
@@ -31,6 +36,7 @@ from headrace.targets.simd import (
 )
 from headrace.targets.soft_float import ROUTINES
 from headrace.targets.soft_float_calls import routines_in
+from headrace.targets.table import symbol_of
 from headrace.targets.target import microcontrollers
 
 CHIP, HARD = (microcontrollers()[name] for name in ("cortex-m3", "cortex-m4f"))
@@ -179,4 +185,16 @@ def test_bits_of_what_is_no_number() -> None:
 def test_all_routines_are_called() -> None:
     codes = [code_of(fn, CHIP) for fn in (OPERATIONS, FUSED)]
     assert routines_in(codes) == [row.name for row in ROUTINES.values()]
+    assert not set().union(*map(wanted, codes)) & ROUTINES.keys()
     assert not routines_in([code_of(OPERATIONS, HARD)])
+
+
+def test_functions_lie_beside_each_other(tmp_path: Path) -> None:
+    """What is counted as one function's is not counted as another's."""
+    (machine,) = CHIP.machines
+    needed(machine)
+    code = code_of(OPERATIONS, CHIP)
+    link_kernel(NAME, code, CHIP, tmp_path / "x", board_of(machine))
+    names = [NAME, *routines_in([code])]
+    ranges = sorted(function_range(tmp_path / "x", symbol_of(name)) for name in names)
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(ranges))
