@@ -48,13 +48,19 @@ def _jammed(s: Any, by: Any) -> Any:
     return whole | int32(1 if whole << by != s else 0)
 
 
-def _jammed_wide(s: Any, by: Any) -> Any:
-    """The same of 64 bits."""
-    if by > 62:
-        return 1 if s != 0 else 0
-    by = widened(by)
-    whole = s >> by
-    return whole | (1 if whole << by != s else 0)
+def _jammed_wide(wide: Any, by: Any) -> Any:
+    """The same of 64 bits, by words."""
+    if by > 31:
+        return widened(_jammed(_word(wide), by - 32))
+    high, low, up = int32(wide >> 32), int32(wide), 31 - by
+    whole = int32(widened(low) >> widened(by & 31)) | high << 1 << up
+    lost = int32(1 if low << 1 << up != 0 else 0)
+    return widened(high >> by) << 32 | widened(whole | lost)
+
+
+def _word(wide: Any) -> Any:
+    """The upper half of 64 bits, jammed."""
+    return int32(wide >> 32) | int32(1 if int32(wide) != 0 else 0)
 
 
 def _split(x: Any) -> Any:
@@ -131,8 +137,7 @@ def _multiply(a: Any, b: Any) -> Any:
         return sign
     m, one = _normal(x)
     n, other = _normal(y)
-    product = widened(m << 7) * widened(n << 8)
-    s = int32(product >> 32) | int32(1 if int32(product) != 0 else 0)
+    s = _word(widened(m << 7) * widened(n << 8))
     exponent = one + other - (_BIAS - 1)
     if s >> 30 == 0:
         s, exponent = s << 1, exponent - 1
@@ -140,36 +145,40 @@ def _multiply(a: Any, b: Any) -> Any:
 
 
 def _multiply_add(a: Any, b: Any, c: Any) -> Any:
-    """a * b + c; sums have 64 bits, and exponents are those of bit 60."""
-    x, y, z, sign = a & _SIZE, b & _SIZE, c & _SIZE, (a ^ b) & _SIGN
-    differ = (a ^ b ^ c) < 0
-    if x >= _INFINITE or y >= _INFINITE or z >= _INFINITE:
-        return _not_finite(a, b, c)
-    if x == 0 or y == 0:
-        if z != 0:
-            return c
-        return int32(0) if differ else sign
-    m, one = _split(x)
-    n, other = _split(y)
-    k, least = _split(z)
+    """a * b + c by sums of 64 bits; exponents are those of bit 60."""
+    one, other, least = a >> 23 & 0xFF, b >> 23 & 0xFF, c >> 23 & 0xFF
+    m, n, k = a << 8 | _SIGN, b << 8 | _SIGN, c << 8 | _SIGN
+    differ, sign = (a ^ b ^ c) < 0, (a ^ b) & _SIGN
+    if one == 0 or other == 0 or least == 0 or one == _MOST or other == _MOST or least == _MOST:
+        if one == _MOST or other == _MOST or least == _MOST:
+            return _not_finite(a, b, c)
+        if a & _SIZE == 0 or b & _SIZE == 0:
+            if c & _SIZE != 0:
+                return c
+            return int32(0) if differ else sign
+        m, one = (a << 8, int32(1)) if one == 0 else (m, one)
+        n, other = (b << 8, int32(1)) if other == 0 else (n, other)
+        k, least = (c << 8, int32(1)) if least == 0 else (k, least)
     exponent = one + other - _BIAS
-    product, addend = widened(m << 7) * widened(n << 7), widened(k << 5) << 32
     ahead = exponent - least
+    product, addend = widened(m) * (widened(n) >> 2), widened(k) >> 3 << 32
     if ahead >= 0:
         addend = _jammed_wide(addend, ahead)
     else:
-        product, exponent = _jammed_wide(product, -ahead), least
+        product, exponent = _jammed_wide(product, -ahead), exponent - ahead
     total = product + addend
     if differ:
         total = product - addend
-        if total == 0:
-            return int32(0)
         if total < 0:
             total, sign = -total, sign ^ _SIGN
-    by = leading_zeros(total) - 1
-    total = total << widened(by)
-    s = int32(total >> 32) | int32(1 if int32(total) != 0 else 0)
-    return _packed(sign, exponent - by + 2, s)
+    s = _word(total)
+    if s >> 26 == 0:  # too few bits are left in the word
+        if total == 0:
+            return int32(0)
+        by = leading_zeros(total) - 1
+        s, exponent = _word(total << widened(by)), exponent - by
+    by = leading_zeros(s) - 1
+    return _packed(sign, exponent - by + 2, s << by)
 
 
 def _not_finite(a: Any, b: Any, c: Any) -> Any:

@@ -491,7 +491,9 @@ def translate(fn: Callable[..., Any], name: str) -> ir.Module:
         TypeError: the function is no kernel; the message says where and why.
     """
     words = fn.__dict__.get("words", 0)
-    kinds = [lowering.INT32] * words or [lowering.PTR, types.int64, types.int64]
+    kinds: list[types.Type] = [lowering.PTR, types.int64, types.int64]
+    if words:
+        kinds = [lowering.INT32] * words
     signature = ir.FunctionType(_WORD, [_WORD] * words) if words else KERNEL
     heads: Heads = {}
     while True:

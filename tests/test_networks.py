@@ -135,6 +135,8 @@ def test_what_onnxruntime_refuses_the_reference_computes() -> None:
     [
         ({}, r"no input x; the network takes x: FLOAT \[batch, 64\]"),
         ({"z": 1}, "no input 'z'"),
+        ([1, 2], r"by name, as {'x': array}, and not as a list; the network takes x: FLOAT"),
+        (np.zeros((1, 64), np.float32), "not as a ndarray"),
         ({"x": np.zeros((1, 64))}, "input 'x' is DOUBLE"),
         ({"x": np.zeros((1, 63), np.float32)}, r"shape \[1, 63\]"),
         ({"x": np.zeros(64, np.float32)}, r"shape \[64\]"),

@@ -6,6 +6,7 @@ Every image may be a part of the channels of another: bytes between its pixels a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.finishes import INFINITE
@@ -20,6 +21,7 @@ from headrace.targets.simd import (
     load_f32,
     maximum,
     minimum,
+    select_lt,
     splat_f32,
     store_f32,
     zeros_f32,
@@ -55,6 +57,8 @@ def combine(args: Any, thread: Any, n_threads: Any) -> None:
     what = arg_int(args, 11)
     least = splat_f32(arg_float(args, 12))
     most = splat_f32(arg_float(args, 13))
+    infinite = splat_f32(INFINITE)
+    lowest = splat_f32(-INFINITE)
     total = images * pixels
     for i in range(total * thread // n_threads, total * (thread + 1) // n_threads):
         image = i // pixels
@@ -73,9 +77,11 @@ def combine(args: Any, thread: Any, n_threads: Any) -> None:
             elif what == DIVIDE:
                 found = v / w
             elif what == LARGER:
-                found = maximum(v, w)
+                # What is no number on either side makes none: of such two `maximum` gives the
+                # first, `minimum` the second.
+                found = select_lt(v, infinite, maximum(w, v), v + maximum(w, zeros_f32(1)))
             elif what == SMALLER:
-                found = minimum(v, w)
+                found = select_lt(lowest, v, minimum(v, w), v + minimum(zeros_f32(1), w))
             else:
                 found = fma(v, w, v)
             store_f32(y + (i * y_step + j * 64), minimum(most, maximum(found, least)), 0)
@@ -189,6 +195,9 @@ def _combine_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         kind = what % 3  # b: for each pixel, for each image, for all
         b = rng.standard_normal((images if kind < 2 else 1, 1 if kind else pixels, n)) + 0.1
         b = np.asarray(b, np.float32)
+        if what in (LARGER, SMALLER):  # each with each
+            odd = np.array([np.nan, np.inf, -np.inf, 3e38, 0], np.float32)
+            a[0, 0, :10], b[0, 0, :5], b[0, 0, 5:10] = np.tile(odd, 2), odd, np.roll(odd, 1)
         y = np.full(shape, np.nan, np.float32)
         low, high = (0.0, 3.0) if what == 2 else (-INFINITE, INFINITE)
         expected = np.clip(by(what, a.astype(np.float64), b.astype(np.float64)), low, high)
@@ -196,7 +205,9 @@ def _combine_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             a, b, y, images, pixels, n // 16, pixels * n * 4, n * 4,
             b[0].nbytes if kind < 2 else 0, 0 if kind else n * 4, n * 4, what, low, high,
         ]  # fmt: skip
-        bound = np.abs(expected) * 2.0**-23 + np.abs(a) * 2.0**-24 + 1e-30
+        bound: Any = np.abs(expected) * 2.0**-23 + np.abs(a) * 2.0**-24 + 1e-30
+        if what in (LARGER, SMALLER):
+            bound = partial(np.array_equal, equal_nan=True)
         yield Case(slots, [(y, expected.astype(np.float32))], bound, f"operation {what}")
 
 

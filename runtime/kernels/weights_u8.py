@@ -59,8 +59,14 @@ def tiled_weights(w: np.ndarray, floats: bool) -> np.ndarray:
     return np.concatenate(found)
 
 
-def tails(bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, floats: bool) -> np.ndarray:
-    """Of each tile int32 [4, 16]: bias (`folded_bias`), scales, 128 * sums of weights, zeros."""
+def tails(
+    bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, floats: bool,
+    summands: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Of each tile int32 [4, 16]: bias (`folded_bias`), scales, 128 * sums of weights, summands.
+
+    Summands are float32, and added to results that are; None: zeros.
+    """
     import numpy as np
 
     n_tiles = -(-len(bias) // TILE_ROWS)
@@ -68,5 +74,7 @@ def tails(bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, floats: bool) -
     padded[0, : len(bias)] = bias
     padded[1, : len(bias)] = scale.astype(np.float32).view(np.int32)
     padded[2, : len(bias)] = 128 * sums.astype(np.int64)
+    if summands is not None:
+        padded[3, : len(bias)] = summands.astype(np.float32).view(np.int32)
     rows = padded[:, row_order(n_tiles, floats)]
     return np.ascontiguousarray(rows.transpose(1, 0, 2))

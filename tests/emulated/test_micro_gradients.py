@@ -20,18 +20,8 @@ from training_networks import (
 
 from headrace.micro.half import machine
 from headrace.micro.half.convolution import bias_of, weights_of
-from headrace.micro.learning import (
-    Learning,
-    with_weights,
-)
-from headrace.micro.network import (
-    Convolution,
-    Depthwise,
-    MicroNetwork,
-    Pool,
-    Softmax,
-    Value,
-)
+from headrace.micro.learning import Learning, with_weights
+from headrace.micro.network import Convolution, Depthwise, MicroNetwork, Pool, Softmax, Value
 from headrace.micro.training import training_step
 from headrace.micro.training_state import STATE, gradient_of
 from headrace.targets.target import Target

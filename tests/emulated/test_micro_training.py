@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from dataclasses import replace
 
@@ -34,10 +35,7 @@ from headrace.micro.learning import (
     what_is_trained,
     with_weights,
 )
-from headrace.micro.network import (
-    MicroNetwork,
-    Windows,
-)
+from headrace.micro.network import MicroNetwork, Windows
 from headrace.micro.program import TRAIN, Program
 from headrace.micro.training import training_step
 from headrace.micro.training_plan import TrainingPlan, plan_training
@@ -54,9 +52,13 @@ def small_tiles(network: MicroNetwork) -> dict[str, Tile]:
     return {f"{name}: {one}": Tile(400, 8) for name in names for one in passes}
 
 
-@pytest.mark.parametrize("which", NETS)
 @pytest.mark.parametrize(
-    "target_name", ["cortex-m3", "cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"]
+    ("target_name", "which"),
+    [
+        *itertools.product(["cortex-m4f", "cortex-m55", "rv32-zfh", "rv32-zvfh"], NETS),
+        ("cortex-m3", "pools"),
+        pytest.param("cortex-m3", "residual", marks=pytest.mark.slow),
+    ],
 )
 def test_steps_bit_for_bit(target_name: str, which: str) -> None:
     """Steps with momentum; those that overflow are skipped."""

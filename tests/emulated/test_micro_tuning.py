@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_micro_half import Layers
-from training_networks import (
-    NETS,
-    TARGETS,
-    everything,
-    inputs_of,
-    memory_of,
-)
+from training_networks import NETS, TARGETS, everything, inputs_of, memory_of
 
 from headrace.errors import BudgetError, UnsupportedError
 from headrace.micro.autotune import Costs, argument_block, tuned_step
@@ -21,16 +15,9 @@ from headrace.micro.half import machine
 from headrace.micro.half.machine import LINES_OF
 from headrace.micro.kernels import matmul
 from headrace.micro.kernels.table import kernel_table
-from headrace.micro.learning import (
-    Learning,
-    Trained,
-    last_layers,
-    with_weights,
-)
+from headrace.micro.learning import Learning, Trained, last_layers, with_weights
 from headrace.micro.lowered import At, Step
-from headrace.micro.network import (
-    Windows,
-)
+from headrace.micro.network import Windows
 from headrace.micro.stack import stack_bytes
 from headrace.micro.training import TrainingStep, training_step
 from headrace.micro.tuned import tuned_plan

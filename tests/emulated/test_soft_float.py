@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ CHIP, HARD = (microcontrollers()[name] for name in ("cortex-m3", "cortex-m4f"))
 
 
 def _operations(args: Any, thread: Any, n_threads: Any) -> None:
-    """What LLVM makes of operators of floats, of 4 numbers at a time."""
+    """All that a kernel does with numbers, but multiply-adds."""
     a, b, c, n = arg_ptr(args, 0), arg_ptr(args, 1), arg_ptr(args, 2), arg_int(args, 3)
     for i in range(n):
         x, y, z = get_f32(a + 4 * i), get_f32(b + 4 * i), get_f32(c + 4 * i)
@@ -67,6 +68,7 @@ def _fused(args: Any, thread: Any, n_threads: Any) -> None:
         store_f32(arg_ptr(args, 4) + 16 * i, found, 0)
 
 
+NAME = "test"
 OPERATIONS, FUSED = with_lanes(_operations, 4), with_lanes(_fused, 4)
 EXTREME = [
     0x00000000, 0x00000001, 0x00000002, 0x003FFFFF, 0x00400000, 0x007FFFFF, 0x00800000, 0x00800001,
@@ -103,10 +105,13 @@ def every_pair(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray
     return tuple(np.concatenate([one, floats(rng, n)]) for one in pairs)  # type: ignore[return-value]
 
 
+@cache
+def code_of(fn: Any, target: Any) -> bytes:
+    return compile_kernel(fn, target, NAME)
+
+
 def ran(fn: Any, target: Any, arrays: list[Any]) -> None:
-    name = f"test_{fn.__name__.strip('_')}"
-    code = compile_kernel(fn, target, name)
-    run(name, code, target, target.machines[0], [(arrays, 1)])
+    run(NAME, code_of(fn, target), target, target.machines[0], [(arrays, 1)])
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -172,6 +177,6 @@ def test_bits_of_what_is_no_number() -> None:
 
 
 def test_all_routines_are_called() -> None:
-    codes = [compile_kernel(fn, CHIP, "x") for fn in (OPERATIONS, FUSED)]
+    codes = [code_of(fn, CHIP) for fn in (OPERATIONS, FUSED)]
     assert routines_in(codes) == [row.name for row in ROUTINES.values()]
-    assert not routines_in([compile_kernel(OPERATIONS, HARD, "x")])
+    assert not routines_in([code_of(OPERATIONS, HARD)])

@@ -7,14 +7,8 @@ from typing import Any
 import numpy as np
 from test_micro_half import NETWORKS, Layers
 
-from headrace.micro.learning import (
-    Trained,
-    with_weights,
-)
-from headrace.micro.network import (
-    MicroNetwork,
-    Windows,
-)
+from headrace.micro.learning import Trained, with_weights
+from headrace.micro.network import MicroNetwork, Windows
 from headrace.micro.training import TrainingStep
 from headrace.targets.target import microcontrollers
 

@@ -2,7 +2,7 @@
 
 Activations are uint8 with one scale and zero point, weights int8 with a scale for each channel and
 no zero point (-127..127), biases int32 in units of the products. Bounds (Relu, Clip) whose ends are
-those of the bytes go. The last product stays float32.
+those of the bytes go. The last product and what MatMul makes stay float32.
 """
 
 from __future__ import annotations

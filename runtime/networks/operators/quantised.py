@@ -70,11 +70,12 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
 def _dense(
     node: Node, geometry: Geometry, read: Image, written: Image, w: np.ndarray,
     factors: np.ndarray, bias: np.ndarray, of: Quantised, to: Quantised | None, key: Any,
-    again: Callable[[], np.ndarray],
+    again: Callable[[], np.ndarray], summands: np.ndarray | None = None,
 ) -> Operation:  # fmt: skip
     """The operation of weights [down, across, read, written]; without `to` it gives float32.
 
     Args:
+        summands: of channels, which are added to float32 results; None: nothing is.
         key: what tells the weights from others; None: nothing does.
         again: gives them once more: they are not held meanwhile.
     """
@@ -82,7 +83,7 @@ def _dense(
     sums = w.sum((0, 1, 2), dtype=np.int64)
     tails = weights_u8.tails(
         folded_bias(bias, sums, of.zero), scales(of, factors, 1.0 if to is None else to.scale),
-        sums, floats,
+        sums, floats, summands,
     )  # fmt: skip
     zero, least, most = rounding_slots(to or of)
     quads = -(-w.shape[2] // weights_u8.QUAD)
@@ -202,7 +203,12 @@ def _product(
         return None
     if {x, y} & graph.channels_first or read.channels != w.shape[int(transposed)]:
         return None
-    bias = _bias(graph, bias_name, written.channels)
+    summands = None
+    if node.domain == "headrace":  # a bias in float32
+        summands = graph.constants.array(bias_name).reshape(-1)
+        if summands.dtype != np.float32 or summands.size != written.channels:
+            return None
+    bias = _bias(graph, "" if summands is not None else bias_name, written.channels)
     if bias is None or read.images != written.images or (to and written.channels <= THIN):
         return None
     columns = w.T if transposed else w
@@ -219,7 +225,9 @@ def _product(
     geometry = Geometry(1, (1, read.images), (1, read.images), (1, 1))
     rows = [Image(1, 1, read.images, v.channels, v.item) for v in (read, written)]
     key = None if key is None else (*key, transposed)
-    return _dense(node, geometry, rows[0], rows[1], matrix, factors, bias, of, to, key, again)
+    return _dense(
+        node, geometry, rows[0], rows[1], matrix, factors, bias, of, to, key, again, summands
+    )
 
 
 def _key(graph: Graph, *names: str) -> Any:
@@ -230,4 +238,5 @@ def _key(graph: Graph, *names: str) -> Any:
 
 OPERATORS = {
     "QLinearConv": _conv, "QLinearMatMul": _matmul, "com.microsoft.QGemm": _gemm,
+    "headrace.QGemm": _gemm,
 }  # fmt: skip

@@ -63,7 +63,7 @@ def _holds(matcher: Matcher, node: Node, bits: int) -> bool:
             return False
         if int(np.prod(constants.type(name).shape or ())) != count:
             return False
-    return node.attribute("K") % node.attribute("block_size") == 0
+    return bool(node.attribute("K") % node.attribute("block_size") == 0)
 
 
 def _product(
