@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from headrace import cli_learning
+from headrace.cli_options import is_given
 from headrace.cli_output import (
     is_terminal,
     print_json,
@@ -367,7 +368,7 @@ def is_for_chip(model: str, target: str | None, **of_chips: Any) -> bool:
             raise HeadraceError(f"{target} runs networks of ONNX and TFLite files only")
         return True
     for name, value in of_chips.items():
-        if value not in (None, False):
+        if is_given(value):
             chips = ", ".join(microcontrollers())
             option = name.replace("_", "-")
             raise HeadraceError(f"--{option} is for microcontrollers: --target is one of {chips}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli_options import Opt
+from headrace.cli_options import Opt, is_given
 from headrace.cli_output import print_json, progress_bar, say, show
 from headrace.errors import HeadraceError, UnsupportedError
 
@@ -47,7 +47,7 @@ def taken(options: MutableMapping[str, Any]) -> dict[str, Any]:
     """
     names = [one.name for one in (TRAIN, *HOW, *LESSONS)]
     found = {name: options.pop(name, None) for name in names}
-    given = {name: value for name, value in found.items() if value not in (None, False)}
+    given = {name: value for name, value in found.items() if is_given(value)}
     if given and "train" not in given:
         option = next(iter(given)).replace("_", "-")
         raise HeadraceError(f"--{option} is for learning: add --train")
@@ -133,9 +133,10 @@ def run(
                 f"{skipped} steps changed no weights, as a gradient was not finite; the loss scale "
                 f"is {rows[-1]['loss_scale']:g} by now"
             )
+        found = learner.learned()
+        _check_finite(found, kept, rows[-1]["epoch"])
         counts = learner.counts(examples[0], wanted[0])
         used = learner.used(examples[0], wanted[0])
-        found = learner.learned()
     facts = {
         "target": target,
         "training_step_instructions": counts.instructions,
@@ -154,6 +155,21 @@ def run(
         print()
         show(facts, False)
     return 0
+
+
+def _check_finite(network: MicroNetwork, trained: Mapping[str, Trained], epochs: int) -> None:
+    """That what was learned are numbers: outputs of what is none may look like some."""
+    import numpy as np
+
+    for layer in network.layers:
+        for what in ("weights", "bias"):
+            if layer.name in trained and getattr(trained[layer.name], what):
+                array = getattr(layer, what)
+                if wrong := int(array.size - np.isfinite(array).sum()):
+                    raise HeadraceError(
+                        f"{wrong} of {array.size} numbers of {layer.name}'s {what} are not finite "
+                        f"after {epochs} epochs, and nothing is written: lower --rate"
+                    )
 
 
 def _examples(network: MicroNetwork, inputs: Sequence[str]) -> np.ndarray:

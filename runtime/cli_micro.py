@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.arrays import read_array
 from headrace.cli_networks import first_elements, named_inputs, write_arrays
+from headrace.cli_options import is_given
 from headrace.cli_output import print_json, progress_bar, say, show
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.sizes import format_size
@@ -27,7 +28,7 @@ _NO_MEANING = (
 def refuse(options: Mapping[str, Any]) -> None:
     """Options that say nothing to a chip are not ignored."""
     for name in _NO_MEANING:
-        if options.get(name) not in (None, (), False):
+        if is_given(options.get(name)):
             raise HeadraceError(f"a microcontroller takes no --{name}; leave it out")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.arrays import read_array, write_array
+from headrace.cli_options import is_given
 from headrace.cli_output import print_json, say, show
 from headrace.errors import HeadraceError
 from headrace.sizes import compared_size
@@ -120,7 +121,7 @@ def compress(
 
     given = {k: v for k, v in options.items() if k not in _OF_NETWORKS}
     for name, value in given.items():
-        if value not in (None, False, "error"):
+        if is_given(value) and value != "error":
             raise HeadraceError(f"an ONNX file takes no --{name.replace('_', '-')}; leave it out")
     if options["ends"] not in (None, "sparse"):
         raise HeadraceError("of an ONNX file, --ends is `sparse` or left out")

@@ -38,6 +38,11 @@ class Command(NamedTuple):
 REQUIRED = object()
 
 
+def is_given(value: Any) -> bool:
+    """Whether an option whose default says nothing was given: a 0 was, which equals False."""
+    return value is not None and value is not False and value != ()
+
+
 def bits(text: str) -> tuple[int, ...]:
     """Widths in bits, such as 2,4,8."""
     return tuple(int(part) for part in text.split(","))

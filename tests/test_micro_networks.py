@@ -232,6 +232,14 @@ def test_a_softmax_of_all_pixels_is_none_of_channels(tmp_path: Path) -> None:
             assert isinstance(read_network(path).layers[-1], Softmax)
 
 
+def test_a_batch_norm_of_its_input_is_refused(tmp_path: Path) -> None:
+    ones = {name: np.ones(3, np.float32) for name in "abcd"}
+    node = helper.make_node("BatchNormalization", ["x", *"abcd"], ["y", "m", "v"], training_mode=1)
+    model = model_of([node], {"x": (FLOAT, [1, 3, 4, 4])}, ["y"], ones)
+    with pytest.raises(UnsupportedError, match="export it for inference"):
+        read_network(save(model, tmp_path / "x.onnx"))
+
+
 def test_weights_that_halves_do_not_hold(tmp_path: Path) -> None:
     (file, x, y), _ = residual("float32")
     network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))

@@ -11,6 +11,7 @@ import pytest
 from tflite_networks import residual
 
 from headrace.cli import main
+from headrace.cli_learning import taken
 from headrace.errors import KernelError
 from headrace.micro.arithmetic import computed
 from headrace.micro.choice import plan_within
@@ -144,6 +145,7 @@ def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
         (["plan", str(path), *to, "--rate", "1"], "--rate is for learning: add --train"),
         (["plan", str(path), *to, "--flash", "1KiB"], "of flash on cortex-m55"),
         (["plan", str(path), *to, "--threads", "2"], "takes no --threads"),
+        (["plan", str(path), *to, "--threads", "0"], "takes no --threads"),
         (["plan", str(path), "--sram", "1MB"], "--sram is for microcontrollers"),
         (["run", str(path), *to, *given], "add --emulate"),
         (["bench", str(path), *to, "--threads", "2"], "takes no --threads"),
@@ -219,11 +221,18 @@ def test_learning_by_the_command_line(tmp_path: Path, capsys: Any) -> None:
     for arguments, words in (
         ([*given], "add --label FILE.npy"),
         ([*given, "--label", str(tmp_path / "bad.npy")], "12 outputs"),
+        ([*given, *label, "--rate", "0"], "a rate of 0.0"),
+        ([*given, *label, "--good-steps", "0"], "0 good steps"),
+        ([*given, *label, "--epochs", "0"], "epochs"),
+        ([*given, *label, "--rate", "1e30", "-o", str(tmp_path / "none")], "not finite"),
         ([*given[:-1], f"other={given[-1]}", *label], "there is no input 'other'"),
         ([*given[:-1], str(tmp_path / "labels.npy"), *label], "are wanted"),
     ):
         assert main(["run", *command, *arguments]) == 2
         assert words in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    still = {"train": "1", "momentum": 0.0}  # which equals False
+    assert taken(dict(still)) == still
 
 
 def test_a_chip_that_nothing_emulates_is_said(tmp_path: Path, monkeypatch: Any) -> None:

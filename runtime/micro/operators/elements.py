@@ -96,7 +96,9 @@ def affine(of: Reading, node: Node) -> None:
 
 
 def batch_norm(of: Reading, node: Node) -> None:
-    """A factor and a bias for each channel."""
+    """A factor and a bias for each channel, of statistics that the file has."""
+    if node.attribute("training_mode", 0):
+        raise of.unsupported(node, "its statistics are those of its input; export it for inference")
     scale, bias, mean, variance = (of.array(node, i).astype(np.float64) for i in range(1, 5))
     factor = scale / np.sqrt(variance + node.attribute("epsilon", 1e-5))
     _each_channel(of, node, factor, bias - mean * factor)
