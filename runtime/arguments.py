@@ -9,6 +9,9 @@ from typing import Any
 
 from headrace.sizes import parse_size
 
+# Each has buffers and a stack of its own, and sizes of all of them are in generated code.
+MOST_THREADS = 1024
+
 
 def whole(name: str, value: Any, *, low: int) -> int:
     """A whole number of at least `low`; NumPy's count, booleans do not.
@@ -22,6 +25,19 @@ def whole(name: str, value: Any, *, low: int) -> int:
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if number < low:
         raise ValueError(f"{name} must be at least {low}, not {number}")
+    return number
+
+
+def thread_count(value: Any) -> int:
+    """How many threads: more than any machine has cores would only take memory.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is less than 1 or more than `MOST_THREADS`.
+    """
+    number = whole("threads", value, low=1)
+    if number > MOST_THREADS:
+        raise ValueError(f"threads must be at most {MOST_THREADS}, not {number}")
     return number
 
 

@@ -69,7 +69,7 @@ _PATCHES = Opt("patches", str, None, "of an ONNX file: auto, off, or 3 for 3 x 3
 _SRAM = Opt("sram", parse_size, None, "of a microcontroller: 64KiB", ("--sram",))
 _FLASH = Opt("flash", parse_size, None, "of a microcontroller: 1MiB", ("--flash",))
 _EMULATE = Opt("emulate", bool, False, "run on an emulated microcontroller", ("--emulate",))
-_OUTPUT = Opt("output", str, None, "folder for an ONNX file's outputs", ("-o", "--output"))
+_OUTPUT = Opt("output", str, None, "folder for outputs, or for what is learned", ("-o", "--output"))
 _SYSTEM = Opt("system", str, None, "what the model is told before the conversation", ("--system",))
 _DEFAULTED = _MODEL._replace(default=DEFAULT_MODEL)
 
@@ -88,6 +88,7 @@ COMMANDS: dict[str, Command] = {
             _PATCHES,
             _SRAM,
             _EMULATE,
+            cli_learning.WEIGHTS,
             cli_learning.TRAIN,
             *cli_learning.HOW,
             *cli_learning.LESSONS,
@@ -107,6 +108,7 @@ COMMANDS: dict[str, Command] = {
             _PATCHES,
             _SRAM,
             _FLASH,
+            cli_learning.WEIGHTS,
             cli_learning.TRAIN,
             *cli_learning.HOW,
             _JSON,
@@ -133,6 +135,7 @@ COMMANDS: dict[str, Command] = {
             _SHAPED,
             _PATCHES,
             _SRAM,
+            cli_learning.WEIGHTS,
             _JSON,
         ),
     ),
@@ -232,6 +235,7 @@ COMMANDS: dict[str, Command] = {
             Opt("cpu", str, None, "the best for this CPU, such as cortex-a76", ("--cpu",)),
             Opt("context", int, None, "tokens; default: the model's, at most 4096", ("--context",)),
             _SRAM,
+            cli_learning.WEIGHTS,
             cli_learning.TRAIN,
             *cli_learning.HOW,
         ),

@@ -36,7 +36,7 @@ DEFAULT_MODEL = "smollm2-135m"
 def run(
     *, model: str, prompt: str | None, max_tokens: int, raw: bool, json: bool,
     inputs: Sequence[str] = (), output: str | None = None, patches: str | None = None,
-    sram: int | None = None, emulate: bool = False, **options: Any,
+    sram: int | None = None, emulate: bool = False, weights: str | None = None, **options: Any,
 ) -> int:  # fmt: skip
     """Answer a prompt, printing the text as it is generated; or run an ONNX file.
 
@@ -44,15 +44,17 @@ def run(
     prompt, and the model is smollm2-135m. An ONNX file takes --input, and has no prompt.
     """
     learning = cli_learning.taken(options)
-    if is_for_chip(model, options["target"], sram=sram, emulate=emulate, **learning):
+    if is_for_chip(
+        model, options["target"], sram=sram, emulate=emulate, weights=weights, **learning
+    ):
         from headrace import cli_micro
 
         cli_micro.refuse(options | {"prompt": prompt, "patches": patches})
         if not emulate:
             raise HeadraceError(f"{options['target']} is no CPU of this machine: add --emulate")
         return cli_micro.run(
-            model=model, target=options["target"], sram=sram, learning=learning, inputs=inputs,
-            output=output, json=json,
+            model=model, target=options["target"], weights=weights, sram=sram, learning=learning,
+            inputs=inputs, output=output, json=json,
         )  # fmt: skip
     if is_network(model):
         from headrace import cli_networks
@@ -168,18 +170,18 @@ def chat(*, model: str, max_tokens: int, system: str | None, **options: Any) -> 
 
 def plan(
     *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
-    sram: int | None = None, flash: int | None = None, **options: Any,
+    sram: int | None = None, flash: int | None = None, weights: str | None = None, **options: Any,
 ) -> int:  # fmt: skip
     """Say from the file's header alone what a model takes here, and how fast it will be."""
     from headrace.memory_plan import plan_model
 
     learning = cli_learning.taken(options)
-    if is_for_chip(model, options["target"], sram=sram, flash=flash, **learning):
+    if is_for_chip(model, options["target"], sram=sram, flash=flash, weights=weights, **learning):
         from headrace import cli_micro
 
         cli_micro.refuse(options | {"patches": patches, "input": inputs})
         return cli_micro.plan(
-            model=model, target=options["target"], sram=sram, flash=flash,
+            model=model, target=options["target"], weights=weights, sram=sram, flash=flash,
             learning=learning, json=json,
         )  # fmt: skip
     if is_network(model):
@@ -198,18 +200,20 @@ def plan(
 
 def bench(
     *, model: str, json: bool, inputs: Sequence[str] = (), patches: str | None = None,
-    sram: int | None = None, **options: Any,
+    sram: int | None = None, weights: str | None = None, **options: Any,
 ) -> int:  # fmt: skip
     """Measure prefill and decode, and the memory's read bandwidth in the same run.
 
     Of an ONNX file: calls, with random inputs where --input gives none. For a microcontroller:
     instructions and predicted cycles, layer by layer.
     """
-    if is_for_chip(model, options["target"], sram=sram):
+    if is_for_chip(model, options["target"], sram=sram, weights=weights):
         from headrace import cli_micro
 
         cli_micro.refuse(options | {"patches": patches, "input": inputs})
-        return cli_micro.bench(model=model, target=options["target"], sram=sram, json=json)
+        return cli_micro.bench(
+            model=model, target=options["target"], weights=weights, sram=sram, json=json
+        )
     if is_network(model):
         from headrace import cli_networks
 

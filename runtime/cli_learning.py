@@ -13,7 +13,7 @@ from headrace.errors import HeadraceError, UnsupportedError
 if TYPE_CHECKING:
     import numpy as np
 
-    from headrace.micro.learning import Learning
+    from headrace.micro.learning import Learning, Trained
     from headrace.micro.network import MicroNetwork
     from headrace.micro.training_plan import TrainingPlan
 
@@ -29,6 +29,10 @@ HOW = (
     Opt("good_steps", int, None, "after which that is doubled; default: never", ("--good-steps",)),
     Opt("at_once", bool, False, "use gradients as soon as they are there", ("--at-once",)),
 )
+WEIGHTS = Opt(
+    "weights", str, None, "of a microcontroller's network: the folder that --train -o wrote",
+    ("--weights",),
+)  # fmt: skip
 LESSONS = (
     Opt("label", str, None, "what is to be learned: classes or outputs, a .npy file", ("--label",)),
     Opt("epochs", int, None, "how often all examples are learned (1)", ("--epochs",)),
@@ -83,22 +87,29 @@ def planned(
 
 def run(
     *, model: str, network: MicroNetwork, target: str, given: Mapping[str, Any], sram: int | None,
-    inputs: Sequence[str], output: str | None, json: bool,
+    known: Mapping[str, Trained], inputs: Sequence[str], output: str | None, json: bool,
 ) -> int:  # fmt: skip
-    """Train a network on an emulated chip: the loss by epoch, instructions, memory, weights."""
+    """Train a network on an emulated chip: the loss by epoch, instructions, memory, weights.
+
+    Args:
+        known: what an earlier training learned, which is written again.
+    """
     import numpy as np
 
     from headrace.arguments import whole
-    from headrace.cli_networks import write_arrays
     from headrace.micro.learner import Learner
+    from headrace.micro.learning import layers_named, together
     from headrace.micro.report import sram_facts
 
     epochs = whole("epochs", given.get("epochs", 1), low=1)
     if "label" not in given:
         raise HeadraceError("to learn, add --label FILE.npy: a class or an output of each example")
-    how, plan = planned(model, network, target, given, sram)
+    kept = together(known, layers_named(network, given["train"]))
+    if output is not None:
+        _check_output(model, network, kept, Path(output))
     examples = _examples(network, inputs)
     wanted, classes = _wanted(network, Path(given["label"]), len(examples))
+    how, plan = planned(model, network, target, given, sram)
     rows: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
     with Learner(network, how, plan) as learner:
@@ -135,7 +146,7 @@ def run(
         "learned_bytes": plan.state_bytes,
     }
     if output is not None:
-        for path in write_arrays(Path(output), _weights(found, how)):
+        for path in _write(model, found, kept, Path(output)):
             say(f"{path} written")
     if json:
         print_json({"model": model, "epochs": rows, **facts})
@@ -149,7 +160,7 @@ def _examples(network: MicroNetwork, inputs: Sequence[str]) -> np.ndarray:
     """A batch of examples [examples, *shape] as the chip has them."""
     import numpy as np
 
-    from headrace.cli_networks import read_array
+    from headrace.arrays import read_array
     from headrace.micro.ports import to_chip
 
     (port,) = network.inputs
@@ -174,7 +185,7 @@ def _wanted(network: MicroNetwork, path: Path, count: int) -> tuple[np.ndarray, 
     """Outputs that are wanted [examples, *shape], and classes, where these were given."""
     import numpy as np
 
-    from headrace.cli_networks import read_array
+    from headrace.arrays import read_array
 
     array, value = read_array(path), network.outputs[0].value
     if len(array.shape) == 0 or len(array) != count:
@@ -195,19 +206,29 @@ def _wanted(network: MicroNetwork, path: Path, count: int) -> tuple[np.ndarray, 
     return array.reshape(count, *value.shape).astype(np.float64), None
 
 
-def _weights(network: MicroNetwork, how: Learning) -> dict[str, np.ndarray]:
-    """What was learned, as float32 by the names of layers."""
-    from headrace.micro.learning import BIAS, WEIGHTS, short_names, with_weights
+def _check_output(
+    model: str, network: MicroNetwork, trained: Mapping[str, Trained], output: Path
+) -> None:
+    """Before the work: what is learned can be written there."""
+    from headrace.loaders.sources import resolve
+    from headrace.micro.trained_onnx import SUFFIX, check_onnx
+    from headrace.micro.trained_weights import check_folder
 
-    layers, found = with_weights(network), {}
-    names = short_names(layers)
-    for layer in layers:
-        what = how.trained.get(layer.name)
-        plain = "".join(c if c.isalnum() or c in "_-." else "_" for c in names[layer.name])
-        for suffix, array, is_trained in (
-            (WEIGHTS, layer.weights, what is not None and what.weights),
-            (BIAS, layer.bias, what is not None and what.bias),
-        ):
-            if is_trained:
-                found[f"{plain}.{suffix}"] = array.astype("float32")
-    return found
+    if output.suffix.lower() == SUFFIX:
+        check_onnx(resolve(model), trained, output)
+    else:
+        check_folder(network, trained, output)
+
+
+def _write(
+    model: str, network: MicroNetwork, trained: Mapping[str, Trained], output: Path
+) -> list[Path]:
+    """A whole ONNX file, where that is what is to be written, or a folder with weights."""
+    from headrace.loaders.sources import resolve
+    from headrace.micro.trained_onnx import SUFFIX, write_onnx
+    from headrace.micro.trained_weights import write_weights
+
+    if output.suffix.lower() != SUFFIX:
+        return write_weights(network, trained, output)
+    write_onnx(resolve(model), network, trained, output)
+    return [output]

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli_networks import first_elements, named_inputs, read_array, write_arrays
+from headrace.arrays import read_array
+from headrace.cli_networks import first_elements, named_inputs, write_arrays
 from headrace.cli_output import print_json, progress_bar, say, show
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.sizes import format_size
 
 if TYPE_CHECKING:
+    from headrace.micro.learning import Trained
     from headrace.micro.network import MicroNetwork
     from headrace.micro.plan import MicroPlan
 
@@ -29,11 +31,20 @@ def refuse(options: Mapping[str, Any]) -> None:
             raise HeadraceError(f"a microcontroller takes no --{name}; leave it out")
 
 
-def _network(model: str) -> MicroNetwork:
+def _network(model: str, weights: str | None) -> tuple[MicroNetwork, dict[str, Trained]]:
+    """A file's network, and what of it has learned weights (--weights)."""
     from headrace.loaders.sources import resolve
+    from headrace.micro.learning import what_is_trained
     from headrace.micro.reading import read_network
+    from headrace.micro.trained_weights import read_weights
 
-    return read_network(resolve(model))
+    network = read_network(resolve(model))
+    if weights is None:
+        return network, {}
+    with _of_file(model):
+        network, learned = read_weights(network, weights)
+    say(f"{', '.join(what_is_trained(network, learned))}: as learned, from {weights}")
+    return network, learned
 
 
 @contextmanager
@@ -45,27 +56,28 @@ def _of_file(model: str) -> Iterator[None]:
         raise UnsupportedError(str(error), path=model) from None
 
 
-def _planned(model: str, target: str, sram: int | None) -> MicroPlan:
+def _planned(model: str, target: str, sram: int | None, weights: str | None) -> MicroPlan:
     from headrace.micro.choice import plan_within
     from headrace.targets.target import microcontrollers
 
-    network = _network(model)
+    network, _ = _network(model, weights)
     with _of_file(model), progress_bar() as progress:
         return plan_within(network, microcontrollers()[target], sram, progress)
 
 
 def plan(
-    *, model: str, target: str, sram: int | None, flash: int | None, learning: Mapping[str, Any],
-    json: bool,
+    *, model: str, target: str, weights: str | None, sram: int | None, flash: int | None,
+    learning: Mapping[str, Any], json: bool,
 ) -> int:  # fmt: skip
     """Say what a network takes on a chip, and whether it fits."""
     from headrace.cli_learning import planned
     from headrace.micro.report import report, report_learning
 
     if learning:
-        found = report_learning(planned(model, _network(model), target, learning, sram)[1])
+        network, _ = _network(model, weights)
+        found = report_learning(planned(model, network, target, learning, sram)[1])
     else:
-        found = report(_planned(model, target, sram))
+        found = report(_planned(model, target, sram, weights))
     show(found, json)
     if flash is not None and found["flash_bytes"] > flash:
         raise HeadraceError(
@@ -76,22 +88,23 @@ def plan(
 
 
 def run(
-    *, model: str, target: str, sram: int | None, learning: Mapping[str, Any],
-    inputs: Sequence[str], output: str | None, json: bool,
+    *, model: str, target: str, weights: str | None, sram: int | None,
+    learning: Mapping[str, Any], inputs: Sequence[str], output: str | None, json: bool,
 ) -> int:  # fmt: skip
     """Run a network once on an emulated chip: outputs, instructions and the memory it took."""
     if learning:
         from headrace import cli_learning
 
+        network, known = _network(model, weights)
         return cli_learning.run(
-            model=model, network=_network(model), target=target, given=learning, sram=sram,
+            model=model, network=network, target=target, given=learning, sram=sram, known=known,
             inputs=inputs, output=output, json=json,
         )  # fmt: skip
     from headrace.micro.emulate import Emulated, total
     from headrace.micro.ports import from_chip, to_chip
     from headrace.micro.report import sram_facts
 
-    made = _planned(model, target, sram)
+    made = _planned(model, target, sram, weights)
     network = made.network
     files = {name: read_array(Path(value)) for name, value in named_inputs(inputs).items()}
     given = to_chip(network, files)
@@ -122,11 +135,11 @@ def run(
     return 0
 
 
-def bench(*, model: str, target: str, sram: int | None, json: bool) -> int:
+def bench(*, model: str, target: str, weights: str | None, sram: int | None, json: bool) -> int:
     """Count what layers do on an emulated chip."""
     from headrace.micro.survey import bench as count
 
-    made = _planned(model, target, sram)
+    made = _planned(model, target, sram, weights)
     with progress_bar() as progress:
         found = count(made, progress)
     show(found, json)
@@ -138,23 +151,25 @@ def inspect(*, model: str, json: bool) -> int:
     from headrace.micro.survey import describe
 
     with _of_file(model):
-        network = _network(model)
+        network, _ = _network(model, None)
     show({"network": network.name, **describe(network)}, json)
     return 0
 
 
 def export(
-    *, model: str, target: str, sram: int | None, learning: Mapping[str, Any], output: str
-) -> int:
+    *, model: str, target: str, weights: str | None, sram: int | None,
+    learning: Mapping[str, Any], output: str,
+) -> int:  # fmt: skip
     """Write a network for a chip into a folder."""
     from headrace.cli_learning import planned
     from headrace.micro.export import export_program
     from headrace.micro.report import sram_facts
 
     if learning:
-        program = planned(model, _network(model), target, learning, sram)[1].program
+        network, _ = _network(model, weights)
+        program = planned(model, network, target, learning, sram)[1].program
     else:
-        program = _planned(model, target, sram).program
+        program = _planned(model, target, sram, weights).program
     try:
         written = export_program(program, output)
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.arrays import read_array, write_array
 from headrace.cli_output import print_json, say, show
 from headrace.errors import HeadraceError
 from headrace.sizes import compared_size
@@ -167,18 +168,17 @@ def embed(
     """
     import numpy as np
 
-    from headrace.arguments import whole
-    from headrace.atomic_file import check_replaceable
+    from headrace.arguments import thread_count
     from headrace.cli_output import progress_bar, table
     from headrace.cli_text import stdin
     from headrace.networks.encoders.encoder import load_encoder
 
     if output is not None:
-        check_replaceable(Path(output))
+        _check_array(Path(output))
     given = list(texts) or [line for line in stdin().read().splitlines() if line.strip()]
     if not given:
         raise HeadraceError('no texts; write `headrace embed MODEL "a text" "another"`')
-    chosen = None if threads is None else whole("threads", threads, low=1)
+    chosen = None if threads is None else thread_count(threads)
     with (
         load_encoder(
             Path(model).expanduser(), threads=chosen, memory=memory, target=target
@@ -190,7 +190,7 @@ def embed(
     if not settings.said:
         say("no modules.json beside the model: mean of all tokens is taken, not normalised")
     if output is not None:
-        _save(Path(output), vectors)
+        write_array(Path(output), vectors)
         say(f"{output}: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers")
     if json:
         rows = [{"text": t, "vector": v} for t, v in zip(given, vectors, strict=True)]
@@ -213,28 +213,33 @@ def embed(
     return 0
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    import io
+def _check_array(target: Path) -> None:
+    """Before the work: only an array is replaced by an array.
 
-    import numpy as np
+    Raises:
+        HeadraceError: something else would be lost.
+    """
+    from numpy.lib.format import MAGIC_PREFIX
 
-    from headrace.atomic_file import write_whole
+    from headrace.atomic_file import check_replaceable
 
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    write_whole(path, content.getvalue())
+    check_replaceable(target)
+    if target.exists():
+        with target.open("rb") as file:
+            if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+                raise HeadraceError(f"{target} exists and is no .npy file; name another file")
 
 
 def _open(
     model: str, *, threads: int | None = None, patches: str | None = None,
     memory: int | None = None, target: str | None = None,
 ) -> Network:  # fmt: skip
-    from headrace.arguments import whole
+    from headrace.arguments import thread_count
     from headrace.loaders.sources import resolve
     from headrace.networks.network import load_network
     from headrace.networks.patch_choice import checked
 
-    chosen = None if threads is None else whole("threads", threads, low=1)
+    chosen = None if threads is None else thread_count(threads)
     cut = None if patches is None else checked(patches)
     return load_network(resolve(model), threads=chosen, patches=cut, memory=memory, target=target)
 
@@ -315,21 +320,6 @@ def _size(name: str, text: str) -> int:
     return int(text)
 
 
-def read_array(path: Path) -> np.ndarray:
-    """The array of a .npy file."""
-    import numpy as np
-
-    try:
-        found = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise HeadraceError(f"no file {path}; write inputs with numpy.save") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise HeadraceError(f"{path} is no .npy file of numbers: {error}") from None
-    if not isinstance(found, np.ndarray):
-        raise HeadraceError(f"{path} is an archive of arrays: write each with numpy.save")
-    return found
-
-
 def write_arrays(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
     """Write outputs as .npy files; gives their paths."""
     import numpy as np
@@ -339,7 +329,7 @@ def write_arrays(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
     for i, (name, value) in enumerate(outputs.items()):
         plain = all(c.isalnum() or c in "_-." for c in name) and name.strip(".")
         path = folder / (f"{name}.npy" if plain else f"output{i}.npy")
-        _save(path, np.asarray(value))
+        write_array(path, np.asarray(value))
         written.append(path)
     return written
 

@@ -12,7 +12,7 @@ from headrace.sizes import format_size
 
 
 def targets_list(*, json: bool) -> int:
-    """List the CPUs that kernels are built for, and where they can be proven on this machine.
+    """List CPUs and microcontrollers, and where their kernels can be proven on this machine.
 
     --json adds LLVM's options and the emulators' command lines.
     """
@@ -53,7 +53,7 @@ def targets_build(*, target: str, output: str, cpu: str | None) -> int:
 
 def targets_export(
     *, model: str, target: str, output: str, cpu: str | None, context: int | None,
-    sram: int | None, **options: Any,
+    sram: int | None, weights: str | None, **options: Any,
 ) -> int:  # fmt: skip
     """Make a static executable of a model for Linux: no Python, no libc, no other file.
 
@@ -66,13 +66,14 @@ def targets_export(
     emulated board, of a network in an ONNX or TFLite file.
     """
     learning = cli_learning.taken(options)
-    if is_for_chip(model, target, sram=sram, **learning):
+    if is_for_chip(model, target, sram=sram, weights=weights, **learning):
         from headrace import cli_micro
 
         cli_micro.refuse({"cpu": cpu, "context": context})
         return cli_micro.export(
-            model=model, target=target, sram=sram, learning=learning, output=output
-        )
+            model=model, target=target, weights=weights, sram=sram, learning=learning,
+            output=output,
+        )  # fmt: skip
     from headrace.targets.need import compiler_needed
 
     with compiler_needed():

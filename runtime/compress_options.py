@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from headrace.arguments import whole
+from headrace.arguments import thread_count, whole
 from headrace.calibration import TOKENS as CALIBRATE_TOKENS
 from headrace.errors import UnsupportedError
 from headrace.expert_bits import FORMATS_OF, LOSS
@@ -137,7 +137,7 @@ def options_of(
         format, ends, chosen, rank, sort, cutting if to_moe else None, neuron_clusters, widths,
         calibrate, n_calibrate, evaluate, n_evaluate,
         SPARSITY if sparsity is None else float(sparsity),
-        default_threads() if threads is None else whole("threads", threads, low=1),
+        default_threads() if threads is None else thread_count(threads),
     )  # fmt: skip
 
 

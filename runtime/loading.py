@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from headrace import model as language_model
-from headrace.arguments import size_of, whole
+from headrace.arguments import size_of, thread_count
 from headrace.loaders.sources import is_encoder, is_network, resolve
 
 P = ParamSpec("P")
@@ -43,7 +43,7 @@ def _other(
     given = [key for key, value in others.items() if value is not None]
     if given:
         raise TypeError(f"{name}: {what} takes no {given[0]!r} (yet); leave it out")
-    chosen = None if threads is None else whole("threads", threads, low=1)
+    chosen = None if threads is None else thread_count(threads)
     budget = None if memory is None else size_of(memory)
     if is_network(name):
         from headrace.networks.network import load_network

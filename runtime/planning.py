@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from headrace import plan as plans
-from headrace.arguments import whole
+from headrace.arguments import thread_count, whole
 from headrace.available import available_bytes, cgroup_limits, resident_bytes
 from headrace.choices import DEFAULT_CONTEXT, PROCESS_BYTES, Sizes, streamed_matrices
 from headrace.cluster_memory import Fired, fired_of
@@ -167,7 +167,7 @@ def prepare(
         raise ValueError(f"activations must be 'q8' or 'f32', not {activations!r}")
     file = open_model(path)
     chosen = _picked(target, pack)
-    n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
+    n_threads = default_threads() if threads is None else thread_count(threads)
     most = max(16, 4 * (os.cpu_count() or 1))  # beyond, threads only wait for each other
     if n_threads > most:
         raise ValueError(f"threads must be at most {most} on this machine, not {n_threads}")

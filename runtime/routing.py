@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.arguments import whole
+from headrace.arguments import thread_count, whole
 from headrace.calibration import calibration_windows
 from headrace.calibration_pass import CalibrationPass, Read, units_of
 from headrace.choices import PROCESS_BYTES, VOCABULARY_ENTRY_BYTES
@@ -121,7 +121,7 @@ def record(
         raise UnsupportedError("has no mixtures of experts: there are no routes to trace",
                                path=path)  # fmt: skip
     n = min(whole("tokens", TOKENS if tokens is None else tokens, low=1), MOST_TOKENS)
-    n_threads = default_threads() if threads is None else whole("threads", threads, low=1)
+    n_threads = default_threads() if threads is None else thread_count(threads)
     ids = calibration_windows(model, decoder, text, n)
     limit = limit_of(memory)
     process = PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * decoder.vocabulary

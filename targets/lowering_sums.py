@@ -127,7 +127,7 @@ def _store_in_turn(b: ir.IRBuilder, sig: Any, args: Any) -> None:
         low, high = (ir.Constant(one.type, [end] * n) for end in (-128, 127))
         code = b.select(b.icmp_signed("<", code, high), code, high)
         codes.append(b.select(b.icmp_signed(">", code, low), code, low))
-    found = b.trunc(shuffle(b, *codes, order), ir.VectorType(_I8, 2 * n))
+    found = b.trunc(shuffle(b, codes[0], codes[1], order), ir.VectorType(_I8, 2 * n))
     b.store(found, b.bitcast(p, found.type.as_pointer())).align = 1
 
 

@@ -911,7 +911,7 @@ def store_in_turn(p: Any, a: Any, b: Any, more: Any) -> None:
 
     `more` has a signed byte, the same in all lanes.
     """
-    return _only_compiled()
+    _only_compiled()
 
 
 @_marker

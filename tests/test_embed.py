@@ -246,6 +246,10 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     expected = load_encoder(folder).embed(TEXTS)
     np.testing.assert_array_equal(np.load(path), expected)
     capsys.readouterr()
+    weights, before = folder / "model.safetensors", (folder / "model.safetensors").read_bytes()
+    assert main(["embed", str(folder), *TEXTS, "-o", str(weights)]) == 2
+    assert "name another file" in capsys.readouterr().err
+    assert weights.read_bytes() == before
     assert main(["embed", str(folder), *TEXTS, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     np.testing.assert_allclose([row["vector"] for row in found["texts"]], expected, atol=1e-7)

@@ -37,6 +37,7 @@ from headrace.micro.network import (
     Padding,
     Pool,
     Port,
+    Softmax,
     Value,
     View,
     Windows,
@@ -188,6 +189,47 @@ def test_what_would_be_wrong_is_refused(nodes: Any, words: str, tmp_path: Path) 
     model, _ = ending_in(made)
     with pytest.raises(UnsupportedError, match=rf"x\.onnx: .*{words}"):
         read_network(save(model, tmp_path / "x.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "made", "shape"),
+    [
+        ([helper.make_node("Mul", ["c0", "k"], ["y"])], 1, (1, 8, 1, 1)),
+        (
+            [
+                helper.make_node("Transpose", ["c0"], ["t"], perm=[0, 2, 3, 1]),
+                helper.make_node("Add", ["t", "k"], ["y"]),
+            ],
+            4,
+            (1, 4, 1, 1),
+        ),
+    ],
+    ids=["more channels than there are", "not of channels"],
+)
+def test_constants_go_only_into_channels_of_their_own(
+    nodes: Any, made: int, shape: Any, tmp_path: Path
+) -> None:
+    """A constant that makes channels out of one, and one of rows that are as many as channels."""
+    rng = np.random.default_rng(2)
+    constants = {"w0": rng.standard_normal((made, 2, 1, 1)).astype(np.float32),
+                 "k": rng.standard_normal(shape).astype(np.float32)}  # fmt: skip
+    first = helper.make_node("Conv", ["x", "w0"], ["c0"])
+    model = model_of([first, *nodes], {"x": (FLOAT, [1, 2, 4, 4])}, ["y"], constants)
+    with pytest.raises(UnsupportedError, match=r"x\.onnx: (Mul|Add) "):
+        read_network(save(model, tmp_path / "x.onnx"))
+
+
+def test_a_softmax_of_all_pixels_is_none_of_channels(tmp_path: Path) -> None:
+    """Before operator set 13 a softmax is of all dimensions from its axis on."""
+    for size, opset in ((2, 11), (1, 11), (2, 13)):
+        nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=1)]
+        model = model_of(nodes, {"x": (FLOAT, [1, 3, size, size])}, ["y"], opset=opset)
+        path = save(model, tmp_path / "x.onnx")
+        if (size, opset) == (2, 11):
+            with pytest.raises(UnsupportedError, match="a softmax of a row"):
+                read_network(path)
+        else:
+            assert isinstance(read_network(path).layers[-1], Softmax)
 
 
 def test_weights_that_halves_do_not_hold(tmp_path: Path) -> None:

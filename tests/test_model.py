@@ -276,6 +276,12 @@ def test_arguments_of_load_have_types(options: dict[str, Any]) -> None:
         headrace.load(STORIES, **options)
 
 
+def test_more_threads_than_any_machine_has_are_refused() -> None:
+    for wrong in (0, 1025, 1 << 70):
+        with pytest.raises(ValueError, match="threads must be at"):
+            headrace.load(STORIES, threads=wrong)
+
+
 def test_arguments_of_a_model_have_types(stories: headrace.Model) -> None:
     for ids in (5, [1.5], [True], b"abc", ["a"], None):
         for use in (stories.logits, stories.read_tokens, stories.detokenize, stories.generate):

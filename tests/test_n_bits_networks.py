@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx_models import FLOAT, model_of
 
 from headrace.networks.network import Network, network_of
@@ -19,15 +20,20 @@ def product(
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """A model of one node, its weights as float64 [inputs, outputs], and its bias."""
     random = np.random.default_rng(group)
-    n_groups = INPUTS // group
-    codes = random.integers(0, 16, (OUTPUTS, n_groups, group))
-    offsets = random.integers(0, 16, (OUTPUTS, n_groups + n_groups % 2))
+    n_groups, bits = INPUTS // group, more.pop("bits", 4)
+    each = 8 // bits  # codes in a byte
+    codes = random.integers(0, 1 << bits, (OUTPUTS, n_groups, group))
+    offsets = random.integers(0, 1 << bits, (OUTPUTS, -(-n_groups // each) * each))
     scales = random.uniform(0.01, 0.1, (OUTPUTS, n_groups)).astype(np.float32)
-    pairs = codes.reshape(OUTPUTS, n_groups, -1, 2)
+    places = bits * np.arange(each)
+    packed, zero_points = (
+        (of.reshape(*of.shape[:-1], -1, each) << places).sum(-1).astype(np.uint8)
+        for of in (codes, offsets)
+    )
     constants = {
-        "w": (pairs[..., 0] | pairs[..., 1] << 4).astype(np.uint8),
+        "w": packed,
         "s": scales.reshape(-1),
-        "z": (offsets[:, 0::2] | offsets[:, 1::2] << 4).astype(np.uint8).reshape(-1),
+        "z": zero_points.reshape(-1),
         "b": random.normal(size=OUTPUTS).astype(np.float32),
         "order": np.zeros(INPUTS, np.int32),
     }
@@ -37,11 +43,11 @@ def product(
     while not inputs[-1]:
         inputs.pop()
     node = helper.make_node(
-        "MatMulNBits", inputs, ["y"], domain="com.microsoft", K=INPUTS, N=OUTPUTS, bits=4,
+        "MatMulNBits", inputs, ["y"], domain="com.microsoft", K=INPUTS, N=OUTPUTS, bits=bits,
         block_size=group, accuracy_level=level, **more,
     )  # fmt: skip
     model = model_of([node], {"x": (FLOAT, ["rows", INPUTS])}, ["y"], used)
-    zero = offsets[:, :n_groups, None] if zeros else 8
+    zero = offsets[:, :n_groups, None] if zeros else 1 << (bits - 1)
     w = (codes - zero) * scales.astype(np.float64)[..., None]
     return model, w.reshape(OUTPUTS, INPUTS).T, constants["b"] if bias else np.zeros(OUTPUTS, "f4")
 
@@ -74,6 +80,35 @@ def test_a_product(group: int, level: int) -> None:
                     steps = np.abs(x).reshape(n, -1, 32).max(-1).repeat(32, 1) / 254
                     off = off * 8 + steps @ np.abs(w)
                 assert (np.abs(y - (x.astype(np.float64) @ w + b)) <= off).all()
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("level", [0, 4])
+def test_other_numbers_of_bits(bits: int, zeros: bool, level: int) -> None:
+    """Both halves of 8 bits are products of their own: each has values up to 16 times 15."""
+    for group in (32, 256):
+        model, w, b = product(group, zeros=zeros, bias=True, level=level, bits=bits)
+        (scales,) = [one for one in model.graph.initializer if one.name == "s"]
+        scale = float(numpy_helper.to_array(scales).max())
+        given = onnxruntime.InferenceSession(model.SerializeToString())
+        for n in (1, 21):
+            x, results = rows(n), []
+            for threads in (1, 2):
+                with network_of(model, threads=threads) as network:
+                    results.append(network({"x": x})["y"])
+                    assert where(network, x) == ["headrace"]
+            y = results[0]
+            assert np.array_equal(y, results[1]), "threads change results"
+            size = np.abs(x).astype(np.float64).sum(1, keepdims=True) * 16 * 16 * scale + np.abs(b)
+            off = size * (INPUTS + 4) * 2.0**-24
+            if level == 4:
+                steps = np.abs(x).reshape(n, -1, 32).max(-1).repeat(32, 1) / 254
+                off = off * 8 + steps @ np.abs(w)
+            assert (np.abs(y - (x.astype(np.float64) @ w + b)) <= off).all()
+            if level == 0:
+                (reference,) = given.run(None, {"x": x})
+                assert (np.abs(y - reference) <= 2 * off).all()
 
 
 def test_levels_below_4_lose_nothing() -> None:

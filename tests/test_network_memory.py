@@ -110,6 +110,8 @@ MODELS: dict[str, tuple[Callable[[np.random.Generator], Any], Inputs]] = {
     "dynamic": (_dynamic, _floats(1, 7, 80)),
     "dynamic_sparse": (lambda rng: _dynamic(rng, 0.1), _floats(1, 70, 80)),
     "n_bits": (lambda rng: product(32)[0], _floats(5, 256)),
+    "n_bits_of_8": (lambda rng: product(32, bits=8)[0], _floats(5, 256)),
+    "n_bits_of_2": (lambda rng: product(32, bits=2)[0], _floats(5, 256)),
     "n_bits_codes": (lambda rng: product(32, level=4)[0], _floats(5, 256)),
 }
 

@@ -135,6 +135,8 @@ def test_what_onnxruntime_refuses_the_reference_computes() -> None:
     [
         ({}, r"no input x; the network takes x: FLOAT \[batch, 64\]"),
         ({"z": 1}, "no input 'z'"),
+        ([1, 2], r"by name, as {'x': array}, and not as a list; the network takes x: FLOAT"),
+        (np.zeros((1, 64), np.float32), "not as a ndarray"),
         ({"x": np.zeros((1, 64))}, "input 'x' is DOUBLE"),
         ({"x": np.zeros((1, 63), np.float32)}, r"shape \[1, 63\]"),
         ({"x": np.zeros(64, np.float32)}, r"shape \[64\]"),
@@ -441,6 +443,15 @@ def test_a_network_in_memory_has_no_files_beside_it() -> None:
 
 
 # ---- the command --------------------------------------------------------------------------------
+
+
+def test_an_array_that_says_it_is_huge(tmp_path: Path, capsys: Any) -> None:
+    path = str(save(linear()[0], tmp_path / "linear.onnx"))
+    np.save(tmp_path / "x.npy", np.ones((2, 64), np.float32))
+    content = (tmp_path / "x.npy").read_bytes().replace(b"(2, 64)", b"(1" + b"0" * 14 + b", 64)")
+    (tmp_path / "x.npy").write_bytes(content)
+    assert main(["run", path, "--input", f"x={tmp_path / 'x.npy'}"]) == 2
+    assert "is no .npy file of numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["run", "bench", "plan", "inspect"])

@@ -139,3 +139,29 @@ def test_all_steps_are_an_output_as_they_are() -> None:
     del model.graph.node[1:]
     model.graph.output[0].name = "Y"
     check(model, x, "lstm_f32")
+
+
+@pytest.mark.parametrize("op", ["Tanh", "Sigmoid", "LSTM", "GRU"])
+def test_what_is_no_number_stays_so(op: str) -> None:
+    # `exp` bounds its input: a NaN became a 1, and all that came behind it looked right.
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(4, 2, 16)).astype(np.float32)
+    x[1, 0, 3] = np.nan
+    gates = {"LSTM": 20, "GRU": 15}.get(op)
+    constants = {}
+    if gates is not None:
+        shapes = {"w": (1, gates, 16), "r": (1, gates, 5)}
+        constants = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"]),
+        helper.make_node(op, ["a", *constants], ["y"], **({"hidden_size": 5} if gates else {})),
+    ]
+    model = model_of(nodes, {"x": (FLOAT, [4, 2, 16])}, ["y"], constants)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (wanted,) = session.run(None, {"x": x})
+    with network_of(model) as network:
+        found = network({"x": x})["y"]
+        assert natives(network, {"x": x})
+    assert np.isnan(wanted).any()
+    assert np.array_equal(np.isnan(found), np.isnan(wanted))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)

@@ -14,7 +14,7 @@ from onnx_models import FLOAT, model_of, save
 
 from headrace.cli import main
 from headrace.errors import HeadraceError, UnsupportedError
-from headrace.kernels.sparse_product import kept_blocks, kernel_of, sparse_weights
+from headrace.kernels.sparse_product import ROWS, kept_blocks, kernel_of, sparse_weights
 from headrace.networks.compression.compress import compress_network
 from headrace.networks.compression.pruning import staying
 from headrace.networks.compression.sparse_layers import sparse_layers
@@ -69,7 +69,7 @@ def kernels(network: Network, x: np.ndarray) -> list[str]:
     return [one.kernel for one in region.operations]
 
 
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", ROWS)
 def test_sparse_weights_give_what_onnxruntime_gives_on_any_number_of_threads(rows: int) -> None:
     rng = np.random.default_rng(rows)
     model = inverted_residuals(rng, lambda *shape: sparse_weights(rng, shape, rows, 0.2))
@@ -108,7 +108,8 @@ def test_the_kernel_is_chosen_by_what_is_zero() -> None:
     assert chosen(1, 0.6) is None  # too little
     assert chosen(1, 0.2) == 1
     assert chosen(4, 0.6) == 4
-    assert chosen(16, 0.6) == 4
+    assert chosen(16, 0.6) == 16
+    assert chosen(16, 0.95) is None
     assert chosen(1, 0.1, pixels=1) is None
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headrace.errors import HeadraceError
 from headrace.offload.expert_store import SURE_ENOUGH
 from headrace.offload.route_statistics import learn
 from headrace.offload.route_trace import read_trace
@@ -56,7 +57,7 @@ def draw(rates: dict[tuple[str, str], Replay], predictors: list[str], path: Path
 
 
 def main() -> None:
-    """Parse the command line, replay the text, print the table."""
+    """Parse the command line and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trace", type=Path, help="what is replayed")
     parser.add_argument("--learn-from", type=Path, help="a record of another text, for tables")
@@ -67,6 +68,24 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="only so many")
     parser.add_argument("--plot", type=Path, help="an SVG to write")
     args = parser.parse_args()
+    for name in ("share", "slots", "tokens"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            parser.error(f"--{name} is more than 0")
+    if args.plot is not None and not args.plot.parent.is_dir():
+        parser.error(f"--plot: {args.plot.parent} is not a directory; make it first")
+    try:
+        compare(args)
+    except (HeadraceError, OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Replay the text with each policy and predictor, and print a row for each policy.
+
+    Raises:
+        HeadraceError, OSError: a record is damaged or missing.
+        ValueError: there is room for less than a token takes.
+    """
     trace = read_trace(args.trace)
     learned = None
     if args.learn_from is not None:

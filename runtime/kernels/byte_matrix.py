@@ -1,7 +1,7 @@
 """Sums of convolutions of bytes in registers of matrices, for targets with `byte_matrix`.
 
 A register of activations has 16 pixels side by side, one of weights up to 16 quads of channels of
-a tile of outputs (`convolution_u8.tiled_weights`): both lie in memory as they are wanted.
+a tile of outputs (`weights_u8.tiled_weights`): both lie in memory as they are wanted.
 """
 
 from __future__ import annotations

@@ -5,15 +5,15 @@ absent channels give, which whoever makes those leaves zero. No image is copied 
 fall outside are left out, pixel by pixel at the borders.
 
 Behind the slots of `headrace.kernels.geometry` and `headrace.kernels.ending` come groups of tiles
-(`Groups`): 34 tiles of a group, 35 bytes from what one group reads to what the next one does, 36
-groups across, 37 and 38 bytes between what they write, across and down, 39 bytes between rows that
-are written.
+(`headrace.kernels.groups`): 34 tiles of a group, 35 bytes from what one group reads to what the
+next one does, 36 groups across, 37 and 38 bytes between what they write, across and down, 39 bytes
+between rows that are written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.kernels.ending import ENDINGS, Ending, end_pixels, ended
@@ -25,6 +25,7 @@ from headrace.kernels.geometry import (
     reference,
     taps_inside,
 )
+from headrace.kernels.groups import Groups, one_group
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
     arg_float,
@@ -54,34 +55,6 @@ if TYPE_CHECKING:
 
 FEW = 4  # pixels at a time where there are not enough for more
 RUN = 4  # channels for which addresses of pixels are formed once
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Tiles that read other channels than the next ones, or write to another place.
-
-    Attributes:
-        tiles: of a group.
-        read: bytes from what one group reads to what the next one does.
-        across: groups that write beside each other.
-        apart: bytes between what these write, and what those below them write.
-        row: bytes between rows that are written.
-    """
-
-    tiles: int
-    read: int
-    across: int
-    apart: tuple[int, int]
-    row: int
-
-    def slots(self) -> list[int]:
-        """Of an argument block."""
-        return [self.tiles, self.read, self.across, *self.apart, self.row]
-
-
-def one_group(tiles: int, geometry: Geometry, written_bytes: int) -> Groups:
-    """All tiles read the same, and write side by side."""
-    return Groups(max(1, tiles), 0, 1, (0, 0), geometry.written[1] * written_bytes)
 
 
 def some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:

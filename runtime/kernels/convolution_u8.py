@@ -8,9 +8,7 @@ outside read a pixel of zero points.
 The weights of the next group of tiles are asked for while pixels are multiplied by one, a line of
 cache for each group of pixels; those of a pixel alone some way ahead.
 
-Channels that are written are computed in tiles of 16: groups of four, then a pair and a
-single one, whose rows are in the order of `requantise.byte_order`. Where results are float32 there
-are pairs only, and rows are as they come.
+Weights and what ends the sums of a tile lie as `headrace.kernels.weights_u8` says.
 """
 
 from __future__ import annotations
@@ -22,13 +20,13 @@ from headrace.kernels.byte_matrix import PIXELS, quads_at_once, sums_of
 from headrace.kernels.geometry import Geometry, geometry_of, reference
 from headrace.kernels.requantise import (
     Quantised,
-    byte_order,
     folded_bias,
     pixel_bytes,
     requantised,
     rounding_slots,
     scales,
 )
+from headrace.kernels.weights_u8 import FOUR, QUAD, TAIL, tails, tiled_weights
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
     arg_int,
@@ -61,9 +59,6 @@ from headrace.targets.target import Target
 if TYPE_CHECKING:
     import numpy as np
 
-QUAD = 4  # bytes of a tap that are multiplied at once
-TAIL = 256  # bytes for each tile: bias, scales, 128 * sums of weights, bias of float32 results
-FOUR = 4  # tiles whose results are stored together
 FEW = 4  # pixels whose sums are taken from memory at once
 
 
@@ -72,13 +67,6 @@ def pixels_at_once(target: Target) -> dict[int, int]:
     if target.vector_bytes >= 64:
         return {4: 6, 2: 12, 1: 12}
     return {4: 1, 2: 2, 1: 4}
-
-
-def tile_groups(n_tiles: int, floats: bool) -> list[int]:
-    """How tiles are taken together."""
-    fours = 0 if floats else n_tiles // FOUR
-    rest = n_tiles - fours * FOUR
-    return [FOUR] * fours + [2] * (rest // 2) + [1] * (rest % 2)
 
 
 def some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
@@ -321,51 +309,6 @@ def _dense(target: Target) -> KernelFunction:
 # --- references and cases -------------------------------------------------------------------------
 
 
-def row_order(n_tiles: int, floats: bool) -> np.ndarray:
-    """The channel of each row of each tile: [tiles, 16]."""
-    import numpy as np
-
-    if floats:
-        return np.arange(n_tiles * TILE_ROWS).reshape(n_tiles, TILE_ROWS)
-    groups = tile_groups(n_tiles, floats)
-    starts = np.cumsum([0, *groups]) * TILE_ROWS
-    rows = [start + byte_order(n) for start, n in zip(starts[:-1], groups, strict=True)]
-    return np.concatenate(rows)
-
-
-def tiled_weights(w: np.ndarray, floats: bool) -> np.ndarray:
-    """int8 weights [down, across, channels, written] as `_dense` reads them.
-
-    Tiles of a group side by side: [group][tap][quad][tile][16 rows][4 channels].
-    """
-    import numpy as np
-
-    taps, channels, written = w.shape[0] * w.shape[1], w.shape[2], w.shape[3]
-    n_tiles, quads = -(-written // TILE_ROWS), -(-channels // QUAD)
-    padded = np.zeros((taps, quads * QUAD, n_tiles * TILE_ROWS), np.int8)
-    padded[:, :channels, :written] = w.reshape(taps, channels, written)
-    rows = padded[..., row_order(n_tiles, floats)]  # [tap][channel][tile][row]
-    split = rows.reshape(taps, quads, QUAD, n_tiles, TILE_ROWS).transpose(3, 0, 1, 4, 2)
-    found, at = [], 0
-    for group in tile_groups(n_tiles, floats):
-        found.append(split[at : at + group].transpose(1, 2, 0, 3, 4).reshape(-1))
-        at += group
-    return np.concatenate(found)
-
-
-def tails(bias: np.ndarray, scale: np.ndarray, sums: np.ndarray, floats: bool) -> np.ndarray:
-    """Of each tile int32 [4, 16]: bias (`folded_bias`), scales, 128 * sums of weights, zeros."""
-    import numpy as np
-
-    n_tiles = -(-len(bias) // TILE_ROWS)
-    padded = np.zeros((4, n_tiles * TILE_ROWS), np.int32)
-    padded[0, : len(bias)] = bias
-    padded[1, : len(bias)] = scale.astype(np.float32).view(np.int32)
-    padded[2, : len(bias)] = 128 * sums.astype(np.int64)
-    rows = padded[:, row_order(n_tiles, floats)]
-    return np.ascontiguousarray(rows.transpose(1, 0, 2))
-
-
 SHAPES: Sequence[tuple[Geometry, int, int]] = (  # channels read and written
     (Geometry(1, (1, 31), (1, 31), (1, 1)), 24, 40),
     (Geometry(2, (5, 17), (5, 17), (3, 3), pads=(1, 1)), 3, 16),
@@ -436,7 +379,7 @@ def all_kernels() -> list[Kernel]:
     """Every row of this module."""
     sources = (
         __name__, "headrace.sparse.format", "headrace.kernels.requantise",
-        "headrace.kernels.byte_matrix", "headrace.kernels.geometry",
+        "headrace.kernels.byte_matrix", "headrace.kernels.geometry", "headrace.kernels.weights_u8",
     )  # fmt: skip
     return [Kernel("convolution_u8", _dense, sources, _cases, __name__)]
 

@@ -66,7 +66,7 @@ def quantise_rows(args: Any, thread: Any, n_threads: Any) -> None:
 
     Slots: 0 x, 1 y, 2 rows, 3 padded (elements of a row of x, to 16), 4 bytes of a row of y,
     5 ranges of all threads, 6 tiles of the product, 7 its weights' scales, 8 its weights' sums
-    (int32), 9 its bias, each of 16 a tile, 10 its tails (`convolution_u8.tails`). Threads share the
+    (int32), 9 its bias, each of 16 a tile, 10 its tails (`weights_u8.tails`). Threads share the
     rows, and the tiles.
     """
     x = arg_ptr(args, 0)

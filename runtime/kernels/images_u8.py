@@ -1,4 +1,4 @@
-"""Images of bytes: from and to numbers and other layouts, sums of two, and means.
+"""Images of bytes: from and to numbers and other layouts.
 
 Layout and rounding: `headrace.kernels.requantise`; planes: `headrace.kernels.images`. All that is
 not a sum of products is computed as ONNX's operators between DequantizeLinear and QuantizeLinear
@@ -16,21 +16,16 @@ from headrace.kernels.requantise import (
     dequantised,
     pixel_bytes,
     quantised,
-    requantised,
     rounding_slots,
 )
 from headrace.targets.simd import (
     arg_float,
     arg_int,
     arg_ptr,
-    bits_i32,
     get_f32,
     get_u8,
-    interleave4,
-    join4,
     lane0,
     load_f32,
-    load_u8,
     load_u8_i32,
     maximum,
     minimum,
@@ -38,16 +33,13 @@ from headrace.targets.simd import (
     put_u8,
     round_i32,
     shl,
-    smaller,
     splat_f32,
     splat_i32,
     stack_bytes,
     store_f32,
     store_i8,
     store_i32,
-    store_u8,
     store_words,
-    to_bytes,
     to_f32,
 )
 from headrace.targets.table import Case, Kernel, same_for_all
@@ -55,8 +47,6 @@ from headrace.targets.target import Target
 
 if TYPE_CHECKING:
     import numpy as np
-
-_FAR = 2.0**20
 
 
 def bounded(x: Any, zero: Any, least: Any, most: Any) -> Any:
@@ -243,87 +233,14 @@ def from_floats(args: Any, thread: Any, n_threads: Any) -> None:
                     put_u8(y + (p * stride + i), get_u8(few + i))
 
 
-def _widened(p: Any) -> Any:
-    """64 bytes as int32, in the order of `to_bytes`."""
-    code = load_u8(p, 1, 0)
-    none = code ^ code
-    return bits_i32(interleave4(join4(code, none, none, none)))
-
-
-def add(args: Any, thread: Any, n_threads: Any) -> None:
-    """y = QuantizeLinear(DequantizeLinear(a) + DequantizeLinear(b)), or of a alone.
-
-    Slots: 0 a, 1 b (0: none), 2 y, 3 bytes (at least 64), 4 and 5 scale and zero point of a, 6 and
-    7 of b, 8 scale of y, 9 zero point of y, 10 least, 11 most. Threads share the bytes;
-    the last 64 are those at the end.
-    """
-    a = arg_ptr(args, 0)
-    b = arg_ptr(args, 1)
-    adds = arg_int(args, 1) != 0
-    y = arg_ptr(args, 2)
-    n = arg_int(args, 3)
-    a_scale = splat_f32(arg_float(args, 4))
-    a_zero = splat_i32(arg_int(args, 5))
-    b_scale = splat_f32(arg_float(args, 6))
-    b_zero = splat_i32(arg_int(args, 7))
-    scale = splat_f32(arg_float(args, 8))
-    zero = splat_i32(arg_int(args, 9))
-    least = splat_i32(arg_int(args, 10))
-    most = splat_i32(arg_int(args, 11))
-    units = (n + 63) // 64
-    for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
-        at = smaller(u * 64, n - 64)
-        total = to_f32(_widened(a + at) - a_zero) * a_scale
-        if adds:
-            total = total + to_f32(_widened(b + at) - b_zero) * b_scale
-        # What is far from all bytes is still an integer.
-        found = minimum(splat_f32(_FAR), maximum(total / scale, splat_f32(-_FAR)))
-        store_u8(y + at, to_bytes(found, zero, least, most))
-
-
-def mean(args: Any, thread: Any, n_threads: Any) -> None:
-    """Mean of all pixels of each image. Threads share the vectors of 16 channels.
-
-    The sum is exact, and rounded once to float32; times `scale` it is a float32 result, or rounded
-    to a byte.
-
-    Slots: 0 x, 1 y, 2 images, 3 pixels, 4 padded (to 16), 5 bytes of a pixel of x, 6 of y, 7 zero
-    point of x, 8 scale, 9 whether results are float32, 10 zero point, 11 least, 12 most.
-    """
-    x = arg_ptr(args, 0)
-    y = arg_ptr(args, 1)
-    images = arg_int(args, 2)
-    pixels = arg_int(args, 3)
-    vectors = arg_int(args, 4) // 16
-    stride = arg_int(args, 5)
-    out_stride = arg_int(args, 6)
-    x_zero = arg_int(args, 7)
-    scale = splat_f32(arg_float(args, 8))
-    floats = arg_int(args, 9) != 0
-    zero = arg_int(args, 10)
-    least = arg_int(args, 11)
-    most = arg_int(args, 12)
-    units = images * vectors
-    for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
-        image = u // vectors
-        c = (u - image * vectors) * 16
-        total = splat_i32(0 - pixels * x_zero)
-        for p in range(pixels):
-            total = total + load_u8_i32(x + ((image * pixels + p) * stride + c), 1, 0)
-        found = to_f32(total) * scale
-        if floats:
-            store_f32(y + (image * out_stride + c * 4), found, 0)
-        else:
-            store_i8(y + (image * out_stride + c), bounded(found, zero, least, most), 0)
-
-
 # --- cases ----------------------------------------------------------------------------------------
 
-_SHAPES = ((1, 3, 35), (2, 5, 7), (1, 48, 16), (2, 100, 19))  # images, channels, pixels
-_OF = (Quantised(0.02, 0), Quantised(0.031, 128, 9, 201), Quantised(0.007, 255))
+SHAPES = ((1, 3, 35), (2, 5, 7), (1, 48, 16), (2, 100, 19))  # images, channels, pixels
+QUANTISED = (Quantised(0.02, 0), Quantised(0.031, 128, 9, 201), Quantised(0.007, 255))
 
 
-def _bytes(rng: np.random.Generator, *shape: int) -> np.ndarray:
+def random_bytes(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """With the least and the largest."""
     import numpy as np
 
     found = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -340,8 +257,8 @@ def _planes(image: np.ndarray, channels: int) -> np.ndarray:
 def _quantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for i, (images, channels, pixels) in enumerate(_SHAPES):
-        to = _OF[i % 3]
+    for i, (images, channels, pixels) in enumerate(SHAPES):
+        to = QUANTISED[i % 3]
         x = (rng.standard_normal((images, channels, pixels)) * 3).astype(np.float32)
         x[0, 0, :4] = 1e30, -1e30, np.float32(to.scale) * 2.5, np.float32(to.scale) * -3.5
         y = np.full((images, pixels, pixel_bytes(channels)), 77, np.uint8)
@@ -355,7 +272,7 @@ def _quantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         ]  # fmt: skip
         yield Case(slots, [(y, expected)], 0, f"{images}x{channels}x{pixels}")
     for i, (shape, (top, left, rows, columns)) in enumerate(WINDOWS):
-        to = _OF[i]
+        to = QUANTISED[i]
         x = (rng.standard_normal(shape) * 3).astype(np.float32)
         part = np.ascontiguousarray(x[:, :, top : top + rows, left : left + columns])
         y = np.full((shape[0], rows * columns, pixel_bytes(shape[1])), 77, np.uint8)
@@ -373,11 +290,11 @@ def _quantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 def _dequantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for i, (images, channels, pixels) in enumerate(_SHAPES):
-        x = _bytes(rng, images, pixels, pixel_bytes(channels))
+    for i, (images, channels, pixels) in enumerate(SHAPES):
+        x = random_bytes(rng, images, pixels, pixel_bytes(channels))
         y = np.full((images, channels, pixels), np.nan, np.float32)
-        expected = dequantised(_planes(x, channels), _OF[i % 3])
-        of = _OF[i % 3]
+        expected = dequantised(_planes(x, channels), QUANTISED[i % 3])
+        of = QUANTISED[i % 3]
         slots = [x, y, images, channels, pixels, x.shape[2], of.scale, of.zero]
         yield Case(slots, [(y, expected)], 0, f"{images}x{channels}x{pixels}")
 
@@ -385,15 +302,15 @@ def _dequantise_cases(target: Target, rng: np.random.Generator) -> Iterator[Case
 def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for i, (images, channels, pixels) in enumerate(_SHAPES):
-        x = _bytes(rng, images, channels, pixels)
+    for i, (images, channels, pixels) in enumerate(SHAPES):
+        x = random_bytes(rng, images, channels, pixels)
         y = np.full((images, pixels, pixel_bytes(channels)), 77, np.uint8)
         expected = y.copy()
         expected[..., :channels] = x.transpose(0, 2, 1) + np.uint8(i % 2 * 128)
         slots = [x, y, images, channels, 1, pixels, 0, pixels, y.shape[2], i % 2 * 128]
         yield Case(slots, [(y, expected)], 0, f"{images}x{channels}x{pixels}")
     for shape, (top, left, rows, columns) in WINDOWS:
-        x, pixel = _bytes(rng, *shape), pixel_bytes(shape[1])
+        x, pixel = random_bytes(rng, *shape), pixel_bytes(shape[1])
         y = np.full((shape[0], rows, columns, pixel), 77, np.uint8)
         expected = y.copy()
         part = x[:, :, top : top + rows, left : left + columns]
@@ -406,8 +323,8 @@ def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 def _scatter_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for i, (images, channels, pixels) in enumerate(_SHAPES):
-        x = _bytes(rng, images, pixels, pixel_bytes(channels))
+    for i, (images, channels, pixels) in enumerate(SHAPES):
+        x = random_bytes(rng, images, pixels, pixel_bytes(channels))
         y = np.full((images, channels, pixels), 77, np.uint8)
         expected = _planes(x, channels) + np.uint8(i % 2 * 128)
         slots = [x, y, images, channels, pixels, x.shape[2], i % 2 * 128]
@@ -417,9 +334,9 @@ def _scatter_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 def _to_floats_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for i, (images, channels, pixels) in enumerate(_SHAPES[1:]):
-        of, padded = _OF[i], -(-channels // 16) * 16
-        x = _bytes(rng, images * pixels, pixel_bytes(channels))
+    for i, (images, channels, pixels) in enumerate(SHAPES[1:]):
+        of, padded = QUANTISED[i], -(-channels // 16) * 16
+        x = random_bytes(rng, images * pixels, pixel_bytes(channels))
         y = np.full((images * pixels, padded), np.nan, np.float32)
         slots = [x, y, len(y), padded, x.shape[1], of.scale, of.zero]
         yield Case(slots, [(y, dequantised(x[:, :padded], of))], 0, f"{len(y)}x{channels}")
@@ -428,8 +345,8 @@ def _to_floats_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]
 def _from_floats_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for i, (images, channels, pixels) in enumerate((*_SHAPES[1:], (1, 3, 50), (2, 4, 9))):
-        to, padded = _OF[i % len(_OF)], -(-channels // 16) * 16
+    for i, (images, channels, pixels) in enumerate((*SHAPES[1:], (1, 3, 50), (2, 4, 9))):
+        to, padded = QUANTISED[i % len(QUANTISED)], -(-channels // 16) * 16
         x = (rng.standard_normal((images * pixels, padded)) * 3).astype(np.float32)
         x[0, :4] = 1e30, -1e30, np.float32(to.scale) * 2.5, np.float32(to.scale) * -3.5
         y = np.full((len(x), pixel_bytes(channels)), 77, np.uint8)
@@ -437,45 +354,6 @@ def _from_floats_cases(target: Target, rng: np.random.Generator) -> Iterator[Cas
         expected[:, :padded] = quantised(x, to)[:, : y.shape[1]]
         slots = [x, y, len(y), padded, y.shape[1], to.scale, *rounding_slots(to)]
         yield Case(slots, [(y, expected)], 0, f"{len(y)}x{channels}")
-
-
-def _add_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    import numpy as np
-
-    for i, n in enumerate((64, 1000, 4096)):
-        a, b = _bytes(rng, n), _bytes(rng, n)
-        of, other, to = (_OF[(i + k) % 3] for k in range(3))
-        total = dequantised(a, of)
-        if i != 1:
-            total = total + dequantised(b, other)
-        y = np.full(n, 77, np.uint8)
-        slots = [
-            a, b if i != 1 else 0, y, n, of.scale, of.zero, other.scale, other.zero, to.scale,
-            *rounding_slots(to),
-        ]  # fmt: skip
-        yield Case(slots, [(y, quantised(total, to))], 0, f"{n}")
-
-
-def _mean_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    import numpy as np
-
-    for i, (images, channels, pixels) in enumerate(_SHAPES[1:]):
-        of, to, padded = _OF[i], _OF[(i + 1) % 3], -(-channels // 16) * 16
-        x = _bytes(rng, images, pixels, pixel_bytes(channels))
-        scale = np.float32(of.scale / pixels / (1 if i == 1 else to.scale))
-        sums = x[..., :padded].astype(np.int64).sum(1) - pixels * of.zero
-        if i == 1:
-            y = np.full((images, padded), np.nan, np.float32)
-            expected = sums.astype(np.float32) * scale
-        else:
-            y = np.full((images, pixel_bytes(channels)), 77, np.uint8)
-            expected = y.copy()
-            expected[:, :padded] = requantised(sums, np.full(padded, scale), to)
-        slots = [
-            x, y, images, pixels, padded, x.shape[2], y.strides[0], of.zero, float(scale),
-            int(i == 1), *rounding_slots(to),
-        ]  # fmt: skip
-        yield Case(slots, [(y, expected)], 0, f"{images}x{channels}x{pixels}")
 
 
 def all_kernels() -> list[Kernel]:
@@ -486,7 +364,6 @@ def all_kernels() -> list[Kernel]:
         ("images_gather_u8", gather, _gather_cases), ("images_scatter_u8", scatter, _scatter_cases),
         ("images_to_floats", to_floats, _to_floats_cases),
         ("images_from_floats", from_floats, _from_floats_cases),
-        ("images_add_u8", add, _add_cases), ("images_mean_u8", mean, _mean_cases),
     )  # fmt: skip
     sources = (__name__, "headrace.kernels.images", "headrace.kernels.requantise")
     return [Kernel(name, same_for_all(fn), sources, cases, __name__) for name, fn, cases in rows]

@@ -55,10 +55,12 @@ def silu(x: Any) -> Any:
 
 
 def tanh(x: Any) -> Any:
-    """Hyperbolic tangent: 1 - 2 / (e**2|x| + 1), with x's sign."""
+    """Hyperbolic tangent: 1 - 2 / (e**2|x| + 1), with x's sign; what is no number stays so."""
     e = exp(absolute(x) * splat_f32(2.0))
     t = splat_f32(1.0) - splat_f32(2.0) / (e + splat_f32(1.0))
-    return select_lt(x, splat_f32(0.0), splat_f32(0.0) - t, t)
+    # `exp` bounds its input, which makes a number of what is none.
+    t_or_none = select_lt(splat_f32(-1.0), x, t, x)
+    return select_lt(x, splat_f32(0.0), splat_f32(0.0) - t, t_or_none)
 
 
 def gelu_tanh(x: Any) -> Any:

@@ -3,13 +3,15 @@
 After Elsen et al., "Fast Sparse ConvNets" (1911.09723): a vector holds one channel of 16 pixels, a
 weight that is not zero multiplies it, and nothing is done for those that are. Images lie pixel by
 pixel elsewhere, so a panel of pixels is turned before and its outputs are turned back, which costs
-a few hundredths of what the dense product does.
+a few hundredths of what the dense product does. Blocks of 16 outputs need no turning and have a
+kernel of their own (`headrace.kernels.sparse_tiles`), out of the same stream.
 
 Weights are a stream (`pack`): channels read are cut into slabs, whose part of a panel stays in the
 first cache; of each tile of 16 outputs, slab and block of `rows` outputs, for each channel that has
-a weight, the bytes from the slab's begin to that channel (int32), and the weights of all rows of
-the block (float32). Apart from it (`front`) are the bytes to each slab of each tile (int64), and
-the number of entries of each block (int32), so that some tiles can be computed alone.
+a weight, the bytes from the slab's begin to that channel (int32; of a panel, or of a pixel where
+blocks have 16 outputs), and the weights of all rows of the block (float32). Apart from it (`front`)
+are the bytes to each slab of each tile (int64), and the number of entries of each block (int32), so
+that some tiles can be computed alone.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from headrace.targets.target import Target
 if TYPE_CHECKING:
     import numpy as np
 
-ROWS = (1, 4)  # of a block of outputs that have weights of the same channels
+ROWS = (1, 4, 16)  # of a block of outputs that have weights of the same channels
 PANEL = 4  # vectors of 16 pixels
 SLAB = 128  # channels read, of which a panel has 32 KiB
 _VECTOR = 64
@@ -141,7 +143,7 @@ def pack(w: np.ndarray, rows: int) -> np.ndarray:
     for first in range(0, slabs(w.shape[1]) * SLAB, SLAB):
         block, channel = np.nonzero(kept[:, first : first + SLAB])
         entry = np.empty((len(block), 1 + rows), np.int32)
-        entry[:, 0] = channel * _CHANNEL
+        entry[:, 0] = channel * (4 if rows == TILE_ROWS else _CHANNEL)
         entry[:, 1:] = blocks[block, :, first + channel].view(np.int32)
         ends = np.searchsorted(block, np.arange(1, _tiles(len(w))) * (TILE_ROWS // rows))
         of_slab.append(np.split(entry, ends))
@@ -338,40 +340,39 @@ def sparse_weights(
     return found
 
 
-def _cases_of(rows: int) -> Any:
-    def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-        import numpy as np
+def cases_of(rows: int, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """Cases of the kernel for blocks of `rows` x 1."""
+    import numpy as np
 
-        for i, (pixels, read, written, density) in enumerate((
-            (49, 37, 40, 0.3), (130, 16, 16, 0.1), (3, 20, 100, 0.5), (17, SLAB + 21, 32, 0.2),
-            (65, 24, 33, 0.0),
-        )):  # fmt: skip
-            padded, out = -(-read // 16) * 16, -(-written // 16) * 16
-            x = rng.standard_normal((pixels, padded)).astype(np.float32)
-            x[0] *= 1000
-            w = sparse_weights(rng, (written, read), rows, density)
-            bias = np.zeros(out, np.float32)
-            bias[:written] = rng.standard_normal(written)
-            y = np.full((pixels, out), np.nan, np.float32)
-            more = rng.standard_normal(y.shape).astype(np.float32) if i % 2 else None
-            low, high = (-INFINITE, INFINITE) if i < 2 else (0.0, 6.0)
-            exact, size = np.zeros((2, *y.shape))
-            exact[:, :written] = x[:, :read].astype(np.float64) @ w.T
-            size[:, :written] = np.abs(x[:, :read]).astype(np.float64) @ np.abs(w).T
-            added = bias if more is None else bias + more.astype(np.float64)
-            places, n_bytes = front(w, rows), scratch_bytes(read, written)
-            counts = counts_at(read, written) // 4
-            slots = [
-                pack(w, rows), x, y, bias, 0 if more is None else more, read, out // 16, low,
-                high, pixels, padded * 4, out * 4, places[counts:], places[:counts],
-                np.zeros(8 * n_bytes, np.uint8), n_bytes,
-            ]  # fmt: skip
-            # Each product and sum is rounded once.
-            bound = (size + np.abs(added)) * (read + 4) * 2.0**-24 + 1e-30
-            expected = np.clip(exact + added, low, high).astype(np.float32)
-            yield Case(slots, [(y, expected)], bound, f"{pixels}x{read}x{written}")
-
-    return cases
+    for i, (pixels, read, written, density) in enumerate((
+        (49, 37, 40, 0.3), (130, 16, 16, 0.1), (3, 20, 100, 0.5), (17, SLAB + 21, 32, 0.2),
+            (30, 4 * SLAB, 16, 0.1),
+        (65, 24, 33, 0.0),
+    )):  # fmt: skip
+        padded, out = -(-read // 16) * 16, -(-written // 16) * 16
+        x = rng.standard_normal((pixels, padded)).astype(np.float32)
+        x[0] *= 1000
+        w = sparse_weights(rng, (written, read), rows, density)
+        bias = np.zeros(out, np.float32)
+        bias[:written] = rng.standard_normal(written)
+        y = np.full((pixels, out), np.nan, np.float32)
+        more = rng.standard_normal(y.shape).astype(np.float32) if i % 2 else None
+        low, high = (-INFINITE, INFINITE) if i < 2 else (0.0, 6.0)
+        exact, size = np.zeros((2, *y.shape))
+        exact[:, :written] = x[:, :read].astype(np.float64) @ w.T
+        size[:, :written] = np.abs(x[:, :read]).astype(np.float64) @ np.abs(w).T
+        added = bias if more is None else bias + more.astype(np.float64)
+        places, n_bytes = front(w, rows), scratch_bytes(read, written)
+        counts = counts_at(read, written) // 4
+        slots = [
+            pack(w, rows), x, y, bias, 0 if more is None else more, read, out // 16, low,
+            high, pixels, padded * 4, out * 4, places[counts:], places[:counts],
+            np.zeros(8 * n_bytes, np.uint8), n_bytes,
+        ]  # fmt: skip
+        # Each product and sum is rounded once.
+        bound = (size + np.abs(added)) * (read + 4) * 2.0**-24 + 1e-30
+        expected = np.clip(exact + added, low, high).astype(np.float32)
+        yield Case(slots, [(y, expected)], bound, f"{pixels}x{read}x{written}")
 
 
 def all_kernels() -> list[Kernel]:
@@ -379,9 +380,10 @@ def all_kernels() -> list[Kernel]:
     sources = (__name__, "headrace.sparse.format")
     return [
         Kernel(
-            kernel_of(rows), partial(_sparse, rows=rows), sources, _cases_of(rows), __name__
+            kernel_of(rows), partial(_sparse, rows=rows), sources, partial(cases_of, rows), __name__
         )
         for rows in ROWS
+        if rows < TILE_ROWS
     ]  # fmt: skip
 
 

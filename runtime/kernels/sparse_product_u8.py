@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headrace.kernels.convolution_u8 import tails
 from headrace.kernels.dynamic_columns import PANEL, in_columns
 from headrace.kernels.finishes import INFINITE
 from headrace.kernels.sparse_product import kept_blocks
+from headrace.kernels.weights_u8 import tails
 from headrace.sparse.format import TILE_ROWS
 from headrace.targets.simd import (
     arg_float,
@@ -143,7 +143,7 @@ def _rows_at_once(target: Target) -> int:
 def _sparse(target: Target) -> KernelFunction:
     """y = clamp((sum over inputs of w x) * scale + bias), or with what is there added, as float32.
 
-    Slots: 0 stream, 1 x, 2 y, 3 tails of tiles (`convolution_u8.tails`), 4 inputs, 5 tiles of 16
+    Slots: 0 stream, 1 x, 2 y, 3 tails of tiles (`weights_u8.tails`), 4 inputs, 5 tiles of 16
     outputs, 6 rows (tokens), 7 bytes of a row of y, 8 counts, 9 starts, 10 scratch of `SCRATCH`
     bytes for each thread, 11 what is added before clamping (0: nothing; it lies as y does),
     12 least and 13 most value (float32). Threads share the tiles of all panels.

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from headrace.micro import packing
+from headrace.micro.packing import ALIGNED
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
@@ -29,7 +31,6 @@ HEADER = 48
 BEHIND = 256  # bytes behind the arena that are painted, too
 STACK = 4096  # bytes below this function that are painted
 _CLOSE = 64  # bytes of stack that what paints takes for itself
-_ALIGNED = 16
 
 
 def _copy(to: Any, source: Any, n_bytes: Any) -> None:
@@ -45,7 +46,7 @@ def _moved(at: Any, arena: Any, ports: Any, count: Any, into: Any) -> Any:
             _copy(arena + offset, at, n_bytes)
         else:
             _copy(at, arena + offset, n_bytes)
-        at = at + ((n_bytes + _ALIGNED - 1) & -_ALIGNED)
+        at = at + ((n_bytes + ALIGNED - 1) & -ALIGNED)
     return at
 
 
@@ -98,4 +99,4 @@ def _driver(args: Any, thread: Any, n_threads: Any) -> None:
     put_i64(at + 8, deep)
 
 
-DRIVER = Kernel("micro_driver", same_for_all(_driver), (__name__,), no_cases)
+DRIVER = Kernel("micro_driver", same_for_all(_driver), (__name__, packing.__name__), no_cases)

@@ -11,6 +11,7 @@ import numpy as np
 from headrace.errors import KernelError
 from headrace.micro.driver import BEHIND, DRIVER, HEADER
 from headrace.micro.firmware import ARENA_SYMBOL, INIT, firmware_object, kernel_objects
+from headrace.micro.packing import ALIGNED
 from headrace.micro.program import PlacedArray, Program
 from headrace.targets import backend
 from headrace.targets.bare_metal import board_of, linker_script
@@ -26,7 +27,6 @@ from headrace.targets.soft_float_calls import routines_in
 from headrace.targets.table import symbol_of
 
 FILE = "network.elf"
-_ALIGNED = 16
 _OTHER_DATA = 4096  # bytes, at most, of variables beside the arena
 _BESIDE = 64 << 10  # bytes of variables and constants beside the arena
 Arrays = Mapping[str, np.ndarray]
@@ -128,18 +128,18 @@ define void @main() noinline {{
         for arrays in runs:
             for one in self.program.inputs:
                 given += _checked(one, arrays).tobytes()
-                given += bytes(-len(given) % _ALIGNED)
+                given += bytes(-len(given) % ALIGNED)
         kinds = len(given)
         given += bytes(self._functions.index(name) for name in names)
-        given += bytes(-len(given) % _ALIGNED)
+        given += bytes(-len(given) % ALIGNED)
         known = len(given) if state is not None else 0
         if state is not None:
             for one in self.program.state:
                 given += _checked(one, state).tobytes()
-                given += bytes(-len(given) % _ALIGNED)
+                given += bytes(-len(given) % ALIGNED)
         header = np.array([len(runs), painting, len(given), kinds, known], np.int64)
         given[: header.nbytes] = header.tobytes()
-        room = _ALIGNED if painting else _ALIGNED + self._result_bytes(len(runs))
+        room = ALIGNED if painting else ALIGNED + self._result_bytes(len(runs))
         return _Image(bytes(given) + bytes(room), len(given))
 
     def _result_bytes(self, runs: int) -> int:
@@ -231,7 +231,7 @@ def _checked(one: PlacedArray, arrays: Arrays) -> np.ndarray:
 
 
 def _aligned(n_bytes: int) -> int:
-    return -(-n_bytes // _ALIGNED) * _ALIGNED
+    return -(-n_bytes // ALIGNED) * ALIGNED
 
 
 class _Image:

@@ -24,6 +24,10 @@ class Trained:
     weights: bool = True
     bias: bool = True
 
+    def __or__(self, other: Trained) -> Trained:
+        """What either of two says."""
+        return Trained(self.weights or other.weights, self.bias or other.bias)
+
 
 @dataclass(frozen=True)
 class Learning:
@@ -110,9 +114,7 @@ def layers_named(network: MicroNetwork, text: str) -> dict[str, Trained]:
             name, what = part, ""
         layer = _named(layers, name)
         known = found.get(layer.name, Trained(False, False))
-        found[layer.name] = Trained(
-            known.weights or what in ("", WEIGHTS), known.bias or what in ("", BIAS)
-        )
+        found[layer.name] = known | Trained(what in ("", WEIGHTS), what in ("", BIAS))
     return found
 
 
@@ -150,6 +152,15 @@ def _parts(name: str) -> Iterator[str]:
                 part = "/".join(words[first:last])
                 if part and not part.isdigit():
                     yield part
+
+
+def together(*of: Mapping[str, Trained]) -> dict[str, Trained]:
+    """All that any of these says."""
+    found = dict[str, Trained]()
+    for one in of:
+        for name, what in one.items():
+            found[name] = found.get(name, what) | what
+    return found
 
 
 def what_is_trained(network: MicroNetwork, trained: Mapping[str, Trained]) -> list[str]:

@@ -16,7 +16,9 @@ from headrace.kernels import (
     execute,
     finishes,
     gelu,
+    image_copies,
     image_operators,
+    image_operators_u8,
     images,
     images_u8,
     layer_norm,
@@ -29,6 +31,7 @@ from headrace.kernels import (
     softmax_rows,
     sparse_product,
     sparse_product_u8,
+    sparse_tiles,
     taking,
 )
 from headrace.networks.weight_store import WeightStore
@@ -41,9 +44,9 @@ from headrace.team import Team
 
 # Whose kernels networks use.
 MODULES = (
-    convolution, depthwise, sparse_product, images, finishes, image_operators, layer_norm, gelu,
-    attention_rows, convolution_u8, depthwise_u8, images_u8, dynamic_u8, rows,
-    n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
+    convolution, depthwise, sparse_product, sparse_tiles, images, finishes, image_operators,
+    image_copies, layer_norm, gelu, attention_rows, convolution_u8, depthwise_u8, images_u8,
+    image_operators_u8, dynamic_u8, rows, n_bits, n_bits_rows, prepare, product_rows, softmax_rows,
     softmax_mean, recurrent, dynamic_columns, sparse_product_u8, taking,
 )  # fmt: skip
 

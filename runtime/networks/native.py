@@ -16,7 +16,7 @@ from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.layout import GIVEN, SCRATCH, Layout
-from headrace.networks.operation import Operation
+from headrace.networks.operation import Operation, Weight
 from headrace.networks.passes.bands import in_bands
 from headrace.networks.passes.into_convolutions import into_convolutions
 from headrace.networks.patch_choice import Choice, with_patches
@@ -255,7 +255,7 @@ class _Own:
 
 def _own_arrays(operations: Sequence[Operation]) -> dict[tuple[int, str], np.ndarray]:
     """By the operations' weights, and name."""
-    found = {}
+    found: dict[tuple[int, str], np.ndarray] = {}
     for one in operations:
         arrays = {k: w for k, w in one.weights.items() if isinstance(w, np.ndarray)}
         if one.affine is not None:
@@ -312,6 +312,7 @@ class _Linked:
         for name, weight in operation.weights.items():
             if name in found or self._parts(operation, name) is not None:
                 continue
+            assert isinstance(weight, Weight)  # others are in `own`
             self.held.append(self._engine.weights.placed(weight))
             found[name] = self.held[-1].base
         return found

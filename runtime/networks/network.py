@@ -22,7 +22,14 @@ from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, TensorType, graph_of
 from headrace.networks.network_plan import NetworkPlan
 from headrace.networks.patch_choice import Choice
-from headrace.networks.ports import NO_TENSORS, check_inputs, port_of, type_of, types_key
+from headrace.networks.ports import (
+    NO_TENSORS,
+    check_inputs,
+    check_names,
+    port_of,
+    type_of,
+    types_key,
+)
 from headrace.networks.residence import Residence
 from headrace.sizes import format_size
 from headrace.team import default_threads
@@ -94,6 +101,7 @@ class Network:
             ValueError, TypeError: an input is missing, or of the wrong shape or type.
             HeadraceError: an operator refuses its inputs, or the network is closed.
         """
+        check_names(inputs, self.inputs)
         given = {name: self._as_array(name, value) for name, value in inputs.items()}
         types = types_key(given)
         with self._lock:
@@ -108,9 +116,11 @@ class Network:
         """What runs for inputs of such types and shapes (arrays, or `TensorType`s).
 
         Raises:
+            TypeError: they are no mapping.
             HeadraceError: nothing here runs an operator, or on so many patches, or the network is
                 closed.
         """
+        check_names(inputs, self.inputs)
         with self._lock:
             return self._plan(types_key(inputs), inputs)
 

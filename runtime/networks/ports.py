@@ -73,6 +73,21 @@ def _elem_type(dtype: np.dtype[Any]) -> int:
         raise TypeError(f"numpy's {dtype} is no type of ONNX") from None
 
 
+def check_names(inputs: object, wanted: Sequence[Port]) -> None:
+    """That inputs come by name.
+
+    Raises:
+        TypeError: they are an array, a list or anything else.
+    """
+    if not isinstance(inputs, Mapping):
+        name = wanted[0].name if wanted else "NAME"
+        takes = ", ".join(f"{port.name}: {port.text}" for port in wanted)
+        raise TypeError(
+            f"inputs are given by name, as {{{name!r}: array}}, and not as a "
+            f"{type(inputs).__name__}; the network takes {takes}"
+        )
+
+
 def check_inputs(
     inputs: Mapping[str, Any], ports: Mapping[str, Port], wanted: Sequence[Port]
 ) -> None:

@@ -17,7 +17,7 @@ TABLE = kernel_table()
 ONE = "gemv_q4_0"
 PART = {
     ONE, "gemm_q4_0", "gemv_q4_k", "tile_q4_k", "rows_q4_0", "gemm_f16", "attention_decode_d64",
-    "norm_q8",
+    "norm_q8", "convolution_f32", "convolution_u8",
 }  # fmt: skip
 
 

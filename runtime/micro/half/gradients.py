@@ -19,7 +19,7 @@ from headrace.errors import UnsupportedError
 from headrace.micro.half.convolution import geometry_of
 from headrace.micro.half.depthwise import suits_down
 from headrace.micro.half.windows import WHOLE, Geometry, Tile, bands, only_near
-from headrace.micro.kernels import depthwise, matmul, pad, pool, turn
+from headrace.micro.kernels import depthwise, depthwise_gradient, matmul, pad, pool, turn
 from headrace.micro.kernels.numbers import Kind, dtype_of
 from headrace.micro.lowered import SCRATCH, At, Lowered, Step
 from headrace.micro.network import Convolution, Depthwise, Layer, Pool, Windows
@@ -78,8 +78,8 @@ def weight_gradient(
         rows = band.last - band.first
         if isinstance(layer, Depthwise):
             step = Step(
-                depthwise.GRADIENT_NAMES[kind],
-                depthwise.Gradient(
+                depthwise_gradient.NAMES[kind],
+                depthwise_gradient.Gradient(
                     band.at, errors, dw, rows, of.made[1], channels, lines, taps,
                     aside * channels * size, further * band.row, across * channels * size,
                     down * band.row, made * size, of.made[1] * made * size, band.first > 0,

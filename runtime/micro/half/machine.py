@@ -14,6 +14,7 @@ import numpy as np
 
 from headrace.micro.kernels import (
     depthwise,
+    depthwise_gradient,
     elementwise,
     learning,
     matmul,
@@ -158,7 +159,7 @@ def _depthwise_gradient_operands(slots: Slots, size: int) -> list[Operand]:
 def _depthwise_gradient(call: Call) -> None:
     seen, dy, c = call.operands()
     start = c if call.slots[14] else np.zeros(c.shape)
-    c[...] = depthwise.gradient_reference(numbers_of(call.target, call.kind), seen, dy, start)
+    c[...] = depthwise_gradient.reference(numbers_of(call.target, call.kind), seen, dy, start)
 
 
 def _elementwise(operation: str) -> Callable[[Call], None]:
@@ -243,7 +244,7 @@ def _meanings() -> Iterator[tuple[str, tuple[Callable[[Call], None], Kind]]]:
     for kind in KINDS:
         for names, meaning in (
             (matmul.NAMES, _matmul), (pad.NAMES, _pad), (depthwise.NAMES, _depthwise),
-            (depthwise.GRADIENT_NAMES, _depthwise_gradient), (softmax.NAMES, _softmax),
+            (depthwise_gradient.NAMES, _depthwise_gradient), (softmax.NAMES, _softmax),
             (turn.NAMES, _turn), (learning.LOSS, _loss), (learning.FINITE, _finite),
             (learning.UPDATE, _update),
         ):  # fmt: skip

@@ -86,7 +86,7 @@ def lowered_of(layer: Convolution | Depthwise, weights: np.ndarray, target: Targ
         # Sums of some pixels are there before these are written.
         over = (read.name,) if m <= k else ()
         scratch = of.scratch_bytes(k, m, min(pixels, of.rows))
-        return Lowered((Step(matmul_i8.NAME, slots),), constants, scratch, over)
+        return Lowered((Step(matmul_i8.kernel_for(pixels), slots),), constants, scratch, over)
     sums = At(SCRATCH, convolution_i8.windows_bytes(target, k))
     geometry = convolution_i8.geometry(read.image, made.image, layer.windows, codes_of(read).zero)
     slots = (*slots, sums, of.whole(k), m, *geometry, *ends)

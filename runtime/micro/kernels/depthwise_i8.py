@@ -16,22 +16,13 @@ from typing import Any
 import numpy as np
 
 from headrace.micro.fixed_point import multiplied
-from headrace.micro.kernels import (
-    copying,
-    depthwise_i8_pairs,
-    depthwise_i8_planes,
-    depthwise_i8_windows,
-)
+from headrace.micro.kernels import copying, depthwise_i8_pairs, depthwise_i8_windows
+from headrace.micro.kernels import depthwise_i8_planes as planes_of
 from headrace.micro.kernels.convolution_i8 import geometry, made_size
+from headrace.micro.kernels.depthwise_i8_planes import GROUP
 from headrace.micro.kernels.matmul_i8 import ENDS, scales_for, scaling_of
 from headrace.micro.kernels.product_i8 import product_of
-from headrace.micro.kernels.requantise import (
-    by_lanes,
-    lanes_of,
-    reach_of,
-    requantised,
-    store_first,
-)
+from headrace.micro.kernels.requantise import by_lanes, lanes_of, reach_of, requantised, store_first
 from headrace.micro.network import Windows
 from headrace.micro.windows import windows_of
 from headrace.targets.simd import (
@@ -54,13 +45,12 @@ from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
 
 NAME = "depthwise_i8"
-GROUP = 4  # channels
 WINDOWS = "depthwise_i8_windows"
 
 
 def _adds_up_sixteen(target: Target) -> bool:
     of = product_of(target)
-    return (of.piece, of.lanes) == (depthwise_i8_planes.PIECE, depthwise_i8_windows.LANES)
+    return (of.piece, of.lanes) == (planes_of.PIECE, depthwise_i8_windows.LANES)
 
 
 def fits(
@@ -68,7 +58,7 @@ def fits(
 ) -> bool:
     """Whether windows are short enough for the kernel of those."""
     n_bytes = ring_rows(windows) * ring_columns(1, windows)
-    most = depthwise_i8_planes.PIECE if _adds_up_sixteen(target) else depthwise_i8_pairs.MOST
+    most = planes_of.PIECE if _adds_up_sixteen(target) else depthwise_i8_pairs.MOST
     return n_bytes <= most and read[2] == made[2]
 
 
@@ -110,7 +100,7 @@ def packed(by: bool, weights: np.ndarray, windows: Windows) -> np.ndarray:
         by: for the kernel of short windows.
     """
     if by:
-        return depthwise_i8_planes.packed(weights, windows.dilations)
+        return planes_of.packed(weights, windows.dilations)
     rows, columns, channels = weights.shape
     whole = np.pad(weights, ((0, 0), (0, 0), (0, -channels % GROUP)))
     groups = whole.reshape(rows, columns, -1, GROUP).transpose(2, 0, 1, 3)
@@ -206,7 +196,11 @@ def _build(target: Target) -> KernelFunction:
             s3 = s3 + t * load_i8_i32(a + 8, 1, 0)
         return s0, s1, s2, s3
 
-    def put(to: Any, codes: Any, count: Any, room: Any) -> None:
+    def put(
+        to: Any, sums: Any, multipliers: Any, downs: Any, zero: Any, low: Any, high: Any,
+        count: Any, room: Any,
+    ) -> None:  # fmt: skip
+        codes = requantised(sums, multipliers, downs, zero, low, high)
         if count >= lanes:
             store_i8(to, codes, 0)
         else:
@@ -231,14 +225,11 @@ def _build(target: Target) -> KernelFunction:
         if ptr_to_int(ups) != 0:
             up = load_i32(ups, 1, 0)
             s0, s1, s2, s3 = shl_by(s0, up), shl_by(s1, up), shl_by(s2, up), shl_by(s3, up)
-        put(to, requantised(s0, multipliers, downs, zero, low, high), count, room)
+        put(to, s0, multipliers, downs, zero, low, high, count, room)
         if pixels == 4:
-            put(to + channels, requantised(s1, multipliers, downs, zero, low, high), count,
-                room)  # fmt: skip
-            put(to + 2 * channels, requantised(s2, multipliers, downs, zero, low, high), count,
-                room)  # fmt: skip
-            put(to + 3 * channels, requantised(s3, multipliers, downs, zero, low, high), count,
-                room)  # fmt: skip
+            put(to + channels, s1, multipliers, downs, zero, low, high, count, room)
+            put(to + 2 * channels, s2, multipliers, downs, zero, low, high, count, room)
+            put(to + 3 * channels, s3, multipliers, downs, zero, low, high, count, room)
 
     def line(
         step: int, pixels: Any, x: Any, ring: Any, ring_end: Any, row: Any, w: Any, taps: Any,
@@ -350,7 +341,7 @@ def slots_of(
         before = [rows, wide, made[2] // read[2]]
         return [*before, *geometry(read, made, windows, outside)], scratch_bytes(made, windows)
     across = ring_columns(1, windows)
-    plane = depthwise_i8_planes.plane_bytes((rows, across), wide)
+    plane = planes_of.plane_bytes((rows, across), wide)
     slots = [
         rows, plane, *read, *made[:2], *windows.strides, -windows.pads[0], -windows.pads[1],
         copying.four_times(outside), min(read[1], wide - windows.pads[1]), across,
@@ -398,7 +389,7 @@ def all_kernels() -> list[Kernel]:
     """One for all windows, and one for short ones."""
     own = (__name__, copying.__name__, lanes_of.__module__)
     windows = (
-        *own, depthwise_i8_planes.__name__, depthwise_i8_windows.__name__,
+        *own, planes_of.__name__, depthwise_i8_windows.__name__,
         depthwise_i8_pairs.__name__,
     )  # fmt: skip
     return [

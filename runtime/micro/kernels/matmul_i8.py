@@ -10,6 +10,7 @@ et al., 1712.05877), section 2.4.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from headrace.targets.simd import arg_int, arg_ptr, int32, splat_i32, with_lanes
 from headrace.targets.table import Case, Kernel, KernelFunction
 from headrace.targets.target import Target
 
-NAME = "matmul_i8"
+NAME, ROW = "matmul_i8", "row_i8"
 SOURCES = (
     __name__, product_i8.__name__, product_i8_bytes.__name__, product_i8_columns.__name__,
     product_i8_pairs.__name__, product_i8_sums.__name__, single_sums.__name__,
@@ -69,6 +70,26 @@ def _build(target: Target) -> KernelFunction:
             a, c, n = a + a_row, c + c_row, n - 1
 
     return with_lanes(kernel, of.lanes)
+
+
+def _build_row(target: Target) -> KernelFunction:
+    of = product_of(target)
+    multiply = of.multiply
+
+    def kernel(args: Any, thread: Any, n_threads: Any) -> None:
+        zero, low, high = (
+            splat_i32(arg_int(args, 12)), splat_i32(arg_int(args, 13)), splat_i32(arg_int(args, 14))
+        )  # fmt: skip
+        multiply(1, arg_ptr(args, 0), int32(0), arg_ptr(args, 1), arg_ptr(args, 2), int32(0),
+                 int32(arg_int(args, 8)), int32(arg_int(args, 9)), arg_ptr(args, 3),
+                 arg_ptr(args, 4), arg_ptr(args, 5), arg_ptr(args, 6), zero, low, high)  # fmt: skip
+
+    return with_lanes(kernel, of.lanes)
+
+
+def kernel_for(n: int) -> str:
+    """The shorter one, of n rows."""
+    return ROW if n == 1 else NAME
 
 
 def scaling_of(
@@ -116,7 +137,10 @@ _SHAPES = ((1, 16, 4), (3, 40, 7), (2, 64, 12), (5, 9, 3), (4, 144, 35), (1, 48,
 
 
 # Zero points and bounds for tests, by what `scales_for` makes.
-ENDS = {"random": (-3, -128, 120), "plain": (5, -128, 127), "extreme": (-3, -128, 120)}
+ENDS = {
+    "random": (-3, -128, 127), "bounded": (-3, -128, 120), "ties": (5, -128, 127),
+    "extreme": (-3, -100, 120),
+}  # fmt: skip
 
 
 def scales_for(
@@ -125,20 +149,23 @@ def scales_for(
     """Biases, multipliers and shifts for tests.
 
     Args:
-        kind: random ones; ties of sums that are scaled plainly; or ties and shifts to the left.
+        kind: random ones; ties of sums that are scaled plainly; or ties and shifts to the left
+            ("extreme").
     """
-    if kind == "random":
+    if kind in ("random", "bounded"):
         bias = rng.integers(-30_000, 30_000, m)
         multipliers, shifts = rng.integers(2**30, 2**31, m), rng.integers(-11, -4, m)
     else:
         bias = rng.integers(-2, 3, m) << rng.integers(0, 20, m)
-        most = 0 if kind == "plain" else 3
+        most = 0 if kind == "ties" else 3
         multipliers, shifts = np.full(m, 2**30), rng.integers(-12, most, m)
     return tuple(one.astype(np.int32) for one in (bias, multipliers, shifts))  # type: ignore[return-value]
 
 
-def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+def _cases(most: int, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for n, k, m in _SHAPES:
+        if n > most:
+            continue
         for kind in ENDS:
             a = np.full((n, -(-k // 16) * 16), -128, np.int8)
             if kind == "extreme":
@@ -162,5 +189,9 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 
 def all_kernels() -> list[Kernel]:
-    """One product; the target decides how much it multiplies at a time."""
-    return [Kernel(NAME, _build, SOURCES, _cases)]
+    """A product, and that of one row; the target decides how much it multiplies at a time."""
+    most = max(n for n, _, _ in _SHAPES)
+    return [
+        Kernel(NAME, _build, SOURCES, partial(_cases, most)),
+        Kernel(ROW, _build_row, SOURCES, partial(_cases, 1)),
+    ]

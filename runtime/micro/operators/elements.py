@@ -106,10 +106,13 @@ def _each_channel(
     of: Reading, node: Node, factor: np.ndarray, bias: np.ndarray, index: int = 0
 ) -> None:
     """A factor and a bias for each channel: into the convolution in front, or as one of pixels."""
-    before = of.made_alone(node.inputs[index])
     made = of.made_shape(node)
-    if factor.shape != made[-1:]:
-        raise of.unsupported(node, f"numbers {list(factor.shape)} for each channel of {list(made)}")
+    read = of.image(node, index) if len(made) == 3 else of.number(node, index).value
+    if factor.shape != made[-1:] or read.shape != made or of.number(node, index).flat:
+        raise of.unsupported(
+            node, f"numbers {list(factor.shape)} for each channel of {list(read.shape)}"
+        )
+    before = of.made_alone(node.inputs[index])
     if isinstance(before, (Convolution, Depthwise)) and before.bounds == UNBOUNDED:
         if before.scales is None:
             by_made = factor.reshape(-1, 1, 1, 1) if isinstance(before, Convolution) else factor
@@ -122,9 +125,6 @@ def _each_channel(
             more = in_products(of, node, bias, before.reads[0], before.scales)
             of.change(node, before, index=index, bias=_summed(of, node, before.bias, more))
             return
-    read = of.image(node, index) if len(made) == 3 else of.number(node, index).value
-    if read.shape != made or of.number(node, index).flat:
-        raise of.unsupported(node, f"numbers for each channel of {list(made)}")
     weights, makes = factor.reshape(1, 1, -1).astype(np.float32), Value(node.outputs[0], made, None)
     added = bias.astype(np.float32)
     of.add(node, Depthwise(node.label, (read,), makes, weights, added, None, Windows()))
@@ -180,8 +180,11 @@ def hard(of: Reading, node: Node, kind: str) -> None:
 def softmax(of: Reading, node: Node) -> None:
     """Of a row, or of each pixel's channels."""
     held, made = of.number(node), of.made_shape(node)
-    rank = len(of.graph.shape(node.inputs[0]) or ())
-    if held.flat or node.attribute("axis", -1) % rank != 1:
+    shape = of.graph.shape(node.inputs[0]) or ()
+    newer = of.graph.opsets.get("", 0) >= 13
+    axis = node.attribute("axis", -1 if newer else 1) % len(shape)
+    # Before operator set 13 all dimensions from the axis on are one.
+    if held.flat or axis != 1 or not (newer or math.prod(shape[2:]) == 1):
         raise of.unsupported(node, "a softmax of a row, or of a pixel's channels, is done")
-    read = of.image(node) if rank > 2 else held.value
+    read = of.image(node) if len(shape) > 2 else held.value
     of.add(node, Softmax(node.label, (read,), Value(node.outputs[0], made, None)))

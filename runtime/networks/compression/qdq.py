@@ -2,7 +2,7 @@
 
 Activations are uint8 with one scale and zero point, weights int8 with a scale for each channel and
 no zero point (-127..127), biases int32 in units of the products. Bounds (Relu, Clip) whose ends are
-those of the bytes go. The last product stays float32.
+those of the bytes go. The last product and what MatMul makes stay float32.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ class Quantiser:
                 chosen.bounds[node.output[0]] = bounds
             for name in self._activations(node):
                 values[name] = None
-            last = y in self.outputs and node.op_type in ("Gemm", "MatMul") and not bounds
-            if not last:
+            if not self._stays_float(node, y, bounds):
                 values[y] = None
             if node.op_type in VIEWS:
                 chosen.shared[y] = node.input[0]
@@ -88,10 +87,20 @@ class Quantiser:
         if node.op_type in PRODUCTS:
             return self._is_product(node)
         if node.op_type == "Add":
-            return all(name not in self.constants for name in node.input)
+            # What is float32 anyhow (rows of encoders, masks) would lose, and gain nothing.
+            return all(name in values for name in node.input)
         if node.op_type in VIEWS:
             return node.input[0] in values and node.output[0] not in self.outputs
         return bool(node.op_type == "GlobalAveragePool")
+
+    def _stays_float(self, node: Any, y: str, bounds: list[int]) -> bool:
+        """Whether a product's sums are numbers as they are: the last ones, and those of MatMul.
+
+        What encoders add to these, and what follows, is float32: bytes would be a detour.
+        """
+        if node.op_type == "MatMul":
+            return True
+        return y in self.outputs and node.op_type == "Gemm" and not bounds
 
     def _is_product(self, node: Any) -> bool:
         weight = self.constants.get(node.input[1])

@@ -38,7 +38,7 @@ from headrace.networks.operators import (
 )
 
 # Of nodes that lack inputs, outputs or attributes, or have those of another kind: the host says so.
-MALFORMED = (IndexError, TypeError, ValueError, OverflowError)
+MALFORMED = (IndexError, TypeError, ValueError, ArithmeticError)
 Maker = Callable[[Graph, Node], Operation | None]
 
 OPERATORS: dict[str, Maker] = {

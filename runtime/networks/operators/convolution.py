@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Groups, one_group, some_tiles, tiled_weights
+from headrace.kernels.convolution import some_tiles, tiled_weights
 from headrace.kernels.ending import Ending
 from headrace.kernels.geometry import Geometry
+from headrace.kernels.groups import Groups, one_group
 from headrace.networks.graph import Constants, Graph, Node
 from headrace.networks.operation import (
     NOTHING,

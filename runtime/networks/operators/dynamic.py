@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels import convolution_u8, sparse_product_u8
+from headrace.kernels import convolution_u8, sparse_product_u8, weights_u8
 from headrace.kernels.dynamic_columns import SCRATCH
 from headrace.kernels.dynamic_u8 import MOST_THREADS, PART
 from headrace.kernels.geometry import Geometry
@@ -86,7 +86,7 @@ def _with_codes(
 
     quantise = Operation(
         "dynamic_columns" if turned else "dynamic_rows", [x, ranges], codes, codes_slots, [], ends,
-        image=_memory(tails_at + tiles * convolution_u8.TAIL), scratch=SCRATCH if turned else 0,
+        image=_memory(tails_at + tiles * weights_u8.TAIL), scratch=SCRATCH if turned else 0,
     )  # fmt: skip
     return Operation(
         "dynamic_range", [x], ranges, range_slots, [], image=_memory(MOST_THREADS * PART),
@@ -101,8 +101,8 @@ def _dense(
     size = read.channels * written.channels
     rows, tiles = read.images, written.padded // PADDED
     codes, row_bytes = codes_of(node), read.padded
-    quads = -(-read.channels // convolution_u8.QUAD)
-    n_bytes = quads * convolution_u8.QUAD * written.padded
+    quads = -(-read.channels // weights_u8.QUAD)
+    n_bytes = quads * weights_u8.QUAD * written.padded
     geometry = Geometry(1, (1, rows), (1, rows), (1, 1)).slots(row_bytes, written.pixel_bytes)
     share_tiles = int(size > 4 * rows * read.padded)
 
@@ -113,7 +113,7 @@ def _dense(
         ]  # fmt: skip
 
     def tiled() -> np.ndarray:
-        return convolution_u8.tiled_weights(w()[None, None], True)
+        return weights_u8.tiled_weights(w()[None, None], True)
 
     unique = None if key is None else ("dynamic", *key)
     return Operation(

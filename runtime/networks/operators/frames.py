@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels.convolution import Groups, one_group, tiled_weights
+from headrace.kernels.convolution import tiled_weights
 from headrace.kernels.geometry import GEOMETRY, Geometry
+from headrace.kernels.groups import Groups, one_group
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import PADDED, Operation, Weight, image_of
 from headrace.networks.operators.convolution import tiled_convolution

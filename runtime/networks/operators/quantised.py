@@ -1,4 +1,4 @@
-"""QLinearConv, QGemm and QLinearMatMul: sums of products of quantised values."""
+"""QLinearConv, QGemm (also of batches of rows) and QLinearMatMul: sums of quantised products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.kernels import convolution_u8, depthwise_u8
+from headrace.kernels import convolution_u8, depthwise_u8, weights_u8
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, folded_bias, rounding_slots, scales
 from headrace.networks.graph import Graph, Node
@@ -70,23 +70,24 @@ def _conv(graph: Graph, node: Node) -> Operation | None:
 def _dense(
     node: Node, geometry: Geometry, read: Image, written: Image, w: np.ndarray,
     factors: np.ndarray, bias: np.ndarray, of: Quantised, to: Quantised | None, key: Any,
-    again: Callable[[], np.ndarray],
+    again: Callable[[], np.ndarray], summands: np.ndarray | None = None,
 ) -> Operation:  # fmt: skip
     """The operation of weights [down, across, read, written]; without `to` it gives float32.
 
     Args:
+        summands: of channels, which are added to float32 results; None: nothing is.
         key: what tells the weights from others; None: nothing does.
         again: gives them once more: they are not held meanwhile.
     """
     floats = to is None
     sums = w.sum((0, 1, 2), dtype=np.int64)
-    tails = convolution_u8.tails(
+    tails = weights_u8.tails(
         folded_bias(bias, sums, of.zero), scales(of, factors, 1.0 if to is None else to.scale),
-        sums, floats,
+        sums, floats, summands,
     )  # fmt: skip
     zero, least, most = rounding_slots(to or of)
-    quads = -(-w.shape[2] // convolution_u8.QUAD)
-    n_bytes = math.prod(w.shape[:2]) * quads * convolution_u8.QUAD * written.padded
+    quads = -(-w.shape[2] // weights_u8.QUAD)
+    n_bytes = math.prod(w.shape[:2]) * quads * weights_u8.QUAD * written.padded
     size = w.size
 
     def part(geometry: Geometry) -> Slots:
@@ -104,7 +105,7 @@ def _dense(
 
     own: dict[str, np.ndarray | Weight] = {
         "weights": Weight(
-            n_bytes, lambda: convolution_u8.tiled_weights(again(), floats),
+            n_bytes, lambda: weights_u8.tiled_weights(again(), floats),
             None if key is None else ("u8", key, floats), planned_by=True,
         ),
         "tails": tails,
@@ -198,9 +199,16 @@ def _product(
     if read is None or written is None or of is None or weights is None:
         return None
     w, factors = weights
-    if w.ndim != 2 or len(graph.shape(x) or ()) != 2 or (y_scale and to is None):
+    if w.ndim != 2 or len(graph.shape(x) or ()) not in (2, 3) or (y_scale and to is None):
         return None
-    bias = _bias(graph, bias_name, written.channels)
+    if {x, y} & graph.channels_first or read.channels != w.shape[int(transposed)]:
+        return None
+    summands = None
+    if node.domain == "headrace":  # a bias in float32
+        summands = graph.constants.array(bias_name).reshape(-1)
+        if summands.dtype != np.float32 or summands.size != written.channels:
+            return None
+    bias = _bias(graph, "" if summands is not None else bias_name, written.channels)
     if bias is None or read.images != written.images or (to and written.channels <= THIN):
         return None
     columns = w.T if transposed else w
@@ -217,7 +225,9 @@ def _product(
     geometry = Geometry(1, (1, read.images), (1, read.images), (1, 1))
     rows = [Image(1, 1, read.images, v.channels, v.item) for v in (read, written)]
     key = None if key is None else (*key, transposed)
-    return _dense(node, geometry, rows[0], rows[1], matrix, factors, bias, of, to, key, again)
+    return _dense(
+        node, geometry, rows[0], rows[1], matrix, factors, bias, of, to, key, again, summands
+    )
 
 
 def _key(graph: Graph, *names: str) -> Any:
@@ -228,4 +238,5 @@ def _key(graph: Graph, *names: str) -> Any:
 
 OPERATORS = {
     "QLinearConv": _conv, "QLinearMatMul": _matmul, "com.microsoft.QGemm": _gemm,
+    "headrace.QGemm": _gemm,
 }  # fmt: skip

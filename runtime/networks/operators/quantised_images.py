@@ -21,27 +21,20 @@ from headrace.networks.operation import (
 from headrace.networks.operators.quantised import THIN
 from headrace.networks.quantisation import added, elem_type, named, quantisation
 
-# Without one of them beside it, what is quantised is better left to who computes the rest.
+# Without one of them in the graph, what is quantised is better left to who computes the rest.
 _INTEGERS = (
     "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearGlobalAveragePool",
 )  # fmt: skip
 
 
-def _meets_integers(graph: Graph, name: str) -> bool:
-    """Whether an operator of integers reads or makes a value, or what has the same bytes."""
-    names, found = {name}, False
-    for node in (*graph.nodes, *reversed(graph.nodes)):
-        ends = {*node.inputs[:1], *node.outputs}
-        if node.op in _INTEGERS:
-            found = found or bool(names.intersection((*node.inputs, *node.outputs)))
-        elif names & ends and node.op not in ("QuantizeLinear", "DequantizeLinear"):
-            names |= ends
-    return found
+def has_integers(graph: Graph) -> bool:
+    """Whether an operator of integers is in a graph: what lies between them pays then, too."""
+    return any(node.op in _INTEGERS for node in graph.nodes)
 
 
 def _quantise(graph: Graph, node: Node) -> Operation | None:
     x, y = node.inputs[0], node.outputs[0]
-    if not _meets_integers(graph, y):
+    if not has_integers(graph):
         return None
     read, written = image_of(graph, x), bytes_of(graph, y)
     to = quantisation(graph, node.inputs[1], named(node.inputs, 2), elem_type(graph, y))
@@ -75,7 +68,7 @@ def _quantise(graph: Graph, node: Node) -> Operation | None:
 
 def _dequantise(graph: Graph, node: Node) -> Operation | None:
     x, y = node.inputs[0], node.outputs[0]
-    if not _meets_integers(graph, x):
+    if not has_integers(graph):
         return None
     read, written = bytes_of(graph, x), image_of(graph, y)
     of = quantisation(graph, node.inputs[1], named(node.inputs, 2), elem_type(graph, x))

@@ -87,7 +87,8 @@ def sparse_product(
         None if key is None else (kernel, "front", key), making=making,
     )  # fmt: skip
     at_counts = counts_at(*size)
-    scratch = scratch_bytes(read.channels, written.channels)
+    turns = rows < PADDED
+    scratch = scratch_bytes(read.channels, written.channels) if turns else 0
 
     def part(geometry: Geometry) -> Slots:
         def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
@@ -95,7 +96,7 @@ def sparse_product(
                 at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
                 0 if one.adds is None else at[one.adds], read.channels, written.padded // PADDED,
                 one.least, one.most, geometry.pixels, read.pixel_bytes, written.pixel_bytes,
-                at["front"] + at_counts, at["front"], at["scratch"], one.scratch,
+                at["front"] + at_counts, at["front"], at["scratch"] if turns else 0, one.scratch,
             ]  # fmt: skip
 
         return slots

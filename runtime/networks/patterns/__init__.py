@@ -24,6 +24,7 @@ from headrace.networks.patterns import (
     layer_norm,
     linear,
     microsoft,
+    n_bits,
     quantised,
     scale_and_add,
     softmax_mean,
@@ -36,6 +37,7 @@ Pattern = Callable[[Matcher, Node], list[Node] | None]
 PATTERNS: tuple[Pattern, ...] = (
     dynamic.found,
     microsoft.expanded,
+    n_bits.found,
     layer_norm.found,
     gelu.found,
     activations.found,
@@ -43,6 +45,7 @@ PATTERNS: tuple[Pattern, ...] = (
     linear.found,
     attention.found,
     quantised.found,
+    quantised.with_constants,
     softmax_mean.found,
     frames.found,
 )

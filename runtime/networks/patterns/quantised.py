@@ -17,10 +17,14 @@ from onnx import helper, numpy_helper
 
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.operators.bounds import bounds_of
+from headrace.networks.operators.quantised_images import has_integers
 from headrace.networks.patterns.match import Matcher, new_node
 from headrace.networks.quantisation import added, elem_type, named, quantisation
 
 _MICROSOFT = "com.microsoft"
+# What stays as bytes, and tables of words: as float32 they are four times as large.
+_AS_BYTES = ("QuantizeLinear", "DequantizeLinear", "Gather")
+FLOAT = onnx.TensorProto.FLOAT
 _MOST_INT32 = 2**31 - 1
 
 
@@ -28,6 +32,8 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
     """Nodes of integers in place of QuantizeLinear and what it reads, or of a last product."""
     if node.domain:
         return None
+    if node.op == "Add" and (biased := _biased(matcher, node)) is not None:
+        return [biased]
     if node.op in ("Gemm", "MatMul"):
         if any(user.op == "QuantizeLinear" for user in _users(matcher, node.outputs[0])):
             return None
@@ -43,6 +49,55 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
         return None
     to = (node.inputs[1], named(node.inputs, 2))
     return _made(matcher, before, to, node.outputs[0], bounds)
+
+
+def with_constants(matcher: Matcher, node: Node) -> list[Node] | None:
+    """An operator between those of integers that takes what is dequantised as constant numbers."""
+    if node.domain or node.op in _AS_BYTES:
+        return None
+    if not any(matcher.maker(name, "DequantizeLinear") for name in node.inputs):
+        return None
+    if not has_integers(matcher.graph):
+        return None
+    inputs = [_numbers(matcher, name) or name for name in node.inputs]
+    if inputs == node.inputs:
+        return None
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    proto.input[:] = inputs
+    return [Node(proto)]
+
+
+def _numbers(matcher: Matcher, name: str) -> str | None:
+    """The name of a constant that DequantizeLinear makes of constants; None: it is none."""
+    source, constants = matcher.maker(name, "DequantizeLinear"), matcher.graph.constants
+    if source is None or any(one and one not in constants for one in source.inputs):
+        return None
+    shape, sizes = matcher.shape(name), matcher.shape(source.inputs[1])
+    if shape is None or sizes is None or elem_type(matcher.graph, name) != FLOAT:
+        return None
+    count = math.prod(sizes)
+    axis = source.attribute("axis", 1) % max(1, len(shape))
+    if source.attribute("block_size", 0) or (count > 1 and sizes != shape[axis : axis + 1]):
+        return None
+    given = [*source.inputs, ""][:3]
+    along = [1] * len(shape)
+    if count > 1:
+        along[axis] = -1
+
+    def make() -> np.ndarray:
+        codes, scale, zero = (constants.array(one) if one else None for one in given)
+        assert codes is not None and scale is not None
+        whole = codes.astype(np.int32)
+        if zero is not None:
+            whole -= zero.astype(np.int32).reshape(along)
+        found: np.ndarray = whole.astype(np.float32) * scale.reshape(along)
+        return found
+
+    made = f"{name}/headrace/numbers"
+    sources = [one for one in given if one]
+    constants.derive(made, TensorType(FLOAT, shape), sources, make)
+    return made
 
 
 def _users(matcher: Matcher, name: str) -> list[Node]:
@@ -178,13 +233,34 @@ def _gemm(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | N
         bias = _bias(matcher, node.inputs[2], of[1], of[4], y)
         made = f"{y}/headrace/bias"
         if bias == made and not to[0]:  # what is rounded would show in float32
-            return None
+            return _with_floats(matcher, node, of, node.inputs[2], y)
     if bias is None:
         return None
     inputs = [*of, bias, *to]
     while not inputs[-1]:
         inputs.pop()
     return _copied(node, "QGemm", inputs, y, _MICROSOFT, "beta")
+
+
+def _biased(matcher: Matcher, node: Node) -> Node | None:
+    """A product to float32 with what is added to each row, which comes behind its rounding."""
+    y = node.outputs[0]
+    for name, bias in (node.inputs, node.inputs[::-1]):
+        product = matcher.maker(name, "MatMul")
+        if product is None or bias not in matcher.graph.constants:
+            continue
+        of = _operands(matcher, product, 2, 1)
+        if of is not None and matcher.shape(name) == matcher.shape(y):
+            return _with_floats(matcher, product, of, bias, y)
+    return None
+
+
+def _with_floats(matcher: Matcher, node: Node, of: list[str], bias: str, y: str) -> Node | None:
+    """A product that adds a float32 bias of its columns; None: the bias is another."""
+    shape = matcher.shape(y)
+    if shape is None or matcher.shape(bias) != shape[-1:]:
+        return None
+    return _copied(node, "QGemm", [*of, bias], y, "headrace", "beta")
 
 
 def _add(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | None:
