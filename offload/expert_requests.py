@@ -15,6 +15,7 @@ from headrace.offload.expert_store import (
     ALWAYS,
     ARRIVED,
     ASKED,
+    ASKING,
     CLOCK,
     COMING,
     D_BEGIN,
@@ -40,6 +41,7 @@ from headrace.offload.expert_store import (
     PAUSED,
     POLICY,
     READERS,
+    REQUESTS,
     RING,
     SHARE,
     SLOT,
@@ -59,6 +61,7 @@ from headrace.targets.simd import (
     atomic_get,
     atomic_put,
     call_system,
+    clock,
     int_to_ptr,
     put_i64,
     smaller,
@@ -156,6 +159,8 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
 
     One that was asked for ahead is asked for again, once, in front of all others that were.
     """
+    began = clock()
+    asks = False
     expert = expert_at(store, number)
     given = 1
     waiting = arg_int(store, A_END) - arg_int(store, A_BEGIN)
@@ -191,6 +196,7 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
             if ahead != 0:
                 count(store, ASKED)
             _wake(store, arg_int(expert, N_READS))
+            asks = True
     elif arg_int(expert, PAUSED) != 0:  # it goes on where it stopped
         lock(store)
         put_i64(expert + PAUSED * 8, 0)
@@ -198,12 +204,16 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
         _push_one(store, number, ahead)
         unlock(store)
         _wake(store, arg_int(expert, N_READS) - arg_int(expert, NEXT_READ))
+        asks = True
     elif ahead == 0 and atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0:
         lock(store)
         if arg_int(expert, NEXT_READ) < arg_int(expert, N_READS):
             _push(store, DEMANDS, D_BEGIN, number)
         put_i64(expert + EARLY * 8, 0)
         unlock(store)
+    if asks:
+        count(store, REQUESTS)
+        put_i64(store + ASKING * 8, arg_int(store, ASKING) + (clock() - began))
     return given
 
 

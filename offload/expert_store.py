@@ -15,7 +15,8 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     that waited for a read ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of
     those used, 54 dropped before all was read, 55 ticks that thread 0 has waited; 56 address of
     the word that cancels a job; 57 reads that were made of what was dropped; 58 how often, of
-    `ALWAYS`, predictions must have come true that are believed
+    `ALWAYS`, predictions must have come true that are believed; 59 how often thread 0 has asked
+    readers, and 60 the ticks that it took
 Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there, 3 there is nothing to read: such an
     expert is never asked for, and neither hit nor miss), 1 reads that are done, 2 whether no
     further ones are to begin, as it is not wanted any more (written under the lock), 3 how many
@@ -54,6 +55,7 @@ LOCK, STOP, FAILED = 8, 16, 24
 READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
 D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
 CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL, IN_VAIN, SURE = range(48, 59)
+REQUESTS, ASKING = 59, 60
 STATE, DONE, PAUSED, ARRIVED, WHOLE, SHARE = 0, 1, 2, 3, 4, 7
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
 ABSENT, COMING, THERE, NOTHING = range(4)
