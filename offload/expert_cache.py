@@ -332,7 +332,7 @@ class ExpertCache:
         words[store.IN_VAIN] += table[early, store.DONE].sum()
         self._places[table[coming, store.SLOT], store.EXPERT] = -1
         table[coming, store.STATE] = store.ABSENT
-        words[store.D_BEGIN : store.A_END + 1] = 0
+        words[store.D_BEGIN : store.WAKING + 1] = 0
         self._fill_table(mode)
         words[[store.LOCK, store.STOP, store.FAILED]] = 0
         words[store.READ], words[store.NAP] = system.read, system.nap

@@ -27,8 +27,6 @@ from headrace.offload.expert_store import (
     EDGE,
     EDGE_PRINTED,
     EXPERT,
-    GIVE,
-    GIVE_TO,
     IN_VAIN,
     LAST,
     LAYER,
@@ -48,21 +46,22 @@ from headrace.offload.expert_store import (
     STAYS,
     THERE,
     USES,
+    WAKING,
     count,
     expert_at,
     lock,
     slot_at,
     slot_of,
     unlock,
+    wake,
+    wakes,
 )
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
     atomic_get,
     atomic_put,
-    call_system,
     clock,
-    int_to_ptr,
     put_i64,
     smaller,
 )
@@ -161,6 +160,7 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
     """
     began = clock()
     asks = False
+    woken = 0
     expert = expert_at(store, number)
     given = 1
     waiting = arg_int(store, A_END) - arg_int(store, A_BEGIN)
@@ -192,18 +192,19 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
             put_i64(expert + NEXT_READ * 8, 0)
             put_i64(expert + PAUSED * 8, 0)
             _push_one(store, number, ahead)
+            woken = wakes(store, _readers_for(store, arg_int(expert, N_READS), ahead))
             unlock(store)
+            asks = True
             if ahead != 0:
                 count(store, ASKED)
-            _wake(store, arg_int(expert, N_READS))
-            asks = True
     elif arg_int(expert, PAUSED) != 0:  # it goes on where it stopped
         lock(store)
         put_i64(expert + PAUSED * 8, 0)
         put_i64(expert + EARLY * 8, ahead)
         _push_one(store, number, ahead)
+        left = arg_int(expert, N_READS) - arg_int(expert, NEXT_READ)
+        woken = wakes(store, _readers_for(store, left, ahead))
         unlock(store)
-        _wake(store, arg_int(expert, N_READS) - arg_int(expert, NEXT_READ))
         asks = True
     elif ahead == 0 and atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0:
         lock(store)
@@ -211,15 +212,22 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
             _push(store, DEMANDS, D_BEGIN, number)
         put_i64(expert + EARLY * 8, 0)
         unlock(store)
+    wake(store, woken)
     if asks:
         count(store, REQUESTS)
         put_i64(store + ASKING * 8, arg_int(store, ASKING) + (clock() - began))
     return given
 
 
-def _wake(store: Any, reads: Any) -> None:
-    for _ in range(smaller(reads, arg_int(store, READERS))):
-        call_system(int_to_ptr(arg_int(store, GIVE)), arg_int(store, GIVE_TO), 1, 0, 0)
+def _readers_for(store: Any, reads: Any, ahead: Any) -> Any:
+    """How many readers should be on their way: one, who wakes others, where nobody waits for them.
+
+    Under the lock.
+    """
+    readers = arg_int(store, READERS)
+    if ahead != 0:
+        readers = smaller(readers, 1)
+    return smaller(readers, arg_int(store, WAKING) + reads)
 
 
 def drop_stale(store: Any, layer: Any) -> None:
