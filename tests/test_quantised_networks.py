@@ -229,12 +229,24 @@ def test_what_integers_do_not_do_is_not_changed(change: str) -> None:
     np.testing.assert_array_equal(found, onnxruntimes(model, {"x": x}))
 
 
-def test_a_last_product_keeps_its_bias_in_floats() -> None:
+@pytest.mark.parametrize("bias", ["floats", "integers of a scale of their own"])
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_a_last_product_keeps_its_bias_in_floats(op: str, bias: str) -> None:
     rng = np.random.default_rng(10)
     q = Qdq(rng)
     q.pair("x", 0.02, 100)
-    q.constants["b"] = rng.standard_normal(12).astype(np.float32)
-    q.add("Gemm", ["x_d", q.weights("w", (20, 12), 1), "b"], "y")
+    weights = q.weights("w", (20, 12), 1)
+    if bias == "floats":
+        q.constants["b"] = rng.standard_normal(12).astype(np.float32)
+    else:
+        codes = rng.integers(-2000, 2000, 12).astype(np.int32)
+        q.constants |= {"b_q": codes, "b_s": np.array(1e-3, np.float32)}
+        q.add("DequantizeLinear", ["b_q", "b_s"], "b")
+    if op == "Gemm":
+        q.add("Gemm", ["x_d", weights, "b"], "y")
+    else:
+        q.add("MatMul", ["x_d", weights], "product")
+        q.add("Add", ["b", "product"], "y")
     model = q.model([3, 20], ["y"])
     x = rng.standard_normal((3, 20)).astype(np.float32)
     with network_of(model, threads=1) as network:
