@@ -21,13 +21,13 @@ from headrace.loaders.onnx_model import open_onnx
 from headrace.networks.compression import four_bits
 from headrace.networks.compression.bias_correction import correct
 from headrace.networks.compression.dynamic_int8 import quantised_products
-from headrace.networks.compression.float_model import simplified
+from headrace.networks.compression.float_model import check, simplified
 from headrace.networks.compression.price import price
 from headrace.networks.compression.pruning import PATTERNS, prune
 from headrace.networks.compression.qdq import Quantiser
 from headrace.networks.compression.ranges import ranges
 from headrace.networks.compression.samples import Sample, read_samples
-from headrace.networks.compression.sparse_layers import LEAST, SparseLayer, zeros
+from headrace.networks.compression.sparse_layers import LEAST, SparseLayer, own_biases, zeros
 from headrace.networks.network import Network
 
 KEEP = "keep"  # float32 as it is
@@ -90,6 +90,8 @@ def compress_network(
     """
     _check(format, sparsity, pattern, ends, calibrate)
     _check_target(dst, force)
+    if src.exists() and dst.exists() and src.samefile(dst):
+        raise HeadraceError(f"{dst} is the model to be read; write to another file")
     with Network(open_onnx(src), threads=1) as network:
         texts = all(port.kind in ("INT64", "INT32") for port in network.inputs)
         most = TEXTS if texts else SAMPLES
@@ -98,6 +100,8 @@ def compress_network(
     source = simplified(onnx.load(src))
     written = onnx.ModelProto()
     written.CopyFrom(source)
+    if given is not None:
+        own_biases(written)
     layers: list[SparseLayer] = []
     if sparsity is not None:
         rows = PATTERNS[pattern or "1x1"]
@@ -122,6 +126,7 @@ def compress_network(
             "channels or more"
         )
     written.producer_name = "headrace"
+    check(written)
     with whole_file(dst) as file:
         file.write(written.SerializeToString(deterministic=True))
     return CompressedNetwork(

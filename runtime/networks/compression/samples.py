@@ -87,19 +87,21 @@ def _cut(file: Path, port: Port, array: np.ndarray) -> list[np.ndarray]:
         )
     if dtype.kind == "i" and array.dtype.kind not in "iub":
         raise HeadraceError(f"{file} has {array.dtype} numbers for input {port.name}: {port.text}")
-    array = np.ascontiguousarray(array, dtype)
+    array = np.array(array, dtype, order="C")
+    if not np.isfinite(array).all():
+        raise HeadraceError(f"{file} has values that are no numbers")
     shape = port.shape
+    if not shape and array.ndim < 2:
+        return [np.array(one) for one in np.atleast_1d(array)]
     if (array.ndim == len(shape) - 1 and shape[0] in (1, None)) or isinstance(shape[0], str):
         array = array[None] if array.ndim == len(shape) - 1 else array
     fits = array.ndim == len(shape) and all(
         not isinstance(d, int) or d == n for d, n in zip(shape[1:], array.shape[1:], strict=True)
     )
-    at_once = shape[0] if shape and isinstance(shape[0], int) else 1
-    if not fits or (shape and len(array) % max(1, at_once)):
+    at_once = max(1, shape[0]) if shape and isinstance(shape[0], int) else 1
+    if not shape or not fits or len(array) % at_once:
         raise HeadraceError(
             f"{file} has the shape {list(array.shape)}, and the network takes {port.name}: "
             f"{port.text}"
         )
-    if not np.isfinite(array).all():
-        raise HeadraceError(f"{file} has values that are no numbers")
-    return [array[i : i + at_once] for i in range(0, len(array), max(1, at_once))]
+    return [array[i : i + at_once] for i in range(0, len(array), at_once)]
