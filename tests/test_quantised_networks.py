@@ -298,3 +298,32 @@ def test_a_conversion_that_both_sides_read_is_there_on_both() -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (wanted,) = session.run(None, x)
     assert np.abs(y - wanted).max() <= 2 * 0.02  # what one rounding more or less makes of each
+
+
+def test_a_view_of_bytes_that_the_host_computes_has_the_numbers_that_it_reads() -> None:
+    """Of codes it would be another node, which reads what these are made of."""
+    rng = np.random.default_rng(14)
+    q = Qdq(rng)
+    q.pair("x", 0.03, 117)
+    before = "x"
+    for y in ("k", "l", "m"):
+        q.conv(before, y, (16, 16, 1, 1))
+        q.pair(y, 0.02, 120)
+        before = y
+    q.add("Relu", ["x_d"], "r")  # of ours, and floats
+    q.add("Add", ["r", "m_d"], "y")
+    q.constants["to"] = np.array([0, 0, -1], np.int64)
+    q.add("Reshape", ["x_d", "to"], "v")
+    q.pair("v", 0.03, 117)
+    q.add("Sin", ["v_d"], "s")
+    q.add("Cos", ["s"], "z")
+    model = q.model([2, 16, 6, 5], ["y", "z"])
+    x = {"x": rng.normal(size=(2, 16, 6, 5)).astype(np.float32)}
+    with network_of(model, threads=1) as network:
+        runs = network.plan(x).runs
+        assert [isinstance(run, NativeRegion) for run in runs] == [True, False]
+        found = network(x)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    y, z = session.run(["y", "z"], x)
+    np.testing.assert_allclose(found["y"], y, atol=0.021)
+    np.testing.assert_allclose(found["z"], z, atol=1e-6)
