@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_models import FLOAT, model_of
 
 import headrace
@@ -111,6 +111,8 @@ GRAPHS: dict[str, tuple[list[Any], list[str], Values]] = {
         *_chain(["w", "b"], ["v"], "b", "v"), _of("w:32,32", "v:32,32", "b:32"),
     ),
     "weights that are inputs": (*_chain(["w", "b"], ["v"]), _of("w:32,32", "v:32,32", "b:32")),
+    "ai.onnx": (*_chain(["w", "b"], ["v"]), _of("w:32,32", "v:32,32", "b:32")),
+    "sparse initialisers": (*_chain(["w", "b"], ["v"]), _of("w:32,32", "v:32,32", "b:32")),
     "factors": (
         *_chain(["w", "b"], ["v", "b"], alpha=0.5, beta=2.0), _of("w:32,32", "v:32,32", "b:32"),
     ),
@@ -166,7 +168,26 @@ def _model(name: str) -> Any:
         model.graph.input.extend(
             helper.make_tensor_value_info(n, FLOAT, list(constants[n].shape)) for n in ("w", "b")
         )
+    if name == "ai.onnx":
+        for node in model.graph.node:
+            node.domain = "ai.onnx"
+    if name == "sparse initialisers":
+        for held in list(model.graph.initializer)[:2]:
+            model.graph.sparse_initializer.append(
+                _sparse(held, len(model.graph.sparse_initializer))
+            )
+            model.graph.initializer.remove(held)
     return model
+
+
+def _sparse(held: Any, in_axes: int) -> Any:
+    """Without its negative weights; places are numbers, or one for each axis."""
+    dense = numpy_helper.to_array(held)
+    places = np.argwhere(dense > 0) if in_axes else np.flatnonzero(dense > 0)
+    return helper.make_sparse_tensor(
+        numpy_helper.from_array(dense[dense > 0], held.name),
+        numpy_helper.from_array(places.astype(np.int64), f"{held.name}_places"), list(dense.shape),
+    )  # fmt: skip
 
 
 def _expected(path: Path, x: np.ndarray) -> Values:

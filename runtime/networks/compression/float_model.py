@@ -48,7 +48,24 @@ def simplified(model: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "simplified.onnx")
         _session(model, options)
-        return onnx.shape_inference.infer_shapes(onnx.load(options.optimized_model_filepath))
+        found = onnx.load(options.optimized_model_filepath)
+    for one in found.graph.sparse_initializer:
+        found.graph.initializer.append(_dense(one))
+    del found.graph.sparse_initializer[:]
+    for one in (*found.graph.node, *found.opset_import):
+        if one.domain == "ai.onnx":  # another name of the same, of which onnx knows one
+            one.domain = ""
+    return onnx.shape_inference.infer_shapes(found)
+
+
+def _dense(tensor: Any) -> Any:
+    """A sparse initialiser as others are."""
+    values = onnx.numpy_helper.to_array(tensor.values)
+    places = onnx.numpy_helper.to_array(tensor.indices)
+    dense = np.zeros(tuple(tensor.dims), values.dtype)
+    at = (places,) if places.ndim == 1 else (np.ravel_multi_index(tuple(places.T), dense.shape),)
+    dense.reshape(-1)[at] = values
+    return onnx.numpy_helper.from_array(dense, tensor.values.name)
 
 
 def observe(
