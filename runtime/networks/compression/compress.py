@@ -90,9 +90,11 @@ def compress_network(
     """
     _check(format, sparsity, pattern, ends, calibrate)
     _check_target(dst, force)
-    if src.exists() and dst.exists() and src.samefile(dst):
-        raise HeadraceError(f"{dst} is the model to be read; write to another file")
-    with Network(open_onnx(src), threads=1) as network:
+    model = open_onnx(src)
+    if dst.exists() and any(dst.samefile(one) for one in model.files):
+        raise HeadraceError(f"{dst} is a file of the model to be read; write to another")
+    source_bytes = sum(one.stat().st_size for one in model.files)
+    with Network(model, threads=1) as network:
         texts = all(port.kind in ("INT64", "INT32") for port in network.inputs)
         most = TEXTS if texts else SAMPLES
         given = None if calibrate is None else read_samples(calibrate, network.inputs, most)
@@ -130,7 +132,7 @@ def compress_network(
     with whole_file(dst) as file:
         file.write(written.SerializeToString(deterministic=True))
     return CompressedNetwork(
-        dst, src.stat().st_size, dst.stat().st_size, dict(counts.most_common()),
+        dst, source_bytes, dst.stat().st_size, dict(counts.most_common()),
         len(given or ()), len(layers), left, small,
         price(source, written, others) if others else None,
     )  # fmt: skip
