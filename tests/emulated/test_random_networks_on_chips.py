@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from onnx_models import save
+from onnx import helper
+from onnx_models import FLOAT, model_of, save
 from random_micro_networks import quantised, random_network
 
 from headrace.micro.arithmetic import computed
@@ -21,19 +24,44 @@ from headrace.targets.target import microcontrollers
 CHIPS = microcontrollers()
 
 
+of_both = pytest.mark.parametrize("numbers", ["halves", "codes"])
+
+
 @pytest.mark.parametrize(
     "seed", [*range(3), *(pytest.param(i, marks=pytest.mark.slow) for i in range(3, 40))]
 )
 @pytest.mark.parametrize("chip", ["cortex-m4f", "cortex-m55", "rv32-zvfh"])
-@pytest.mark.parametrize("numbers", ["halves", "codes"])
+@of_both
 def test_a_chip_gives_what_numpy_does(numbers: str, chip: str, seed: int, tmp_path: Path) -> None:
-    target = CHIPS[chip]
-    if reason := why_not(target.machines[0]):
-        pytest.skip(reason)
     pick = random.Random(seed).choice
     model, x = random_network(pick, seed, norms=numbers == "halves")
     if numbers == "codes":
         model = quantised(model, x, pick)
+    same_on(chip, model, x, tmp_path)
+
+
+@pytest.mark.parametrize("pads", [(0, 0, 3, 0), (3, 0, 0, 0)], ids=["below", "above"])
+@pytest.mark.parametrize("group", [1, 16])
+@of_both
+def test_windows_of_pads_alone(
+    numbers: str, group: int, pads: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Rows are so wide that few of them have a copy at a time."""
+    rng = np.random.default_rng(group)
+    weights, shape = rng.standard_normal((16, 16 // group, 2, 2)), (1, 16, 4, 600)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=group, pads=pads, strides=[1, 3])
+    constants = {"w": weights.astype(np.float32)}
+    model = model_of([node], {"x": (FLOAT, shape)}, ["y"], constants)
+    x = rng.standard_normal(shape).astype(np.float32)
+    if numbers == "codes":
+        model = quantised(model, x, random.Random(0).choice)
+    same_on("cortex-m55", model, x, tmp_path)
+
+
+def same_on(chip: str, model: Any, x: np.ndarray, tmp_path: Path) -> None:
+    target = CHIPS[chip]
+    if reason := why_not(target.machines[0]):
+        pytest.skip(reason)
     network = read_network(save(model, tmp_path / "x.onnx"))
     given = to_chip(network, {"x": x})
     plan = plan_network(network, target)
