@@ -225,7 +225,7 @@ def count_instructions(
     with tempfile.TemporaryDirectory(prefix="headrace-count-") as folder:
         path = Path(folder, kernel)
         link_kernel(kernel, code, target, path, board_of(machine))
-        names = [kernel, *routines_in([code])]
+        names = [kernel, *(() if target.floats else routines_in([code]))]
         ranges = [function_range(path, symbol_of(name)) for name in names]
         low, high = min(at for at, _ in ranges), max(end for _, end in ranges)
         image = Image(launches)
