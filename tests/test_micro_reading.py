@@ -131,12 +131,16 @@ def test_codes_without_a_zero_point(elem_type: int, tmp_path: Path) -> None:
             ],
             "counts pads of auto_pad",
         ),
+        (
+            [node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", strides=[2, 3])],
+            "leave pixels out",
+        ),
         ([UNSIGNED, node("Pad", ["q", "around"], ["y"])], "zeros around rows and columns"),
         ([node("Dropout", ["x", "half", "true"], ["y"])], "training_mode is not false"),
         ([node("MaxPool", ["x"], ["y"], kernel_shape=[1, 1], pads=[1, 0, 0, 0])], "pads alone"),
     ],
     ids=[
-        "rows", "cast", "two scales", "pads behind",
+        "rows", "cast", "two scales", "pads behind", "fewer pads than none",
         "codes of 0", "learning", "nothing in a window",
     ],
 )  # fmt: skip

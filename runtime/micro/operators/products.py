@@ -52,7 +52,10 @@ def _windows(
         if auto.startswith("SAME"):
             reach = (taps[i] - 1) * dilations[i] + 1
             size = read.image[i] + more[0][i] + more[1][i]
-            total = max((made[i] - 1) * strides[i] + reach - size, 0)
+            wanted = (made[i] - 1) * strides[i] + reach - size
+            if wanted < -1:  # of which onnxruntime has several views
+                raise of.unsupported(node, "auto_pad of windows that leave pixels out between them")
+            total = max(wanted, 0)
             pads[i] = total // 2 if auto == "SAME_UPPER" else total - total // 2
         elif auto == "VALID":
             pads[i] = 0
