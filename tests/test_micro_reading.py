@@ -101,6 +101,25 @@ def test_codes_without_a_zero_point(elem_type: int, tmp_path: Path) -> None:
     same(model(nodes, ["y", "q"]), numbers, tmp_path)
 
 
+def test_inputs_become_codes_as_in_onnxruntime(tmp_path: Path) -> None:
+    """Also halfway between two."""
+    scale = np.float32(2.7 / 255)
+    halfway = (np.arange(-1000, 1000) / 2).astype(np.float32) * scale
+    x = np.append(halfway, np.float32([1e38, -np.inf, 0, 1e-40])).reshape(1, -1)
+    pair = {"scale": scale, "zero": np.array(3, np.int8)}
+    nodes = [
+        node("QuantizeLinear", ["x", *pair], ["q"]),
+        node("DequantizeLinear", ["q", *pair], ["y"]),
+    ]
+    made = model_of(nodes, {"x": (FLOAT, list(x.shape))}, ["y"], pair)
+    (expected,) = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": x})
+    network = read_network(save(made, tmp_path / "x.onnx"))
+    found = from_chip(network, computed(network, CHIP, to_chip(network, {"x": x})))
+    np.testing.assert_array_equal(found["y"], expected)
+    with pytest.raises(ValueError, match="x has NaN, which no code stands for"):
+        to_chip(network, {"x": x * np.nan})
+
+
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
