@@ -12,9 +12,12 @@ from onnx import helper
 from onnx_models import FLOAT, model_of, save
 from random_micro_networks import quantised, random_network
 
+from headrace.errors import BudgetError
 from headrace.micro.arithmetic import computed
+from headrace.micro.choice import plan_within
 from headrace.micro.emulate import Emulated
-from headrace.micro.plan import plan_network
+from headrace.micro.network import MicroNetwork
+from headrace.micro.plan import MicroPlan, plan_network
 from headrace.micro.ports import to_chip
 from headrace.micro.reading import read_network
 from headrace.micro.stack import stack_bytes
@@ -58,15 +61,47 @@ def test_windows_of_pads_alone(
     same_on("cortex-m55", model, x, tmp_path)
 
 
+def test_outputs_in_the_middle_within_the_least_memory(tmp_path: Path) -> None:
+    """They stay to the end, so layers that make them do not run by rows with others."""
+    rng = np.random.default_rng(1)
+    shapes = {"wide": (9, 2, 3, 3), "narrow": (2, 9, 3, 3), "same": (2, 2, 3, 3)}
+    constants = {name: rng.standard_normal(of).astype(np.float32) for name, of in shapes.items()}
+    ways = ("x", "wide", "a"), ("a", "narrow", "b"), ("b", "same", "c"), ("b", "same", "y")
+    nodes = [
+        helper.make_node("Conv", [read, weights], [made], pads=[1, 1, 1, 1])
+        for read, weights, made in ways
+    ]
+    model = model_of(nodes, {"x": (FLOAT, [1, 2, 16, 20])}, ["c", "y"], constants)
+    network = read_network(save(model, tmp_path / "x.onnx"))
+    target = CHIPS["cortex-m55"]
+    with pytest.raises(BudgetError) as refused:
+        plan_within(network, target, 1)
+    plan = plan_within(network, target, refused.value.needed_bytes)
+    assert plan.by_rows and plan.arena_bytes < plan_network(network, target).arena_bytes
+    x = rng.standard_normal((1, 2, 16, 20)).astype(np.float32)
+    same(network, plan, x, tmp_path)
+
+
+def test_a_stack_of_a_few_bytes(tmp_path: Path) -> None:
+    """Fewer than painting sees."""
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (FLOAT, [1, 4])}, ["y"])
+    x = np.random.default_rng(1).standard_normal((1, 4)).astype(np.float32)
+    pick = random.Random(0).choice
+    same_on("rv32-zvfh", quantised(model, x, pick), x, tmp_path)
+
+
 def same_on(chip: str, model: Any, x: np.ndarray, tmp_path: Path) -> None:
     target = CHIPS[chip]
     if reason := why_not(target.machines[0]):
         pytest.skip(reason)
     network = read_network(save(model, tmp_path / "x.onnx"))
+    same(network, plan_network(network, target), x, tmp_path)
+
+
+def same(network: MicroNetwork, plan: MicroPlan, x: np.ndarray, tmp_path: Path) -> None:
     given = to_chip(network, {"x": x})
-    plan = plan_network(network, target)
     program = Emulated(plan.program, tmp_path)
-    expected = computed(network, target, given)
+    expected = computed(network, plan.target, given)
     (found,) = program.run([given])
     for name, value in found.items():
         assert value.tobytes() == expected[name].tobytes()
