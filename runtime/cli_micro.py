@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NO_MEANING = (
     "threads", "memory", "kernels", "context", "patches", "prompt", "cpu", "input",
+    "predictor",
 )  # fmt: skip
 
 

@@ -522,6 +522,8 @@ def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: An
         (["bench", "M", "--input", "batch=many"], "no size"),
         (["plan", "M", "--target", "x86-64-v9"], "unknown target 'x86-64-v9'; targets: "),
         (["plan", "M", "--kernels", "pack"], "takes no kernels"),
+        (["plan", "M", "--whole-stack"], "takes no whole_stack"),
+        (["bench", "M", "--predictor", "gates"], "takes no predictor"),
         (["plan", "M", "--memory", "1kB"], "the least that works is"),
     ],
 )
