@@ -208,8 +208,10 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
         asks = True
     elif ahead == 0 and atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0:
         lock(store)
-        if arg_int(expert, NEXT_READ) < arg_int(expert, N_READS):
+        left = arg_int(expert, N_READS) - arg_int(expert, NEXT_READ)
+        if left > 0:
             _push(store, DEMANDS, D_BEGIN, number)
+            woken = wakes(store, _readers_for(store, left, 0))
         put_i64(expert + EARLY * 8, 0)
         unlock(store)
     wake(store, woken)
