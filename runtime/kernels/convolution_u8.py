@@ -309,14 +309,9 @@ def _dense(target: Target) -> KernelFunction:
         four(args, thread, n_threads, fours, w, y, tail)
         done = fours * 4
         two(
-            args,
-            thread,
-            n_threads,
-            twos,
-            w + done * tile_bytes,
-            y + done * wrote,
+            args, thread, n_threads, twos, w + done * tile_bytes, y + done * wrote,
             tail + done * TAIL,
-        )
+        )  # fmt: skip
         done = done + twos * 2
         single(
             args, thread, n_threads, n_tiles - done, w + done * tile_bytes, y + done * wrote,
