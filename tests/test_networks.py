@@ -120,6 +120,19 @@ def test_defaults_may_be_given() -> None:
     np.testing.assert_array_equal(network({"x": x})["y"], [[3, 3]])
 
 
+@pytest.mark.parametrize("kind", [INT64, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16])
+@pytest.mark.parametrize("op", ["Gemm", "Add"])
+def test_inputs_of_several_types_are_refused(op: str, kind: int) -> None:
+    """onnxruntime refuses them, and the reference would give products cut to whole numbers."""
+    model = model_of(
+        [helper.make_node(op, ["x", "w"], ["y"])], {"x": (kind, [4, 4])}, ["y"],
+        {"w": np.full((4, 4), 0.4, np.float32)},
+    )  # fmt: skip
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    with network_of(model) as network, pytest.raises(UnsupportedError, match="w of FLOAT, which"):
+        network({"x": np.ones((4, 4), dtype)})
+
+
 def test_what_onnxruntime_refuses_the_reference_computes() -> None:
     network = network_of(
         model_of([helper.make_node("Identity", ["x"], ["y"])], {"x": (onnx.TensorProto.INT4, [3])},
