@@ -490,6 +490,12 @@ def test_the_command_runs_a_network(tmp_path: Path, capsys: Any) -> None:
     assert main(["run", path, "--input", given, "-o", str(tmp_path / "out")]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "y.npy"), expected)
     capsys.readouterr()
+    np.save(tmp_path / "other.npy", x.astype(">f4"))
+    other = f"x={tmp_path / 'other.npy'}"
+    assert main(["run", path, "--input", other, "-o", str(tmp_path / "o")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "o" / "y.npy"), expected)
+    assert main(["run", path, "--input", given, "--input", given]) == 2
+    assert "--input x is given twice" in capsys.readouterr().err
     (tmp_path / "x.npy").rename(tmp_path / "y.npy")
     assert main(["run", path, "--input", f"x={tmp_path / 'y.npy'}", "-o", str(tmp_path)]) == 2
     assert "y.npy is an input, and would be replaced" in capsys.readouterr().err
