@@ -30,7 +30,8 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
         raise HeadraceError(f"{path} is an archive of arrays: write each with numpy.save")
     if not mapped and not found.dtype.isnative:  # written with the other order of bytes
         found = found.astype(found.dtype.newbyteorder("="))
-    return found
+    array: np.ndarray = found
+    return array
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
