@@ -28,7 +28,10 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
         raise HeadraceError(f"{path} is no .npy file of numbers: {error}") from None
     if not isinstance(found, np.ndarray):
         raise HeadraceError(f"{path} is an archive of arrays: write each with numpy.save")
-    return found
+    if not mapped and not found.dtype.isnative:  # written with the other order of bytes
+        found = found.astype(found.dtype.newbyteorder("="))
+    array: np.ndarray = found
+    return array
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

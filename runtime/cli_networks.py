@@ -255,6 +255,8 @@ def named_inputs(texts: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.rpartition("=")
         if not equals or not name or not value:
             raise HeadraceError(f"--input {text!r}: write NAME=FILE.npy, or NAME=SIZE")
+        if name in found:
+            raise HeadraceError(f"--input {name} is given twice; leave one out")
         found[name] = value
     return found
 

@@ -120,6 +120,19 @@ def test_defaults_may_be_given() -> None:
     np.testing.assert_array_equal(network({"x": x})["y"], [[3, 3]])
 
 
+@pytest.mark.parametrize("kind", [INT64, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16])
+@pytest.mark.parametrize("op", ["Gemm", "Add"])
+def test_inputs_of_several_types_are_refused(op: str, kind: int) -> None:
+    """onnxruntime refuses them, and the reference would give products cut to whole numbers."""
+    model = model_of(
+        [helper.make_node(op, ["x", "w"], ["y"])], {"x": (kind, [4, 4])}, ["y"],
+        {"w": np.full((4, 4), 0.4, np.float32)},
+    )  # fmt: skip
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    with network_of(model) as network, pytest.raises(UnsupportedError, match="w of FLOAT, which"):
+        network({"x": np.ones((4, 4), dtype)})
+
+
 def test_what_onnxruntime_refuses_the_reference_computes() -> None:
     network = network_of(
         model_of([helper.make_node("Identity", ["x"], ["y"])], {"x": (onnx.TensorProto.INT4, [3])},
@@ -477,6 +490,12 @@ def test_the_command_runs_a_network(tmp_path: Path, capsys: Any) -> None:
     assert main(["run", path, "--input", given, "-o", str(tmp_path / "out")]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "y.npy"), expected)
     capsys.readouterr()
+    np.save(tmp_path / "other.npy", x.astype(">f4"))
+    other = f"x={tmp_path / 'other.npy'}"
+    assert main(["run", path, "--input", other, "-o", str(tmp_path / "o")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "o" / "y.npy"), expected)
+    assert main(["run", path, "--input", given, "--input", given]) == 2
+    assert "--input x is given twice" in capsys.readouterr().err
     (tmp_path / "x.npy").rename(tmp_path / "y.npy")
     assert main(["run", path, "--input", f"x={tmp_path / 'y.npy'}", "-o", str(tmp_path)]) == 2
     assert "y.npy is an input, and would be replaced" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import HeadraceError, UnsupportedError
-from headrace.loaders.onnx_model import tensor_bytes
+from headrace.loaders.onnx_model import tensor_bytes, type_name
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
 
@@ -78,6 +78,8 @@ class HostRegion:
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
+            for node in self.nodes:
+                _check_types(graph, node)
             self._reference = self._evaluator(graph, proto, here)
 
     def _model(
@@ -247,6 +249,29 @@ def _check_empty(graph: Graph, nodes: Sequence[Node]) -> None:
         shape = graph.shape(node.inputs[0]) if steps and node.inputs else None
         if shape is not None and len(shape) == 3 and any(shape[i] == 0 for i in steps):
             raise ValueError(f"{node.label} has an input without elements")
+
+
+def _check_types(graph: Graph, node: Node) -> None:
+    """Raises UnsupportedError: inputs of one type have several; numpy would make one of them."""
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(node.op, graph.opsets.get(node.domain, 1), node.domain)
+    except onnx.defs.SchemaError:
+        return
+    found: dict[str, tuple[str, int]] = {}
+    for i, name in enumerate(node.inputs[: len(schema.inputs)]):
+        of = graph.types.get(name)
+        if name in graph.constants:
+            of = graph.constants.type(name)
+        if of is None:
+            continue
+        first, elem_type = found.setdefault(schema.inputs[i].type_str, (name, of.elem_type))
+        if elem_type != of.elem_type:
+            raise UnsupportedError(
+                f"{node.label} reads {first} of {type_name(elem_type)} and {name} of "
+                f"{type_name(of.elem_type)}, which have to be of one type: export it again"
+            )
 
 
 def _without_shapes(types: Mapping[str, TensorType]) -> dict[str, TensorType]:
