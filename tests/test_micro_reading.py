@@ -155,12 +155,13 @@ def test_inputs_become_codes_as_in_onnxruntime(tmp_path: Path) -> None:
             "leave pixels out",
         ),
         ([UNSIGNED, node("Pad", ["q", "around"], ["y"])], "zeros around rows and columns"),
+        ([node("Relu", ["x"], ["\0"]), node("Relu", ["\0"], ["y"])], "name with a zero byte"),
         ([node("Dropout", ["x", "half", "true"], ["y"])], "training_mode is not false"),
         ([node("MaxPool", ["x"], ["y"], kernel_shape=[1, 1], pads=[1, 0, 0, 0])], "pads alone"),
     ],
     ids=[
         "rows", "cast", "two scales", "pads behind", "fewer pads than none",
-        "codes of 0", "learning", "nothing in a window",
+        "codes of 0", "zero byte", "learning", "nothing in a window",
     ],
 )  # fmt: skip
 def test_what_would_be_wrong_is_refused(nodes: Any, words: str, tmp_path: Path) -> None:
