@@ -13,6 +13,7 @@ from onnx_models import FLOAT, model_of, save
 
 from headrace.errors import UnsupportedError
 from headrace.micro.arithmetic import computed
+from headrace.micro.plan import plan_network
 from headrace.micro.ports import from_chip, to_chip
 from headrace.micro.reading import read_network
 from headrace.targets.target import microcontrollers
@@ -118,6 +119,45 @@ def test_inputs_become_codes_as_in_onnxruntime(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["y"], expected)
     with pytest.raises(ValueError, match="x has NaN, which no code stands for"):
         to_chip(network, {"x": x * np.nan})
+
+
+def of_codes(op: str, reads: list[str], scale: float, weights: float = 0.01) -> Any:
+    """A model of an operator of codes of a scale of 0.0625, which makes codes of another scale."""
+    pair, made = ["scale", "zero"], ["made", "zero"]
+    nodes = [
+        QUANTIZE,
+        node("DequantizeLinear", ["q", *pair], ["d"]),
+        node("DequantizeLinear", ["codes", "each"], ["v"], axis=0),
+        node(op, reads, ["r"]),
+        node("QuantizeLinear", ["r", *made], ["p"]),
+        node("DequantizeLinear", ["p", *made], ["y"]),
+    ]
+    constants = CONSTANTS | {
+        "made": np.array(scale, np.float32),
+        "codes": np.ones((4, 4, 1, 1), np.int8),
+        "each": np.array([0.01, weights, 0.01, 0.01], np.float32),
+    }
+    return model_of(nodes, {"x": (FLOAT, [1, 4, 4, 6])}, ["y"], constants)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-9, 1e-12, 1e-30, 1e30])
+def test_codes_of_far_smaller_scales(scale: float, tmp_path: Path) -> None:
+    """All but 0 are at an end."""
+    x = RNG.standard_normal((1, 4, 4, 6)).astype(np.float32)
+    made = of_codes("Relu", ["d"], scale)
+    network = read_network(save(made, tmp_path / "x.onnx"))
+    found = from_chip(network, computed(network, CHIP, to_chip(network, {"x": x})))["y"]
+    (expected,) = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_scales_that_no_sum_holds(tmp_path: Path) -> None:
+    conv = of_codes("Conv", ["d", "v"], 0.1, 1e20)
+    mean = of_codes("GlobalAveragePool", ["d"], 1e-9)
+    for made, words in ((conv, "more than 32 bits hold"), (mean, "codes of scale 1e-09 of such")):
+        network = read_network(save(made, tmp_path / "x.onnx"))
+        with pytest.raises(UnsupportedError, match=words):
+            plan_network(network, CHIP)
 
 
 @pytest.mark.parametrize(
