@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import helper
 from onnx_models import FLOAT, model_of
 
 Pick = Callable[[Sequence[Any]], Any]
@@ -45,22 +45,33 @@ class Drawn:
         self.last = made
 
 
-def _windows(of: Drawn, most: int, pads: bool) -> tuple[dict[str, Any], tuple[int, int]] | None:
+def _windows(
+    of: Drawn, most: int, pads: bool, gaps: bool = False
+) -> tuple[dict[str, Any], tuple[int, int]] | None:
     """Attributes of windows, and rows and columns that they make; None: none fit."""
     _, *image = of.shapes[of.last]
     taps = [of.pick(range(1, min(most, n) + 1)) for n in image]
     strides = [of.pick((1, 2)) for _ in image]
-    around = [of.pick(range(t)) if pads else 0 for t in (*taps, *taps)]
+    # Chips have no columns with gaps between where numbers are halves.
+    apart = [of.pick((1, 1, 2)) if gaps else 1, 1]
+    reach = [(t - 1) * d + 1 for t, d in zip(taps, apart, strict=True)]
+    found = {"kernel_shape": taps, "strides": strides}
+    if gaps:
+        found["dilations"] = apart
+    auto = of.pick(("SAME_UPPER", "SAME_LOWER", None, None, None)) if pads else None
+    made = [-(-n // stride) for n, stride in zip(image, strides, strict=True)]
+    short = [(made[i] - 1) * strides[i] + reach[i] - n for i, n in enumerate(image)]
+    if auto and apart == [1, 1] and min(short) >= 0:
+        return found | {"auto_pad": auto}, (made[0], made[1])
+    around = [of.pick(range(t + (2 if gaps else 0))) if pads else 0 for t in (*taps, *taps)]
     made = [
-        (n + around[i] + around[i + 2] - taps[i]) // strides[i] + 1 for i, n in enumerate(image)
+        (n + around[i] + around[i + 2] - reach[i]) // strides[i] + 1 for i, n in enumerate(image)
     ]
-    if min(made) < 1:
-        return None
-    return {"kernel_shape": taps, "strides": strides, "pads": around}, (made[0], made[1])
+    return (found | {"pads": around}, (made[0], made[1])) if min(made) > 0 else None
 
 
 def _convolution(of: Drawn) -> None:
-    found = _windows(of, 4, pads=True)
+    found = _windows(of, 4, pads=True, gaps=True)
     if found is None:
         return
     attributes, made = found
@@ -80,7 +91,49 @@ def _pool(of: Drawn) -> None:
     if found is not None:
         attributes, made = found
         op = of.pick(("MaxPool", "AveragePool"))
+        if op == "AveragePool" and "pads" in attributes:
+            attributes["count_include_pad"] = of.pick((0, 1))
         of.add(op, [of.last], (of.shapes[of.last][0], *made), **attributes)
+
+
+def _padded(of: Drawn) -> None:
+    """Zeros around an image."""
+    channels, *image = of.shapes[of.last]
+    around = [of.pick(range(3)) for _ in range(4)]
+    name = f"p{len(of.constants)}"
+    of.constants[name] = np.array([0, 0, *around[:2], 0, 0, *around[2:]])
+    made = [n + around[i] + around[i + 2] for i, n in enumerate(image)]
+    of.add("Pad", [of.last, name], (channels, *made))
+
+
+def _moved(of: Drawn) -> None:
+    """Another name, and what reads both."""
+    before, shape = of.last, of.shapes[of.last]
+    if of.pick((True, False)):
+        of.add(of.pick(("Identity", "Dropout")), [before], shape)
+    else:
+        of.add("Transpose", [before], (), perm=[0, 2, 3, 1])
+        of.shapes.pop(of.last)
+        of.add("Transpose", [of.last], shape, perm=[0, 3, 1, 2])
+    if of.pick((True, False)):
+        moved = of.last
+        of.add("Relu", [moved], shape)
+        of.add("Add", [of.last, of.pick((before, moved))], shape)
+
+
+def _joined(of: Drawn) -> None:
+    """A value and an earlier one, along an axis in which they may differ."""
+    before, shape = of.last, of.shapes[of.last]
+    axis = of.pick((0, 1, 2))
+    like = [
+        name
+        for name, one in of.shapes.items()
+        if len(one) == 3 and all(one[i] == shape[i] for i in range(3) if i != axis)
+    ]
+    names = [before, *(of.pick(like) for _ in range(of.pick((1, 2))))]
+    made = list(shape)
+    made[axis] = sum(of.shapes[name][axis] for name in names)
+    of.add("Concat", names[:: of.pick((1, -1))], tuple(made), axis=axis + 1)
 
 
 def _activation(of: Drawn) -> None:
@@ -88,7 +141,7 @@ def _activation(of: Drawn) -> None:
     op, more, reads = of.pick(kinds), {}, [of.last]
     if op == "Clip":
         of.constants |= {"zero": np.float32(0), "six": np.float32(6)}
-        reads += ["zero", "six"]
+        reads += of.pick((["zero", "six"], ["zero"], ["", "zero"], ["", "six"]))
     if op == "LeakyRelu":
         more["alpha"] = 0.1
     of.add(op, reads, of.shapes[of.last], **more)
@@ -114,7 +167,7 @@ def _residual(of: Drawn) -> None:
 
 _LAYERS: dict[str, Callable[[Drawn], None]] = {
     "convolution": _convolution, "pool": _pool, "activation": _activation, "residual": _residual,
-    "norm": _norm,
+    "norm": _norm, "padded": _padded, "moved": _moved, "joined": _joined,
 }  # fmt: skip
 
 
@@ -129,7 +182,7 @@ def random_network(pick: Pick, seed: int, *, norms: bool = True) -> tuple[Any, n
     of.shapes["x"] = shape
     _convolution(of)
     for _ in range(pick(range(1, 5))):
-        kinds = ["convolution", "convolution", "pool", "activation", "residual"]
+        kinds = ["convolution", "convolution", *(one for one in _LAYERS if one != "norm")]
         kind = pick([*kinds, "norm"] if norms else kinds)
         _LAYERS[kind](of)
     if not of.nodes:
@@ -147,7 +200,10 @@ def random_network(pick: Pick, seed: int, *, norms: bool = True) -> tuple[Any, n
         of.add("Gemm", reads, (wide,), transB=1)
         if pick((True, False)):
             of.add("Softmax", [of.last], (wide,), axis=-1)
-    model = model_of(of.nodes, {"x": (FLOAT, [1, *shape])}, [of.last], of.constants)
+    images = [name for name, one in of.shapes.items() if len(one) == 3]
+    middle = [name for name in images if name not in ("x", of.last)]
+    outputs = [of.last, *([pick(middle)] if middle and pick((True, False, False)) else [])]
+    model = model_of(of.nodes, {"x": (FLOAT, [1, *shape])}, outputs, of.constants)
     return model, of.rng.standard_normal((1, *shape)).astype(np.float32)
 
 
@@ -164,7 +220,8 @@ def all_values(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, {"x": x}), strict=True))
 
 
-_SAME = ("MaxPool", "AveragePool", "Flatten")  # make the codes that they read
+# What makes the codes that it reads.
+_SAME = ("MaxPool", "AveragePool", "Flatten", "Pad", "Identity", "Dropout", "Transpose")
 _FIXED = {"Softmax": (1 / 256, -128), "Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0)}
 
 
@@ -228,13 +285,13 @@ def quantised(model: Any, x: np.ndarray, pick: Pick) -> Any:
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    together = pick((True, False))
+    together, outputs = pick((True, False)), [one.name for one in model.graph.output]
 
     def is_bounded(node: Any) -> bool:
         behind = readers.get(node.output[0], [])
         return (
             together and node.op_type in ("Conv", "Add", "Gemm") and len(behind) == 1
-            and behind[0].op_type in ("Relu", "Clip")
+            and behind[0].op_type in ("Relu", "Clip") and node.output[0] not in outputs
         )  # fmt: skip
 
     known = {"x": codes("x", range_of("x"))}
@@ -244,8 +301,8 @@ def quantised(model: Any, x: np.ndarray, pick: Pick) -> Any:
         for i, name in enumerate(rest):
             if name in known:
                 reads.append(known[name])
-            elif node.op_type == "Clip":
-                constants[name] = arrays[name]
+            elif node.op_type in ("Clip", "Pad"):
+                constants |= {name: arrays[name]} if name else {}
                 reads.append(name)
             elif i == 0:
                 reads.append(of_weights(name, 0))
@@ -267,4 +324,4 @@ def quantised(model: Any, x: np.ndarray, pick: Pick) -> Any:
             own = scales[first] if node.op_type in _SAME else range_of(made)
         known[made] = codes(made, own)
     shape = [one.dim_value for one in model.graph.input[0].type.tensor_type.shape.dim]
-    return model_of(nodes, {"x": (TensorProto.FLOAT, shape)}, [known[made]], constants)
+    return model_of(nodes, {"x": (FLOAT, shape)}, [known[name] for name in outputs], constants)

@@ -13,6 +13,7 @@ from onnx_models import FLOAT, model_of, save
 
 from headrace.errors import UnsupportedError
 from headrace.micro.arithmetic import computed
+from headrace.micro.plan import plan_network
 from headrace.micro.ports import from_chip, to_chip
 from headrace.micro.reading import read_network
 from headrace.targets.target import microcontrollers
@@ -120,6 +121,45 @@ def test_inputs_become_codes_as_in_onnxruntime(tmp_path: Path) -> None:
         to_chip(network, {"x": x * np.nan})
 
 
+def of_codes(op: str, reads: list[str], scale: float, weights: float = 0.01) -> Any:
+    """A model of an operator of codes of a scale of 0.0625, which makes codes of another scale."""
+    pair, made = ["scale", "zero"], ["made", "zero"]
+    nodes = [
+        QUANTIZE,
+        node("DequantizeLinear", ["q", *pair], ["d"]),
+        node("DequantizeLinear", ["codes", "each"], ["v"], axis=0),
+        node(op, reads, ["r"]),
+        node("QuantizeLinear", ["r", *made], ["p"]),
+        node("DequantizeLinear", ["p", *made], ["y"]),
+    ]
+    constants = CONSTANTS | {
+        "made": np.array(scale, np.float32),
+        "codes": np.ones((4, 4, 1, 1), np.int8),
+        "each": np.array([0.01, weights, 0.01, 0.01], np.float32),
+    }
+    return model_of(nodes, {"x": (FLOAT, [1, 4, 4, 6])}, ["y"], constants)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-9, 1e-12, 1e-30, 1e30])
+def test_codes_of_far_smaller_scales(scale: float, tmp_path: Path) -> None:
+    """All but 0 are at an end."""
+    x = RNG.standard_normal((1, 4, 4, 6)).astype(np.float32)
+    made = of_codes("Relu", ["d"], scale)
+    network = read_network(save(made, tmp_path / "x.onnx"))
+    found = from_chip(network, computed(network, CHIP, to_chip(network, {"x": x})))["y"]
+    (expected,) = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_scales_that_no_sum_holds(tmp_path: Path) -> None:
+    conv = of_codes("Conv", ["d", "v"], 0.1, 1e20)
+    mean = of_codes("GlobalAveragePool", ["d"], 1e-9)
+    for made, words in ((conv, "more than 32 bits hold"), (mean, "codes of scale 1e-09 of such")):
+        network = read_network(save(made, tmp_path / "x.onnx"))
+        with pytest.raises(UnsupportedError, match=words):
+            plan_network(network, CHIP)
+
+
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
@@ -155,12 +195,13 @@ def test_inputs_become_codes_as_in_onnxruntime(tmp_path: Path) -> None:
             "leave pixels out",
         ),
         ([UNSIGNED, node("Pad", ["q", "around"], ["y"])], "zeros around rows and columns"),
+        ([node("Relu", ["x"], ["\0"]), node("Relu", ["\0"], ["y"])], "name with a zero byte"),
         ([node("Dropout", ["x", "half", "true"], ["y"])], "training_mode is not false"),
         ([node("MaxPool", ["x"], ["y"], kernel_shape=[1, 1], pads=[1, 0, 0, 0])], "pads alone"),
     ],
     ids=[
         "rows", "cast", "two scales", "pads behind", "fewer pads than none",
-        "codes of 0", "learning", "nothing in a window",
+        "codes of 0", "zero byte", "learning", "nothing in a window",
     ],
 )  # fmt: skip
 def test_what_would_be_wrong_is_refused(nodes: Any, words: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ from hypothesis import strategies as st
 from onnx_models import save
 from random_micro_networks import Pick, all_values, quantised, random_network
 
-from headrace.micro import half
-from headrace.micro.arithmetic import numbers_of
-from headrace.micro.network import MicroNetwork, View
+from headrace.micro.arithmetic import computed, numbers_of
+from headrace.micro.network import MicroNetwork, Value, View
 from headrace.micro.ports import from_chip, to_chip
 from headrace.micro.reading import read_network
 from headrace.targets.target import microcontrollers
@@ -54,20 +54,26 @@ def test_numbers_beside_onnxruntime(data: st.DataObject) -> None:
 
 def beside_numbers(model: Any, x: np.ndarray) -> None:
     network, exact = read(model), all_values(model, x)
-    (port,), (output,) = network.inputs, network.outputs
-    found = {port.value.name: x[0].transpose(1, 2, 0).reshape(port.value.shape)}
-    for layer in network.layers:
-        reads = [found[value.name] for value in layer.reads]
-        found[layer.makes.name] = (
-            reads[0].reshape(layer.makes.shape) if isinstance(layer, View)
-            else half.COMPUTED[type(layer)](layer, CHIP, *reads, kind="single")
-        )  # fmt: skip
-    expected = exact[model.graph.output[0].name]
-    made = from_chip(network, {output.value.name: found[output.value.name]})[output.name]
-    assert made.shape == expected.shape
+    wide = replace(
+        network,
+        layers=tuple(
+            replace(one, reads=tuple(map(_wide, one.reads)), makes=_wide(one.makes))
+            for one in network.layers
+        ),
+    )
+    (port,) = network.inputs
+    given = {port.value.name: x[0].transpose(1, 2, 0).reshape(port.value.shape)}
+    found = from_chip(network, computed(wide, CHIP, given))
     # Values of all layers have sizes near one: roundings of float32 add up to less than this.
     most = max(1.0, *(float(np.abs(one).max()) for one in exact.values()))
-    np.testing.assert_allclose(made, expected, atol=2e-5 * most)
+    for output in model.graph.output:
+        made, expected = found[output.name], exact[output.name]
+        assert made.shape == expected.shape
+        np.testing.assert_allclose(made, expected, atol=2e-5 * most)
+
+
+def _wide(value: Value) -> Value:
+    return replace(value, wide=True)
 
 
 @RANDOM
@@ -86,7 +92,8 @@ def beside_codes(model: Any, x: np.ndarray) -> None:
     for value in network.values():
         array = exact.get(value.name)
         if array is not None and value.codes is not None and array.dtype == np.float32:
-            array = exact.get(f"{value.name}/codes")  # of what only moves codes
+            whole = np.rint(array / np.float32(value.codes.scale)) + value.codes.zero
+            array = whole.clip(-128, 127).astype(np.int8)  # of what only moves codes
         if array is not None:
             signed = (array ^ np.uint8(128)).view(np.int8) if array.dtype == np.uint8 else array
             moved = signed[0].transpose(1, 2, 0) if signed.ndim == 4 else signed[0]

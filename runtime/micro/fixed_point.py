@@ -14,13 +14,16 @@ import numpy as np
 
 ONE = 2**31 - 1  # as a fraction without bits in front of the point
 Integers = np.ndarray | int  # int64
+_FAR = 2.0**62  # as a factor: no code but 0 stays one
 
 
 def quantised_multiplier(real: float) -> tuple[int, int]:
-    """A factor as (multiplier, shift): multiplier / 2**31 * 2**shift; what is too small is 0."""
+    """A factor as (multiplier, shift): multiplier / 2**31 * 2**shift; what is too small is 0,
+    and what is far too large 2**62.
+    """
     if real == 0:
         return 0, 0
-    fraction, shift = math.frexp(real)
+    fraction, shift = math.frexp(min(real, _FAR))
     multiplier = round_away(fraction * 2**31)
     if multiplier == 2**31:
         multiplier, shift = multiplier // 2, shift + 1
@@ -36,11 +39,6 @@ def quantised_multipliers(real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def round_away(value: float) -> int:
     """The nearest integer; of two the one farther from 0."""
     return math.floor(abs(value) + 0.5) * (1 if value >= 0 else -1)
-
-
-def wrapped(value: Integers) -> np.ndarray:
-    """The low 32 bits, with their sign."""
-    return np.asarray((np.asarray(value, np.int64) + 2**31) % 2**32 - 2**31)
 
 
 def in_codes(value: Integers, least: int, most: int) -> np.ndarray:
@@ -62,13 +60,13 @@ def rounding_shift(value: Integers, by: Integers) -> np.ndarray:
 
 
 def multiplied(value: Integers, multiplier: Integers, shift: Integers) -> np.ndarray:
-    """value * multiplier / 2**31 * 2**shift."""
+    """value * multiplier / 2**31 * 2**shift; what is too large is the nearest number there is."""
     shift = np.asarray(shift, np.int64)
-    up = np.asarray(value, np.int64) << np.maximum(shift, 0)
-    return rounding_shift(doubling_high(wrapped(up), multiplier), np.maximum(-shift, 0))
+    up = _saturating_shift(value, shift.clip(0, 31))
+    return rounding_shift(doubling_high(up, multiplier), np.maximum(-shift, 0))
 
 
-def _saturating_shift(value: Integers, by: int) -> np.ndarray:
+def _saturating_shift(value: Integers, by: Integers) -> np.ndarray:
     """value * 2**by, or the nearest number that there is."""
     return np.asarray(np.clip(np.asarray(value, np.int64) << by, -(2**31), ONE))
 

@@ -392,4 +392,7 @@ def _network(reading: Reading) -> MicroNetwork:
     layers: tuple[Layer, ...] = tuple(reading.layers)
     if any(value.codes for layer in layers for value in (*layer.reads, layer.makes)):
         layers, inputs, outputs = mixed(layers, inputs, outputs)
-    return MicroNetwork(reading.path.stem, layers, inputs, outputs)
+    try:
+        return MicroNetwork(reading.path.stem, layers, inputs, outputs)
+    except UnsupportedError as error:
+        raise UnsupportedError(str(error), path=reading.path) from None

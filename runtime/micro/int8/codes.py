@@ -86,7 +86,7 @@ def shifted_bias(layer: Convolution | Depthwise, by_channel: np.ndarray) -> np.n
     zero = codes_of(layer.reads[0]).zero
     bias = layer.bias.astype(np.int64) - zero * weights.sum(1)
     multipliers, shifts = (part.astype(np.int64) for part in output_multipliers(layer))
-    up, down = np.maximum(shifts, 0), np.maximum(-shifts, 0)
+    up, down = shifts.clip(0, 31), np.maximum(-shifts, 0)  # 31 are too many for any sum but 0
     reach = 128 * np.abs(weights).sum(1)
     most, least = (bias + reach) << up, (bias - reach) << up
     # A shift to the right adds half of what it divides by.

@@ -83,6 +83,11 @@ def mean_of(layer: Pool) -> Mean:
     multipliers[pixels] = (multiplier << fold) // pixels
     shift -= fold
     start = -codes_of(read).zero * pixels
+    if (255 * pixels) << max(shift, 0) >= 2**31:
+        raise UnsupportedError(
+            f"layer {layer.name}: it makes codes of scale {codes_of(made).scale:g} of such of "
+            f"{codes_of(read).scale:g}; quantise it with a larger one"
+        )
     return Mean(multipliers, start, max(shift, 0), max(-shift, 0), codes_of(made).zero)
 
 
