@@ -22,6 +22,7 @@ from headrace.micro.kernels.numbers import (
     bounded,
     dtype_of,
     numbers_of,
+    some_not_finite,
 )
 from headrace.micro.network import Windows
 from headrace.targets.simd import (
@@ -259,10 +260,12 @@ def images(
 
 def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     numbers, dtype = numbers_of(target, kind), dtype_of(kind)
-    for windows, x, seen, (rows, columns, n) in images(kind, rng):
-        for bounds in (UNBOUNDED, (0.0, 6.0)):
+    for bounds in (UNBOUNDED, (0.0, 6.0)):
+        for windows, x, seen, (rows, columns, n) in images(kind, rng):
             w = rng.standard_normal((*windows.taps, n)).astype(dtype)
             start = rng.standard_normal(n).astype(dtype)
+            if bounds != UNBOUNDED:
+                some_not_finite(rng, x, start)
             c = np.zeros((rows, columns, n), dtype)
             block = Convolved(
                 x, w, start, c, rows, columns, n, *windows.taps, x.strides[1], x.strides[0],
