@@ -90,7 +90,8 @@ def to_codes_reference(x: np.ndarray, scale: float, zero: int) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         near = np.clip(np.where(np.isnan(x), -np.inf, x / np.float32(scale)), -_FAR, _FAR)
-    return np.clip(np.rint(near).astype(np.int64) + zero, -128, 127).astype(np.int8)
+    codes: np.ndarray = np.clip(np.rint(near).astype(np.int64) + zero, -128, 127).astype(np.int8)
+    return codes
 
 
 def _sums_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
