@@ -78,6 +78,12 @@ class OnnxModel:
         }
 
     @property
+    def files(self) -> list[Path]:
+        """That it is read from: its own, and those that its initialisers are in."""
+        own = [] if self.path is None else [self.path.resolve()]
+        return sorted({*own, *(info.path.resolve() for info, _ in self.weights.values())})
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all initialisers."""
         of_inline = (tensor_bytes(t.data_type, t.dims) for t in self.inline.values()

@@ -51,6 +51,8 @@ class ExpertCounts:
         taken_back: of those that were not, before all of them was read.
         in_vain_bytes: that were read of these.
         slot_bytes: of an expert.
+        requests: that readers got, for experts that are read in several goes as well.
+        asking_s: that these took the thread that asks.
     """
 
     hits: int = 0
@@ -61,6 +63,8 @@ class ExpertCounts:
     taken_back: int = 0
     in_vain_bytes: int = 0
     slot_bytes: int = 0
+    requests: int = 0
+    asking_s: float = 0.0
 
     def and_before(self, before: ExpertCounts | None) -> ExpertCounts:
         """With what a cache of the same experts before this one has been asked for."""
@@ -70,7 +74,7 @@ class ExpertCounts:
             self.hits + before.hits, self.late + before.late, self.misses + before.misses,
             self.ahead + before.ahead, self.useful + before.useful,
             self.taken_back + before.taken_back, self.in_vain_bytes + before.in_vain_bytes,
-            self.slot_bytes,
+            self.slot_bytes, self.requests + before.requests, self.asking_s + before.asking_s,
         )  # fmt: skip
 
     def since(self, before: ExpertCounts) -> ExpertCounts:
@@ -79,7 +83,7 @@ class ExpertCounts:
             self.hits - before.hits, self.late - before.late, self.misses - before.misses,
             self.ahead - before.ahead, self.useful - before.useful,
             self.taken_back - before.taken_back, self.in_vain_bytes - before.in_vain_bytes,
-            self.slot_bytes,
+            self.slot_bytes, self.requests - before.requests, self.asking_s - before.asking_s,
         )  # fmt: skip
 
     @property
@@ -193,6 +197,7 @@ class ExpertCache:
         self._plainly = reader_of(files)
         self.mended_reads = 0
         self.stall_s = 0.0  # that passes have waited for experts
+        self._asking_s = 0.0
         # What a native loop writes how long it took to, where nothing else streams.
         self._span = aligned_slots(requests.WINDOW_SLOTS)
 
@@ -245,7 +250,7 @@ class ExpertCache:
         return ExpertCounts(
             words[store.HITS], words[store.LATE], words[store.MISSES], words[store.ASKED],
             words[store.USED], words[store.DROPPED] + int(paused.sum()), int(reads * each),
-            self.slot_bytes,
+            self.slot_bytes, words[store.REQUESTS], self._asking_s,
         )  # fmt: skip
 
     @property
@@ -282,8 +287,9 @@ class ExpertCache:
         if ticks > 0:
             waited = int(self.words[store.STALL]) / ticks
             self.stall_s += seconds * waited
+            self._asking_s += seconds * int(self.words[store.ASKING]) / ticks
             self.words[store.SURE] = int(self._sure_enough(waited) * store.ALWAYS)
-        self.words[store.STALL] = self._span[requests.SPAN] = 0
+        self.words[store.STALL] = self.words[store.ASKING] = self._span[requests.SPAN] = 0
         error = self._readers.error
         if error is not None:
             self._forget()
@@ -326,7 +332,7 @@ class ExpertCache:
         words[store.IN_VAIN] += table[early, store.DONE].sum()
         self._places[table[coming, store.SLOT], store.EXPERT] = -1
         table[coming, store.STATE] = store.ABSENT
-        words[store.D_BEGIN : store.A_END + 1] = 0
+        words[store.D_BEGIN : store.WAKING + 1] = 0
         self._fill_table(mode)
         words[[store.LOCK, store.STOP, store.FAILED]] = 0
         words[store.READ], words[store.NAP] = system.read, system.nap

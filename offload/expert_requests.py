@@ -15,6 +15,7 @@ from headrace.offload.expert_store import (
     ALWAYS,
     ARRIVED,
     ASKED,
+    ASKING,
     CLOCK,
     COMING,
     D_BEGIN,
@@ -26,8 +27,6 @@ from headrace.offload.expert_store import (
     EDGE,
     EDGE_PRINTED,
     EXPERT,
-    GIVE,
-    GIVE_TO,
     IN_VAIN,
     LAST,
     LAYER,
@@ -40,26 +39,29 @@ from headrace.offload.expert_store import (
     PAUSED,
     POLICY,
     READERS,
+    REQUESTS,
     RING,
     SHARE,
     SLOT,
     STAYS,
     THERE,
     USES,
+    WAKING,
     count,
     expert_at,
     lock,
     slot_at,
     slot_of,
     unlock,
+    wake,
+    wakes,
 )
 from headrace.targets.simd import (
     arg_int,
     arg_ptr,
     atomic_get,
     atomic_put,
-    call_system,
-    int_to_ptr,
+    clock,
     put_i64,
     smaller,
 )
@@ -156,6 +158,9 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
 
     One that was asked for ahead is asked for again, once, in front of all others that were.
     """
+    began = clock()
+    asks = False
+    woken = 0
     expert = expert_at(store, number)
     given = 1
     waiting = arg_int(store, A_END) - arg_int(store, A_BEGIN)
@@ -187,29 +192,44 @@ def want(store: Any, number: Any, layer: Any, ahead: Any) -> Any:
             put_i64(expert + NEXT_READ * 8, 0)
             put_i64(expert + PAUSED * 8, 0)
             _push_one(store, number, ahead)
+            woken = wakes(store, _readers_for(store, arg_int(expert, N_READS), ahead))
             unlock(store)
+            asks = True
             if ahead != 0:
                 count(store, ASKED)
-            _wake(store, arg_int(expert, N_READS))
     elif arg_int(expert, PAUSED) != 0:  # it goes on where it stopped
         lock(store)
         put_i64(expert + PAUSED * 8, 0)
         put_i64(expert + EARLY * 8, ahead)
         _push_one(store, number, ahead)
+        left = arg_int(expert, N_READS) - arg_int(expert, NEXT_READ)
+        woken = wakes(store, _readers_for(store, left, ahead))
         unlock(store)
-        _wake(store, arg_int(expert, N_READS) - arg_int(expert, NEXT_READ))
+        asks = True
     elif ahead == 0 and atomic_get(expert) == COMING and arg_int(expert, EARLY) != 0:
         lock(store)
-        if arg_int(expert, NEXT_READ) < arg_int(expert, N_READS):
+        left = arg_int(expert, N_READS) - arg_int(expert, NEXT_READ)
+        if left > 0:
             _push(store, DEMANDS, D_BEGIN, number)
+            woken = wakes(store, _readers_for(store, left, 0))
         put_i64(expert + EARLY * 8, 0)
         unlock(store)
+    wake(store, woken)
+    if asks:
+        count(store, REQUESTS)
+        put_i64(store + ASKING * 8, arg_int(store, ASKING) + (clock() - began))
     return given
 
 
-def _wake(store: Any, reads: Any) -> None:
-    for _ in range(smaller(reads, arg_int(store, READERS))):
-        call_system(int_to_ptr(arg_int(store, GIVE)), arg_int(store, GIVE_TO), 1, 0, 0)
+def _readers_for(store: Any, reads: Any, ahead: Any) -> Any:
+    """How many readers should be on their way: one, who wakes others, where nobody waits for them.
+
+    Under the lock.
+    """
+    readers = arg_int(store, READERS)
+    if ahead != 0:
+        readers = smaller(readers, 1)
+    return smaller(readers, arg_int(store, WAKING) + reads)
 
 
 def drop_stale(store: Any, layer: Any) -> None:

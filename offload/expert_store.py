@@ -11,11 +11,13 @@ Store (64 words of 8 bytes; words that threads share have cache lines of their o
     drops what was read from the system's cache (0: none), 34 that takes a permit, 35 that gives
     one, 36 their argument, 37 readers, 38 function that naps, 39 its argument, 40 pauses before a
     waiting thread naps; under the lock: 41 and 42 begin and end of the ring of demands, 43 and 44
-    of reads ahead; counted by thread 0: 48 clock of uses, 49 uses that waited for nothing, 50 uses
-    that waited for a read ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of
-    those used, 54 dropped before all was read, 55 ticks that thread 0 has waited; 56 address of
-    the word that cancels a job; 57 reads that were made of what was dropped; 58 how often, of
-    `ALWAYS`, predictions must have come true that are believed
+    of reads ahead, 45 readers that have been woken and not looked at them yet; counted by
+    thread 0: 48 clock of uses, 49 uses that waited for nothing, 50 uses that waited for a read
+    ahead, 51 uses that asked for a read, 52 experts asked for ahead, 53 of those used, 54 dropped
+    before all was read, 55 ticks that thread 0 has waited; 56 address of the word that cancels a
+    job; 57 reads that were made of what was dropped; 58 how often, of `ALWAYS`, predictions must
+    have come true that are believed; 59 how often thread 0 has asked readers, and 60 the ticks that
+    it took
 Expert (16 words): 0 state (0 on flash, 1 asked for, 2 there, 3 there is nothing to read: such an
     expert is never asked for, and neither hit nor miss), 1 reads that are done, 2 whether no
     further ones are to begin, as it is not wanted any more (written under the lock), 3 how many
@@ -43,6 +45,7 @@ from headrace.targets.simd import (
     call_kernel,
     call_system,
     int_to_ptr,
+    larger,
     put_i64,
     spin_pause,
 )
@@ -52,8 +55,9 @@ STORE_WORDS, EXPERT_WORDS, SLOT_WORDS, READ_WORDS, RING = 64, 16, 4, 16, 1024
 EXPERTS, SLOTS, N_SLOTS, READS, POLICY, LAYERS, DEMANDS, AHEAD = range(8)
 LOCK, STOP, FAILED = 8, 16, 24
 READ, DROP, TAKE, GIVE, GIVE_TO, READERS, NAP, NAP_FOR, PATIENCE = range(32, 41)
-D_BEGIN, D_END, A_BEGIN, A_END = range(41, 45)
+D_BEGIN, D_END, A_BEGIN, A_END, WAKING = range(41, 46)
 CLOCK, HITS, LATE, MISSES, ASKED, USED, DROPPED, STALL, CANCEL, IN_VAIN, SURE = range(48, 59)
+REQUESTS, ASKING = 59, 60
 STATE, DONE, PAUSED, ARRIVED, WHOLE, SHARE = 0, 1, 2, 3, 4, 7
 SLOT, FIRST_READ, N_READS, NEXT_READ, USES, LAST, LAYER, EARLY = range(8, 16)
 ABSENT, COMING, THERE, NOTHING = range(4)
@@ -62,7 +66,6 @@ FILE, OFFSET, ASK, NEED, TO, TILE, ROW_BYTES, BLOCKS, TILES, BEGIN, ADDS = range
 PARTS, PART_BITS, ALL_PARTS = 3, 20, -1  # of an expert: gate, up, down
 # A reader's own words.
 OWN_WORDS, OWN_READ, OWN_EXPERT, OWN_ROWS, OWN_TILE = 16, 1, 2, 3, 4
-MOST_READS = 65536  # of an expert
 DONT_NEED = 4  # POSIX_FADV_DONTNEED on Linux
 LRU, LFU, EDGE, EDGE_PRINTED, NEXT_USE = range(5)
 ALWAYS = 65536  # a share of one
@@ -141,8 +144,8 @@ def arrived(expert: Any, parts: Any) -> Any:
     return state >= THERE or (state == COMING and parts != ALL_PARTS and missing == 0)
 
 
-def _next(store: Any, begin: int, ring: int) -> Any:
-    """The next read of the experts in a ring: -1: there is none. Under the lock."""
+def _first(store: Any, begin: int, ring: int) -> Any:
+    """The first expert of a ring of which a read can begin; -1: there is none. Under the lock."""
     found = -1
     going = True
     while going:
@@ -151,14 +154,38 @@ def _next(store: Any, begin: int, ring: int) -> Any:
         if going:
             number = arg_int(arg_ptr(store, ring) + at % RING * 8, 0)
             expert = expert_at(store, number)
-            n = arg_int(expert, NEXT_READ)
-            if n < arg_int(expert, N_READS) and arg_int(expert, PAUSED) == 0:
-                put_i64(expert + NEXT_READ * 8, n + 1)
-                found = number * MOST_READS + n
+            left = arg_int(expert, NEXT_READ) < arg_int(expert, N_READS)
+            if left and arg_int(expert, PAUSED) == 0:
+                found = number
                 going = False
             else:
                 put_i64(store + begin * 8, at + 1)
     return found
+
+
+def _first_of_all(store: Any) -> Any:
+    """The same of both rings: demands overtake what is read ahead."""
+    found = _first(store, D_BEGIN, DEMANDS)
+    if found < 0:
+        found = _first(store, A_BEGIN, AHEAD)
+    return found
+
+
+def wakes(store: Any, wanted: Any) -> Any:
+    """How many readers are to be woken, after unlocking, so that so many are on their way.
+
+    Under the lock. Waking a thread may take ten times as long as asking (15 us in a virtual
+    machine), and who is woken sees all that has been asked for until it looks.
+    """
+    coming = arg_int(store, WAKING)
+    put_i64(store + WAKING * 8, larger(coming, wanted))
+    return larger(0, wanted - coming)
+
+
+def wake(store: Any, readers: Any) -> None:
+    """Wake so many readers."""
+    for _ in range(readers):
+        call_system(int_to_ptr(arg_int(store, GIVE)), arg_int(store, GIVE_TO), 1, 0, 0)
 
 
 def read(own: Any, thread: Any, n_threads: Any) -> None:
@@ -180,19 +207,30 @@ def read(own: Any, thread: Any, n_threads: Any) -> None:
             call_system(int_to_ptr(take), arg_int(store, GIVE_TO), -1, 0, 0)
         busy = atomic_get(store + STOP * 8) == 0
         going = busy
+        woken = not made
         while busy:
             if not made:
+                more = 0
+                begun = 0
                 lock(store)
-                found = _next(store, D_BEGIN, DEMANDS)
-                if found < 0:
-                    found = _next(store, A_BEGIN, AHEAD)
-                unlock(store)
-                busy = found >= 0 and atomic_get(store + STOP * 8) == 0
+                if woken:
+                    put_i64(store + WAKING * 8, larger(0, arg_int(store, WAKING) - 1))
+                    woken = False
+                number = _first_of_all(store)
+                busy = number >= 0
                 if busy:
-                    number = found // MOST_READS
-                    first = arg_int(expert_at(store, number), FIRST_READ)
+                    expert = expert_at(store, number)
+                    n = arg_int(expert, NEXT_READ)
+                    put_i64(expert + NEXT_READ * 8, n + 1)
+                    begun = arg_int(expert, FIRST_READ) + n
+                    if _first_of_all(store) >= 0:
+                        more = wakes(store, 1)
+                unlock(store)
+                wake(store, more)
+                busy = busy and atomic_get(store + STOP * 8) == 0
+                if busy:
                     put_i64(own + OWN_EXPERT * 8, number)
-                    put_i64(own + OWN_READ * 8, first + found % MOST_READS)
+                    put_i64(own + OWN_READ * 8, begun)
             if busy:
                 expert = expert_at(store, arg_int(own, OWN_EXPERT))
                 entry = arg_ptr(store, READS) + arg_int(own, OWN_READ) * (READ_WORDS * 8)

@@ -180,6 +180,7 @@ def _of_experts(model: Model, counts: ExpertCounts) -> dict[str, Any]:
         "expected_bytes_read_per_token": model.plan.flash_bytes_per_token,
         "routing": f"{model.plan.routing}; the tokens here are random, which is worse than text",
         "neurons_fire": model.plan.neurons_fire,
+        "expert_request_us": counts.asking_s / max(1, counts.requests) * 1e6,
         "expert_hits": counts.hits,
         "expert_late": counts.late,
         "expert_misses": counts.misses,

@@ -59,6 +59,13 @@ _WHOLE_STACK = Opt(
     "compute with all blocks of a stack, reading for each token what does not fit",
     ("--whole-stack",),
 )
+_PREDICTOR = Opt(
+    "predictor",
+    str,
+    None,
+    "asks for experts ahead: fitted (the default), gates, pairs, affinity, none",
+    ("--predictor",),
+)
 _CONTEXT = Opt("context", int, None, "tokens of context; default: the model's", ("--context",))
 _PROMPT = Opt("prompt", str, None, "the question; - reads stdin")
 _INPUTS = Opt(
@@ -82,6 +89,7 @@ COMMANDS: dict[str, Command] = {
             *SAMPLING,
             *_MACHINE,
             _WHOLE_STACK,
+            _PREDICTOR,
             _CONTEXT,
             RAW,
             _INPUTS,
@@ -96,13 +104,16 @@ COMMANDS: dict[str, Command] = {
             _JSON,
         ),
     ),
-    "chat": Command(chat, (_DEFAULTED, _SYSTEM, *SAMPLING, *_MACHINE, _WHOLE_STACK, _CONTEXT)),
+    "chat": Command(
+        chat, (_DEFAULTED, _SYSTEM, *SAMPLING, *_MACHINE, _WHOLE_STACK, _PREDICTOR, _CONTEXT)
+    ),
     "plan": Command(
         plan,
         (
             _MODEL,
             *_MACHINE,
             _WHOLE_STACK,
+            _PREDICTOR,
             _CONTEXT,
             _SHAPED,
             _PATCHES,
@@ -123,13 +134,7 @@ COMMANDS: dict[str, Command] = {
             Opt("context_tokens", int, 0, "decode after so many tokens", ("--context-tokens",)),
             _CONTEXT._replace(help="tokens of context; default: as many as are needed"),
             Opt("runs", int, 3, "take the best of so many", ("--runs",)),
-            Opt(
-                "predictor",
-                str,
-                "fitted",
-                "asks for experts ahead: fitted, gates, pairs, affinity, none",
-                ("--predictor",),
-            ),
+            _PREDICTOR,
             *_MACHINE,
             _WHOLE_STACK,
             _SHAPED,

@@ -194,6 +194,7 @@ def plan(
     _refuse_for_language_models(inputs, patches=patches)
     path = model_path(model)
     with progress_bar() as progress:
+        options["predictor"] = options["predictor"] or "fitted"
         found = plan_model(path, progress=progress, **options)
     _show_with_price(found.to_dict(), json)
     return 0
@@ -225,6 +226,7 @@ def bench(
     _refuse_for_language_models(inputs, patches=patches)
     from headrace.bench import bench as measure
 
+    options["predictor"] = options["predictor"] or "fitted"
     show(measure(model_path(model), **options), json)
     return 0
 
@@ -377,7 +379,8 @@ def is_for_chip(model: str, target: str | None, **of_chips: Any) -> bool:
 
 def _for_networks(options: Mapping[str, Any], patches: str | None) -> dict[str, Any]:
     """How an ONNX file is opened; options that say nothing to one are not ignored."""
-    given = [n for n in ("prompt", "kernels", "context") if options.get(n) is not None]
+    none = ("prompt", "kernels", "context", "whole_stack", "predictor")
+    given = [name for name in none if is_given(options.get(name))]
     for one in (*SAMPLING, RAW):
         value = options.get(one.name, one.default)
         if (tuple(value) if one.many else value) != one.default:
@@ -414,7 +417,7 @@ def _drafting(model: str, options: Mapping[str, Any]) -> Iterator[Any]:
         yield options.get("draft")
         return
     path = model_path(options["draft"])
-    small = {**options, "draft": None, "context": None, "whole_stack": False}
+    small = {**options, "draft": None, "context": None, "whole_stack": False, "predictor": None}
     contexts = (_planned(model_path(model), options), _planned(path, small))
     small["context"] = min(one.shape.context for one in contexts)
     with _loaded(str(path), small, quiet=True) as loaded:
@@ -430,6 +433,7 @@ def _planned(path: Path, options: Mapping[str, Any]) -> Any:
         path, context=given("context"), threads=given("threads"), target=given("target"),
         kernels=given("kernels"), budget=given("memory"),
         whole_stack=bool(given("whole_stack")) or given("draft") == _SELF,
+        predictor=given("predictor") or "fitted",
     )  # fmt: skip
 
 
@@ -445,7 +449,7 @@ def _loaded(
     """A model; of `memory`, another one in this process has taken so many bytes."""
     from headrace.model import load
 
-    names = ("memory", "threads", "context", "target", "kernels", "logits_rows")
+    names = ("memory", "threads", "context", "target", "kernels", "logits_rows", "predictor")
     chosen = {name: options[name] for name in names if options.get(name) is not None}
     # One that guesses for itself checks that with all of itself.
     if options.get("whole_stack") or options.get("draft") == _SELF:

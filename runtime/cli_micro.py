@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.arrays import read_array
-from headrace.cli_networks import first_elements, named_inputs, write_arrays
+from headrace.cli_networks import first_elements, named_inputs, output_paths, write_arrays
 from headrace.cli_options import is_given
 from headrace.cli_output import print_json, progress_bar, say, show
 from headrace.errors import HeadraceError, UnsupportedError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NO_MEANING = (
     "threads", "memory", "kernels", "context", "patches", "prompt", "cpu", "input",
+    "predictor",
 )  # fmt: skip
 
 
@@ -109,6 +110,9 @@ def run(
     network = made.network
     files = {name: read_array(Path(value)) for name, value in named_inputs(inputs).items()}
     given = to_chip(network, files)
+    paths: dict[str, Path] = {}
+    if output is not None:
+        paths = output_paths(Path(output), [port.name for port in network.outputs], inputs)
     with tempfile.TemporaryDirectory(prefix="headrace-micro-") as folder:
         program = Emulated(made.program, folder)
         (values,) = program.run([given])
@@ -123,7 +127,7 @@ def run(
         "stack_used_bytes": used.stack_bytes,
     }
     if output is not None:
-        for path in write_arrays(Path(output), found):
+        for path in write_arrays(paths, found):
             say(f"{path} written")
     if json:
         outputs = [{"output": name, "values": array} for name, array in found.items()]

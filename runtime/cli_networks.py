@@ -32,6 +32,9 @@ def run(
 
     with _open(model, **options) as network:
         given = _files(inputs, network)
+        paths: dict[str, Path] = {}
+        if output is not None:
+            paths = output_paths(Path(output), [port.name for port in network.outputs], inputs)
         if not json:
             for notice in network.notices(given):
                 say(notice)
@@ -47,7 +50,7 @@ def run(
                 row |= {"values": array if json else first_elements(array)}
             rows.append(row)
         if output is not None:
-            for path in write_arrays(Path(output), found):
+            for path in write_arrays(paths, found):
                 say(f"{path} written")
             rows = [{k: v for k, v in row.items() if k != "values"} for row in rows]
         if json:
@@ -321,18 +324,41 @@ def _size(name: str, text: str) -> int:
     return int(text)
 
 
-def write_arrays(folder: Path, outputs: Mapping[str, Any]) -> list[Path]:
+def output_paths(folder: Path, names: Sequence[str], inputs: Sequence[str]) -> dict[str, Path]:
+    """The .npy files of a folder that outputs are written to, by their names.
+
+    Args:
+        names: of outputs.
+        inputs: what `--input` says.
+
+    Raises:
+        HeadraceError: one of them is an input.
+    """
+    plain = {name for name in names if name.strip(".") and all(_is_plain(c) for c in name)}
+    found = {}
+    for i, name in enumerate(names):
+        stem = name if name in plain else f"output{i}"
+        while stem != name and stem in plain:
+            stem += "_"
+        found[name] = folder / f"{stem}.npy"
+    for given in map(Path, named_inputs(inputs).values()):
+        for path in found.values():
+            if path.exists() and given.exists() and path.samefile(given):
+                raise HeadraceError(f"{path} is an input, and would be replaced; name another -o")
+    return found
+
+
+def _is_plain(letter: str) -> bool:
+    return letter.isalnum() or letter in "_-."
+
+
+def write_arrays(paths: Mapping[str, Path], outputs: Mapping[str, Any]) -> list[Path]:
     """Write outputs as .npy files; gives their paths."""
     import numpy as np
 
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for i, (name, value) in enumerate(outputs.items()):
-        plain = all(c.isalnum() or c in "_-." for c in name) and name.strip(".")
-        path = folder / (f"{name}.npy" if plain else f"output{i}.npy")
-        write_array(path, np.asarray(value))
-        written.append(path)
-    return written
+    for name, value in outputs.items():
+        write_array(paths[name], np.asarray(value))
+    return [paths[name] for name in outputs]
 
 
 def first_elements(array: np.ndarray) -> str:

@@ -12,6 +12,7 @@ from headrace.errors import NoCompilerError
 from headrace.expert_memory import hits_in_time
 from headrace.kernels import kv_cache
 from headrace.loaders.progress import Progress
+from headrace.offload.recall import Predictor
 from headrace.offload.routing_replay import EARLY_TOKENS
 from headrace.planning import Prepared, kernel_store, prepare
 from headrace.prediction import Passes, Rates, Speed
@@ -253,6 +254,7 @@ def plan_model(
     target: str | None = None,
     kernels: str | Path | None = None,
     whole_stack: bool = False,
+    predictor: Predictor = "fitted",
     measure: bool = True,
     progress: Progress | None = None,
 ) -> MemoryPlan:
@@ -271,6 +273,7 @@ def plan_model(
         kernels=kernels,
         budget=memory,
         whole_stack=whole_stack,
+        predictor=predictor,
     )
     rates = Rates()
     if measure:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from headrace.ahead_steps import AheadSteps
 from headrace.expert_layout import DOWN, GATE, UP, ExpertProducts, products_of
 from headrace.families.decoder import Decoder, Experts, Layer, Matrix, Vector
-from headrace.kernels import experts, zero_computation
+from headrace.kernels import expert_visits, experts, zero_computation
 from headrace.offload.expert_store import part_mask
 from headrace.placing import Placed, PlacedMatrix, padded16
 from headrace.plan import ACTIVE, COUNT, ONE, Mode
@@ -125,7 +125,7 @@ class MixtureSteps:
         products, cache = self._products[number], self._places.cache()
         gates, ups, downs = products.matrices
         visits = self._places.buffer("visits", False)
-        tokens = visits + 8 * experts.TOKENS
+        tokens = visits + 8 * expert_visits.TOKENS
         norm = layer.feed_forward_norm
         steps = self._p.norm(mode, norm, add, list(f.readers()))
         steps += self._routed(mode, number, f)
@@ -170,7 +170,7 @@ class MixtureSteps:
         steps += self._visit(mode, products, DOWN, tokens, block, width)
         steps[-1] = replace(steps[-1], barrier=True)
         slots = [visits, order, block, width, self._p.address(mode, "outputs")]
-        loop = visits + 8 * experts.LEFT, len(steps) - begin + 1
+        loop = visits + 8 * expert_visits.LEFT, len(steps) - begin + 1
         label = f"outputs of an expert {number}"
         steps.append(Step("experts_scatter", slots, True, label, loop=loop))
         writes = tuple(self._pointed(products, first))

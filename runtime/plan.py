@@ -30,6 +30,7 @@ from headrace.kernels import (
     clusters,
     execute,
     expert_cache,
+    expert_visits,
     experts,
     kv_cache,
     prepare,
@@ -172,6 +173,7 @@ def kernels_of(
         *(k for head in sorted(heads) for k in attention.kernels(head).values()),
         *execute.kernels().values(),
         *(experts.all_kernels() if routed else ()),
+        *(expert_visits.all_kernels() if routed else ()),
         *(clusters.all_kernels() if decoder.clustered() else ()),
         *([zero_computation.kernel()] if any(one.idle for one in routed) else ()),
         *_stack_kernels(stack),
@@ -343,7 +345,7 @@ def expert_sizes(decoder: Decoder, tokens: int) -> dict[str, int]:
     choices = tokens * max(one.active for one in routed)
     sizes = {
         "chosen_weights": choices * 4, "order": choices * 8,
-        "visits": experts.visit_words(max(len(one.each) for one in routed)) * 8,
+        "visits": expert_visits.visit_words(max(len(one.each) for one in routed)) * 8,
     }  # fmt: skip
     return sizes | {f"chosen{i}": tokens * one.active * 8 for i, one in enumerate(routed)}
 

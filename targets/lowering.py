@@ -1320,9 +1320,18 @@ def _store_words(b: ir.IRBuilder, sig: Any, args: Any) -> None:
 
 @marker("prefetch", lambda p: types.none)
 def _prefetch(b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    _ask_for_line(b, args[0], locality=3)
+
+
+@marker("prefetch_l2", lambda p: types.none)
+def _prefetch_l2(b: ir.IRBuilder, sig: Any, args: Any) -> None:
+    _ask_for_line(b, args[0], locality=2)
+
+
+def _ask_for_line(b: ir.IRBuilder, p: ir.Value, locality: int) -> None:
     fn_type = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
     fn = cgutils.get_or_insert_function(b.module, fn_type, "llvm.prefetch.p0")
-    b.call(fn, [args[0], ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+    b.call(fn, [p, ir.Constant(_I32, 0), ir.Constant(_I32, locality), ir.Constant(_I32, 1)])
 
 
 @marker("atomic_add", lambda p, v: types.int64)

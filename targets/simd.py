@@ -1106,6 +1106,12 @@ def prefetch(p: Any) -> None:
 
 
 @_marker
+def prefetch_l2(p: Any) -> None:
+    """The same into the second cache: what comes until it is read is more than the first holds."""
+    _only_compiled()
+
+
+@_marker
 def atomic_add(p: Any, value: Any) -> Any:
     """Add to a 64-bit integer in memory; gives the old value (sequentially consistent)."""
     return _only_compiled()

@@ -165,3 +165,42 @@ def test_what_is_added_to_all_rows_keeps_their_mean(tmp_path: Path) -> None:
     after = (x[:64] @ written["w"] + written["b"]).mean(0)
     wanted = (x[:64] @ constants["w"] + constants["b"]).mean(0)
     assert np.abs(after - wanted).max() < 1e-3 < np.abs(before).max()
+
+
+@pytest.mark.parametrize("width", [6, 17, 36, 48])
+@pytest.mark.parametrize("before", ["Add", "Split"])
+def test_ranges_are_those_of_the_channels_alone(before: str, width: int) -> None:
+    """A row's last vector has more behind the channels: a constant, or what was there before."""
+    rng = np.random.default_rng(9)
+    makers = {
+        "Add": [helper.make_node("Add", ["x", "seven"], ["z"])],
+        "Split": [
+            helper.make_node("Relu", ["x"], ["r"]),
+            helper.make_node("Split", ["r", "parts"], ["first", "z"], axis=2),
+        ],
+    }
+    nodes = [
+        *makers[before],
+        helper.make_node("DynamicQuantizeLinear", ["z"], ["q", "s", "zero"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zero"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=FLOAT),
+        helper.make_node("Mul", ["s", "ws"], ["m"]),
+        helper.make_node("Mul", ["f", "m"], ["y"]),
+    ]
+    constants = {
+        "w": rng.integers(-127, 128, (width, 16)).astype(np.int8),
+        "ws": np.full(16, 0.01, np.float32),
+        "seven": np.float32(7),
+        "parts": np.array([16, width], np.int64),
+    }
+    read = {name for node in nodes for name in node.input}
+    constants = {name: value for name, value in constants.items() if name in read}
+    shape = [3, 14, width + 16 * (before == "Split")]
+    model = model_of(nodes, {"x": (FLOAT, shape)}, ["y"], constants)
+    x = rng.standard_normal(shape).astype(np.float32) - 5 * (before == "Add")
+    expected = reference(model, {"x": x})["y"]
+    with network_of(model, threads=1) as network:
+        assert "dynamic_rows" in kernels(network, {"x": x})
+        found = network({"x": x})["y"]
+    size = float(np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * size)

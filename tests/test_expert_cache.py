@@ -15,6 +15,7 @@ import pytest
 from headrace.errors import ModelFileError
 from headrace.expert_memory import look_ahead
 from headrace.kernels import expert_cache as steps
+from headrace.kernels import expert_visits
 from headrace.kernels import experts as plain
 from headrace.kernels.invoke import argument_block
 from headrace.loaders.model_file import TensorInfo
@@ -250,20 +251,24 @@ def slow(
 
 def visited(harness: Harness, layer: int, some: list[int]) -> list[int]:
     """A chunk that has chosen some experts: those visited, in turn."""
-    visits = np.zeros(plain.visit_words(EXPERTS), np.int64)
-    visits[plain.LEFT] = len(some)
+    visits = np.zeros(expert_visits.visit_words(EXPERTS), np.int64)
+    visits[expert_visits.LEFT] = len(some)
     for i, e in enumerate(some):
-        visits[plain.VISITS + 3 * i : plain.VISITS + 3 * i + 3] = (e, 10 + e, 100 + e)
+        visits[expert_visits.VISITS + 3 * i : expert_visits.VISITS + 3 * i + 3] = (
+            e,
+            10 + e,
+            100 + e,
+        )
     written = np.zeros(2 * N_PRODUCTS, np.int64)
     table = written.ctypes.data + 8 * np.arange(written.size)
     seen, count = [], np.array([sum(10 + e for e in some) // ACTIVE], np.int64)
-    while visits[plain.LEFT]:
+    while visits[expert_visits.LEFT]:
         harness.call("experts_visit", [
             visits, harness.cache.words, table, N_PRODUCTS, harness.cache.first[layer],
             layer, harness.directories[layer], EXPERTS, count,
         ])  # fmt: skip
-        e = int(visits[plain.TOKENS]) - 10
-        assert visits[plain.FIRST] == 100 + e
+        e = int(visits[expert_visits.TOKENS]) - 10
+        assert visits[expert_visits.FIRST] == 100 + e
         seen.append(e)
         harness.check(harness.cache.first[layer] + e, written)
     return seen

@@ -18,6 +18,7 @@ from test_recurrent_networks import layer
 
 import headrace
 from headrace.cli import main
+from headrace.cli_networks import output_paths
 from headrace.errors import HeadraceError, ModelFileError, UnsupportedError
 from headrace.loaders.onnx_model import open_onnx
 from headrace.loaders.reader import TensorReader
@@ -475,6 +476,13 @@ def test_the_command_runs_a_network(tmp_path: Path, capsys: Any) -> None:
     np.testing.assert_allclose(found["values"], expected, rtol=1e-6)
     assert main(["run", path, "--input", given, "-o", str(tmp_path / "out")]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "y.npy"), expected)
+    capsys.readouterr()
+    (tmp_path / "x.npy").rename(tmp_path / "y.npy")
+    assert main(["run", path, "--input", f"x={tmp_path / 'y.npy'}", "-o", str(tmp_path)]) == 2
+    assert "y.npy is an input, and would be replaced" in capsys.readouterr().err
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), x)
+    named = output_paths(tmp_path, ["a/b", "output0", ".."], [])
+    assert [one.name for one in named.values()] == ["output0_.npy", "output0.npy", "output2.npy"]
 
 
 def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: Any) -> None:
@@ -514,6 +522,8 @@ def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: An
         (["bench", "M", "--input", "batch=many"], "no size"),
         (["plan", "M", "--target", "x86-64-v9"], "unknown target 'x86-64-v9'; targets: "),
         (["plan", "M", "--kernels", "pack"], "takes no kernels"),
+        (["plan", "M", "--whole-stack"], "takes no whole_stack"),
+        (["bench", "M", "--predictor", "gates"], "takes no predictor"),
         (["plan", "M", "--memory", "1kB"], "the least that works is"),
     ],
 )

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
-from onnx_models import FLOAT, model_of, random_network
+from onnx_models import FLOAT, linear, model_of, random_network, save
 
 from headrace.cli import main
 from headrace.errors import HeadraceError, UnsupportedError
@@ -184,6 +184,12 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert price["y"]["relative_error"] == pytest.approx(off(both[1]["y"], both[0]["y"]), rel=0.2)
     assert main([*words, *inputs]) == 2
     assert "exists; use --force" in capsys.readouterr().err
+    itself = tmp_path / "other_name.onnx"
+    itself.hardlink_to(source)
+    before = source.read_bytes()
+    assert main(["compress", str(source), str(itself), *words[3:], *inputs, "--force"]) == 2
+    assert "is a file of the model to be read" in capsys.readouterr().err
+    assert source.read_bytes() == itself.read_bytes() == before
     assert main([*words, *inputs, "--force", "--rank", "2"]) == 2
     assert "an ONNX file takes no --rank" in capsys.readouterr().err
 
@@ -198,3 +204,53 @@ def test_products_without_biases(tmp_path: Path) -> None:
         tmp_path / "x.onnx", tmp_path / "y.onnx", format="int8", calibrate=tmp_path / "x.npy"
     )
     assert off(run(tmp_path / "y.onnx", x)["y"], x @ w) < 0.03
+
+
+@pytest.mark.parametrize("format", ["int8", "int8-dynamic"])
+def test_weights_that_have_the_names_we_would_give(format: str, tmp_path: Path) -> None:
+    """MXNet names what `fc1` makes `fc1` and its weights `fc1_weight`."""
+    rng = np.random.default_rng(12)
+    names = ["fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"]
+    constants = {
+        name: (rng.standard_normal((32, 32) if "weight" in name else 32) / 6).astype(np.float32)
+        for name in names
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", *names[:2]], ["fc1"]),
+        helper.make_node("Relu", ["fc1"], ["relu1"]),
+        helper.make_node("Gemm", ["relu1", *names[2:]], ["fc2"]),
+    ]
+    source, written = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(model_of(nodes, {"x": (FLOAT, ["n", 32])}, ["fc2"], constants, opset=17), source)
+    x = rng.standard_normal((20, 32)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    inputs = {"calibrate": tmp_path / "x.npy"} if format == "int8" else {}
+    compress_network(source, written, format=format, **inputs)
+    made = [one.name for one in onnx.load(written).graph.initializer]
+    assert len(set(made)) == len(made)
+    assert off(run(written, x)["fc2"], run(source, x)["fc2"]) < 0.05
+
+
+def test_files_of_the_source_stay_and_count(tmp_path: Path) -> None:
+    model, _ = linear()
+    source, data = save(model, tmp_path / "x.onnx"), tmp_path / "weights.onnx"
+    whole = source.stat().st_size
+    onnx.save(model, source, save_as_external_data=True, location=data.name, size_threshold=0)
+    before = data.read_bytes()
+    done = compress_network(source, tmp_path / "y.onnx", format="int8-dynamic")
+    assert whole <= done.source_bytes == source.stat().st_size + len(before) < whole + 200
+    with pytest.raises(HeadraceError, match="is a file of the model to be read"):
+        compress_network(source, data, format="int8-dynamic", force=True)
+    assert data.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: data[:200], lambda data: data[:60] + b"???" + data[63:], lambda _: b""]
+)
+def test_damaged_archives_of_inputs(spoil: Any, tmp_path: Path) -> None:
+    save(linear()[0], tmp_path / "x.onnx")
+    at = tmp_path / "in.npz"
+    np.savez_compressed(at, x=np.arange(640, dtype=np.float32).reshape(10, 64))
+    at.write_bytes(spoil(at.read_bytes()))
+    with pytest.raises(HeadraceError, match=r"in\.npz is no \.npy or \.npz file of numbers"):
+        compress_network(tmp_path / "x.onnx", tmp_path / "y.onnx", format="int8", calibrate=at)

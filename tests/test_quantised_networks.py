@@ -229,12 +229,24 @@ def test_what_integers_do_not_do_is_not_changed(change: str) -> None:
     np.testing.assert_array_equal(found, onnxruntimes(model, {"x": x}))
 
 
-def test_a_last_product_keeps_its_bias_in_floats() -> None:
+@pytest.mark.parametrize("bias", ["floats", "integers of a scale of their own"])
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_a_last_product_keeps_its_bias_in_floats(op: str, bias: str) -> None:
     rng = np.random.default_rng(10)
     q = Qdq(rng)
     q.pair("x", 0.02, 100)
-    q.constants["b"] = rng.standard_normal(12).astype(np.float32)
-    q.add("Gemm", ["x_d", q.weights("w", (20, 12), 1), "b"], "y")
+    weights = q.weights("w", (20, 12), 1)
+    if bias == "floats":
+        q.constants["b"] = rng.standard_normal(12).astype(np.float32)
+    else:
+        codes = rng.integers(-2000, 2000, 12).astype(np.int32)
+        q.constants |= {"b_q": codes, "b_s": np.array(1e-3, np.float32)}
+        q.add("DequantizeLinear", ["b_q", "b_s"], "b")
+    if op == "Gemm":
+        q.add("Gemm", ["x_d", weights, "b"], "y")
+    else:
+        q.add("MatMul", ["x_d", weights], "product")
+        q.add("Add", ["b", "product"], "y")
     model = q.model([3, 20], ["y"])
     x = rng.standard_normal((3, 20)).astype(np.float32)
     with network_of(model, threads=1) as network:
@@ -286,3 +298,32 @@ def test_a_conversion_that_both_sides_read_is_there_on_both() -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (wanted,) = session.run(None, x)
     assert np.abs(y - wanted).max() <= 2 * 0.02  # what one rounding more or less makes of each
+
+
+def test_a_view_of_bytes_that_the_host_computes_has_the_numbers_that_it_reads() -> None:
+    """Of codes it would be another node, which reads what these are made of."""
+    rng = np.random.default_rng(14)
+    q = Qdq(rng)
+    q.pair("x", 0.03, 117)
+    before = "x"
+    for y in ("k", "l", "m"):
+        q.conv(before, y, (16, 16, 1, 1))
+        q.pair(y, 0.02, 120)
+        before = y
+    q.add("Relu", ["x_d"], "r")  # of ours, and floats
+    q.add("Add", ["r", "m_d"], "y")
+    q.constants["to"] = np.array([0, 0, -1], np.int64)
+    q.add("Reshape", ["x_d", "to"], "v")
+    q.pair("v", 0.03, 117)
+    q.add("Sin", ["v_d"], "s")
+    q.add("Cos", ["s"], "z")
+    model = q.model([2, 16, 6, 5], ["y", "z"])
+    x = {"x": rng.normal(size=(2, 16, 6, 5)).astype(np.float32)}
+    with network_of(model, threads=1) as network:
+        runs = network.plan(x).runs
+        assert [isinstance(run, NativeRegion) for run in runs] == [True, False]
+        found = network(x)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    y, z = session.run(["y", "z"], x)
+    np.testing.assert_allclose(found["y"], y, atol=0.021)
+    np.testing.assert_allclose(found["z"], z, atol=1e-6)

@@ -255,3 +255,28 @@ def test_layers_that_share_weights_stay(tmp_path: Path) -> None:
     model = model_of(nodes, {"x": (FLOAT, [4, 32])}, ["y"], {"w": w})
     assert sparse_layers(model) == []
     assert numpy_helper.to_array(model.graph.initializer[0]).all()
+
+
+@pytest.mark.parametrize("way", [{"sparsity": 0.5, "ends": True}, {"format": "i4_g32"}])
+def test_products_that_share_a_bias(way: dict[str, Any], tmp_path: Path) -> None:
+    """Each gets the one that makes up for its own weights: as if they were two all along."""
+    rng = np.random.default_rng(8)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "w1", "b1"], ["y"]),
+    ]
+    bias = rng.standard_normal(64).astype(np.float32)
+    constants = {f"w{i}": rng.standard_normal((64, 64)).astype(np.float32) / 8 for i in (0, 1)}
+    np.save(tmp_path / "x.npy", rng.standard_normal((40, 64)).astype(np.float32))
+    x, found = rng.standard_normal((5, 64)).astype(np.float32), []
+    for share in (False, True):
+        last = helper.make_node("Gemm", ["b", "w1", "b0" if share else "b1"], ["y"])
+        biases = {"b0": bias} if share else {"b0": bias, "b1": bias}
+        model = model_of([*nodes[:2], last], {"x": (FLOAT, ["n", 64])}, ["y"], constants | biases)
+        done = compress_network(
+            save(model, tmp_path / "a.onnx"), tmp_path / f"{share}.onnx",
+            calibrate=tmp_path / "x.npy", **way,
+        )  # fmt: skip
+        found.append(reference(str(done.path), x)["y"])
+    np.testing.assert_array_equal(*found)

@@ -266,7 +266,7 @@ def kernels() -> dict[str, Kernel]:
     """The rows by operation."""
     sources = (
         __name__, expert_requests.__name__, expert_store.__name__, "headrace.kernels.expert_cache",
-        "headrace.kernels.experts", "headrace.kernels.math",
+        "headrace.kernels.expert_visits", "headrace.kernels.experts", "headrace.kernels.math",
     )  # fmt: skip
     return {
         name: Kernel(f"clusters_{name}", same_for_all(fn), sources, cases, __name__)

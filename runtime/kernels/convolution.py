@@ -39,7 +39,7 @@ from headrace.targets.simd import (
     maximum,
     minimum,
     outer,
-    prefetch,
+    prefetch_l2,
     repeat,
     smaller,
     splat_f32,
@@ -103,11 +103,11 @@ def _dense(target: Target) -> KernelFunction:
                     left = channels
                     while left >= RUN:
                         if lines > 0:  # of other weights come from memory meanwhile
-                            prefetch(ahead)
+                            prefetch_l2(ahead)
                             if lines > 1:
-                                prefetch(ahead + 64)
-                                prefetch(ahead + 128)
-                                prefetch(ahead + 192)
+                                prefetch_l2(ahead + 64)
+                                prefetch_l2(ahead + 128)
+                                prefetch_l2(ahead + 192)
                             ahead = ahead + lines * 64
                         acc = fma_columns(acc, q, p, RUN, rows, tile_stride, count, x_step)
                         p = p + RUN * 4

@@ -62,11 +62,21 @@ if TYPE_CHECKING:
 FEW = 4  # pixels whose sums are taken from memory at once
 
 
-def pixels_at_once(target: Target) -> dict[int, int]:
-    """Pixels whose sums are in registers, by the number of tiles."""
+def pixels_at_once(target: Target) -> dict[int, tuple[int, ...]]:
+    """Pixels whose sums are in registers, by the number of tiles; fewer for those that are left."""
     if target.vector_bytes >= 64:
-        return {4: 6, 2: 12, 1: 12}
-    return {4: 1, 2: 2, 1: 4}
+        return {4: (6,), 2: (12, 8, 4), 1: (12,)}
+    return {4: (1,), 2: (2,), 1: (4,)}
+
+
+def cheaper(width: Any, larger: Any, smaller: Any) -> Any:
+    """Which number of pixels at once takes less time, where those left over are taken again."""
+    found = smaller
+    if width >= larger:
+        turns = (width + larger - 1) // larger
+        if turns * (larger + 1) < (width + smaller - 1) // smaller * (smaller + 1):
+            found = larger
+    return found
 
 
 def some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
@@ -109,14 +119,13 @@ def _dense(target: Target) -> KernelFunction:
         return finished
 
     def of(rows: int, count: int, edge: bool) -> Any:
-        alone = edge and target.ahead > 0
         finished = finish(rows, count)
 
         def some(
             w: Any, x: Any, y: Any, tail: Any, outside: Any, quads: Any, tall: Any, wide: Any,
             top: Any, left: Any, apart_y: Any, apart_x: Any, height: Any, width: Any, pixel: Any,
             x_step: Any, y_step: Any, zero: Any, least: Any, most: Any, floats: Any,
-            ahead: Any,
+            ahead: Any, lines: Any,
         ) -> None:  # fmt: skip
             start = load_i32(tail, rows, TAIL)
             if signed:
@@ -134,10 +143,8 @@ def _dense(target: Target) -> KernelFunction:
                         step = x_step
                     n = quads
                     while n >= 2:
-                        prefetch(q + ahead)
-                        if alone:
-                            for line in range(1, 2 * rows):
-                                prefetch(q + (ahead + line * 64))
+                        for line in range(lines):
+                            prefetch(q + (ahead + line * 64))
                         acc = dot8_lanes(
                             acc, xor_u8(bcast_i8x4(p, count, step), 0x80),
                             xor_u8(bcast_i8x4(p + 4, count, step), 0x80), load_u8(q, rows, 64),
@@ -177,8 +184,10 @@ def _dense(target: Target) -> KernelFunction:
 
         return some
 
-    def tiles_of(rows: int, most_pixels: int) -> Any:
-        many, one = of(rows, most_pixels, False), of(rows, 1, True)
+    def tiles_of(rows: int, pixels: tuple[int, ...]) -> Any:
+        largest, middle, least_pixels = (pixels * 3)[:3]
+        many, some, few = (of(rows, n, False) for n in (largest, middle, least_pixels))
+        one = of(rows, 1, True)
         registers = 1 if rows == FOUR else 2
         wide_matrix, matrix = matrix_of(rows, registers), matrix_of(rows, 1)
 
@@ -201,7 +210,8 @@ def _dense(target: Target) -> KernelFunction:
             reach = (wide - 1) * apart_x
             begin = smaller((before + step_x - 1) // step_x, out_width)
             end = larger(begin, smaller(out_width, (width - 1 - reach + before) // step_x + 1))
-            taken = most_pixels
+            taken = cheaper(end - begin, middle, least_pixels)
+            taken = cheaper(end - begin, largest, taken)
             at_once = 0
             if in_matrices and end - begin >= PIXELS:
                 at_once = quads_at_once(quads)
@@ -216,6 +226,10 @@ def _dense(target: Target) -> KernelFunction:
             per_row = larger(1, (end - begin + taken - 1) // taken)
             units = images * out_height * per_row
             group_bytes = tall * wide * quads * rows * 64
+            # Turns by some weights have the next ones come from memory, all lines of them.
+            lines = 1
+            if at_once == 0 and units < 2 * rows:
+                lines = (2 * rows + units - 1) // units
             wrote = rows * 16
             if floats:
                 wrote = wrote * 4
@@ -240,10 +254,15 @@ def _dense(target: Target) -> KernelFunction:
                             tail + g * rows * TAIL, outside, quads, tall, wide, top,
                             ox * step_x - before, apart_y, apart_x, height, width, pixel,
                             step_x * pixel, out_pixel, zero, least, most, floats,
-                            group_bytes + u % (2 * rows) * 64,
+                            group_bytes + u * lines % (2 * rows) * 64,
                         )  # fmt: skip
                         if not in_matrices or at_once == 0:
-                            many(*given)
+                            if taken == largest:
+                                many(*given, lines)
+                            elif taken == middle:
+                                some(*given, lines)
+                            else:
+                                few(*given, lines)
                         elif registers > 1 and taken > PIXELS:
                             wide_matrix(at_once, *given)
                         else:
@@ -265,6 +284,7 @@ def _dense(target: Target) -> KernelFunction:
                                 tail + g * rows * TAIL, outside, quads, tall, wide, top,
                                 k * step_x - before, apart_y, apart_x, height, width, pixel,
                                 step_x * pixel, out_pixel, zero, least, most, floats, ahead,
+                                2 * rows,
                             )  # fmt: skip
                         k += 1
             if in_matrices and at_once > 0:
@@ -289,14 +309,9 @@ def _dense(target: Target) -> KernelFunction:
         four(args, thread, n_threads, fours, w, y, tail)
         done = fours * 4
         two(
-            args,
-            thread,
-            n_threads,
-            twos,
-            w + done * tile_bytes,
-            y + done * wrote,
+            args, thread, n_threads, twos, w + done * tile_bytes, y + done * wrote,
             tail + done * TAIL,
-        )
+        )  # fmt: skip
         done = done + twos * 2
         single(
             args, thread, n_threads, n_tiles - done, w + done * tile_bytes, y + done * wrote,
@@ -320,6 +335,7 @@ SHAPES: Sequence[tuple[Geometry, int, int]] = (  # channels read and written
     (Geometry(1, (7, 37), (7, 37), (3, 3), pads=(1, 1)), 80, 80),
     (Geometry(1, (1, 39), (1, 39), (1, 1)), 68, 112),
     (Geometry(1, (1, 18), (1, 18), (1, 1)), 128, 32),
+    (Geometry(1, (1, 16), (1, 16), (1, 1)), 132, 80),
 )
 
 
@@ -342,7 +358,7 @@ def _cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for i, (geometry, read, written) in enumerate(SHAPES):
         of = Quantised(0.02, (0, 128, 255)[i % 3])
         to = Quantised(0.03, (128, 0, 3)[i % 3], *((0, 255) if i % 2 else (7, 200)))
-        floats, bytes_read = i in (3, 5, 6, 9), pixel_bytes(read)
+        floats, bytes_read = i in (3, 5, 6, 9, 10), pixel_bytes(read)
         x = rng.integers(0, 256, (geometry.images, *geometry.read, bytes_read), dtype=np.uint8)
         x[0, 0, 0], x[0, -1, -1] = 255, 0
         w, scale = random_weights(rng, (*geometry.taps, read, written), 100)

@@ -44,19 +44,37 @@ SMALL = 1e-35  # scales below have reciprocals that are no good
 
 
 def value_range(args: Any, thread: Any, n_threads: Any) -> None:
-    """The least and the largest of 0 and a value's elements. Threads share the vectors.
+    """The least and the largest of 0 and a value's elements. Threads share the rows.
 
-    Slots: 0 x, 1 vectors of 16, 2 out: -least and largest of each thread, 64 bytes apart.
+    What stands in the last vector of a row behind its channels is anything: half of 1 where a
+    sigmoid made the value, or what was there before it.
+
+    Slots: 0 x, 1 rows, 2 channels, 3 padded (elements of a row, to 16), 4 out: -least and largest
+    of each thread, 64 bytes apart.
     """
     x = arg_ptr(args, 0)
-    n = arg_int(args, 1)
+    rows = arg_int(args, 1)
+    channels = arg_int(args, 2)
+    padded = arg_int(args, 3)
+    whole = channels // 16 * 16
     least = zeros_f32(1)
     most = zeros_f32(1)
-    for v in range(n * thread // n_threads, n * (thread + 1) // n_threads):
-        value = load_f32(x + v * 64, 1, 0)
-        least = maximum(least, splat_f32(0.0) - value)
-        most = maximum(most, value)
-    out = arg_ptr(args, 2) + thread * PART
+    for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+        p = x + r * padded * 4
+        for c in range(0, whole, 16):
+            value = load_f32(p + c * 4, 1, 0)
+            least = maximum(least, splat_f32(0.0) - value)
+            most = maximum(most, value)
+        if whole < channels and whole > 0:
+            value = load_f32(p + (channels - 16) * 4, 1, 0)  # some once more
+            least = maximum(least, splat_f32(0.0) - value)
+            most = maximum(most, value)
+        elif whole == 0:
+            for c in range(channels):
+                value = splat_f32(get_f32(p + c * 4))
+                least = maximum(least, splat_f32(0.0) - value)
+                most = maximum(most, value)
+    out = arg_ptr(args, 4) + thread * PART
     put_f32(out, max_f32(least))
     put_f32(out + 4, max_f32(most))
 
@@ -147,11 +165,13 @@ def reference(x: np.ndarray) -> tuple[np.ndarray, np.float32, int]:
 def _range_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     import numpy as np
 
-    for n, shift in ((7, 0.0), (3, 9.0), (5, -9.0)):
-        x = (rng.standard_normal(n * 16) + shift).astype(np.float32)
+    for n, channels, shift in ((7, 16, 0.0), (3, 48, 9.0), (5, 37, -9.0), (9, 6, 0.0), (1, 17, 9)):
+        padded = -(-channels // 16) * 16
+        x = np.full((n, padded), 99 * (-1) ** n, np.float32)  # behind the channels, of no account
+        part = x[:, :channels] = (rng.standard_normal((n, channels)) + shift).astype(np.float32)
         out = np.zeros((8, PART // 4), np.float32)
         expected = np.zeros(2, np.float32)
-        expected[:] = max(0, -x.min()), max(0, x.max())
+        expected[:] = max(0, -part.min()), max(0, part.max())
 
         def together(found: np.ndarray, wanted: np.ndarray) -> bool:
             """However many threads share the vectors, together they find the same."""
@@ -159,7 +179,8 @@ def _range_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
         whole = np.zeros_like(out)
         whole[0, :2] = expected
-        yield Case([x, n, out], [(out, whole)], together, f"{n} vectors about {shift}")
+        slots = [x, n, channels, padded, out]
+        yield Case(slots, [(out, whole)], together, f"{n}x{channels} about {shift}")
 
 
 def ends_of(

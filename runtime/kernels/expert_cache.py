@@ -10,15 +10,8 @@ from typing import Any
 
 from headrace.kernels import expert_predictions
 from headrace.kernels.expert_predictions import judge, predict
-from headrace.kernels.experts import (
-    DIRECTORY_SLOTS,
-    FIRST,
-    LEFT,
-    NEXT,
-    TOKENS,
-    VISITS,
-    point,
-)
+from headrace.kernels.expert_visits import FIRST, LEFT, NEXT, TOKENS, VISITS
+from headrace.kernels.experts import DIRECTORY_SLOTS, point
 from headrace.offload import expert_requests, expert_store
 from headrace.offload.expert_requests import drop_stale, want
 from headrace.offload.expert_store import (
@@ -297,7 +290,7 @@ def kernels() -> dict[str, Kernel]:
     steps = {"claim": claim, "await": await_expert, "visit": visit, "predict": predict}
     sources = (
         __name__, expert_predictions.__name__, expert_requests.__name__, expert_store.__name__,
-        "headrace.kernels.experts",
+        "headrace.kernels.expert_visits", "headrace.kernels.experts",
     )  # fmt: skip
     return {
         name: Kernel(

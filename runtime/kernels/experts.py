@@ -1,17 +1,14 @@
-"""Kernels of mixtures of experts: choose experts, bring their tokens together, add what they say.
+"""Kernels of mixtures of experts: choose experts, and add what they say.
 
 A token's choice is `active` (expert, weight) pairs, the best first. In decode `route` also writes
-the addresses of the chosen experts' weights where the products that follow read theirs. In a chunk
-tokens are grouped by expert (`group`), and the steps between `pick` and the end of the loop run
-once for each expert that some token has chosen: `pick` says which, for how many tokens. Outputs of
-experts lie in a row for each choice (`scatter`) until `combine` adds a token's in the order of its
-choice, so that sums depend neither on the order of visits nor on what else is in the chunk.
+the addresses of the chosen experts' weights where the products that follow read theirs; in a chunk
+tokens are grouped by expert (`headrace.kernels.expert_visits`). Outputs of experts lie in a row for
+each choice until `combine` adds a token's in the order of its choice, so that sums depend neither
+on the order of visits nor on what else is in the chunk.
 
 Directory of a layer's experts (int64 [experts][8]): where gate, up and down lie, the numbers of
 their products among those that a visit runs through (`headrace.expert_layout`; -1: the expert has
 no such matrix), tiles of gate and up, tiles of down.
-Visits (int64): 0 visits left, 1 tokens of this visit, 2 its first row, 3 next visit, then, from 8
-on, (expert, tokens, first row) of each visit, then a count for each expert.
 """
 
 from __future__ import annotations
@@ -44,17 +41,11 @@ from headrace.targets.target import Target
 if TYPE_CHECKING:
     import numpy as np
 
-LEFT, TOKENS, FIRST, NEXT, VISITS = 0, 1, 2, 3, 8  # words of visits
 MATRICES = 3  # of an expert: gate, up, down
 DIRECTORY_SLOTS, PRODUCTS, TILE_COUNTS = 8, 3, 6
 # How weights of chosen experts come of their logits. COUNTED: the last expert has none.
 OVER_ALL, OVER_CHOSEN, ONE_EACH, OVER_COUNTED = range(4)
 LOWEST = -3.0e38  # below every logit that counts; what is no number counts as that
-
-
-def visit_words(experts: int) -> int:
-    """Words of the visits of a layer with so many experts."""
-    return VISITS + 4 * experts
 
 
 def point(entry: Any, base: Any, table: Any, products: Any) -> None:
@@ -157,103 +148,6 @@ def route(args: Any, thread: Any, n_threads: Any) -> None:
                 put_i64(arg_ptr(args, 13), places)
 
 
-def group(args: Any, thread: Any, n_threads: Any) -> None:
-    """Group the tokens of a chunk by expert; thread 0 does it.
-
-    Slots: 0 chosen experts (int64 [tokens][active]), 1 experts, 2 active, 3 address of the token
-    count, 4 order (int64): choices (token x active + its place), expert by expert, 5 visits,
-    6 experts that have visits, the first ones. If no token has chosen one of these there is a visit
-    of no tokens to the one behind them.
-    """
-    if thread == 0:
-        chosen = arg_ptr(args, 0)
-        experts = arg_int(args, 1)
-        active = arg_int(args, 2)
-        total = get_i64(arg_ptr(args, 3)) * active
-        visits = arg_ptr(args, 5)
-        counts = visits + (VISITS + 3 * experts) * 8
-        for e in range(experts):
-            put_i64(counts + e * 8, 0)
-        for i in range(total):
-            at = counts + get_i64(chosen + i * 8) * 8
-            put_i64(at, get_i64(at) + 1)
-        first = 0
-        n = 0
-        for e in range(experts):
-            tokens = get_i64(counts + e * 8)
-            put_i64(counts + e * 8, first)
-            if tokens > 0 and e < arg_int(args, 6):
-                visit = visits + (VISITS + 3 * n) * 8
-                put_i64(visit, e)
-                put_i64(visit + 8, tokens)
-                put_i64(visit + 16, first)
-                n += 1
-            first += tokens
-        for i in range(total):
-            at = counts + get_i64(chosen + i * 8) * 8
-            row = get_i64(at)
-            put_i64(at, row + 1)
-            put_i64(arg_ptr(args, 4) + row * 8, i)
-        if n == 0:
-            put_i64(visits + VISITS * 8, arg_int(args, 6))
-            put_i64(visits + (VISITS + 1) * 8, 0)
-            put_i64(visits + (VISITS + 2) * 8, 0)
-            n = 1
-        put_i64(visits + LEFT * 8, n)
-        put_i64(visits + NEXT * 8, 0)
-
-
-def pick(args: Any, thread: Any, n_threads: Any) -> None:
-    """Take up the next visit; thread 0 does it.
-
-    Slots: 0 visits, 1 directory, 2 table of pairs of addresses for `point`, 3 products.
-    """
-    if thread == 0:
-        visits = arg_ptr(args, 0)
-        n = get_i64(visits + NEXT * 8)
-        visit = visits + (VISITS + 3 * n) * 8
-        expert = arg_ptr(args, 1) + get_i64(visit) * (DIRECTORY_SLOTS * 8)
-        point(expert, 0, arg_ptr(args, 2), arg_int(args, 3))
-        put_i64(visits + TOKENS * 8, get_i64(visit + 8))
-        put_i64(visits + FIRST * 8, get_i64(visit + 16))
-        put_i64(visits + NEXT * 8, n + 1)
-        put_i64(visits + LEFT * 8, get_i64(visits + LEFT * 8) - 1)
-
-
-def _copy_row(row: Any, to: Any, n_bytes: Any) -> None:
-    for at in range(0, n_bytes, 64):
-        store_f32(to + at, load_f32(row + at, 1, 0), 0)
-
-
-def gather(args: Any, thread: Any, n_threads: Any) -> None:
-    """Copy the rows of this visit's tokens; threads share them.
-
-    Slots: 0 visits, 1 order, 2 rows (float32), 3 bytes of a row, 4 copies, 5 active.
-    """
-    visits = arg_ptr(args, 0)
-    count = get_i64(visits + TOKENS * 8)
-    order = arg_ptr(args, 1) + get_i64(visits + FIRST * 8) * 8
-    n_bytes = arg_int(args, 3)
-    for i in range(count * thread // n_threads, count * (thread + 1) // n_threads):
-        token = get_i64(order + i * 8) // arg_int(args, 5)
-        _copy_row(arg_ptr(args, 2) + token * n_bytes, arg_ptr(args, 4) + i * n_bytes, n_bytes)
-
-
-def scatter(args: Any, thread: Any, n_threads: Any) -> None:
-    """Bring this visit's outputs to the rows of their choices; threads share them.
-
-    Slots: 0 visits, 1 order, 2 outputs of this visit (float32), 3 bytes of a row, 4 outputs of all
-    choices.
-    """
-    visits = arg_ptr(args, 0)
-    count = get_i64(visits + TOKENS * 8)
-    order = arg_ptr(args, 1) + get_i64(visits + FIRST * 8) * 8
-    n_bytes = arg_int(args, 3)
-    for i in range(count * thread // n_threads, count * (thread + 1) // n_threads):
-        choice = get_i64(order + i * 8)
-        _copy_row(arg_ptr(args, 2) + i * n_bytes, arg_ptr(args, 4) + choice * n_bytes, n_bytes)
-
-
 def combine(args: Any, thread: Any, n_threads: Any) -> None:
     """Add the outputs of each token's experts, in the order of its choice.
 
@@ -303,7 +197,7 @@ def choose(logits: np.ndarray, active: int, weighting: int) -> tuple[np.ndarray,
     return order, weights / whole.sum(axis=1, keepdims=True)
 
 
-def _directory(rng: np.random.Generator, experts: int) -> tuple[np.ndarray, int]:
+def random_directory(rng: np.random.Generator, experts: int) -> tuple[np.ndarray, int]:
     """A directory of experts of which gates have two formats, and downs three; their products."""
     import numpy as np
 
@@ -318,7 +212,7 @@ def _directory(rng: np.random.Generator, experts: int) -> tuple[np.ndarray, int]
     return np.ascontiguousarray(entries), sum(kinds)
 
 
-def _pointed(entry: np.ndarray, before: np.ndarray) -> np.ndarray:
+def pointed(entry: np.ndarray, before: np.ndarray) -> np.ndarray:
     """What `point` leaves of (weights, tiles) of products."""
     after = before.copy()
     after[:, 1] = 0
@@ -327,16 +221,6 @@ def _pointed(entry: np.ndarray, before: np.ndarray) -> np.ndarray:
             continue
         after[entry[PRODUCTS + m]] = entry[m], tiles
     return after
-
-
-def _grouped(chosen: np.ndarray, experts: int) -> tuple[np.ndarray, list[list[int]]]:
-    """(choices by expert, visits)."""
-    import numpy as np
-
-    counts = np.bincount(chosen.ravel(), minlength=experts)
-    firsts = np.cumsum(counts) - counts
-    visits = [[e, int(counts[e]), int(firsts[e])] for e in range(experts) if counts[e]]
-    return np.argsort(chosen.ravel(), kind="stable"), visits
 
 
 def _route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -362,7 +246,7 @@ def _route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         chosen, weights = choose(sums[:, :experts], active, weighting)
         found = np.full((tokens, active), -1, np.int64)
         said = np.zeros((tokens, active), np.float32)
-        directory, products = _directory(rng, experts)
+        directory, products = random_directory(rng, experts)
         slots_of = rng.integers(1, 9, (active, products, 2))
         table = slots_of.ctypes.data + 8 * np.arange(slots_of.size)
         once = tokens == 1
@@ -381,80 +265,8 @@ def _route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
             last = max(k for k in range(active) if directory[chosen[0, k], PRODUCTS + 2] >= 0)
             expected.append((places, np.array([last + 1])))
             pairs = zip(chosen[0], slots_of, strict=True)
-            expected.append((slots_of, np.array([_pointed(directory[e], to) for e, to in pairs])))
+            expected.append((slots_of, np.array([pointed(directory[e], to) for e, to in pairs])))
         yield Case(slots, expected, 3e-6, f"{tokens}: {active} of {experts}")
-
-
-def _tokens(rng: np.random.Generator, tokens: int, experts: int, active: int) -> np.ndarray:
-    import numpy as np
-
-    choice = [rng.permutation(experts)[:active] for _ in range(tokens)]
-    return np.array(choice, np.int64).reshape(tokens, active)
-
-
-def _group_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    import numpy as np
-
-    for tokens, experts, active, computed in (
-        (1, 8, 2, 8), (33, 16, 4, 12), (7, 64, 8, 64), (5, 4, 1, 4), (3, 8, 1, 0),
-    ):  # fmt: skip
-        chosen = _tokens(rng, tokens, experts, active)
-        order, visits = _grouped(chosen, experts)
-        visits = [one for one in visits if one[0] < computed] or [[computed, 0, 0]]
-        words = np.zeros(visit_words(experts), np.int64)
-        expected = words.copy()
-        expected[LEFT] = len(visits)
-        expected[VISITS : VISITS + 3 * len(visits)] = np.ravel(visits)
-        ends = np.cumsum(np.bincount(chosen.ravel(), minlength=experts))
-        expected[VISITS + 3 * experts :] = ends
-        found = np.full_like(order, -1)
-        slots = [chosen, experts, active, np.array([tokens], np.int64), found, words, computed]
-        yield Case(
-            slots, [(found, order), (words, expected)], 0, f"{tokens}: {active} of {experts}"
-        )
-
-
-def _pick_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    import numpy as np
-
-    visits = np.zeros(visit_words(4), np.int64)
-    visits[LEFT], visits[NEXT] = 1, 1
-    visits[VISITS : VISITS + 6] = (0, 5, 0, 3, 2, 5)
-    expected = visits.copy()
-    expected[:4] = (0, 2, 5, 2)
-    directory, products = _directory(rng, 4)
-    slots_of = rng.integers(1, 9, (products, 2))
-    table = slots_of.ctypes.data + 8 * np.arange(slots_of.size)
-    pointed = _pointed(directory[3], slots_of)
-    yield Case(
-        [visits, directory, table, products], [(visits, expected), (slots_of, pointed)], 0,
-        "the second of two",
-    )  # fmt: skip
-
-
-def _gather_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    import numpy as np
-
-    rows = rng.standard_normal((6, 48)).astype(np.float32)
-    order = np.array([9, 9, 9, 0, 11], np.int64)
-    visits = np.zeros(visit_words(2), np.int64)
-    visits[TOKENS], visits[FIRST] = 3, 2
-    copies = np.zeros((3, 48), np.float32)
-    slots = [visits, order, rows, 48 * 4, copies, 2]
-    yield Case(slots, [(copies, rows[[4, 0, 5]])], 0, "3 of 6")
-
-
-def _scatter_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    import numpy as np
-
-    rows = rng.standard_normal((3, 48)).astype(np.float32)
-    order = np.array([9, 9, 4, 0, 5], np.int64)
-    visits = np.zeros(visit_words(2), np.int64)
-    visits[TOKENS], visits[FIRST] = 3, 2
-    outputs = np.zeros((6, 48), np.float32)
-    expected = outputs.copy()
-    expected[[4, 0, 5]] = rows
-    yield Case([visits, order, rows, 48 * 4, outputs], [(outputs, expected)], 0, "3 of 6")
 
 
 def _combine_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -482,31 +294,17 @@ def _combine_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 _ROWS: dict[str, tuple[KernelFunction, Callable[..., Iterator[Case]]]] = {
     "route": (route, _route_cases),
-    "group": (group, _group_cases),
-    "pick": (pick, _pick_cases),
-    "gather": (gather, _gather_cases),
-    "scatter": (scatter, _scatter_cases),
     "combine": (combine, _combine_cases),
 }
 
 
-def kernels() -> dict[str, Kernel]:
-    """The rows by operation."""
-    return {
-        name: Kernel(
-            f"experts_{name}",
-            same_for_all(fn),
-            (__name__, "headrace.kernels.math"),
-            cases,
-            __name__,
-        )
-        for name, (fn, cases) in _ROWS.items()
-    }
-
-
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
-    return list(kernels().values())
+    sources = (__name__, "headrace.kernels.math")
+    return [
+        Kernel(f"experts_{name}", same_for_all(fn), sources, cases, __name__)
+        for name, (fn, cases) in _ROWS.items()
+    ]
 
 
 def kernel_named(name: str) -> Kernel:

@@ -135,9 +135,12 @@ def _ways(
 ) -> Iterator[_Part]:  # fmt: skip
     layers = network.layers[first:last]
     given, made = cuts[first], layers[-1].makes
+    there = {given.name, *(layer.makes.name for layer in layers)}
+    outputs = [port for port in network.outputs if port.value.name in there]
     part = replace(
-        network, layers=layers, inputs=(Port("", (), given),), outputs=(Port("", (), made),)
-    )
+        network, layers=layers, inputs=(Port("", (), given),),
+        outputs=(Port("", (), made), *outputs),
+    )  # fmt: skip
     whole = last - first == 1 or not any(first < cut < last for cut in cuts)
     if whole:
         schedule = Schedule(part, target, known=known)

@@ -5,7 +5,7 @@ The image begins with words: the number of runs; whether memory is painted to se
 bytes that say of each run which function it is; and that of what stays from run to run, as it is at
 first (0: as the program has it). Inputs of all runs follow. Behind outputs of all runs there is
 what stays, as it is then, and two words: bytes of the arena up to the last one that was written to,
-and bytes of the stack below this function, at least `_CLOSE`.
+and bytes of the stack below this function, at least `CLOSE`, as less is not seen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from headrace.targets.table import Kernel, no_cases, same_for_all
 HEADER = 48
 BEHIND = 256  # bytes behind the arena that are painted, too
 STACK = 4096  # bytes below this function that are painted
-_CLOSE = 64  # bytes of stack that what paints takes for itself
+CLOSE = 64  # bytes of stack that what paints takes for itself
 
 
 def _copy(to: Any, source: Any, n_bytes: Any) -> None:
@@ -63,9 +63,9 @@ def _driver(args: Any, thread: Any, n_threads: Any) -> None:
     call_void(init)
     if known > 0:
         _moved(image + known, arena, state, n_state, 1)
-    used, deep = 0, _CLOSE
+    used, deep = 0, CLOSE
     call_void(mark)  # where the stack of what is called begins
-    stack = int_to_ptr(get_i64(marked) - _CLOSE - STACK)
+    stack = int_to_ptr(get_i64(marked) - CLOSE - STACK)
     times = runs
     if painting:
         times = 2
@@ -89,7 +89,7 @@ def _driver(args: Any, thread: Any, n_threads: Any) -> None:
                     used = larger(used, i + 1)
             for i in range(STACK):
                 if get_u8(stack + i) != paint:
-                    deep = larger(deep, STACK - i + _CLOSE)
+                    deep = larger(deep, STACK - i + CLOSE)
             paint = 0x5A
         else:
             at = _moved(at, arena, outputs, n_outputs, 0)

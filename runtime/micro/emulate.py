@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from headrace.errors import KernelError
-from headrace.micro.driver import BEHIND, DRIVER, HEADER
+from headrace.micro.driver import BEHIND, CLOSE, DRIVER, HEADER
 from headrace.micro.firmware import ARENA_SYMBOL, INIT, firmware_object, kernel_objects
 from headrace.micro.packing import ALIGNED
 from headrace.micro.program import PlacedArray, Program
+from headrace.micro.stack import stack_bytes
 from headrace.targets import backend
 from headrace.targets.bare_metal import board_of, linker_script
 from headrace.targets.cache import KernelStore
@@ -38,7 +39,8 @@ class Used:
 
     Attributes:
         arena_bytes: up to the last byte that was written to.
-        stack_bytes: of the network's functions, to 16 bytes.
+        stack_bytes: of the network's functions, to 16 bytes. Of 64 and less it is unknown how much
+            is used: it is 64, or the bound of `headrace.micro.stack`, if that is less.
     """
 
     arena_bytes: int
@@ -198,8 +200,8 @@ define void @main() noinline {{
         """
         name = self._functions[0] if function is None else function
         came = self._ran(self._image([arrays], [name], painting=True))
-        arena, stack = np.frombuffer(came, np.int64, 2)
-        return Used(int(arena), int(stack))
+        arena, stack = (int(n) for n in np.frombuffer(came, np.int64, 2))
+        return Used(arena, stack if stack > CLOSE else min(stack, stack_bytes(self.program)))
 
     def counts(self, arrays: Arrays, function: str | None = None) -> dict[str, FunctionCounts]:
         """What a run does by kernel; the function's own part is what calls them.

@@ -13,7 +13,7 @@ def to_chip(network: MicroNetwork, inputs: Mapping[str, np.ndarray]) -> dict[str
     """Arrays of a file's inputs, by name, as arrays of values.
 
     Raises:
-        ValueError: one is missing, unknown, or of another shape or type.
+        ValueError: one is missing, unknown, of another shape or type, or has NaN for codes.
     """
     unknown = set(inputs) - {port.name for port in network.inputs}
     if unknown:
@@ -41,8 +41,11 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if not port.is_real:
         found: np.ndarray = (image ^ UNSIGNED_ZERO).view(np.int8) if port.is_unsigned else image
         return found
-    whole: np.ndarray = np.rint(image.astype(np.float64) / codes.scale) + codes.zero
-    return whole.clip(-128, 127).astype(np.int8)
+    with np.errstate(over="ignore"):  # in float32, as chips and onnxruntime divide
+        whole: np.ndarray = np.rint(image.astype(np.float32) / np.float32(codes.scale))
+    if np.isnan(whole).any():
+        raise ValueError(f"{port.name} has NaN, which no code stands for")
+    return (whole.clip(-256, 256) + codes.zero).clip(-128, 127).astype(np.int8)
 
 
 def from_chip(network: MicroNetwork, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

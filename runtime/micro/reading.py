@@ -36,13 +36,14 @@ from headrace.micro.network import (
 )
 from headrace.micro.operators import OPERATORS
 from headrace.networks.graph import Graph, Node, TensorType, graph_of
-from headrace.networks.patterns import activations
+from headrace.networks.operation import BYTES
+from headrace.networks.patterns.activations import with_hard_swish
 from headrace.networks.patterns.match import Matcher
 from headrace.networks.ports import port_of
-from headrace.networks.quantisation import named
+from headrace.networks.quantisation import elem_type, named
 from headrace.networks.specialise import specialise
 
-_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+_TYPES = (onnx.TensorProto.FLOAT, *BYTES)
 # What gives the same whether its input is quantised or its result.
 _BEFORE_CODES = (
     "Reshape",
@@ -113,7 +114,7 @@ class Reading:
 
     def __init__(self, path: Path, model: OnnxModel, graph: Graph) -> None:
         self.path = path
-        self.graph = _with_hard_swish(specialise(graph, _types(model, graph)))
+        self.graph = with_hard_swish(specialise(graph, _types(model, graph)))
         self.matcher = Matcher(self.graph)
         self.layers: list[Layer] = []
         self._held: dict[str, Held] = {}
@@ -141,12 +142,11 @@ class Reading:
         value = Value(name, kept if len(kept) in (1, 3) else (math.prod(kept),), codes)
         held = Held(value, first, real=is_real and codes is not None)
         self._held[name] = held
-        return Port(
-            name, shape, value, first and not held.in_order, is_real, self._is_unsigned(name)
-        )
+        return Port(name, shape, value, first and not held.in_order, is_real, self.less(name) > 0)
 
-    def _is_unsigned(self, name: str) -> bool:
-        return self.graph.types[name].elem_type == onnx.TensorProto.UINT8
+    def less(self, name: str) -> int:
+        """What is taken from codes of the graph, so that they are signed."""
+        return UNSIGNED_ZERO if elem_type(self.graph, name) == onnx.TensorProto.UINT8 else 0
 
     def _quantiser(self, name: str, ops: Sequence[str]) -> Node | None:
         """What says first how an input is quantised; all that reads it has to say the same."""
@@ -193,7 +193,7 @@ class Reading:
                 path=self.path,
             )
         is_real = held.real or held.value.codes is None
-        return Port(name, shape, held.value, turned, is_real, self._is_unsigned(name))
+        return Port(name, shape, held.value, turned, is_real, self.less(name) > 0)
 
     # Values
 
@@ -286,10 +286,10 @@ class Reading:
 
     def view(self, name: str, held: Held, shape: tuple[int, ...], *, first: bool) -> Value:
         """The elements of a value in another shape."""
-        if held.value.shape == shape:
-            return held.value
-        made = Value(f"{name}/{'x'.join(map(str, shape))}", shape, held.value.codes)
-        self.layers.append(View(made.name, (held.value,), made))
+        made = held.value
+        if made.shape != shape:
+            made = Value(f"{name}/{'x'.join(map(str, shape))}", shape, made.codes)
+            self.layers.append(View(made.name, (held.value,), made))
         self._held[name] = replace(held, value=made, first=first, flat=False)
         return made
 
@@ -323,10 +323,16 @@ class Reading:
         held = self._held.get(name)
         if held is None or held.value.codes is not None or held.flat or held.pads != NO_PADS:
             return None
-        users = self.matcher.users.get(name, [])
-        if len(users) != 1 or name in self.graph.outputs or held.value.name not in self._makers:
+        made, users = held.value.name, self.matcher.users
+        if made not in self._makers or any(
+            made == v.name for one in self.layers for v in one.reads
+        ):
             return None
-        return self.layers[self._makers[held.value.name]]
+        # A value has several names where it only was moved: nobody may want any of them besides.
+        names = [other for other, one in self._held.items() if one.value.name == made]
+        if any(one in self.graph.outputs or len(users.get(one, [])) != 1 for one in names):
+            return None
+        return self.layers[self._makers[made]]
 
     def change(
         self, node: Node, layer: Layer, codes: Codes | None = None, index: int = 0, **changes: Any
@@ -362,25 +368,16 @@ class Reading:
         """Of QuantizeLinear or DequantizeLinear, or of bytes that become numbers."""
         constants = self.graph.constants
         if node.op == "Cast":
-            return Codes(1.0, -UNSIGNED_ZERO if self._is_unsigned(node.inputs[0]) else 0)
+            return Codes(1.0, -self.less(node.inputs[0]))
         scale, zero = node.inputs[1], named(node.inputs, 2)
         if scale in constants and (not zero or zero in constants):
             factor = constants.array(scale).reshape(-1)
-            offset = constants.array(zero).reshape(-1) if zero else np.zeros(1, np.uint8)
-            fits = factor.size == offset.size == 1 and offset.dtype in (np.int8, np.uint8)
+            offset = constants.array(zero).reshape(-1) if zero else np.zeros(1, np.int8)
+            of = (node.outputs if node.op in _TO_CODES else node.inputs)[0]
+            fits = factor.size == offset.size == 1 and elem_type(self.graph, of) in BYTES
             if fits and 0 < factor[0] < np.inf:
-                less = UNSIGNED_ZERO if offset.dtype == np.uint8 else 0
-                return Codes(float(factor[0]), int(offset[0]) - less)
+                return Codes(float(factor[0]), int(offset[0]) - self.less(of))
         raise self.unsupported(node, "codes of 8 bits with one scale and one zero point are done")
-
-
-def _with_hard_swish(graph: Graph) -> Graph:
-    """The graph with one node for what exporters write as several."""
-    matcher = Matcher(graph)
-    found = [(node, activations.found(matcher, node)) for node in graph.nodes]
-    return graph.of(
-        [made[0] if made and made[0].op == "HardSwish" else node for node, made in found]
-    )
 
 
 def _network(reading: Reading) -> MicroNetwork:

@@ -110,7 +110,9 @@ class Schedule:
     def _add_rows(self, of: ByRows) -> None:
         layers = self.network.layers[of.first : of.last]
         between = [layer.makes.name for layer in layers[:-1]]
-        if not can_run_by_rows(layers) or any(self._last.get(n, 0) >= of.last for n in between):
+        if not can_run_by_rows(layers) or any(
+            self._last.get(name, of.last) >= of.last for name in between
+        ):
             raise UnsupportedError(
                 f"layers {of.first} to {of.last - 1} cannot run by rows: they have to be layers of "
                 "images that read the first one's input or each other, and nobody else them"

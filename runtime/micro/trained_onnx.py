@@ -102,15 +102,15 @@ class _Source:
         layer, node = self.layers[name], self.nodes.get(name)
         tensor = None if node is None else self.tensors.get(self._operand(node, what))
         if tensor is None:
-            raise self._refused(name, what, "are not in one constant of the layer's node")
+            raise self._refused(name, what, "not in one constant of the layer's node")
         if self.uses[tensor.name] != 1:
-            raise self._refused(name, what, f"are {tensor.name!r}, which others read, too")
+            raise self._refused(name, what, f"{tensor.name!r}, which others read, too")
         known = onnx.numpy_helper.to_array(tensor)
         array = _in_file(layer, what, tensor, node)
         if known.dtype != np.float32 or not np.array_equal(known, array):
             raise self._refused(
                 name, what,
-                f"are more than {tensor.name!r}: another node's constants, such as a batch norm's, "
+                f"more than {tensor.name!r}: another node's constants, such as a batch norm's, "
                 "went into them",
             )  # fmt: skip
         return tensor
@@ -127,8 +127,8 @@ class _Source:
 
     def _refused(self, name: str, what: str, why: str) -> UnsupportedError:
         return UnsupportedError(
-            f"{self.short[name]}: its {what} {why}. No whole file is written of them: name a "
-            "folder, or train other layers",
+            f"{self.short[name]}: its {what} {'is' if what == BIAS else 'are'} {why}. No whole "
+            "file is written of that: name a folder, or train other layers",
             path=self.path,
         )
 

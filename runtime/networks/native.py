@@ -21,6 +21,7 @@ from headrace.networks.passes.bands import in_bands
 from headrace.networks.passes.into_convolutions import into_convolutions
 from headrace.networks.patch_choice import Choice, with_patches
 from headrace.networks.quantisation import elem_type
+from headrace.networks.weight_store import Held
 
 if TYPE_CHECKING:
     from headrace.networks.streaming import TilesAt
@@ -159,7 +160,7 @@ class NativeRegion:
         """Whether it has memory."""
         return self._linked is not None
 
-    def weights(self) -> list[Arena]:
+    def weights(self) -> list[Held | Arena]:
         """Memory of its weights, some of them other regions' as well; none before it is linked."""
         if self._linked is None or self._own is None:
             return []
@@ -280,8 +281,9 @@ class _Linked:
         self._team = engine.team if streaming is not None else region.team
         self._from_tables = [one for one in region.operations if one.table is not None]
         self.arena = Arena({"values": region.arena_bytes})
-        self.held: list[Arena] = []  # weights; they go with the last region that has them
         self._own = own
+        # Weights; they go with the last region that has them.
+        self.held, held = self._all_held(region.operations)
         layout = region.layout
         at = layout.addresses(self.arena.base)
         placed: dict[int, dict[str, int]] = {}  # of operations that share their weights
@@ -290,7 +292,9 @@ class _Linked:
             calls.append(_Call(operation.kernel, operation.slots(operation, at)))
         for operation in region.operations:
             if id(operation.weights) not in placed:
-                placed[id(operation.weights)] = self._placed(operation)
+                placed[id(operation.weights)] = (
+                    self._placed(operation) | held[id(operation.weights)]
+                )
             places = placed[id(operation.weights)]
             if operation.scratch:
                 places = places | {"scratch": at[SCRATCH]}
@@ -304,18 +308,27 @@ class _Linked:
             for at in np.flatnonzero(self._blocks >= GIVEN)
         ]
 
+    def _all_held(
+        self, operations: Sequence[Operation]
+    ) -> tuple[list[Held], dict[int, dict[str, int]]]:
+        """The weights that stay in memory, and their addresses by the operations' weights."""
+        wanted = [
+            (of, name, weight)
+            for of, one in {id(one.weights): one for one in operations}.items()
+            for name, weight in one.weights.items()
+            if name not in self._placed(one) and self._parts(one, name) is None
+            if isinstance(weight, Weight)  # others are in `own`
+        ]
+        held = self._engine.weights.placed([weight for _, _, weight in wanted])
+        places: dict[int, dict[str, int]] = {id(one.weights): {} for one in operations}
+        for (of, name, _), one in zip(wanted, held, strict=True):
+            places[of][name] = one.base
+        return held, places
+
     def _placed(self, operation: Operation) -> dict[str, int]:
-        """Addresses of an operation's weights, but for those that come in parts."""
-        found = dict(self._own.places[id(operation.weights)])
+        """Addresses of what an operation has for itself, and of rows that come when wanted."""
         rows = None if self._streaming is None else self._streaming.rows(operation)
-        found |= rows or {}
-        for name, weight in operation.weights.items():
-            if name in found or self._parts(operation, name) is not None:
-                continue
-            assert isinstance(weight, Weight)  # others are in `own`
-            self.held.append(self._engine.weights.placed(weight))
-            found[name] = self.held[-1].base
-        return found
+        return self._own.places[id(operation.weights)] | (rows or {})
 
     def _parts(self, operation: Operation, name: str) -> list[TilesAt] | None:
         return None if self._streaming is None else self._streaming.parts(operation, name)

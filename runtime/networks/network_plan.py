@@ -18,7 +18,7 @@ from headrace.networks.operation import Operation, Weight
 from headrace.networks.operators import operation_for
 from headrace.networks.patch_choice import Choice, Patches
 from headrace.networks.patterns import with_patterns
-from headrace.networks.regions import Region, regions_of, regions_that_pay
+from headrace.networks.regions import Region, regions_of, regions_that_pay, with_nodes_of_file
 from headrace.networks.residence import Residence
 from headrace.networks.specialise import specialise
 from headrace.sizes import format_size
@@ -63,6 +63,7 @@ class NetworkPlan:
         if not any(region.ours for region in self.regions):
             self.graph = as_it_is
             self.regions = regions_of(as_it_is, lambda node: False)
+        self.regions = with_nodes_of_file(self.regions, self.graph, as_it_is)
         self._check_host()
         self.runs: list[HostRegion | NativeRegion] = []
         mixed = any(region.ours for region in self.regions)
@@ -74,8 +75,9 @@ class NetworkPlan:
                     self.graph, region.nodes, operations, region.outputs, engine, patches
                 )
             else:
-                nodes = _of_file(region, self.graph, as_it_is)
-                run = HostRegion(self.graph, nodes, region.outputs, engine.threads, spins=not mixed)
+                run = HostRegion(
+                    self.graph, region.nodes, region.outputs, engine.threads, spins=not mixed
+                )
             self.graph.types.update(
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
             )
@@ -243,33 +245,6 @@ class NetworkPlan:
             given = name in self.graph.inputs and isinstance(value, np.ndarray)
             return value.copy() if given else value  # the caller's own array stays the caller's
         return self.graph.constants.array(name)
-
-
-def _of_file(region: Region, graph: Graph, file: Graph) -> list[Node]:
-    """Nodes of the file that compute a region, in an order in which they can.
-
-    Several nodes of `graph` may stand for the same one of the file, of which only one of them knows
-    (it may be in another region, of ours): whatever they read that is not made any more is made.
-    """
-    there = {*graph.inputs, *graph.sparse, *(name for node in graph.nodes for name in node.outputs)}
-    makers = {name: node for node in file.nodes for name in node.outputs if name}
-    found: dict[int, Node] = {}
-    left = [one for node in reversed(region.nodes) for one in reversed(node.originals)]
-    while left:
-        node = left[-1]
-        before = [
-            maker
-            for name in node.reads
-            if name not in there
-            and name not in graph.constants
-            and (maker := makers.get(name)) is not None
-            and id(maker) not in found
-        ]
-        if id(node) in found or not before:
-            found.setdefault(id(node), left.pop())
-        else:
-            left += before
-    return list(found.values())
 
 
 def _ours(graph: Graph) -> dict[int, Operation]:

@@ -196,9 +196,8 @@ def _digests(model: OnnxModel, weights: Mapping[Any, Weight], target: str) -> tu
     """Of the model and what packs it, in two halves of which the first is the path; of the rest."""
     assert model.path is not None
     path = model.path.resolve()
-    files = sorted({path, *(info.path.resolve() for info, _ in model.weights.values())})
     # Archives and image layers give files the times that they had: not that of their change.
-    stamps = [(str(one), *stamp_of(one), os.stat(one).st_ctime_ns) for one in files]
+    stamps = [(str(one), *stamp_of(one), os.stat(one).st_ctime_ns) for one in model.files]
     which = [(key, weight.n_bytes) for key, weight in weights.items()]
     version = hashlib.sha256(repr((stamps, _code())).encode()).hexdigest()[:16]
     whose = hashlib.sha256(str(path).encode()).hexdigest()[:16]

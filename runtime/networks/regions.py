@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from headrace.networks.graph import Graph, Node
 
@@ -111,5 +111,60 @@ def _region(graph: Graph, ours: bool, run: list[int]) -> Region:
         if i not in inside:
             outside.update(node.reads)
     nodes = tuple(graph.nodes[i] for i in run)
-    made = [name for node in nodes for name in node.outputs if name]
-    return Region(ours, nodes, tuple(name for name in made if name in outside))
+    return Region(ours, nodes, tuple(name for name in _made(nodes) if name in outside))
+
+
+def _made(nodes: Iterable[Node]) -> list[str]:
+    return [name for node in nodes for name in node.outputs if name]
+
+
+def with_nodes_of_file(regions: Sequence[Region], graph: Graph, file: Graph) -> list[Region]:
+    """Regions of the host with the nodes of the file that compute them, and what these then want.
+
+    Nodes of `graph` that stand for others read less, or something else: what the others read is an
+    output of the region that makes it, or is made once more where none in front does.
+
+    Args:
+        regions: of `graph`, in the order in which they run.
+        file: the graph before patterns.
+    """
+    makers = {name: node for node in file.nodes for name in node.outputs if name}
+    there = {*graph.inputs, *graph.sparse}
+    found = []
+    for region in regions:
+        nodes = region.nodes if region.ours else _of_file(region, graph, makers, there)
+        found.append(replace(region, nodes=tuple(nodes)))
+        there.update(_made(region.nodes))
+    reads = [{name for node in region.nodes for name in node.reads} for region in found]
+    wanted = [set(graph.outputs).union(*reads[:i], *reads[i + 1 :]) for i in range(len(found))]
+    return [
+        replace(new, outputs=tuple(name for name in _made(old.nodes) if name in names))
+        for new, old, names in zip(found, regions, wanted, strict=True)
+    ]
+
+
+def _of_file(
+    region: Region, graph: Graph, makers: Mapping[str, Node], there: Collection[str]
+) -> list[Node]:
+    """Nodes of the file that compute a region, in an order in which they can.
+
+    Several nodes of `graph` may stand for the same one of the file, of which only one of them knows
+    (it may be in another region, of ours): whatever they read that is not there yet is made.
+    """
+    found: dict[int, Node] = {}
+    left = [one for node in reversed(region.nodes) for one in reversed(node.originals)]
+    while left:
+        node = left[-1]
+        before = [
+            maker
+            for name in node.reads
+            if name not in there
+            and name not in graph.constants
+            and (maker := makers.get(name)) is not None
+            and id(maker) not in found
+        ]
+        if id(node) in found or not before:
+            found.setdefault(id(node), left.pop())
+        else:
+            left += before
+    return list(found.values())

@@ -76,7 +76,7 @@ def test_the_list_for_people_and_for_programs(capsys: pytest.CaptureFixture[str]
     assert head.split() == ["target", "triple", "cpu", "kernels", "provable", "on", "needs"]
     names = {line.split()[0] for line in lines}
     assert names == all_targets().keys() | microcontrollers().keys()
-    assert max(map(len, lines)) < 200
+    assert max(map(len, lines)) < 300  # a feature of each, and why it is not here
     (best,) = [line for line in lines if "this CPU, its best" in line]
     assert best.split()[0] == HOST.name
     assert main(["targets", "list", "--json"]) == 0

@@ -84,8 +84,8 @@ def refused(model: Any, which: int, what: Trained, words: str, folder: Path) -> 
 def test_layers_that_are_more_than_a_node(tmp_path: Path) -> None:
     weights, bias = Trained(True, False), Trained(False, True)
     refused(CLASSIFIERS["plain"](), 0, weights, "weights are more than 'c0': another", tmp_path)
-    refused(CLASSIFIERS["plain"](), 0, bias, "bias are more than 'c1': another", tmp_path)
-    refused(all_kinds(), -1, bias, "bias are not in one constant", tmp_path)
+    refused(CLASSIFIERS["plain"](), 0, bias, "bias is more than 'c1': another", tmp_path)
+    refused(all_kinds(), -1, bias, "bias is not in one constant", tmp_path)
     of = Classifier().conv(8, 3)
     twice = of.then("Conv", of.weights(8, 8, 1, 1)).then("Relu").then("Conv", "c2").model()
     refused(twice, 1, weights, "weights are 'c2', which others read, too", tmp_path)

@@ -33,5 +33,6 @@ OPERATORS: dict[str, Callable[[Any, Node], None]] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), places.reshape),
     "Transpose": places.transpose,
     "Cast": places.cast,
-    **dict.fromkeys(("Identity", "Dropout"), places.identity),
+    "Identity": places.identity,
+    "Dropout": places.dropout,
 }

@@ -59,7 +59,10 @@ def multiply(of: Reading, node: Node) -> None:
     reads, made = _two(of, node)
     if reads[0].shape != made:
         reads = reads[::-1]
-    if reads[0].shape != made or reads[1].shape not in (made, (1, 1, made[-1])):
+    # Of shapes that are not as long the shorter one has channels where the other has rows.
+    ranks = {len(of.graph.shape(name) or ()) for name in node.inputs}
+    shapes = (made, (1, 1, made[-1])) if len(ranks) == 1 else (made,)
+    if reads[0].shape != made or reads[1].shape not in shapes:
         raise of.unsupported(
             node, "a product of two values of one shape, or with a factor for each channel, is done"
         )

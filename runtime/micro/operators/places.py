@@ -10,7 +10,6 @@ import onnx
 
 from headrace.micro.held import ROWS_TURNED, TO_FIRST, TO_LAST, image_of, pads_of
 from headrace.micro.network import (
-    UNSIGNED_ZERO,
     Activation,
     Concatenation,
     Conversion,
@@ -38,7 +37,10 @@ def concat(of: Reading, node: Node) -> None:
         reads, place = tuple(of.row(node, i) for i in indices), 0
     codes = reads[0].codes if all(value.codes == reads[0].codes for value in reads) else None
     makes = Value(node.outputs[0], made, codes)
-    real = all(of.held(name).real for name in node.inputs)
+    joined = [of.held(name) for name in node.inputs]
+    real = all(held.real for held in joined)
+    if codes is None and any(held.value.codes and not held.real for held in joined):
+        raise of.unsupported(node, "it joins codes that mean different numbers")
     of.add(node, Concatenation(node.label, reads, makes, place), real=real)
 
 
@@ -54,7 +56,7 @@ def pad(of: Reading, node: Node) -> None:
     value = of.array(node, 2).reshape(-1) if names[1] else np.array([node.attribute("value", 0.0)])
     zero: float = 0.0
     if held.value.codes is not None and not held.real:
-        zero = held.value.codes.zero + (UNSIGNED_ZERO if value.dtype == np.uint8 else 0)
+        zero = held.value.codes.zero + of.less(node.inputs[0])
     mode = (node.attribute("mode", b"constant") or b"").decode()
     rank = len(of.graph.shape(node.inputs[0]) or ())
     of.made_shape(node)
@@ -132,9 +134,20 @@ def identity(of: Reading, node: Node) -> None:
         of.put(node.outputs[0], of.given(node.inputs[0]))
 
 
+def dropout(of: Reading, node: Node) -> None:
+    """The same, as a network that is run has it."""
+    mode, constants = named(node.inputs, 2), of.graph.constants
+    if mode and (mode not in constants or constants.array(mode).any()):
+        raise of.unsupported(node, "its training_mode is not false; export it for inference")
+    identity(of, node)
+
+
 def cast(of: Reading, node: Node) -> None:
     """Bytes as numbers: codes of a scale of 1."""
     held = of.given(node.inputs[0])
     if node.attribute("to") != onnx.TensorProto.FLOAT:
         raise of.unsupported(node, "bytes, or numbers, as FLOAT are done")
-    of.put(node.outputs[0], held if held.value.codes is None else held.of_numbers())
+    codes = held.value.codes
+    if codes is not None and not held.real and codes != of.codes_of(node):
+        raise of.unsupported(node, "codes of a scale become numbers by DequantizeLinear")
+    of.put(node.outputs[0], held if codes is None else held.of_numbers())

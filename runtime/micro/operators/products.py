@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,10 @@ def _windows(
         if auto.startswith("SAME"):
             reach = (taps[i] - 1) * dilations[i] + 1
             size = read.image[i] + more[0][i] + more[1][i]
-            total = max((made[i] - 1) * strides[i] + reach - size, 0)
+            wanted = (made[i] - 1) * strides[i] + reach - size
+            if wanted < -1:  # of which onnxruntime has several views
+                raise of.unsupported(node, "auto_pad of windows that leave pixels out between them")
+            total = max(wanted, 0)
             pads[i] = total // 2 if auto == "SAME_UPPER" else total - total // 2
         elif auto == "VALID":
             pads[i] = 0
@@ -59,6 +63,17 @@ def _windows(
     if min(*strides, *dilations, *taps) < 1 or min(pads) < 0:
         raise of.unsupported(node, f"strides {strides}, dilations {dilations}, pads {pads}")
     return Windows(*((a, b) for a, b in (taps, strides, pads, dilations)))
+
+
+def _ends(windows: Windows, read: Value, made: tuple[int, ...]) -> tuple[Pads, bool]:
+    """Pads around an image, and whether there is a window of them alone."""
+    behind, alone = [0, 0], False
+    for i, size in enumerate(read.image[:2]):
+        reach = (windows.taps[i] - 1) * windows.dilations[i] + 1
+        last = (made[i] - 1) * windows.strides[i] - windows.pads[i]
+        behind[i] = max(0, last + reach - size)
+        alone = alone or windows.pads[i] >= reach or last >= size
+    return (windows.pads, (behind[0], behind[1])), alone
 
 
 def _weights(of: Reading, node: Node, index: int, axis: int) -> tuple[np.ndarray, Any]:
@@ -128,10 +143,13 @@ def conv(of: Reading, node: Node) -> None:
     taps = weights.shape[2:]
     if len(taps) == 1:
         weights = weights[:, :, None]
-    # Each window sees a pixel, or it would be one of the zeros alone.
     read, more = of.unpadded(node, (weights.shape[2] - 1, weights.shape[3] - 1))
     bias = _bias(of, node, 2, read, made[-1], scales)
     windows = _windows(of, node, read, made, taps, more)
+    ends, alone = _ends(windows, read, made)
+    if alone:  # kernels have windows that see a pixel
+        read = of.surrounded(read, f"{node.outputs[0]}/padded", ends)
+        windows = replace(windows, pads=(0, 0))
     makes = Value(node.outputs[0], made, None)
     first = (node.label, (read,), makes)
     if groups == 1 and weights.shape[1] == read.shape[2]:
@@ -190,10 +208,13 @@ def pool(of: Reading, node: Node) -> None:
         windows = _windows(of, node, read, made, taps, padded=counted)
         if windows.dilations != (1, 1):
             raise of.unsupported(node, "a pool of pixels with gaps between")
-        if windows.pads != (0, 0) and node.attribute("count_include_pad", 0):
+        ends, alone = _ends(windows, read, made)
+        if node.attribute("count_include_pad", 0) and ends != NO_PADS:
             raise of.unsupported(
                 node, "a mean that counts pads of auto_pad; explicit ones are done"
             )
+        if alone:
+            raise of.unsupported(node, "it has windows of pads alone; give it fewer pads")
     if node.op in ("MaxPool", "GlobalMaxPool"):  # the most of codes is one of them
         makes = Value(node.outputs[0], made, read.codes)
         of.add(node, Pool(node.label, (read,), makes, "most", windows), real=True)

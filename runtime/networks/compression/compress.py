@@ -21,13 +21,13 @@ from headrace.loaders.onnx_model import open_onnx
 from headrace.networks.compression import four_bits
 from headrace.networks.compression.bias_correction import correct
 from headrace.networks.compression.dynamic_int8 import quantised_products
-from headrace.networks.compression.float_model import simplified
+from headrace.networks.compression.float_model import check, simplified
 from headrace.networks.compression.price import price
 from headrace.networks.compression.pruning import PATTERNS, prune
 from headrace.networks.compression.qdq import Quantiser
 from headrace.networks.compression.ranges import ranges
 from headrace.networks.compression.samples import Sample, read_samples
-from headrace.networks.compression.sparse_layers import LEAST, SparseLayer, zeros
+from headrace.networks.compression.sparse_layers import LEAST, SparseLayer, own_biases, zeros
 from headrace.networks.network import Network
 
 KEEP = "keep"  # float32 as it is
@@ -90,7 +90,11 @@ def compress_network(
     """
     _check(format, sparsity, pattern, ends, calibrate)
     _check_target(dst, force)
-    with Network(open_onnx(src), threads=1) as network:
+    model = open_onnx(src)
+    if dst.exists() and any(dst.samefile(one) for one in model.files):
+        raise HeadraceError(f"{dst} is a file of the model to be read; write to another")
+    source_bytes = sum(one.stat().st_size for one in model.files)
+    with Network(model, threads=1) as network:
         texts = all(port.kind in ("INT64", "INT32") for port in network.inputs)
         most = TEXTS if texts else SAMPLES
         given = None if calibrate is None else read_samples(calibrate, network.inputs, most)
@@ -98,6 +102,8 @@ def compress_network(
     source = simplified(onnx.load(src))
     written = onnx.ModelProto()
     written.CopyFrom(source)
+    if given is not None:
+        own_biases(written)
     layers: list[SparseLayer] = []
     if sparsity is not None:
         rows = PATTERNS[pattern or "1x1"]
@@ -122,10 +128,11 @@ def compress_network(
             "channels or more"
         )
     written.producer_name = "headrace"
+    check(written)
     with whole_file(dst) as file:
         file.write(written.SerializeToString(deterministic=True))
     return CompressedNetwork(
-        dst, src.stat().st_size, dst.stat().st_size, dict(counts.most_common()),
+        dst, source_bytes, dst.stat().st_size, dict(counts.most_common()),
         len(given or ()), len(layers), left, small,
         price(source, written, others) if others else None,
     )  # fmt: skip

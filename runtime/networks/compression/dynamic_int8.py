@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from headrace.networks.compression.names import NewNames, reads
+
 PRODUCTS = ("Gemm", "MatMul")
 
 
@@ -41,8 +43,8 @@ def quantised_products(model: Any) -> tuple[Any, Counter[str]]:
             nodes.extend(writer.product(node, weight))
     del written.graph.node[:]
     written.graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [one for one in written.graph.initializer if one.name in used]
+    used = reads(written)
+    kept = [one for one in written.graph.initializer if used[one.name]]
     del written.graph.initializer[:]
     written.graph.initializer.extend(kept)
     del written.graph.value_info[:]
@@ -60,6 +62,7 @@ class _Writer:
             if one.type.tensor_type.HasField("shape")
         }
         self._codes: dict[str, list[str]] = {}  # of values that are quantised
+        self._names = NewNames(model)
 
     def weight(self, node: Any) -> np.ndarray | None:
         """Of a product that integers can compute, [inputs, outputs]; None: it is none."""
@@ -67,6 +70,8 @@ class _Writer:
             return None
         held = self._constants.get(node.input[1])
         if held is None or held.data_type != onnx.TensorProto.FLOAT or len(held.dims) != 2:
+            return None
+        if 0 in held.dims:
             return None
         if node.input[0] in self._constants or self._ranks.get(node.input[0], 0) < 2:
             return None
@@ -79,29 +84,31 @@ class _Writer:
 
     def product(self, node: Any, w: np.ndarray) -> list[Any]:
         """Nodes in place of one."""
-        x, y = node.input[0], node.output[0]
+        x, y, new = node.input[0], node.output[0], self._names.like
         nodes: list[Any] = []
         if x not in self._codes:
-            self._codes[x] = [f"{x}_quantized", f"{x}_scale", f"{x}_zero_point"]
+            self._codes[x] = [new(f"{x}_{what}") for what in ("quantized", "scale", "zero_point")]
             nodes.append(helper.make_node("DynamicQuantizeLinear", [x], self._codes[x]))
         codes, scale, zero = self._codes[x]
         most = np.abs(w).max(axis=0, initial=0).astype(np.float32) / np.float32(127)
         scales = np.where(most > 0, most, np.float32(1)).astype(np.float32)
         whole = np.clip(np.rint(w / scales), -127, 127).astype(np.int8)
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
-        product = f"{y}_without_bias" if bias else y
+        product = new(f"{y}_without_bias") if bias else y
+        whole_sums, sums, both = new(f"{y}_int32"), new(f"{y}_sums"), new(f"{y}_scales")
         integers = [codes, self._constant(f"{y}_weight", whole), zero]
         factors = [scale, self._constant(f"{y}_weight_scale", scales)]
         nodes += [
-            helper.make_node("MatMulInteger", integers, [f"{y}_int32"], node.name),
-            helper.make_node("Cast", [f"{y}_int32"], [f"{y}_sums"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Mul", factors, [f"{y}_scales"]),
-            helper.make_node("Mul", [f"{y}_sums", f"{y}_scales"], [product]),
+            helper.make_node("MatMulInteger", integers, [whole_sums], node.name),
+            helper.make_node("Cast", [whole_sums], [sums], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", factors, [both]),
+            helper.make_node("Mul", [sums, both], [product]),
         ]
         if bias:
             nodes.append(helper.make_node("Add", [product, bias], [y]))
         return nodes
 
     def _constant(self, name: str, values: np.ndarray) -> str:
+        name = self._names.like(name)
         self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name

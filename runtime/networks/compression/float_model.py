@@ -13,27 +13,59 @@ import onnxruntime
 
 from headrace.errors import UnsupportedError
 from headrace.networks.compression.samples import Sample
+from headrace.networks.graph import node_of
 
 _QUIET = 4  # of onnxruntime's severities: only what is fatal
 _LEAST_OPSET = 13  # scales for each channel
+_LEAST_IR = 4  # initialisers need not be inputs
 
 
 def simplified(model: Any) -> Any:
     """The model with constants computed and batch normalisation in the weights of convolutions.
+
+    Initialisers that are inputs as well, whose values callers may replace, are constants there.
 
     Raises:
         UnsupportedError: onnxruntime does not run it.
     """
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     if version < _LEAST_OPSET:
-        model = onnx.version_converter.convert_version(model, _LEAST_OPSET)
+        try:
+            model = onnx.version_converter.convert_version(model, _LEAST_OPSET)
+        except Exception as error:  # of any kind: it is a native library's
+            raise UnsupportedError(
+                f"its operator set {version} does not become {_LEAST_OPSET}, which has scales for "
+                f"each channel: {_first_line(error)}; export the model for that one"
+            ) from None
+    constants = {one.name for one in model.graph.initializer}
+    inputs = [one for one in model.graph.input if one.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, _LEAST_IR)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "simplified.onnx")
         _session(model, options)
-        return onnx.shape_inference.infer_shapes(onnx.load(options.optimized_model_filepath))
+        found = onnx.load(options.optimized_model_filepath)
+    for one in found.graph.sparse_initializer:
+        found.graph.initializer.append(_dense(one))
+    del found.graph.sparse_initializer[:]
+    for one in (*found.graph.node, *found.opset_import):
+        if one.domain == "ai.onnx":  # another name of the same, of which onnx knows one
+            one.domain = ""
+    return onnx.shape_inference.infer_shapes(found)
+
+
+def _dense(tensor: Any) -> Any:
+    """A sparse initialiser as others are."""
+    values = onnx.numpy_helper.to_array(tensor.values)
+    places = onnx.numpy_helper.to_array(tensor.indices)
+    dense = np.zeros(tuple(tensor.dims), values.dtype)
+    at = (places,) if places.ndim == 1 else (np.ravel_multi_index(tuple(places.T), dense.shape),)
+    dense.reshape(-1)[at] = values
+    return onnx.numpy_helper.from_array(dense, tensor.values.name)
 
 
 def observe(
@@ -59,6 +91,15 @@ def observe(
         look(values | {name: sample[name] for name in wanted if name in inputs})
 
 
+def check(model: Any) -> None:
+    """See that onnxruntime takes a model that was made.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    _plain_session(model, None)
+
+
 class Stepwise:
     """A run of a model for several inputs, from value to value.
 
@@ -75,7 +116,8 @@ class Stepwise:
         self._nodes = list(model.graph.node)
         self._constants = {one.name: one for one in model.graph.initializer}
         self._at = 0
-        self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.input}
+        self._reads = [node_of(node).reads for node in self._nodes]
+        self._last_use = {name: i for i, read in enumerate(self._reads) for name in read}
         self.values: list[Sample] = [dict(sample) for sample in samples]
 
     def run_to(self, name: str) -> None:
@@ -87,7 +129,7 @@ class Stepwise:
         ends = (i for i in range(self._at, len(self._nodes)) if name in self._nodes[i].output)
         begin, self._at = self._at, next(ends) + 1
         nodes = self._nodes[begin : self._at]
-        read = {one for node in nodes for one in node.input if one}
+        read = {one for of in self._reads[begin : self._at] for one in of}
         made = [one for node in nodes for one in node.output if one]
         kept = [one for one in made if one == name or self._last_use.get(one, -1) >= self._at]
         piece = onnx.ModelProto(ir_version=self._model.ir_version)
@@ -97,6 +139,9 @@ class Stepwise:
         piece.graph.initializer.extend(v for n, v in self._constants.items() if n in read)
         first = self.values[0] if self.values else {}
         given = [one for one in first if one in read]
+        for one in given:
+            if not isinstance(first[one], np.ndarray):
+                raise UnsupportedError(f"{one} is no tensor: no inputs go through this network")
         piece.graph.input.extend(
             onnx.helper.make_tensor_value_info(
                 one, onnx.helper.np_dtype_to_tensor_dtype(first[one].dtype), None
@@ -111,10 +156,11 @@ class Stepwise:
             values.update(zip(kept, found, strict=True))
 
 
-def _plain_session(model: Any, outputs: Sequence[str]) -> Any:
+def _plain_session(model: Any, outputs: Sequence[str] | None) -> Any:
     """A session of a model, which is changed to give these values, without optimisations."""
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    if outputs is not None:
+        del model.graph.output[:]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -130,5 +176,10 @@ def _session(model: Any, options: Any) -> Any:
             enable_fallback=0,  # it prints what went wrong
         )
     except Exception as error:  # of any kind: it is a native library's
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedError(f"onnxruntime does not run this network: {reason}") from None
+        raise UnsupportedError(
+            f"onnxruntime does not run this network: {_first_line(error)}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
+from headrace.networks.compression.names import NewNames
 from headrace.networks.compression.reconstruction import in_order
 from headrace.networks.compression.samples import Sample
 from headrace.networks.compression.sparse_layers import SparseLayer, sparse_layers
@@ -59,8 +60,9 @@ def quantise(
             raw = _rounded(_padded(of.wanted(layer.matrix()), group), to, of.zz)
             rounded.append((layer, raw))
             of.put(layer, weights_of(*parts_of(raw, group))[:, :n])
+    names = NewNames(model)
     for layer, raw in rounded:
-        _replace(model, layer, raw, group, symmetric)
+        _replace(model, names, layer, raw, group, symmetric)
     if layers and DOMAIN not in {one.domain for one in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return len(layers)
@@ -92,21 +94,23 @@ def _pairs(codes: Bytes) -> Bytes:
     return packed
 
 
-def _replace(model: Any, layer: SparseLayer, raw: Bytes, group: int, symmetric: bool) -> None:
+def _replace(
+    model: Any, names: NewNames, layer: SparseLayer, raw: Bytes, group: int, symmetric: bool
+) -> None:
     node, name = layer.node, layer.weight.name
-    outputs, inputs = layer.matrix().shape
+    outputs, read = layer.matrix().shape
     codes, zeros, scales = parts_of(raw, group)
     tensors = {
-        f"{name}_n4": _pairs(codes).reshape(outputs, -1, group // 2),
-        f"{name}_scales": scales.reshape(-1),
+        names.like(f"{name}_n4"): _pairs(codes).reshape(outputs, -1, group // 2),
+        names.like(f"{name}_scales"): scales.reshape(-1),
     }
     if not symmetric:
-        tensors[f"{name}_zeros"] = _pairs(zeros).reshape(-1)
-    names = [node.input[0], *tensors]
-    if layer.bias is not None:
-        names += [""] * (5 - len(names)) + [layer.bias.name]
+        tensors[names.like(f"{name}_zeros")] = _pairs(zeros).reshape(-1)
+    inputs = [node.input[0], *tensors]
+    if len(node.input) > 2 and node.input[2]:  # of MatMul a sum that stands behind it stays
+        inputs += [""] * (5 - len(inputs)) + [node.input[2]]
     made = helper.make_node(
-        OPERATOR, names, list(node.output), name=node.name, domain=DOMAIN, K=inputs, N=outputs,
+        OPERATOR, inputs, list(node.output), name=node.name, domain=DOMAIN, K=read, N=outputs,
         bits=4, block_size=group, accuracy_level=INT8,
     )  # fmt: skip
     model.graph.initializer.remove(layer.weight)

@@ -15,6 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from headrace.networks.compression.names import NewNames, reads
+from headrace.networks.graph import node_of
+
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 _BOUNDS = ("Relu", "Clip")
@@ -56,7 +59,7 @@ class Quantiser:
         self.outputs = {one.name for one in model.graph.output}
         self._users: dict[str, list[int]] = {}
         for i, node in enumerate(self.nodes):
-            for name in node.input:
+            for name in node_of(node).reads:
                 self._users.setdefault(name, []).append(i)
         self.chosen = self._choose()
         # What corrects the biases of products (`bias_correction`), by the name of what they make.
@@ -72,8 +75,6 @@ class Quantiser:
                 continue
             chosen.nodes.append(i)
             y, bounds = self._behind(node.output[0])
-            if bounds:
-                chosen.bounds[node.output[0]] = bounds
             for name in self._activations(node):
                 values[name] = None
             if not self._stays_float(node, y, bounds):
@@ -81,6 +82,10 @@ class Quantiser:
             if node.op_type in VIEWS:
                 chosen.shared[y] = node.input[0]
         chosen.values = list(values)
+        for i in chosen.nodes:
+            y, bounds = self._behind(self.nodes[i].output[0])
+            if bounds and y in values:  # what MatMul makes is bytes where another product reads it
+                chosen.bounds[self.nodes[i].output[0]] = bounds
         return chosen
 
     def _fits(self, node: Any, values: Mapping[str, None]) -> bool:
@@ -104,15 +109,20 @@ class Quantiser:
 
     def _is_product(self, node: Any) -> bool:
         weight = self.constants.get(node.input[1])
-        if weight is None or weight.data_type != onnx.TensorProto.FLOAT:
+        if weight is None or weight.data_type != onnx.TensorProto.FLOAT or 0 in weight.dims:
             return False
         if node.input[0] in self.constants:
             return False
-        if len(node.input) > 2 and node.input[2] and node.input[2] not in self.constants:
+        if len(node.input) > 2 and node.input[2] and not self._is_bias(node.input[2]):
             return False
         given = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         plain = all(given.get(k, v) == v for k, v in (("alpha", 1.0), ("beta", 1.0), ("transA", 0)))
         return plain and (node.op_type == "Conv" or len(weight.dims) == 2)
+
+    def _is_bias(self, name: str) -> bool:
+        """Whether what a product adds is a constant that all rows have in common."""
+        held = self.constants.get(name)
+        return held is not None and all(n == 1 for n in held.dims[:-1])
 
     def _activations(self, node: Any) -> list[str]:
         return list(node.input[:2]) if node.op_type == "Add" else [node.input[0]]
@@ -158,6 +168,8 @@ class _Writing:
         chosen = quantiser.chosen
         self.made: dict[str, str] = {}  # names of what nodes make, by those that they had
         self._integers = set(chosen.nodes)
+        self._names = NewNames(quantiser.model)
+        self._dequantized: dict[str, str] = {}  # what is read in place of values
         self._ends: dict[str, str] = {}  # of values that stood in front of bounds which go
         self.scales = {name: _steps(ranges[self._source(name)]) for name in chosen.values}
         gone = self._unneeded_bounds()
@@ -166,8 +178,8 @@ class _Writing:
         for i, node in enumerate(quantiser.nodes):
             if i not in gone:
                 self._node(i, node)
-        used = {name for node in graph.node for name in node.input}
-        kept = [one for name, one in quantiser.constants.items() if name in used]
+        used = reads(self.model)
+        kept = [one for name, one in quantiser.constants.items() if used[name]]
         graph.initializer.extend(kept)
         self._tidy()
 
@@ -177,7 +189,7 @@ class _Writing:
         made.CopyFrom(node)
         for k, name in enumerate(made.input):
             if name in self.scales and name not in self.of.outputs:
-                made.input[k] = f"{name}_dequantized"
+                made.input[k] = self._dequantized[name]
         if index in self._integers and node.op_type in PRODUCTS:
             self._weights(made, node)
         nodes = self.model.graph.node
@@ -186,8 +198,8 @@ class _Writing:
         for k, name in enumerate(node.output):
             end = self.made[name] = self._ends.get(name, name)
             if end in self.of.outputs and end in self.scales:
-                self.made[name] = f"{end}_float"  # the output itself is what is dequantised
-                self._pair(f"{end}_float", end, end)
+                self.made[name] = self._names.like(f"{end}_float")
+                self._pair(self.made[name], end, end)  # the output itself is what is dequantised
             elif end in self.scales:
                 self._pair(end, end)
             nodes[place].output[k] = self.made[name]
@@ -233,6 +245,7 @@ class _Writing:
         return found[0], found[1]
 
     def _constant(self, name: str, value: np.ndarray) -> str:
+        name = self._names.like(name)
         self.model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
@@ -243,7 +256,8 @@ class _Writing:
             self._constant(f"{name}_scale", np.array(scale, np.float32)),
             self._constant(f"{name}_zero_point", np.array(zero, np.uint8)),
         ]
-        middle, end = f"{name}_quantized", end or f"{name}_dequantized"
+        middle = self._names.like(f"{name}_quantized")
+        end = self._dequantized[name] = end or self._names.like(f"{name}_dequantized")
         self.model.graph.node.extend(
             (
                 helper.make_node("QuantizeLinear", [source, *given], [middle], f"{name}_quantize"),
@@ -278,7 +292,7 @@ class _Writing:
             self._constant(f"{name}_weight_zero_point", np.zeros(len(scale), np.int8)),
         ]
         nodes = self.model.graph.node
-        made.input[1] = f"{name}_weight_dequantized"
+        made.input[1] = self._names.like(f"{name}_weight_dequantized")
         nodes.append(
             helper.make_node(
                 "DequantizeLinear", weight, [made.input[1]], f"{name}_weight_dequantize", axis=axis
@@ -294,7 +308,7 @@ class _Writing:
             self._constant(f"{name}_bias_scale", unit),
             self._constant(f"{name}_bias_zero_point", np.zeros(len(unit), np.int32)),
         ]
-        end = f"{name}_bias_dequantized"
+        end = self._names.like(f"{name}_bias_dequantized")
         if len(made.input) > 2:
             made.input[2] = end
         else:

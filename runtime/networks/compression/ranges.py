@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.errors import UnsupportedError
 from headrace.networks.compression.float_model import observe
 from headrace.networks.compression.samples import Sample
 
@@ -56,13 +57,23 @@ class Histogram:
 def ranges(
     model: Any, names: Sequence[str], samples: Sequence[Sample]
 ) -> dict[str, tuple[float, float]]:
-    """Of values of a float32 model, from what they are for samples."""
+    """Of values of a float32 model, from what they are for samples.
+
+    Raises:
+        UnsupportedError: onnxruntime does not run it, or a value has no range.
+    """
     ends: dict[str, tuple[float, float]] = {}
 
     def widen(values: dict[str, np.ndarray]) -> None:
         for name, value in values.items():
-            low, high = ends.get(name, (np.inf, -np.inf))
-            ends[name] = (min(low, float(value.min())), max(high, float(value.max())))
+            low, high = ends.get(name, (0.0, 0.0))
+            low = float(np.minimum(low, value.min(initial=0)))  # no number stays none
+            high = float(np.maximum(high, value.max(initial=0)))
+            if not np.isfinite((low, high)).all():
+                raise UnsupportedError(
+                    f"{name} has values that are no numbers for these inputs, so it has no range"
+                )
+            ends[name] = (low, high)
 
     observe(model, names, samples, widen)
     counted = {name: Histogram(*pair) for name, pair in ends.items()}

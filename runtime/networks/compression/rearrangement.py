@@ -10,13 +10,14 @@ where it is. The dense network gives what it gave, but for the order in which pr
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from headrace.networks.compression.names import reads
 from headrace.networks.compression.sparse_layers import SparseLayer
 from headrace.sparse.format import Floats
 
@@ -145,7 +146,7 @@ class _Graph:
 
     def __init__(self, model: Any) -> None:
         self._constants = {one.name: one for one in model.graph.initializer}
-        self._used = Counter(name for node in model.graph.node for name in node.input)
+        self._used = reads(model)
         self._shapes = {
             one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim]
             for one in (*model.graph.value_info, *model.graph.input, *model.graph.output)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from headrace.errors import UnsupportedError
 from headrace.networks.compression.float_model import Stepwise
 from headrace.networks.compression.samples import Sample
 from headrace.networks.compression.sparse_layers import SparseLayer
@@ -64,7 +65,7 @@ def in_order(
         notice: is told what happens.
 
     Raises:
-        UnsupportedError: onnxruntime does not run it.
+        UnsupportedError: onnxruntime does not run it, or makes values that are no numbers.
     """
     source = onnx.ModelProto()
     source.CopyFrom(model)
@@ -84,19 +85,27 @@ def _moments(layer: SparseLayer, pairs: Sequence[tuple[np.ndarray, np.ndarray]])
     zz, xz = np.zeros((2, n, n))
     sum_x, sum_z = np.zeros((2, n))
     count = 0
-    for was, now in pairs:
-        x, z = layer.rows(was), layer.rows(now)
-        zz += z @ z.T
-        xz += x @ z.T
-        sum_x += x.sum(axis=1, dtype=np.float64)
-        sum_z += z.sum(axis=1, dtype=np.float64)
-        count += x.shape[1]
-    mean_x, mean_z = sum_x / count, sum_z / count
-    zz, xz = zz / count, xz / count
-    if layer.bias is not None:
-        zz -= np.outer(mean_z, mean_z)
-        xz -= np.outer(mean_x, mean_z)
-    return Moments(
-        zz.astype(np.float32), xz.astype(np.float32), mean_x.astype(np.float32),
-        mean_z.astype(np.float32),
-    )  # fmt: skip
+    name = layer.node.input[0]
+    with np.errstate(all="ignore"):
+        for was, now in pairs:
+            x, z = layer.rows(was), layer.rows(now)
+            sum_x += x.sum(axis=1, dtype=np.float64)
+            sum_z += z.sum(axis=1, dtype=np.float64)
+            count += x.shape[1]
+        if not count:
+            raise UnsupportedError(f"{name} is empty for these inputs: give others")
+        mean_x, mean_z = (one.astype(np.float32) for one in (sum_x / count, sum_z / count))
+        # Means are taken away first: where they are large, squares would be of nothing else.
+        apart = 1 if layer.bias is not None else 0
+        for was, now in pairs:
+            x = layer.rows(was) - apart * mean_x[:, None]
+            z = layer.rows(now) - apart * mean_z[:, None]
+            zz += z @ z.T
+            xz += x @ z.T
+        zz, xz = zz / count, xz / count
+    if not np.isfinite(zz + xz).all():
+        raise UnsupportedError(
+            f"{name}, which a product reads, is infinite or no number for these inputs: there are "
+            "no weights that suit them"
+        )
+    return Moments(zz.astype(np.float32), xz.astype(np.float32), mean_x, mean_z)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ Sample = dict[str, np.ndarray]
 _DTYPES: dict[str, np.dtype[Any]] = {
     "FLOAT": np.dtype(np.float32), "INT64": np.dtype(np.int64), "INT32": np.dtype(np.int32),
 }  # fmt: skip
+_DAMAGED = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def read_samples(path: Path, ports: Sequence[Port], most: int) -> list[Sample]:
@@ -64,8 +67,8 @@ def _arrays(file: Path, ports: Sequence[Port]) -> dict[str, np.ndarray]:
         loaded = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise HeadraceError(f"no file or folder {file} to calibrate with") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise HeadraceError(f"{file} is no .npy or .npz file of numbers: {error}") from None
+    except _DAMAGED as error:
+        raise _no_numbers(file, error) from None
     if isinstance(loaded, np.ndarray):
         if len(ports) != 1:
             names = ", ".join(port.name for port in ports)
@@ -75,7 +78,14 @@ def _arrays(file: Path, ports: Sequence[Port]) -> dict[str, np.ndarray]:
         missing = [port.name for port in ports if port.name not in loaded]
         if missing:
             raise HeadraceError(f"{file} has no array {missing[0]!r}, which the network takes")
-        return {port.name: loaded[port.name] for port in ports}
+        try:
+            return {port.name: loaded[port.name] for port in ports}
+        except _DAMAGED as error:
+            raise _no_numbers(file, error) from None
+
+
+def _no_numbers(file: Path, error: Exception) -> HeadraceError:
+    return HeadraceError(f"{file} is no .npy or .npz file of numbers: {error}")
 
 
 def _cut(file: Path, port: Port, array: np.ndarray) -> list[np.ndarray]:
@@ -85,21 +95,23 @@ def _cut(file: Path, port: Port, array: np.ndarray) -> list[np.ndarray]:
         raise HeadraceError(
             f"input {port.name} is {port.text}: {', '.join(_DTYPES)} are what is calibrated with"
         )
-    if dtype.kind == "i" and array.dtype.kind not in "iub":
+    if array.dtype.kind not in ("iub" if dtype.kind == "i" else "iubf"):
         raise HeadraceError(f"{file} has {array.dtype} numbers for input {port.name}: {port.text}")
-    array = np.ascontiguousarray(array, dtype)
+    array = np.array(array, dtype, order="C")
+    if not np.isfinite(array).all():
+        raise HeadraceError(f"{file} has values that are no numbers")
     shape = port.shape
+    if not shape and array.ndim < 2:
+        return [np.array(one) for one in np.atleast_1d(array)]
     if (array.ndim == len(shape) - 1 and shape[0] in (1, None)) or isinstance(shape[0], str):
         array = array[None] if array.ndim == len(shape) - 1 else array
     fits = array.ndim == len(shape) and all(
         not isinstance(d, int) or d == n for d, n in zip(shape[1:], array.shape[1:], strict=True)
     )
-    at_once = shape[0] if shape and isinstance(shape[0], int) else 1
-    if not fits or (shape and len(array) % max(1, at_once)):
+    at_once = max(1, shape[0]) if shape and isinstance(shape[0], int) else 1
+    if not shape or not fits or len(array) % at_once:
         raise HeadraceError(
             f"{file} has the shape {list(array.shape)}, and the network takes {port.name}: "
             f"{port.text}"
         )
-    if not np.isfinite(array).all():
-        raise HeadraceError(f"{file} has values that are no numbers")
-    return [array[i : i + at_once] for i in range(0, len(array), max(1, at_once))]
+    return [array[i : i + at_once] for i in range(0, len(array), at_once)]

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from headrace.networks.compression.names import NewNames, reads
+
 # What may stand between a classifier's product and an output of the model.
 _BEHIND = {
     "Add", "Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Flatten", "Squeeze", "Unsqueeze",
@@ -62,6 +64,25 @@ class SparseLayer:
         return x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
 
 
+def own_biases(model: Any) -> None:
+    """Give products a bias each that nothing else reads, in place.
+
+    What makes up for the weights of one is wrong for others, and for whoever reads it as it was.
+    """
+    constants = {one.name: one for one in model.graph.initializer}
+    used, names = reads(model), NewNames(model)
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+            continue
+        held = constants.get(node.input[2])
+        if held is None or used[held.name] == 1:
+            continue
+        used[held.name] -= 1
+        own = model.graph.initializer.add()
+        own.CopyFrom(held)
+        own.name = node.input[2] = names.like(f"{held.name}/{node.output[0]}")
+
+
 def _put(tensor: Any, values: np.ndarray) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
 
@@ -69,14 +90,13 @@ def _put(tensor: Any, values: np.ndarray) -> None:
 def sparse_layers(model: Any) -> list[SparseLayer]:
     """Those of a model, in its order; weights that several nodes have are not among them."""
     constants = {one.name: one for one in model.graph.initializer}
-    used = Counter(name for node in model.graph.node for name in node.input)
+    used = reads(model)
     outputs = {one.name for one in model.graph.output}
-    used.update(outputs)
     found = []
     for node in model.graph.node:
         layer = _layer(node, constants, _gives(model, node, constants, outputs))
         if layer is not None and layer.bias is None and node.op_type == "MatMul":
-            layer = replace(layer, bias=_added(model, node, constants, used, outputs))
+            layer = replace(layer, bias=_added(model, node, constants, used))
         if layer is not None and used[layer.weight.name] == 1:
             found.append(layer)
     return found
@@ -111,12 +131,12 @@ def _layer(node: Any, constants: dict[str, Any], ends: bool) -> SparseLayer | No
 
 
 def _added(
-    model: Any, node: Any, constants: dict[str, Any], used: Counter[str], outputs: set[str]
+    model: Any, node: Any, constants: dict[str, Any], used: Counter[str]
 ) -> Any:  # fmt: skip
     """The constant that a sum adds to all rows of a product, and to nothing else; None: none."""
     name, width = node.output[0], constants[node.input[1]].dims[-1]
     users = [one for one in model.graph.node if name in one.input]
-    if name in outputs or len(users) != 1 or users[0].op_type != "Add":
+    if used[name] != 1 or len(users) != 1 or users[0].op_type != "Add":
         return None
     (other,) = [one for one in users[0].input if one != name] or [""]
     bias = constants.get(other)

@@ -76,7 +76,7 @@ def _with_codes(
     tails_at = codes_bytes(read, turned)
 
     def range_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [at[x], rows * read.padded // 16, at[ranges]]
+        return [at[x], rows, read.channels, read.padded, at[ranges]]
 
     def codes_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
         return [

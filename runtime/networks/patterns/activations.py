@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from headrace.networks.graph import Node
+from headrace.networks.graph import Graph, Node
 from headrace.networks.patterns.match import CLOSE, Matcher, new_node
 
 
@@ -27,6 +27,13 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
                 return None
             return [_hard_swish(x, node.outputs[0], 1 / 6, 0.5)]
     return None
+
+
+def with_hard_swish(graph: Graph) -> Graph:
+    """The graph with one node for each HardSwish that is several."""
+    matcher = Matcher(graph)
+    made = [(node, found(matcher, node)) for node in graph.nodes]
+    return graph.of([one[0] if one and one[0].op == "HardSwish" else node for node, one in made])
 
 
 def _gated(matcher: Matcher, node: Node) -> Node | None:

@@ -100,6 +100,11 @@ def _numbers(matcher: Matcher, name: str) -> str | None:
     return made
 
 
+def _floats(matcher: Matcher, name: str) -> str | None:
+    """The name of a constant, as it stands or dequantised; None: it is none."""
+    return name if name in matcher.graph.constants else _numbers(matcher, name)
+
+
 def _users(matcher: Matcher, name: str) -> list[Node]:
     return matcher.users.get(name, [])
 
@@ -233,7 +238,8 @@ def _gemm(matcher: Matcher, node: Node, to: tuple[str, str], y: str) -> Node | N
         bias = _bias(matcher, node.inputs[2], of[1], of[4], y)
         made = f"{y}/headrace/bias"
         if bias == made and not to[0]:  # what is rounded would show in float32
-            return _with_floats(matcher, node, of, node.inputs[2], y)
+            floats = _floats(matcher, node.inputs[2])
+            return None if floats is None else _with_floats(matcher, node, of, floats, y)
     if bias is None:
         return None
     inputs = [*of, bias, *to]
@@ -247,11 +253,12 @@ def _biased(matcher: Matcher, node: Node) -> Node | None:
     y = node.outputs[0]
     for name, bias in (node.inputs, node.inputs[::-1]):
         product = matcher.maker(name, "MatMul")
-        if product is None or bias not in matcher.graph.constants:
+        floats = None if product is None else _floats(matcher, bias)
+        if product is None or floats is None:
             continue
         of = _operands(matcher, product, 2, 1)
         if of is not None and matcher.shape(name) == matcher.shape(y):
-            return _with_floats(matcher, product, of, bias, y)
+            return _with_floats(matcher, product, of, floats, y)
     return None
 
 
