@@ -49,6 +49,21 @@ def _rounding_shift(b: ir.IRBuilder, x: ir.Value, by: ir.Value) -> ir.Value:
     return _nearest_shift(b, b.add(x, less), by)
 
 
+def _hidden(b: ir.IRBuilder, y: ir.Value) -> ir.Value:
+    """Of floats that others are compared with, LLVM must not see that all lanes are one number.
+
+    It writes `y > x` as `x < y` then (LLVM 22), which is wrong of NaN: MVE has EQ, GE and GT false
+    of it, but NE, LT and LE true, as their opposites (Arm DDI 0553, VCMP).
+    """
+    kind = "f16" if isinstance(y.type.element, ir.HalfType) else "f32"
+    return intrinsic_call(b, f"llvm.arithmetic.fence.v{y.type.count}{kind}", y.type, [y])
+
+
+def _is_nan(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """One comparison: LLVM makes two of "not comparable with itself", and keeps them in memory."""
+    return b.fcmp_unordered("!=", x, _hidden(b, x))
+
+
 def _of_four(
     own: Callable[..., ir.Value], name: str
 ) -> Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]:
@@ -107,6 +122,8 @@ def _store_in_turn(
 
 
 MVE: Mapping[str, Callable[..., Any]] = {
+    "hidden": _hidden,
+    "is_nan": _is_nan,
     "dot_sum": _dot_sum,
     "scatter_i8": _scatter_i8,
     "gather_bytes": _gather_bytes,

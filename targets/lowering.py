@@ -1102,9 +1102,15 @@ def _negate_bytes(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
 
 
 def _compare(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
-    if not isinstance(x.type.element, ir.IntType):
-        return b.fcmp_ordered("<", x, y)
-    return b.icmp_signed("<", x, y)
+    if isinstance(x.type.element, ir.IntType):
+        return b.icmp_signed("<", x, y)
+    return b.fcmp_ordered("<", x, _hidden(b, y))
+
+
+def _hidden(b: ir.IRBuilder, y: ir.Value) -> ir.Value:
+    """The same floats, as an order with NaN can be told where LLVM has it wrong."""
+    own = primitive("hidden")
+    return y if own is None else own(b, y)
 
 
 def _minmax(name: str, keep_first_when_less: bool) -> None:
@@ -1112,6 +1118,7 @@ def _minmax(name: str, keep_first_when_less: bool) -> None:
     def _lower(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         # Compare-and-select: one instruction on x86, and no NaN rules that differ by target.
         def one(x: ir.Value, y: ir.Value) -> ir.Value:
+            y = _hidden(b, y)  # also where it is taken: else it is in two registers
             less = b.fcmp_ordered("<", x, y)
             return b.select(less, x, y) if keep_first_when_less else b.select(less, y, x)
 
@@ -1125,6 +1132,17 @@ _minmax("maximum", False)
 @marker("select_lt", lambda a, b, yes, no: _same(yes, no))
 def _select_lt(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
     return _map(b, sig, args, lambda x, y, yes, no: b.select(_compare(b, x, y), yes, no))
+
+
+@marker("select_nan", lambda x, yes, no: _same(yes, no))
+def _select_nan(b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+    own = primitive("is_nan")
+
+    def one(x: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
+        nan = b.fcmp_unordered("uno", x, x) if own is None else own(b, x)
+        return b.select(nan, yes, no)
+
+    return _map(b, sig, args, one)
 
 
 # --- across lanes ---------------------------------------------------------------------------------

@@ -719,13 +719,13 @@ def most_i32(a: Any, b: Any) -> Any:
 
 @_marker
 def maximum(a: Any, b: Any) -> Any:
-    """The larger of two float32 lanes."""
+    """The larger of two float32 lanes; the first one if any is NaN."""
     return _only_compiled()
 
 
 @_marker
 def minimum(a: Any, b: Any) -> Any:
-    """The smaller of two float32 lanes."""
+    """The smaller of two float32 lanes; the second one if any is NaN."""
     return _only_compiled()
 
 
@@ -744,6 +744,12 @@ def square_root(a: Any) -> Any:
 @_marker
 def select_lt(a: Any, b: Any, yes: Any, no: Any) -> Any:
     """yes where a < b, else no (a and b int32 or float32 lanes)."""
+    return _only_compiled()
+
+
+@_marker
+def select_nan(x: Any, yes: Any, no: Any) -> Any:
+    """yes where float32 lanes are NaN, else no."""
     return _only_compiled()
 
 

@@ -15,10 +15,11 @@ from headrace.micro.kernels.numbers import numbers_of
 from headrace.micro.kernels.table import kernel_table
 from headrace.targets.bare_metal import board_of
 from headrace.targets.cache import KernelStore
-from headrace.targets.compare import check
+from headrace.targets.compare import WrongResultError, check
 from headrace.targets.emulation.count import count_instructions
 from headrace.targets.emulation.machines import why_not
 from headrace.targets.emulation.run import IllegalInstructionError, run
+from headrace.targets.table import Case
 from headrace.targets.target import Target, microcontrollers
 
 TARGETS, KERNELS = microcontrollers(), kernel_table()
@@ -59,6 +60,14 @@ def test_every_case_bit_for_bit(target_name: str, machine: str, kernel: str) -> 
     for case in cases:
         assert case.exact
         check(case)
+
+
+def test_a_nan_that_got_lost_is_found() -> None:
+    nan, other, one = (np.array([v], np.uint16).view(np.float16) for v in (0x7E00, 0xFE01, 0x3C00))
+    check(Case([nan], [(nan, other)], 0, "another NaN"))
+    for found, expected in ((one, nan), (nan, one)):
+        with pytest.raises(WrongResultError, match="not equal bit for bit"):
+            check(Case([found], [(found, expected)], 0, "lost"))
 
 
 @pytest.mark.parametrize(

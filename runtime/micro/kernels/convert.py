@@ -63,7 +63,8 @@ def _to_codes(args: Any, thread: Any, n_threads: Any) -> None:
     scale, zero = splat_f32(arg_float(args, 3)), splat_i32(arg_int(args, 4))
     room = stack_bytes(16)
     while left > 0:
-        near = minimum(splat_f32(_FAR), maximum(load_f32(numbers, 1, 0) / scale, splat_f32(-_FAR)))
+        near = load_f32(numbers, 1, 0) / scale
+        near = minimum(splat_f32(_FAR), maximum(splat_f32(-_FAR), near))
         codes = to_f32(round_i32(near) + zero)
         codes = minimum(splat_f32(127.0), maximum(codes, splat_f32(-128.0)))
         whole = round_i32(codes)
@@ -83,10 +84,14 @@ def of_sums_reference(sums: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def to_codes_reference(x: np.ndarray, scale: float, zero: int) -> np.ndarray:
-    """int8 of float32: the nearest code, of two the even one before the zero point."""
+    """int8 of float32: the nearest code, of two the even one before the zero point.
+
+    NaN becomes the lowest.
+    """
     with np.errstate(over="ignore"):
-        near = np.clip(x / np.float32(scale), -_FAR, _FAR)
-    return np.clip(np.rint(near).astype(np.int64) + zero, -128, 127).astype(np.int8)
+        near = np.clip(np.where(np.isnan(x), -np.inf, x / np.float32(scale)), -_FAR, _FAR)
+    codes: np.ndarray = np.clip(np.rint(near).astype(np.int64) + zero, -128, 127).astype(np.int8)
+    return codes
 
 
 def _sums_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -101,7 +106,8 @@ def _codes_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for n, scale, zero in ((1, 0.1, 3), (4, 0.5, -128), (77, 0.02, 127), (40, 2.0, 0)):
         x = (scale * 80 * rng.standard_normal(n)).astype(np.float32)
         x[: n // 2] = ((np.arange(n // 2) - n // 4) * scale / 2).astype(np.float32)  # ties
-        x[n // 2 : n // 2 + 3] = np.array([np.inf, -np.inf, 3e38], np.float32)[: n - n // 2]
+        special = np.array([np.nan, np.inf, -np.inf, 3e38], np.float32)
+        x[n // 2 : n // 2 + 4] = special[: n - n // 2]
         made, expected = np.zeros(n, np.int8), to_codes_reference(x, scale, zero)
         yield Case([x, made, n, scale, zero], [(made, expected)], 0, f"{n} of {scale}")
         if n == 77:

@@ -22,6 +22,7 @@ from headrace.micro.kernels.numbers import (
     bounded,
     dtype_of,
     numbers_of,
+    some_not_finite,
 )
 from headrace.micro.network import Windows
 from headrace.targets.simd import (
@@ -79,11 +80,8 @@ def _forward(numbers: Numbers) -> KernelFunction:
             d = fma(load(x, 1, 0), third, d)
         return a, b, c, d
 
-    def put(o: Any, sums: Any, c: Any, c_pixel: Any) -> None:
-        if get_i32(o + 8 * 17) != 0:
-            low, high = splat(get_f32(o + 8 * 18)), splat(get_f32(o + 8 * 19))
-            sums = minimum(high, maximum(sums, low))
-        store(c, sums, c_pixel)
+    def bounds_of(o: Any) -> tuple[Any, Any]:
+        return splat(get_f32(o + 8 * 18)), splat(get_f32(o + 8 * 19))
 
     def near_block(
         pixels: int, o: Any, x: Any, pixel: Any, w: Any, start: Any, to: Any, to_pixel: Any
@@ -96,12 +94,19 @@ def _forward(numbers: Numbers) -> KernelFunction:
         while ptr_to_int(line) != ptr_to_int(o):
             a, b, c, d = line_of_3(pixels, a, b, c, d, x, pixel, w, w_tap)
             x, w, line = x + x_line, w + w_line, line + -1
-        put(o, a, to, 0)
+        if get_i32(o + 8 * 17) != 0:
+            low, high = bounds_of(o)
+            a = minimum(high, maximum(a, low))
+            if pixels > 1:
+                b = minimum(high, maximum(b, low))
+            if pixels > 2:
+                c, d = minimum(high, maximum(c, low)), minimum(high, maximum(d, low))
+        store(to, a, 0)
         if pixels > 1:
-            put(o, b, to + to_pixel, 0)
+            store(to + to_pixel, b, 0)
         if pixels > 2:
-            put(o, c, to + 2 * to_pixel, 0)
-            put(o, d, to + 3 * to_pixel, 0)
+            store(to + 2 * to_pixel, c, 0)
+            store(to + 3 * to_pixel, d, 0)
 
     def block(
         pixels: int, o: Any, x: Any, pixel: Any, w: Any, start: Any, c: Any, c_pixel: Any
@@ -117,7 +122,10 @@ def _forward(numbers: Numbers) -> KernelFunction:
                 sums = fma(load(at, pixels, pixel), load(weights, 1, 0), sums)
                 at, weights, tap = at + x_tap, weights + w_tap, tap + -1
             x, w, line = x + x_line, w + w_line, line + -1
-        put(o, sums, c, c_pixel)
+        if get_i32(o + 8 * 17) != 0:
+            low, high = bounds_of(o)
+            sums = minimum(high, maximum(sums, low))
+        store(c, sums, c_pixel)
 
     def some(
         pixels: int, o: Any, n: Any, x: Any, pixel: Any, w: Any, start: Any, c: Any, c_pixel: Any
@@ -259,10 +267,12 @@ def images(
 
 def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     numbers, dtype = numbers_of(target, kind), dtype_of(kind)
-    for windows, x, seen, (rows, columns, n) in images(kind, rng):
-        for bounds in (UNBOUNDED, (0.0, 6.0)):
+    for bounds in (UNBOUNDED, (0.0, 6.0)):
+        for windows, x, seen, (rows, columns, n) in images(kind, rng):
             w = rng.standard_normal((*windows.taps, n)).astype(dtype)
             start = rng.standard_normal(n).astype(dtype)
+            if bounds != UNBOUNDED:
+                some_not_finite(rng, x, start)
             c = np.zeros((rows, columns, n), dtype)
             block = Convolved(
                 x, w, start, c, rows, columns, n, *windows.taps, x.strides[1], x.strides[0],

@@ -14,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from headrace.micro.kernels.numbers import KINDS, Kind, Numbers, constants_of, dtype_of, numbers_of
+from headrace.micro.kernels.numbers import (
+    KINDS,
+    Kind,
+    Numbers,
+    constants_of,
+    dtype_of,
+    numbers_of,
+    some_not_finite,
+)
 from headrace.micro.kernels.softmax import exponential, exponential_reference
 from headrace.targets.fp16 import Arithmetic, Values
 from headrace.targets.simd import (
@@ -247,7 +255,9 @@ def _cases(operation: str, kind: Kind, target: Target, rng: np.random.Generator)
     for n in (1, 3, 8, 13, 40):
         for in_place in (False, True):
             a, b = (8 * rng.standard_normal((2, n))).astype(dtype)
-            if kind == "half" and n == 40:
+            if n > 8:
+                some_not_finite(rng, a, b)
+            if n == 40:
                 a[:7] = np.array([np.inf, 65504, -65504, 2e-7, -6e-8, 0, -0.0], dtype)
             expected = reference(operation, numbers, a, b, constants)
             c = a if in_place else np.zeros_like(a)

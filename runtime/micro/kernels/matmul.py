@@ -311,6 +311,7 @@ _DATA: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] =
     # Products that are no normal numbers, and sums that are none.
     "small": lambda rng, shape: rng.standard_normal(shape) * 2.0**-12,
     "large": lambda rng, shape: rng.uniform(0, 200, shape),
+    "not finite": lambda rng, shape: rng.choice([1, -1, 30, np.inf, -np.inf, np.nan], shape),
 }
 
 

@@ -104,6 +104,15 @@ def constants_of(numbers: Numbers, constants: tuple[float, float]) -> tuple[Valu
     return first, second
 
 
+def some_not_finite(rng: np.random.Generator, *arrays: NDArray[Any]) -> None:
+    """Put infinities and NaN into arrays of tests, also behind the last whole vector."""
+    for x in arrays:
+        bad = np.array([np.inf, -np.inf, np.nan, -np.nan], x.dtype)
+        where = rng.random(x.shape) < 1 / 16
+        x[where] = rng.choice(bad, int(where.sum()))
+        x.flat[-1] = rng.choice(bad)
+
+
 def bounded(numbers: Numbers, x: Values, bounds: tuple[float, float]) -> Values:
     """Results within bounds, which are rounded to what they are computed in; NaN stays."""
     if bounds == UNBOUNDED:

@@ -1,9 +1,9 @@
 """Means and maxima of windows, channel by channel, and their gradients, in float32 on all chips.
 
 Pixels of a window that are not in the image do not count. A mean adds up line by line, then
-multiplies by one over the number of pixels. The gradient of a mean is added to all pixels of its
-window, that of a maximum to the first pixel that has it; windows come in order, and each sum is
-stored before the next one is added.
+multiplies by one over the number of pixels. A maximum is NaN where a pixel is. The gradient of a
+mean is added to all pixels of its window, that of a maximum to the first pixel that has it; windows
+come in order, and each sum is stored before the next one is added.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from headrace.micro.kernels.numbers import (
     bounded,
     dtype_of,
     numbers_of,
+    some_not_finite,
 )
 from headrace.micro.network import Windows
 from headrace.targets.simd import (
@@ -32,6 +33,7 @@ from headrace.targets.simd import (
     maximum,
     minimum,
     select_lt,
+    select_nan,
     smaller,
     splat_f32,
     splat_i32,
@@ -49,6 +51,10 @@ POOLS = ("mean", "most")
 def name_of(pool: str, kind: Kind, *, gradient: bool = False) -> str:
     """The kernel's."""
     return f"pool_{pool}_{'gradient_' * gradient}{kind}"
+
+
+def _larger(found: Any, value: Any) -> Any:
+    return select_nan(value, value, maximum(found, value))
 
 
 def _kernel(numbers: Numbers, mean: bool, gradient: bool) -> KernelFunction:
@@ -73,7 +79,7 @@ def _kernel(numbers: Numbers, mean: bool, gradient: bool) -> KernelFunction:
         for i in range(lines):
             for j in range(taps):
                 value = load(x + (i * row + j * pixel), 1, 0)
-                found = found + value if mean else maximum(found, value)
+                found = found + value if mean else _larger(found, value)
         return found
 
     def spread(
@@ -151,7 +157,10 @@ def reference(
     for place, window in _windows(windows, x, made):
         pixels = of.operand(x[window]).reshape(-1, x.shape[2])
         if pool == "most":
-            found[place] = pixels.max(0)
+            most = pixels[0]
+            for one in pixels:
+                most = np.where((most < one) | np.isnan(one), one, most)
+            found[place] = most
             continue
         total = np.zeros(x.shape[2])
         for one in pixels:
@@ -208,6 +217,8 @@ def _cases(
             else rng.standard_normal(image).astype(dtype)
         )
         bounds = UNBOUNDED if gradient else (-0.5, 1.0)
+        if not gradient:
+            some_not_finite(rng, x)
         made_values = reference(pool, numbers, x, windows, made, bounds)
         label = f"{image} {windows}"
         if not gradient:

@@ -70,7 +70,7 @@ def exponential_reference(x: Values) -> Values:
     y = of.fma(_C6, rest, _C5)
     for term in (_C4, _C3, 0.5, 1.0, 1.0):
         y = of.fma(y, rest, term)
-    return of.multiply(y, np.ldexp(1.0, k.astype(int)))
+    return of.multiply(y, np.ldexp(1.0, np.nan_to_num(k).astype(int)))
 
 
 def _softmax(numbers: Numbers) -> KernelFunction:
@@ -121,6 +121,9 @@ def _cases(kind: Kind, target: Target, rng: np.random.Generator) -> Iterator[Cas
     numbers = numbers_of(target, kind, wide=True)
     for pixels, n, spread in ((1, 10, 3.0), (3, 5, 60.0), (1, 2, 1.0), (2, 16, 0.1)):
         x = (spread * rng.standard_normal((pixels, n))).astype(dtype_of(kind))
+        if pixels > 1:
+            x[0, n // 2] = np.nan if n < 16 else -np.inf
+            x[1, 1] = np.inf
         for beta in (1.0, 0.3):
             c = np.zeros_like(x)
             expected = reference(numbers, x, beta)
