@@ -94,7 +94,8 @@ def _floats(*shape: int) -> Inputs:
 
 def _mostly_zero(n: int, k: int) -> np.ndarray:
     rng = np.random.default_rng(n)
-    return rng.standard_normal((n, k)) * (rng.uniform(size=(n, k)) > 0.8)
+    zeroed = rng.standard_normal((n, k)) * (rng.uniform(size=(n, k)) > 0.8)
+    return zeroed.astype(np.float32)
 
 
 MODELS: dict[str, tuple[Callable[[np.random.Generator], Any], Inputs]] = {
