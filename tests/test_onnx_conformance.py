@@ -1,7 +1,7 @@
 """The node and model tests of the package onnx, all of them, through our backend.
 
 What fails is listed, each case with its reason: one that passes after all fails here, so that the
-list stays true.
+list stays true. What is drawn at random is left out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 for _name, _reason in failing.items():
     if _is_mended(_reason):
         continue
-    _tests.xfail(f"^{_name}_cpu$")
+    # What is drawn at random equals the file's now and then.
+    (_tests.exclude if _reason == "random" else _tests.xfail)(f"^{_name}_cpu$")
 
 _cases = _tests.test_cases
 for _case in _cases.values():
