@@ -80,8 +80,11 @@ def _generate(text: str, target: Target, name: str) -> bytes:
     if os.environ.get("HEADRACE_DEBUG", "") == "2":
         folder = Path(os.environ.get("HEADRACE_DUMP", "headrace-dump")) / target.name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.ll").write_text(str(module))
-        (folder / f"{name}.s").write_text(target_machine(target).emit_assembly(module))
+        text = str(module)
+        (folder / f"{name}.ll").write_text(text)
+        # Of a copy: making code changes a module, and so what would be made of it the next time.
+        assembly = target_machine(target).emit_assembly(llvm.parse_assembly(text))
+        (folder / f"{name}.s").write_text(assembly)
     code: bytes = target_machine(target).emit_object(module)
     return code
 
