@@ -65,10 +65,11 @@ def sums(
         acc = outer(load_f32(bias, rows, 64), repeat(splat_f32(share), tokens))
         left = n_blocks
         if chains == 4:
+            left = n_blocks & 3
             acc1 = zeros_f32(tokens)
             acc2 = acc1
             acc3 = acc1
-            while left >= 4:
+            for _ in range(n_blocks >> 2):
                 if ahead:
                     ask_for(w + ahead, 4 * tile_block_bytes)
                 acc = multiply(acc, w, tile_stride, x, rows)
@@ -83,15 +84,13 @@ def sums(
                 acc3 = multiply(acc3, w3, tile_stride, x3, rows)
                 w = w3 + tile_block_bytes
                 x = x3 + x_advance
-                left -= 4
             acc = (acc + acc1) + (acc2 + acc3)
-        while left > 0:
+        for _ in range(left):
             if ahead:
                 ask_for(w + ahead, tile_block_bytes)
             acc = multiply(acc, w, tile_stride, x, rows)
             w = w + tile_block_bytes
             x = advance(x)
-            left -= 1
         if pairs:
             store_f32_grid(y, add_pairs(acc), out_tokens, 64, y_stride)
         else:

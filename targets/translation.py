@@ -333,11 +333,17 @@ class _Call:
             raise TypeError(f"a loop of a kernel counts one name, not {ast.unparse(node.target)}")
         count = walk.stack(types.int64)
         walk.store(start, count)
+        compare = "<"
+        if isinstance(start, Known) and isinstance(stop, Known) and isinstance(step, Known):
+            # To where it ends exactly: of two turns with "<" LLVM makes a flag and a choice between
+            # constants, and keeps what is summed on the stack.
+            turns = range(start.value, stop.value, step.value)
+            stop, compare = Known(start.value + len(turns) * step.value), "!="
         last, by = walk.value(stop), walk.value(step)
         head, body, behind = (walk.block(name) for name in ("for", "body", "behind"))
         with self._loop(node, head):
             now = walk.value(count)
-            b.cbranch(b.icmp_signed("<", now.value, last.value), body, behind)
+            b.cbranch(b.icmp_signed(compare, now.value, last.value), body, behind)
             b.position_at_end(body)
             self.scope[node.target.id] = now
             self.statements(node.body)

@@ -162,6 +162,8 @@ def loops(args: Any, thread: Any, n_threads: Any) -> None:
     put_i64(y + 8, last)
     for _ in range(0):
         total = total * 0
+    for i in range(5, 2, 2):
+        total = i
     put_i64(y + 16, total)
     a = 0
     b = 1
