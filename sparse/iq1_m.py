@@ -36,6 +36,20 @@ from headrace.targets.simd import (
 )
 
 
+def _put_sub_block(w: Any, table: Any, out: Any, s: Any, d: Any, subs: Any, bits: Any) -> None:
+    """Sub-block s, whose scales and upper bits of indices lie lowest in `subs` and `bits`."""
+    store_f32(out + 128 * s, d * odd(subs & splat_i32(7)), 0)
+    store_f32(out + (64 + 128 * s), d * odd(shr(subs, 3) & splat_i32(7)), 0)
+    index = load_i32(w + 64 * s, 1, 0)
+    high = (shl(bits, 8) & splat_i32(0x700)) | (shl(bits, 16) & splat_i32(0x7000000))
+    evens = (index & splat_i32(0xFF00FF)) | high
+    high = (shl(bits, 4) & splat_i32(0x700)) | (shl(bits, 12) & splat_i32(0x7000000))
+    odds = (shr(index, 8) & splat_i32(0xFF00FF)) | high
+    to = out + (1024 + 512 * s)
+    put_shifted(to, table, evens, shift_of(bits, 3), shift_of(bits, 11), 2048)
+    put_shifted(to + 128, table, odds, shift_of(bits, 7), shift_of(bits, 15), 2048)
+
+
 def unpack(w: Any, table: Any, out: Any) -> None:
     """A tile block in the plain form."""
     a = load_i32(w + 64 * 12, 1, 0)
@@ -49,21 +63,9 @@ def unpack(w: Any, table: Any, out: Any) -> None:
         for pair in range(2):
             k = 2 * word + pair
             bits = load_i32(w + (64 * 8 + 64 * k), 1, 0)
-            for half in range(2):
-                s = 2 * k + half
-                store_f32(out + 128 * s, d * odd(subs & splat_i32(7)), 0)
-                store_f32(out + (64 + 128 * s), d * odd(shr(subs, 3) & splat_i32(7)), 0)
-                subs = shr(subs, 6)
-                index = load_i32(w + 64 * s, 1, 0)
-                high = (shl(bits, 8) & splat_i32(0x700)) | (shl(bits, 16) & splat_i32(0x7000000))
-                evens = (index & splat_i32(0xFF00FF)) | high
-                high = (shl(bits, 4) & splat_i32(0x700)) | (shl(bits, 12) & splat_i32(0x7000000))
-                odds = (shr(index, 8) & splat_i32(0xFF00FF)) | high
-                to = out + (1024 + 512 * s)
-                put_shifted(to, table, evens, shift_of(bits, 3), shift_of(bits, 11), 2048)
-                put_shifted(to + 128, table, odds, shift_of(bits, 7), shift_of(bits, 15), 2048)
-                bits = shr(bits, 16)
-            subs = shr(subs, 4)
+            _put_sub_block(w, table, out, 2 * k, d, subs, bits)
+            _put_sub_block(w, table, out, 2 * k + 1, d, shr(subs, 6), shr(bits, 16))
+            subs = shr(subs, 16)
 
 
 def _set_scales(blocks: Bytes, d: Bytes) -> None:
