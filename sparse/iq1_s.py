@@ -22,24 +22,27 @@ from headrace.sparse.codebook import codebook_format, odd, put_shifted, shift_of
 from headrace.targets.simd import load_f16, load_i32, shl, shr, splat_f32, splat_i32, store_f32
 
 
+def _put_sub_block(w: Any, table: Any, out: Any, s: Any, d: Any, bits: Any) -> None:
+    """Sub-block s, whose scale, shift and upper bits of indices are the lower half of `bits`."""
+    store_f32(out + 64 * s, d * odd(shr(bits, 12) & splat_i32(7)), 0)
+    index = load_i32(w + (32 + 64 * s), 1, 0)
+    high = (shl(bits, 8) & splat_i32(0x700)) | (shl(bits, 18) & splat_i32(0x7000000))
+    evens = (index & splat_i32(0xFF00FF)) | high
+    high = (shl(bits, 5) & splat_i32(0x700)) | (shl(bits, 15) & splat_i32(0x7000000))
+    odds = (shr(index, 8) & splat_i32(0xFF00FF)) | high
+    shift = shift_of(bits, 15)
+    to = out + (512 + 512 * s)
+    put_shifted(to, table, evens, shift, shift, 2048)
+    put_shifted(to + 128, table, odds, shift, shift, 2048)
+
+
 def unpack(w: Any, table: Any, out: Any) -> None:
     """A tile block in the plain form."""
     d = load_f16(w, 1, 0) * splat_f32(0.125)
     for pair in range(4):
         bits = load_i32(w + (32 + 64 * 8 + 64 * pair), 1, 0)
-        for half in range(2):
-            s = 2 * pair + half
-            store_f32(out + 64 * s, d * odd(shr(bits, 12) & splat_i32(7)), 0)
-            index = load_i32(w + (32 + 64 * s), 1, 0)
-            high = (shl(bits, 8) & splat_i32(0x700)) | (shl(bits, 18) & splat_i32(0x7000000))
-            evens = (index & splat_i32(0xFF00FF)) | high
-            high = (shl(bits, 5) & splat_i32(0x700)) | (shl(bits, 15) & splat_i32(0x7000000))
-            odds = (shr(index, 8) & splat_i32(0xFF00FF)) | high
-            shift = shift_of(bits, 15)
-            to = out + (512 + 512 * s)
-            put_shifted(to, table, evens, shift, shift, 2048)
-            put_shifted(to + 128, table, odds, shift, shift, 2048)
-            bits = shr(bits, 16)
+        _put_sub_block(w, table, out, 2 * pair, d, bits)
+        _put_sub_block(w, table, out, 2 * pair + 1, d, shr(bits, 16))
 
 
 FORMAT = codebook_format("IQ1_S", n_words=12, n_scales=8, unpack=unpack, times=8)
