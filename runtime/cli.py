@@ -314,7 +314,8 @@ def _guarded(function: Callable[..., int], values: Mapping[str, Any]) -> int:
         return 2
     except OSError as error:  # stdout is a full disk, for one
         _trace()
-        say(f"headrace: {error}")
+        where = "" if error.filename is None else f"{error.filename}: "
+        say(f"headrace: {where}{error.strerror or error}")
         return 1
     except Exception as error:
         _trace()

@@ -290,18 +290,29 @@ def _check(given: Mapping[str, np.ndarray], network: Network) -> None:
 
 
 def _types(texts: Sequence[str], network: Network) -> dict[str, TensorType]:
-    """Types of what `_inputs` gives."""
+    """Types of inputs: of files, and as they are where open dimensions have the given sizes."""
     from headrace.networks.ports import type_of
 
-    given = _inputs(texts, network)
-    return {name: of for name, a in given.items() if (of := type_of(a)) is not None}
+    files, others = _given(texts, network)
+    return others | {name: of for name, a in files.items() if (of := type_of(a)) is not None}
 
 
 def _inputs(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
-    """Inputs out of files, and random ones; open dimensions have the sizes that are given."""
+    """Inputs out of files, and random ones of the others' types."""
     import numpy as np
 
-    from headrace.networks.measure import assumed_types, random_input
+    from headrace.networks.measure import random_input
+
+    files, others = _given(texts, network)
+    random = np.random.default_rng(0)
+    return files | {name: random_input(of, random) for name, of in others.items()}
+
+
+def _given(
+    texts: Sequence[str], network: Network
+) -> tuple[dict[str, np.ndarray], dict[str, TensorType]]:
+    """Inputs out of files, and the types of the others; what is no input is a dimension's size."""
+    from headrace.networks.measure import assumed_types
 
     ports = {port.name for port in network.inputs}
     named = named_inputs(texts)
@@ -309,13 +320,13 @@ def _inputs(texts: Sequence[str], network: Network) -> dict[str, np.ndarray]:
     _check(files, network)
     sizes = {name: _size(name, v) for name, v in named.items() if name not in ports}
     if len(files) == len(ports):
-        return files
-    random = np.random.default_rng(0)
+        if sizes:
+            raise HeadraceError(
+                f"--input {next(iter(sizes))}: all inputs are files, and as large as these are"
+            )
+        return files, {}
     types = assumed_types(network, sizes)
-    return {
-        name: files[name] if name in files else random_input(of, random)
-        for name, of in types.items()
-    }
+    return files, {name: of for name, of in types.items() if name not in files}
 
 
 def _size(name: str, text: str) -> int:
@@ -334,8 +345,11 @@ def output_paths(folder: Path, names: Sequence[str], inputs: Sequence[str]) -> d
         inputs: what `--input` says.
 
     Raises:
-        HeadraceError: one of them is an input.
+        HeadraceError: one of them is an input, or there is a file where the folder should be.
     """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise HeadraceError(f"{there} is a file, and outputs go to a folder; name another -o")
     plain = {name for name in names if name.strip(".") and all(_is_plain(c) for c in name)}
     found = {}
     for i, name in enumerate(names):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from onnx_models import FLOAT, model_of, random_network
 from headrace.networks.lifetimes import Life, least_bytes, placed
 from headrace.networks.native import NativeRegion
 from headrace.networks.network import Network, network_of
+from headrace.team import Team
 
 
 def reference(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -66,6 +69,35 @@ def test_a_network_may_be_forgotten() -> None:
         network_of(model, threads=2)({"x": x})
         gc.collect()
     assert threading.active_count() == before
+
+
+def test_a_long_run_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    names = ["x", *(f"y{i}" for i in range(30)), "y"]
+    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in pairwise(names)]
+    w = rng.standard_normal((1024, 1024)).astype(np.float32) / 32
+    model = model_of(nodes, {"x": (FLOAT, ["n", 1024])}, ["y"], {"w": w})
+    cancelled = []
+    begin, cancel = Team._lead_aside, Team.cancel
+
+    def interrupted(team: Team) -> None:
+        threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        begin(team)
+
+    def seen(team: Team) -> None:
+        cancelled.append(team)
+        cancel(team)
+
+    x = rng.standard_normal((4096, 1024)).astype(np.float32)
+    with network_of(model, threads=2) as network:
+        first = network({"x": x[:3]})["y"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Team, "_lead_aside", interrupted)
+            patch.setattr(Team, "cancel", seen)
+            with pytest.raises(KeyboardInterrupt):
+                network({"x": x})
+        assert cancelled, "it ended by itself"
+        np.testing.assert_array_equal(network({"x": x[:3]})["y"], first)
 
 
 def test_bounds_and_sums_go_into_convolutions() -> None:

@@ -500,6 +500,10 @@ def test_the_command_runs_a_network(tmp_path: Path, capsys: Any) -> None:
     assert main(["run", path, "--input", f"x={tmp_path / 'y.npy'}", "-o", str(tmp_path)]) == 2
     assert "y.npy is an input, and would be replaced" in capsys.readouterr().err
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), x)
+    given = f"x={tmp_path / 'y.npy'}"
+    for place in ("other.npy", "other.npy/deeper"):
+        assert main(["run", path, "--input", given, "-o", str(tmp_path / place)]) == 2
+        assert "other.npy is a file, and outputs go to a folder" in capsys.readouterr().err
     named = output_paths(tmp_path, ["a/b", "output0", ".."], [])
     assert [one.name for one in named.values()] == ["output0_.npy", "output0.npy", "output2.npy"]
 
@@ -515,6 +519,15 @@ def test_the_command_describes_and_measures_a_network(tmp_path: Path, capsys: An
     assert "batch = 5" in shown.out and "were taken as" not in shown.err
     assert main(["inspect", path]) == 0
     assert "were taken as batch = 1; --input DIMENSION=SIZE" in capsys.readouterr().err
+    # 2^31 rows: known by its type, and too large to be filled at random.
+    large = f"batch={(1 << 31) - 1}"
+    assert main(["inspect", path, "--input", large]) == 0
+    assert main(["bench", path, "--input", large]) == 2
+    assert "random numbers of the shape [2147483647, 64] take 1.65 TB" in capsys.readouterr().err
+    np.save(tmp_path / "x.npy", np.ones((2, 64), np.float32))
+    both = ["--input", f"x={tmp_path / 'x.npy'}", "--input", "batch=2"]
+    assert main(["inspect", path, *both]) == 2
+    assert "--input batch: all inputs are files" in capsys.readouterr().err
     assert main(["plan", path, "--input", "batch=3", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["assumed"] == ["batch = 3"]

@@ -22,6 +22,7 @@ from headrace.targets.simd import (
     maximum,
     minimum,
     select_lt,
+    select_nan,
     splat_f32,
     store_f32,
     zeros_f32,
@@ -121,8 +122,9 @@ def pool(args: Any, thread: Any, n_threads: Any) -> None:
                 for down in range(ny):
                     for across in range(nx):
                         at = (down * apart_y * width + across * apart_x) * pixel + j * 64
-                        if what == MAXIMUM:
-                            total = maximum(total, load_f32(p + at, 1, 0))
+                        if what == MAXIMUM:  # NaN, if there is any, wherever it is
+                            v = load_f32(p + at, 1, 0)
+                            total = select_nan(v, v, maximum(total, v))
                         else:
                             total = total + load_f32(p + at, 1, 0)
                 if what != MAXIMUM:
@@ -242,13 +244,18 @@ def _pool_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         n, more = 16 + 16 * (i % 2), 16 * (i % 3)
         x = rng.standard_normal((geometry.images, *geometry.read, n + more)).astype(np.float32)
         x[..., 0] = -abs(x[..., 0]) * 1e30
-        for what in (MAXIMUM, MEAN, MEAN_WITH_PADS):
+        for what in (MEAN, MEAN_WITH_PADS, MAXIMUM):
+            if what == MAXIMUM:
+                places = rng.permutation(x[0, ..., 1].size)[:3]
+                x = x.copy()
+                x[0, ..., 1].flat[places] = np.nan, np.inf, -np.inf
             y = np.full((geometry.images, *geometry.written, n), np.nan, np.float32)
             expected = _windows(x[..., :n], geometry, what)
             slots = [x, y, n // 16, what, 0, 0, 0, 0, *geometry.slots((n + more) * 4, n * 4)]
             assert len(slots) == GEOMETRY + 15
-            size = _windows(np.abs(x[..., :n]), geometry, what)
-            bound = size * (0 if what == MAXIMUM else 2.0**-19) + 1e-30
+            bound: Any = partial(np.array_equal, equal_nan=True)
+            if what != MAXIMUM:
+                bound = _windows(np.abs(x[..., :n]), geometry, what) * 2.0**-19 + 1e-30
             yield Case(slots, [(y, expected.astype(np.float32))], bound, f"{geometry} {what}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -10,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from headrace.available import resident_bytes
-from headrace.errors import HeadraceError
+from headrace.available import available_bytes, resident_bytes
+from headrace.errors import BudgetError, HeadraceError
 from headrace.networks.graph import TensorType
 from headrace.networks.live import live_bytes
 from headrace.networks.multiply_adds import multiply_adds
@@ -22,6 +24,7 @@ from headrace.networks.network_plan import NetworkPlan
 from headrace.networks.ports import Port
 from headrace.networks.prediction import Prediction
 from headrace.peak import peak_rss_bytes
+from headrace.sizes import format_size
 
 _KINDS = {name: value for name, value in onnx.TensorProto.DataType.items()}
 
@@ -278,11 +281,19 @@ def random_input(of: TensorType, random: np.random.Generator) -> np.ndarray:
 
     Raises:
         HeadraceError: strings.
+        BudgetError: there is less memory than they take.
     """
     if of.elem_type == onnx.TensorProto.STRING:
         raise HeadraceError("an input has strings: give it as a file, `--input NAME=FILE.npy`")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(of.elem_type)
     shape = of.shape or ()
+    needed, free = math.prod(shape) * (8 + dtype.itemsize), available_bytes()
+    if needed > (sys.maxsize if free is None else free):
+        raise BudgetError(
+            f"random numbers of the shape {list(shape)} take {format_size(needed)}, which is more "
+            "than there is: give smaller sizes, --input DIMENSION=SIZE",
+            needed_bytes=needed,
+        )
     if dtype.kind in "iub":
         return random.integers(0, 2, shape).astype(dtype)
     return random.normal(size=shape).astype(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -26,13 +27,14 @@ from headrace.networks.weight_store import Held
 if TYPE_CHECKING:
     from headrace.networks.streaming import TilesAt
     from headrace.offload.window import Window
-    from headrace.sizes import format_size
 from headrace.sizes import format_size
 from headrace.team import Team
 
 # Multiply-adds, and values that are made by 8 of these: what takes about 40 us. Other threads would
 # be woken, and waited for after each operation, for less than that.
 _LITTLE, _OF_A_VALUE = 2_000_000, 8
+# What takes more than 0.1 s at that rate runs where Ctrl-C can interrupt it.
+_MUCH = 5_000_000_000
 _WITHIN = (1 << 44) - 1  # of what stands for an address outside, bytes from the value's begin
 
 
@@ -151,9 +153,13 @@ class NativeRegion:
         Raises:
             KernelError: there is no compiler.
         """
+        return self._engine.alone if self.work < _LITTLE else self._engine.team
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds, and what else there is to do in these."""
         values = sum(image.n_bytes // image.item for image in self.layout.images.values())
-        work = sum(one.macs for one in self.operations) + _OF_A_VALUE * values
-        return self._engine.alone if work < _LITTLE else self._engine.team
+        return sum(one.macs for one in self.operations) + _OF_A_VALUE * values
 
     @property
     def is_linked(self) -> bool:
@@ -279,6 +285,7 @@ class _Linked:
         # Not the region: in a circle, threads might outlive the kernels that they run.
         self._engine, self._streaming = engine, streaming
         self._team = engine.team if streaming is not None else region.team
+        self._is_long = streaming is not None or region.work > _MUCH
         self._from_tables = [one for one in region.operations if one.table is not None]
         self.arena = Arena({"values": region.arena_bytes})
         self._own = own
@@ -376,10 +383,9 @@ class _Linked:
                 streaming.fetch(one, held)
         for at, name, more in self._from_outside:
             self._blocks[at] = (found if name in found else held)[name].ctypes.data + more
-        if streaming is None:
-            return self._team.run(self._steps)
-        # It may take long: whoever wants to interrupt it can.
-        return self._team.run(self._steps, interruptible=True, window=streaming.address)
+        interruptible = self._is_long and threading.current_thread() is threading.main_thread()
+        window = 0 if streaming is None else streaming.address
+        return self._team.run(self._steps, interruptible=interruptible, window=window)
 
 
 class _Call(NamedTuple):
