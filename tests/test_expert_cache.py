@@ -395,6 +395,25 @@ def test_what_was_read_of_another_file_is_forgotten(tmp_path: Path) -> None:
         harness.close()
 
 
+def test_passes_that_were_cut_off_hold_no_slots(tmp_path: Path) -> None:
+    """What each predicted before it claimed anything makes room; the next one finds slots."""
+    harness = Harness(tmp_path / "experts", 4 * ACTIVE, store.LFU, PLAINLY, True)
+    late = threading.Timer(10, lambda: harness.cancel.fill(1))  # instead of a wait without end
+    try:
+        for first in range(0, EXPERTS, ACTIVE):
+            harness.begin()
+            logits = np.zeros(EXPERTS)
+            logits[first : first + ACTIVE] = 1, 2
+            harness.predict(1, 2, logits.tolist())
+            harness.cache.end(False, 1.0)
+        harness.begin()
+        late.start()
+        harness.token(0, [2, 3])
+    finally:
+        late.cancel()
+        harness.close()
+
+
 def test_a_file_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
     harness = Harness(tmp_path / "experts", 9, store.LFU, PLAINLY, True)
     harness.begin()
