@@ -290,6 +290,10 @@ class ExpertCache:
             self._asking_s += seconds * int(self.words[store.ASKING]) / ticks
             self.words[store.SURE] = int(self._sure_enough(waited) * store.ALWAYS)
         self.words[store.STALL] = self.words[store.ASKING] = self._span[requests.SPAN] = 0
+        if not finished:
+            # The clock by which they would go may stand still: passes that are cut off before they
+            # claim anything would, one after the other, let all slots wait for what they predicted.
+            self._places[:, store.STAYS] = 0
         error = self._readers.error
         if error is not None:
             self._forget()

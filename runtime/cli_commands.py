@@ -193,8 +193,9 @@ def plan(
         )
     _refuse_for_language_models(inputs, patches=patches)
     path = model_path(model)
+    if options["predictor"] is None:
+        del options["predictor"]
     with progress_bar() as progress:
-        options["predictor"] = options["predictor"] or "fitted"
         found = plan_model(path, progress=progress, **options)
     _show_with_price(found.to_dict(), json)
     return 0
@@ -226,7 +227,8 @@ def bench(
     _refuse_for_language_models(inputs, patches=patches)
     from headrace.bench import bench as measure
 
-    options["predictor"] = options["predictor"] or "fitted"
+    if options["predictor"] is None:
+        del options["predictor"]
     show(measure(model_path(model), **options), json)
     return 0
 
@@ -386,7 +388,8 @@ def _for_networks(options: Mapping[str, Any], patches: str | None) -> dict[str, 
         if (tuple(value) if one.many else value) != one.default:
             given.append(one.name)
     if given:
-        raise HeadraceError(f"an ONNX file takes no {given[0]} (yet); leave it out")
+        name = given[0].replace("_", "-")
+        raise HeadraceError(f"an ONNX file takes no {name} (yet); leave it out")
     return {"patches": patches} | {n: options[n] for n in ("threads", "memory", "target")}
 
 

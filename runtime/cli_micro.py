@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _NO_MEANING = (
     "threads", "memory", "kernels", "context", "patches", "prompt", "cpu", "input",
-    "predictor",
+    "predictor", "whole_stack",
 )  # fmt: skip
 
 
@@ -30,7 +30,8 @@ def refuse(options: Mapping[str, Any]) -> None:
     """Options that say nothing to a chip are not ignored."""
     for name in _NO_MEANING:
         if is_given(options.get(name)):
-            raise HeadraceError(f"a microcontroller takes no --{name}; leave it out")
+            option = name.replace("_", "-")
+            raise HeadraceError(f"a microcontroller takes no --{option}; leave it out")
 
 
 def _network(model: str, weights: str | None) -> tuple[MicroNetwork, dict[str, Trained]]:

@@ -49,6 +49,9 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
         for one in routed
         for expert in one.computed
     ]
+    count = sum(len(one.computed) for one in routed)
+    # A token's experts, and as many that are on their way; or all clusters of a layer.
+    least = max(2 * one.active if isinstance(one, Experts) else len(one.each) for one in routed)
     readers = max(mode.readers for mode in MODES)
     raw = [p for p in placed if p.expert and not p.straight]
     tiles = [(16 * p.info.n_bytes // p.matrix.rows, -(-p.matrix.rows // 16)) for p in raw]
@@ -56,9 +59,8 @@ def room_of(decoder: Decoder, placed: Sequence[Placed], tables: int = 0) -> Expe
     landing = max((landing_bytes(n * min(k, max(1, most // n))) for n, k in tiles), default=0)
     return ExpertRoom(
         slot_bytes=max(slots),
-        # A token's experts, and as many that are on their way; or all clusters of a layer.
-        least=max(2 * one.active if isinstance(one, Experts) else len(one.each) for one in routed),
-        count=sum(len(one.computed) for one in routed),
+        least=min(least, count),
+        count=count,
         beside=readers * landing + tables,
         n_bytes=sum(p.n_bytes for p in placed if p.expert),
     )

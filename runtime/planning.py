@@ -175,6 +175,12 @@ def prepare(
         raise ValueError(f"predictor must be one of {get_args(Predictor)}, not {predictor!r}")
     learned, not_learned = statistics_of(path, file)
     if predictor in ("pairs", "affinity") and learned is None:
+        if not describe(file).mixtures():
+            raise UnsupportedError(
+                f"has no mixtures of experts: there is nothing that predictor {predictor!r} could "
+                "ask for ahead; leave it out",
+                path=file.paths[0],
+            )
         raise UnsupportedError(
             f"there are no statistics of its routes for predictor {predictor!r}: "
             f"{not_learned or '`headrace trace MODEL TEXT --learn` makes some'}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -226,20 +227,26 @@ def test_policies_and_places(tmp_path: Path, policy: int, aligned: bool) -> None
 
 
 class SlowReader(TensorReader):
-    """Reads after a while."""
+    """Reads after a while; where `together` are to be, after so many have come, or long after."""
+
+    together: threading.Barrier | None = None
 
     def readinto(self, *args: Any) -> None:
-        time.sleep(0.02)
+        if self.together is not None:
+            self.together.wait(10)
+        else:
+            time.sleep(0.02)
         super().readinto(*args)
 
 
-@pytest.fixture(params=[6])
+@pytest.fixture(params=[(6, 1)])
 def slow(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Harness]:
-    """So many slots, and one reader, all of whose reads Python makes, each after a while."""
-    one = replace(PLAINLY, readers=1)
-    harness = Harness(tmp_path / "experts", request.param, store.LFU, one, False)
+    """So many slots, and readers all of whose reads Python makes, each after a while."""
+    n_slots, n_readers = request.param
+    some = replace(PLAINLY, readers=n_readers)
+    harness = Harness(tmp_path / "experts", n_slots, store.LFU, some, False)
     functions = replace(readers.system_functions(), read=0)
     monkeypatch.setattr(expert_cache, "system_functions", lambda: functions)
     plain_files = {path: file.plain for path, file in harness.files.items()}
@@ -274,7 +281,7 @@ def visited(harness: Harness, layer: int, some: list[int]) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("slow", [40], indirect=True)
+@pytest.mark.parametrize("slow", [(40, 1)], indirect=True)
 def test_a_chunk_waits_for_what_was_asked_ahead_of_a_slow_disk(slow: Harness) -> None:
     """It asks once, not at every look, for what has not begun to be read."""
     for distance in range(1, 5):
@@ -326,7 +333,7 @@ def test_a_part_is_there_before_the_expert_is(slow: Harness) -> None:
     assert slow.cache.words[store.STALL] > 0
 
 
-@pytest.mark.parametrize("slow", [2 * ACTIVE], indirect=True)
+@pytest.mark.parametrize("slow", [(2 * ACTIVE, 1)], indirect=True)
 def test_what_is_wanted_takes_the_place_of_what_is_not(slow: Harness) -> None:
     """With no slot left, what was asked for ahead in error is not read first."""
     slow.predict(1, 1, list(range(EXPERTS)))  # 7, then 6
@@ -337,6 +344,26 @@ def test_what_is_wanted_takes_the_place_of_what_is_not(slow: Harness) -> None:
     counts = slow.cache.counts
     assert (counts.ahead, counts.useful, counts.misses) == (4, 0, ACTIVE)
     assert slow.cache.words[store.STALL] > 0
+
+
+@pytest.mark.parametrize("slow", [(40, 3)], indirect=True)
+@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "demanded"])
+def test_readers_wake_each_other(slow: Harness, ahead: bool) -> None:
+    """One is woken for what is asked for ahead, and all work; it comes if nobody waits for it."""
+    words, reader = slow.cache.words, slow.cache._plainly
+    assert isinstance(reader, SlowReader)
+    reader.together = threading.Barrier(3)  # of six reads, or the wait for the others ends as error
+    table = slow.cache._experts.reshape(-1, store.EXPERT_WORDS)
+    for layer in range(LAYERS):  # again, when all sleep
+        if ahead:
+            slow.predict(layer, 1, list(range(EXPERTS)))
+        else:
+            slow.claim(layer, np.array([EXPERTS - 2, EXPERTS - 1], np.int64))
+        states = table[layer * EXPERTS + EXPERTS - 2 : (layer + 1) * EXPERTS, store.STATE]
+        deadline = time.monotonic() + 20
+        while (states != store.THERE).any() or words[store.WAKING]:
+            assert not words[store.FAILED] and time.monotonic() < deadline
+            time.sleep(0.001)
 
 
 def test_what_a_halt_interrupts_was_taken_back(slow: Harness) -> None:
@@ -365,6 +392,25 @@ def test_what_was_read_of_another_file_is_forgotten(tmp_path: Path) -> None:
         harness.begin()
         harness.token(0, [3, 4])  # looks at the bytes
     finally:
+        harness.close()
+
+
+def test_passes_that_were_cut_off_hold_no_slots(tmp_path: Path) -> None:
+    """What each predicted before it claimed anything makes room; the next one finds slots."""
+    harness = Harness(tmp_path / "experts", 4 * ACTIVE, store.LFU, PLAINLY, True)
+    late = threading.Timer(10, lambda: harness.cancel.fill(1))  # instead of a wait without end
+    try:
+        for first in range(0, EXPERTS, ACTIVE):
+            harness.begin()
+            logits = np.zeros(EXPERTS)
+            logits[first : first + ACTIVE] = 1, 2
+            harness.predict(1, 2, logits.tolist())
+            harness.cache.end(False, 1.0)
+        harness.begin()
+        late.start()
+        harness.token(0, [2, 3])
+    finally:
+        late.cancel()
         harness.close()
 
 

@@ -18,6 +18,7 @@ from mixtures import learn_beside, said, same
 from test_bad_models import Quant, Spec, key, outcome, tiny
 
 import headrace
+from headrace.cli import main
 from headrace.compress import compress
 from headrace.errors import BudgetError, HeadraceError, ModelFileError, UnsupportedError
 from headrace.expert_memory import predictor_bytes
@@ -239,6 +240,23 @@ def test_experts_of_many_formats(tmp_path: Path) -> None:
             assert same(said(model, IDS), whole)
 
 
+def test_fewer_experts_than_a_token_and_those_on_their_way_take(tmp_path: Path) -> None:
+    """All of them have room then, and the least memory that is said is one that works."""
+    spec = mixture(parts=LARGE)
+    for name in [name for name in spec.tensors if name.startswith("blk.1.")]:
+        del spec.tensors[name]
+    spec.set("block_count", 1)
+    spec.set("expert_used_count", EXPERTS - 1)
+    path = compress(spec.write(tmp_path / "large.gguf"), tmp_path / "m.gguf").path
+    with headrace.load(path, context=128) as model:
+        whole = said(model, IDS)
+    least, most = bounds(path, context=128)
+    assert least < most
+    with headrace.load(path, context=128, memory=least) as model:
+        assert model.streams and model.prepared.slots == EXPERTS
+        assert same(said(model, IDS), whole)
+
+
 def test_memory_may_change_meanwhile(tmp_path: Path) -> None:
     large = mixture(parts=LARGE).write(tmp_path / "large.gguf")
     path = compress(large, tmp_path / "m.gguf").path
@@ -345,6 +363,17 @@ def test_predictors_change_nothing(name: str, tmp_path: Path) -> None:
         headrace.load(path, context=128, predictor="pairs")
     with pytest.raises(ValueError, match="predictor must be one of"):
         headrace.load(path, context=128, predictor="luck")  # type: ignore[arg-type]
+
+
+def test_predictors_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a dense model nothing can be learned; an empty name is no default."""
+    dense = str(tiny().write(tmp_path / "dense.gguf"))
+    for command in (["plan", dense], ["run", dense, "x", "--raw"], ["bench", dense]):
+        assert main([*command, "--predictor", "pairs"]) == 2
+        said = capsys.readouterr().err
+        assert "has no mixtures of experts" in said and "--learn" not in said
+        assert main([*command, "--predictor", ""]) == 2
+        assert "predictor must be one of" in capsys.readouterr().err
 
 
 def test_reads_of_experts_that_fail_are_made_again() -> None:

@@ -1,7 +1,8 @@
 """Steps of mixtures whose experts are brought from flash: see `headrace.offload.expert_store`.
 
-They stand where `headrace.kernels.experts` writes addresses out of a directory: what comes out is
-the same, as a step waits for the true expert, and sums are formed in the order of the choice.
+They stand where `route` (`headrace.kernels.experts`) and `pick` (`headrace.kernels.expert_visits`)
+write addresses out of a directory: what comes out is the same, as a step waits for the true expert,
+and sums are formed in the order of the choice.
 """
 
 from __future__ import annotations

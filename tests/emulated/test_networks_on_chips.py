@@ -144,6 +144,8 @@ def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
         (["plan", str(path), *to, "--sram", "1KiB"], "does not fit in 1,024 bytes of SRAM"),
         (["plan", str(path), *to, "--rate", "1"], "--rate is for learning: add --train"),
         (["plan", str(path), *to, "--flash", "1KiB"], "of flash on cortex-m55"),
+        (["plan", str(path), *to, "--whole-stack"], "takes no --whole-stack"),
+        (["bench", str(path), *to, "--predictor", "none"], "takes no --predictor"),
         (["plan", str(path), *to, "--threads", "2"], "takes no --threads"),
         (["plan", str(path), *to, "--threads", "0"], "takes no --threads"),
         (["plan", str(path), "--sram", "1MB"], "--sram is for microcontrollers"),
