@@ -29,6 +29,7 @@ CONSTANTS: dict[str, np.ndarray] = {
     "zero": np.array(3, np.int8),
     "pixels": np.array([1, 1, 1, 4]),
     "rows": np.array([1, 4, 1]),
+    "image": np.array([1, 4, 1, 1]),
     "axes": np.array([2, 3]),
     "middle": np.array(128, np.uint8),
     "around": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
@@ -86,6 +87,23 @@ def test_channels_that_become_pixels(kind: str, tmp_path: Path) -> None:
         "MaxPool": (["t"], {"kernel_shape": [1, 2]}), "Concat": (["t", "t"], {"axis": 1}),
     }[kind]  # fmt: skip
     nodes = [MEAN, node("Reshape", ["m", "pixels"], ["t"]), node(kind, reads, ["y"], **more)]
+    same(model(nodes, ["y"]), RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "Sigmoid", "LeakyRelu"])
+def test_channels_that_stay_last(kind: str, tmp_path: Path) -> None:
+    nodes = [CONV, node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]), node(kind, ["t"], ["y"])]
+    same(model(nodes, ["y"]), RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "Sigmoid"])
+def test_channels_of_one_pixel(kind: str, tmp_path: Path) -> None:
+    """Of a row that became an image."""
+    more = {"axis": 1} if kind == "Softmax" else {}
+    nodes = [
+        MEAN, node("Flatten", ["m"], ["f"]), node("Reshape", ["f", "image"], ["t"]),
+        node(kind, ["t"], ["s"], **more), node("Mul", ["x", "s"], ["y"]),
+    ]  # fmt: skip
     same(model(nodes, ["y"]), RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
 
 

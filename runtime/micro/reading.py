@@ -46,15 +46,8 @@ from headrace.networks.specialise import specialise
 _TYPES = (onnx.TensorProto.FLOAT, *BYTES)
 # What gives the same whether its input is quantised or its result.
 _BEFORE_CODES = (
-    "Reshape",
-    "Transpose",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "MaxPool",
-    "Concat",
-    "Pad",
-)
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Concat", "Pad",
+)  # fmt: skip
 _TO_CODES, _TO_NUMBERS = ("QuantizeLinear",), ("DequantizeLinear", "Cast")
 _OF_CHANNELS_FIRST = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
 _LOOK_THROUGH = (*_TO_CODES, *_TO_NUMBERS)
@@ -302,10 +295,14 @@ class Reading:
             )
         return shape[1:] if len(shape) == 2 else image_of(shape)
 
-    def add(self, node: Node, layer: Layer, *, flat: bool = False, real: bool = False) -> None:
+    def add(
+        self, node: Node, layer: Layer, *, first: bool = True, flat: bool = False,
+        real: bool = False,
+    ) -> None:  # fmt: skip
         """A layer whose result is a node's.
 
         Args:
+            first: the graph has an image's channels first.
             flat: the graph has it as one row.
             real: the graph has numbers, where the result may be codes.
         """
@@ -314,7 +311,7 @@ class Reading:
             layer = replace(layer, name=f"{layer.name} ({len(self.layers)})")
         self._makers[layer.makes.name] = len(self.layers)
         self.layers.append(layer)
-        first = len(self.graph.shape(node.outputs[0]) or ()) > 2
+        first = first and len(self.graph.shape(node.outputs[0]) or ()) > 2
         real = real and layer.makes.codes is not None
         self.put(node.outputs[0], Held(layer.makes, first, real, flat))
 
