@@ -90,6 +90,15 @@ def test_channels_that_become_pixels(kind: str, tmp_path: Path) -> None:
     same(model(nodes, ["y"]), RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
 
 
+@pytest.mark.parametrize("axes", [[], [0, 2, -1], [3, 1, 2]])
+def test_a_mean_of_dimensions_of_one_besides(axes: list[int], tmp_path: Path) -> None:
+    """Of one channel; no axes are all."""
+    nodes = [node("Conv", ["x", "w1"], ["c"]), node("ReduceMean", ["c", "axes"], ["y"])]
+    constants = {"w1": CONSTANTS["w"][:1], "axes": np.array(axes, np.int64)}
+    made = model_of(nodes, {"x": (FLOAT, [1, 4, 4, 6])}, ["y"], constants)
+    same(made, RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["Softmax", "Sigmoid", "LeakyRelu"])
 def test_channels_that_stay_last(kind: str, tmp_path: Path) -> None:
     nodes = [CONV, node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]), node(kind, ["t"], ["y"])]
@@ -216,10 +225,11 @@ def test_scales_that_no_sum_holds(tmp_path: Path) -> None:
         ([node("Relu", ["x"], ["\0"]), node("Relu", ["\0"], ["y"])], "name with a zero byte"),
         ([node("Dropout", ["x", "half", "true"], ["y"])], "training_mode is not false"),
         ([node("MaxPool", ["x"], ["y"], kernel_shape=[1, 1], pads=[1, 0, 0, 0])], "pads alone"),
+        ([node("ReduceMean", ["x"], ["y"])], r"a mean of axes \[0, 1, 2, 3\]"),
     ],
     ids=[
         "rows", "cast", "two scales", "pads behind", "fewer pads than none",
-        "codes of 0", "zero byte", "learning", "nothing in a window",
+        "codes of 0", "zero byte", "learning", "nothing in a window", "a mean of all",
     ],
 )  # fmt: skip
 def test_what_would_be_wrong_is_refused(nodes: Any, words: str, tmp_path: Path) -> None:

@@ -192,10 +192,15 @@ def pool(of: Reading, node: Node) -> None:
     """Pools of windows, or of all pixels."""
     read, made, counted = of.image(node), of.made_shape(node), False
     if node.op == "ReduceMean":
-        axes = node.attribute("axes") or of.array(node, 1).reshape(-1).tolist()
-        rank = len(of.graph.shape(node.inputs[0]) or ())
-        if sorted(axis % rank for axis in axes) != list(range(2, rank)):
-            raise of.unsupported(node, f"a mean of axes {list(axes)}; one of all pixels is done")
+        shape = of.graph.shape(node.inputs[0]) or ()
+        named_ones = of.array(node, 1).reshape(-1).tolist() if named(node.inputs, 1) else []
+        axes = list(node.attribute("axes") or named_ones)
+        if not axes and not node.attribute("noop_with_empty_axes", 0):
+            axes = list(range(len(shape)))
+        # Of a dimension of one the mean is what is there.
+        many = {axis % len(shape) for axis in axes} - {i for i, n in enumerate(shape) if n == 1}
+        if many != {i for i in range(2, len(shape)) if shape[i] != 1}:
+            raise of.unsupported(node, f"a mean of axes {axes}; one of all pixels is done")
     if node.op in ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"):
         windows = Windows(read.image[:2], read.image[:2])
         made = (1, 1, read.shape[2]) if len(made) == 3 else made
