@@ -197,6 +197,19 @@ def _ending_in_zeros(file: TfliteFile, kind: Kind) -> tuple[int, int]:
     return x, file.operator("PAD", [y, pads], [kind.value(file, (1, 7, 8, 7), 0.1)])
 
 
+def _boxes(file: TfliteFile, kind: Kind) -> tuple[int, int]:
+    """Of images of two sizes, one behind the other."""
+    x = kind.value(file, (1, 6, 4, 3))
+    fine = conv(file, kind, x, (8, 3, 3, 3), (1, 6, 4, 8))
+    coarse = conv(file, kind, fine, (8, 3, 3, 8), (1, 3, 2, 8), i1=2, i2=2)
+    boxes = []
+    for image, shape in ((fine, (1, 48, 4)), (coarse, (1, 12, 4))):
+        sizes = file.constant(np.array(shape, np.int32))
+        boxes.append(file.operator("RESHAPE", [image, sizes], [kind.value(file, shape, 0.1)]))
+    y = kind.value(file, (1, 60, 4), 0.1)
+    return x, file.operator("CONCATENATION", boxes, [y], i0=1, b1=0)
+
+
 def _joined(file: TfliteFile, kind: Kind) -> tuple[int, int]:
     x = kind.value(file, (1, 4, 5, 16))
     a = conv(file, kind, x, (16, 1, 1, 16), (1, 4, 5, 16), 0.05)
@@ -224,6 +237,7 @@ CASES: dict[str, Callable[[TfliteFile, Kind], tuple[int, int]]] = {
     "constant sum": _constant_sum, "softmax": _softmax, "joined": _joined, "bounded": _bounded,
     "turned": _turned, "softmax of pixels": _of_pixels(boxes=False),
     "softmax of boxes": _of_pixels(boxes=True), "ending in zeros": _ending_in_zeros,
+    "boxes": _boxes,
     "average": _pool("AVERAGE_POOL_2D", b0=VALID, i1=2, i2=2, i3=3, i4=3),
     "average, same": _pool("AVERAGE_POOL_2D", b0=SAME, i1=2, i2=2, i3=3, i4=2),
     "most": _pool("MAX_POOL_2D", b0=SAME, i1=2, i2=2, i3=3, i4=2),
