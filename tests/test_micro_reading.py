@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import FLOAT, model_of, save
 
-from headrace.errors import UnsupportedError
+from headrace.errors import ModelFileError, UnsupportedError
 from headrace.micro.arithmetic import computed
 from headrace.micro.plan import plan_network
 from headrace.micro.ports import from_chip, to_chip
@@ -236,3 +236,44 @@ def test_what_would_be_wrong_is_refused(nodes: Any, words: str, tmp_path: Path) 
     """Factors of rows that are as many as channels; codes as numbers; codes of 0 as the number."""
     with pytest.raises(UnsupportedError, match=rf"x\.onnx: .*{words}"):
         read_network(save(model(nodes, ["y"]), tmp_path / "x.onnx"))
+
+
+def lacking(op: str, reads: list[str], **attributes: Any) -> list[Any]:
+    return [CONV, node(op, reads, ["y"], **attributes)]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        lacking("Add", ["c"]), lacking("Concat", []), lacking("Identity", []),
+        lacking("Relu", []), lacking("QuantizeLinear", ["c"]), lacking("MaxPool", ["c"]),
+        lacking("Softmax", ["c"], axis=[1]), lacking("Conv", ["c"]),
+        [node("DequantizeLinear", ["x"], ["y"])],
+    ],
+    ids=lambda nodes: nodes[-1].op_type,
+)  # fmt: skip
+def test_nodes_that_lack_something(nodes: list[Any], tmp_path: Path) -> None:
+    elem_type = TensorProto.INT8 if nodes[0] is not CONV else FLOAT
+    with pytest.raises(ModelFileError, match=rf"x\.onnx: (.*{nodes[-1].op_type} y|its input)"):
+        read_network(save(model(nodes, ["y"], elem_type), tmp_path / "x.onnx"))
+
+
+def test_a_bias_that_is_computed(tmp_path: Path) -> None:
+    nodes = [
+        QUANTIZE, node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        node("DequantizeLinear", ["codes", "scale"], ["dw"]), node("Conv", ["d", "dw", "d"], ["y"]),
+    ]  # fmt: skip
+    constants = CONSTANTS | {"codes": np.ones((4, 4, 1, 1), np.int8)}
+    made = model_of(nodes, {"x": (FLOAT, [1, 4, 4, 6])}, ["y"], constants)
+    with pytest.raises(UnsupportedError, match=r"x\.onnx: Conv y: 'd' is no constant"):
+        read_network(save(made, tmp_path / "x.onnx"))
+
+
+def test_a_batch_norm_without_variance(tmp_path: Path) -> None:
+    reads = ["c", "half4", "half4", "half4", "below"]
+    below = np.array([1, 1, -1, 1], np.float32)
+    constants = CONSTANTS | {"half4": np.full(4, 0.5, np.float32), "below": below}
+    nodes = [CONV, node("BatchNormalization", reads, ["y"])]
+    made = model_of(nodes, {"x": (FLOAT, [1, 4, 4, 6])}, ["y"], constants)
+    with pytest.raises(UnsupportedError, match=r"a variance of -1; it has to be above 0"):
+        read_network(save(made, tmp_path / "x.onnx"))

@@ -103,7 +103,10 @@ def batch_norm(of: Reading, node: Node) -> None:
     if node.attribute("training_mode", 0):
         raise of.unsupported(node, "its statistics are those of its input; export it for inference")
     scale, bias, mean, variance = (of.array(node, i).astype(np.float64) for i in range(1, 5))
-    factor = scale / np.sqrt(variance + node.attribute("epsilon", 1e-5))
+    square = variance + node.attribute("epsilon", 1e-5)
+    if not (square > 0).all():
+        raise of.unsupported(node, f"a variance of {variance.min():g}; it has to be above 0")
+    factor = scale / np.sqrt(square)
     _each_channel(of, node, factor, bias - mean * factor)
 
 

@@ -106,9 +106,9 @@ def _bias(of: Reading, node: Node, index: int, read: Value, made: int, scales: A
         return _fitting(of, node, of.array(node, index), made).astype(np.float32)
     assert read.codes is not None
     unit = np.float64(np.float32(read.codes.scale)) * scales.astype(np.float64)
-    source = of.matcher.maker(node.inputs[index], "DequantizeLinear")
-    if source is not None:
-        codes, given = (of.graph.constants.array(name) for name in source.inputs[:2])
+    source, constants = of.matcher.maker(node.inputs[index], "DequantizeLinear"), of.graph.constants
+    if source is not None and all(name in constants for name in source.inputs[:2]):
+        codes, given = (constants.array(name) for name in source.inputs[:2])
         near = np.allclose(given.reshape(-1), unit, rtol=1e-5, atol=0)
         if codes.dtype == np.int32 and given.size in (1, made) and near:
             return _fitting(of, node, codes, made)
