@@ -225,11 +225,13 @@ def test_scales_that_no_sum_holds(tmp_path: Path) -> None:
         ([node("Relu", ["x"], ["\0"]), node("Relu", ["\0"], ["y"])], "name with a zero byte"),
         ([node("Dropout", ["x", "half", "true"], ["y"])], "training_mode is not false"),
         ([node("MaxPool", ["x"], ["y"], kernel_shape=[1, 1], pads=[1, 0, 0, 0])], "pads alone"),
+        ([node("Conv", ["x", "w"], ["y"], strides=[1 << 62, 1])], r"strides \[4611686018427387904"),
         ([node("ReduceMean", ["x"], ["y"])], r"a mean of axes \[0, 1, 2, 3\]"),
     ],
     ids=[
         "rows", "cast", "two scales", "pads behind", "fewer pads than none",
-        "codes of 0", "zero byte", "learning", "nothing in a window", "a mean of all",
+        "codes of 0", "zero byte", "learning", "nothing in a window",
+        "a stride of 2^62", "a mean of all",
     ],
 )  # fmt: skip
 def test_what_would_be_wrong_is_refused(nodes: Any, words: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.micro.reading import Reading
 
 MOST_INT32 = 2**31 - 1
+_MOST_STEP = 1 << 16  # of windows, and of pads: as of TFLite files
 
 
 def _windows(
@@ -60,7 +61,8 @@ def _windows(
         elif auto == "VALID":
             pads[i] = 0
         pads[i] += more[0][i]
-    if min(*strides, *dilations, *taps) < 1 or min(pads) < 0:
+    numbers = (*strides, *dilations, *taps)
+    if min(numbers) < 1 or min(pads) < 0 or max(*numbers, *pads) > _MOST_STEP:
         raise of.unsupported(node, f"strides {strides}, dilations {dilations}, pads {pads}")
     return Windows(*((a, b) for a, b in (taps, strides, pads, dilations)))
 
