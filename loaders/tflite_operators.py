@@ -238,19 +238,20 @@ def _bounded(of: Translation, operator: Operator) -> None:
     if operator.op == "RELU":
         of.make(y, "Relu", [of.real(x, first)], first=first)
         return
-    ends = [of.constant(f"{of.tensor(y).name}/bound", np.array(v, np.float32))
-            for v in BOUNDS[operator.op]]  # fmt: skip
+    name = f"{of.tensor(y).name}/bound"
+    ends = [of.constant(name, np.array(one, np.float32)) for one in BOUNDS[operator.op]]
     of.make(y, "Clip", [of.real(x, first), *ends], first=first)
 
 
 def _softmax(of: Translation, operator: Operator) -> None:
     x, y = input_of(operator, 0), operator.outputs[0]
     _check_same(of, operator)
-    given, beta = of.real(x), operator.real(0)
+    first = of.has_first(x)
+    given, beta = of.real(x, first), operator.real(0)
     if beta != 1.0:
         factor = of.constant(f"{of.tensor(y).name}/beta", np.array(beta, np.float32))
         given = of.node("Mul", [given, factor], of.fresh(f"{of.tensor(y).name}/scaled"))
-    of.make(y, "Softmax", [given], axis=-1)
+    of.make(y, "Softmax", [given], first=first, axis=1 if first else -1)
 
 
 def _reshape(of: Translation, operator: Operator) -> None:
@@ -314,10 +315,8 @@ def _concatenation(of: Translation, operator: Operator) -> None:
     rank = len(made.shape)
     if not operator.inputs or not rank:
         raise operator.bad("it has no inputs, or makes a single number")
-    axis, names = (
-        operator.whole(0) % rank,
-        [input_of(operator, i) for i in range(len(operator.inputs))],
-    )
+    axis = operator.whole(0) % rank
+    names = [input_of(operator, i) for i in range(len(operator.inputs))]
     shapes = [of.tensor(i).shape for i in names]
     rest = {s[:axis] + s[axis + 1 :] for s in shapes if len(s) == rank}
     total = sum(s[axis] for s in shapes if len(s) == rank)

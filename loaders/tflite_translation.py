@@ -140,6 +140,8 @@ class Translation:
     def _other(self, one: Tensor, first: bool) -> str:
         y = self._version_name(one, first)
         given = self._versions.get((one.index, not first))
+        if given is None and not first and self.has_first(one.index):
+            given = self.codes(one.index, True)  # nothing has to move before zeros are around it
         if given is None:
             return self._with_zeros(self.padded[one.index], one, y, first)
         if len(one.shape) == 4 and one.shape[1] * one.shape[2] != 1:

@@ -122,7 +122,7 @@ def run(
                 )  # fmt: skip
             row: dict[str, Any] = {"epoch": epoch, "loss": lesson.loss}
             if classes is not None:
-                made = lesson.outputs.reshape(len(order), -1).argmax(1)
+                made = lesson.outputs.argmax(-1).reshape(len(order), -1)
                 row["right"] = f"{np.mean(made == classes[order]):.1%}"
             rows.append(row | {"skipped_steps": lesson.skipped, "loss_scale": lesson.scale})
             if not json:
@@ -179,6 +179,9 @@ def _examples(network: MicroNetwork, inputs: Sequence[str]) -> np.ndarray:
     from headrace.arrays import read_array
     from headrace.micro.ports import to_chip
 
+    if len(network.inputs) != 1:
+        names = ", ".join(port.name for port in network.inputs)
+        raise HeadraceError(f"{network.name} has inputs {names}: networks of one input are trained")
     (port,) = network.inputs
     if len(inputs) != 1:
         raise HeadraceError(f"to learn, give one --input {port.name}=FILE.npy of all examples")
@@ -198,28 +201,34 @@ def _examples(network: MicroNetwork, inputs: Sequence[str]) -> np.ndarray:
 
 
 def _wanted(network: MicroNetwork, path: Path, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Outputs that are wanted [examples, *shape], and classes, where these were given."""
+    """Outputs that are wanted [examples, *shape], and classes [examples, pixels] if given as such.
+
+    A row is one pixel; of an image each pixel has a class.
+    """
     import numpy as np
 
     from headrace.arrays import read_array
+    from headrace.micro.ports import lying
 
-    array, value = read_array(path), network.outputs[0].value
+    array, port = read_array(path), network.outputs[0]
+    rows, columns, channels = port.value.image
+    whose = "pixel" if rows * columns > 1 else "example"
     if len(array.shape) == 0 or len(array) != count:
         raise HeadraceError(f"{path} is {list(array.shape)}, and there are {count} examples")
-    if array.dtype.kind in "iu" and array.size == count:
-        classes = array.reshape(count).astype(np.int64)
-        if classes.min() < 0 or classes.max() >= value.elements:
+    if array.dtype.kind in "iu" and channels > 1 and array.size == count * rows * columns:
+        classes = array.reshape(count, -1).astype(np.int64)
+        if classes.min() < 0 or classes.max() >= channels:
             raise HeadraceError(
                 f"{path} has classes from {classes.min()} to {classes.max()}, and the network has "
-                f"{value.elements} outputs"
+                f"{channels} outputs for each {whose}"
             )
-        return np.eye(value.elements)[classes], classes
-    if array[0].size != value.elements or array.dtype.kind not in "fiub":
+        return np.eye(channels)[classes].reshape(count, *port.value.shape), classes
+    if array[0].size != port.value.elements or array.dtype.kind not in "fiub":
         raise HeadraceError(
-            f"{path} is {array.dtype} {list(array.shape)}: a class of each example is wanted, or "
-            f"{value.elements} numbers"
+            f"{path} is {array.dtype} {list(array.shape)}: a class of each {whose} is wanted, or "
+            f"{port.value.elements} numbers"
         )
-    return array.reshape(count, *value.shape).astype(np.float64), None
+    return np.stack([lying(port, one) for one in array.astype(np.float64)]), None
 
 
 def _check_output(

@@ -240,12 +240,16 @@ def test_a_batch_norm_of_its_input_is_refused(tmp_path: Path) -> None:
         read_network(save(model, tmp_path / "x.onnx"))
 
 
-def test_weights_that_halves_do_not_hold(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(1e6, r"weight or bias is .* hold up to 65504"), (np.nan, r"bias is nan, .* to be finite")],
+)
+def test_weights_that_halves_do_not_hold(factor: float, words: str, tmp_path: Path) -> None:
     (file, x, y), _ = residual("float32")
     network = read_network(file.write(tmp_path / "x.tflite", [x], [y]))
-    first = replace(network.layers[0], weights=network.layers[0].weights * 1e6)
+    first = replace(network.layers[0], weights=network.layers[0].weights * factor)
     large = replace(network, layers=(first, *network.layers[1:]))
-    with pytest.raises(UnsupportedError, match=r"a weight or bias is .* hold up to 65504"):
+    with pytest.raises(UnsupportedError, match=words):
         plan_network(large, CHIP)
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import FLOAT, model_of, save
 
-from headrace.errors import UnsupportedError
+from headrace.errors import ModelFileError, UnsupportedError
 from headrace.micro.arithmetic import computed
 from headrace.micro.plan import plan_network
 from headrace.micro.ports import from_chip, to_chip
@@ -29,6 +29,7 @@ CONSTANTS: dict[str, np.ndarray] = {
     "zero": np.array(3, np.int8),
     "pixels": np.array([1, 1, 1, 4]),
     "rows": np.array([1, 4, 1]),
+    "image": np.array([1, 4, 1, 1]),
     "axes": np.array([2, 3]),
     "middle": np.array(128, np.uint8),
     "around": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
@@ -86,6 +87,32 @@ def test_channels_that_become_pixels(kind: str, tmp_path: Path) -> None:
         "MaxPool": (["t"], {"kernel_shape": [1, 2]}), "Concat": (["t", "t"], {"axis": 1}),
     }[kind]  # fmt: skip
     nodes = [MEAN, node("Reshape", ["m", "pixels"], ["t"]), node(kind, reads, ["y"], **more)]
+    same(model(nodes, ["y"]), RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
+
+
+@pytest.mark.parametrize("axes", [[], [0, 2, -1], [3, 1, 2]])
+def test_a_mean_of_dimensions_of_one_besides(axes: list[int], tmp_path: Path) -> None:
+    """Of one channel; no axes are all."""
+    nodes = [node("Conv", ["x", "w1"], ["c"]), node("ReduceMean", ["c", "axes"], ["y"])]
+    constants = {"w1": CONSTANTS["w"][:1], "axes": np.array(axes, np.int64)}
+    made = model_of(nodes, {"x": (FLOAT, [1, 4, 4, 6])}, ["y"], constants)
+    same(made, RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "Sigmoid", "LeakyRelu"])
+def test_channels_that_stay_last(kind: str, tmp_path: Path) -> None:
+    nodes = [CONV, node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]), node(kind, ["t"], ["y"])]
+    same(model(nodes, ["y"]), RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "Sigmoid"])
+def test_channels_of_one_pixel(kind: str, tmp_path: Path) -> None:
+    """Of a row that became an image."""
+    more = {"axis": 1} if kind == "Softmax" else {}
+    nodes = [
+        MEAN, node("Flatten", ["m"], ["f"]), node("Reshape", ["f", "image"], ["t"]),
+        node(kind, ["t"], ["s"], **more), node("Mul", ["x", "s"], ["y"]),
+    ]  # fmt: skip
     same(model(nodes, ["y"]), RNG.standard_normal((1, 4, 4, 6)).astype(np.float32), tmp_path)
 
 
@@ -198,13 +225,57 @@ def test_scales_that_no_sum_holds(tmp_path: Path) -> None:
         ([node("Relu", ["x"], ["\0"]), node("Relu", ["\0"], ["y"])], "name with a zero byte"),
         ([node("Dropout", ["x", "half", "true"], ["y"])], "training_mode is not false"),
         ([node("MaxPool", ["x"], ["y"], kernel_shape=[1, 1], pads=[1, 0, 0, 0])], "pads alone"),
+        ([node("Conv", ["x", "w"], ["y"], strides=[1 << 62, 1])], r"strides \[4611686018427387904"),
+        ([node("ReduceMean", ["x"], ["y"])], r"a mean of axes \[0, 1, 2, 3\]"),
     ],
     ids=[
         "rows", "cast", "two scales", "pads behind", "fewer pads than none",
         "codes of 0", "zero byte", "learning", "nothing in a window",
+        "a stride of 2^62", "a mean of all",
     ],
 )  # fmt: skip
 def test_what_would_be_wrong_is_refused(nodes: Any, words: str, tmp_path: Path) -> None:
     """Factors of rows that are as many as channels; codes as numbers; codes of 0 as the number."""
     with pytest.raises(UnsupportedError, match=rf"x\.onnx: .*{words}"):
         read_network(save(model(nodes, ["y"]), tmp_path / "x.onnx"))
+
+
+def lacking(op: str, reads: list[str], **attributes: Any) -> list[Any]:
+    return [CONV, node(op, reads, ["y"], **attributes)]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        lacking("Add", ["c"]), lacking("Concat", []), lacking("Identity", []),
+        lacking("Relu", []), lacking("QuantizeLinear", ["c"]), lacking("MaxPool", ["c"]),
+        lacking("Softmax", ["c"], axis=[1]), lacking("Conv", ["c"]),
+        [node("DequantizeLinear", ["x"], ["y"])],
+    ],
+    ids=lambda nodes: nodes[-1].op_type,
+)  # fmt: skip
+def test_nodes_that_lack_something(nodes: list[Any], tmp_path: Path) -> None:
+    elem_type = TensorProto.INT8 if nodes[0] is not CONV else FLOAT
+    with pytest.raises(ModelFileError, match=rf"x\.onnx: (.*{nodes[-1].op_type} y|its input)"):
+        read_network(save(model(nodes, ["y"], elem_type), tmp_path / "x.onnx"))
+
+
+def test_a_bias_that_is_computed(tmp_path: Path) -> None:
+    nodes = [
+        QUANTIZE, node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        node("DequantizeLinear", ["codes", "scale"], ["dw"]), node("Conv", ["d", "dw", "d"], ["y"]),
+    ]  # fmt: skip
+    constants = CONSTANTS | {"codes": np.ones((4, 4, 1, 1), np.int8)}
+    made = model_of(nodes, {"x": (FLOAT, [1, 4, 4, 6])}, ["y"], constants)
+    with pytest.raises(UnsupportedError, match=r"x\.onnx: Conv y: 'd' is no constant"):
+        read_network(save(made, tmp_path / "x.onnx"))
+
+
+def test_a_batch_norm_without_variance(tmp_path: Path) -> None:
+    reads = ["c", "half4", "half4", "half4", "below"]
+    below = np.array([1, 1, -1, 1], np.float32)
+    constants = CONSTANTS | {"half4": np.full(4, 0.5, np.float32), "below": below}
+    nodes = [CONV, node("BatchNormalization", reads, ["y"])]
+    made = model_of(nodes, {"x": (FLOAT, [1, 4, 4, 6])}, ["y"], constants)
+    with pytest.raises(UnsupportedError, match=r"a variance of -1; it has to be above 0"):
+        read_network(save(made, tmp_path / "x.onnx"))

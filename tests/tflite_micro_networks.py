@@ -92,7 +92,8 @@ def _softmax(file: TfliteFile, kind: Kind) -> Ends:
 
 MICRO: dict[str, Callable[[TfliteFile, Kind], Ends]] = {
     **{name: CASES[name] for name in ("dilated", "depthwise", "multiplied", "pixels", "padded")},
-    **{name: CASES[name] for name in ("sum", "turned")},
+    **{name: CASES[name] for name in ("sum", "turned", "ending in zeros")},
+    **{name: CASES[name] for name in ("softmax of pixels", "softmax of boxes", "boxes")},
     "average": _pool("AVERAGE_POOL_2D"),
     "most": _pool("MAX_POOL_2D"),
     "mean": _mean(0.02),

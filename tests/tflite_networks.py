@@ -18,6 +18,7 @@ class Kind:
         self.dtype, self.codes = dtype, dtype != "float32"
         self.random = np.random.default_rng(seed)
         self.middle = {"int8": -7, "uint8": 121}.get(dtype, 0)
+        self.least = -128 if dtype == "int8" else 0
 
     def value(self, file: TfliteFile, shape: Any, scale: float = 0.05, **more: Any) -> int:
         """A value of this type."""
@@ -166,10 +167,47 @@ def _constant_sum(file: TfliteFile, kind: Kind) -> tuple[int, int]:
 
 def _softmax(file: TfliteFile, kind: Kind) -> tuple[int, int]:
     x = kind.value(file, (3, 21))
-    of = {"int8": -128, "uint8": 0}
-    more = {"scale": 1 / 256, "zero": of[kind.dtype]} if kind.codes else {}
+    more = {"scale": 1 / 256, "zero": kind.least} if kind.codes else {}
     y = file.tensor((3, 21), kind.dtype, **more)
     return x, file.operator("SOFTMAX", [x], [y], f0=1.0)
+
+
+def _of_pixels(*, boxes: bool) -> Callable[[TfliteFile, Kind], tuple[int, int]]:
+    """A softmax of each pixel's channels; boxes: pixels of all rows are in one."""
+
+    def build(file: TfliteFile, kind: Kind) -> tuple[int, int]:
+        x = kind.value(file, (1, 6, 5, 3))
+        logits = conv(file, kind, x, (7, 3, 3, 3), (1, 6, 5, 7), 0.05, b3=0)
+        shape = (1, 30, 7) if boxes else (1, 6, 5, 7)
+        if boxes:
+            sizes = file.constant(np.array(shape, np.int32))
+            logits = file.operator("RESHAPE", [logits, sizes], [kind.value(file, shape)])
+        more = {"scale": 1 / 256, "zero": kind.least} if kind.codes else {}
+        y = file.tensor(shape, kind.dtype, **more)
+        return x, file.operator("SOFTMAX", [logits], [y], f0=1.0)
+
+    return build
+
+
+def _ending_in_zeros(file: TfliteFile, kind: Kind) -> tuple[int, int]:
+    """Zeros that no convolution reads."""
+    x = kind.value(file, (1, 6, 5, 3))
+    y = conv(file, kind, x, (7, 3, 3, 3), (1, 6, 5, 7))
+    pads = file.constant(np.array([[0, 0], [1, 0], [2, 1], [0, 0]], np.int32))
+    return x, file.operator("PAD", [y, pads], [kind.value(file, (1, 7, 8, 7), 0.1)])
+
+
+def _boxes(file: TfliteFile, kind: Kind) -> tuple[int, int]:
+    """Of images of two sizes, one behind the other."""
+    x = kind.value(file, (1, 6, 4, 3))
+    fine = conv(file, kind, x, (8, 3, 3, 3), (1, 6, 4, 8))
+    coarse = conv(file, kind, fine, (8, 3, 3, 8), (1, 3, 2, 8), i1=2, i2=2)
+    boxes = []
+    for image, shape in ((fine, (1, 48, 4)), (coarse, (1, 12, 4))):
+        sizes = file.constant(np.array(shape, np.int32))
+        boxes.append(file.operator("RESHAPE", [image, sizes], [kind.value(file, shape, 0.1)]))
+    y = kind.value(file, (1, 60, 4), 0.1)
+    return x, file.operator("CONCATENATION", boxes, [y], i0=1, b1=0)
 
 
 def _joined(file: TfliteFile, kind: Kind) -> tuple[int, int]:
@@ -197,7 +235,9 @@ CASES: dict[str, Callable[[TfliteFile, Kind], tuple[int, int]]] = {
     "conv": _conv, "dilated": _dilated, "depthwise": _depthwise, "multiplied": _multiplied,
     "rows": _rows, "pixels": _pixels, "padded": _padded, "pad": _pad, "mean": _mean, "sum": _sum,
     "constant sum": _constant_sum, "softmax": _softmax, "joined": _joined, "bounded": _bounded,
-    "turned": _turned,
+    "turned": _turned, "softmax of pixels": _of_pixels(boxes=False),
+    "softmax of boxes": _of_pixels(boxes=True), "ending in zeros": _ending_in_zeros,
+    "boxes": _boxes,
     "average": _pool("AVERAGE_POOL_2D", b0=VALID, i1=2, i2=2, i3=3, i4=3),
     "average, same": _pool("AVERAGE_POOL_2D", b0=SAME, i1=2, i2=2, i3=3, i4=2),
     "most": _pool("MAX_POOL_2D", b0=SAME, i1=2, i2=2, i3=3, i4=2),

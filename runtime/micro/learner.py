@@ -80,7 +80,7 @@ class Learner:
 
         Args:
             inputs: [examples, *shape], as the chip has them.
-            wanted: [examples, *shape of the output].
+            wanted: [examples, *shape of the output], as the chip has it.
             progress: called with steps that are done, of how many.
         """
         outputs, skipped = self._called(TRAIN, inputs, wanted, progress)

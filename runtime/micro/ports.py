@@ -30,11 +30,7 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         raise ValueError(f"{port.name} is {list(array.shape)}, and {list(port.shape)} is wanted")
     if array.dtype.kind != "f" if port.is_real else array.dtype != port.type:
         raise ValueError(f"{port.name} is {array.dtype}, and {port.type} is wanted")
-    image = array
-    if port.channels_first:
-        rows, columns, channels = port.value.image
-        image = array.reshape(channels, rows, columns).transpose(1, 2, 0)
-    image = np.ascontiguousarray(image).reshape(port.value.shape)
+    image = lying(port, array)
     codes = port.value.codes
     if codes is None:
         return image.astype(port.value.dtype)
@@ -46,6 +42,14 @@ def _to_chip(port: Port, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if np.isnan(whole).any():
         raise ValueError(f"{port.name} has NaN, which no code stands for")
     return (whole.clip(-256, 256) + codes.zero).clip(-128, 127).astype(np.int8)
+
+
+def lying(port: Port, array: np.ndarray) -> np.ndarray:
+    """Elements in a file's order as they lie on the chip: in the shape of the port's value."""
+    if port.channels_first:
+        rows, columns, channels = port.value.image
+        array = array.reshape(channels, rows, columns).transpose(1, 2, 0)
+    return np.ascontiguousarray(array).reshape(port.value.shape)
 
 
 def from_chip(network: MicroNetwork, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from headrace.errors import UnsupportedError
+from headrace.errors import ModelFileError, UnsupportedError
 from headrace.loaders.onnx_model import OnnxModel, open_onnx
 from headrace.loaders.reader import TensorReader
 from headrace.loaders.tflite import SUFFIX, open_tflite
@@ -37,6 +37,7 @@ from headrace.micro.network import (
 from headrace.micro.operators import OPERATORS
 from headrace.networks.graph import Graph, Node, TensorType, graph_of
 from headrace.networks.operation import BYTES
+from headrace.networks.operators import MALFORMED
 from headrace.networks.patterns.activations import with_hard_swish
 from headrace.networks.patterns.match import Matcher
 from headrace.networks.ports import port_of
@@ -46,15 +47,8 @@ from headrace.networks.specialise import specialise
 _TYPES = (onnx.TensorProto.FLOAT, *BYTES)
 # What gives the same whether its input is quantised or its result.
 _BEFORE_CODES = (
-    "Reshape",
-    "Transpose",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "MaxPool",
-    "Concat",
-    "Pad",
-)
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Concat", "Pad",
+)  # fmt: skip
 _TO_CODES, _TO_NUMBERS = ("QuantizeLinear",), ("DequantizeLinear", "Cast")
 _OF_CHANNELS_FIRST = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
 _LOOK_THROUGH = (*_TO_CODES, *_TO_NUMBERS)
@@ -140,8 +134,7 @@ class Reading:
             )
         codes = None if node is None else self.codes_of(node)
         value = Value(name, kept if len(kept) in (1, 3) else (math.prod(kept),), codes)
-        held = Held(value, first, real=is_real and codes is not None)
-        self._held[name] = held
+        held = self._held[name] = Held(value, first, real=is_real and codes is not None)
         return Port(name, shape, value, first and not held.in_order, is_real, self.less(name) > 0)
 
     def less(self, name: str) -> int:
@@ -302,10 +295,14 @@ class Reading:
             )
         return shape[1:] if len(shape) == 2 else image_of(shape)
 
-    def add(self, node: Node, layer: Layer, *, flat: bool = False, real: bool = False) -> None:
+    def add(
+        self, node: Node, layer: Layer, *, first: bool = True, flat: bool = False,
+        real: bool = False,
+    ) -> None:  # fmt: skip
         """A layer whose result is a node's.
 
         Args:
+            first: the graph has an image's channels first.
             flat: the graph has it as one row.
             real: the graph has numbers, where the result may be codes.
         """
@@ -314,7 +311,7 @@ class Reading:
             layer = replace(layer, name=f"{layer.name} ({len(self.layers)})")
         self._makers[layer.makes.name] = len(self.layers)
         self.layers.append(layer)
-        first = len(self.graph.shape(node.outputs[0]) or ()) > 2
+        first = first and len(self.graph.shape(node.outputs[0]) or ()) > 2
         real = real and layer.makes.codes is not None
         self.put(node.outputs[0], Held(layer.makes, first, real, flat))
 
@@ -369,7 +366,7 @@ class Reading:
         constants = self.graph.constants
         if node.op == "Cast":
             return Codes(1.0, -self.less(node.inputs[0]))
-        scale, zero = node.inputs[1], named(node.inputs, 2)
+        scale, zero = named(node.inputs, 1), named(node.inputs, 2)
         if scale in constants and (not zero or zero in constants):
             factor = constants.array(scale).reshape(-1)
             offset = constants.array(zero).reshape(-1) if zero else np.zeros(1, np.int8)
@@ -387,7 +384,11 @@ def _network(reading: Reading) -> MicroNetwork:
         if node.domain not in ("", "headrace") or node.op not in OPERATORS:
             known = ", ".join(sorted(OPERATORS))
             raise reading.unsupported(node, f"it does not run on microcontrollers; {known} do")
-        OPERATORS[node.op](reading, node)
+        try:
+            OPERATORS[node.op](reading, node)
+        except MALFORMED as error:
+            message = f"{node.label}: its inputs or attributes are none of {node.op}'s: {error}"
+            raise ModelFileError(message, path=reading.path) from error
     outputs = tuple(reading.output(name) for name in graph.outputs)
     layers: tuple[Layer, ...] = tuple(reading.layers)
     if any(value.codes for layer in layers for value in (*layer.reads, layer.makes)):

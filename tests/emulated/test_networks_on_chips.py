@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
+from onnx_models import FLOAT, model_of, save
 from tflite_networks import residual
 
 from headrace.cli import main
@@ -235,6 +237,39 @@ def test_learning_by_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "none").exists()
     still = {"train": "1", "momentum": 0.0}  # which equals False
     assert taken(dict(still)) == still
+
+
+def test_learning_of_images_by_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    """What is wanted of each pixel: outputs in the file's order, or classes."""
+    needed(CHIPS["cortex-m55"].machines[0])
+    rng = np.random.default_rng(1)
+    x, classes = rng.standard_normal((2, 4, 3, 5)), rng.integers(0, 3, (2, 3, 5))
+    weights = rng.standard_normal((3, 4, 1, 1)).astype(np.float32) / 2
+    layer = helper.make_node("Conv", ["x", "w"], ["c"])
+    softmax = helper.make_node("Softmax", ["c"], ["p"], axis=1)
+    inputs, constants = {"x": (FLOAT, [1, 4, 3, 5])}, {"w": weights}
+    save(model_of([layer, softmax], inputs, ["p"], constants), tmp_path / "x.onnx")
+    np.save(tmp_path / "x.npy", x)
+    made = np.exp(np.einsum("oc,ncij->noij", weights[..., 0, 0], x))
+    made /= made.sum(1, keepdims=True)
+    loss = -np.log(np.take_along_axis(made, classes[:, None], 1)).sum() / 2
+    command = ["run", str(tmp_path / "x.onnx"), "--target", "cortex-m55", "--emulate"]
+    command += ["--input", str(tmp_path / "x.npy"), "--label", str(tmp_path / "y.npy")]
+    for wanted in (classes, np.eye(3)[classes].transpose(0, 3, 1, 2)):
+        np.save(tmp_path / "y.npy", wanted)
+        assert main([*command, "--train", "1", "--rate", "1e-6", "--json"]) == 0
+        (epoch,) = json.loads(capsys.readouterr().out)["epochs"]
+        assert abs(epoch["loss"] / loss - 1) < 0.005  # numbers are halves
+        if wanted is classes:
+            assert epoch["right"] == f"{(made.argmax(1) == classes).mean():.1%}"
+    np.save(tmp_path / "y.npy", np.array([0, 1]))
+    assert main([*command, "--train", "1"]) == 2
+    assert "a class of each pixel is wanted, or 45 numbers" in capsys.readouterr().err
+    two = helper.make_node("Add", ["c", "z"], ["y"])
+    inputs["z"] = FLOAT, [1, 3, 3, 5]
+    save(model_of([layer, two], inputs, ["y"], constants), tmp_path / "x.onnx")
+    assert main([*command, "--train", "1"]) == 2
+    assert "x has inputs x, z: networks of one input are trained" in capsys.readouterr().err
 
 
 def test_a_chip_that_nothing_emulates_is_said(tmp_path: Path, monkeypatch: Any) -> None:

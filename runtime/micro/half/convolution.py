@@ -47,13 +47,19 @@ def stored(layer: Any, array: np.ndarray, kind: Kind) -> np.ndarray:
     """Numbers of a layer as they are kept.
 
     Raises:
-        UnsupportedError: some are too large for that.
+        UnsupportedError: some are too large for that, or not finite.
     """
+    most = np.abs(array).max(initial=0)
+    if not np.isfinite(most):
+        raise UnsupportedError(
+            f"{layer.name}: a weight or bias is {most:g}, as of a training that failed; numbers "
+            "have to be finite"
+        )
     with np.errstate(over="ignore"):
         found: np.ndarray = array.astype(dtype_of(kind))
     if not np.isfinite(found).all():
         raise UnsupportedError(
-            f"{layer.name}: a weight or bias is {np.abs(array).max():g}, and halves hold up to "
+            f"{layer.name}: a weight or bias is {most:g}, and halves hold up to "
             f"{np.finfo(np.float16).max:g}; quantise the network to INT8"
         )
     return found

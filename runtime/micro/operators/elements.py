@@ -103,7 +103,10 @@ def batch_norm(of: Reading, node: Node) -> None:
     if node.attribute("training_mode", 0):
         raise of.unsupported(node, "its statistics are those of its input; export it for inference")
     scale, bias, mean, variance = (of.array(node, i).astype(np.float64) for i in range(1, 5))
-    factor = scale / np.sqrt(variance + node.attribute("epsilon", 1e-5))
+    square = variance + node.attribute("epsilon", 1e-5)
+    if not (square > 0).all():
+        raise of.unsupported(node, f"a variance of {variance.min():g}; it has to be above 0")
+    factor = scale / np.sqrt(square)
     _each_channel(of, node, factor, bias - mean * factor)
 
 
@@ -157,14 +160,10 @@ def bounded(of: Reading, node: Node) -> None:
 
 def function(of: Reading, node: Node, kind: str, **more: Any) -> None:
     """A function of each element."""
-    held = of.number(node)
-    if held.flat:  # each element for itself: it stays an image
-        read = held.value
-    else:
-        read = of.image(node) if len(of.made_shape(node)) == 3 else held.value
-    makes = Value(node.outputs[0], read.shape, None)
-    layer = Activation(node.label, (read,), makes, kind, **more)  # type: ignore[arg-type]
-    of.add(node, layer, flat=held.flat)
+    held = of.number(node)  # each element for itself: all stay where they are
+    makes = Value(node.outputs[0], held.value.shape, None)
+    layer = Activation(node.label, (held.value,), makes, kind, **more)  # type: ignore[arg-type]
+    of.add(node, layer, first=held.first, flat=held.flat)
 
 
 def leaky(of: Reading, node: Node) -> None:
@@ -184,12 +183,14 @@ def hard(of: Reading, node: Node, kind: str) -> None:
 
 def softmax(of: Reading, node: Node) -> None:
     """Of a row, or of each pixel's channels."""
-    held, made = of.number(node), of.made_shape(node)
-    shape = of.graph.shape(node.inputs[0]) or ()
+    held, shape = of.number(node), of.graph.shape(node.inputs[0]) or ()
     newer = of.graph.opsets.get("", 0) >= 13
     axis = node.attribute("axis", -1 if newer else 1) % len(shape)
+    in_order = axis == len(shape) - 1 and not held.first
     # Before operator set 13 all dimensions from the axis on are one.
-    if held.flat or axis != 1 or not (newer or math.prod(shape[2:]) == 1):
+    whole = newer or math.prod(shape[axis + 1 :]) == 1
+    if held.flat or not whole or not (in_order or axis == 1):
         raise of.unsupported(node, "a softmax of a row, or of a pixel's channels, is done")
-    read = of.image(node) if len(shape) > 2 else held.value
-    of.add(node, Softmax(node.label, (read,), Value(node.outputs[0], made, None)))
+    read = held.value if in_order else of.image(node)
+    makes = Value(node.outputs[0], read.shape, None)
+    of.add(node, Softmax(node.label, (read,), makes), first=not in_order)

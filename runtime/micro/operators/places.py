@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 
 def concat(of: Reading, node: Node) -> None:
     """Values one behind the other, along rows, columns or channels."""
-    made = of.made_shape(node)
-    rank = len(of.graph.shape(node.outputs[0]) or ())
+    made, shape = of.made_shape(node), of.graph.shape(node.outputs[0]) or ()
+    rank = len(shape)
     axis = node.attribute("axis", 1) % rank
     if axis == 0:
         raise of.unsupported(node, "it joins batches; a batch of one is done")
     indices = range(len(node.inputs))
-    if len(made) == 3:
+    first = rank > 2 and any(of.held(name).first for name in node.inputs)
+    if first:
         reads = tuple(of.image(node, i, moved=True) for i in indices)
         place = 2 if axis == 1 else axis - rank + 2
+    elif rank > 2:  # they lie as the graph has them
+        reads, place = tuple(of.held(name).value for name in node.inputs), axis - rank + 3
+        made = (1,) * (rank == 3) + shape[1:]
     else:
         reads, place = tuple(of.row(node, i) for i in indices), 0
     codes = reads[0].codes if all(value.codes == reads[0].codes for value in reads) else None
@@ -41,7 +45,7 @@ def concat(of: Reading, node: Node) -> None:
     real = all(held.real for held in joined)
     if codes is None and any(held.value.codes and not held.real for held in joined):
         raise of.unsupported(node, "it joins codes that mean different numbers")
-    of.add(node, Concatenation(node.label, reads, makes, place), real=real)
+    of.add(node, Concatenation(node.label, reads, makes, place), first=first, real=real)
 
 
 def pad(of: Reading, node: Node) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.micro.reading import Reading
 
 MOST_INT32 = 2**31 - 1
+_MOST_STEP = 1 << 16  # of windows, and of pads: as of TFLite files
 
 
 def _windows(
@@ -60,7 +61,8 @@ def _windows(
         elif auto == "VALID":
             pads[i] = 0
         pads[i] += more[0][i]
-    if min(*strides, *dilations, *taps) < 1 or min(pads) < 0:
+    numbers = (*strides, *dilations, *taps)
+    if min(numbers) < 1 or min(pads) < 0 or max(*numbers, *pads) > _MOST_STEP:
         raise of.unsupported(node, f"strides {strides}, dilations {dilations}, pads {pads}")
     return Windows(*((a, b) for a, b in (taps, strides, pads, dilations)))
 
@@ -106,9 +108,9 @@ def _bias(of: Reading, node: Node, index: int, read: Value, made: int, scales: A
         return _fitting(of, node, of.array(node, index), made).astype(np.float32)
     assert read.codes is not None
     unit = np.float64(np.float32(read.codes.scale)) * scales.astype(np.float64)
-    source = of.matcher.maker(node.inputs[index], "DequantizeLinear")
-    if source is not None:
-        codes, given = (of.graph.constants.array(name) for name in source.inputs[:2])
+    source, constants = of.matcher.maker(node.inputs[index], "DequantizeLinear"), of.graph.constants
+    if source is not None and all(name in constants for name in source.inputs[:2]):
+        codes, given = (constants.array(name) for name in source.inputs[:2])
         near = np.allclose(given.reshape(-1), unit, rtol=1e-5, atol=0)
         if codes.dtype == np.int32 and given.size in (1, made) and near:
             return _fitting(of, node, codes, made)
@@ -192,10 +194,15 @@ def pool(of: Reading, node: Node) -> None:
     """Pools of windows, or of all pixels."""
     read, made, counted = of.image(node), of.made_shape(node), False
     if node.op == "ReduceMean":
-        axes = node.attribute("axes") or of.array(node, 1).reshape(-1).tolist()
-        rank = len(of.graph.shape(node.inputs[0]) or ())
-        if sorted(axis % rank for axis in axes) != list(range(2, rank)):
-            raise of.unsupported(node, f"a mean of axes {list(axes)}; one of all pixels is done")
+        shape = of.graph.shape(node.inputs[0]) or ()
+        named_ones = of.array(node, 1).reshape(-1).tolist() if named(node.inputs, 1) else []
+        axes = list(node.attribute("axes") or named_ones)
+        if not axes and not node.attribute("noop_with_empty_axes", 0):
+            axes = list(range(len(shape)))
+        # Of a dimension of one the mean is what is there.
+        many = {axis % len(shape) for axis in axes} - {i for i, n in enumerate(shape) if n == 1}
+        if many != {i for i in range(2, len(shape)) if shape[i] != 1}:
+            raise of.unsupported(node, f"a mean of axes {axes}; one of all pixels is done")
     if node.op in ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"):
         windows = Windows(read.image[:2], read.image[:2])
         made = (1, 1, read.shape[2]) if len(made) == 3 else made
