@@ -133,7 +133,10 @@ def slots(
     ]  # fmt: skip
 
 
-_SHAPES = ((1, 16, 4), (3, 40, 7), (2, 64, 12), (5, 9, 3), (4, 144, 35), (1, 48, 26))
+_SHAPES = (
+    (1, 16, 4), (3, 40, 7), (2, 64, 12), (4, 64, 19), (3, 16, 9), (5, 32, 6), (5, 9, 3),
+    (4, 144, 35), (1, 48, 26),
+)  # fmt: skip
 
 
 # Zero points and bounds for tests, by what `scales_for` makes.

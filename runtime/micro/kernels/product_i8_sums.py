@@ -33,51 +33,52 @@ ROWS, COLUMNS, LANES, PIECE = 3, 2, 4, 16
 ROW = 4 * LANES  # bytes of sums
 
 
-def _piece(
-    rows: int, a: Any, second: Any, third: Any, stream: Any, i: int, a0: Any, b0: Any, a1: Any,
+def _pieces(
+    rows: int, count: int, a: Any, second: Any, third: Any, stream: Any, a0: Any, b0: Any, a1: Any,
     b1: Any, a2: Any, b2: Any,
 ) -> Any:  # fmt: skip
-    """Piece i of 2 or 3 rows and of 2 columns."""
-    at, of = i * PIECE, 2 * i * PIECE
-    w, v = load_u8(stream + of, 1, 0), load_u8(stream + (of + PIECE), 1, 0)
-    x = load_u8(a + at, 1, 0)
-    a0, b0 = dot_sum(a0, x, w), dot_sum(b0, x, v)
-    x = load_u8(second + at, 1, 0)
-    a1, b1 = dot_sum(a1, x, w), dot_sum(b1, x, v)
-    if rows > 2:
-        x = load_u8(third + at, 1, 0)
-        a2, b2 = dot_sum(a2, x, w), dot_sum(b2, x, v)
+    """So many pieces of 2 or 3 rows and of 2 columns."""
+    for i in range(count):
+        at, of = i * PIECE, 2 * i * PIECE
+        w, v = load_u8(stream + of, 1, 0), load_u8(stream + (of + PIECE), 1, 0)
+        x = load_u8(a + at, 1, 0)
+        a0, b0 = dot_sum(a0, x, w), dot_sum(b0, x, v)
+        x = load_u8(second + at, 1, 0)
+        a1, b1 = dot_sum(a1, x, w), dot_sum(b1, x, v)
+        if rows > 2:
+            x = load_u8(third + at, 1, 0)
+            a2, b2 = dot_sum(a2, x, w), dot_sum(b2, x, v)
     return a0, b0, a1, b1, a2, b2
 
 
-def _block(rows: int, at_once: int, a: Any, a_row: Any, stream: Any, k: Any, sums: Any) -> Any:
+def _block(
+    rows: int, at_once: int, alone: bool, a: Any, a_row: Any, stream: Any, k: Any, sums: Any
+) -> Any:
     """2 or 3 rows times 2 columns; gives the rest of the stream.
 
     Args:
-        at_once: 1 or 4 pieces, of which there are some: LLVM checks once less.
+        at_once: 1, 2 or 4 pieces, of which there are some: LLVM checks once less.
+        alone: whether these are all there are: then all pointers stay in registers.
     """
     a0, b0 = int32(get_i32(stream)), int32(get_i32(stream + 4))
     a1, b1, a2, b2 = a0, b0, a0, b0
-    stream, second, third = stream + 8, a + a_row, a
+    stream, second, third, ahead = stream + 8, a + a_row, a, at_once * PIECE
     if rows > 2:
         third = a + 2 * a_row
-    more = int32(1)
-    while more != 0:
-        for i in range(at_once):
-            at, of = i * PIECE, 2 * i * PIECE
-            w, v = load_u8(stream + of, 1, 0), load_u8(stream + (of + PIECE), 1, 0)
-            x = load_u8(a + at, 1, 0)
-            a0, b0 = dot_sum(a0, x, w), dot_sum(b0, x, v)
-            x = load_u8(second + at, 1, 0)
-            a1, b1 = dot_sum(a1, x, w), dot_sum(b1, x, v)
-            if rows > 2:
-                x = load_u8(third + at, 1, 0)
-                a2, b2 = dot_sum(a2, x, w), dot_sum(b2, x, v)
-        a, second, third = (
-            a + at_once * PIECE, second + at_once * PIECE, third + at_once * PIECE
-        )  # fmt: skip
-        stream, k = stream + 2 * at_once * PIECE, k - at_once * PIECE
-        more = k
+    if alone:
+        a0, b0, a1, b1, a2, b2 = _pieces(
+            rows, at_once, a, second, third, stream, a0, b0, a1, b1, a2, b2
+        )
+        stream = stream + 2 * ahead
+    else:
+        more = int32(1)
+        while more != 0:
+            a0, b0, a1, b1, a2, b2 = _pieces(
+                rows, at_once, a, second, third, stream, a0, b0, a1, b1, a2, b2
+            )
+            a, second, third = a + ahead, second + ahead, third + ahead
+            stream, k = stream + 2 * ahead, k - ahead
+            more = k
     put_i32(sums, a0)
     put_i32(sums + 4, b0)
     put_i32(sums + ROW, a1)
@@ -89,12 +90,12 @@ def _block(rows: int, at_once: int, a: Any, a_row: Any, stream: Any, k: Any, sum
 
 
 def _blocks(
-    rows: int, at_once: int, a: Any, a_row: Any, stream: Any, k: Any, sums: Any, m: Any
+    rows: int, at_once: int, alone: bool, a: Any, a_row: Any, stream: Any, k: Any, sums: Any, m: Any
 ) -> None:
     """2 or 3 rows times all columns."""
     step = int32(4 * COLUMNS)
     while m > 0:
-        stream = _block(rows, at_once, a, a_row, stream, k, sums)
+        stream = _block(rows, at_once, alone, a, a_row, stream, k, sums)
         # The other half of these 4 columns, or those behind all rows' of them.
         sums, step, m = sums + step, rows * ROW - step, m - COLUMNS
 
@@ -199,10 +200,16 @@ def _multiply(
         _one_row(4, a, stream, k, sums, m)
     elif rows == 1:
         _one_row(1, a, stream, k, sums, m)
+    elif rows == ROWS and k == 4 * PIECE:
+        _blocks(rows, 4, True, a, a_row, stream, k, sums, m)
+    elif rows == ROWS and k == 2 * PIECE:
+        _blocks(rows, 2, True, a, a_row, stream, k, sums, m)
+    elif rows == ROWS and k == PIECE:
+        _blocks(rows, 1, True, a, a_row, stream, k, sums, m)
     elif k & 3 * PIECE == 0:
-        _blocks(rows, 4, a, a_row, stream, k, sums, m)
+        _blocks(rows, 4, False, a, a_row, stream, k, sums, m)
     else:
-        _blocks(rows, 1, a, a_row, stream, k, sums, m)
+        _blocks(rows, 1, False, a, a_row, stream, k, sums, m)
     if ptr_to_int(ups) == 0:
         _finish(rows, False, c, c_row, sums, multipliers, downs, ups, zero, low, high, m)
     else:
