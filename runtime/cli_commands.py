@@ -21,7 +21,7 @@ from headrace.cli_output import (
     table,
     value_text,
 )
-from headrace.cli_sampling import RAW, SAMPLING
+from headrace.cli_sampling import given_of_sampling
 from headrace.cli_text import stdin, text_of
 from headrace.errors import BudgetError, HeadraceError
 from headrace.peak import peak_rss_bytes
@@ -45,12 +45,13 @@ def run(
     prompt, and the model is smollm2-135m. An ONNX file takes --input, and has no prompt.
     """
     learning = cli_learning.taken(options)
+    given = options | {"prompt": prompt, "max_tokens": max_tokens, "raw": raw}
     if is_for_chip(
         model, options["target"], sram=sram, emulate=emulate, weights=weights, **learning
     ):
         from headrace import cli_micro
 
-        cli_micro.refuse(options | {"prompt": prompt, "patches": patches})
+        cli_micro.refuse(given | {"patches": patches})
         if not emulate:
             raise HeadraceError(f"{options['target']} is no CPU of this machine: add --emulate")
         return cli_micro.run(
@@ -60,7 +61,6 @@ def run(
     if is_network(model):
         from headrace import cli_networks
 
-        given = options | {"prompt": prompt, "max_tokens": max_tokens, "raw": raw}
         return cli_networks.run(
             model=model, inputs=inputs, output=output, json=json,
             options=_for_networks(given, patches),
@@ -382,11 +382,7 @@ def is_for_chip(model: str, target: str | None, **of_chips: Any) -> bool:
 def _for_networks(options: Mapping[str, Any], patches: str | None) -> dict[str, Any]:
     """How an ONNX file is opened; options that say nothing to one are not ignored."""
     none = ("prompt", "kernels", "context", "whole_stack", "predictor")
-    given = [name for name in none if is_given(options.get(name))]
-    for one in (*SAMPLING, RAW):
-        value = options.get(one.name, one.default)
-        if (tuple(value) if one.many else value) != one.default:
-            given.append(one.name)
+    given = [name for name in none if is_given(options.get(name))] + given_of_sampling(options)
     if given:
         name = given[0].replace("_", "-")
         raise HeadraceError(f"an ONNX file takes no {name} (yet); leave it out")

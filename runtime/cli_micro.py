@@ -12,6 +12,7 @@ from headrace.arrays import read_array
 from headrace.cli_networks import first_elements, named_inputs, output_paths, write_arrays
 from headrace.cli_options import is_given
 from headrace.cli_output import print_json, progress_bar, say, show
+from headrace.cli_sampling import given_of_sampling
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.sizes import format_size
 
@@ -28,10 +29,10 @@ _NO_MEANING = (
 
 def refuse(options: Mapping[str, Any]) -> None:
     """Options that say nothing to a chip are not ignored."""
-    for name in _NO_MEANING:
-        if is_given(options.get(name)):
-            option = name.replace("_", "-")
-            raise HeadraceError(f"a microcontroller takes no --{option}; leave it out")
+    given = [name for name in _NO_MEANING if is_given(options.get(name))]
+    for name in given + given_of_sampling(options):
+        option = name.replace("_", "-")
+        raise HeadraceError(f"a microcontroller takes no --{option}; leave it out")
 
 
 def _network(model: str, weights: str | None) -> tuple[MicroNetwork, dict[str, Trained]]:

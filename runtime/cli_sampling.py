@@ -1,6 +1,9 @@
-"""Options that say how a text is generated; ONNX files take none of them."""
+"""Options that say how a text is generated; ONNX files and chips take none of them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from headrace.cli_options import Opt
 
@@ -29,3 +32,13 @@ SAMPLING = (
     ),
 )
 RAW = Opt("raw", bool, False, "continue the prompt as it is, without chat template", ("--raw",))
+
+
+def given_of_sampling(options: Mapping[str, Any]) -> list[str]:
+    """Names of those that are not what they are by default."""
+    return [
+        one.name
+        for one in (*SAMPLING, RAW)
+        for value in [options.get(one.name, one.default)]
+        if (tuple(value) if one.many else value) != one.default
+    ]

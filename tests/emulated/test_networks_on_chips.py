@@ -147,6 +147,7 @@ def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
         (["plan", str(path), *to, "--rate", "1"], "--rate is for learning: add --train"),
         (["plan", str(path), *to, "--flash", "1KiB"], "of flash on cortex-m55"),
         (["plan", str(path), *to, "--whole-stack"], "takes no --whole-stack"),
+        (["run", str(path), *to, "--emulate", "--top-k", "3"], "takes no --top-k"),
         (["bench", str(path), *to, "--predictor", "none"], "takes no --predictor"),
         (["plan", str(path), *to, "--threads", "2"], "takes no --threads"),
         (["plan", str(path), *to, "--threads", "0"], "takes no --threads"),
