@@ -38,6 +38,30 @@ def test_an_encoder_gives_what_onnxruntime_gives(spelling: str) -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
 
 
+@pytest.mark.parametrize("op", ["BiasGelu", "SkipLayerNormalization", "Attention"])
+def test_biases_that_are_no_constants(op: str) -> None:
+    rng = np.random.default_rng(8)
+    count = 144 if op == "Attention" else 48
+    held = {"w": (48, 48), "u": (48, 144), "weight": (48,)}
+    constants = {n: rng.standard_normal(of).astype(np.float32) / 5 for n, of in held.items()}
+    given, attributes = {
+        "BiasGelu": (["p", "bias"], {}),
+        "SkipLayerNormalization": (["p", "x", "weight", "", "bias"], {}),
+        "Attention": (["p", "u", "bias"], {"num_heads": 3}),
+    }[op]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node(op, given, ["y"], domain="com.microsoft", **attributes),
+    ]
+    shapes = {"x": (FLOAT, [2, 5, 48]), "bias": (FLOAT, [count])}
+    model = model_of(nodes, shapes, ["y"], constants)
+    for _ in range(2):
+        inputs = {n: rng.standard_normal(of).astype(np.float32) for n, (_, of) in shapes.items()}
+        with network_of(model, threads=1) as network:
+            found, right = network(inputs)["y"], reference(model, inputs)["y"]
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=3e-5)
+
+
 def test_results_do_not_depend_on_threads_or_neighbours() -> None:
     rng = np.random.default_rng(4)
     model, inputs = encoder(rng, "new"), tokens(rng, 3, 20)
