@@ -58,6 +58,11 @@ def looks_like(head: bytes) -> tuple[str, str]:
         return "the header of a safetensors file", "download the whole file again"
     if text[:1] in (b"{", b"["):
         return "JSON", f"perhaps an error message of the server, read it. It begins {text[:60]!r}"
+    if re.match(rb"\x08[\x03-\x20][\x12\x3a\x42]", head):  # IR version, producer or graph
+        return (
+            "an ONNX file",
+            "`run`, `bench`, `inspect`, `plan` and `compress` take it as NAME.onnx",
+        )
     if not any(head):
         return "zeros", "a download that reserved the space and never finished, start it again"
     return "nothing known", f"it begins with {head[:8]!r}; download it again"

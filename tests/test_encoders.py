@@ -38,6 +38,30 @@ def test_an_encoder_gives_what_onnxruntime_gives(spelling: str) -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
 
 
+@pytest.mark.parametrize("op", ["BiasGelu", "SkipLayerNormalization", "Attention"])
+def test_biases_that_are_no_constants(op: str) -> None:
+    rng = np.random.default_rng(8)
+    count = 144 if op == "Attention" else 48
+    held = {"w": (48, 48), "u": (48, 144), "weight": (48,)}
+    constants = {n: rng.standard_normal(of).astype(np.float32) / 5 for n, of in held.items()}
+    given, attributes = {
+        "BiasGelu": (["p", "bias"], {}),
+        "SkipLayerNormalization": (["p", "x", "weight", "", "bias"], {}),
+        "Attention": (["p", "u", "bias"], {"num_heads": 3}),
+    }[op]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node(op, given, ["y"], domain="com.microsoft", **attributes),
+    ]
+    shapes = {"x": (FLOAT, [2, 5, 48]), "bias": (FLOAT, [count])}
+    model = model_of(nodes, shapes, ["y"], constants)
+    for _ in range(2):
+        inputs = {n: rng.standard_normal(of).astype(np.float32) for n, (_, of) in shapes.items()}
+        with network_of(model, threads=1) as network:
+            found, right = network(inputs)["y"], reference(model, inputs)["y"]
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=3e-5)
+
+
 def test_results_do_not_depend_on_threads_or_neighbours() -> None:
     rng = np.random.default_rng(4)
     model, inputs = encoder(rng, "new"), tokens(rng, 3, 20)
@@ -125,6 +149,30 @@ def test_what_only_looks_like_a_pattern_is_none(change: str) -> None:
         assert not whole
         found, expected = network(inputs)["y"], reference(model, inputs)["y"]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("role", ["three", "six", "half", "one"])
+def test_constants_that_add_a_dimension(role: str) -> None:
+    """A constant of one element, but of more dimensions than what it is multiplied with."""
+    rng = np.random.default_rng(10)
+    of = {"three": 3, "six": 6, "half": 0.5, "one": 1, "root": 2**0.5, "least": 0, "most": 6}
+    constants = {n: np.float32(value) for n, value in of.items()}
+    constants[role] = constants[role].reshape(1, 1, 1, 1)
+    constants |= {n: rng.standard_normal((16, 16)).astype(np.float32) / 4 for n in ("w", "v")}
+    text = {
+        "three": "Add a three p|Clip p least most q|Mul a q r|Div r six b",
+        "half": "Div a root p|Erf p q|Add q one r|Mul a r s|Mul s half b",
+    }["three" if role in ("three", "six") else "half"]
+    steps = [step.split() for step in ("MatMul x w a", *text.split("|"), "MatMul b v y")]
+    nodes = [helper.make_node(op, names[:-1], names[-1:]) for op, *names in steps]
+    read = {name for node in nodes for name in node.input}
+    constants = {n: array for n, array in constants.items() if n in read}
+    model = model_of(nodes, {"x": (FLOAT, [2, 5, 16])}, ["y"], constants)
+    inputs = {"x": rng.standard_normal((2, 5, 16)).astype(np.float32)}
+    with network_of(model, threads=1) as network:
+        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+    assert expected.shape == (1, 2, 5, 16)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
 
 
 def _constant(model: Any, value: Any) -> str:

@@ -342,6 +342,7 @@ FOREIGN = {
     "ggml": (b"lmgg" + bytes(40), "a GGML file from before GGUF: convert"),
     "ggjt": (b"tjgg" + u32(3), "a GGML file from before GGUF: convert"),
     "gzip": (b"\x1f\x8b\x08" + bytes(9), "looks like a gzip archive: unpack"),
+    "onnx": (b"\x08\x08\x12\x07pytorch", "looks like an ONNX file: .*`compress` take it as"),
     "zeros": (bytes(4096), "looks like zeros: a download that"),
     "noise": (b"\xde\xad\xbe\xef" * 9, "looks like nothing known: it begins with"),
     "empty": (b"", "the file is empty: download it again"),

@@ -114,33 +114,6 @@ def test_batch_normalisation() -> None:
         check([conv, norm, node("Relu", "y", "z")], X, ["z"], constants, kernels=[kernel])
 
 
-MODES = [
-    ("nearest", where, {"nearest_mode": how})
-    for where in ("asymmetric", "half_pixel", "align_corners", "half_pixel_symmetric")
-    for how in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
-]
-MODES += [
-    ("linear", where, {})
-    for where in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel")
-]
-
-
-@pytest.mark.parametrize(("mode", "where", "more"), MODES)
-@pytest.mark.parametrize("scales", [(2, 2), (1.5, 0.7)])
-def test_resize(mode: str, where: str, more: dict[str, Any], scales: Any) -> None:
-    made = node(
-        "Resize", "x", mode=mode, coordinate_transformation_mode=where, **more,
-    )  # fmt: skip
-    made.input.extend(["", "scales"])
-    check([made], X, constants={"scales": np.array([1, 1, *scales], np.float32)})
-
-
-def test_resize_to_a_size() -> None:
-    made = node("Resize", "x", mode="linear")
-    made.input.extend(["", "", "sizes"])
-    check([made], X, constants={"sizes": np.array([2, 20, 14, 11], np.int64)})
-
-
 @pytest.mark.parametrize(
     ("groups", "read", "written"), [(2, 20, 32), (5, 20, 20), (4, 20, 8), (20, 20, 40)]
 )

@@ -144,7 +144,7 @@ def test_values_of_another_size_than_was_inferred_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A kernel would read behind what onnxruntime has made."""
-    monkeypatch.setattr(specialise, "_POOLS", ())
+    monkeypatch.setattr(specialise, "_SINCE", {})
     sizes: dict[str, Any] = {"ceil_mode": 1, "kernel_shape": [2, 2], "strides": [3, 3]}
     nodes = [
         helper.make_node("MaxPool", ["x"], ["p"], **sizes, pads=[1, 1, 1, 1]),

@@ -17,7 +17,6 @@ from headrace.networks.live import live_bytes
 
 SESSION_BYTES = 250_000  # of a session, beside weights and values
 ARENA_BYTES = 1 << 20  # onnxruntime takes for values at a time, and keeps
-INLINE_BYTES = 1 << 10  # constants above are handed over as they lie in memory
 NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
 _QUIET = 4  # of onnxruntime's severities: only what is fatal
 

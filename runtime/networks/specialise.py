@@ -27,8 +27,9 @@ NOT_CONSTANT = {
     "Multinomial", "Dropout", "DequantizeLinear",
 }  # fmt: skip
 _KEPT = ("QuantizeLinear", "Identity")
-# Of older operator sets onnx forgets dilations, or counts windows that begin behind the image.
-_POOLS, _POOLS_SINCE = ("MaxPool", "AveragePool", "LpPool"), 22
+# Of older operator sets onnx forgets dilations, or counts windows that begin behind the image, or
+# overlooks axes below 0, which onnxruntime takes.
+_SINCE = {"MaxPool": 22, "AveragePool": 22, "LpPool": 22, "Squeeze": 11, "Unsqueeze": 11}
 _MOVES = ("Transpose", "Reshape")  # of codes, which TFLite files have in another order
 FLOAT, BYTES = 1, (2, 3)  # of TensorProto
 
@@ -180,8 +181,8 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     version = graph.opsets.get(node.domain)
     if version is None:
         return {}
-    if node.op in _POOLS and not node.domain:
-        version = max(version, _POOLS_SINCE)
+    if not node.domain:
+        version = max(version, _SINCE.get(node.op, 0))
     input_types, input_data = {}, {}
     for name in node.reads:
         of = graph.type(name)

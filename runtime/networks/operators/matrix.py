@@ -22,7 +22,7 @@ def _gemm(graph: Graph, node: Node) -> Operation | None:
     if node.attribute("transA", 0) or node.attribute("alpha", 1.0) != 1.0:
         return None
     name = named(node.inputs, 2)
-    if name and (name not in graph.constants or node.attribute("beta", 1.0) != 1.0):
+    if name and node.attribute("beta", 1.0) != 1.0:
         return None
     return _product(graph, node, bool(node.attribute("transB", 0)), name)
 
@@ -46,6 +46,8 @@ def _product(graph: Graph, node: Node, transposed: bool, bias_name: str) -> Oper
     if len(of.shape or ()) != 2 or of.elem_type != onnx.TensorProto.FLOAT:
         return None
     if len(graph.shape(x) or ()) not in (2, 3) or read.images != written.images:
+        return None
+    if bias_name and bias_name not in graph.constants:
         return None
     bias = np.zeros(written.padded, np.float32)
     if bias_name:

@@ -11,15 +11,23 @@ from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import Image, Operation, channel_axis, image_of
 
 
+def axis_of(graph: Graph, node: Node, shape: tuple[int, ...]) -> int | None:
+    """The one dimension of a value of this shape that a Softmax is of; None: of several."""
+    newer = graph.opsets.get("", 0) >= 13
+    axis: int = node.attribute("axis", -1 if newer else 1) % len(shape)
+    # Before operator set 13 all dimensions from the axis on are one.
+    if not newer and shape[axis + 1 :].count(1) != len(shape) - axis - 1:
+        return None
+    return axis
+
+
 def _softmax(graph: Graph, node: Node) -> Operation | None:
     x = node.inputs[0]
     of, shape = image_of(graph, x), graph.shape(x) or ()
     if of is None or x in graph.constants:
         return None
-    newer = graph.opsets.get("", 0) >= 13
-    axis = node.attribute("axis", -1 if newer else 1) % len(shape)
-    # Before operator set 13 all dimensions from the axis on are one.
-    if not newer and shape[axis + 1 :].count(1) != len(shape) - axis - 1:
+    axis = axis_of(graph, node, shape)
+    if axis is None:
         return None
     channels = channel_axis(graph, x)
     if axis != channels:

@@ -15,9 +15,8 @@ from headrace.networks.operators.channels import part
 from headrace.networks.quantisation import named
 
 MOST_PLACES = 1 << 24  # of a dimension, as each has a number
-Places = dict[
-    int, np.ndarray
-]  # by dimension, which elements of it are taken; others: all, in order
+# By dimension, which elements of it are taken; others: all, in order.
+Places = dict[int, np.ndarray]
 MOST_PADS = 1 << 24  # of a dimension: its places are a table
 _PAD_MODES = {b"constant": "constant", b"reflect": "reflect", b"edge": "edge", b"wrap": "wrap"}
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headrace.networks.graph import Node
+from headrace.networks.operators.softmax import axis_of
 from headrace.networks.operators.taking import places_of_slice
 from headrace.networks.patterns import dynamic
 from headrace.networks.patterns.match import Matcher, new_node
@@ -62,10 +63,10 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
             return None
         weights, zeros = guard.inputs[2], True
     softmax = matcher.maker(weights, "Softmax")
-    if softmax is None or softmax.attribute("axis", -1) not in (-1, 3):
+    scores = None if softmax is None else matcher.shape(softmax.inputs[0])
+    if softmax is None or scores is None or len(scores) != 4:
         return None
-    scores = matcher.shape(softmax.inputs[0])
-    if scores is None or len(scores) != 4:
+    if axis_of(matcher.graph, softmax, scores) != 3:
         return None
     read = _scores(matcher, softmax.inputs[0])
     if read is None:

@@ -34,13 +34,21 @@ class Matcher:
         return node if node is not None and not node.domain and node.op in ops else None
 
     def scalar(self, name: str) -> float | None:
-        """The value of a constant of one element; None: it is none."""
+        """The value of a constant of one element; None: it is none, or adds dimensions."""
         constants = self.graph.constants
         if name not in constants or not constants.is_small(name):
             return None
-        if math.prod(constants.type(name).shape or ()) != 1:
+        shape = constants.type(name).shape or ()
+        if math.prod(shape) != 1 or (len(shape) > 1 and self._widens(name, len(shape))):
             return None
         return float(constants.array(name).reshape(-1)[0])
+
+    def _widens(self, name: str, rank: int) -> bool:
+        """Whether a node that reads a constant makes more dimensions of what it reads besides."""
+        return any(
+            rank > max((len(self.shape(n) or ()) for n in node.inputs if n != name), default=0)
+            for node in self.users.get(name, ())
+        )
 
     def is_scalar(self, name: str, value: float) -> bool:
         """Whether a value is a constant of this value."""

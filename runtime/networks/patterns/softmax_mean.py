@@ -7,6 +7,7 @@ bins' numbers makes a distance (generalised focal loss, Li et al. 2020, arXiv:20
 from __future__ import annotations
 
 from headrace.networks.graph import Node
+from headrace.networks.operators.softmax import axis_of
 from headrace.networks.patterns.match import Matcher, new_node
 
 
@@ -30,7 +31,7 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
         and weights in matcher.graph.constants
         and matcher.shape(weights) == (1, bins, 1, 1)
         and turned.attribute("perm") == [0, 2, 1, 3]
-        and likely.attribute("axis", -1) in (1, -3)
+        and axis_of(matcher.graph, likely, (images, bins, count, pixels)) == 1
     )
     if not right:
         return None
