@@ -19,6 +19,7 @@ from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.branches import taken_branch
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
+from headrace.networks.window_types import inferable
 from headrace.networks.without_moves import without_moves
 
 # What gives something else each time, or is asked for its effect; and weights as they are.
@@ -178,8 +179,8 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     if node.domain == "com.microsoft":
         known = {name: of for name in node.reads if (of := graph.type(name)) is not None}
         return microsoft_types(node, known)
-    version = graph.opsets.get(node.domain)
-    if version is None:
+    version, proto = graph.opsets.get(node.domain), inferable(graph, node)
+    if version is None or proto is None:
         return {}
     if not node.domain:
         version = max(version, _SINCE.get(node.op, 0))
@@ -196,7 +197,7 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     try:
         schema = onnx.defs.get_schema(node.op, version, node.domain)
         found = onnx.shape_inference.infer_node_outputs(
-            schema, node.proto, input_types, input_data,
+            schema, proto, input_types, input_data,
             opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in graph.opsets.items()],
             ir_version=graph.ir_version,
         )  # fmt: skip

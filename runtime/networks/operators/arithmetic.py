@@ -196,6 +196,8 @@ def _batch_norm(graph: Graph, node: Node) -> Operation | None:
     x, *names = node.inputs
     if len(graph.shape(x) or ()) != 4 or node.attribute("training_mode", 0):
         return None
+    if not node.attribute("spatial", 1):  # before operator set 9: factors of each pixel
+        return None
     if any(name not in graph.constants for name in names) or any(node.outputs[1:]):
         return None
     of = image_of(graph, x)

@@ -249,12 +249,17 @@ def pads_before(
     """Pads above and to the left.
 
     Raises:
-        ValueError: windows with the size of what is read would leave some of it out, at either end.
+        ValueError: windows with the size of what is read would leave some of it out, at either end,
+            or a window is larger than what is read with its pads.
     """
     auto = node.attribute("auto_pad", b"NOTSET").decode()
     if auto in ("NOTSET", "VALID"):
-        pads = node.attribute("pads", [0, 0, 0, 0]) if auto == "NOTSET" else [0, 0]
-        return (0, pads[0]) if len(pads) == 2 else (pads[0], pads[1])
+        pads = node.attribute("pads", [0] * 4) if auto == "NOTSET" else [0] * 4
+        pads = pads if len(pads) == 4 else [0, pads[0], 0, pads[1]]
+        for i, size in enumerate((read.height, read.width)):
+            if (taps[i] - 1) * dilations[i] >= size + pads[i] + pads[i + 2]:
+                raise ValueError("a window is larger than all that there is")
+        return pads[0], pads[1]
     found = []
     sizes = ((read.height, written.height), (read.width, written.width))
     for i, (size, out) in enumerate(sizes):

@@ -1,0 +1,40 @@
+"""What onnx's inference of shapes is to be told of windows, so that onnxruntime makes the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+from headrace.networks.graph import Graph, Node
+
+_POOLS = ("MaxPool", "AveragePool", "LpPool")
+_WINDOWS = (*_POOLS, "Conv", "QLinearConv", "ConvInteger")
+
+
+def inferable(graph: Graph, node: Node) -> Any | None:
+    """A node as the inference of shapes takes it; None: it would say something else.
+
+    Where nothing is to be padded, onnx counts `pads` that are given nevertheless. Of pools that pad
+    to the same size it forgets dilations, or onnxruntime does, and of ConvTranspose that does, what
+    else is said of the size. Of sizes that are less than what is read it gives half a shape.
+    """
+    auto = node.attribute("auto_pad", b"NOTSET")
+    if node.domain or (auto == b"NOTSET" and node.op != "ConvTranspose"):
+        return node.proto
+    if node.op == "ConvTranspose":
+        own, read = node.attribute("output_shape", []), (graph.shape(node.inputs[0]) or ())[2:]
+        less = any(made < size for made, size in zip(own, read, strict=False))
+        odd = less or (auto != b"NOTSET" and any((*own, *node.attribute("output_padding", []))))
+        return None if odd else node.proto
+    if node.op not in _WINDOWS:
+        return node.proto
+    if auto == b"VALID" and node.attribute("pads") is not None:
+        proto = onnx.NodeProto()
+        proto.CopyFrom(node.proto)
+        kept = [one for one in node.proto.attribute if one.name != "pads"]
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
+        return proto
+    dilated = set(node.attribute("dilations", [1])) != {1}
+    return None if auto != b"VALID" and dilated and node.op in _POOLS else node.proto
