@@ -112,9 +112,12 @@ def kernels(network: Network, inputs: dict[str, Any]) -> list[str]:
     return [one.kernel for run in runs for one in run.operations]  # type: ignore[union-attr]
 
 
-def onnxruntimes(model: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+def onnxruntimes(model: Any, inputs: dict[str, np.ndarray], optimised: bool = True) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     found: np.ndarray = session.run(None, inputs)[0]
     return found
@@ -226,7 +229,9 @@ def test_what_integers_do_not_do_is_not_changed(change: str) -> None:
     with network_of(model, threads=1) as network:
         found = network({"x": x})["y"]
         assert [kind for kind, _ in network.plan({"x": x}).where()] == ["onnxruntime"]
-    np.testing.assert_array_equal(found, onnxruntimes(model, {"x": x}))
+    # Its fusion takes scales for those of other channels.
+    right = onnxruntimes(model, {"x": x}, optimised=change != "axis")
+    np.testing.assert_array_equal(found, right)
 
 
 @pytest.mark.parametrize("bias", ["floats", "integers of a scale of their own"])

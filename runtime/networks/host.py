@@ -12,6 +12,7 @@ import numpy as np
 
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.loaders.onnx_model import tensor_bytes, type_name
+from headrace.networks.fusions import left_out
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
 
@@ -124,6 +125,8 @@ class HostRegion:
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
         options.enable_cpu_mem_arena = not self._few
+        # Files that say nothing of it want no activations of 8 bits.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not spins:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         large = [name for name in constants if not graph.constants.is_small(name)]
@@ -136,6 +139,7 @@ class HostRegion:
             options,
             providers=["CPUExecutionProvider"],
             enable_fallback=0,  # it prints what went wrong
+            disabled_optimizers=left_out(graph, self.nodes),
         )
 
     @staticmethod
