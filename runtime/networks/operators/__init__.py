@@ -41,31 +41,13 @@ from headrace.networks.operators import (
 MALFORMED = (IndexError, TypeError, ValueError, ArithmeticError)
 Maker = Callable[[Graph, Node], Operation | None]
 
+MODULES = (
+    convolution, frames, matrix, n_bits, mean, arithmetic, activations, channels, taking, pooling,
+    resizing, softmax, transposed, bounds, names, normalisation, gelu, attention, quantised,
+    dynamic, gathering, quantised_images, softmax_mean, recurrent,
+)  # fmt: skip
 OPERATORS: dict[str, Maker] = {
-    **convolution.OPERATORS,
-    **frames.OPERATORS,
-    **matrix.OPERATORS,
-    **n_bits.OPERATORS,
-    **mean.OPERATORS,
-    **arithmetic.OPERATORS,
-    **activations.OPERATORS,
-    **channels.OPERATORS,
-    **taking.OPERATORS,
-    **pooling.OPERATORS,
-    **resizing.OPERATORS,
-    **softmax.OPERATORS,
-    **transposed.OPERATORS,
-    **bounds.OPERATORS,
-    **names.OPERATORS,
-    **normalisation.OPERATORS,
-    **gelu.OPERATORS,
-    **attention.OPERATORS,
-    **quantised.OPERATORS,
-    **dynamic.OPERATORS,
-    **gathering.OPERATORS,
-    **quantised_images.OPERATORS,
-    **softmax_mean.OPERATORS,
-    **recurrent.OPERATORS,
+    name: maker for module in MODULES for name, maker in module.OPERATORS.items()
 }
 
 

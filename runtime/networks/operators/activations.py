@@ -84,3 +84,9 @@ OPERATORS = {
     "LeakyRelu": _leaky, "Sqrt": _by(ROOT), "Tanh": _by(TANH), "Abs": _by(MAGNITUDE), "Pow": _power,
     "headrace.Silu": _by(SILU), "headrace.HardSwish": _hard_swish,
 }  # fmt: skip
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Sigmoid, HardSigmoid, HardSwish, LeakyRelu, Tanh, Sqrt, Abs, Pow": (
+        "and SiLU and HardSwish as exporters spell them; powers 2 and 1/2"
+    ),
+}

@@ -214,3 +214,11 @@ OPERATORS = {
     **dict.fromkeys((*_CODES, "headrace.ScaleAndAdd"), _two), "BatchNormalization": _batch_norm,
 }  # fmt: skip
 del OPERATORS["ScaleAndAdd"]
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Add, Sub, Mul, Div, Max, Min": (
+        "two values, of which one may have one pixel for all; a constant, of all, of each "
+        "channel or of each pixel; Add also constant rows"
+    ),
+    "BatchNormalization": "of images",
+}

@@ -48,3 +48,7 @@ def clamped(graph: Graph, node: Node, least: float, most: float) -> Operation | 
 
 
 OPERATORS = {"Relu": _bounded, "Clip": _bounded}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Relu, Clip": "constant bounds",
+}

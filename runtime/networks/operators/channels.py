@@ -93,3 +93,7 @@ def part(graph: Graph, node: Node, made: str, channel: int) -> Operation | None:
 
 
 OPERATORS = {"Concat": _concat, "Split": _split}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Concat, Split": "along channels; Concat also pixels, where dimensions further out are 1",
+}

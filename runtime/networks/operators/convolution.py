@@ -273,3 +273,11 @@ def pads_before(
 
 
 OPERATORS = {"Conv": _conv}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Conv": (
+        "float32 images, or rows of pixels (one dimension), with constant weights: dense, "
+        "depthwise and in groups, any taps, strides, pads and dilations; of the samples of "
+        "one channel without pads, windows are read where they lie"
+    ),
+}

@@ -56,3 +56,7 @@ def _gather(graph: Graph, node: Node) -> Operation | None:
 
 
 OPERATORS = {"Gather": _gather}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Gather": "rows of a constant float32 table; ids are checked; of a value, constant numbers",
+}

@@ -25,3 +25,7 @@ def _gelu(graph: Graph, node: Node) -> Operation | None:
 
 
 OPERATORS = {"Gelu": _gelu}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Gelu": "both forms",
+}

@@ -75,3 +75,10 @@ def _product(graph: Graph, node: Node, transposed: bool, bias_name: str) -> Oper
 
 
 OPERATORS = {"Gemm": _gemm, "MatMul": _matmul, "headrace.Linear": _linear}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Gemm, MatMul": (
+        "rows of float32 (of 2 or 3 dimensions) times constant weights; MatMul also two "
+        "values: matrices, or batches of matrices of 3 dimensions"
+    ),
+}

@@ -34,3 +34,7 @@ def _reduce_mean(graph: Graph, node: Node) -> Operation | None:
 
 
 OPERATORS = {"GlobalAveragePool": _global_average, "ReduceMean": _reduce_mean}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "GlobalAveragePool, ReduceMean": "of all pixels",
+}

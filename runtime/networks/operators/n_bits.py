@@ -200,3 +200,11 @@ def _some_tiles(slots: list[Any], first: int, tiles: int) -> list[Any]:
 
 # Those of the file, and those that it is taken apart into.
 OPERATORS = {"com.microsoft.MatMulNBits": _n_bits, "headrace.MatMulNBits": _n_bits}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "MatMulNBits (com.microsoft)": (
+        "2, 4 and 8 bits (2 as codes of 4, 8 as two products, of the high and the low half), "
+        "groups of 16 to 256, weights packed in memory; no group index; rows of whole groups. "
+        "Activations of 8 bits (a scale for each 32) only where `accuracy_level` is 4"
+    ),
+}

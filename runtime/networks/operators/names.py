@@ -48,3 +48,10 @@ def _turned(graph: Graph, node: Node) -> Operation | None:
 OPERATORS = {"Transpose": _turned} | dict.fromkeys(
     ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), _same
 )
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Identity, Dropout": (
+        "where nothing moves in memory (channels of rows of pixels are innermost anyhow, as "
+        "are those of images [images, rows, columns, channels] between rows and images)"
+    ),
+}

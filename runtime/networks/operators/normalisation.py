@@ -40,3 +40,7 @@ def _layer_norm(graph: Graph, node: Node) -> Operation | None:
 
 
 OPERATORS = {"LayerNormalization": _layer_norm}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "LayerNormalization": "of the last dimension, with constant weights",
+}

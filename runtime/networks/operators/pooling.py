@@ -63,3 +63,10 @@ def _all_see(size: int, count: int, taps: int, stride: int, before: int, apart: 
 
 
 OPERATORS = {"MaxPool": _pool, "AveragePool": _pool}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "MaxPool, AveragePool": (
+        "without indices; with `ceil_mode` not where pads count. A window with NaN gives NaN, "
+        "where onnxruntime's result depends on where in the window that is"
+    ),
+}

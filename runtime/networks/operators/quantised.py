@@ -240,3 +240,11 @@ OPERATORS = {
     "QLinearConv": _conv, "QLinearMatMul": _matmul, "com.microsoft.QGemm": _gemm,
     "headrace.QGemm": _gemm,
 }  # fmt: skip
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "QLinearConv, QLinearMatMul, QGemm": (
+        "of uint8 or int8 with one scale, constant weights in -127..127 with a scale for each "
+        "channel; dense and depthwise as above; QGemm also to float32 (with a float32 bias, "
+        "as of MatMul and Add), and of batches of rows"
+    ),
+}

@@ -191,3 +191,11 @@ OPERATORS = {
     "com.microsoft.QLinearAdd": _add,
     "com.microsoft.QLinearGlobalAveragePool": _global_average,
 }  # fmt: skip
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "QLinearAdd, QLinearGlobalAveragePool": "of two values of the same shape; of all pixels",
+    "QuantizeLinear, DequantizeLinear": (
+        "with one scale, in networks that have one of those; other operators of these take "
+        "dequantised weights as float32"
+    ),
+}

@@ -181,3 +181,10 @@ def _start(graph: Graph, given: str, makes: str, states: Image) -> Operation:
 
 
 OPERATORS = {"LSTM": _recurrent(LSTM), "GRU": _recurrent(GRU)}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "LSTM, GRU": (
+        "one or both directions, usual activations, constant weights, whole sequences; states "
+        "of all steps where they are squeezed, reshaped, turned or given out"
+    ),
+}

@@ -111,3 +111,10 @@ def _table(node: Node, size: int, count: int, scale: float | None) -> np.ndarray
 
 
 OPERATORS = {"Resize": _resize, "Upsample": _resize}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Resize, Upsample": (
+        "of rows and columns, nearest and linear, to sizes or by scales that change them; no "
+        "ratio that is kept"
+    ),
+}

@@ -55,3 +55,7 @@ def _across(
 
 
 OPERATORS = {"Softmax": _softmax}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Softmax": "of any one of 2 to 4 dimensions; rows above 256 Ki values in two passes",
+}

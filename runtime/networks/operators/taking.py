@@ -175,3 +175,8 @@ def rows_by_number(graph: Graph, node: Node) -> Operation | None:
 
 
 OPERATORS = {"Pad": _pad, "Slice": _slice}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Slice": "along channels, or of pixels, with any steps",
+    "Pad": "constant, reflect, edge, wrap; of channels alone, or of others",
+}

@@ -137,3 +137,9 @@ def _taps(taps: int, stride: int, pad: int) -> list[list[int]]:
 
 
 OPERATORS = {"ConvTranspose": _transposed}
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "ConvTranspose": (
+        "the same, of one group, where the result is as many times as large as strides say"
+    ),
+}

@@ -242,3 +242,12 @@ def _part(matcher: Matcher, move: _Move, at: np.ndarray) -> np.ndarray | None:
             return at.take(range(begin, begin + size[0]), axis)
         begin += size[0]
     return None
+
+
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "attention, GELU, LayerNorm, SiLU": (
+        "as exporters spell them ([encoders](#encoders)); queries, keys and values may be "
+        "parts of one value"
+    ),
+}

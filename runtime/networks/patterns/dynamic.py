@@ -105,3 +105,13 @@ def linear(inputs: list[str], output: str) -> Node:
     while inputs and not inputs[-1]:
         inputs = inputs[:-1]
     return new_node(OP, inputs + [""] * (4 - len(inputs)), output, "headrace")
+
+
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "DynamicQuantizeLinear, MatMulInteger, DynamicQuantizeMatMul, MatMulIntegerToFloat": (
+        "the first two together; constant weights of 8 bits: what exceeds -127..127 once its zero "
+        "point is taken away is a second product"
+    ),
+    "QAttention (com.microsoft)": "constant weights in -127..127 once their zero point is away",
+}

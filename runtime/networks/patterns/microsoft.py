@@ -161,3 +161,9 @@ _MAKERS = {
     "QAttention": _quantised_attention,
     "SkipLayerNormalization": _skip_layer_norm,
 }
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Attention, SkipLayerNormalization, BiasGelu, FastGelu (com.microsoft)": (
+        "without a past, biases constant"
+    ),
+}

@@ -36,3 +36,12 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
     if not right:
         return None
     return [new_node("SoftmaxMean", [x, weights], node.outputs[0], "headrace", groups=count)]
+
+
+# For the table in docs/onnx.md: which of them.
+WHICH = {
+    "Reshape, Transpose, Softmax, Conv, Reshape": (
+        "the mean under a softmax of 16 bins (or a multiple) of each channel, as detectors "
+        "have distances"
+    ),
+}
