@@ -265,6 +265,38 @@ def test_an_encoder_that_onnxruntime_has_quantised(tmp_path: Any) -> None:
     assert float(np.abs(found - expected).max()) < 0.2
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("shape", [(6, 32), (1, 6, 32)])
+def test_a_skip_that_is_the_same_for_each_of_a_batch(
+    batch: int, constant: bool, shape: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(12)
+    skip, x = (rng.standard_normal(of).astype(np.float32) for of in (shape, (batch, 6, 32)))
+    norm = helper.make_node(
+        "SkipLayerNormalization", ["r", "skip", "weight"], ["n"], domain="com.microsoft"
+    )
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]), norm, helper.make_node("MatMul", ["n", "w"], ["y"]),
+    ]  # fmt: skip
+    constants = {
+        "w": rng.standard_normal((32, 16)).astype(np.float32), "weight": np.ones(32, np.float32),
+    }  # fmt: skip
+    shapes, inputs = {"x": (FLOAT, ["n", 6, 32])}, {"x": x}
+    if constant:
+        constants["skip"] = skip
+    else:
+        shapes["skip"], inputs["skip"] = (FLOAT, list(shape)), skip
+    model = model_of(nodes, shapes, ["y"], constants)
+    with network_of(model, threads=2) as network:
+        # The kernel for sums adds constant rows, or values of one shape.
+        ours = constant or (batch == 1 and len(shape) == 3)
+        where = [kind for kind, _ in network.plan(inputs).where()]
+        assert ("onnxruntime" not in where) == ours
+        found = network(inputs)["y"]
+    np.testing.assert_allclose(found, reference(model, inputs)["y"], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.int32])
 def test_rows_of_tables(dtype: Any) -> None:
     rng = np.random.default_rng(11)

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto
 from onnx_models import FLOAT, model_of
 from test_native_operators import node
 
@@ -115,3 +116,14 @@ def test_sums_that_have_more_dimensions_than_the_product() -> None:
     }  # fmt: skip
     model = model_of(nodes, {"x": (FLOAT, [3, N])}, ["y"], constants, opset=21)
     _same(model, RNG.standard_normal((3, N)).astype(np.float32))
+
+
+def test_values_that_are_dequantised_without_a_zero_point() -> None:
+    """And are turned then: pairs of uint8 behind that would cut off what is below 0."""
+    nodes = [
+        node("Gather", "x ids", "q"), node("DequantizeLinear", "q scale", "d"),
+        node("Transpose", "d", perm=[1, 0]),
+    ]  # fmt: skip
+    constants = {"scale": np.float32(0.02), "ids": np.arange(3)[::-1].copy()}
+    model = model_of(nodes, {"x": (TensorProto.INT8, [9, N])}, ["y"], constants, opset=13)
+    _same(model, RNG.integers(-128, 128, (9, N)).astype(np.int8))

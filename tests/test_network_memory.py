@@ -98,6 +98,20 @@ def _mostly_zero(n: int, k: int) -> np.ndarray:
     return zeroed.astype(np.float32)
 
 
+def _rows_of_bytes(rng: np.random.Generator) -> Any:
+    """Of a table that is larger than all else, dequantised, times weights."""
+    constants = {
+        "table": rng.integers(-128, 128, (800, 64)).astype(np.int8), "scale": np.float32(0.01),
+        "w": rng.standard_normal((64, 48)).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["y"]),
+    ]
+    return model_of(nodes, {"ids": (7, ["n", 5])}, ["y"], constants)
+
+
 MODELS: dict[str, tuple[Callable[[np.random.Generator], Any], Inputs]] = {
     "encoder": (
         lambda rng: encoder(rng, "new", heads=2, width=128),
@@ -114,6 +128,7 @@ MODELS: dict[str, tuple[Callable[[np.random.Generator], Any], Inputs]] = {
     "n_bits_of_8": (lambda rng: product(32, bits=8)[0], _floats(5, 256)),
     "n_bits_of_2": (lambda rng: product(32, bits=2)[0], _floats(5, 256)),
     "n_bits_codes": (lambda rng: product(32, level=4)[0], _floats(5, 256)),
+    "rows_of_bytes": (_rows_of_bytes, {"ids": np.array([[3, -1, 799, 3, 0], [-800, 7, 7, 5, 2]])}),
 }
 
 

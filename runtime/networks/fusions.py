@@ -3,7 +3,8 @@
 Its fusion of quantised products takes scales of weights for those of their columns, and biases for
 numbers in units of the products, whatever the file says; biases of floats are rounded to these even
 where no fusion follows, with an operator that sets before 11 do not have. That of normalisations
-takes any power for the second, and any difference for that from the mean.
+takes any power for the second, and any difference for that from the mean. Pairs that it adds behind
+values that are dequantised without a zero point are of uint8.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx
 
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import BYTES
 from headrace.networks.quantisation import elem_type, named
 
 _QUANTISED, _BIASES = "QDQSelectorActionTransformer", "WeightBiasQuantization"
+_PAIRS = "QDQPropagationTransformer"
 _TO_FLOATS = "MatMulIntegerToFloatFusion"
 _NORMS = ("LayerNormFusionL1", "LayerNormFusionL2")
 _CLOSE = 1e-4  # relatively: as files round scales of biases
@@ -34,9 +37,18 @@ def left_out(graph: Graph, nodes: Sequence[Node]) -> list[str]:
         found.append(_BIASES)
     if any(_odd_norm(graph, makers, node) for node in nodes):
         found += _NORMS
+    if any(_has_no_zero(graph, node) for node in nodes):
+        found.append(_PAIRS)
     if any(_widens(graph, node) for node in nodes):
         found.append(_TO_FLOATS)
     return found
+
+
+def _has_no_zero(graph: Graph, node: Node) -> bool:
+    """Whether values that are no uint8 are dequantised without a zero point."""
+    if node.domain or node.op != "DequantizeLinear" or named(node.inputs, 2):
+        return False
+    return elem_type(graph, node.inputs[0]) != onnx.TensorProto.UINT8
 
 
 def _widens(graph: Graph, node: Node) -> bool:

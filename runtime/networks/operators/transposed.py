@@ -140,6 +140,6 @@ OPERATORS = {"ConvTranspose": _transposed}
 # For the table in docs/onnx.md: which of them.
 WHICH = {
     "ConvTranspose": (
-        "the same, of one group, where the result is as many times as large as strides say"
+        "as Conv, of one group, where the result is as many times as large as strides say"
     ),
 }

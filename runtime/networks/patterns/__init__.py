@@ -26,6 +26,7 @@ from headrace.networks.patterns import (
     microsoft,
     n_bits,
     quantised,
+    quantised_rows,
     scale_and_add,
     softmax_mean,
 )
@@ -44,6 +45,7 @@ PATTERNS: tuple[Pattern, ...] = (
     scale_and_add.found,
     linear.found,
     attention.found,
+    quantised_rows.found,
     quantised.found,
     quantised.with_constants,
     softmax_mean.found,

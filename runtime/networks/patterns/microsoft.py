@@ -37,7 +37,13 @@ def _skip_layer_norm(matcher: Matcher, node: Node) -> list[Node] | None:
     x, skip, weight, bias, more = (named(node.inputs, i) for i in range(5))
     shape = matcher.shape(x)
     out = [*node.outputs, "", "", ""]
-    if shape is None or len(shape) != 3 or matcher.shape(skip) != shape or out[1] or out[2]:
+    if shape is None or len(shape) != 3 or out[1] or out[2]:
+        return None
+    if matcher.shape(skip) not in (
+        shape,
+        (1, *shape[1:]),
+        shape[1:],
+    ):  # the same for each of a batch
         return None
     nodes: list[Node] = []
     if more:
