@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto, helper
 from onnx_models import FLOAT, INT64, model_of
 
-VOCABULARY, INNER = 50, 64
+VOCABULARY, MOST_TOKENS, INNER = 50, 40, 64
 LEAST = float(np.finfo(np.float32).min)
 
 
@@ -110,6 +110,17 @@ def _fused_layer(b: _Builder, x: str, mask: str, heads: int, width: int) -> str:
     return b.add("SkipLayerNormalization", out, x, *b.scale(width), epsilon=1e-6, **own)
 
 
+def _embedded(b: _Builder, width: int) -> tuple[str, str]:
+    ids, mask = (b.add("Cast", n, to=TensorProto.INT32) for n in ("input_ids", "attention_mask"))
+    sizes = (VOCABULARY, width), (MOST_TOKENS, width), (2, width)
+    words, places, kinds = (b.put(b.rng.standard_normal(of)) for of in sizes)
+    given = [ids, mask, words, places, kinds, *b.scale(width), mask]  # of two kinds: as the mask
+    x = b.add("EmbedLayerNormalization", *given, domain="com.microsoft", epsilon=1e-6)
+    counts = f"{x}_counts"
+    b.nodes[-1].output.append(counts)
+    return x, counts
+
+
 def encoder(
     rng: np.random.Generator, spelling: str, *, heads: int = 3, width: int = 48, layers: int = 2
 ) -> Any:
@@ -117,16 +128,19 @@ def encoder(
 
     `spelling`: "new" (operator set 17), "old" (no LayerNormalization), "sdpa" (PyTorch's own
     attention), "raw" or "counts" (onnxruntime's fused operators; masks as given, or as numbers of
-    tokens).
+    tokens), "embedded" (its fused embedding, which makes these numbers).
     """
     b = _Builder(rng)
-    x = b.add("Gather", b.put(rng.standard_normal((VOCABULARY, width))), "input_ids")
-    fused = spelling in ("raw", "counts")
-    if fused:
+    fused = spelling in ("raw", "counts", "embedded")
+    if spelling == "embedded":
+        x, mask = _embedded(b, width)
+    else:
+        x = b.add("Gather", b.put(rng.standard_normal((VOCABULARY, width))), "input_ids")
+    if fused and spelling != "embedded":
         mask = b.add("Cast", "attention_mask", to=TensorProto.INT32)
         if spelling == "counts":
             mask = b.add("ReduceSum", mask, b.put([1], np.int64), keepdims=0)
-    else:
+    elif not fused:
         mask = _mask(b, spelling)
     for _ in range(layers):
         if fused:

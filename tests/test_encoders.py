@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_encoders import encoder, tokens
+from onnx_encoders import VOCABULARY, encoder, tokens
 from onnx_models import FLOAT, model_of
 from test_native_networks import native, reference
 
@@ -17,6 +17,7 @@ from headrace.errors import HeadraceError
 from headrace.networks.network import network_of
 
 LAYERS = 2
+HOST_OF_MASKS = {"Cast", "Equal", "ReduceSum", "Reshape", "Less", "Where"}
 OF_A_LAYER = {
     "attention_rows_f32": 1, "convolution_f32": 4, "gelu_erf_f32": 1, "layer_norm_f32": 2,
 }  # fmt: skip
@@ -36,6 +37,28 @@ def test_an_encoder_gives_what_onnxruntime_gives(spelling: str) -> None:
             # Sums of up to 64 terms, through two layers that bring them back to about 1.
             found, expected = network(inputs)["y"], reference(model, inputs)["y"]
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+
+
+def test_an_embedding_in_one_operator() -> None:
+    rng = np.random.default_rng(13)
+    model = encoder(rng, "embedded", layers=LAYERS)
+    with network_of(model, threads=2) as network:
+        for batch, count in ((1, 7), (3, 20), (1, 33)):
+            inputs = tokens(rng, batch, count)
+            (region,) = native(network, inputs)
+            counts = Counter(one.kernel for one in region.operations)
+            assert counts.pop("rows_f32_gather") == 2  # words and kinds
+            assert counts.pop("layer_norm_f32") == 2 * LAYERS + 1
+            hosts = [one for one in network.plan(inputs).regions if not one.ours]
+            assert {node.op for one in hosts for node in one.nodes} == HOST_OF_MASKS
+            found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+        for wrong in (-1, VOCABULARY):  # ids do not count from the end here
+            inputs["input_ids"][0, 0] = wrong
+            with pytest.raises(HeadraceError, match=str(wrong)):
+                network(inputs)
+            with pytest.raises(Exception, match="index"):
+                reference(model, inputs)
 
 
 @pytest.mark.parametrize("op", ["BiasGelu", "SkipLayerNormalization", "Attention"])

@@ -153,6 +153,8 @@ def _of_file(
     """
     found: dict[int, Node] = {}
     left = [one for node in reversed(region.nodes) for one in reversed(node.originals)]
+    # What new nodes make, nodes of the file would make as well, with all else that they do.
+    makers = {**makers, **{name: node for node in left for name in node.outputs if name}}
     while left:
         node = left[-1]
         before = [

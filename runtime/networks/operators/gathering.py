@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,14 @@ def _gather(graph: Graph, node: Node) -> Operation | None:
     if graph.constants.type(name).elem_type != onnx.TensorProto.FLOAT:
         return None
     return _rows(graph, node, "rows_f32_gather", 4, 0, [])
+
+
+def _words(graph: Graph, node: Node) -> Operation | None:
+    """Of a table and ids, which do not count from the end."""
+    made = _gather(graph, node)
+    if made is None or made.table is None:
+        return None
+    return replace(made, bounds={made.table.ids: (0, made.table.entries - 1)})
 
 
 def _quantised_rows(graph: Graph, node: Node) -> Operation | None:
@@ -90,7 +99,7 @@ def _rows(
     )  # fmt: skip
 
 
-OPERATORS = {"Gather": _gather, "headrace.QuantisedRows": _quantised_rows}
+OPERATORS = {"Gather": _gather, "headrace.Rows": _words, "headrace.QuantisedRows": _quantised_rows}
 # For the table in docs/onnx.md: which of them.
 WHICH = {
     "Gather": (

@@ -19,6 +19,7 @@ from headrace.networks.patterns import (
     activations,
     attention,
     dynamic,
+    embed_layer_norm,
     frames,
     gelu,
     layer_norm,
@@ -37,6 +38,7 @@ Pattern = Callable[[Matcher, Node], list[Node] | None]
 
 PATTERNS: tuple[Pattern, ...] = (
     dynamic.found,
+    embed_layer_norm.found,
     microsoft.expanded,
     n_bits.found,
     layer_norm.found,
