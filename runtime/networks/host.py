@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import HeadraceError, UnsupportedError
-from headrace.loaders.onnx_model import tensor_bytes, type_name
+from headrace.interruptible import run_aside
+from headrace.loaders.onnx_model import subgraphs, tensor_bytes, type_name
 from headrace.networks.fusions import left_out
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
@@ -19,6 +22,7 @@ from headrace.networks.live import live_bytes
 SESSION_BYTES = 250_000  # of a session, beside weights and values
 ARENA_BYTES = 1 << 20  # onnxruntime takes for values at a time, and keeps
 NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
+_LONG_S = 0.1  # a run that takes longer goes where Ctrl-C can end it
 _QUIET = 4  # of onnxruntime's severities: only what is fatal
 
 
@@ -66,6 +70,8 @@ class HostRegion:
         self._plain = True
         self._reference: Any = None
         self._held: list[Any] = []
+        self._seconds = math.inf  # that the last run took, where all take about as long
+        self._loops = any(True for node in self.nodes for _ in subgraphs(node.proto))
         proto = self._model(graph, here, graph.types)
         try:
             _check_empty(graph, self.nodes)
@@ -217,17 +223,33 @@ class HostRegion:
         return dict(zip(self.outputs, found, strict=True))
 
     def _run_session(self, feeds: dict[str, Any]) -> Sequence[Any]:
-        if self._plain and all(_is_plain(value) for value in feeds.values()):
-            found: Sequence[Any] = self._session.run(self.outputs, feeds)
-            return found
         import onnxruntime
 
+        began, options = time.perf_counter(), onnxruntime.RunOptions()
+        on_main = threading.current_thread() is threading.main_thread()
+        if on_main and (self._loops or self._seconds > _LONG_S):
+            found = run_aside(
+                lambda: self._run_with(options, feeds),
+                on_interrupt=lambda: setattr(options, "terminate", True),
+            )
+        else:
+            found = self._run_with(options, feeds)
+        self._seconds = time.perf_counter() - began
+        return found
+
+    def _run_with(self, options: Any, feeds: dict[str, Any]) -> Sequence[Any]:
+        import onnxruntime
+
+        if self._plain and all(_is_plain(value) for value in feeds.values()):
+            found: Sequence[Any] = self._session.run(self.outputs, feeds, options)
+            return found
         elements = {one.name: _element(one.type) for one in self._session.get_inputs()}
         values = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(value, elements[name])
             for name, value in feeds.items()
         }
-        return [_array(v) for v in self._session.run_with_ort_values(self.outputs, values)]
+        made = self._session.run_with_ort_values(self.outputs, values, options)
+        return [_array(one) for one in made]
 
 
 def host_weight_bytes(graph: Graph, nodes: Sequence[Node]) -> int:
