@@ -21,6 +21,7 @@ from headrace.networks.patterns import with_patterns
 from headrace.networks.regions import Region, regions_of, regions_that_pay, with_nodes_of_file
 from headrace.networks.residence import Residence
 from headrace.networks.specialise import specialise
+from headrace.networks.without_turns import without_turns
 from headrace.sizes import format_size
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class NetworkPlan:
         patches: Choice = "off", decided: Iterable[tuple[str, bool]] = (),
     ) -> None:  # fmt: skip
         self._residence, self._threads = residence, engine.threads
-        as_it_is = specialise(graph, inputs, decided)
+        as_it_is = without_turns(specialise(graph, inputs, decided))
         fused = with_patterns(as_it_is)
         ours = _ours(fused)
         self.regions = regions_that_pay(fused, lambda node: id(node) in ours)
