@@ -115,3 +115,17 @@ def test_sums_that_have_more_dimensions_than_the_product() -> None:
     }  # fmt: skip
     model = model_of(nodes, {"x": (FLOAT, [3, N])}, ["y"], constants, opset=21)
     _same(model, RNG.standard_normal((3, N)).astype(np.float32))
+
+
+def test_products_of_what_is_transposed_and_a_vector() -> None:
+    nodes = [node("Transpose", "x", "t", perm=[1, 0]), node("MatMul", "t v")]
+    constants = {"v": RNG.standard_normal(5).astype(np.float32)}
+    model = model_of(nodes, {"x": (FLOAT, [5, N])}, ["y"], constants)
+    _same(model, RNG.standard_normal((5, N)).astype(np.float32))
+
+
+def test_fused_products_with_a_vector() -> None:
+    nodes = [node("FusedMatMul", "x v", "p", domain="com.microsoft"), node("Add", "p p")]
+    constants = {"v": RNG.standard_normal(N).astype(np.float32)}
+    model = model_of(nodes, {"x": (FLOAT, [5, N])}, ["y"], constants)
+    _same(model, RNG.standard_normal((5, N)).astype(np.float32))

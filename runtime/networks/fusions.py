@@ -3,7 +3,9 @@
 Its fusion of quantised products takes scales of weights for those of their columns, and biases for
 numbers in units of the products, whatever the file says; biases of floats are rounded to these even
 where no fusion follows, with an operator that sets before 11 do not have. That of normalisations
-takes any power for the second, and any difference for that from the mean.
+takes any power for the second, and any difference for that from the mean. That of products with
+what is transposed forgets it beside a vector, and pools in blocks of channels divide by sizes that
+are 0, which ends the process.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from headrace.networks.operation import BYTES
 from headrace.networks.quantisation import elem_type, named
 
 _QUANTISED, _BIASES = "QDQSelectorActionTransformer", "WeightBiasQuantization"
-_TO_FLOATS = "MatMulIntegerToFloatFusion"
+_TO_FLOATS, _TRANSPOSED = "MatMulIntegerToFloatFusion", "MatmulTransposeFusion"
+_BLOCKS = "NchwcTransformer"
 _NORMS = ("LayerNormFusionL1", "LayerNormFusionL2")
 _CLOSE = 1e-4  # relatively: as files round scales of biases
 
@@ -36,7 +39,27 @@ def left_out(graph: Graph, nodes: Sequence[Node]) -> list[str]:
         found += _NORMS
     if any(_widens(graph, node) for node in nodes):
         found.append(_TO_FLOATS)
+    if any(_has_a_vector(graph, makers, node) for node in nodes):
+        found.append(_TRANSPOSED)
+    if any(_may_be_empty(graph, node) for node in nodes):
+        found.append(_BLOCKS)
     return found
+
+
+def _has_a_vector(graph: Graph, makers: Mapping[str, Node], node: Node) -> bool:
+    """Whether a product of one that may be a vector and another has something transposed."""
+    if node.domain or node.op != "MatMul":
+        return False
+    turned = any(_maker(makers, name, "Transpose", "Cast") for name in node.inputs)
+    return turned and any(len(_shape(graph, name)) < 2 for name in node.inputs)
+
+
+def _may_be_empty(graph: Graph, node: Node) -> bool:
+    """Whether a value has no element, or a pool has windows that its pads are not counted for."""
+    if any(0 in _shape(graph, name) for name in (*node.reads, *node.outputs)):
+        return True
+    same = node.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    return same and node.op.endswith("Pool") and set(node.attribute("dilations", [1])) != {1}
 
 
 def _widens(graph: Graph, node: Node) -> bool:

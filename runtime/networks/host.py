@@ -248,9 +248,10 @@ def _live_bytes(
 def _check_empty(graph: Graph, nodes: Sequence[Node]) -> None:
     """Raises ValueError: onnxruntime would end the process, as it divides by these sizes."""
     for node in nodes:
-        steps = {"GRU": (0, 1), "LSTM": (1,)}.get(node.op, ())
-        shape = graph.shape(node.inputs[0]) if steps and node.inputs else None
-        if shape is not None and len(shape) == 3 and any(shape[i] == 0 for i in steps):
+        sizes = {"GRU": slice(2), "LSTM": slice(1, 2), "InstanceNormalization": slice(None)}
+        of = sizes.get(node.op)
+        shape = graph.shape(node.inputs[0]) if of is not None and node.inputs else None
+        if of is not None and shape is not None and 0 in shape[of]:
             raise ValueError(f"{node.label} has an input without elements")
 
 
