@@ -17,10 +17,10 @@ def inferable(graph: Graph, node: Node) -> Any | None:
 
     Where nothing is to be padded, onnx counts `pads` that are given nevertheless. Of pools that pad
     to the same size it forgets dilations, or onnxruntime does, and of ConvTranspose that does, what
-    else is said of the size. Of sizes that are less than what is read it gives half a shape. Where a
-    window is larger than all there is, and sizes are rounded up, onnxruntime makes nothing.
+    else is said of the size. Of sizes that are less than what is read it gives half a shape. Where
+    windows are larger than all there is, and sizes are rounded up, onnxruntime makes nothing.
     """
-    if not node.domain and node.op in _POOLS and _reaches_beyond(graph, node):
+    if node.attribute("ceil_mode", 0) and reaches_beyond(graph, node):
         return None
     auto = node.attribute("auto_pad", b"NOTSET")
     if node.domain or (auto == b"NOTSET" and node.op != "ConvTranspose"):
@@ -43,9 +43,9 @@ def inferable(graph: Graph, node: Node) -> Any | None:
     return None if auto != b"VALID" and dilated and node.op in _POOLS else node.proto
 
 
-def _reaches_beyond(graph: Graph, node: Node) -> bool:
-    """Whether a pool that rounds sizes up has a window larger than all that it reads, with pads."""
-    if not node.attribute("ceil_mode", 0):
+def reaches_beyond(graph: Graph, node: Node) -> bool:
+    """Whether a pool has a window larger than all that it reads, with pads."""
+    if node.domain or node.op not in _POOLS:
         return False
     window, read = node.attribute("kernel_shape", []), (graph.shape(node.inputs[0]) or ())[2:]
     rank = len(window)
