@@ -117,12 +117,29 @@ def test_sums_that_have_more_dimensions_than_the_product() -> None:
     _same(model, RNG.standard_normal((3, N)).astype(np.float32))
 
 
+def test_products_of_integers_with_several_matrices() -> None:
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "q s z"), node("MatMulInteger", "q w z middle", "i"),
+        node("Cast", "i", "f", to=FLOAT), node("Mul", "unit s", "u"), node("Mul", "f u", "m"),
+        node("Add", "m bias"),
+    ]  # fmt: skip
+    constants: dict[str, Any] = {
+        "w": RNG.integers(0, 256, (3, 1, 5)).astype(np.uint8), "middle": np.uint8(128),
+        "bias": RNG.standard_normal(5).astype(np.float32),
+        "unit": RNG.uniform(0.002, 0.02, 5).astype(np.float32),
+    }  # fmt: skip
+    model = model_of(nodes, {"x": (FLOAT, [3, 3, 1])}, ["y"], constants)
+    _same(model, RNG.standard_normal((3, 3, 1)).astype(np.float32))
+
+
 def _pairs(value: str, *after: Any, scale: Any = 0.02, zero: Any = 128, **of: Any) -> Any:
     """A model of x [2, N, 4, 3] that is quantised, and of what follows."""
     constants: dict[str, Any] = {
-        "scale": np.float32(scale), "zero": np.uint8(zero), "fine": np.array([0.005], np.float32),
+        "scale": np.float32(scale), "zero": np.uint8(zero),
+        "fine": np.array([0.005], np.float32),
         "none": np.array([0], np.uint8), "w": RNG.integers(-127, 128, (3, 5)).astype(np.int8),
-        "own": np.float32(0.01), "middle": np.int8(0), "bias": RNG.integers(-50, 50, 5).astype(np.int32),
+        "own": np.float32(0.01), "middle": np.int8(0),
+        "bias": RNG.integers(-50, 50, 5).astype(np.int32),
         "floats": RNG.standard_normal(5).astype(np.float32),
     }  # fmt: skip
     nodes = [

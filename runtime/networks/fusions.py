@@ -94,7 +94,11 @@ def kept(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]) -> list[tu
 
 
 def _widens(graph: Graph, node: Node) -> bool:
-    """Whether a sum has more dimensions than one of its operands, which its fusion forgets."""
+    """Whether a sum has more dimensions than one of its operands, or a product of integers has
+    several matrices, which its fusion forgets.
+    """
+    if node.op == "MatMulInteger" and not node.domain:
+        return len(_shape(graph, node.inputs[1])) > 2
     if node.domain or node.op != "Add":
         return False
     made = graph.type(node.outputs[0])
