@@ -127,3 +127,111 @@ def test_values_that_are_dequantised_without_a_zero_point() -> None:
     constants = {"scale": np.float32(0.02), "ids": np.arange(3)[::-1].copy()}
     model = model_of(nodes, {"x": (TensorProto.INT8, [9, N])}, ["y"], constants, opset=13)
     _same(model, RNG.integers(-128, 128, (9, N)).astype(np.int8))
+
+
+def test_products_of_integers_with_several_matrices() -> None:
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "q s z"), node("MatMulInteger", "q w z middle", "i"),
+        node("Cast", "i", "f", to=FLOAT), node("Mul", "unit s", "u"), node("Mul", "f u", "m"),
+        node("Add", "m bias"),
+    ]  # fmt: skip
+    constants: dict[str, Any] = {
+        "w": RNG.integers(0, 256, (3, 1, 5)).astype(np.uint8), "middle": np.uint8(128),
+        "bias": RNG.standard_normal(5).astype(np.float32),
+        "unit": RNG.uniform(0.002, 0.02, 5).astype(np.float32),
+    }  # fmt: skip
+    model = model_of(nodes, {"x": (FLOAT, [3, 3, 1])}, ["y"], constants)
+    _same(model, RNG.standard_normal((3, 3, 1)).astype(np.float32))
+
+
+def _pairs(value: str, *after: Any, scale: Any = 0.02, zero: Any = 128, **of: Any) -> Any:
+    """A model of x [2, N, 4, 3] that is quantised, and of what follows."""
+    constants: dict[str, Any] = {
+        "scale": np.float32(scale), "zero": np.uint8(zero),
+        "fine": np.array([0.005], np.float32),
+        "none": np.array([0], np.uint8), "w": RNG.integers(-127, 128, (3, 5)).astype(np.int8),
+        "own": np.float32(0.01), "middle": np.int8(0),
+        "bias": RNG.integers(-50, 50, 5).astype(np.int32),
+        "floats": RNG.standard_normal(5).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        node("QuantizeLinear", "x scale zero", "q", **of),
+        node("DequantizeLinear", "q scale zero", "d", **of), *after,
+    ]  # fmt: skip
+    read = {name for one in nodes for name in one.input}
+    constants = {name: one for name, one in constants.items() if name in read}
+    return model_of(nodes, {"x": (FLOAT, [2, N, 4, 3])}, [value], constants, opset=13)
+
+
+def _images() -> np.ndarray:
+    return RNG.standard_normal((2, N, 4, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "Sigmoid", "MatMul"])
+def test_activations_with_several_scales(op: str) -> None:
+    scales, zeros = RNG.uniform(0.01, 0.03, 3), RNG.integers(90, 160, 3)
+    more = [node("DequantizeLinear", "w own", "dw")] if op == "MatMul" else []
+    end = [
+        node(op, "d dw" if more else "d", "p"), node("QuantizeLinear", "p fine none", "pq"),
+        node("DequantizeLinear", "pq fine none"),
+    ]  # fmt: skip
+    model = _pairs("y", *more, *end, scale=scales, zero=zeros, axis=3)
+    _same(model, _images(), most=0.0051 if op == "MatMul" else 1e-4)
+
+
+@pytest.mark.parametrize(("opset", "bias"), [(13, "db"), (10, "floats")])
+def test_sums_behind_products(opset: int, bias: str) -> None:
+    """They become biases, which have scales of their own or are floats."""
+    made = [node("DequantizeLinear", "bias own", "db")] if bias == "db" else []
+    model = _pairs(
+        "y", *made, node("DequantizeLinear", "w own middle", "dw"), node("MatMul", "d dw", "p"),
+        node("Add", f"p {bias}", "s"), node("QuantizeLinear", "s scale zero", "sq"),
+        node("DequantizeLinear", "sq scale zero"),
+    )  # fmt: skip
+    model.opset_import[0].version = opset
+    _same(model, _images(), most=0.021)
+
+
+def test_what_is_quantised_twice() -> None:
+    model = _pairs(
+        "y", node("QuantizeLinear", "d fine none", "e"), node("DequantizeLinear", "e fine none")
+    )
+    _same(model, _images())
+
+
+def test_outputs_that_are_quantised_where_they_are_transposed() -> None:
+    model = _pairs(
+        "t", node("Tanh", "d", "t"), node("Transpose", "t", "u", perm=[0, 2, 1, 3]),
+        node("QuantizeLinear", "u fine none", "uq"), node("DequantizeLinear", "uq fine none"),
+    )  # fmt: skip
+    model.graph.output.add(name="y")
+    x = _images()
+    with network_of(model, threads=1) as network:
+        found = network({"x": x})["t"]
+    scale = np.float32(0.02)
+    codes = np.clip(np.rint(x / scale) + 128, 0, 255) - 128
+    np.testing.assert_allclose(found, np.tanh(codes * scale), atol=1e-5)
+
+
+def test_what_onnxruntime_refuses_with_its_own_fusions() -> None:
+    """Its pool of integers takes no scale of one dimension."""
+    model = _pairs(
+        "y", node("QuantizeLinear", "d fine", "e"), node("DequantizeLinear", "e fine", "f"),
+        node("AveragePool", "f", "p", kernel_shape=[2, 2]),
+        node("QuantizeLinear", "p fine none", "pq"), node("DequantizeLinear", "pq fine none"),
+    )  # fmt: skip
+    _same(model, _images())
+
+
+def test_products_of_what_is_transposed_and_a_vector() -> None:
+    nodes = [node("Transpose", "x", "t", perm=[1, 0]), node("MatMul", "t v")]
+    constants = {"v": RNG.standard_normal(5).astype(np.float32)}
+    model = model_of(nodes, {"x": (FLOAT, [5, N])}, ["y"], constants)
+    _same(model, RNG.standard_normal((5, N)).astype(np.float32))
+
+
+def test_fused_products_with_a_vector() -> None:
+    nodes = [node("FusedMatMul", "x v", "p", domain="com.microsoft"), node("Add", "p p")]
+    constants = {"v": RNG.standard_normal(N).astype(np.float32)}
+    model = model_of(nodes, {"x": (FLOAT, [5, N])}, ["y"], constants)
+    _same(model, RNG.standard_normal((5, N)).astype(np.float32))

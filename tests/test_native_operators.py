@@ -400,6 +400,17 @@ def test_borders_are_made_once(threads: int) -> None:
     assert run.operations[0].plain == ["x"] and "x" not in run.layout.images
 
 
+def test_what_is_added_behind_another_convolution_is_no_plane() -> None:
+    """As in networks that find what to add to an image."""
+    constants = {"w": constant(20, 20, 3, 3) / 9, "v": constant(20, 20, 3, 3) / 9}
+    nodes = [
+        node("Conv", "x w", "a", pads=[1] * 4), node("Conv", "a v", "b", pads=[1] * 4),
+        node("Add", "b x"),
+    ]  # fmt: skip
+    run = check(nodes, X, constants=constants)
+    assert run.operations[-1].adds == "x" and "x" in run.layout.images
+
+
 def test_an_input_that_others_read_is_gathered() -> None:
     constants = {"w": constant(16, 3, 3, 3), "v": constant(16, 3, 1, 1)}
     nodes = [

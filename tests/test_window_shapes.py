@@ -84,3 +84,34 @@ def test_windows_larger_than_the_image_are_refused() -> None:
     x = np.zeros((1, 3, 13, 5), np.float32)
     with pytest.raises(HeadraceError), network_of(model, threads=1) as network:
         network({"x": x})
+
+
+def test_windows_larger_than_all_there_is() -> None:
+    """Nothing, where sizes are rounded up; and beside a pool that divides by its size."""
+    shape = (1, 4, 1, 5)
+    _same(_model("MaxPool", shape, (), 24, kernel_shape=[4, 5], strides=[3, 2], ceil_mode=1), shape)
+    shape = (1, 16, 2, 1)
+    _same(_model("MaxPool", shape, (), 17, kernel_shape=[5, 2], pads=[2, 1, 0, 1]), shape)
+
+
+def test_windows_whose_dilations_pads_do_not_count() -> None:
+    shape = (3, 32, 2, 7)
+    of = {"kernel_shape": [3, 2], "dilations": [2, 3], "count_include_pad": 1}
+    _same(_model("AveragePool", shape, (), 23, auto_pad="SAME_LOWER", **of), shape)
+
+
+def test_pools_and_norms_of_nothing_are_refused_or_nothing() -> None:
+    """onnxruntime ends the process."""
+    window = node("LpPool", "x", "p", kernel_shape=[5, 3])
+    x = RNG.standard_normal((1, 16, 2, 6)).astype(np.float32)
+    for nodes in (
+        [window, node("GlobalAveragePool", "p")],
+        [window, node("InstanceNormalization", "p w w")],
+    ):
+        constants = {"w": constant(16)}
+        model = model_of(nodes, {"x": (FLOAT, list(x.shape))}, ["y"], constants, 17)
+        try:
+            with network_of(model, threads=1) as network:
+                assert network({"x": x})["y"].shape in ((1, 16, 0, 4), (1, 16, 1, 1))
+        except HeadraceError:
+            pass

@@ -1,46 +1,64 @@
-"""Which of onnxruntime's fusions would change the results of some nodes.
+"""Which of onnxruntime's fusions would change the results of some nodes, or refuse them.
 
 Its fusion of quantised products takes scales of weights for those of their columns, and biases for
 numbers in units of the products, whatever the file says; biases of floats are rounded to these even
-where no fusion follows, with an operator that sets before 11 do not have. That of normalisations
-takes any power for the second, and any difference for that from the mean. Pairs that it adds behind
-values that are dequantised without a zero point are of uint8.
+where no fusion follows, with an operator that sets before 11 do not have. All else that is
+quantised has one scale there, and what the file quantises twice, it quantises once. That of
+normalisations takes any power for the second, and any difference for that from the mean. That of
+products with what is transposed forgets it beside a vector, and pools in blocks of channels divide
+by sizes that are 0, which ends the process. Pairs that it adds behind values that are dequantised
+without a zero point are of uint8.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from headrace.networks.graph import Graph, Node
+from headrace.networks.microsoft_types import FLOAT
 from headrace.networks.operation import BYTES
 from headrace.networks.quantisation import elem_type, named
+from headrace.networks.window_types import reaches_beyond
 
 _QUANTISED, _BIASES = "QDQSelectorActionTransformer", "WeightBiasQuantization"
-_PAIRS = "QDQPropagationTransformer"
-_TO_FLOATS = "MatMulIntegerToFloatFusion"
+_NO_ZERO = "QDQPropagationTransformer"
+_PAIRS = "DoubleQDQPairsRemover"  # quantises once what the file quantises twice
+_NAMED = "/headrace/kept"
+_TO_FLOATS, _TRANSPOSED = "MatMulIntegerToFloatFusion", "MatmulTransposeFusion"
+_BLOCKS = "NchwcTransformer"
 _NORMS = ("LayerNormFusionL1", "LayerNormFusionL2")
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
 _CLOSE = 1e-4  # relatively: as files round scales of biases
 
 
 def left_out(graph: Graph, nodes: Sequence[Node]) -> list[str]:
     """Names of these fusions, for nodes that are to run in one session."""
     makers = {name: node for node in nodes for name in node.outputs if name}
-    found: list[str] = []
-    if any(_odd_product(graph, makers, node) for node in nodes):
+    products = [one for node in nodes if (one := _product(makers, node)) is not None]
+    weights = {id(one.weights) for one in products}
+    found = [_PAIRS] if any(node.op == "QuantizeLinear" for node in nodes) else []
+    odd = any(_scales(graph, node) > 1 and id(node) not in weights for node in nodes)
+    odd = odd or any(_odd_product(graph, makers, one) for one in products)
+    if odd:
         found.append(_QUANTISED)
     old = graph.opsets.get("", 11) < 11
-    if found or any(_rounds_in_vain(graph, makers, node, old) for node in nodes):
+    if odd or any(_rounds_in_vain(graph, one, old) for one in products):
         found.append(_BIASES)
     if any(_odd_norm(graph, makers, node) for node in nodes):
         found += _NORMS
     if any(_has_no_zero(graph, node) for node in nodes):
-        found.append(_PAIRS)
+        found.append(_NO_ZERO)
     if any(_widens(graph, node) for node in nodes):
         found.append(_TO_FLOATS)
+    if any(_has_a_vector(graph, makers, node) for node in nodes):
+        found.append(_TRANSPOSED)
+    if any(_may_be_empty(graph, node) for node in nodes):
+        found.append(_BLOCKS)
     return found
 
 
@@ -51,8 +69,48 @@ def _has_no_zero(graph: Graph, node: Node) -> bool:
     return elem_type(graph, node.inputs[0]) != onnx.TensorProto.UINT8
 
 
+def _has_a_vector(graph: Graph, makers: Mapping[str, Node], node: Node) -> bool:
+    """Whether a product of one that may be a vector and another has something transposed."""
+    if node.domain or node.op != "MatMul":
+        return False
+    turned = any(_maker(makers, name, "Transpose", "Cast") for name in node.inputs)
+    return turned and any(len(_shape(graph, name)) < 2 for name in node.inputs)
+
+
+def _may_be_empty(graph: Graph, node: Node) -> bool:
+    """Whether a value has no element, or a pool has windows that reach beyond all there is."""
+    if reaches_beyond(graph, node) or any(
+        0 in _shape(graph, name) for name in (*node.reads, *node.outputs)
+    ):
+        return True
+    same = node.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    return same and node.op.endswith("Pool") and set(node.attribute("dilations", [1])) != {1}
+
+
+def kept(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]) -> list[tuple[str, str]]:
+    """Outputs that onnxruntime would quantise, as what is transposed of them is, and nobody else
+    reads them there: each with a name for what is to read it.
+    """
+    if not any(node.op == "QuantizeLinear" for node in nodes):
+        return []
+    users: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.reads:
+            users.setdefault(name, []).append(node)
+    return [
+        (name, name + _NAMED)
+        for name in outputs
+        if [node.op for node in users.get(name, ())] == ["Transpose"]
+        and elem_type(graph, name) == FLOAT
+    ]
+
+
 def _widens(graph: Graph, node: Node) -> bool:
-    """Whether a sum has more dimensions than one of its operands, which its fusion forgets."""
+    """Whether a sum has more dimensions than one of its operands, or a product of integers has
+    several matrices, which its fusion forgets.
+    """
+    if node.op == "MatMulInteger" and not node.domain:
+        return len(_shape(graph, node.inputs[1])) > 2
     if node.domain or node.op != "Add":
         return False
     made = graph.type(node.outputs[0])
@@ -65,28 +123,55 @@ def _maker(makers: Mapping[str, Node], name: str, *ops: str) -> Node | None:
     return node if node is not None and not node.domain and node.op in ops else None
 
 
-def _odd_product(graph: Graph, makers: Mapping[str, Node], node: Node) -> bool:
-    if node.domain or node.op not in ("Conv", "Gemm", "MatMul"):
-        return False
-    x, w, bias = (_maker(makers, named(node.inputs, i), "DequantizeLinear") for i in range(3))
-    if x is None or w is None:
-        return False
+def _scales(graph: Graph, node: Node) -> int:
+    """How many there are of what is quantised, or of floats that are made of it."""
+    if node.domain or node.op not in ("QuantizeLinear", "DequantizeLinear"):
+        return 0
+    return math.prod(_shape(graph, node.inputs[1]))
+
+
+class _Product(NamedTuple):
+    """Of quantised values: what makes them floats, and the bias ("": none)."""
+
+    op: Node
+    x: Node
+    weights: Node
+    bias: str
+
+
+def _product(makers: Mapping[str, Node], node: Node) -> _Product | None:
+    """A product that ends with a node: with its bias, or with a sum that becomes one."""
+    op, bias = node, named(node.inputs, 2)
+    if node.op == "Add" and not node.domain:
+        products = [_maker(makers, name, "MatMul") for name in node.inputs[:2]]
+        i = 0 if products[0] is not None else 1
+        if products[i] is None:
+            return None
+        op, bias = products[i], node.inputs[1 - i]
+    if op.domain or op.op not in _PRODUCTS:
+        return None
+    x, w = (_maker(makers, named(op.inputs, i), "DequantizeLinear") for i in range(2))
+    return None if x is None or w is None else _Product(op, x, w, bias)
+
+
+def _odd_product(graph: Graph, makers: Mapping[str, Node], of: _Product) -> bool:
+    """Whether scales are not along columns, or the bias not in units of the products."""
+    w, bias = of.weights, _maker(makers, of.bias, "DequantizeLinear")
     rank = len(_shape(graph, w.inputs[0]))
-    columns = 0 if node.op == "Conv" or node.attribute("transB", 0) else rank - 1
+    columns = 0 if of.op.op == "Conv" or of.op.attribute("transB", 0) else rank - 1
     several = math.prod(_shape(graph, w.inputs[1])) > 1
     if several and (rank == 0 or w.attribute("axis", 1) % rank != columns):
         return True
-    return bias is not None and not _in_units(graph, x.inputs[1], w.inputs[1], bias.inputs[1])
+    if several and rank != 2 and of.op.op == "MatMul":
+        return True
+    return bias is not None and not _in_units(graph, of.x.inputs[1], w.inputs[1], bias.inputs[1])
 
 
-def _rounds_in_vain(graph: Graph, makers: Mapping[str, Node], node: Node, old: bool) -> bool:
+def _rounds_in_vain(graph: Graph, of: _Product, old: bool) -> bool:
     """Whether a product with a bias of floats is none that becomes one of integers."""
-    if node.domain or node.op not in ("Conv", "Gemm") or not named(node.inputs, 2):
+    if not of.bias:
         return False
-    sources = [_maker(makers, name, "DequantizeLinear") for name in node.inputs[:2]]
-    if any(one is None for one in sources):
-        return False
-    return old or any(one and elem_type(graph, one.inputs[0]) not in BYTES for one in sources)
+    return old or any(elem_type(graph, one.inputs[0]) not in BYTES for one in (of.x, of.weights))
 
 
 def _shape(graph: Graph, name: str) -> tuple[int, ...]:

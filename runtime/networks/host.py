@@ -15,7 +15,7 @@ import numpy as np
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.interruptible import run_aside
 from headrace.loaders.onnx_model import subgraphs, tensor_bytes, type_name
-from headrace.networks.fusions import left_out
+from headrace.networks.fusions import kept, left_out
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
 
@@ -80,7 +80,10 @@ class HostRegion:
             except Exception:
                 # It checks branches of `If` that are never taken too, and known shapes may not fit.
                 proto = self._model(graph, here, _without_shapes(graph.types))
-                self._session = self._open(graph, proto, here, threads, spins)
+                try:
+                    self._session = self._open(graph, proto, here, threads, spins)
+                except Exception:  # of its own fusions, it may be
+                    self._session = self._open(graph, proto, here, threads, spins, fuses=False)
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
@@ -105,6 +108,9 @@ class HostRegion:
                 one.type.CopyFrom(graph.no_tensors[name])
         for name in self.outputs:
             proto.graph.output.append(value_info(name, None))
+        for name, copy in kept(graph, self.nodes, self.outputs):
+            proto.graph.node.add(op_type="Sum", input=[name], output=[copy])
+            proto.graph.output.append(value_info(copy, None))
         read = {name for node in self.nodes for name in node.reads}
         proto.graph.sparse_initializer.extend(
             one for name, one in graph.sparse.items() if name in read
@@ -122,14 +128,17 @@ class HostRegion:
         return proto
 
     def _open(
-        self, graph: Graph, proto: Any, constants: Sequence[str], threads: int, spins: bool
-    ) -> Any:
+        self, graph: Graph, proto: Any, constants: Sequence[str], threads: int, spins: bool,
+        *, fuses: bool = True,
+    ) -> Any:  # fmt: skip
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
+        if not fuses:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = not self._few
         # Files that say nothing of it want no activations of 8 bits.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
@@ -270,9 +279,10 @@ def _live_bytes(
 def _check_empty(graph: Graph, nodes: Sequence[Node]) -> None:
     """Raises ValueError: onnxruntime would end the process, as it divides by these sizes."""
     for node in nodes:
-        steps = {"GRU": (0, 1), "LSTM": (1,)}.get(node.op, ())
-        shape = graph.shape(node.inputs[0]) if steps and node.inputs else None
-        if shape is not None and len(shape) == 3 and any(shape[i] == 0 for i in steps):
+        sizes = {"GRU": slice(2), "LSTM": slice(1, 2), "InstanceNormalization": slice(None)}
+        of = sizes.get(node.op)
+        shape = graph.shape(node.inputs[0]) if of is not None and node.inputs else None
+        if of is not None and shape is not None and 0 in shape[of]:
             raise ValueError(f"{node.label} has an input without elements")
 
 

@@ -61,6 +61,8 @@ def _product(node: Node, types: Types) -> list[TensorType | None]:
     a, b = _shape(types, node.inputs[0]), _shape(types, node.inputs[1])
     if node.attribute("transBatchA", 0) or node.attribute("transBatchB", 0):
         return []
+    if len(a) < 2 or len(b) < 2:
+        return []
     rows = a[-1] if node.attribute("transA", 0) else a[-2]
     columns = b[-2] if node.attribute("transB", 0) else b[-1]
     batch = a[:-2] if len(a) >= len(b) else b[:-2]

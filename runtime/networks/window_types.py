@@ -17,8 +17,11 @@ def inferable(graph: Graph, node: Node) -> Any | None:
 
     Where nothing is to be padded, onnx counts `pads` that are given nevertheless. Of pools that pad
     to the same size it forgets dilations, or onnxruntime does, and of ConvTranspose that does, what
-    else is said of the size. Of sizes that are less than what is read it gives half a shape.
+    else is said of the size. Of sizes that are less than what is read it gives half a shape. Where
+    windows are larger than all there is, and sizes are rounded up, onnxruntime makes nothing.
     """
+    if node.attribute("ceil_mode", 0) and reaches_beyond(graph, node):
+        return None
     auto = node.attribute("auto_pad", b"NOTSET")
     if node.domain or (auto == b"NOTSET" and node.op != "ConvTranspose"):
         return node.proto
@@ -38,3 +41,19 @@ def inferable(graph: Graph, node: Node) -> Any | None:
         return proto
     dilated = set(node.attribute("dilations", [1])) != {1}
     return None if auto != b"VALID" and dilated and node.op in _POOLS else node.proto
+
+
+def reaches_beyond(graph: Graph, node: Node) -> bool:
+    """Whether a pool has a window larger than all that it reads, with pads."""
+    if node.domain or node.op not in _POOLS:
+        return False
+    window, read = node.attribute("kernel_shape", []), (graph.shape(node.inputs[0]) or ())[2:]
+    rank = len(window)
+    apart = node.attribute("dilations", [1] * rank)
+    pads = node.attribute("pads", [0] * 2 * rank)
+    return any(
+        (taps - 1) * step + 1 > size + before + behind
+        for taps, step, size, before, behind in zip(
+            window, apart, read, pads[:rank], pads[rank:], strict=False
+        )
+    )

@@ -32,14 +32,17 @@ def with_borders(
         id(one): one.geometry is not None and _pays(*one.geometry, images[one.makes])
         for one in operations
     }
-    gathered = {name for one in operations if not pays[id(one)] for name in one.inputs}
+    # What is added is read as a value of ours, even where what is convolved is not.
+    gathered = {
+        name for one in operations for name in (one.inputs if not pays[id(one)] else [one.adds])
+    }
     for one in operations:
         if one.geometry is not None and pays[id(one)]:
             geometry, channels = one.geometry
             sizes, x = _bordered(geometry), one.reads[0]
             name = f"{x}/headrace/{sizes} from {geometry.pads}"
             if name not in made:
-                plane = None if x in gathered | {one.adds} else planes.get(x)
+                plane = None if x in gathered else planes.get(x)
                 found.append(_border(x, name, images[x], geometry, sizes, plane))
                 made.add(name)
             one.reads = [name]
