@@ -15,10 +15,15 @@ from headrace.loaders.onnx_model import tensor_bytes, type_name
 from headrace.networks.fusions import left_out
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
+from headrace.networks.quantisation import named
 
 SESSION_BYTES = 250_000  # of a session, beside weights and values
 ARENA_BYTES = 1 << 20  # onnxruntime takes for values at a time, and keeps
 NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
+# Activations that the reference has, whatever a layer says.
+_RECURRENT = {
+    "RNN": [b"tanh"], "GRU": [b"sigmoid", b"tanh"], "LSTM": [b"sigmoid", b"tanh", b"tanh"],
+}  # fmt: skip
 _QUIET = 4  # of onnxruntime's severities: only what is fatal
 
 
@@ -80,6 +85,7 @@ class HostRegion:
             self.by_reference = _first_line(error)
             for node in self.nodes:
                 _check_types(graph, node)
+                self._check_recurrent(graph, node)
             self._reference = self._evaluator(graph, proto, here)
 
     def _model(
@@ -168,6 +174,28 @@ class HostRegion:
                 f"itself {_first_line(error)}"
             ) from error
 
+    def _check_recurrent(self, graph: Graph, node: Node) -> None:
+        """Raises UnsupportedError: the reference leaves out something that a layer has."""
+        usual = _RECURRENT.get(node.op) if not node.domain else None
+        if usual is None:
+            return
+        shape = graph.shape(node.inputs[0]) or ()
+        if len(shape) == 3 and shape[1 if node.attribute("layout", 0) else 0] == 0:
+            raise UnsupportedError(f"nothing here runs {node.label}: its input has no steps")
+        names = [name.lower() for name in node.attribute("activations", [])]
+        odd = {
+            "activations": any(one != usual[i % len(usual)] for i, one in enumerate(names)),
+            "clip": node.attribute("clip") is not None,
+            "input_forget": bool(node.attribute("input_forget", 0)),
+            "sequence_lens": bool(named(node.inputs, 4)),
+        }
+        if any(odd.values()):
+            what = ", ".join(name for name, given in odd.items() if given)
+            raise UnsupportedError(
+                f"nothing here runs {node.label}: onnxruntime says {self.by_reference}, and the "
+                f"reference of onnx leaves {what} out"
+            )
+
     def _is_plain(self) -> bool:
         """Whether all that goes in and out are types that numpy has.
 
@@ -246,9 +274,13 @@ def _live_bytes(
 
 
 def _check_empty(graph: Graph, nodes: Sequence[Node]) -> None:
-    """Raises ValueError: onnxruntime would end the process, as it divides by these sizes."""
+    """Raises ValueError: onnxruntime would end the process, as it divides by these sizes.
+
+    Or, of an LSTM without steps, give the cells as memory happens to be.
+    """
     for node in nodes:
-        steps = {"GRU": (0, 1), "LSTM": (1,)}.get(node.op, ())
+        cells = node.op == "LSTM" and named(node.outputs, 2)
+        steps = {"GRU": (0, 1), "LSTM": (0, 1) if cells else (1,)}.get(node.op, ())
         shape = graph.shape(node.inputs[0]) if steps and node.inputs else None
         if shape is not None and len(shape) == 3 and any(shape[i] == 0 for i in steps):
             raise ValueError(f"{node.label} has an input without elements")
