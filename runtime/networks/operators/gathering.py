@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, Table, Weight, image_of
+from headrace.networks.operation import Addresses, Operation, Table, Weight, image_of
 from headrace.networks.operators.taking import rows_by_number
 
 _ID_BYTES = {int(onnx.TensorProto.INT32): 4, int(onnx.TensorProto.INT64): 8}
@@ -40,8 +40,8 @@ def _gather(graph: Graph, node: Node) -> Operation | None:
         for first, rows in graph.constants.rows(name):
             yield 4 * padded * first, np.pad(rows, ((0, 0), (0, padded - width)))
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [at["table"], at[ids], at[one.makes], rows, padded, entries, id_bytes]
+    def slots(one: Operation, at: Addresses) -> list[Any]:
+        return [at.own["table"], at[ids], at[one.makes], rows, padded, entries, id_bytes]
 
     key = graph.constants.identity(name)
     place = graph.constants.place(name) if padded == width else None
