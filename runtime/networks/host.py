@@ -73,7 +73,7 @@ class HostRegion:
         self._held: list[Any] = []
         proto = self._model(graph, here, graph.types)
         try:
-            _check_empty(graph, self.nodes)
+            _check_empty(graph, self.nodes, outputs)
             try:
                 self._session = self._open(graph, proto, here, threads, spins)
             except Exception:
@@ -273,13 +273,14 @@ def _live_bytes(
     return 2 * live_bytes(alone)
 
 
-def _check_empty(graph: Graph, nodes: Sequence[Node]) -> None:
+def _check_empty(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]) -> None:
     """Raises ValueError: onnxruntime would end the process, as it divides by these sizes.
 
     Or, of an LSTM without steps, give the cells as memory happens to be.
     """
+    wanted = {*outputs, *(name for node in nodes for name in node.reads)}
     for node in nodes:
-        cells = node.op == "LSTM" and named(node.outputs, 2)
+        cells = named(node.outputs, 2) in wanted
         steps = {"GRU": (0, 1), "LSTM": (0, 1) if cells else (1,)}.get(node.op, ())
         shape = graph.shape(node.inputs[0]) if steps and node.inputs else None
         if shape is not None and len(shape) == 3 and any(shape[i] == 0 for i in steps):
