@@ -6,6 +6,7 @@ import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ class HostRegion:
                 # It checks branches of `If` that are never taken too, and known shapes may not fit.
                 proto = self._model(graph, here, _without_shapes(graph.types))
                 self._session = self._open(graph, proto, here, threads, spins)
+            self._as_it_is = partial(self._open, graph, proto, here, threads, spins, False)
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
@@ -122,11 +124,15 @@ class HostRegion:
         return proto
 
     def _open(
-        self, graph: Graph, proto: Any, constants: Sequence[str], threads: int, spins: bool
-    ) -> Any:
+        self, graph: Graph, proto: Any, constants: Sequence[str], threads: int, spins: bool,
+        optimised: bool = True,
+    ) -> Any:  # fmt: skip
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if not optimised:
+            level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = level
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
@@ -235,7 +241,7 @@ class HostRegion:
         feeds = {name: values[name] for name in self.inputs}
         try:
             if self._session is not None:
-                found = self._run_session(feeds)
+                found = self._run_either(feeds)
             else:
                 found = self._reference.run(self.outputs, feeds)
         except Exception as error:
@@ -243,6 +249,18 @@ class HostRegion:
             more = f" and {len(self.nodes) - 3} more" if len(self.nodes) > 3 else ""
             raise HeadraceError(f"{labels}{more}: {_first_line(error)}") from error
         return dict(zip(self.outputs, found, strict=True))
+
+    def _run_either(self, feeds: dict[str, Any]) -> Sequence[Any]:
+        """As optimised or, where that fails, as the file has it: passes of it make odd nodes."""
+        try:
+            return self._run_session(feeds)
+        except Exception:
+            optimised, self._session = self._session, self._as_it_is()
+            try:
+                return self._run_session(feeds)
+            except Exception:
+                self._session = optimised
+                raise
 
     def _run_session(self, feeds: dict[str, Any]) -> Sequence[Any]:
         if self._plain and all(_is_plain(value) for value in feeds.values()):
