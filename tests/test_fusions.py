@@ -99,7 +99,7 @@ def test_means_that_are_no_columns(opset: int) -> None:
     _same(model, RNG.standard_normal((1, 1, N, 1)).astype(np.float32))
 
 
-@pytest.mark.parametrize("op", ["LayerNormalization", "Gelu", "QuickGelu"])
+@pytest.mark.parametrize("op", ["LayerNormalization", "Gelu", "QuickGelu", "Reciprocal"])
 def test_constants_that_add_a_dimension(op: str) -> None:
     one = np.ones((1,) * 4, np.float32)
     constants = {"p": np.float32(2), "e": one / 1000, "h": one / 2, "r": one * 1.41421356, "a": one}
@@ -115,6 +115,7 @@ def test_constants_that_add_a_dimension(op: str) -> None:
             node("Mul", "x g", "k"), node("Mul", "k h", "z"),
         ],
         "QuickGelu": [node("Mul", "x r", "d"), node("Sigmoid", "d", "s"), node("Mul", "x s", "z")],
+        "Reciprocal": [node("Exp", "x", "d"), node("Div", "a d", "s"), node("Mul", "x s", "z")],
     }  # fmt: skip
     constants["w"] = RNG.standard_normal(N).astype(np.float32)
     model = model_of(

@@ -24,6 +24,7 @@ _NORMS = ("LayerNormFusionL1", "LayerNormFusionL2", "SimplifiedLayerNormFusion")
 _OF_CONSTANTS = (
     *_NORMS, "GeluFusionL1", "GeluFusionL2", "FastGeluFusion",
     "QuickGeluFusion", "BiasSoftmaxFusion", "MatMulScaleFusion", "NoopElimination",
+    "DivMulFusion",
 )  # fmt: skip
 _CLOSE = 1e-4  # relatively: as files round scales of biases
 
