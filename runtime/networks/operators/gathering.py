@@ -41,7 +41,9 @@ def _gather(graph: Graph, node: Node) -> Operation | None:
             yield 4 * padded * first, np.pad(rows, ((0, 0), (0, padded - width)))
 
     def slots(one: Operation, at: Addresses) -> list[Any]:
-        return [at.own["table"], at[ids], at[one.makes], rows, padded, entries, id_bytes]
+        # Of rows that are read from a file, numbers among these.
+        numbers = at.own["ids"] if "ids" in at.own else at[ids]
+        return [at.own["table"], numbers, at[one.makes], rows, padded, entries, id_bytes]
 
     key = graph.constants.identity(name)
     place = graph.constants.place(name) if padded == width else None
