@@ -72,16 +72,18 @@ class HostRegion:
         self._plain = True
         self._reference: Any = None
         self._held: list[Any] = []
-        proto = self._model(graph, here, graph.types)
+        types: Mapping[str, TensorType] = graph.types
+        proto = self._model(graph, here, types)
         try:
             _check_empty(graph, self.nodes, outputs)
             try:
                 self._session = self._open(graph, proto, here, threads, spins)
             except Exception:
                 # It checks branches of `If` that are never taken too, and known shapes may not fit.
-                proto = self._model(graph, here, _without_shapes(graph.types))
+                types = _without_shapes(types)
+                proto = self._model(graph, here, types)
                 self._session = self._open(graph, proto, here, threads, spins)
-            self._as_it_is = partial(self._open, graph, proto, here, threads, spins, False)
+            self._as_it_is = partial(self._unoptimised, graph, types, here, threads, spins)
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
@@ -153,6 +155,13 @@ class HostRegion:
             enable_fallback=0,  # it prints what went wrong
             disabled_optimizers=left_out(graph, self.nodes),
         )
+
+    def _unoptimised(
+        self, graph: Graph, types: Mapping[str, TensorType], constants: Sequence[str],
+        threads: int, spins: bool,
+    ) -> Any:  # fmt: skip
+        proto = self._model(graph, constants, types)
+        return self._open(graph, proto, constants, threads, spins, False)
 
     @staticmethod
     def _value(graph: Graph, name: str) -> Any:
