@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx_encoders import VOCABULARY, encoder, tokens
 from onnx_models import FLOAT, model_of
 from test_native_networks import native, reference
@@ -143,6 +143,25 @@ def test_a_query_that_sees_nothing() -> None:
             assert native(network, inputs)
             found, expected = network(inputs)["y"], reference(model, inputs)["y"]
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("as_node", [False, True])
+def test_masks_that_are_constants(as_node: bool) -> None:
+    model = encoder(np.random.default_rng(9), "new")
+    inputs = tokens(np.random.default_rng(9), 2, 6)
+    later = numpy_helper.from_array(np.triu(np.full((6, 6), -1e4, np.float32), 1), "later")
+    if as_node:
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["later"], value=later))
+    else:
+        model.graph.initializer.append(later)
+    for one in [one for one in model.graph.node if one.op_type == "Softmax"]:
+        add = next(n for n in model.graph.node if one.input[0] in n.output)
+        add.input[1] = "later"
+    with network_of(model, threads=1) as network:
+        (region,) = native(network, inputs)
+        assert [one.kernel for one in region.operations].count("attention_rows_f32") == 2
+        found, expected = network(inputs)["y"], reference(model, inputs)["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5)
 
 
 @pytest.mark.parametrize("change", ["root", "factor", "perm", "axis"])

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnx_models import FLOAT, model_of
 from test_native_operators import node
 
@@ -84,6 +84,55 @@ def _norm(power: float, turned: bool, opset: int) -> Any:
 @pytest.mark.parametrize(("power", "turned"), [(4.0, False), (2.0, True), (2.0, False)])
 def test_what_is_nearly_a_layer_norm(power: float, turned: bool, opset: int) -> None:
     _same(_norm(power, turned, opset), RNG.standard_normal((2, 3, 5, N)).astype(np.float32))
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_means_that_are_no_columns(opset: int) -> None:
+    """Of [N, 1], without the dimension that they are of, they are a row."""
+    model = _norm(2.0, False, opset)
+    for one in model.graph.node:
+        if one.op_type == "ReduceMean":
+            one.attribute.append(helper.make_attribute("keepdims", 0))
+    shape = model.graph.input[0].type.tensor_type.shape
+    for i, size in enumerate((1, 1, N, 1)):
+        shape.dim[i].dim_value = size
+    _same(model, RNG.standard_normal((1, 1, N, 1)).astype(np.float32))
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "Gelu", "QuickGelu", "Reciprocal"])
+def test_constants_that_add_a_dimension(op: str) -> None:
+    one = np.ones((1,) * 4, np.float32)
+    constants = {"p": np.float32(2), "e": one / 1000, "h": one / 2, "r": one * 1.41421356, "a": one}
+    nodes = {
+        "LayerNormalization": [
+            node("ReduceMean", "x", "m", axes=[-1]), node("Sub", "x m", "d"),
+            node("Pow", "d p", "s"), node("ReduceMean", "s", "v", axes=[-1]),
+            node("Add", "v e", "ve"), node("Sqrt", "ve", "q"), node("Div", "d q", "n"),
+            node("Mul", "n w", "nw"), node("Add", "nw w", "z"),
+        ],
+        "Gelu": [
+            node("Div", "x r", "d"), node("Erf", "d", "f"), node("Add", "f a", "g"),
+            node("Mul", "x g", "k"), node("Mul", "k h", "z"),
+        ],
+        "QuickGelu": [node("Mul", "x r", "d"), node("Sigmoid", "d", "s"), node("Mul", "x s", "z")],
+        "Reciprocal": [node("Exp", "x", "d"), node("Div", "a d", "s"), node("Mul", "x s", "z")],
+    }  # fmt: skip
+    constants["w"] = RNG.standard_normal(N).astype(np.float32)
+    model = model_of(
+        [*nodes[op], node("Sin", "z")], {"x": (FLOAT, [3, 5, N])}, ["y"], constants, 13
+    )
+    _same(model, RNG.standard_normal((3, 5, N)).astype(np.float32))
+
+
+def test_what_onnxruntime_turns_into_something_that_it_has_not() -> None:
+    """It moves transposes behind Pad and Resize, with axes and scales that they do not take."""
+    constants = {"pads": np.array([0, 0, -2, 0]), "axes": np.array([3, -3]), "none": np.float32(0)}
+    nodes = [
+        node("Transpose", "x", "t", perm=[0, 2, 3, 1]), node("Pad", "t pads none axes", "p"),
+        node("Sin", "p", "s"), node("Transpose", "s", perm=[0, 3, 1, 2]),
+    ]  # fmt: skip
+    model = model_of(nodes, {"x": (FLOAT, [1, 3, 4, 5])}, ["y"], constants, opset=19)
+    _same(model, RNG.standard_normal((1, 3, 4, 5)).astype(np.float32))
 
 
 @pytest.mark.parametrize(("opset", "dtype"), [(10, np.int8), (21, ml_dtypes.int4)])

@@ -172,6 +172,27 @@ def test_ours_and_the_hosts_take_turns() -> None:
             assert kinds == ["headrace", "onnxruntime", "headrace"]
 
 
+def test_what_the_host_computes_twice_is_there_once() -> None:
+    """One node of the file stood beside that which reads the first of two equal values instead."""
+    w = np.random.default_rng(1).standard_normal((16, 16)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("Tanh", ["p"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["q"]),
+        helper.make_node("Relu", ["q"], ["r"]),
+        helper.make_node("Sin", ["r"], ["a"]),
+        helper.make_node("Sin", ["r"], ["b"]),
+        helper.make_node("Cos", ["b"], ["c"]),
+        helper.make_node("Sum", ["a", "c"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": (FLOAT, [3, 16])}, ["y"], {"w": w})
+    x = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
+    with network_of(model, threads=1) as network:
+        found = network({"x": x})["y"]
+        assert [on for on, _ in network.plan({"x": x}).where()] == ["headrace", "onnxruntime"]
+    np.testing.assert_allclose(found, reference(model, {"x": x})["y"], rtol=1e-5, atol=1e-5)
+
+
 def test_where_borders_are_many_the_host_does_all() -> None:
     w = np.random.default_rng(2).standard_normal((4, 4, 1, 1)).astype(np.float32)
     nodes, last = [], "x"

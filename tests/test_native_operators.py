@@ -100,6 +100,38 @@ def test_of_two_values(op: str, shape: list[int]) -> None:
     check([node(op, "x z", "a"), node(op, "z x", "b"), node("Add", "a b")], shapes)
 
 
+@pytest.mark.parametrize(
+    ("op", "given", "names"),
+    [
+        ("Conv", {"w": (20, 20, 1, 1)}, "weights bias"),
+        ("Conv", {"w": (20, 1, 3, 3)}, "weights bias"),
+        ("LayerNormalization", {"w": (9,)}, "weight bias"),
+        ("Slice", {}, "images rows columns fill table"),
+        ("Resize", {}, "rows columns"),
+        ("Add", {"w": (7, 9)}, "constant"),
+        ("Mul", {"w": (20, 1, 1)}, "scales shifts"),
+    ],
+)  # fmt: skip
+def test_values_that_are_called_as_weights_of_kernels_are(op: str, given: Any, names: str) -> None:
+    """A kernel read its weights in place of the value."""
+    constants = {name: constant(*shape) for name, shape in given.items()}
+    for name in names.split():
+        shape = [2, 7, 9] if op == "LayerNormalization" else [2, 20, 7, 9]
+        more: dict[str, Any] = {}
+        if op == "Conv":
+            more["group"] = 20 // constants["w"].shape[1]
+        made, more = node(op, " ".join([name, *constants]), **more), {}
+        if op == "Resize":
+            made.input.extend(["", "by"])
+            more = {"by": np.array([1, 1, 2, 2], np.float32)}
+        if op == "Slice":
+            made.input.extend(["starts", "ends", "axes", "steps"])
+            axis = 1 if name == "table" else 2
+            held = {"starts": 0, "ends": 7, "axes": axis, "steps": 2}
+            more = {key: np.array([value]) for key, value in held.items()}
+        check([made], {name: (FLOAT, shape)}, constants=constants | more)
+
+
 def test_batch_normalisation() -> None:
     names = ("scale", "summand", "mean", "variance")
     constants = {name: constant(20) for name in names}

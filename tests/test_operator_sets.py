@@ -61,6 +61,21 @@ def test_attention_of_an_older_softmax() -> None:
     _same(model, tokens(rng, 2, 9))
 
 
+def test_masks_of_attention_before_there_is_where() -> None:
+    constants = {"w": constant(16, 48), "b": constant(48), "v": constant(16, 16)}
+    nodes = [
+        node("MatMul", "x v", "p"), node("Relu", "p", "r"),
+        node("Attention", "r w b counts", num_heads=2, domain="com.microsoft"),
+    ]  # fmt: skip
+    shapes = {"x": (FLOAT, [2, 4, 16]), "counts": (6, [2])}
+    model = model_of(nodes, shapes, ["y"], constants, opset=8)
+    x = RNG.standard_normal((2, 4, 16)).astype(np.float32)
+    inputs = {"x": x, "counts": np.array([2, 4], np.int32)}
+    _same(model, inputs)
+    with network_of(model, threads=1) as network:
+        assert "reference" not in [on for on, _ in network.plan(inputs).where()]
+
+
 def _same(model: Any, inputs: dict[str, np.ndarray]) -> None:
     (right,) = expected(model, inputs)
     with network_of(model, threads=1) as network:

@@ -12,6 +12,7 @@ from onnx import helper
 from onnx_models import FLOAT, model_of, save
 
 import headrace
+from headrace.errors import UnsupportedError
 from headrace.networks.native import NativeRegion
 from headrace.networks.network import network_of
 
@@ -131,6 +132,31 @@ def onnx_tensor(array: np.ndarray, name: str) -> Any:
 )
 def test_the_host_computes_other_kinds(op: str, more: dict[str, Any]) -> None:
     check(*layer(op, **more), None)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"clip": 1.0}, {"input_forget": 1}, {"activations": ["Relu", "Tanh", "Tanh"]}, {"lens": 1}],
+    ids=str,
+)
+def test_what_the_reference_leaves_out_is_refused(more: dict[str, Any]) -> None:
+    """Layers that onnxruntime does not have, as their batches come first, it had without these."""
+    lens = more.pop("lens", None)
+    model, x = layer("LSTM", given="B", layout=1, **more)
+    if lens:
+        model.graph.node[0].input[4] = "lens"
+        model.graph.initializer.append(onnx_tensor(np.full(STEPS, 2, np.int32), "lens"))
+    with network_of(model, threads=1) as network, pytest.raises(UnsupportedError, match="leaves"):
+        network(x)
+
+
+def test_cells_behind_no_steps_are_refused() -> None:
+    """onnxruntime gives them as memory happens to be."""
+    model, x = layer("LSTM")
+    x["x"] = x["x"][:0]
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 0
+    with network_of(model, threads=1) as network, pytest.raises(UnsupportedError, match="no steps"):
+        network(x)
 
 
 def test_all_steps_are_an_output_as_they_are() -> None:

@@ -35,6 +35,19 @@ def test_resize(mode: str, where: str, more: dict[str, Any], scales: Any) -> Non
     check([made], X, constants={"scales": np.array([1, 1, *scales], np.float32)})
 
 
+@pytest.mark.parametrize("opset", [7, 9, 10, 13, 19])
+@pytest.mark.parametrize("by", [(1.4, 1.9), (1.3, 2.1)])
+def test_sizes_are_products_in_float32(opset: int, by: tuple[float, float]) -> None:
+    """Inference of shapes multiplies in float64, and rounds down: of 30 x 1.4 it made 41."""
+    scales = np.array([1, 1, *by], np.float32)
+    given = "x scales" if opset in (9, 10) else "x roi scales"
+    made = node("Resize" if opset > 9 else "Upsample", "x" if opset == 7 else given, mode="nearest")
+    if opset == 7:
+        made.attribute.append(helper.make_attribute("scales", scales.tolist()))
+    constants = {"scales": scales, "roi": np.zeros(0, np.float32)}
+    check([made], {"x": (FLOAT, [1, 3, 30, 20])}, constants=constants, opset=opset)
+
+
 def test_resize_to_a_size() -> None:
     made = node("Resize", "x", mode="linear")
     made.input.extend(["", "", "sizes"])

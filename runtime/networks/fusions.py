@@ -1,13 +1,14 @@
-"""Which of onnxruntime's fusions would change the results of some nodes, or refuse them.
+"""Which of onnxruntime's fusions would change the results of some nodes.
 
 Its fusion of quantised products takes scales of weights for those of their columns, and biases for
 numbers in units of the products, whatever the file says; biases of floats are rounded to these even
 where no fusion follows, with an operator that sets before 11 do not have. All else that is
 quantised has one scale there, and what the file quantises twice, it quantises once. That of
-normalisations takes any power for the second, and any difference for that from the mean. That of
-products with what is transposed forgets it beside a vector, and pools in blocks of channels divide
-by sizes that are 0, which ends the process. Pairs that it adds behind values that are dequantised
-without a zero point are of uint8.
+normalisations takes any power for the second, any difference for that from the mean, and means that
+have lost their dimension; it and others forget dimensions that constants add. That of products with
+what is transposed forgets it beside a vector, and pools in blocks of channels divide by sizes that
+are 0, which ends the process. Pairs that it adds behind values that are dequantised without a zero
+point are of uint8.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ _PAIRS = "DoubleQDQPairsRemover"  # quantises once what the file quantises twice
 _NAMED = "/headrace/kept"
 _TO_FLOATS, _TRANSPOSED = "MatMulIntegerToFloatFusion", "MatmulTransposeFusion"
 _BLOCKS = "NchwcTransformer"
-_NORMS = ("LayerNormFusionL1", "LayerNormFusionL2")
+_NORMS = ("LayerNormFusionL1", "LayerNormFusionL2", "SimplifiedLayerNormFusion")
+_OF_CONSTANTS = (
+    *_NORMS, "GeluFusionL1", "GeluFusionL2", "FastGeluFusion",
+    "QuickGeluFusion", "BiasSoftmaxFusion", "MatMulScaleFusion", "NoopElimination",
+    "DivMulFusion",
+)  # fmt: skip
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _CLOSE = 1e-4  # relatively: as files round scales of biases
 
@@ -59,6 +65,8 @@ def left_out(graph: Graph, nodes: Sequence[Node]) -> list[str]:
         found.append(_TRANSPOSED)
     if any(_may_be_empty(graph, node) for node in nodes):
         found.append(_BLOCKS)
+    if any(_constant_widens(graph, node) for node in nodes):
+        found += [name for name in _OF_CONSTANTS if name not in found]
     return found
 
 
@@ -105,6 +113,18 @@ def kept(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]) -> list[tu
     ]
 
 
+def _constant_widens(graph: Graph, node: Node) -> bool:
+    """Whether a constant has more dimensions than what it is combined with, which they forget."""
+    if node.domain or node.op not in ("Add", "Sub", "Mul", "Div", "Pow") or len(node.inputs) < 2:
+        return False
+    a, b = node.inputs[:2]
+    if (a in graph.constants) == (b in graph.constants):
+        return False
+    constant, other = (a, b) if a in graph.constants else (b, a)
+    of, wide = graph.types.get(other), len(graph.constants.type(constant).shape or ())
+    return of is not None and of.shape is not None and wide > len(of.shape)
+
+
 def _widens(graph: Graph, node: Node) -> bool:
     """Whether a sum has more dimensions than one of its operands, or a product of integers has
     several matrices, which its fusion forgets.
@@ -145,9 +165,10 @@ def _product(makers: Mapping[str, Node], node: Node) -> _Product | None:
     if node.op == "Add" and not node.domain:
         products = [_maker(makers, name, "MatMul") for name in node.inputs[:2]]
         i = 0 if products[0] is not None else 1
-        if products[i] is None:
+        inner = products[i]
+        if inner is None:
             return None
-        op, bias = products[i], node.inputs[1 - i]
+        op, bias = inner, node.inputs[1 - i]
     if op.domain or op.op not in _PRODUCTS:
         return None
     x, w = (_maker(makers, named(op.inputs, i), "DequantizeLinear") for i in range(2))
@@ -190,19 +211,25 @@ def _in_units(graph: Graph, x: str, w: str, bias: str) -> bool:
 
 
 def _odd_norm(graph: Graph, makers: Mapping[str, Node], node: Node) -> bool:
-    """Whether a quotient is nearly (x - mean) / sqrt(mean((x - mean)^2) + epsilon)."""
+    """Whether a quotient is nearly (x - mean) / sqrt(mean((x - mean)^2) + epsilon).
+
+    Or nearly x / sqrt(mean(x^2) + epsilon).
+    """
     root = _maker(makers, named(node.inputs, 1), "Sqrt") if node.op == "Div" else None
-    apart = None if root is None else _maker(makers, node.inputs[0], "Sub")
-    if root is None or apart is None:
+    if root is None:
         return False
-    mean = _maker(makers, apart.inputs[1], "ReduceMean")
-    if mean is None or mean.inputs[0] != apart.inputs[0]:
-        return True
+    apart = _maker(makers, node.inputs[0], "Sub")
+    if apart is not None:
+        mean = _maker(makers, apart.inputs[1], "ReduceMean")
+        if mean is None or mean.inputs[0] != apart.inputs[0] or not mean.attribute("keepdims", 1):
+            return True
     more = _maker(makers, root.inputs[0], "Add")
     for name in more.inputs if more is not None else ():
         variance = _maker(makers, name, "ReduceMean")
         power = None if variance is None else _maker(makers, variance.inputs[0], "Pow")
-        if power is not None and not _is_two(graph, power.inputs[1]):
+        if variance is None or power is None:
+            continue
+        if not variance.attribute("keepdims", 1) or not _is_two(graph, power.inputs[1]):
             return True
     return False
 

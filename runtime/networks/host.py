@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,16 @@ from headrace.loaders.onnx_model import subgraphs, tensor_bytes, type_name
 from headrace.networks.fusions import kept, left_out
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
+from headrace.networks.quantisation import named
 
 SESSION_BYTES = 250_000  # of a session, beside weights and values
 ARENA_BYTES = 1 << 20  # onnxruntime takes for values at a time, and keeps
 NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
 _LONG_S = 0.1  # a run that takes longer goes where Ctrl-C can end it
+# Activations that the reference has, whatever a layer says.
+_RECURRENT = {
+    "RNN": [b"tanh"], "GRU": [b"sigmoid", b"tanh"], "LSTM": [b"sigmoid", b"tanh", b"tanh"],
+}  # fmt: skip
 _QUIET = 4  # of onnxruntime's severities: only what is fatal
 
 
@@ -72,23 +78,27 @@ class HostRegion:
         self._held: list[Any] = []
         self._seconds = math.inf  # that the last run took, where all take about as long
         self._loops = any(True for node in self.nodes for _ in subgraphs(node.proto))
-        proto = self._model(graph, here, graph.types)
+        types: Mapping[str, TensorType] = graph.types
+        proto = self._model(graph, here, types)
         try:
-            _check_empty(graph, self.nodes)
+            _check_empty(graph, self.nodes, outputs)
             try:
                 self._session = self._open(graph, proto, here, threads, spins)
             except Exception:
                 # It checks branches of `If` that are never taken too, and known shapes may not fit.
-                proto = self._model(graph, here, _without_shapes(graph.types))
+                types = _without_shapes(types)
+                proto = self._model(graph, here, types)
                 try:
                     self._session = self._open(graph, proto, here, threads, spins)
                 except Exception:  # of its own fusions, it may be
-                    self._session = self._open(graph, proto, here, threads, spins, fuses=False)
+                    self._session = self._open(graph, proto, here, threads, spins, False)
+            self._as_it_is = partial(self._unoptimised, graph, types, here, threads, spins)
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
             for node in self.nodes:
                 _check_types(graph, node)
+                self._check_recurrent(graph, node)
             self._reference = self._evaluator(graph, proto, here)
 
     def _model(
@@ -129,16 +139,17 @@ class HostRegion:
 
     def _open(
         self, graph: Graph, proto: Any, constants: Sequence[str], threads: int, spins: bool,
-        *, fuses: bool = True,
+        optimised: bool = True,
     ) -> Any:  # fmt: skip
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if not optimised:
+            level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = level
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
-        if not fuses:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = not self._few
         # Files that say nothing of it want no activations of 8 bits.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
@@ -156,6 +167,13 @@ class HostRegion:
             enable_fallback=0,  # it prints what went wrong
             disabled_optimizers=left_out(graph, self.nodes),
         )
+
+    def _unoptimised(
+        self, graph: Graph, types: Mapping[str, TensorType], constants: Sequence[str],
+        threads: int, spins: bool,
+    ) -> Any:  # fmt: skip
+        proto = self._model(graph, constants, types)
+        return self._open(graph, proto, constants, threads, spins, False)
 
     @staticmethod
     def _value(graph: Graph, name: str) -> Any:
@@ -182,6 +200,28 @@ class HostRegion:
                 f"nothing here runs {labels}: onnxruntime says {self.by_reference}, and onnx "
                 f"itself {_first_line(error)}"
             ) from error
+
+    def _check_recurrent(self, graph: Graph, node: Node) -> None:
+        """Raises UnsupportedError: the reference leaves out something that a layer has."""
+        usual = _RECURRENT.get(node.op) if not node.domain else None
+        if usual is None:
+            return
+        shape = graph.shape(node.inputs[0]) or ()
+        if len(shape) == 3 and shape[1 if node.attribute("layout", 0) else 0] == 0:
+            raise UnsupportedError(f"nothing here runs {node.label}: its input has no steps")
+        names = [name.lower() for name in node.attribute("activations", [])]
+        odd = {
+            "activations": any(one != usual[i % len(usual)] for i, one in enumerate(names)),
+            "clip": node.attribute("clip") is not None,
+            "input_forget": bool(node.attribute("input_forget", 0)),
+            "sequence_lens": bool(named(node.inputs, 4)),
+        }
+        if any(odd.values()):
+            what = ", ".join(name for name, given in odd.items() if given)
+            raise UnsupportedError(
+                f"nothing here runs {node.label}: onnxruntime says {self.by_reference}, and the "
+                f"reference of onnx leaves {what} out"
+            )
 
     def _is_plain(self) -> bool:
         """Whether all that goes in and out are types that numpy has.
@@ -222,7 +262,7 @@ class HostRegion:
         feeds = {name: values[name] for name in self.inputs}
         try:
             if self._session is not None:
-                found = self._run_session(feeds)
+                found = self._run_either(feeds)
             else:
                 found = self._reference.run(self.outputs, feeds)
         except Exception as error:
@@ -230,6 +270,18 @@ class HostRegion:
             more = f" and {len(self.nodes) - 3} more" if len(self.nodes) > 3 else ""
             raise HeadraceError(f"{labels}{more}: {_first_line(error)}") from error
         return dict(zip(self.outputs, found, strict=True))
+
+    def _run_either(self, feeds: dict[str, Any]) -> Sequence[Any]:
+        """As optimised or, where that fails, as the file has it: passes of it make odd nodes."""
+        try:
+            return self._run_session(feeds)
+        except Exception:
+            optimised, self._session = self._session, self._as_it_is()
+            try:
+                return self._run_session(feeds)
+            except Exception:
+                self._session = optimised
+                raise
 
     def _run_session(self, feeds: dict[str, Any]) -> Sequence[Any]:
         import onnxruntime
@@ -276,10 +328,16 @@ def _live_bytes(
     return 2 * live_bytes(alone)
 
 
-def _check_empty(graph: Graph, nodes: Sequence[Node]) -> None:
-    """Raises ValueError: onnxruntime would end the process, as it divides by these sizes."""
+def _check_empty(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]) -> None:
+    """Raises ValueError: onnxruntime would end the process, as it divides by these sizes.
+
+    Or, of an LSTM without steps, give the cells as memory happens to be.
+    """
+    wanted = {*outputs, *(name for node in nodes for name in node.reads)}
     for node in nodes:
-        sizes = {"GRU": slice(2), "LSTM": slice(1, 2), "InstanceNormalization": slice(None)}
+        cells = named(node.outputs, 2) in wanted
+        lstm = slice(2) if cells else slice(1, 2)
+        sizes = {"GRU": slice(2), "LSTM": lstm, "InstanceNormalization": slice(None)}
         of = sizes.get(node.op)
         shape = graph.shape(node.inputs[0]) if of is not None and node.inputs else None
         if of is not None and shape is not None and 0 in shape[of]:

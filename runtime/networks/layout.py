@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from headrace.networks.graph import Graph
 from headrace.networks.lifetimes import ALIGNED, Life, placed
-from headrace.networks.operation import Image, Operation, Planes, all_planes, bytes_of, image_of
+from headrace.networks.operation import (
+    Addresses,
+    Image,
+    Operation,
+    Planes,
+    all_planes,
+    bytes_of,
+    image_of,
+)
 from headrace.networks.passes.at_borders import passing
 from headrace.networks.passes.borders import with_borders
 from headrace.networks.passes.in_place import in_place
@@ -152,7 +160,7 @@ class Layout:
         of = self.images[name]
         ends = _ends(of, self._types[name])
 
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             sizes = [of.images, of.channels, of.pixels]
             return [at[name], at[_outside(name)], *sizes, *ends]
 
@@ -165,7 +173,7 @@ def gather(x: str, makes: str, planes: Planes, kind: int) -> Operation:
     of = planes.image
     ends = _ends(of, kind)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [at[x] + planes.begin, at[makes], *planes.slots(), *ends]
 
     kernel = "images_gather" if of.item == 4 else "images_gather_u8"

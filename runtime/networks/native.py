@@ -17,7 +17,7 @@ from headrace.memory import Arena
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node
 from headrace.networks.layout import GIVEN, SCRATCH, Layout
-from headrace.networks.operation import Operation, Weight
+from headrace.networks.operation import Addresses, Operation, Weight
 from headrace.networks.passes.bands import in_bands
 from headrace.networks.passes.into_convolutions import into_convolutions
 from headrace.networks.patch_choice import Choice, with_patches
@@ -296,7 +296,7 @@ class _Linked:
         placed: dict[int, dict[str, int]] = {}  # of operations that share their weights
         calls: list[_Call] = []
         for operation in layout.moves_in():
-            calls.append(_Call(operation.kernel, operation.slots(operation, at)))
+            calls.append(_Call(operation.kernel, operation.slots(operation, Addresses(at))))
         for operation in region.operations:
             if id(operation.weights) not in placed:
                 placed[id(operation.weights)] = (
@@ -305,9 +305,9 @@ class _Linked:
             places = placed[id(operation.weights)]
             if operation.scratch:
                 places = places | {"scratch": at[SCRATCH]}
-            calls += self._calls(operation, at | places)
+            calls += self._calls(operation, Addresses(at, places))
         for operation in layout.moves_out():
-            calls.append(_Call(operation.kernel, operation.slots(operation, at)))
+            calls.append(_Call(operation.kernel, operation.slots(operation, Addresses(at))))
         self._steps, self._blocks = self._table(calls)
         ends = list(layout.outside)
         self._from_outside = [
@@ -340,7 +340,7 @@ class _Linked:
     def _parts(self, operation: Operation, name: str) -> list[TilesAt] | None:
         return None if self._streaming is None else self._streaming.parts(operation, name)
 
-    def _calls(self, operation: Operation, at: dict[str, int]) -> list[_Call]:
+    def _calls(self, operation: Operation, at: Addresses) -> list[_Call]:
         """Of an operation: one, or one for each part of its weights, without barriers between."""
         name, parts = next(
             ((n, p) for n in operation.weights if (p := self._parts(operation, n)) is not None),
@@ -350,9 +350,9 @@ class _Linked:
             return [_Call(operation.kernel, operation.slots(operation, at))]
         if operation.cut is None or not parts[0].tiles:
             (one,) = parts
-            slots = operation.slots(operation, at | {name: one.address})
+            slots = operation.slots(operation, at.having(name, one.address))
             return [_Call(operation.kernel, slots, one.request)]
-        whole = operation.slots(operation, at | {name: 0})
+        whole = operation.slots(operation, at.having(name, 0))
         found = []
         for one in parts:
             slots = operation.cut.part(whole, one.first, one.tiles)

@@ -22,11 +22,33 @@ from headrace.networks.graph import CHUNK_BYTES, Graph
 MOST_ELEMENTS, MOST_CHANNELS = 1 << 40, 1 << 24
 PADDED = 16  # channels of a pixel are a multiple
 BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
-Slots = Callable[["Operation", Mapping[str, int]], list[Any]]
+Slots = Callable[["Operation", "Addresses"], list[Any]]
 NOTHING = Finish(NONE)
 # Not kernels: `passes.in_place` makes places of them, or copies. PART has some channels of what it
 # reads, JOINED the channels of all, one behind the other.
 PART, JOINED = "part", "joined"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where what an argument block names lies.
+
+    Attributes:
+        values: by their names in the graph.
+        own: what the operation has for itself, by the names in its `weights`, and `scratch`: files
+            may call values the same.
+    """
+
+    values: Mapping[str, int]
+    own: Mapping[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> int:
+        """Of a value."""
+        return self.values[name]
+
+    def having(self, name: str, address: int) -> Addresses:
+        """The same, but for one of the operation's own."""
+        return replace(self, own={**self.own, name: address})
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +284,7 @@ class Operation:
         plain: values that it wants as they lie in ONNX, whatever their type.
         weights: what it has for itself, by name.
         bounds: least and largest that the elements of an input may be.
-        scratch: bytes that each thread needs while it runs; at `at["scratch"]`.
+        scratch: bytes that each thread needs while it runs; at `at.own["scratch"]`.
         slots: gives the argument block out of the address of each value and weight.
         nodes: what it computes of the file's graph.
         least, most: between which its results are clamped.

@@ -151,7 +151,7 @@ def _of_file(
     Several nodes of `graph` may stand for the same one of the file, of which only one of them knows
     (it may be in another region, of ours): whatever they read that is not there yet is made.
     """
-    found: dict[int, Node] = {}
+    found: dict[str, Node] = {}  # by what it makes: without repeats, nodes may read other values
     left = [one for node in reversed(region.nodes) for one in reversed(node.originals)]
     # What new nodes make, nodes of the file would make as well, with all else that they do.
     makers = {**makers, **{name: node for node in left for name in node.outputs if name}}
@@ -163,10 +163,14 @@ def _of_file(
             if name not in there
             and name not in graph.constants
             and (maker := makers.get(name)) is not None
-            and id(maker) not in found
+            and _key(maker) not in found
         ]
-        if id(node) in found or not before:
-            found.setdefault(id(node), left.pop())
+        if _key(node) in found or not before:
+            found.setdefault(_key(node), left.pop())
         else:
             left += before
     return list(found.values())
+
+
+def _key(node: Node) -> str:
+    return next((name for name in node.outputs if name), "")

@@ -19,7 +19,7 @@ from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.branches import taken_branch
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
-from headrace.networks.window_types import inferable
+from headrace.networks.window_types import inferable, resized
 from headrace.networks.without_moves import without_moves
 
 # What gives something else each time, or is asked for its effect; and weights as they are.
@@ -207,6 +207,8 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     for name, proto in found.items():
         if name and proto.HasField("tensor_type") and proto.tensor_type.elem_type:
             types[name] = TensorType(proto.tensor_type.elem_type, _shape(proto.tensor_type))
+    if node.op in ("Resize", "Upsample"):
+        types = {name: resized(graph, node, of) for name, of in types.items()}
     return types
 
 

@@ -238,7 +238,7 @@ class _TableRows:
         self._arena = Arena(sizes, huge=False)
         self.found = self._arena.view("rows").reshape(count, of.table.row_bytes)
         self.addresses = {
-            of.table.weight: self._arena.address("rows"), of.table.ids: self._arena.address("ids"),
+            of.table.weight: self._arena.address("rows"), "ids": self._arena.address("ids"),
         }  # fmt: skip
 
     def say(self, numbers: np.ndarray) -> None:

@@ -65,7 +65,9 @@ def operation_for(graph: Graph, node: Node) -> Operation | None:
         return None
     if found is None or not all(_lies(graph, node, one) for one in (found, *found.also)):
         return None
-    return found
+    read = {name for one in (found, *found.also) for name in (*one.inputs, *one.plain)}
+    # Constants do not come in: an operation has those that it takes for itself.
+    return None if any(name in graph.constants for name in read) else found
 
 
 def _lies(graph: Graph, node: Node, one: Operation) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,15 @@ from headrace.kernels.finishes import (
 )
 from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import NOTHING, Operation, Slots, Windows, image_of, pixelwise
+from headrace.networks.operation import (
+    NOTHING,
+    Addresses,
+    Operation,
+    Slots,
+    Windows,
+    image_of,
+    pixelwise,
+)
 
 
 def mapped(
@@ -35,10 +43,10 @@ def mapped(
         return None
 
     def part(geometry: Geometry) -> Slots:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             steps = one.step(one.reads[0], of), one.step(one.makes, of)
             return [
-                at[one.reads[0]], at[one.makes], at.get("scales", 0), at.get("shifts", 0),
+                at[one.reads[0]], at[one.makes], at.own.get("scales", 0), at.own.get("shifts", 0),
                 geometry.pixels, of.padded // 16, *steps, one.least, one.most, *one.finish.slots(),
             ]  # fmt: skip
 

@@ -6,7 +6,6 @@ BatchNormalization is a product and a sum with constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from headrace.kernels import image_operators as kernels
 from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import (
+    Addresses,
     Image,
     Operation,
     Slots,
@@ -85,8 +85,8 @@ def _with_rows(graph: Graph, node: Node, x: str, name: str) -> Operation | None:
 
     n_bytes = 4 * math.prod(rows[:-1]) * of.padded
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [at[x], at["more"], at[one.makes], of.n_bytes // 64, n_bytes // 64]
+    def slots(one: Operation, at: Addresses) -> list[Any]:
+        return [at[x], at.own["more"], at[one.makes], of.n_bytes // 64, n_bytes // 64]
 
     key = graph.constants.identity(name)
     weight = Weight(n_bytes, more, None if key is None else ("rows", key, rows))
@@ -137,11 +137,12 @@ def _combined(graph: Graph, node: Node) -> Operation | None:
             between = step * (pixels if each else 1)
             return [between if of.images == made.images else 0, step if each else 0]
 
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             values = iter(one.reads)
-            x, y = ("constant" if name in held else next(values) for name in (a, b))
+            x, y = ("" if name in held else next(values) for name in (a, b))
+            ends = (at[name] if name else at.own["constant"] for name in (x, y))
             return [
-                at[x], at[y], at[one.makes], made.images, pixels, made.padded // 16,
+                *ends, at[one.makes], made.images, pixels, made.padded // 16,
                 *steps(one, x, first), *steps(one, y, second), one.step(one.makes, made),
                 _CODES[node.op], one.least, one.most,
             ]  # fmt: skip

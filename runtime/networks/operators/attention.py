@@ -8,14 +8,15 @@ begin.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
+import numpy as np
 import onnx
 
 from headrace.kernels.attention_rows import scratch_bytes
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Addresses, Operation, Weight, image_of
 from headrace.networks.quantisation import named
 
 MOST_QUERIES = 16  # at once, of any target
@@ -36,29 +37,39 @@ def _attention(graph: Graph, node: Node) -> Operation | None:
     if width % heads:
         return None
     steps = (0, 0, 0)
+    own: dict[str, np.ndarray | Weight] = {}
     if mask:
-        of = graph.types.get(mask)
+        of = graph.type(mask)
         found = None
         if of is not None and of.elem_type == onnx.TensorProto.FLOAT and of.shape is not None:
             found = mask_steps(of.shape, (batch, heads, queries, keys))
-        if found is None:
+        if of is None or found is None:
             return None
         steps = found
+        if mask in graph.constants:
+            key = graph.constants.identity(mask)
+            own["mask"] = Weight(
+                4 * math.prod(of.shape or ()),
+                lambda: np.ascontiguousarray(graph.constants.array(mask)),
+                None if key is None else ("mask", key),
+            )
+    is_own = bool(own)
     n_bytes = scratch_bytes(keys, width // heads, MOST_QUERIES)
     rows = [one.pixel_bytes for one in images if one is not None]
     zeros = int(node.attribute("zeros", 0))
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         begins = [at[name] + 4 * c for name, c in zip((q, k, v), columns, strict=True)]
+        added = at.own["mask"] if is_own else at[mask] if mask else 0
         return [
-            *begins, at[one.makes], at[mask] if mask else 0, batch, heads, width // heads, queries,
-            keys, *rows, made.pixel_bytes, scale, *steps, at["scratch"], one.scratch, zeros,
+            *begins, at[one.makes], added, batch, heads, width // heads, queries,
+            keys, *rows, made.pixel_bytes, scale, *steps, at.own["scratch"], one.scratch, zeros,
         ]  # fmt: skip
 
     return Operation(
-        "attention_rows_f32", list(dict.fromkeys((q, k, v))), node.outputs[0], slots, [node],
+        "attention_rows_f32", list(dict.fromkeys((q, k, v))), node.outputs[0], slots, [node], own,
         macs=2 * batch * queries * keys * width, scratch=n_bytes,
-        plain=[mask] if mask else [],
+        plain=[mask] if mask and not is_own else [],
     )  # fmt: skip
 
 

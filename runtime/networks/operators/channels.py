@@ -5,14 +5,21 @@ Concat of pixels copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import JOINED, PART, Image, Operation, channel_axis, image_of
+from headrace.networks.operation import (
+    JOINED,
+    PART,
+    Addresses,
+    Image,
+    Operation,
+    channel_axis,
+    image_of,
+)
 
 
-def _no_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+def _no_slots(one: Operation, at: Addresses) -> list[Any]:
     raise AssertionError(one.kernel)
 
 
@@ -54,7 +61,7 @@ def _one_behind_the_other(graph: Graph, node: Node) -> Operation | None:
 
 
 def _copy_of_pixels(x: str, of: Image, made: str, whole: Image, first: int) -> Operation:
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         step = one.step(one.makes, whole)
         to = at[one.makes] + first * step
         pixels = of.images * of.pixels

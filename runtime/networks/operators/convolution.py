@@ -6,7 +6,7 @@ Of one dimension, it is that of images of one row (`headrace.networks.channels_f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from headrace.networks.graph import Constants, Graph, Node
 from headrace.networks.operation import (
     NOTHING,
     PADDED,
+    Addresses,
     Cut,
     Image,
     Operation,
@@ -130,7 +131,7 @@ def tiled_convolution(
     """
     read, written = images
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         geometry, out_step, n_read, groups = layout(one.step(one.makes, written))
         if one.geometry is not None:
             geometry, n_read = one.geometry
@@ -139,7 +140,7 @@ def tiled_convolution(
         ending = ending_of(one, written)
         low, high = ending.bounds()
         return [
-            at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
+            at.own["weights"], at[one.reads[0]], at[one.makes], at.own["bias"],
             0 if one.adds is None else at[one.adds], n_read, bias.size // PADDED, low, *tail, high,
             *ending.slots(), *groups.slots(),
         ]  # fmt: skip
@@ -200,12 +201,12 @@ def convolution(
         return made
 
     def part(geometry: Geometry) -> Slots:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             tail = geometry.slots(one.step(one.reads[0], read), one.step(one.makes, written))
             ending = ending_of(one, written)
             low, high = ending.bounds()
             return [
-                at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
+                at.own["weights"], at[one.reads[0]], at[one.makes], at.own["bias"],
                 0 if one.adds is None else at[one.adds], written.padded, 0, low, *tail, high,
                 *ending.slots(),
             ]  # fmt: skip

@@ -6,7 +6,7 @@ maybe a bias; what it computes is DynamicQuantizeLinear, MatMulInteger, Cast, Mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from headrace.kernels.dynamic_u8 import MOST_THREADS, PART
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import pixel_bytes
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Cut, Image, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Addresses, Cut, Image, Operation, Weight, image_of
 from headrace.networks.operators.sparse_dynamic import codes_bytes, codes_of, sparse_dynamic
 from headrace.networks.quantisation import int8_weights, named
 
@@ -75,13 +75,14 @@ def _with_codes(
     codes = product.reads[0]
     tails_at = codes_bytes(read, turned)
 
-    def range_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def range_slots(one: Operation, at: Addresses) -> list[Any]:
         return [at[x], rows, read.channels, read.padded, at[ranges]]
 
-    def codes_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def codes_slots(one: Operation, at: Addresses) -> list[Any]:
         return [
-            at[x], at[codes], rows, read.padded, read.padded, at[ranges], tiles, at["factors"],
-            at["sums"], at["bias"], at[codes] + tails_at, *([at["scratch"]] if turned else ()),
+            at[x], at[codes], rows, read.padded, read.padded, at[ranges], tiles, at.own["factors"],
+            at.own["sums"], at.own["bias"], at[codes] + tails_at,
+            *([at.own["scratch"]] if turned else ()),
         ]  # fmt: skip
 
     quantise = Operation(
@@ -106,9 +107,9 @@ def _dense(
     geometry = Geometry(1, (1, rows), (1, rows), (1, 1)).slots(row_bytes, written.pixel_bytes)
     share_tiles = int(size > 4 * rows * read.padded)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
-            at["weights"], at[codes], at[y], at[codes] + codes_bytes(read, False), at[codes],
+            at.own["weights"], at[codes], at[y], at[codes] + codes_bytes(read, False), at[codes],
             quads, tiles, 255, *geometry, 0, 0, 1, share_tiles,
         ]  # fmt: skip
 

@@ -6,7 +6,6 @@ and the next pixel begins a stride further, within them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from headrace.kernels.convolution import tiled_weights
 from headrace.kernels.geometry import GEOMETRY, Geometry
 from headrace.kernels.groups import Groups, one_group
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Addresses, Operation, Weight, image_of
 from headrace.networks.operators.convolution import tiled_convolution
 from headrace.networks.quantisation import named
 
@@ -53,7 +52,7 @@ def _frames(graph: Graph, node: Node) -> Operation | None:
     )
     of_pixels = made.slots
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         found = of_pixels(one, at)
         found[_READ_BYTES] = 4 * stride
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import BYTES, Operation, Table, Weight, image_of
+from headrace.networks.operation import BYTES, Addresses, Operation, Table, Weight, image_of
 from headrace.networks.operators.taking import rows_by_number
 from headrace.networks.quantisation import added, named, quantisation
 
@@ -83,8 +83,10 @@ def _rows(
         for first, part in graph.constants.rows(name):
             yield item * padded * first, with_pad(part)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        return [at["table"], at[ids], at[one.makes], rows, padded, entries, id_bytes, *more]
+    def slots(one: Operation, at: Addresses) -> list[Any]:
+        # Of rows that are read from a file, numbers among these.
+        numbers = at.own["ids"] if "ids" in at.own else at[ids]
+        return [at.own["table"], numbers, at[one.makes], rows, padded, entries, id_bytes, *more]
 
     key = graph.constants.identity(name)
     place = graph.constants.place(name) if padded == width else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Addresses, Operation, image_of
 
 _KERNELS = {b"none": "gelu_erf_f32", b"tanh": "gelu_tanh_f32"}
 
@@ -18,7 +17,7 @@ def _gelu(graph: Graph, node: Node) -> Operation | None:
     if of is None or x in graph.constants or kernel is None:
         return None
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [at[x], at[one.makes], of.n_bytes // 64]
 
     return Operation(kernel, [x], node.outputs[0], slots, [node])

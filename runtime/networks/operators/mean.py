@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Addresses, Operation, image_of
 
 
 def _global_average(graph: Graph, node: Node) -> Operation | None:
@@ -15,7 +14,7 @@ def _global_average(graph: Graph, node: Node) -> Operation | None:
     if read is None or written is None or len(graph.shape(x) or ()) != 4:
         return None
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [at[x], at[one.makes], read.images, read.pixels, read.padded]
 
     return Operation("images_mean", [x], node.outputs[0], slots, [node])

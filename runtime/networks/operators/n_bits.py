@@ -6,7 +6,7 @@ they are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx
 
 from headrace.kernels import n_bits_rows
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Cut, Image, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Addresses, Cut, Image, Operation, Weight, image_of
 from headrace.networks.quantisation import named
 from headrace.sparse.linear import Q8_BLOCK, activation_bytes
 from headrace.sparse.n_bits import WEIGHTS, raw_blocks
@@ -113,10 +113,11 @@ def _floats(
     read, written = images
     group, tiles = weights.group, written.padded // PADDED
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
-            at["weights"], at[one.reads[0]], at[one.makes], at["bias"], read.images, read.channels,
-            group, tiles, read.pixel_bytes, written.pixel_bytes, at["scratch"], one.scratch,
+            at.own["weights"], at[one.reads[0]], at[one.makes], at.own["bias"], read.images,
+            read.channels, group, tiles, read.pixel_bytes, written.pixel_bytes, at.own["scratch"],
+            one.scratch,
         ]  # fmt: skip
 
     def tiled() -> np.ndarray:
@@ -147,21 +148,21 @@ def _coded(
     n_bytes = activation_bytes("q8", read.channels)
     counts = np.array([rows, 0], np.int64)
 
-    def code_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def code_slots(one: Operation, at: Addresses) -> list[Any]:
         begin = at[x]
         return [
-            begin, begin, 0, 0, at[codes], read.channels, at["counts"], at["counts"] + 8,
-            read.pixel_bytes, read.pixel_bytes, n_bytes * side, side, 0, 0, at["scratch"],
+            begin, begin, 0, 0, at[codes], read.channels, at.own["counts"], at.own["counts"] + 8,
+            read.pixel_bytes, read.pixel_bytes, n_bytes * side, side, 0, 0, at.own["scratch"],
             one.scratch, 0.0, 0,
         ]  # fmt: skip
 
-    def product_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def product_slots(one: Operation, at: Addresses) -> list[Any]:
         return [
-            at["weights"], at[codes], at[spare], read.channels // of.block, tiles, at["counts"], 0,
-            written.pixel_bytes, at["bias"], n_bytes * side,
+            at.own["weights"], at[codes], at[spare], read.channels // of.block, tiles,
+            at.own["counts"], 0, written.pixel_bytes, at.own["bias"], n_bytes * side,
         ]  # fmt: skip
 
-    def copy_slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def copy_slots(one: Operation, at: Addresses) -> list[Any]:
         step = written.pixel_bytes
         return [at[spare], at[y], rows, written.padded, step, one.step(y, written)]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Addresses, Operation, image_of
 
 
 def _layer_norm(graph: Graph, node: Node) -> Operation | None:
@@ -30,10 +29,10 @@ def _layer_norm(graph: Graph, node: Node) -> Operation | None:
             weights[name][: of.channels] = given.reshape(-1)
     epsilon = float(node.attribute("epsilon", 1e-5))
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
-            at[x], at["weight"], at["bias"], at[one.makes], of.images, of.channels, of.padded,
-            epsilon,
+            at[x], at.own["weight"], at.own["bias"], at[one.makes], of.images, of.channels,
+            of.padded, epsilon,
         ]  # fmt: skip
 
     return Operation("layer_norm_f32", [x], node.outputs[0], slots, [node], dict(weights))

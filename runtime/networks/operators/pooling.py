@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.image_operators import MAXIMUM, MEAN, MEAN_WITH_PADS
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, Slots, Windows, image_of
+from headrace.networks.operation import Addresses, Operation, Slots, Windows, image_of
 from headrace.networks.operators.convolution import pads_before
 
 
@@ -43,7 +42,7 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
     )  # fmt: skip
 
     def part(geometry: Geometry) -> Slots:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             steps = one.step(one.reads[0], read), one.step(one.makes, written)
             head = [at[one.reads[0]], at[one.makes], read.padded // 16, what, 0, 0, 0, 0]
             return [*head, *geometry.slots(*steps)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Addresses, Operation, image_of
 
 
 def product_of_values(graph: Graph, node: Node) -> Operation | None:
@@ -30,7 +29,7 @@ def product_of_values(graph: Graph, node: Node) -> Operation | None:
         for shape, image, count in zip(shapes, (read, with_, made), counts, strict=True)
     ]
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
             at[a], at[b], at[y], counts[2], rows, inner, made.padded, read.pixel_bytes,
             with_.pixel_bytes, made.pixel_bytes, *apart,

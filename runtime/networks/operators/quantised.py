@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from headrace.kernels.requantise import GROUP, Quantised, folded_bias, rounding_
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import (
     PADDED,
+    Addresses,
     Cut,
     Image,
     Operation,
@@ -95,10 +96,11 @@ def _dense(
         # Late layers have more weights than pixels: each thread reads some of them only.
         share_tiles = int(size > geometry.pixels * written.pixel_bytes)
 
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             return [
-                at["weights"], at[one.reads[0]], at[one.makes], at["tails"], at["outside"], quads,
-                written.padded // PADDED, most, *tail, zero, least, int(floats), share_tiles,
+                at.own["weights"], at[one.reads[0]], at[one.makes], at.own["tails"],
+                at.own["outside"], quads, written.padded // PADDED, most, *tail, zero, least,
+                int(floats), share_tiles,
             ]  # fmt: skip
 
         return slots
@@ -135,10 +137,10 @@ def _depthwise(
     def part(geometry: Geometry) -> Slots:
         tail = geometry.slots(written.pixel_bytes, written.pixel_bytes)
 
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             return [
-                at["weights"], at[one.reads[0]], at[one.makes], at["tails"], at["outside"],
-                channels, count, most, *tail, zero, least, fours,
+                at.own["weights"], at[one.reads[0]], at[one.makes], at.own["tails"],
+                at.own["outside"], channels, count, most, *tail, zero, least, fours,
             ]  # fmt: skip
 
         return slots

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.requantise import GROUP, Quantised, rounding_slots
 from headrace.networks.graph import Graph, Node
 from headrace.networks.operation import (
+    Addresses,
     Image,
     Operation,
     Planes,
@@ -42,7 +42,7 @@ def _quantise(graph: Graph, node: Node) -> Operation | None:
         return None
 
     def inside(geometry: Geometry) -> Slots:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             return [
                 at[one.reads[0]], at[one.makes], geometry.pixels, read.padded, written.pixel_bytes,
                 to.scale, *rounding_slots(to),
@@ -51,7 +51,7 @@ def _quantise(graph: Graph, node: Node) -> Operation | None:
         return slots
 
     def outside(planes: Planes) -> Slots:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             return [
                 at[x] + planes.begin, at[one.makes], *planes.slots(), written.pixel_bytes, to.scale,
                 *rounding_slots(to),
@@ -76,14 +76,14 @@ def _dequantise(graph: Graph, node: Node) -> Operation | None:
         return None
 
     def inside(geometry: Geometry) -> Slots:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             sizes = [geometry.pixels, read.padded, read.pixel_bytes]
             return [at[one.reads[0]], at[one.makes], *sizes, of.scale, of.zero]
 
         return slots
 
     def outside(planes: Planes) -> Slots:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             sizes = [read.images, read.channels, read.pixels, read.pixel_bytes]
             return [at[x], at[y], *sizes, of.scale, of.zero]
 
@@ -105,7 +105,7 @@ def _sum(
         # Of less there is no vector; the bytes behind it are nobody else's (`lifetimes.ALIGNED`).
         n_bytes = max(GROUP, geometry.pixels * image.pixel_bytes)
 
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             a, b = (*(at[name] for name in one.reads), 0)[:2]
             return [
                 a, b, at[one.makes], n_bytes, of.scale, of.zero, other.scale, other.zero, to.scale,
@@ -176,7 +176,7 @@ def _global_average(graph: Graph, node: Node) -> Operation | None:
         return None
     scale = of.scale / read.pixels / to.scale
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
             at[x], at[y], read.images, read.pixels, read.padded, read.pixel_bytes,
             written.pixel_bytes, of.zero, scale, 0, *rounding_slots(to),

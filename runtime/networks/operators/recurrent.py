@@ -6,7 +6,7 @@ Not those with other activations, peepholes, clips or lengths of sequences.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import onnx
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.recurrent import GRU, LSTM, tiled_states
 from headrace.networks.graph import Constants, Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Addresses, Image, Operation, Weight, image_of
 from headrace.networks.operators.convolution import convolution
 from headrace.networks.quantisation import named
 
@@ -88,7 +88,7 @@ def _recurrent(gates: int) -> Callable[[Graph, Node], Operation | None]:
             return None
         product, beside = _product(graph, node, of)
         y, h, c = (
-            named(node.outputs, i) or f"{node.label}/headrace/{role}"
+            named(node.outputs, i) or _inner(node, role)
             for i, role in enumerate(("states", "state", "cells"))
         )
         product.also = [_start(graph, named(node.inputs, 5), h, of.states)]
@@ -102,10 +102,10 @@ def _recurrent(gates: int) -> Callable[[Graph, Node], Operation | None]:
         reads = [product.makes, h] if resets_last else [product.makes, h, c]
         weight = _states(graph.constants, node.inputs[2], of)
 
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             return [
-                at[one.reads[0]], at["states"], at[one.makes], at[h],
-                at["beside"] if resets_last else at[c], of.steps, of.sequences, of.directions,
+                at[one.reads[0]], at.own["states"], at[one.makes], at[h],
+                at.own["beside"] if resets_last else at[c], of.steps, of.sequences, of.directions,
                 of.n, of.backwards,
             ]  # fmt: skip
 
@@ -149,9 +149,14 @@ def _product(graph: Graph, node: Node, of: _Sizes) -> tuple[Operation, np.ndarra
         node, Geometry(1, (1, rows), (1, rows), (1, 1)), row, (of.read, columns), weights,
         None if key is None else (key, "gates"), padded(bias).reshape(-1), constants,
     )  # fmt: skip
-    product.makes = f"{node.label}/headrace/gates"
+    product.makes = _inner(node, "gates")
     product.image, product.windows = row[1], None
     return product, padded(beside[:, -1])
+
+
+def _inner(node: Node, role: str) -> str:
+    """The name of a value on the way; names of nodes need not differ, those of values do."""
+    return f"{next(filter(None, node.outputs))}/headrace/{role}"
 
 
 def _states(constants: Constants, name: str, of: _Sizes) -> Weight:
@@ -172,8 +177,8 @@ def _start(graph: Graph, given: str, makes: str, states: Image) -> Operation:
         own["given"] = np.pad(array, ((0, 0), (0, 0), (0, states.padded - states.channels)))
     reads = [given] if given and given not in graph.constants else []
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
-        x = at[one.reads[0]] if one.reads else at["given"] if own_given else 0
+    def slots(one: Operation, at: Addresses) -> list[Any]:
+        x = at[one.reads[0]] if one.reads else at.own["given"] if own_given else 0
         return [x, at[one.makes], states.n_bytes // 64]
 
     own_given = bool(own)

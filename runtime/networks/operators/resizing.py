@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, image_of
+from headrace.networks.operation import Addresses, Operation, image_of
 
 
 def _resize(graph: Graph, node: Node) -> Operation | None:
@@ -31,10 +30,10 @@ def _resize(graph: Graph, node: Node) -> Operation | None:
     if any(table is None for table in tables):
         return None
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
-            at[x], at[one.makes], at["rows"], at["columns"], read.images, read.height, read.width,
-            written.height, written.width, read.padded // 16, one.step(x, read),
+            at[x], at[one.makes], at.own["rows"], at.own["columns"], read.images, read.height,
+            read.width, written.height, written.width, read.padded // 16, one.step(x, read),
             one.step(one.makes, written), int(mode != "nearest"),
         ]  # fmt: skip
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from headrace.kernels.softmax_rows import CACHE
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Image, Operation, channel_axis, image_of
+from headrace.networks.operation import Addresses, Image, Operation, channel_axis, image_of
 
 
 def axis_of(graph: Graph, node: Node, shape: tuple[int, ...]) -> int | None:
@@ -33,7 +32,7 @@ def _softmax(graph: Graph, node: Node) -> Operation | None:
     if axis != channels:
         return _across(node, of, shape, axis, channels)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [at[x], at[one.makes], of.images * of.pixels, of.channels, CACHE]
 
     return Operation("softmax_rows_f32", [x], node.outputs[0], slots, [node])
@@ -48,7 +47,7 @@ def _across(
     outer, n = math.prod(sizes[:place]), sizes[place]
     vectors = math.prod(sizes[place + 1 :]) * of.padded // 16
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [at[one.reads[0]], at[one.makes], outer, n, vectors]
 
     return Operation("softmax_across_f32", [node.inputs[0]], node.outputs[0], slots, [node])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Addresses, Operation, Weight, image_of
 
 
 def _softmax_mean(graph: Graph, node: Node) -> Operation | None:
@@ -19,10 +18,10 @@ def _softmax_mean(graph: Graph, node: Node) -> Operation | None:
     if bins % PADDED:
         return None
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
-            at[x], at[one.makes], at["weights"], read.images * read.pixels, groups, bins // PADDED,
-            one.step(x, read), one.step(one.makes, written),
+            at[x], at[one.makes], at.own["weights"], read.images * read.pixels, groups,
+            bins // PADDED, one.step(x, read), one.step(one.makes, written),
         ]  # fmt: skip
 
     key = graph.constants.identity(weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,16 @@ from headrace.kernels.sparse_product_u8 import (
     some_tiles,
 )
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Cut, Image, Operation, Sparse, Weight, tile_begins
+from headrace.networks.operation import (
+    PADDED,
+    Addresses,
+    Cut,
+    Image,
+    Operation,
+    Sparse,
+    Weight,
+    tile_begins,
+)
 from headrace.networks.sparse_choice import int8_pays
 
 
@@ -66,11 +75,11 @@ def sparse_dynamic(
     begins = tile_begins(fours, ENTRY)
     tails_at = codes_bytes(read, True)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
-            at["weights"], at[codes], at[one.makes], at[codes] + tails_at, read.padded, tiles,
-            rows, written.pixel_bytes, at["front"] + at_counts, at["front"], at["scratch"],
-            0 if one.adds is None else at[one.adds], one.least, one.most,
+            at.own["weights"], at[codes], at[one.makes], at[codes] + tails_at, read.padded, tiles,
+            rows, written.pixel_bytes, at.own["front"] + at_counts, at.own["front"],
+            at.own["scratch"], 0 if one.adds is None else at[one.adds], one.least, one.most,
         ]  # fmt: skip
 
     weight = Weight(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from headrace.kernels.sparse_product import (
 from headrace.networks.graph import Constants, Node
 from headrace.networks.operation import (
     PADDED,
+    Addresses,
     Cut,
     Image,
     Operation,
@@ -91,12 +92,13 @@ def sparse_product(
     scratch = scratch_bytes(read.channels, written.channels) if turns else 0
 
     def part(geometry: Geometry) -> Slots:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             return [
-                at["weights"], at[one.reads[0]], at[one.makes], at["bias"],
+                at.own["weights"], at[one.reads[0]], at[one.makes], at.own["bias"],
                 0 if one.adds is None else at[one.adds], read.channels, written.padded // PADDED,
                 one.least, one.most, geometry.pixels, read.pixel_bytes, written.pixel_bytes,
-                at["front"] + at_counts, at["front"], at["scratch"] if turns else 0, one.scratch,
+                at.own["front"] + at_counts, at.own["front"], at.own["scratch"] if turns else 0,
+                one.scratch,
             ]  # fmt: skip
 
         return slots

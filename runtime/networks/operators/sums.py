@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Image, Operation, Slots, Windows, image_of, pixelwise
+from headrace.networks.operation import (
+    Addresses,
+    Image,
+    Operation,
+    Slots,
+    Windows,
+    image_of,
+    pixelwise,
+)
 
 
 def added(graph: Graph, node: Node) -> Operation | None:
@@ -26,7 +33,7 @@ def sum_of(node: Node, names: list[str], image: Image) -> Operation:
     def part(geometry: Geometry) -> Slots:
         vectors = geometry.pixels * image.pixel_bytes // 64
 
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             a, b = (*(at[name] for name in one.reads), 0)[:2]
             return [a, b, at[one.makes], vectors, one.least, one.most]
 

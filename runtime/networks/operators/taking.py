@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from headrace.kernels.taking import NOWHERE
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Operation, channel_axis, image_of
+from headrace.networks.operation import Addresses, Operation, channel_axis, image_of
 from headrace.networks.operators.channels import part
 from headrace.networks.quantisation import named
 
@@ -53,9 +53,9 @@ def taken(
     fill = np.zeros(of.padded, np.float32)
     fill[: of.channels] = given
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         steps = one.step(one.reads[0], of), one.step(one.makes, made)
-        places = [at[name] for name in ("images", "rows", "columns", "fill")]
+        places = [at.own[name] for name in ("images", "rows", "columns", "fill")]
         counts = [len(table) for table in tables]
         return [
             at[one.reads[0]], at[one.makes], *places, *counts, rows, columns, of.padded // 16,
@@ -67,10 +67,10 @@ def taken(
 
 
 def _channels(node: Node, table: np.ndarray, given: float, of: Any, made: Any) -> Operation:
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         rows = of.images * of.pixels
         return [
-            at[one.reads[0]], at[one.makes], at["table"], given, rows, made.channels,
+            at[one.reads[0]], at[one.makes], at.own["table"], given, rows, made.channels,
             of.pixel_bytes, made.pixel_bytes,
         ]  # fmt: skip
 

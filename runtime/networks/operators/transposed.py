@@ -8,7 +8,6 @@ arXiv:1609.07009, "Is the deconvolution layer the same as a convolutional layer?
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -18,7 +17,7 @@ from headrace.kernels.convolution import tiled_weights
 from headrace.kernels.geometry import Geometry
 from headrace.kernels.groups import Groups, one_group
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, Weight, image_of
+from headrace.networks.operation import PADDED, Addresses, Image, Operation, Weight, image_of
 from headrace.networks.operators.convolution import tiled_convolution
 
 
@@ -97,7 +96,7 @@ def _few(
     def layout(step: int) -> tuple[Geometry, int, int, Groups]:
         return geometry, step, read.channels, one_group(inner.padded // PADDED, geometry, step)
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
             at[one.reads[0]], at[one.makes], read.images, read.height, read.width, *strides,
             written.channels, one.step(one.reads[0], inner), one.step(one.makes, written),

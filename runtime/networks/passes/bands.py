@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from headrace.networks.graph import Graph
-from headrace.networks.operation import Image, Operation, Slots, image_of
+from headrace.networks.operation import Addresses, Image, Operation, Slots, image_of
 from headrace.networks.passes.patches import Range, pixels_behind, rows_of
 
 FAR = 1 << 20  # bytes of an image that the second cache does not hold, beside others
@@ -149,11 +149,11 @@ def _band(
 def _at_rows(slots: Slots, begins: Mapping[str, int], images: Mapping[str, Image]) -> Slots:
     """The argument block where some values begin at such rows."""
 
-    def moved(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def moved(one: Operation, at: Addresses) -> list[Any]:
         there = {
             name: at[name] + row * images[name].width * one.step(name, images[name])
             for name, row in begins.items()
         }
-        return slots(one, {**at, **there})
+        return slots(one, replace(at, values={**at.values, **there}))
 
     return moved

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.kernels.geometry import Geometry
-from headrace.networks.operation import PADDED, Image, Operation, Planes
+from headrace.networks.operation import PADDED, Addresses, Image, Operation, Planes
 
 _PER_CHANNEL = 16  # pixels of a row for each channel written, up to which a copy pays
 
@@ -85,7 +85,7 @@ def _border(
 ) -> Operation:  # fmt: skip
     count = geometry.images * sizes[0] * sizes[1] * read.channels
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         if plane is None:
             step, begin = one.step(x, read), at[x]
             steps = [step, 4, read.pixels * step, read.width * step]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.networks.operation import JOINED, PADDED, PART, Image, Operation
+from headrace.networks.operation import JOINED, PADDED, PART, Addresses, Image, Operation
 
 # Kernels that are told how far pixels are apart, of what they read and of what they make.
 _STRIDED = (
@@ -123,7 +123,7 @@ def in_place(
 def _copy(images: dict[str, Image], x: str, made: str, channel: int) -> Operation:
     read, of = images[x], images[made]
 
-    def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+    def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
             at[x] + channel * 4, at[made], of.images * of.pixels, of.channels, one.step(x, read),
             one.step(made, of),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from headrace.kernels.geometry import Geometry
 from headrace.networks.layout import gather
-from headrace.networks.operation import Image, Operation, Planes
+from headrace.networks.operation import Addresses, Image, Operation, Planes
 
 Range = tuple[int, int]  # the first pixel, and the one behind the last
 
@@ -291,7 +291,7 @@ def _copies(
     """Copies of so many pixels, from a row and column of one value to those of another."""
 
     def copy(index: int) -> Operation:
-        def slots(one: Operation, at: Mapping[str, int]) -> list[Any]:
+        def slots(one: Operation, at: Addresses) -> list[Any]:
             ends = []
             for name, of, (row, column) in ((x, read, source), (made, written, to)):
                 pixel = index * of.pixels + row * of.width + column

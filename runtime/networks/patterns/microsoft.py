@@ -134,6 +134,8 @@ def _mask(
     """What is added to scores, from ones and zeros of [batch, keys] or numbers of keys [batch]."""
     batch, keys = sizes
     like, shape = f"{node.outputs[0]}/mask", matcher.shape(mask)
+    if matcher.graph.opsets.get("", 0) < 9:  # nodes on masks are of this set
+        return None
     spread = (batch, 1, 1, keys)
 
     constant = matcher.new_constant
