@@ -35,7 +35,9 @@ WINDOW_SHARE = 4
 OPERATION_BYTES = 16_000  # of an operation in Python, as far as planning goes, and its call
 STEP_BYTES = 2000  # of one more call's argument block, and of a read
 OTHERS = "other shapes"  # a part of what a network takes
-READER_BYTES = 2 << 20  # stacks of the threads that read, and what says what is where
+# Stacks of the threads that read, the heaps that they get where they wait for each other, and what
+# says what is where.
+READER_BYTES = 5 << 19
 
 
 @dataclass(frozen=True)
