@@ -272,15 +272,18 @@ class HostRegion:
         return dict(zip(self.outputs, found, strict=True))
 
     def _run_either(self, feeds: dict[str, Any]) -> Sequence[Any]:
-        """As optimised or, where that fails, as the file has it: passes of it make odd nodes."""
+        """As optimised or, where that fails, as the file has it: moved transposes make odd nodes."""
         try:
             return self._run_session(feeds)
         except Exception:
-            optimised, self._session = self._session, self._as_it_is()
+            if not any(node.op == "Transpose" for node in self.nodes):
+                raise
+            optimised = self._session, self._held
             try:
+                self._session = self._as_it_is()
                 return self._run_session(feeds)
             except Exception:
-                self._session = optimised
+                self._session, self._held = optimised
                 raise
 
     def _run_session(self, feeds: dict[str, Any]) -> Sequence[Any]:
