@@ -272,7 +272,7 @@ class HostRegion:
         return dict(zip(self.outputs, found, strict=True))
 
     def _run_either(self, feeds: dict[str, Any]) -> Sequence[Any]:
-        """As optimised or, where that fails, as the file has it: moved transposes make odd nodes."""
+        """As optimised or, where moved transposes make that fail, as the file has it."""
         try:
             return self._run_session(feeds)
         except Exception:
