@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import helper
 from onnx_models import FLOAT, model_of
+from test_native_operators import check, constant, node
 
 from headrace.networks.network import Network, network_of
 from headrace.networks.operators import softmax
@@ -177,3 +178,37 @@ def test_layer_norm_of_rows_that_fill_no_vector(n: int) -> None:
         s -= s.mean(-1, keepdims=True)
         expected = s / np.sqrt(np.square(s).mean(-1, keepdims=True) + 1e-5) * g
         np.testing.assert_allclose(network({"x": x})["y"], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["ConvNeXt", "images alone", "what goes both ways"])
+def test_between_turned_images(name: str) -> None:
+    """LayerNormalization, products and GELU of [images, rows, columns, channels] are of rows."""
+    turn, back = [0, 2, 3, 1], [0, 3, 1, 2]
+    constants = {
+        "d": constant(20, 1, 3, 3), "w": constant(20) , "b": constant(20), "w1": constant(20, 40),
+        "b1": constant(40), "w2": constant(40, 20), "b2": constant(20), "s": constant(20),
+        "root": np.array(np.sqrt(2), np.float32), "one": np.array(1, np.float32),
+        "half": np.array(0.5, np.float32),
+    }  # fmt: skip
+    if name == "images alone":
+        nodes = [
+            node("Transpose", "x", "t", perm=turn), node("LayerNormalization", "t w b", "l"),
+            node("Transpose", "l", "u", perm=back), node("Relu", "u"),
+        ]  # fmt: skip
+        check(nodes, {"x": (FLOAT, [2, 20, 5, 7])}, constants=constants)
+        return
+    nodes = [
+        node("Conv", "x d", "c", group=20, pads=[1, 1, 1, 1]),
+        node("Transpose", "c", "t", perm=turn), node("LayerNormalization", "t w b", "l"),
+        node("MatMul", "l w1", "p"), node("Add", "b1 p", "q"), node("Div", "q root", "e0"),
+        node("Erf", "e0", "e1"), node("Add", "e1 one", "e2"), node("Mul", "q e2", "e3"),
+        node("Mul", "e3 half", "g"), node("MatMul", "g w2", "r"), node("Add", "b2 r", "m"),
+        node("Mul", "m s", "n"), node("Transpose", "n", "u", perm=back), node("Add", "u x"),
+    ]  # fmt: skip
+    if name == "what goes both ways":
+        nodes[-1] = node("Add", "u x", "z")
+        nodes += [
+            node("Transpose", "z", "v", perm=turn), node("LayerNormalization", "v w b", "f"),
+            node("Add", "f v", "a"), node("Transpose", "a", "o", perm=back), node("Add", "o z"),
+        ]  # fmt: skip
+    check(nodes, {"x": (FLOAT, [2, 20, 5, 7])}, constants=constants)
