@@ -212,3 +212,51 @@ def test_between_turned_images(name: str) -> None:
             node("Add", "f v", "a"), node("Transpose", "a", "o", perm=back), node("Add", "o z"),
         ]  # fmt: skip
     check(nodes, {"x": (FLOAT, [2, 20, 5, 7])}, constants=constants)
+
+
+@pytest.mark.parametrize("shape", [(1, 49, 37), (2, 5, 64), (3, 33, 16)])
+def test_rows_and_channels_change_places(shape: tuple[int, int, int]) -> None:
+    """Mixers: products over tokens, between transpositions that move."""
+    _, tokens, channels = shape
+    constants = {
+        "w": constant(channels), "b": constant(channels), "m": constant(tokens, 20),
+        "k": constant(20, tokens), "c": constant(channels, 8), "one": np.array([1], np.int64),
+    }  # fmt: skip
+    nodes = [
+        node("LayerNormalization", "x w b", "l"), node("Transpose", "l", "t", perm=[0, 2, 1]),
+        node("MatMul", "t m", "p"), node("Relu", "p", "r"), node("MatMul", "r k", "q"),
+        node("Transpose", "q", "u", perm=[0, 2, 1]), node("Add", "u x", "s"),
+        node("ReduceMean", "s one", "a", keepdims=0), node("MatMul", "a c"),
+    ]  # fmt: skip
+    run = check(nodes, {"x": (FLOAT, shape)}, constants=constants)
+    made = [one.kernel for one in run.operations]
+    assert made.count("images_gather") == 2 and "images_mean" in made
+
+
+def test_rows_that_become_images() -> None:
+    """Pyramids: tokens are put in rows and columns again for a convolution; nothing moves."""
+    sizes = {"i": (2, 20, 5, 7), "r": (2, 20, 35)}
+    constants = {name: np.array(of, np.int64) for name, of in sizes.items()}
+    constants |= {"w": constant(20), "b": constant(20), "k": constant(20, 20, 3, 3)}
+    nodes = [
+        node("LayerNormalization", "x w b", "l"), node("Transpose", "l", "t", perm=[0, 2, 1]),
+        node("Reshape", "t i", "m"), node("Conv", "m k", "c", pads=[1, 1, 1, 1]),
+        node("Reshape", "c r", "f"), node("Transpose", "f", "u", perm=[0, 2, 1]),
+        node("LayerNormalization", "u w b"),
+    ]  # fmt: skip
+    run = check(nodes, {"x": (FLOAT, (2, 35, 20))}, constants=constants)
+    assert "images_gather" not in [one.kernel for one in run.operations]
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [0], [1, 2], [0, 1]])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_means_of_rows(axes: list[int], keepdims: int) -> None:
+    shapes = {"x": (FLOAT, (2, 5, 37))}
+    mean = node("ReduceMean", "x a", keepdims=keepdims)
+    model = model_of([mean], shapes, ["y"], {"a": np.array(axes, np.int64)})
+    x = np.random.default_rng(2).standard_normal((2, 5, 37)).astype(np.float32)
+    with network_of(model, threads=1) as network:
+        found = network({"x": x})["y"]
+        assert ours(network, {"x": x}) == (axes == [1])
+    right = x.mean(tuple(axes), keepdims=bool(keepdims))
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
