@@ -260,3 +260,11 @@ def test_means_of_rows(axes: list[int], keepdims: int) -> None:
         assert ours(network, {"x": x}) == (axes == [1])
     right = x.mean(tuple(axes), keepdims=bool(keepdims))
     np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_of_rows() -> None:
+    """Heads of networks that have several."""
+    names = ("s", "b", "m", "v")
+    constants = {name: np.abs(constant(37)) + 0.1 for name in names}
+    nodes = [node("BatchNormalization", "x s b m v"), node("Relu", "y", "z")]
+    check(nodes, {"x": (FLOAT, (5, 37))}, ["y", "z"], constants)
