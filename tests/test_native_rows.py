@@ -268,3 +268,10 @@ def test_batch_norm_of_rows() -> None:
     constants = {name: np.abs(constant(37)) + 0.1 for name in names}
     nodes = [node("BatchNormalization", "x s b m v"), node("Relu", "y", "z")]
     check(nodes, {"x": (FLOAT, (5, 37))}, ["y", "z"], constants)
+
+
+def test_taps_far_apart_on_small_images() -> None:
+    """Most are outside (atrous pyramids): no border is copied for them."""
+    conv = node("Conv", "x w", dilations=[12, 12], pads=[12, 12, 12, 12])
+    run = check([conv], {"x": (FLOAT, (1, 64, 6, 6))}, constants={"w": constant(32, 64, 3, 3)})
+    assert "images_border" not in [one.kernel for one in run.operations]
