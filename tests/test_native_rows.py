@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import helper
 from onnx_models import FLOAT, model_of
+from test_native_operators import check, constant, node
 
 from headrace.networks.network import Network, network_of
 from headrace.networks.operators import softmax
@@ -177,3 +178,100 @@ def test_layer_norm_of_rows_that_fill_no_vector(n: int) -> None:
         s -= s.mean(-1, keepdims=True)
         expected = s / np.sqrt(np.square(s).mean(-1, keepdims=True) + 1e-5) * g
         np.testing.assert_allclose(network({"x": x})["y"], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["ConvNeXt", "images alone", "what goes both ways"])
+def test_between_turned_images(name: str) -> None:
+    """LayerNormalization, products and GELU of [images, rows, columns, channels] are of rows."""
+    turn, back = [0, 2, 3, 1], [0, 3, 1, 2]
+    constants = {
+        "d": constant(20, 1, 3, 3), "w": constant(20) , "b": constant(20), "w1": constant(20, 40),
+        "b1": constant(40), "w2": constant(40, 20), "b2": constant(20), "s": constant(20),
+        "root": np.array(np.sqrt(2), np.float32), "one": np.array(1, np.float32),
+        "half": np.array(0.5, np.float32),
+    }  # fmt: skip
+    if name == "images alone":
+        nodes = [
+            node("Transpose", "x", "t", perm=turn), node("LayerNormalization", "t w b", "l"),
+            node("Transpose", "l", "u", perm=back), node("Relu", "u"),
+        ]  # fmt: skip
+        check(nodes, {"x": (FLOAT, [2, 20, 5, 7])}, constants=constants)
+        return
+    nodes = [
+        node("Conv", "x d", "c", group=20, pads=[1, 1, 1, 1]),
+        node("Transpose", "c", "t", perm=turn), node("LayerNormalization", "t w b", "l"),
+        node("MatMul", "l w1", "p"), node("Add", "b1 p", "q"), node("Div", "q root", "e0"),
+        node("Erf", "e0", "e1"), node("Add", "e1 one", "e2"), node("Mul", "q e2", "e3"),
+        node("Mul", "e3 half", "g"), node("MatMul", "g w2", "r"), node("Add", "b2 r", "m"),
+        node("Mul", "m s", "n"), node("Transpose", "n", "u", perm=back), node("Add", "u x"),
+    ]  # fmt: skip
+    if name == "what goes both ways":
+        nodes[-1] = node("Add", "u x", "z")
+        nodes += [
+            node("Transpose", "z", "v", perm=turn), node("LayerNormalization", "v w b", "f"),
+            node("Add", "f v", "a"), node("Transpose", "a", "o", perm=back), node("Add", "o z"),
+        ]  # fmt: skip
+    check(nodes, {"x": (FLOAT, [2, 20, 5, 7])}, constants=constants)
+
+
+@pytest.mark.parametrize("shape", [(1, 49, 37), (2, 5, 64), (3, 33, 16)])
+def test_rows_and_channels_change_places(shape: tuple[int, int, int]) -> None:
+    """Mixers: products over tokens, between transpositions that move."""
+    _, tokens, channels = shape
+    constants = {
+        "w": constant(channels), "b": constant(channels), "m": constant(tokens, 20),
+        "k": constant(20, tokens), "c": constant(channels, 8), "one": np.array([1], np.int64),
+    }  # fmt: skip
+    nodes = [
+        node("LayerNormalization", "x w b", "l"), node("Transpose", "l", "t", perm=[0, 2, 1]),
+        node("MatMul", "t m", "p"), node("Relu", "p", "r"), node("MatMul", "r k", "q"),
+        node("Transpose", "q", "u", perm=[0, 2, 1]), node("Add", "u x", "s"),
+        node("ReduceMean", "s one", "a", keepdims=0), node("MatMul", "a c"),
+    ]  # fmt: skip
+    run = check(nodes, {"x": (FLOAT, shape)}, constants=constants)
+    made = [one.kernel for one in run.operations]
+    assert made.count("images_gather") == 2 and "images_mean" in made
+
+
+def test_rows_that_become_images() -> None:
+    """Pyramids: tokens are put in rows and columns again for a convolution; nothing moves."""
+    sizes = {"i": (2, 20, 5, 7), "r": (2, 20, 35)}
+    constants = {name: np.array(of, np.int64) for name, of in sizes.items()}
+    constants |= {"w": constant(20), "b": constant(20), "k": constant(20, 20, 3, 3)}
+    nodes = [
+        node("LayerNormalization", "x w b", "l"), node("Transpose", "l", "t", perm=[0, 2, 1]),
+        node("Reshape", "t i", "m"), node("Conv", "m k", "c", pads=[1, 1, 1, 1]),
+        node("Reshape", "c r", "f"), node("Transpose", "f", "u", perm=[0, 2, 1]),
+        node("LayerNormalization", "u w b"),
+    ]  # fmt: skip
+    run = check(nodes, {"x": (FLOAT, (2, 35, 20))}, constants=constants)
+    assert "images_gather" not in [one.kernel for one in run.operations]
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [0], [1, 2], [0, 1]])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_means_of_rows(axes: list[int], keepdims: int) -> None:
+    shapes = {"x": (FLOAT, (2, 5, 37))}
+    mean = node("ReduceMean", "x a", keepdims=keepdims)
+    model = model_of([mean], shapes, ["y"], {"a": np.array(axes, np.int64)})
+    x = np.random.default_rng(2).standard_normal((2, 5, 37)).astype(np.float32)
+    with network_of(model, threads=1) as network:
+        found = network({"x": x})["y"]
+        assert ours(network, {"x": x}) == (axes == [1])
+    right = x.mean(tuple(axes), keepdims=bool(keepdims))
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_of_rows() -> None:
+    """Heads of networks that have several."""
+    names = ("s", "b", "m", "v")
+    constants = {name: np.abs(constant(37)) + 0.1 for name in names}
+    nodes = [node("BatchNormalization", "x s b m v"), node("Relu", "y", "z")]
+    check(nodes, {"x": (FLOAT, (5, 37))}, ["y", "z"], constants)
+
+
+def test_taps_far_apart_on_small_images() -> None:
+    """Most are outside (atrous pyramids): no border is copied for them."""
+    conv = node("Conv", "x w", dilations=[12, 12], pads=[12, 12, 12, 12])
+    run = check([conv], {"x": (FLOAT, (1, 64, 6, 6))}, constants={"w": constant(32, 64, 3, 3)})
+    assert "images_border" not in [one.kernel for one in run.operations]

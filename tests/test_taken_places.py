@@ -100,6 +100,34 @@ def test_pixels_one_behind_the_other(first: Any, second: Any, axis: int) -> None
     check([node("Concat", "x z", axis=axis)], shapes, kernels=["images_copy"] * 2)
 
 
+@pytest.mark.parametrize(
+    ("between", "perm"),
+    [((2, 4, 5, 5, 7), (0, 2, 1, 3, 4)), ((2, 2, 10, 35), (0, 2, 1, 3)),
+     ((2, 2, 2, 5, 5, 7), (0, 3, 2, 1, 4, 5))],
+)  # fmt: skip
+def test_channels_of_groups_are_mixed(between: Any, perm: Any) -> None:
+    constants = {"a": whole(*between), "b": whole(2, 20, 5, 7)}
+    nodes = [
+        node("Abs", "x", "z"), node("Reshape", "z a", "g"), node("Transpose", "g", "t", perm=perm),
+        node("Reshape", "t b", "s"), node("Relu", "s"),
+    ]  # fmt: skip
+    run = check(nodes, IMAGES, constants=constants)
+    assert [one.kernel for one in run.operations][:2] == ["images_map", "rows_take"]
+
+
+def test_images_that_are_mixed_are_the_hosts() -> None:
+    constants = {"a": whole(2, 20, 35), "b": whole(2, 20, 5, 7)}
+    nodes = [
+        node("Reshape", "x a", "g"), node("Transpose", "g", "t", perm=(1, 0, 2)),
+        node("Reshape", "t b"),
+    ]  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, 20, 5, 7)).astype(np.float32)
+    with network_of(model_of(nodes, IMAGES, ["y"], constants), threads=1) as network:
+        found = network({"x": x})["y"]
+    right = x.reshape(2, 20, 35).transpose(1, 0, 2).reshape(2, 20, 5, 7)
+    np.testing.assert_array_equal(found, right)
+
+
 @pytest.mark.parametrize("op", ["Sqrt", "Tanh", "Abs"])
 def test_of_single_values(op: str) -> None:
     check([node("Abs", "x", "z"), node(op, "z")], IMAGES, kernels=["images_map"] * 2)
@@ -184,3 +212,23 @@ def test_pads_beyond_all_memory_are_the_hosts_to_refuse() -> None:
     network = network_of(model_of([node("Pad", "x p")], {"x": (FLOAT, [2, 4])}, ["y"], constants))
     with pytest.raises(HeadraceError, match="Pad"):
         network({"x": np.zeros((2, 4), np.float32)})
+
+
+def test_other_names_of_weights() -> None:
+    """Exporters write weights that are equal once, with Identity for the others."""
+    constants = {"w": constant(20, 20, 1, 1), "b": constant(20)}
+    nodes = [
+        node("Identity", "w", "v"), node("Identity", "v", "u"), node("Conv", "x w b", "z"),
+        node("Conv", "z u b"),
+    ]  # fmt: skip
+    check(nodes, IMAGES, constants=constants, kernels=["convolution_f32"] * 2)
+
+
+def test_another_name_of_a_weight_may_be_wanted() -> None:
+    nodes = [node("Identity", "w", "v"), node("Conv", "x v")]
+    model = model_of(nodes, IMAGES, ["y", "v"], {"w": constant(20, 20, 1, 1)})
+    x = np.random.default_rng(0).standard_normal((2, 20, 5, 7)).astype(np.float32)
+    with network_of(model, threads=1) as network:
+        found = network({"x": x})
+    for name, right in zip(("y", "v"), expected(model, {"x": x}), strict=True):
+        np.testing.assert_allclose(found[name], right, rtol=1e-5, atol=1e-4)

@@ -1,8 +1,8 @@
 """Values of four dimensions that lie as rows of the last one, where others of four are images.
 
 Those of recurrent layers are so, [steps, directions, sequences, channels]: models squeeze or turn
-them. So are those [images, rows, columns, channels] that stand between rows and images, where
-nothing moves.
+them. So are those [images, rows, columns, channels] that are made of turned images, or of rows, and
+what is computed of their channels (ConvNeXt: LayerNormalization and two products between turns).
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ from headrace.networks.graph import Graph, Node
 _RESHAPES = ("Squeeze", "Unsqueeze", "Reshape", "Flatten")
 _MOVES = (*_RESHAPES, "Transpose", "Identity")  # that take what lies anyhow
 TO_IMAGES, TO_ROWS = [0, 3, 1, 2], [0, 2, 3, 1]  # perm of Transpose
+FLOAT = 1  # of TensorProto
+# That make rows of the rows that they read first, whatever else they read.
+_OF_ONE = (
+    "LayerNormalization", "MatMul", "headrace.Linear", "Gelu", "Sigmoid", "HardSigmoid",
+    "HardSwish", "LeakyRelu", "Relu", "Clip", "headrace.Silu", "headrace.HardSwish", "Pow", "Sqrt",
+    "Tanh", "Abs", "Erf", "Slice", "Split", "Pad",
+)  # fmt: skip
+_OF_SEVERAL = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat")
 
 
 def as_rows(graph: Graph) -> frozenset[str]:
@@ -29,13 +37,44 @@ def as_rows(graph: Graph) -> frozenset[str]:
         for name in made
         if all(key_of(one) in _MOVES or key_of(one) not in OPERATORS for one in users.get(name, []))
     }
-    between = {
-        node.outputs[0]
+    return frozenset(recurrent | _between(graph))
+
+
+def _between(graph: Graph) -> set[str]:
+    """Those between images, or rows, and images, or rows."""
+    from headrace.networks.operators import key_of
+
+    users = graph.users()
+    makers = {
+        name: node
         for node in graph.nodes
-        if not node.domain and node.inputs and node.outputs and len(_shape(graph, node, 1)) == 4
-        if _gives_rows(graph, node) and _all_take(graph, users.get(node.outputs[0], []))
+        for name in node.outputs
+        if node.inputs and len(graph.shape(name) or ()) == 4
+        if graph.types[name].elem_type == FLOAT
     }
-    return frozenset(recurrent | between.difference(graph.outputs))
+    found = makers.keys() - graph.outputs
+
+    def computes(node: Node) -> bool:
+        """Whether it makes rows of rows."""
+        several = key_of(node) in _OF_SEVERAL
+        if not several and key_of(node) not in _OF_ONE:
+            return False
+        read = [n for n in (node.inputs if several else node.inputs[:1]) if n]
+        rows = {name for name in (*read, *node.outputs) if name not in graph.constants}
+        return not rows.isdisjoint(read) and found >= rows - {""}
+
+    def taken(node: Node) -> bool:
+        return _gives_images(node) or _keeps_channels(graph, node) or computes(node)
+
+    while wrong := {
+        name
+        for name in found
+        if not (_gives_rows(graph, makers[name]) or computes(makers[name]))
+        or not users.get(name)
+        or not all(taken(one) for one in users[name])
+    }:
+        found -= wrong
+    return found
 
 
 def _shape(graph: Graph, node: Node, end: int) -> tuple[int, ...]:
@@ -43,23 +82,17 @@ def _shape(graph: Graph, node: Node, end: int) -> tuple[int, ...]:
 
 
 def _keeps_channels(graph: Graph, node: Node) -> bool:
+    if node.domain or node.op not in _RESHAPES:
+        return False
     before, after = _shape(graph, node, 0), _shape(graph, node, 1)
-    return node.op in _RESHAPES and before[-1:] == after[-1:] and 3 in (len(before), len(after))
+    return before[-1:] == after[-1:] and 3 in (len(before), len(after))
 
 
 def _gives_rows(graph: Graph, node: Node) -> bool:
-    if node.op == "Transpose":
+    if node.op == "Transpose" and not node.domain:
         return node.attribute("perm") == TO_ROWS and len(_shape(graph, node, 0)) == 4
     return _keeps_channels(graph, node)
 
 
-def _all_take(graph: Graph, users: list[Node]) -> bool:
-    return bool(users) and all(
-        not one.domain
-        and (
-            one.attribute("perm") == TO_IMAGES
-            if one.op == "Transpose"
-            else _keeps_channels(graph, one)
-        )
-        for one in users
-    )
+def _gives_images(node: Node) -> bool:
+    return node.op == "Transpose" and not node.domain and node.attribute("perm") == TO_IMAGES

@@ -31,7 +31,9 @@ def channels_first(graph: Graph) -> frozenset[str]:
     def made_so(name: str) -> bool:
         node = makers.get(name)
         if node is None or key_of(node) not in OPERATORS or key_of(node) == "Transpose":
-            return any(key_of(one) == "Conv" for one in users.get(name, []))
+            return any(
+                key_of(one) == "Conv" or _makes_image(graph, one) for one in users.get(name, [])
+            )
         if key_of(node) == "headrace.Frames":
             return True
         if _keeps_channels(graph, node):
@@ -69,6 +71,13 @@ def _keeps_channels(graph: Graph, node: Node) -> bool:
     before, after = graph.shape(node.inputs[0]) or (), graph.shape(node.outputs[0]) or ()
     short, long = sorted((before, after), key=len)
     return len(short) == 2 and len(long) == 3 and long == (*short, 1)
+
+
+def _makes_image(graph: Graph, node: Node) -> bool:
+    """Whether it makes rows and columns of pixels that lie in one dimension."""
+    before, after = graph.shape(node.inputs[0]) or (), graph.shape(node.outputs[0]) or ()
+    reshapes = node.op == "Reshape" and not node.domain
+    return reshapes and len(before) == 3 and len(after) == 4 and before[:2] == after[:2]
 
 
 def _flattens(graph: Graph, node: Node) -> bool:

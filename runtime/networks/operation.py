@@ -184,6 +184,11 @@ def channel_axis(graph: Graph, name: str) -> int:
     return rank - 1
 
 
+def in_rows(graph: Graph, name: str) -> bool:
+    """Whether the channels of a value are its last dimension, or it is none of images."""
+    return len(graph.shape(name) or ()) in (2, 3) or name in graph.as_rows
+
+
 @dataclass(frozen=True)
 class Weight:
     """What an operation has for itself, made when it is wanted.

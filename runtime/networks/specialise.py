@@ -143,6 +143,8 @@ def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
             shape = graph.constants.type(source).shape or ()
         value = np.array(_of_shape(node, shape), np.int64)
         return {node.outputs[0]: onnx.numpy_helper.from_array(value, node.outputs[0])}
+    if (held := _held(graph, node)) is not None:
+        return {node.outputs[0]: held}
     if any(not _is_little(of) for of in _types(graph, node).values()):
         return None
     from headrace.networks.host import HostRegion
@@ -159,6 +161,22 @@ def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
         return None
     little = all(t.ByteSize() <= 2 * SMALL_BYTES for t in tensors.values())
     return tensors if little and len(tensors) == len(outputs) else None
+
+
+def _held(graph: Graph, node: Node) -> Any:
+    """A small tensor that stands in a node, or that it names: no session is made for it."""
+    if node.domain or len(node.outputs) != 1:
+        return None
+    if node.op == "Identity":
+        held = graph.constants.tensor(node.inputs[0])
+    else:
+        held = node.attribute("value") if node.op == "Constant" else None
+    if held is None or held.external_data or held.ByteSize() > SMALL_BYTES:
+        return None
+    found = type(held)()
+    found.CopyFrom(held)
+    found.name = node.outputs[0]
+    return found
 
 
 def _of_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | int:

@@ -26,6 +26,9 @@ def without_moves(graph: Graph) -> Graph:
     nodes: list[Node] = []
     for node in graph.nodes:
         node = _reading(node, renamed)
+        if _names_constant(graph, node) and node.outputs[0] not in fixed:
+            renamed[node.outputs[0]] = node.inputs[0]
+            continue
         if _moves_nothing(graph, node):
             x, y = node.inputs[0], node.outputs[0]
             before = chains.get(x, [x])
@@ -45,6 +48,11 @@ def _reading(node: Node, renamed: dict[str, str]) -> Node:
     proto.CopyFrom(node.proto)
     proto.input[:] = [renamed.get(name, name) for name in node.inputs]
     return replace(node, proto=proto)
+
+
+def _names_constant(graph: Graph, node: Node) -> bool:
+    """Whether it is another name for a weight: exporters write equal ones once."""
+    return node.op == "Identity" and not node.domain and node.inputs[0] in graph.constants
 
 
 def _moves_nothing(graph: Graph, node: Node) -> bool:

@@ -195,7 +195,7 @@ def _spreads(one: Image, made: Image) -> bool:
 
 def _batch_norm(graph: Graph, node: Node) -> Operation | None:
     x, *names = node.inputs
-    if len(graph.shape(x) or ()) != 4 or node.attribute("training_mode", 0):
+    if len(graph.shape(x) or ()) not in (2, 4) or node.attribute("training_mode", 0):
         return None
     if not node.attribute("spatial", 1):  # before operator set 9: factors of each pixel
         return None
@@ -221,5 +221,5 @@ WHICH = {
         "two values, of which one may have one pixel for all; a constant, of all, of each "
         "channel or of each pixel; Add also constant rows"
     ),
-    "BatchNormalization": "of images",
+    "BatchNormalization": "of images, and of rows of two dimensions",
 }

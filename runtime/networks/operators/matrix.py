@@ -12,7 +12,7 @@ import onnx
 
 from headrace.kernels.geometry import Geometry
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import PADDED, Image, Operation, image_of
+from headrace.networks.operation import PADDED, Image, Operation, image_of, in_rows
 from headrace.networks.operators.convolution import convolution
 from headrace.networks.operators.product import product_of_values
 from headrace.networks.quantisation import named
@@ -45,7 +45,7 @@ def _product(graph: Graph, node: Node, transposed: bool, bias_name: str) -> Oper
     of = graph.constants.type(name)
     if len(of.shape or ()) != 2 or of.elem_type != onnx.TensorProto.FLOAT:
         return None
-    if len(graph.shape(x) or ()) not in (2, 3) or read.images != written.images:
+    if not in_rows(graph, x) or read.images != written.images:
         return None
     if bias_name and bias_name not in graph.constants:
         return None

@@ -1,21 +1,27 @@
-"""GlobalAveragePool, and ReduceMean of all pixels."""
+"""GlobalAveragePool, and ReduceMean of all pixels, or of all rows."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Addresses, Operation, image_of
+from headrace.networks.operation import Addresses, Image, Operation, image_of, in_rows
 
 
 def _global_average(graph: Graph, node: Node) -> Operation | None:
     x = node.inputs[0]
     read, written = image_of(graph, x), image_of(graph, node.outputs[0])
-    if read is None or written is None or len(graph.shape(x) or ()) != 4:
+    if read is None or written is None or len(graph.shape(x) or ()) != 4 or x in graph.as_rows:
         return None
+    return _mean(node, read, read.images, read.pixels)
+
+
+def _mean(node: Node, read: Image, images: int, pixels: int) -> Operation:
+    x = node.inputs[0]
 
     def slots(one: Operation, at: Addresses) -> list[Any]:
-        return [at[x], at[one.makes], read.images, read.pixels, read.padded]
+        return [at[x], at[one.makes], images, pixels, read.padded]
 
     return Operation("images_mean", [x], node.outputs[0], slots, [node])
 
@@ -26,14 +32,28 @@ def _reduce_mean(graph: Graph, node: Node) -> Operation | None:
         if node.inputs[1] not in graph.constants:
             return None
         axes = graph.constants.array(node.inputs[1]).tolist()
-    rank = len(graph.shape(node.inputs[0]) or ())
-    if axes is None or sorted(axis % max(1, rank) for axis in axes) != [2, 3]:
+    x = node.inputs[0]
+    shape = graph.shape(x) or ()
+    if axes is None or not shape:
         return None
-    return _global_average(graph, node)
+    axes = sorted(axis % len(shape) for axis in axes)
+    if len(shape) == 4 and x not in graph.as_rows:
+        return _global_average(graph, node) if axes == [2, 3] else None
+    read, made = image_of(graph, x), image_of(graph, node.outputs[0])
+    if read is None or made is None or made.channels != read.channels or not in_rows(graph, x):
+        return None
+    # Of all rows of each one of the batch; how the result lies follows from its channels.
+    if axes != [*range(1, len(shape) - 1)] or x in graph.channels_first:
+        return None
+    if (made.images, made.pixels) != (shape[0], 1):
+        return None
+    return _mean(node, read, shape[0], math.prod(shape[1:-1]))
 
 
 OPERATORS = {"GlobalAveragePool": _global_average, "ReduceMean": _reduce_mean}
 # For the table in docs/onnx.md: which of them.
 WHICH = {
-    "GlobalAveragePool, ReduceMean": "of all pixels",
+    "GlobalAveragePool, ReduceMean": (
+        "of all pixels; ReduceMean also of all rows of each of a batch"
+    ),
 }

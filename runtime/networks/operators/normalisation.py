@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from headrace.networks.graph import Graph, Node
-from headrace.networks.operation import Addresses, Operation, image_of
+from headrace.networks.operation import Addresses, Operation, image_of, in_rows
 
 
 def _layer_norm(graph: Graph, node: Node) -> Operation | None:
     x = node.inputs[0]
     of, rank = image_of(graph, x), len(graph.shape(x) or ())
-    if of is None or x in graph.constants or rank not in (2, 3) or any(node.outputs[1:]):
+    if of is None or x in graph.constants or any(node.outputs[1:]) or not in_rows(graph, x):
         return None
     if node.attribute("axis", -1) % rank != rank - 1 or node.attribute("stash_type", 1) != 1:
         return None

@@ -6,6 +6,7 @@ memory are one tap with more channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,9 +57,16 @@ def with_borders(
     return found
 
 
+_MOST_ADDED = 4  # times the pixels, of taps that are apart
+
+
 def _pays(geometry: Geometry, channels: int, written: Image) -> bool:
     if geometry.taps == (1, 1):
         return False
+    if max(geometry.dilations) > 1:
+        whole, read = math.prod(_bordered(geometry)), math.prod(geometry.read)
+        if whole > _MOST_ADDED * read:  # most taps are outside, and cost nothing
+            return False
     few = channels < PADDED and geometry.taps[1] > 1 and geometry.dilations[1] == 1
     bordered = _bordered(geometry) != geometry.read or geometry.pads != (0, 0)
     return few or (bordered and geometry.written[1] <= _PER_CHANNEL * written.channels)

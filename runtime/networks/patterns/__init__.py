@@ -29,6 +29,7 @@ from headrace.networks.patterns import (
     quantised,
     quantised_rows,
     scale_and_add,
+    shuffle,
     softmax_mean,
 )
 from headrace.networks.patterns.match import Matcher
@@ -52,11 +53,13 @@ PATTERNS: tuple[Pattern, ...] = (
     quantised.with_constants,
     softmax_mean.found,
     frames.found,
+    shuffle.found,
 )
 
 
 def with_patterns(graph: Graph) -> Graph:
     """The graph with these nodes instead; it may be the same."""
+    graph = replace(graph, as_rows=as_rows(graph))
     for pattern in PATTERNS:
         graph = _applied(graph, pattern)
     graph = without_repeats(graph)
