@@ -126,3 +126,48 @@ def test_a_weight_of_several_names() -> None:
     found, off = kernels(b, b.add("MatMul", y, b.add("Identity", back)))
     assert found == ["convolution_f32"] * 4
     assert off < 1e-5
+
+
+def heads_of(b: Builder, x: str, perm: list[int]) -> str:
+    split = b.add("Reshape", x, b.put([2, 5, 4, WIDTH // 4], np.int64))
+    return b.add("Transpose", split, perm=perm)
+
+
+def attention(b: Builder, masks: list[Any], flat: bool) -> str:
+    """Of x; products take all tokens as one matrix where it is flat."""
+    rows = b.put([10, WIDTH], np.int64)
+    weights = b.weights(WIDTH, 3 * WIDTH)
+    together = b.add("MatMul", b.add("Reshape", "x", rows) if flat else "x", weights)
+    if flat:
+        together = b.add("Reshape", together, b.put([2, 5, 3 * WIDTH], np.int64))
+    q, k, v = (
+        b.add("Slice", together, *(b.put([n], np.int64) for n in (i * WIDTH, (i + 1) * WIDTH, 2)))
+        for i in range(3)
+    )
+    q, v = (heads_of(b, one, [0, 2, 1, 3]) for one in (q, v))
+    scores = b.add("MatMul", q, heads_of(b, k, [0, 2, 3, 1]))
+    scores = b.add("Div", scores, b.put((WIDTH // 4) ** 0.5))
+    for i, mask in enumerate(masks):
+        added = b.put(mask)
+        scores = b.add("Add", *((added, scores) if i else (scores, added)))
+    mixed = b.add("MatMul", b.add("Softmax", scores, axis=-1), v)
+    turned = b.add("Transpose", mixed, perm=[0, 2, 1, 3])
+    if not flat:
+        return b.add("Reshape", turned, b.put([2, 5, WIDTH], np.int64))
+    mixed = b.add("MatMul", b.add("Reshape", turned, rows), b.weights(WIDTH, WIDTH))
+    return b.add("Reshape", mixed, b.put([2, 5, WIDTH], np.int64))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("opset", [14, 17])
+def test_attention_with_two_things_added(opset: int, flat: bool) -> None:
+    """A mask and biases of places, and products of all tokens as GPT-2 has them."""
+    rng = np.random.default_rng(1)
+    b = Builder(rng)
+    mask = np.where(rng.random((2, 1, 1, 5)) < 0.3, np.finfo(np.float32).min, 0)
+    mask[..., 0] = 0
+    y = attention(b, [rng.standard_normal((1, 4, 5, 5)), mask], flat)
+    found, off = kernels(b, y, opset)
+    assert "attention_rows_f32" in found
+    assert set(found) <= {"attention_rows_f32", "convolution_f32", "images_add"}
+    assert off < 1e-5
