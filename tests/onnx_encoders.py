@@ -12,7 +12,9 @@ VOCABULARY, MOST_TOKENS, INNER = 50, 40, 64
 LEAST = float(np.finfo(np.float32).min)
 
 
-class _Builder:
+class Builder:
+    """Nodes of a graph and its constants, whose names it makes."""
+
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng, self.nodes, self.constants = rng, [], {}  # type: ignore[var-annotated]
 
@@ -33,7 +35,7 @@ class _Builder:
         return self.put(1 + self.rng.standard_normal(n) / 9), self.put(self.rng.standard_normal(n))
 
 
-def _norm(b: _Builder, x: str, width: int, spelling: str) -> str:
+def _norm(b: Builder, x: str, width: int, spelling: str) -> str:
     weight, bias = b.scale(width)
     if spelling != "old":
         return b.add("LayerNormalization", x, weight, bias, epsilon=1e-6)
@@ -44,17 +46,17 @@ def _norm(b: _Builder, x: str, width: int, spelling: str) -> str:
     return b.add("Add", b.add("Mul", b.add("Div", apart, root), weight), bias)
 
 
-def _linear(b: _Builder, x: str, read: int, made: int) -> str:
+def _linear(b: Builder, x: str, read: int, made: int) -> str:
     product = b.add("MatMul", x, b.weights(read, made))
     return b.add("Add", product, b.put(b.rng.standard_normal(made)))
 
 
-def _heads(b: _Builder, x: str, heads: int, width: int, perm: list[int]) -> str:
+def _heads(b: Builder, x: str, heads: int, width: int, perm: list[int]) -> str:
     sizes = b.put([0, 0, heads, width // heads], np.int64)
     return b.add("Transpose", b.add("Reshape", x, sizes), perm=perm)
 
 
-def _attention(b: _Builder, x: str, mask: str, heads: int, width: int, spelling: str) -> str:
+def _attention(b: Builder, x: str, mask: str, heads: int, width: int, spelling: str) -> str:
     q, k, v = (_linear(b, x, width, width) for _ in range(3))
     head = width // heads
     q, v = (_heads(b, one, heads, width, [0, 2, 1, 3]) for one in (q, v))
@@ -74,7 +76,7 @@ def _attention(b: _Builder, x: str, mask: str, heads: int, width: int, spelling:
     return b.add("Reshape", mixed, b.put([0, 0, width], np.int64))
 
 
-def _mask(b: _Builder, spelling: str) -> str:
+def _mask(b: Builder, spelling: str) -> str:
     there = b.add("Unsqueeze", "attention_mask", b.put([1, 2], np.int64))
     if spelling == "sdpa":
         lowest = b.put(-np.inf)
@@ -83,7 +85,7 @@ def _mask(b: _Builder, spelling: str) -> str:
     return b.add("Mul", absent, b.put(LEAST))
 
 
-def _plain_layer(b: _Builder, x: str, mask: str, heads: int, width: int, spelling: str) -> str:
+def _plain_layer(b: Builder, x: str, mask: str, heads: int, width: int, spelling: str) -> str:
     mixed = _linear(b, _attention(b, x, mask, heads, width, spelling), width, width)
     x = _norm(b, b.add("Add", mixed, x), width, spelling)
     inner = _linear(b, x, width, INNER)
@@ -97,7 +99,7 @@ def _plain_layer(b: _Builder, x: str, mask: str, heads: int, width: int, spellin
     return _norm(b, b.add("Add", _linear(b, inner, INNER, width), x), width, spelling)
 
 
-def _fused_layer(b: _Builder, x: str, mask: str, heads: int, width: int) -> str:
+def _fused_layer(b: Builder, x: str, mask: str, heads: int, width: int) -> str:
     own = {"domain": "com.microsoft"}
     bias = b.put(b.rng.standard_normal(3 * width))
     mixed = b.add("Attention", x, b.weights(width, 3 * width), bias, mask, num_heads=heads, **own)
@@ -110,7 +112,7 @@ def _fused_layer(b: _Builder, x: str, mask: str, heads: int, width: int) -> str:
     return b.add("SkipLayerNormalization", out, x, *b.scale(width), epsilon=1e-6, **own)
 
 
-def _embedded(b: _Builder, width: int) -> tuple[str, str]:
+def _embedded(b: Builder, width: int) -> tuple[str, str]:
     ids, mask = (b.add("Cast", n, to=TensorProto.INT32) for n in ("input_ids", "attention_mask"))
     sizes = (VOCABULARY, width), (MOST_TOKENS, width), (2, width)
     words, places, kinds = (b.put(b.rng.standard_normal(of)) for of in sizes)
@@ -130,7 +132,7 @@ def encoder(
     attention), "raw" or "counts" (onnxruntime's fused operators; masks as given, or as numbers of
     tokens), "embedded" (its fused embedding, which makes these numbers).
     """
-    b = _Builder(rng)
+    b = Builder(rng)
     fused = spelling in ("raw", "counts", "embedded")
     if spelling == "embedded":
         x, mask = _embedded(b, width)

@@ -38,6 +38,6 @@ with network_of(model, threads=1) as network:
 
 def test_what_has_no_end_is_interrupted() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.split() == ["interrupted", "256.0"] * 2, done.stderr

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from onnx_models import FLOAT, model_of
+from test_native_networks import native, reference
 
 from headrace.networks.native import NativeRegion
 from headrace.networks.network import network_of
@@ -110,3 +111,24 @@ def test_weights_of_images_are_no_others() -> None:
     model = model_of(nodes, {"x": (FLOAT, [1, 16, 16])}, ["y"])
     model.graph.initializer.append(tensor)
     check(model, {"x": RNG.standard_normal((1, 16, 16)).astype(np.float32)}, set())
+
+
+@pytest.mark.parametrize("keeps", [0, 1])
+def test_the_mean_of_rows_of_pixels(keeps: int) -> None:
+    """As temporal convolutional networks end: of all steps of each channel."""
+    rng = np.random.default_rng(7)
+    w = {name: rng.standard_normal((20, 20, 3)).astype(np.float32) / 8 for name in ("w", "v")}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[2, 0]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "v"], ["c"], pads=[2, 0]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("ReduceMean", ["d"], ["y"], axes=[-1], keepdims=keeps),
+    ]
+    model = model_of(nodes, {"x": (FLOAT, [3, 20, 20])}, ["y"], w, opset=17)
+    x = {"x": rng.standard_normal((3, 20, 20)).astype(np.float32)}
+    with network_of(model, threads=2) as network:
+        kernels = [one.kernel for region in native(network, x) for one in region.operations]
+        assert ("images_mean" in kernels) == (not keeps)
+        found, expected = network(x)["y"], reference(model, x)["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

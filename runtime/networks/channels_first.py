@@ -23,6 +23,7 @@ FLOAT = 1  # of TensorProto
 def channels_first(graph: Graph) -> frozenset[str]:
     """Names of these values; of none whose users take rows."""
     from headrace.networks.operators import OPERATORS, key_of
+    from headrace.networks.operators.mean import averages_pixels
 
     found = {name for name, of in graph.types.items() if of.elem_type == FLOAT and _rank(of) == 3}
     makers = {name: node for node in graph.nodes for name in node.outputs if name in found}
@@ -51,6 +52,7 @@ def channels_first(graph: Graph) -> frozenset[str]:
             takes_so(node)
             or key_of(node) in ("Reshape", "Transpose")
             or _keeps_channels(graph, node)
+            or averages_pixels(graph, node)
             or key_of(node) not in OPERATORS
             for node in users.get(name, [])
         )

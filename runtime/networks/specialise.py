@@ -20,7 +20,7 @@ from headrace.networks.branches import taken_branch
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
 from headrace.networks.window_types import inferable, resized
-from headrace.networks.without_moves import without_moves
+from headrace.networks.without_moves import reading, without_moves
 
 # What gives something else each time, or is asked for its effect; and weights as they are.
 NOT_CONSTANT = {
@@ -51,8 +51,9 @@ def specialise(
     conditions = {name: _condition(name, value) for name, value in decided}
     found.constants.computed.update(conditions)
     waiting = list(reversed(graph.nodes))
+    names, renamed = _names_for_names(graph), dict[str, str]()
     while waiting:
-        node = waiting.pop()
+        node = reading(waiting.pop(), renamed)
         if conditions.keys() >= set(node.outputs):
             continue
         branch = taken_branch(found, node)
@@ -70,6 +71,9 @@ def specialise(
             found.types[name] = TensorType(held.data_type, tuple(held.dims))
             found.constants.derive(name, found.types[name], (), partial(_array, held))
             continue
+        if names.issuperset(node.outputs) and node.inputs[0] in found.constants:
+            renamed[node.outputs[0]] = node.inputs[0]  # a weight that several nodes share
+            continue
         types = _types(found, node)
         found.types.update(types)
         if _is_derived(found, node, types):
@@ -78,6 +82,13 @@ def specialise(
             continue
         found.nodes.append(node)
     return without_moves(found.of(found.nodes))
+
+
+def _names_for_names(graph: Graph) -> set[str]:
+    """What Identity gives that nobody wants by this name."""
+    fixed = {name for node in graph.nodes for name in node.captured}.union(graph.outputs)
+    made = {n.outputs[0] for n in graph.nodes if n.op == "Identity" and not n.domain and n.outputs}
+    return made - fixed
 
 
 def _condition(name: str, value: bool) -> Any:
@@ -168,7 +179,8 @@ def _held(graph: Graph, node: Node) -> Any:
     if node.domain or len(node.outputs) != 1:
         return None
     if node.op == "Identity":
-        held = graph.constants.tensor(node.inputs[0])
+        small = graph.constants.is_small(node.inputs[0])
+        held = graph.constants.tensor(node.inputs[0]) if small else None
     else:
         held = node.attribute("value") if node.op == "Constant" else None
     if held is None or held.external_data or held.ByteSize() > SMALL_BYTES:

@@ -7,6 +7,7 @@ dimensions of one element that come and go.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx
@@ -25,10 +26,7 @@ def without_moves(graph: Graph) -> Graph:
     renamed: dict[str, str] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        node = _reading(node, renamed)
-        if _names_constant(graph, node) and node.outputs[0] not in fixed:
-            renamed[node.outputs[0]] = node.inputs[0]
-            continue
+        node = reading(node, renamed)
         if _moves_nothing(graph, node):
             x, y = node.inputs[0], node.outputs[0]
             before = chains.get(x, [x])
@@ -41,18 +39,14 @@ def without_moves(graph: Graph) -> Graph:
     return graph.of(nodes) if renamed else graph
 
 
-def _reading(node: Node, renamed: dict[str, str]) -> Node:
+def reading(node: Node, renamed: Mapping[str, str]) -> Node:
+    """A node that reads other values instead."""
     if not any(name in renamed for name in node.inputs):
         return node
     proto = onnx.NodeProto()
     proto.CopyFrom(node.proto)
     proto.input[:] = [renamed.get(name, name) for name in node.inputs]
     return replace(node, proto=proto)
-
-
-def _names_constant(graph: Graph, node: Node) -> bool:
-    """Whether it is another name for a weight: exporters write equal ones once."""
-    return node.op == "Identity" and not node.domain and node.inputs[0] in graph.constants
 
 
 def _moves_nothing(graph: Graph, node: Node) -> bool:

@@ -26,6 +26,12 @@ def _mean(node: Node, read: Image, images: int, pixels: int) -> Operation:
     return Operation("images_mean", [x], node.outputs[0], slots, [node])
 
 
+def averages_pixels(graph: Graph, node: Node) -> bool:
+    """Whether it gives [images, channels] of [images, channels, pixels]."""
+    before, after = (graph.shape(name) or () for name in (node.inputs[0], node.outputs[0]))
+    return node.op == "ReduceMean" and len(before) == 3 and after == before[:2]
+
+
 def _reduce_mean(graph: Graph, node: Node) -> Operation | None:
     axes = node.attribute("axes")
     if len(node.inputs) > 1 and node.inputs[1]:
@@ -40,10 +46,15 @@ def _reduce_mean(graph: Graph, node: Node) -> Operation | None:
     if len(shape) == 4 and x not in graph.as_rows:
         return _global_average(graph, node) if axes == [2, 3] else None
     read, made = image_of(graph, x), image_of(graph, node.outputs[0])
-    if read is None or made is None or made.channels != read.channels or not in_rows(graph, x):
+    if read is None or made is None or made.channels != read.channels:
+        return None
+    if x in graph.channels_first:
+        pixels = averages_pixels(graph, node) and axes == [2]
+        return _mean(node, read, read.images, read.pixels) if pixels else None
+    if not in_rows(graph, x):
         return None
     # Of all rows of each one of the batch; how the result lies follows from its channels.
-    if axes != [*range(1, len(shape) - 1)] or x in graph.channels_first:
+    if axes != [*range(1, len(shape) - 1)]:
         return None
     if (made.images, made.pixels) != (shape[0], 1):
         return None
@@ -54,6 +65,6 @@ OPERATORS = {"GlobalAveragePool": _global_average, "ReduceMean": _reduce_mean}
 # For the table in docs/onnx.md: which of them.
 WHICH = {
     "GlobalAveragePool, ReduceMean": (
-        "of all pixels; ReduceMean also of all rows of each of a batch"
+        "of all pixels, of one dimension as well; ReduceMean also of all rows of each of a batch"
     ),
 }

@@ -1,4 +1,4 @@
-"""LayerNormalization of the last dimension."""
+"""LayerNormalization and RMSNormalization of the last dimension."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _layer_norm(graph: Graph, node: Node) -> Operation | None:
     def slots(one: Operation, at: Addresses) -> list[Any]:
         return [
             at[x], at.own["weight"], at.own["bias"], at[one.makes], of.images, of.channels,
-            of.padded, epsilon,
+            of.padded, epsilon, int(node.op == "RMSNormalization"),
         ]  # fmt: skip
 
     return Operation("layer_norm_f32", [x], node.outputs[0], slots, [node], dict(weights))
 
 
-OPERATORS = {"LayerNormalization": _layer_norm}
+OPERATORS = dict.fromkeys(("LayerNormalization", "RMSNormalization"), _layer_norm)
 # For the table in docs/onnx.md: which of them.
 WHICH = {
-    "LayerNormalization": "of the last dimension, with constant weights",
+    "LayerNormalization, RMSNormalization": "of the last dimension, with constant weights",
 }

@@ -22,6 +22,7 @@ from headrace.networks.quantisation import named
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 _PARTS = ("Split", "Slice", "Gather")
+MOST_MASKS = 2
 MOST_ELEMENTS = 1 << 22  # of a value whose shuffle is tried
 
 
@@ -46,7 +47,7 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
     if node.domain or node.op not in ("Reshape", "Transpose"):
         return None
     shape = matcher.shape(node.outputs[0])
-    if shape is None or len(shape) != 3:
+    if shape is None or len(shape) not in (2, 3):
         return None
     mixed = _source(matcher, node.outputs[0], factors=False)
     product = matcher.maker(mixed.name, "MatMul")
@@ -71,26 +72,45 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
     read = _scores(matcher, softmax.inputs[0])
     if read is None:
         return None
-    q, k, mask, scale = read
+    q, k, masks, scale = read
     v = _source(matcher, product.inputs[1], factors=False)
-    return _attention(matcher, node, mixed, (q, k, v), scores, (mask, scale, zeros))
+    mask, nodes = masks[0] if masks else "", []
+    if len(masks) > 1:
+        if matcher.graph.opsets.get("", 0) < 8:  # nor does its Sum spread what it adds
+            return None
+        mask = matcher.new_value(node.outputs[0], "masks", _spread(matcher, masks))
+        nodes = [new_node("Sum", masks, mask)]
+    made = _attention(matcher, node, mixed, (q, k, v), scores, (mask, scale, zeros))
+    return None if made is None else [*nodes, *made]
 
 
-def _scores(matcher: Matcher, name: str) -> tuple[_Source, _Source, str, float] | None:
-    """Queries, keys, mask ("": none) and scale of scores."""
-    mask = ""
-    add = matcher.maker(name, "Add")
-    if add is not None:
-        inner = [i for i in (0, 1) if _product(matcher, add.inputs[i]) is not None]
+def _spread(matcher: Matcher, names: Sequence[str]) -> tuple[int, ...]:
+    """The shape of the sum of values."""
+    return np.broadcast_shapes(*[matcher.shape(name) or (0,) for name in names])
+
+
+def _scores(matcher: Matcher, name: str) -> tuple[_Source, _Source, list[str], float] | None:
+    """Queries, keys, what is added (masks, biases of places) and scale of scores."""
+    masks: list[str] = []
+    while len(masks) < MOST_MASKS and (add := matcher.maker(name, "Add")) is not None:
+        direct = [i for i in (0, 1) if _product(matcher, add.inputs[i]) is not None]
+        inner = direct or [i for i in (0, 1) if _is_scores(matcher, add.inputs[i])]
         if len(inner) != 1:
             return None
-        name, mask = add.inputs[inner[0]], add.inputs[1 - inner[0]]
+        name = add.inputs[inner[0]]
+        masks.insert(0, add.inputs[1 - inner[0]])
     found = _product(matcher, name)
     if found is None:
         return None
     product, scale = found
     q, k = (_source(matcher, one) for one in product.inputs)
-    return q, k, mask, scale * q.factor * k.factor
+    return q, k, masks, scale * q.factor * k.factor
+
+
+def _is_scores(matcher: Matcher, name: str) -> bool:
+    """Whether a value is a product to which something is added."""
+    add = matcher.maker(name, "Add")
+    return add is not None and any(_product(matcher, one) is not None for one in add.inputs)
 
 
 def _product(matcher: Matcher, name: str) -> tuple[Node, float] | None:
@@ -124,14 +144,18 @@ def _attention(
 ) -> list[Node] | None:  # fmt: skip
     batch, heads, queries, keys = scores
     mask, scale, zeros = more
-    shape = matcher.shape(node.outputs[0]) or ()
-    width = shape[-1]
-    if shape != (batch, queries, width) or width % heads or not math.isfinite(scale):
+    given = matcher.shape(node.outputs[0]) or ()
+    width = given[-1]
+    shape = (batch, queries, width)
+    if given not in (shape, (batch * queries, width)) or width % heads or not math.isfinite(scale):
         return None
     head = width // heads
     tokens = (queries, keys, keys)
     columns = []
     # Places of [batch, heads, tokens, channels] in rows [batch, tokens, heads x channels].
+    parts = [
+        _as_rows(matcher, part, (batch, count)) for part, count in zip(parts, tokens, strict=True)
+    ]
     for part, count, turned in zip(parts, tokens, (False, True, False), strict=True):
         whole = matcher.shape(part.name) or ()
         if whole[:-1] != (batch, count) or whole[-1] % width:
@@ -151,18 +175,31 @@ def _attention(
     inside = (batch, heads, queries, head)
     wanted = _places(inside).transpose(0, 2, 1, 3).reshape(shape)
     ends = _ends(matcher, mixed, inside)
-    if ends is None or ends.shape != wanted.shape or not (ends == wanted).all():
+    if ends is None or ends.size != wanted.size or not (ends.reshape(shape) == wanted).all():
         return None
+    made = node.outputs[0] if given == shape else matcher.new_value(node.outputs[0], "rows", shape)
     names, projected = [part.name for part in parts], None
     if len(set(names)) == 3 and not any(columns):
         projected = _projected(matcher, parts, node.outputs[0])
     if projected is not None:
         names, columns = projected.outputs * 3, [0, width, 2 * width]
     attention = new_node(
-        "Attention", [*names, mask], node.outputs[0], "headrace",
+        "Attention", [*names, mask], made, "headrace",
         heads=heads, scale=scale, zeros=int(zeros), columns=columns,
     )  # fmt: skip
-    return [attention] if projected is None else [projected, attention]
+    nodes = [attention] if projected is None else [projected, attention]
+    if made != node.outputs[0]:  # products may take all tokens as one matrix
+        sizes = matcher.new_constant(np.array(given))
+        nodes.append(new_node("Reshape", [made, sizes], node.outputs[0]))
+    return nodes
+
+
+def _as_rows(matcher: Matcher, part: _Source, sizes: tuple[int, int]) -> _Source:
+    """A source from where the tokens of a batch are apart: products may take all as one matrix."""
+    name, moves = part.name, part.moves
+    while moves and (matcher.shape(name) or ())[:-1] == (math.prod(sizes),):
+        name, moves = moves[0].makes, moves[1:]
+    return _Source(name, moves, part.factor)
 
 
 def _projected(matcher: Matcher, parts: Sequence[_Source], like: str) -> Node | None:

@@ -1,4 +1,7 @@
-"""GELU as exporters spell it: x (1 + erf(x / sqrt(2))) / 2, the factors in any order."""
+"""GELU as exporters spell it, the factors in any order.
+
+x (1 + erf(x / sqrt(2))) / 2, or x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ import math
 
 from headrace.networks.graph import Node
 from headrace.networks.patterns.match import CLOSE, Matcher, new_node
+
+_FACTOR = math.sqrt(2 / math.pi)
+_TANH = {1: _FACTOR, 3: _FACTOR * 0.044715}  # factors of powers of x
+MOST_NODES = 8  # of a polynomial
 
 
 def found(matcher: Matcher, node: Node) -> list[Node] | None:
@@ -16,8 +23,9 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
     if len(values) != 2 or not math.isclose(factor, 0.5, rel_tol=CLOSE):
         return None
     for x, other in (values, values[::-1]):
-        if _is_one_and_erf(matcher, other, x):
-            return [new_node("Gelu", [x], node.outputs[0])]
+        form = _form(matcher, other, x)
+        if form is not None:
+            return [new_node("Gelu", [x], node.outputs[0], approximate=form)]
     return None
 
 
@@ -44,18 +52,55 @@ def _factors(matcher: Matcher, node: Node) -> tuple[float, list[str]]:
     return factor, values
 
 
-def _is_one_and_erf(matcher: Matcher, name: str, x: str) -> bool:
-    """Whether a value is 1 + erf(x / sqrt(2))."""
+def _form(matcher: Matcher, name: str, x: str) -> str | None:
+    """`approximate` of Gelu, where a value is 1 + erf or tanh of what that has; None: it is not."""
     add = matcher.maker(name, "Add")
     split = None if add is None else matcher.split(add)
     if split is None or not math.isclose(split[1], 1.0, rel_tol=CLOSE):
-        return False
-    error = matcher.maker(split[0], "Erf")
-    scaled = None if error is None else matcher.maker(error.inputs[0], "Mul", "Div")
-    inner = None if scaled is None else matcher.split(scaled)
-    if scaled is None or inner is None or inner[0] != x:
-        return False
-    if scaled.op == "Div" and scaled.inputs[0] != x:
-        return False
-    root = math.sqrt(2) if scaled.op == "Div" else math.sqrt(0.5)
-    return math.isclose(inner[1], root, rel_tol=CLOSE)
+        return None
+    curve = matcher.maker(split[0], "Erf", "Tanh")
+    if curve is None:
+        return None
+    wanted, form = ({1: math.sqrt(0.5)}, "none") if curve.op == "Erf" else (_TANH, "tanh")
+    found = _polynomial(matcher, curve.inputs[0], x, MOST_NODES)
+    if found is None or found.keys() != wanted.keys():
+        return None
+    close = all(math.isclose(found[of], c, rel_tol=2 * CLOSE) for of, c in wanted.items())
+    return form if close else None
+
+
+def _polynomial(matcher: Matcher, name: str, x: str, most: int) -> dict[int, float] | None:
+    """The factor of each power of x in a value; None: it is no polynomial of so few nodes."""
+    if name == x:
+        return {1: 1.0}
+    value = matcher.scalar(name)
+    if value is not None:
+        return {0: value}
+    node = matcher.maker(name, "Mul", "Add", "Div", "Pow")
+    if node is None or most == 0:
+        return None
+    if node.op == "Pow":
+        base = _polynomial(matcher, node.inputs[0], x, most - 1)
+        power = matcher.scalar(node.inputs[1])
+        if base is None or power not in (2.0, 3.0):
+            return None
+        found = base
+        for _ in range(int(power) - 1):
+            found = _product(found, base)
+        return found
+    a, b = (_polynomial(matcher, one, x, most - 1) for one in node.inputs)
+    if a is None or b is None:
+        return None
+    if node.op == "Add":
+        return {of: a.get(of, 0.0) + b.get(of, 0.0) for of in {*a, *b}}
+    if node.op == "Mul":
+        return _product(a, b)
+    return {of: c / b[0] for of, c in a.items()} if b.keys() == {0} and b[0] else None
+
+
+def _product(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for of, c in a.items():
+        for also, d in b.items():
+            found[of + also] = found.get(of + also, 0.0) + c * d
+    return found

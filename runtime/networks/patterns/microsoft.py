@@ -14,7 +14,7 @@ from headrace.networks.quantisation import named
 
 EPSILON = 1e-12  # what SkipLayerNormalization adds where nothing is said
 MASKED = -10000.0  # what Attention adds to masked scores where nothing is said
-ON_MASKS = ("Cast", "Reshape", "Less", "Where", "Equal", "ReduceSum")  # the host's part
+ON_MASKS = ("Cast", "Reshape", "Less", "Where", "Equal", "ReduceSum", "Sum")  # the host's part
 
 
 def expanded(matcher: Matcher, node: Node) -> list[Node] | None:
