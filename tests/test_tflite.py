@@ -184,6 +184,6 @@ def test_they_stream_in_little_memory(tmp_path: Path) -> None:
     path = file.write(tmp_path / "x.tflite", [x], [y])
     given = random.normal(size=(1, 512)).astype(np.float32)
     whole = outcome(path, given)
-    with headrace.load(path, threads=1, memory="7MB") as network:
+    with headrace.load(path, threads=1, memory="7.5MB") as network:
         assert network.plan({"x": given}).memory.streamed_bytes > 0
         np.testing.assert_array_equal(network({"x": given})["y"], whole)
