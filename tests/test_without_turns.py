@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from onnx import TensorProto, helper
 from onnx_models import FLOAT, model_of
 from test_native_operators import node
 
+from headrace.errors import HeadraceError
 from headrace.networks.network import network_of
 
 CHANNELS, SIZE = 12, (6, 5)
@@ -217,3 +219,39 @@ def test_bytes_between_turns() -> None:
     right = _all_outputs(model, inputs)["y"]
     with network_of(model, threads=1) as network:
         np.testing.assert_allclose(network(inputs)["y"], right, rtol=1e-4, atol=1e-4)
+
+
+BETWEEN = ("Concat", "Flatten", "Pad", "QuantizeLinear", "ReduceMean", "Reshape", "Split", "Where")
+
+
+@pytest.mark.parametrize("op", BETWEEN)
+def test_nodes_between_turns_that_lack_something(op: str) -> None:
+    """Or have axes and sizes that there are none of."""
+    rng = np.random.default_rng(5)
+    given = (["t"], ["t", "t"], ["t", ""], ["t", "w"], ["t", "axes"], ["t", "far"], ["", "t"])
+    for inputs, perm, axis in product(
+        given, (TO_ROWS, {}, {"perm": [0, 1]}), (None, 3, 9, [9], "a")
+    ):
+        attributes = {} if axis is None else {"axes" if op == "ReduceMean" else "axis": axis}
+        nodes = [
+            node("Transpose", "x", "t", **TO_ROWS),
+            helper.make_node(op, inputs, ["b"], **attributes),
+            node("Transpose", "b", "y", **perm),
+        ]  # fmt: skip
+        constants = {
+            "w": rng.standard_normal((3, 3)).astype(np.float32), "axes": np.array([1, 2]),
+            "far": np.array([0, 9, -9, 2**40]),
+        }  # fmt: skip
+        size = [1, CHANNELS, *SIZE]
+        model = model_of(nodes, {"x": (FLOAT, size)}, ["y"], constants, opset=17)
+        inputs_of = {"x": rng.standard_normal(size).astype(np.float32)}
+        try:
+            with network_of(model, threads=1) as network:
+                found = network(inputs_of)["y"]
+        except HeadraceError:
+            continue
+        try:
+            right = _all_outputs(model, inputs_of)["y"]
+        except Exception:  # attributes that the operator does not have
+            continue
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)

@@ -206,7 +206,7 @@ class HostRegion:
         usual = _RECURRENT.get(node.op) if not node.domain else None
         if usual is None:
             return
-        shape = graph.shape(node.inputs[0]) or ()
+        shape = graph.shape(named(node.inputs, 0)) or ()
         if len(shape) == 3 and shape[1 if node.attribute("layout", 0) else 0] == 0:
             raise UnsupportedError(f"nothing here runs {node.label}: its input has no steps")
         names = [name.lower() for name in node.attribute("activations", [])]

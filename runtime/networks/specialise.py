@@ -19,6 +19,7 @@ from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.branches import taken_branch
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
+from headrace.networks.quantisation import named
 from headrace.networks.window_types import inferable, resized
 from headrace.networks.without_moves import reading, without_moves
 
@@ -71,7 +72,7 @@ def specialise(
             found.types[name] = TensorType(held.data_type, tuple(held.dims))
             found.constants.derive(name, found.types[name], (), partial(_array, held))
             continue
-        if names.issuperset(node.outputs) and node.inputs[0] in found.constants:
+        if node.outputs and node.outputs[0] in names and node.inputs[0] in found.constants:
             renamed[node.outputs[0]] = node.inputs[0]  # a weight that several nodes share
             continue
         types = _types(found, node)
@@ -87,8 +88,8 @@ def specialise(
 def _names_for_names(graph: Graph) -> set[str]:
     """What Identity gives that nobody wants by this name."""
     fixed = {name for node in graph.nodes for name in node.captured}.union(graph.outputs)
-    made = {n.outputs[0] for n in graph.nodes if n.op == "Identity" and not n.domain and n.outputs}
-    return made - fixed
+    names = (n for n in graph.nodes if n.op == "Identity" and not n.domain and n.inputs)
+    return {n.outputs[0] for n in names if n.outputs} - fixed
 
 
 def _condition(name: str, value: bool) -> Any:
@@ -103,7 +104,8 @@ def _is_constant(graph: Graph, node: Node) -> bool:
     if any(name in graph.sparse for name in node.reads):
         return False
     if node.op in ("Shape", "Size") and not node.domain:
-        return graph.shape(node.inputs[0]) is not None or node.inputs[0] in graph.constants
+        x = named(node.inputs, 0)
+        return graph.shape(x) is not None or x in graph.constants
     return all(name in graph.constants and graph.constants.is_small(name) for name in node.reads)
 
 
@@ -178,7 +180,7 @@ def _held(graph: Graph, node: Node) -> Any:
     """A small tensor that stands in a node, or that it names: no session is made for it."""
     if node.domain or len(node.outputs) != 1:
         return None
-    if node.op == "Identity":
+    if node.op == "Identity" and node.inputs:
         small = graph.constants.is_small(node.inputs[0])
         held = graph.constants.tensor(node.inputs[0]) if small else None
     else:

@@ -29,7 +29,10 @@ def inferable(graph: Graph, node: Node) -> Any | None:
     if node.domain or (auto == b"NOTSET" and node.op != "ConvTranspose"):
         return node.proto
     if node.op == "ConvTranspose":
-        own, read = node.attribute("output_shape", []), (graph.shape(node.inputs[0]) or ())[2:]
+        own, read = (
+            node.attribute("output_shape", []),
+            (graph.shape(named(node.inputs, 0)) or ())[2:],
+        )
         less = any(made < size for made, size in zip(own, read, strict=False))
         odd = less or (auto != b"NOTSET" and any((*own, *node.attribute("output_padding", []))))
         return None if odd else node.proto
@@ -50,7 +53,10 @@ def reaches_beyond(graph: Graph, node: Node) -> bool:
     """Whether a pool has a window larger than all that it reads, with pads."""
     if node.domain or node.op not in _POOLS:
         return False
-    window, read = node.attribute("kernel_shape", []), (graph.shape(node.inputs[0]) or ())[2:]
+    window, read = (
+        node.attribute("kernel_shape", []),
+        (graph.shape(named(node.inputs, 0)) or ())[2:],
+    )
     rank = len(window)
     apart = node.attribute("dilations", [1] * rank)
     pads = node.attribute("pads", [0] * 2 * rank)

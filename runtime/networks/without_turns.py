@@ -14,6 +14,7 @@ import onnx
 
 from headrace.networks.as_rows import TO_IMAGES, TO_ROWS
 from headrace.networks.graph import Graph, Node, TensorType
+from headrace.networks.operators import MALFORMED
 from headrace.networks.quantisation import named
 
 # Of each element by itself, with numbers that are the same for all besides.
@@ -42,7 +43,8 @@ def _turns(nodes: Iterable[Node]) -> int:
 
 
 def _perm(node: Node) -> Any:
-    return node.attribute("perm") if node.op == "Transpose" and not node.domain else None
+    turns = node.op == "Transpose" and not node.domain and node.inputs and node.outputs
+    return node.attribute("perm") if turns else None
 
 
 def _axis(axis: int) -> int:
@@ -83,7 +85,10 @@ class _Turned:
         if not any(name in self._images for name in node.inputs):
             return False
         maker = _MAKERS.get(node.op)
-        made = None if maker is None else maker(self, node)
+        try:
+            made = None if maker is None else maker(self, node)
+        except MALFORMED:
+            return False
         if made is None:
             return False
         for x, y in zip(made.outputs, node.outputs, strict=True):
