@@ -221,7 +221,17 @@ def test_bytes_between_turns() -> None:
         np.testing.assert_allclose(network(inputs)["y"], right, rtol=1e-4, atol=1e-4)
 
 
-BETWEEN = ("Concat", "Flatten", "Pad", "QuantizeLinear", "ReduceMean", "Reshape", "Split", "Where")
+BETWEEN = (
+    "Concat",
+    "Flatten",
+    "Pad",
+    "QuantizeLinear",
+    "ReduceMean",
+    "Reshape",
+    "Resize",
+    "Split",
+    "Where",
+)
 
 
 @pytest.mark.parametrize("op", BETWEEN)

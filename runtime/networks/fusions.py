@@ -70,6 +70,27 @@ def left_out(graph: Graph, nodes: Sequence[Node]) -> list[str]:
     return found
 
 
+def ends_the_process(graph: Graph, nodes: Sequence[Node]) -> bool:
+    """Whether its optimiser would: it moves transposes past nodes that it takes to be well made."""
+    return any(node.op == "Transpose" for node in nodes) and any(
+        _joins_odd(graph, node) or _resizes_to_nothing(node) for node in nodes
+    )
+
+
+def _joins_odd(graph: Graph, node: Node) -> bool:
+    """Whether Concat has inputs of several ranks, or a constant may have another."""
+    if node.op != "Concat" or node.domain:
+        return False
+    types = [graph.type(name) for name in node.inputs]
+    ranks = {None if of is None or of.shape is None else len(of.shape) for of in types}
+    constant = any(name in graph.constants for name in node.inputs)
+    return len(ranks - {None}) > 1 or (None in ranks and constant)
+
+
+def _resizes_to_nothing(node: Node) -> bool:
+    return node.op == "Resize" and not node.domain and not any(node.inputs[1:])
+
+
 def _has_no_zero(graph: Graph, node: Node) -> bool:
     """Whether values that are no uint8 are dequantised without a zero point."""
     if node.domain or node.op != "DequantizeLinear" or named(node.inputs, 2):

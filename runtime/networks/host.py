@@ -16,7 +16,7 @@ import numpy as np
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.interruptible import run_aside
 from headrace.loaders.onnx_model import subgraphs, tensor_bytes, type_name
-from headrace.networks.fusions import kept, left_out
+from headrace.networks.fusions import ends_the_process, kept, left_out
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
 from headrace.networks.quantisation import named
@@ -144,7 +144,7 @@ class HostRegion:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        if not optimised:
+        if not optimised or ends_the_process(graph, self.nodes):
             level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.graph_optimization_level = level
         options.intra_op_num_threads = threads
