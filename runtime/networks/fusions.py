@@ -72,9 +72,8 @@ def left_out(graph: Graph, nodes: Sequence[Node]) -> list[str]:
 
 def ends_the_process(graph: Graph, nodes: Sequence[Node]) -> bool:
     """Whether its optimiser would: it moves transposes past nodes that it takes to be well made."""
-    return any(node.op == "Transpose" for node in nodes) and any(
-        _joins_odd(graph, node) or _resizes_to_nothing(node) for node in nodes
-    )
+    turns = any(node.op == "Transpose" for node in nodes)
+    return turns and any(_joins_odd(graph, node) for node in nodes)
 
 
 def _joins_odd(graph: Graph, node: Node) -> bool:
@@ -85,10 +84,6 @@ def _joins_odd(graph: Graph, node: Node) -> bool:
     ranks = {None if of is None or of.shape is None else len(of.shape) for of in types}
     constant = any(name in graph.constants for name in node.inputs)
     return len(ranks - {None}) > 1 or (None in ranks and constant)
-
-
-def _resizes_to_nothing(node: Node) -> bool:
-    return node.op == "Resize" and not node.domain and not any(node.inputs[1:])
 
 
 def _has_no_zero(graph: Graph, node: Node) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.interruptible import run_aside
 from headrace.loaders.onnx_model import subgraphs, tensor_bytes, type_name
+from headrace.networks.fatal import check_empty
 from headrace.networks.fusions import ends_the_process, kept, left_out
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.live import live_bytes
@@ -81,7 +82,7 @@ class HostRegion:
         types: Mapping[str, TensorType] = graph.types
         proto = self._model(graph, here, types)
         try:
-            _check_empty(graph, self.nodes, outputs)
+            check_empty(graph, self.nodes, outputs)
             try:
                 self._session = self._open(graph, proto, here, threads, spins)
             except Exception:
@@ -329,22 +330,6 @@ def _live_bytes(
     """What values whose shapes are known take at most, twice: it asks for powers of two."""
     alone = replace(graph, nodes=list(nodes), inputs=list(inputs), outputs=list(outputs))
     return 2 * live_bytes(alone)
-
-
-def _check_empty(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]) -> None:
-    """Raises ValueError: onnxruntime would end the process, as it divides by these sizes.
-
-    Or, of an LSTM without steps, give the cells as memory happens to be.
-    """
-    wanted = {*outputs, *(name for node in nodes for name in node.reads)}
-    for node in nodes:
-        cells = named(node.outputs, 2) in wanted
-        lstm = slice(2) if cells else slice(1, 2)
-        sizes = {"GRU": slice(2), "LSTM": lstm, "InstanceNormalization": slice(None)}
-        of = sizes.get(node.op)
-        shape = graph.shape(node.inputs[0]) if of is not None and node.inputs else None
-        if of is not None and shape is not None and 0 in shape[of]:
-            raise ValueError(f"{node.label} has an input without elements")
 
 
 def _check_types(graph: Graph, node: Node) -> None:

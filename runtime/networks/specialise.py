@@ -17,6 +17,7 @@ import numpy as np
 
 from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.branches import taken_branch
+from headrace.networks.fatal import check_values
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
 from headrace.networks.quantisation import named
@@ -43,6 +44,9 @@ def specialise(
 
     Args:
         decided: values of the graph that are conditions, and what they are.
+
+    Raises:
+        UnsupportedError: onnxruntime would end the process over a node.
     """
     found = Graph(
         [], graph.constants.without(), graph.inputs, graph.outputs, graph.opsets,
@@ -61,6 +65,7 @@ def specialise(
         if branch is not None:
             waiting.extend(reversed(branch))
             continue
+        check_values(found, node)
         if _is_constant(found, node):
             values = _computed(found, node)
             if values is not None:

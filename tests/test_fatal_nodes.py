@@ -1,0 +1,46 @@
+"""Nodes over which onnxruntime would end the process are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnx_models import FLOAT, model_of
+
+from headrace.errors import HeadraceError
+from headrace.networks.network import network_of
+
+CASES: list[tuple[str, list[str], dict[str, Any]]] = [
+    ("RandomUniformLike", ["x"], {"low": 2.0, "high": 1.0}),
+    ("RandomUniformLike", ["x"], {"high": float("inf")}),
+    ("RandomNormalLike", ["x"], {"scale": -1.0}),
+    ("GatherND", ["x", "ids"], {"batch_dims": -2}),
+    ("LayerNormalization", ["x", "w"], {}),
+    ("LayerNormalization", ["x", "row"], {"axis": 2**31}),
+    ("Resize", ["x", "row"], {"mode": "linear"}),
+    ("Resize", ["x", "w", "scales"], {}),
+    ("RoiAlign", ["x", "rois", "ids"], {"sampling_ratio": -(2**63)}),
+    ("Split", ["x"], {"num_outputs": 3}),
+]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("op", "inputs", "attributes"), CASES)
+def test_it_is_refused(
+    op: str, inputs: list[str], attributes: dict[str, Any], turned: bool
+) -> None:
+    given = ["t" if turned and name == "x" else name for name in inputs]
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]),
+        helper.make_node(op, given, ["o"], **attributes), helper.make_node("Relu", ["o"], ["y"]),
+    ]  # fmt: skip
+    constants = {
+        "w": np.ones((4, 4, 1, 1), np.float32), "row": np.ones(5, np.float32),
+        "ids": np.array([1]), "scales": np.array([1, 1, 2, 2], np.float32),
+        "rois": np.zeros((1, 4), np.float32),
+    }  # fmt: skip
+    model = model_of(nodes, {"x": (FLOAT, [1, 4, 6, 5])}, ["y"], constants, opset=18)
+    with network_of(model, threads=1) as network, pytest.raises(HeadraceError, match=op):
+        network({"x": np.ones((1, 4, 6, 5), np.float32)})
