@@ -215,6 +215,14 @@ class Constants:
             return self.computed[name].SerializeToString()
         return self.derived[name].key if name in self.derived else name
 
+    def put(self, array: np.ndarray) -> str:
+        """Have a constant that the file does not have: its name is that of its content."""
+        import onnx
+
+        name = f"headrace/{array.dtype}{list(array.shape)}/{array.tobytes().hex()}"
+        self.computed[name] = onnx.numpy_helper.from_array(array, name)
+        return name
+
     def derive(
         self, name: str, of: TensorType, sources: Sequence[str], make: Callable[[], np.ndarray]
     ) -> None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,7 +92,7 @@ class HostRegion:
                     self._session = self._open(graph, proto, here, threads, spins)
                 except Exception:  # of its own fusions, it may be
                     self._session = self._open(graph, proto, here, threads, spins, False)
-            self._as_it_is = partial(self._unoptimised, graph, types, here, threads, spins)
+            self._given = graph, types, here, threads, spins
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
@@ -169,10 +168,8 @@ class HostRegion:
             disabled_optimizers=left_out(graph, self.nodes),
         )
 
-    def _unoptimised(
-        self, graph: Graph, types: Mapping[str, TensorType], constants: Sequence[str],
-        threads: int, spins: bool,
-    ) -> Any:  # fmt: skip
+    def _unoptimised(self) -> Any:
+        graph, types, constants, threads, spins = self._given
         proto = self._model(graph, constants, types)
         return self._open(graph, proto, constants, threads, spins, False)
 
@@ -281,7 +278,7 @@ class HostRegion:
                 raise
             optimised = self._session, self._held
             try:
-                self._session = self._as_it_is()
+                self._session = self._unoptimised()
                 return self._run_session(feeds)
             except Exception:
                 self._session, self._held = optimised

@@ -66,6 +66,9 @@ def specialise(
             waiting.extend(reversed(branch))
             continue
         check_values(found, node)
+        if node.outputs and node.outputs[0] in names and node.inputs[0] in found.constants:
+            renamed[node.outputs[0]] = node.inputs[0]  # a weight that several nodes share
+            continue
         if _is_constant(found, node):
             values = _computed(found, node)
             if values is not None:
@@ -76,9 +79,6 @@ def specialise(
             name, held = node.outputs[0], node.attribute("value")
             found.types[name] = TensorType(held.data_type, tuple(held.dims))
             found.constants.derive(name, found.types[name], (), partial(_array, held))
-            continue
-        if node.outputs and node.outputs[0] in names and node.inputs[0] in found.constants:
-            renamed[node.outputs[0]] = node.inputs[0]  # a weight that several nodes share
             continue
         types = _types(found, node)
         found.types.update(types)
@@ -161,7 +161,7 @@ def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
             shape = graph.constants.type(source).shape or ()
         value = np.array(_of_shape(node, shape), np.int64)
         return {node.outputs[0]: onnx.numpy_helper.from_array(value, node.outputs[0])}
-    if (held := _held(graph, node)) is not None:
+    if (held := _held(node)) is not None:
         return {node.outputs[0]: held}
     if any(not _is_little(of) for of in _types(graph, node).values()):
         return None
@@ -181,15 +181,11 @@ def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
     return tensors if little and len(tensors) == len(outputs) else None
 
 
-def _held(graph: Graph, node: Node) -> Any:
-    """A small tensor that stands in a node, or that it names: no session is made for it."""
-    if node.domain or len(node.outputs) != 1:
+def _held(node: Node) -> Any:
+    """A small tensor that stands in a node: no session is made for it."""
+    if node.domain or len(node.outputs) != 1 or node.op != "Constant":
         return None
-    if node.op == "Identity" and node.inputs:
-        small = graph.constants.is_small(node.inputs[0])
-        held = graph.constants.tensor(node.inputs[0]) if small else None
-    else:
-        held = node.attribute("value") if node.op == "Constant" else None
+    held = node.attribute("value")
     if held is None or held.external_data or held.ByteSize() > SMALL_BYTES:
         return None
     found = type(held)()

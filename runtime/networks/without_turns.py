@@ -16,6 +16,7 @@ from headrace.networks.as_rows import TO_IMAGES, TO_ROWS
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.operators import MALFORMED
 from headrace.networks.quantisation import named
+from headrace.networks.without_moves import reading
 
 # Of each element by itself, with numbers that are the same for all besides.
 _EACH = (
@@ -63,7 +64,7 @@ class _Turned:
     def graph(self) -> Graph:
         """With all nodes that are needed."""
         for node in self._graph.nodes:
-            node = self._reading(node)
+            node = reading(node, self._renamed)
             if _perm(node) == TO_ROWS:
                 self._images[node.outputs[0]] = node.inputs[0]
             elif _perm(node) == TO_IMAGES and node.inputs[0] in self._images:
@@ -74,11 +75,6 @@ class _Turned:
                 continue
             self._nodes.append(node)
         return self._graph.of(self._nodes)
-
-    def _reading(self, node: Node) -> Node:
-        if not any(name in self._renamed for name in node.inputs):
-            return node
-        return self._changed(node, [self._renamed.get(name, name) for name in node.inputs])
 
     def _taken(self, node: Node) -> bool:
         """Whether nodes for images take the place of one for what has channels last."""
@@ -159,10 +155,7 @@ class _Turned:
         return None
 
     def _numbers(self, values: Sequence[int]) -> str:
-        array = np.array(values, np.int64)
-        name = f"headrace/int64{list(array.shape)}/{array.tobytes().hex()}"
-        self._graph.constants.computed[name] = onnx.numpy_helper.from_array(array, name)
-        return name
+        return self._graph.constants.put(np.array(values, np.int64))
 
     def _held(self, name: str) -> list[int] | None:
         """Numbers of a constant; None: it is none."""

@@ -84,9 +84,7 @@ class Matcher:
 
     def new_constant(self, array: np.ndarray) -> str:
         """The name of a constant that the file does not have: that of its content."""
-        name = f"headrace/{array.dtype}{list(array.shape)}/{array.tobytes().hex()}"
-        self.graph.constants.computed[name] = onnx.numpy_helper.from_array(array, name)
-        return name
+        return self.graph.constants.put(array)
 
     def joined(self, like: str, role: str, names: Sequence[str]) -> str:
         """The name of a constant: others of a type beside each other, on the way to `like`."""

@@ -39,11 +39,8 @@ def _skip_layer_norm(matcher: Matcher, node: Node) -> list[Node] | None:
     out = [*node.outputs, "", "", ""]
     if shape is None or len(shape) != 3 or out[1] or out[2]:
         return None
-    if matcher.shape(skip) not in (
-        shape,
-        (1, *shape[1:]),
-        shape[1:],
-    ):  # the same for each of a batch
+    # It may be the same for each of a batch.
+    if matcher.shape(skip) not in (shape, (1, *shape[1:]), shape[1:]):
         return None
     nodes: list[Node] = []
     if more:
