@@ -21,6 +21,7 @@ from headrace.networks.operators import (
     frames,
     gathering,
     gelu,
+    mask,
     matrix,
     mean,
     n_bits,
@@ -43,7 +44,7 @@ Maker = Callable[[Graph, Node], Operation | None]
 
 MODULES = (
     convolution, frames, matrix, n_bits, mean, arithmetic, activations, channels, taking, pooling,
-    resizing, softmax, transposed, bounds, names, normalisation, gelu, attention, quantised,
+    resizing, softmax, transposed, bounds, names, normalisation, gelu, attention, mask, quantised,
     dynamic, gathering, quantised_images, softmax_mean, recurrent,
 )  # fmt: skip
 OPERATORS: dict[str, Maker] = {

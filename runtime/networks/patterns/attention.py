@@ -285,6 +285,6 @@ def _part(matcher: Matcher, move: _Move, at: np.ndarray) -> np.ndarray | None:
 WHICH = {
     "attention, GELU, LayerNorm, SiLU": (
         "as exporters spell them ([encoders](#encoders)); queries, keys and values may be "
-        "parts of one value"
+        "parts of one value; masks out of ones and zeros of tokens"
     ),
 }
