@@ -7,18 +7,18 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.interruptible import run_aside
-from headrace.loaders.onnx_model import subgraphs, tensor_bytes, type_name
+from headrace.loaders.onnx_model import subgraphs, type_name
+from headrace.memory import give_back_heap
 from headrace.networks.fatal import check_empty
 from headrace.networks.fusions import ends_the_process, kept, left_out
 from headrace.networks.graph import Graph, Node, TensorType
-from headrace.networks.live import live_bytes
+from headrace.networks.host_memory import values_bytes, weight_bytes
 from headrace.networks.quantisation import named
 
 SESSION_BYTES = 250_000  # of a session, beside weights and values
@@ -49,7 +49,7 @@ class HostRegion:
     Attributes:
         inputs, outputs: names.
         by_reference: why onnxruntime does not compute them; None: it does.
-        memory_bytes: that it takes, about.
+        memory_bytes: that it takes at most, about.
 
     Raises:
         UnsupportedError: nothing here computes them.
@@ -67,31 +67,35 @@ class HostRegion:
         self.inputs = [
             name for name in read if name not in graph.constants and name not in graph.sparse
         ]
-        weights = host_weight_bytes(graph, self.nodes)
-        values = _live_bytes(graph, self.nodes, self.inputs, outputs)
+        weights = weight_bytes(graph, self.nodes)
+        values = values_bytes(graph, self.nodes, self.inputs, outputs)
         self._few = not spins and values <= ARENA_BYTES  # little is taken anew for each run
         self.memory_bytes = SESSION_BYTES + weights + values + (0 if self._few else ARENA_BYTES)
         self.by_reference: str | None = None
         self._session: Any = None
         self._plain = True
         self._reference: Any = None
-        self._held: list[Any] = []
         self._seconds = math.inf  # that the last run took, where all take about as long
         self._loops = any(True for node in self.nodes for _ in subgraphs(node.proto))
         types: Mapping[str, TensorType] = graph.types
         proto = self._model(graph, here, types)
         try:
             check_empty(graph, self.nodes, outputs)
-            try:
-                self._session = self._open(graph, proto, here, threads, spins)
-            except Exception:
-                # It checks branches of `If` that are never taken too, and known shapes may not fit.
-                types = _without_shapes(types)
-                proto = self._model(graph, here, types)
+            failed: Exception | None = None
+            # It checks branches of `If` that are never taken too, and known shapes may not fit; or
+            # it fails in its own fusions.
+            for known, optimised in ((True, True), (False, True), (False, False)):
+                if not known:
+                    types = _without_shapes(graph.types)
+                    proto = self._model(graph, here, types)
                 try:
-                    self._session = self._open(graph, proto, here, threads, spins)
-                except Exception:  # of its own fusions, it may be
-                    self._session = self._open(graph, proto, here, threads, spins, False)
+                    self._session = self._open(graph, proto, here, threads, spins, optimised)
+                    break
+                except Exception as error:
+                    failed = error.with_traceback(None)  # which has its weights
+            else:
+                assert failed is not None
+                raise failed
             self._given = graph, types, here, threads, spins
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
@@ -156,17 +160,20 @@ class HostRegion:
         if not spins:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         large = [name for name in constants if not graph.constants.is_small(name)]
-        if large:
+        if large:  # the session has its own of these
             values = [self._value(graph, name) for name in large]
-            self._held = values
             options.add_external_initializers(large, values)
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             proto.SerializeToString(),
             options,
             providers=["CPUExecutionProvider"],
             enable_fallback=0,  # it prints what went wrong
             disabled_optimizers=left_out(graph, self.nodes),
         )
+        if large:
+            del options, values
+            give_back_heap()
+        return session
 
     def _unoptimised(self) -> Any:
         graph, types, constants, threads, spins = self._given
@@ -276,12 +283,12 @@ class HostRegion:
         except Exception:
             if not any(node.op == "Transpose" for node in self.nodes):
                 raise
-            optimised = self._session, self._held
+            optimised = self._session
             try:
                 self._session = self._unoptimised()
                 return self._run_session(feeds)
             except Exception:
-                self._session, self._held = optimised
+                self._session = optimised
                 raise
 
     def _run_session(self, feeds: dict[str, Any]) -> Sequence[Any]:
@@ -312,21 +319,6 @@ class HostRegion:
         }
         made = self._session.run_with_ort_values(self.outputs, values, options)
         return [_array(one) for one in made]
-
-
-def host_weight_bytes(graph: Graph, nodes: Sequence[Node]) -> int:
-    """What large constants of a region take: as they are, and as onnxruntime packs them."""
-    names = {name for node in nodes for name in node.reads if name in graph.constants}
-    large = [graph.constants.type(n) for n in names if not graph.constants.is_small(n)]
-    return 2 * sum(tensor_bytes(of.elem_type, of.shape or ()) for of in large)
-
-
-def _live_bytes(
-    graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
-) -> int:
-    """What values whose shapes are known take at most, twice: it asks for powers of two."""
-    alone = replace(graph, nodes=list(nodes), inputs=list(inputs), outputs=list(outputs))
-    return 2 * live_bytes(alone)
 
 
 def _check_types(graph: Graph, node: Node) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from headrace.errors import BudgetError, HeadraceError
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node, TensorType
-from headrace.networks.host import HostRegion, host_weight_bytes
+from headrace.networks.host import HostRegion
+from headrace.networks.host_memory import weight_bytes
 from headrace.networks.native import NativeRegion
 from headrace.networks.needs import OPERATION_BYTES, Needs, NetworkMemory, decide, needs_of
 from headrace.networks.operation import Operation, Weight
@@ -95,7 +96,7 @@ class NetworkPlan:
         """Sessions of onnxruntime take their memory as soon as they are there."""
         budget = self._residence.budget
         nodes = [n for r in self.regions if not r.ours for one in r.nodes for n in one.originals]
-        needed = host_weight_bytes(self.graph, nodes)
+        needed = weight_bytes(self.graph, nodes)
         if budget is not None and needed > budget:
             raise BudgetError(
                 f"{self._residence.name} does not fit in {format_size(budget)} (`memory`): its "
