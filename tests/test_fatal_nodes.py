@@ -44,3 +44,18 @@ def test_it_is_refused(
     model = model_of(nodes, {"x": (FLOAT, [1, 4, 6, 5])}, ["y"], constants, opset=18)
     with network_of(model, threads=1) as network, pytest.raises(HeadraceError, match=op):
         network({"x": np.ones((1, 4, 6, 5), np.float32)})
+
+
+def test_scales_without_elements() -> None:
+    given = ["none", "zero", "q", "scale", "zero"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("QLinearConcat", given, ["p"], domain="com.microsoft", axis=1),
+        helper.make_node("DequantizeLinear", ["p", "scale", "zero"], ["y"]),
+    ]
+    constants = {
+        "none": np.zeros(0, np.float32), "scale": np.float32(0.1), "zero": np.uint8(3),
+    }  # fmt: skip
+    model = model_of(nodes, {"x": (FLOAT, [2, 4])}, ["y"], constants, opset=18)
+    with network_of(model, threads=1) as network, pytest.raises(HeadraceError, match="none has no"):
+        network({"x": np.ones((2, 4), np.float32)})

@@ -30,6 +30,8 @@ def taken_branch(graph: Graph, node: Node) -> list[Node] | None:
     branch = node.attribute("then_branch" if condition else "else_branch")
     if branch is None or branch.sparse_initializer:
         return None
+    if len(branch.output) != len(node.outputs):  # which onnxruntime refuses
+        return None
     # A name of its own for all that is made inside: other branches may use the same ones.
     own = [name for one in branch.node for name in one.output if name]
     own += [one.name for one in branch.initializer]

@@ -19,7 +19,7 @@ def check_values(graph: Graph, node: Node) -> None:
     Raises:
         UnsupportedError: it, or onnx's inference of shapes, would end the process.
     """
-    check = None if node.domain else _CHECKS.get(node.op)
+    check = _CHECKS.get(node.op) if not node.domain else _OTHERS.get(node.domain)
     wrong = None if check is None else check(graph, node)
     if wrong is not None:
         raise UnsupportedError(
@@ -110,6 +110,14 @@ def _roi_align(graph: Graph, node: Node) -> str | None:
     return None if 0 <= ratio <= _MOST_SAMPLES else f"its sampling_ratio is {ratio}"
 
 
+def _fused(graph: Graph, node: Node) -> str | None:
+    for name in filter(None, node.inputs):
+        if name in graph.constants and 0 in (graph.constants.type(name).shape or ()):
+            return f"{name} has no elements"
+    return None
+
+
+_OTHERS = {"com.microsoft": _fused}
 _CHECKS: dict[str, Callable[[Graph, Node], str | None]] = {
     "GatherND": _gather_nd,
     "LayerNormalization": _layer_norm,

@@ -183,10 +183,14 @@ def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
 
 def _held(node: Node) -> Any:
     """A small tensor that stands in a node: no session is made for it."""
+    import onnx
+
     if node.domain or len(node.outputs) != 1 or node.op != "Constant":
         return None
     held = node.attribute("value")
-    if held is None or held.external_data or held.ByteSize() > SMALL_BYTES:
+    if not isinstance(held, onnx.TensorProto):
+        return None
+    if held.external_data or held.ByteSize() > SMALL_BYTES:
         return None
     found = type(held)()
     found.CopyFrom(held)
