@@ -111,6 +111,10 @@ def _roi_align(graph: Graph, node: Node) -> str | None:
 
 
 def _fused(graph: Graph, node: Node) -> str | None:
+    if node.op == "QLinearConcat":  # scale and zero point of the result, then values with theirs
+        for i, name in enumerate(node.inputs):
+            if not name or ((i < 2 or i % 3 != 2) and 0 in (_shape(graph, node, i) or ())):
+                return f"its input {i} is left out, or has no elements"
     for name in filter(None, node.inputs):
         if name in graph.constants and 0 in (graph.constants.type(name).shape or ()):
             return f"{name} has no elements"

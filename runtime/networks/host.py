@@ -13,22 +13,25 @@ import numpy as np
 
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.interruptible import run_aside
-from headrace.loaders.onnx_model import subgraphs, type_name
+from headrace.loaders.onnx_model import subgraphs
 from headrace.memory import give_back_heap
+from headrace.networks.by_reference import check_reference
 from headrace.networks.fatal import check_empty
 from headrace.networks.fusions import ends_the_process, kept, left_out
 from headrace.networks.graph import Graph, Node, TensorType
-from headrace.networks.host_memory import values_bytes, weight_bytes
-from headrace.networks.quantisation import named
+from headrace.networks.host_memory import (
+    bound_values,
+    free_bytes,
+    is_open,
+    ran_out,
+    values_bytes,
+    weight_bytes,
+)
 
 SESSION_BYTES = 250_000  # of a session, beside weights and values
 ARENA_BYTES = 1 << 20  # onnxruntime takes for values at a time, and keeps
 NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
 _LONG_S = 0.1  # a run that takes longer goes where Ctrl-C can end it
-# Activations that the reference has, whatever a layer says.
-_RECURRENT = {
-    "RNN": [b"tanh"], "GRU": [b"sigmoid", b"tanh"], "LSTM": [b"sigmoid", b"tanh", b"tanh"],
-}  # fmt: skip
 _QUIET = 4  # of onnxruntime's severities: only what is fatal
 
 
@@ -45,6 +48,7 @@ class HostRegion:
         threads: of the session.
         spins: whether they look for work for a while before they sleep; not where kernels of ours
             want the cores.
+        budget: that values of unknown sizes stay below; None: what is free.
 
     Attributes:
         inputs, outputs: names.
@@ -57,7 +61,7 @@ class HostRegion:
 
     def __init__(
         self, graph: Graph, nodes: Sequence[Node], outputs: Sequence[str], threads: int,
-        spins: bool = True,
+        spins: bool = True, budget: int | None = None,
     ) -> None:  # fmt: skip
         self.nodes = list(nodes)
         self.outputs = list(outputs)
@@ -75,6 +79,7 @@ class HostRegion:
         self._session: Any = None
         self._plain = True
         self._reference: Any = None
+        self._budget, self._is_open = budget, is_open(graph, self.nodes)
         self._seconds = math.inf  # that the last run took, where all take about as long
         self._loops = any(True for node in self.nodes for _ in subgraphs(node.proto))
         types: Mapping[str, TensorType] = graph.types
@@ -101,8 +106,7 @@ class HostRegion:
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
             for node in self.nodes:
-                _check_types(graph, node)
-                self._check_recurrent(graph, node)
+                check_reference(graph, node, self.by_reference)
             self._reference = self._evaluator(graph, proto, here)
 
     def _model(
@@ -159,6 +163,9 @@ class HostRegion:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not spins:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        most = (self._budget or free_bytes()) if self._is_open else None
+        if most is not None:
+            bound_values(options, most)
         large = [name for name in constants if not graph.constants.is_small(name)]
         if large:  # the session has its own of these
             values = [self._value(graph, name) for name in large]
@@ -206,28 +213,6 @@ class HostRegion:
                 f"itself {_first_line(error)}"
             ) from error
 
-    def _check_recurrent(self, graph: Graph, node: Node) -> None:
-        """Raises UnsupportedError: the reference leaves out something that a layer has."""
-        usual = _RECURRENT.get(node.op) if not node.domain else None
-        if usual is None:
-            return
-        shape = graph.shape(named(node.inputs, 0)) or ()
-        if len(shape) == 3 and shape[1 if node.attribute("layout", 0) else 0] == 0:
-            raise UnsupportedError(f"nothing here runs {node.label}: its input has no steps")
-        names = [name.lower() for name in node.attribute("activations", [])]
-        odd = {
-            "activations": any(one != usual[i % len(usual)] for i, one in enumerate(names)),
-            "clip": node.attribute("clip") is not None,
-            "input_forget": bool(node.attribute("input_forget", 0)),
-            "sequence_lens": bool(named(node.inputs, 4)),
-        }
-        if any(odd.values()):
-            what = ", ".join(name for name, given in odd.items() if given)
-            raise UnsupportedError(
-                f"nothing here runs {node.label}: onnxruntime says {self.by_reference}, and the "
-                f"reference of onnx leaves {what} out"
-            )
-
     def _is_plain(self) -> bool:
         """Whether all that goes in and out are types that numpy has.
 
@@ -262,7 +247,8 @@ class HostRegion:
         """Outputs for inputs: arrays, or lists of them where the values are sequences.
 
         Raises:
-            HeadraceError: an operator refuses its inputs.
+            HeadraceError: an operator refuses its inputs, or values of unknown sizes become larger
+                than there may be.
         """
         feeds = {name: values[name] for name in self.inputs}
         try:
@@ -273,6 +259,11 @@ class HostRegion:
         except Exception as error:
             labels = ", ".join(node.label for node in self.nodes[:3])
             more = f" and {len(self.nodes) - 3} more" if len(self.nodes) > 3 else ""
+            if ran_out(error):
+                raise HeadraceError(
+                    f"{labels}{more}: values become larger than what is free, or `memory` allows: "
+                    "give the network smaller inputs, or allow more"
+                ) from None
             raise HeadraceError(f"{labels}{more}: {_first_line(error)}") from error
         return dict(zip(self.outputs, found, strict=True))
 
@@ -295,6 +286,8 @@ class HostRegion:
         import onnxruntime
 
         began, options = time.perf_counter(), onnxruntime.RunOptions()
+        if self._is_open:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         on_main = threading.current_thread() is threading.main_thread()
         if on_main and (self._loops or self._seconds > _LONG_S):
             found = run_aside(
@@ -319,29 +312,6 @@ class HostRegion:
         }
         made = self._session.run_with_ort_values(self.outputs, values, options)
         return [_array(one) for one in made]
-
-
-def _check_types(graph: Graph, node: Node) -> None:
-    """Raises UnsupportedError: inputs of one type have several; numpy would make one of them."""
-    import onnx
-
-    try:
-        schema = onnx.defs.get_schema(node.op, graph.opsets.get(node.domain, 1), node.domain)
-    except onnx.defs.SchemaError:
-        return
-    found: dict[str, tuple[str, int]] = {}
-    for i, name in enumerate(node.inputs[: len(schema.inputs)]):
-        of = graph.types.get(name)
-        if name in graph.constants:
-            of = graph.constants.type(name)
-        if of is None:
-            continue
-        first, elem_type = found.setdefault(schema.inputs[i].type_str, (name, of.elem_type))
-        if elem_type != of.elem_type:
-            raise UnsupportedError(
-                f"{node.label} reads {first} of {type_name(elem_type)} and {name} of "
-                f"{type_name(of.elem_type)}, which have to be of one type: export it again"
-            )
 
 
 def _without_shapes(types: Mapping[str, TensorType]) -> dict[str, TensorType]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from headrace.loaders.onnx_model import tensor_bytes
+from headrace.available import resident_bytes
+from headrace.loaders.onnx_model import subgraphs, tensor_bytes
 from headrace.networks.graph import Graph, Node
 from headrace.networks.live import live_bytes, value_bytes
 
@@ -44,3 +46,37 @@ def values_bytes(
         if all(name in first or name in graph.constants for name in node.reads):
             first.update(node.outputs)
     return 2 * live_bytes(alone) + sum(value_bytes(graph, name) for name in first)
+
+
+def free_bytes() -> int | None:
+    """What the process may take beside what it has; None: that is not known."""
+    from headrace.planning import limit_of  # of language models: networks seldom need it
+
+    limit = limit_of(None).n_bytes
+    return None if limit is None else max(0, limit - resident_bytes())
+
+
+def is_open(graph: Graph, nodes: Sequence[Node]) -> bool:
+    """Whether values may become larger than anybody knows: shapes are not known, or nodes loop."""
+    known = (graph.type(name) for node in nodes for name in node.outputs if name)
+    loops = any(True for node in nodes for _ in subgraphs(node.proto))
+    return loops or any(of is None or of.shape is None for of in known)
+
+
+def bound_values(options: Any, most: int) -> None:
+    """Have a session take so many bytes at most for values; what needs more ends in an exception.
+
+    Args:
+        options: SessionOptions, which get an allocator of their own.
+    """
+    import onnxruntime as ort
+
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(most, -1, -1, -1))
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether a run failed because of `bound_values`."""
+    return "bfc_arena" in str(error)
