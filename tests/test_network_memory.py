@@ -31,7 +31,7 @@ from headrace.cli import main
 from headrace.errors import BudgetError, HeadraceError, ModelFileError
 from headrace.kernels.sparse_product import sparse_weights
 from headrace.kernels.sparse_product_u8 import sparse_codes
-from headrace.networks import graph, needs, network_plan, packed_file, residence
+from headrace.networks import graph, host_memory, needs, network_plan, packed_file, residence
 from headrace.networks.network import Network, load_network, network_of
 from headrace.networks.operation import Weight
 from headrace.offload import pieces
@@ -614,7 +614,7 @@ def test_what_is_free_is_the_limit(
     with load_network(path) as network:
         expected = _bytes(network, inputs)
     monkeypatch.setattr(residence, "WATCHED_BYTES", 1 << 20)
-    monkeypatch.setattr(residence, "resident_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(host_memory, "resident_bytes", lambda: 1 << 30)
     for free, streams in ((budget, True), (1 << 30, False)):
         limit = Limit((1 << 30) + free, "free")
         monkeypatch.setattr(planning, "limit_of", lambda _, limit=limit: limit)

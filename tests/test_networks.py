@@ -469,7 +469,9 @@ def test_constants_and_branches_that_are_none() -> None:
     add = helper.make_node("Add", ["x", "c"], ["y"])
     none = helper.make_graph([], "none", [], [])
     branches = helper.make_node("If", ["c"], ["y"], then_branch=none, else_branch=none)
-    for nodes, constants in (([held, add], {}), ([branches], {"c": np.array(True)})):
+    conditions = (np.array(True), np.array([], bool), np.array([True, False]))
+    cases = [([held, add], {}), *(([branches], {"c": one}) for one in conditions)]
+    for nodes, constants in cases:
         model = model_of(nodes, {"x": (FLOAT, [2])}, ["y"], constants)
         with network_of(model) as network, pytest.raises(HeadraceError):
             network({"x": np.ones(2, np.float32)})

@@ -22,8 +22,25 @@ def check_reference(graph: Graph, node: Node, why: str) -> None:
     Raises:
         UnsupportedError: nor does the reference compute it as it should.
     """
+    _check_form(graph, node, why)
     _check_types(graph, node)
     _check_recurrent(graph, node, why)
+
+
+def _check_form(graph: Graph, node: Node, why: str) -> None:
+    """Raises UnsupportedError: its inputs or attributes are not as the operator's are."""
+    import onnx
+
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = graph.ir_version
+    context.opset_imports = {"": 1, **graph.opsets}
+    try:
+        onnx.checker.check_node(node.proto, context)
+    except Exception as error:  # of any kind: it is a native library's
+        reason = str(error).strip().partition("\n")[0]
+        raise UnsupportedError(
+            f"nothing here runs {node.label}: onnxruntime says {why}, and onnx itself {reason}"
+        ) from None
 
 
 def _check_types(graph: Graph, node: Node) -> None:
@@ -60,6 +77,7 @@ def _check_recurrent(graph: Graph, node: Node, why: str) -> None:
     names = [name.lower() for name in node.attribute("activations", [])]
     odd = {
         "activations": any(one != usual[i % len(usual)] for i, one in enumerate(names)),
+        "hidden_size": node.attribute("hidden_size", 1) < 1,
         "clip": node.attribute("clip") is not None,
         "input_forget": bool(node.attribute("input_forget", 0)),
         "sequence_lens": bool(named(node.inputs, 4)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from headrace.errors import UnsupportedError
 from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.graph import Graph, Node
@@ -95,6 +97,11 @@ def _resize(graph: Graph, node: Node) -> str | None:
         of = _shape(graph, node, i)
         if named(node.inputs, i) and of is not None and len(of) != 1:
             return f"an input for its sizes has the shape {list(of)}"
+    scales = named(node.inputs, 2)
+    if scales in graph.constants and graph.constants.is_small(scales):
+        given = graph.constants.array(scales)
+        if not (np.isfinite(given) & (given > 0)).all():
+            return f"its scales are {given.tolist()}"
     return None
 
 
