@@ -31,6 +31,7 @@ from headrace.networks.operators import (
     quantised_images,
     recurrent,
     resizing,
+    runs,
     softmax,
     softmax_mean,
     taking,
@@ -44,7 +45,7 @@ Maker = Callable[[Graph, Node], Operation | None]
 MODULES = (
     convolution, frames, matrix, n_bits, mean, arithmetic, activations, channels, taking, pooling,
     resizing, softmax, transposed, bounds, names, normalisation, gelu, attention, quantised,
-    dynamic, gathering, quantised_images, softmax_mean, recurrent,
+    dynamic, gathering, quantised_images, softmax_mean, recurrent, runs,
 )  # fmt: skip
 OPERATORS: dict[str, Maker] = {
     name: maker for module in MODULES for name, maker in module.OPERATORS.items()
