@@ -20,7 +20,7 @@ FLOAT = 1  # of TensorProto
 _OF_ONE = (
     "LayerNormalization", "MatMul", "headrace.Linear", "Gelu", "Sigmoid", "HardSigmoid",
     "HardSwish", "LeakyRelu", "Relu", "Clip", "headrace.Silu", "headrace.HardSwish", "Pow", "Sqrt",
-    "Tanh", "Abs", "Erf", "Slice", "Split", "Pad",
+    "Tanh", "Abs", "Erf", "Slice", "Split", "Pad", "Identity",
 )  # fmt: skip
 _OF_SEVERAL = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat")
 
@@ -46,6 +46,7 @@ def as_rows(graph: Graph) -> frozenset[str]:
 def _between(graph: Graph, recurrent: Collection[str]) -> set[str]:
     """Those between images, or rows, and images, or rows."""
     from headrace.networks.operators import key_of
+    from headrace.networks.operators.mean import averages_rows
 
     users = graph.users()
     makers = {
@@ -76,7 +77,7 @@ def _between(graph: Graph, recurrent: Collection[str]) -> set[str]:
     def taken(node: Node) -> bool:
         if _gives_images(node) or _keeps_channels(graph, node):
             return True
-        return computes(node) or moves_runs(node)
+        return computes(node) or moves_runs(node) or averages_rows(graph, node)
 
     def gives_rows(node: Node) -> bool:
         return _gives_rows(graph, node)

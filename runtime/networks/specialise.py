@@ -34,7 +34,7 @@ _KEPT = ("QuantizeLinear", "Identity")
 # overlooks axes below 0, which onnxruntime takes.
 _SINCE = {"MaxPool": 22, "AveragePool": 22, "LpPool": 22, "Squeeze": 11, "Unsqueeze": 11}
 _MOVES = ("Transpose", "Reshape")  # of codes, which TFLite files have in another order
-FLOAT, BYTES = 1, (2, 3)  # of TensorProto
+FLOAT, BYTES, BOOL = 1, (2, 3), 9  # of TensorProto
 
 
 def specialise(
@@ -132,7 +132,7 @@ def _is_derived(graph: Graph, node: Node, types: Mapping[str, TensorType]) -> bo
         return False
     if any(True for _ in subgraphs(node.proto)) or any(n in graph.sparse for n in node.reads):
         return False
-    kinds = (FLOAT, *BYTES) if node.op in _MOVES else (FLOAT,)
+    kinds = (FLOAT, *BYTES) if node.op in _MOVES else (FLOAT, BOOL)  # masks are made of those
     known = all(
         name in types and types[name].elem_type in kinds and types[name].shape is not None
         for name in node.outputs

@@ -24,7 +24,7 @@ from headrace.networks.patterns.match import Matcher, new_node
 from headrace.networks.quantisation import named
 
 OP = "TakeRuns"
-OPS = (OP, "Transpose", "Reshape")  # that are made here
+OPS = (OP, "Transpose", "Reshape", "Identity")  # that are made here
 _RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _MOVES = (*_RESHAPES, "Transpose", "Slice", "Pad", "Concat")
 LEAST_RUN = 4  # channels
@@ -261,6 +261,7 @@ def _nodes(
         steps.append(("Reshape", last, {}))
     if runs.axis != len(made) - 1:
         steps.append(("Transpose", made, {"perm": _TURNS[len(made)][1]}))
+    steps = steps or [("Identity", made, {})]
     nodes = []
     for i, (op, shape, attributes) in enumerate(steps):
         name = y if i == len(steps) - 1 else matcher.new_value(y, f"{i} of {x}", shape)
