@@ -21,6 +21,7 @@ _OF_ONE = (
     "LayerNormalization", "MatMul", "headrace.Linear", "Gelu", "Sigmoid", "HardSigmoid",
     "HardSwish", "LeakyRelu", "Relu", "Clip", "headrace.Silu", "headrace.HardSwish", "Pow", "Sqrt",
     "Tanh", "Abs", "Erf", "Slice", "Split", "Pad", "Identity",
+    "headrace.ResponseNorm",
 )  # fmt: skip
 _OF_SEVERAL = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat")
 

@@ -33,6 +33,7 @@ _KEPT = ("QuantizeLinear", "Identity")
 # Of older operator sets onnx forgets dilations, or counts windows that begin behind the image, or
 # overlooks axes below 0, which onnxruntime takes.
 _SINCE = {"MaxPool": 22, "AveragePool": 22, "LpPool": 22, "Squeeze": 11, "Unsqueeze": 11}
+_LIKE_FIRST = ("GroupNormalization",)  # what they make; onnx says nothing of its shape
 _MOVES = ("Transpose", "Reshape")  # of codes, which TFLite files have in another order
 FLOAT, BYTES, BOOL = 1, (2, 3), 9  # of TensorProto
 
@@ -212,6 +213,9 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     if node.domain == "com.microsoft":
         known = {name: of for name in node.reads if (of := graph.type(name)) is not None}
         return microsoft_types(node, known)
+    if node.op in _LIKE_FIRST and not node.domain and len(node.outputs) == 1:
+        of = graph.type(named(node.inputs, 0))
+        return {} if of is None else {node.outputs[0]: of}
     version, proto = graph.opsets.get(node.domain), inferable(graph, node)
     if version is None or proto is None:
         return {}

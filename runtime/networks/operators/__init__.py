@@ -23,6 +23,7 @@ from headrace.networks.operators import (
     gelu,
     matrix,
     mean,
+    moments,
     n_bits,
     names,
     normalisation,
@@ -44,8 +45,8 @@ Maker = Callable[[Graph, Node], Operation | None]
 
 MODULES = (
     convolution, frames, matrix, n_bits, mean, arithmetic, activations, channels, taking, pooling,
-    resizing, softmax, transposed, bounds, names, normalisation, gelu, attention, quantised,
-    dynamic, gathering, quantised_images, softmax_mean, recurrent, runs,
+    resizing, softmax, transposed, bounds, names, normalisation, moments, gelu, attention,
+    quantised, dynamic, gathering, quantised_images, softmax_mean, recurrent, runs,
 )  # fmt: skip
 OPERATORS: dict[str, Maker] = {
     name: maker for module in MODULES for name, maker in module.OPERATORS.items()

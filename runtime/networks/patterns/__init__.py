@@ -23,6 +23,7 @@ from headrace.networks.patterns import (
     embed_layer_norm,
     frames,
     gelu,
+    image_norms,
     layer_norm,
     linear,
     microsoft,
@@ -45,6 +46,7 @@ PATTERNS: tuple[Pattern, ...] = (
     microsoft.expanded,
     n_bits.found,
     layer_norm.found,
+    image_norms.found,
     gelu.found,
     activations.found,
     scale_and_add.found,
@@ -105,7 +107,7 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
 
 def _runs(graph: Graph, node: Node) -> bool:
     # How values of three dimensions lie is known only behind all patterns.
-    late = node.op in (*microsoft.ON_MASKS, *runs.OPS, "SoftmaxMean", "Frames")
+    late = node.op in (*microsoft.ON_MASKS, *runs.OPS, *image_norms.OPS, "SoftmaxMean", "Frames")
     return late or operation_for(graph, node) is not None
 
 
