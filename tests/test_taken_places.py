@@ -232,3 +232,20 @@ def test_another_name_of_a_weight_may_be_wanted() -> None:
         found = network({"x": x})
     for name, right in zip(("y", "v"), expected(model, {"x": x}), strict=True):
         np.testing.assert_allclose(found[name], right, rtol=1e-5, atol=1e-4)
+
+
+def test_all_elements_in_order_are_the_value_itself() -> None:
+    """As PyTorch's newer exporter has means of pixels, which it flattens and takes apart again."""
+    every = np.arange(20).reshape(1, 20, 1, 1)
+    nodes = [
+        node("GlobalAveragePool", "x", "a"), node("Reshape", "a all", "b"),
+        node("Gather", "b i", "c"), node("Relu", "c"),
+    ]  # fmt: skip
+    x = {"x": np.random.default_rng(0).standard_normal((1, 20, 5, 7)).astype(np.float32)}
+    for ids in (every, every[:, ::-1]):
+        shapes = {"x": (FLOAT, [1, 20, 5, 7])}
+        model = model_of(nodes, shapes, ["y"], {"i": ids.copy(), "all": whole(-1)})
+        with network_of(model, threads=1) as network:
+            np.testing.assert_allclose(network(x)["y"], expected(model, x)[0], 1e-5, 1e-6)
+            left = [one.op for one in network.plan(x).graph.nodes]
+        assert ("Gather" in left) == (ids is not every)

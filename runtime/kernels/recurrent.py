@@ -40,7 +40,7 @@ def _sigmoid(x: Any) -> Any:
 
 
 def sequences_at_once(target: Target) -> int:
-    """Of a batch: their sums of all gates are in registers."""
+    """At most, of a batch: weights are read once for them, and all sums are in registers."""
     return 4 if target.vector_bytes >= 64 else 1
 
 
@@ -161,20 +161,24 @@ def _recurrent(gates: int, target: Target, *, resets_first: bool = False) -> Ker
 
         return all_steps
 
-    many, one = of(most), of(1)
+    one, two, three, four = (of(min(rows, most)) for rows in (1, 2, 3, 4))
 
     def recurrent(args: Any, thread: Any, n_threads: Any) -> None:
         sequences = arg_int(args, 6)
-        whole = sequences // most
-        each = whole + sequences - whole * most
+        each = (sequences + most - 1) // most
         units = arg_int(args, 7) * each
         for u in range(units * thread // n_threads, units * (thread + 1) // n_threads):
             d = u // each
-            k = u - d * each
-            if most > 1 and k < whole:
-                many(args, d, k * most)
+            first = (u - d * each) * most
+            left = sequences - first
+            if most > 1 and left > 3:
+                four(args, d, first)
+            elif most > 1 and left == 3:
+                three(args, d, first)
+            elif most > 1 and left == 2:
+                two(args, d, first)
             else:
-                one(args, d, whole * most + k - whole)
+                one(args, d, first)
 
     return recurrent
 
@@ -251,7 +255,7 @@ def reference(
 
 
 # Steps, sequences, directions, channels of a state, backwards.
-_SHAPES = ((5, 1, 1, 20, 0), (3, 6, 2, 32, 0), (4, 4, 1, 16, 1), (1, 9, 1, 7, 0))
+_SHAPES = ((5, 1, 1, 20, 0), (3, 6, 2, 32, 0), (4, 4, 1, 16, 1), (1, 9, 1, 7, 0), (3, 7, 2, 19, 0))
 
 
 def _cases(

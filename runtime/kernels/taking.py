@@ -1,4 +1,4 @@
-"""Pixels, or channels of rows, from other places: pads, slices with steps, and rows by number.
+"""Pixels, channels of rows, or runs of them, from other places: pads, slices, rows by number.
 
 Tables of places are int32; what is below 0 is no place, and gets what is given.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NOWHERE = -1  # in a table
+_FOUR = 64  # channels that are moved at a time
 
 
 def take(args: Any, thread: Any, n_threads: Any) -> None:
@@ -90,6 +91,41 @@ def take_channels(args: Any, thread: Any, n_threads: Any) -> None:
             put_f32(y + (row * padded + c) * 4, value)
 
 
+def take_runs(args: Any, thread: Any, n_threads: Any) -> None:
+    """Run j of row r of y is the one at float a[r, j] of x; pads of y become zero.
+
+    Slots: 0 x, 1 y, 2 table a (from nowhere: zeros), 3 rows and 4 runs of each row of y, 5 channels
+    of a run, 6 bytes between rows of y. Threads share the rows.
+    """
+    x = arg_ptr(args, 0)
+    y = arg_ptr(args, 1)
+    table = arg_ptr(args, 2)
+    rows = arg_int(args, 3)
+    runs = arg_int(args, 4)
+    run = arg_int(args, 5)
+    y_step = arg_int(args, 6)
+    fours = run // _FOUR * _FOUR
+    whole = run // 16 * 16
+    for r in range(rows * thread // n_threads, rows * (thread + 1) // n_threads):
+        to = y + r * y_step
+        for j in range(runs):
+            at = get_i32(table + (r * runs + j) * 4)
+            q = to + j * run * 4
+            if at < 0:
+                for c in range(run):
+                    put_f32(q + c * 4, 0.0)
+            else:
+                p = x + at * 4
+                for c in range(0, fours, _FOUR):
+                    store_f32(q + c * 4, load_f32(p + c * 4, 4, 64), 64)
+                for c in range(fours, whole, 16):
+                    store_f32(q + c * 4, load_f32(p + c * 4, 1, 0), 0)
+                for c in range(whole, run):
+                    put_f32(q + c * 4, get_f32(p + c * 4))
+        for c in range(runs * run, y_step // 4):
+            put_f32(to + c * 4, 0.0)
+
+
 # --- references and cases -------------------------------------------------------------------------
 
 
@@ -129,9 +165,33 @@ def _channel_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         yield Case(slots, [(y, expected)], 0, f"{rows}x{written} of {read}")
 
 
+def _run_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    import numpy as np
+
+    for read, runs, run in (((7, 1), (5, 2), 100), ((3, 3), (4, 1), 16), ((4, 2), (1, 9), 7)):
+        step, y_step = (-(-n * run // 16) * 16 for n in (read[1], runs[1]))
+        x = np.full((read[0], step), np.nan, np.float32)
+        x[:, : read[1] * run] = rng.standard_normal((read[0], read[1] * run))
+        x[-1, read[1] * run - 1] = np.inf
+        rows, places = rng.integers(0, read[0], runs), rng.integers(0, read[1], runs)
+        rows[-1, -1], places[-1, -1] = read[0] - 1, read[1] - 1
+        table = (rows * step + places * run).astype(np.int32)
+        table[0, 0] = NOWHERE
+        y = np.full((runs[0], y_step), np.nan, np.float32)
+        expected = np.zeros_like(y)
+        found = x[:, : read[1] * run].reshape(*read, run)[rows, places]
+        found[0, 0] = 0
+        expected[:, : runs[1] * run] = found.reshape(runs[0], -1)
+        slots = [x, y, table, *runs, run, y.strides[0]]
+        yield Case(slots, [(y, expected)], 0, f"{runs[0]}x{runs[1]} runs of {run}")
+
+
 def all_kernels() -> list[Kernel]:
     """Every row of this module."""
-    rows = (("images_take", take, _take_cases), ("rows_take", take_channels, _channel_cases))
+    rows = (
+        ("images_take", take, _take_cases), ("rows_take", take_channels, _channel_cases),
+        ("rows_take_runs", take_runs, _run_cases),
+    )  # fmt: skip
     return [
         Kernel(name, same_for_all(fn), (__name__,), cases, __name__) for name, fn, cases in rows
     ]

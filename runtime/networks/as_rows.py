@@ -7,17 +7,21 @@ what is computed of their channels (ConvNeXt: LayerNormalization and two product
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from headrace.networks.graph import Graph, Node
 
 _RESHAPES = ("Squeeze", "Unsqueeze", "Reshape", "Flatten")
-_MOVES = (*_RESHAPES, "Transpose", "Identity")  # that take what lies anyhow
+_RUNS = "headrace.TakeRuns"
+_MOVES = (*_RESHAPES, "Transpose", "Identity", _RUNS)  # that take what lies anyhow
 TO_IMAGES, TO_ROWS = [0, 3, 1, 2], [0, 2, 3, 1]  # perm of Transpose
 FLOAT = 1  # of TensorProto
 # That make rows of the rows that they read first, whatever else they read.
 _OF_ONE = (
     "LayerNormalization", "MatMul", "headrace.Linear", "Gelu", "Sigmoid", "HardSigmoid",
     "HardSwish", "LeakyRelu", "Relu", "Clip", "headrace.Silu", "headrace.HardSwish", "Pow", "Sqrt",
-    "Tanh", "Abs", "Erf", "Slice", "Split", "Pad",
+    "Tanh", "Abs", "Erf", "Slice", "Split", "Pad", "Identity",
+    "headrace.ResponseNorm",
 )  # fmt: skip
 _OF_SEVERAL = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat")
 
@@ -37,12 +41,13 @@ def as_rows(graph: Graph) -> frozenset[str]:
         for name in made
         if all(key_of(one) in _MOVES or key_of(one) not in OPERATORS for one in users.get(name, []))
     }
-    return frozenset(recurrent | _between(graph))
+    return frozenset(recurrent | _between(graph, recurrent))
 
 
-def _between(graph: Graph) -> set[str]:
+def _between(graph: Graph, recurrent: Collection[str]) -> set[str]:
     """Those between images, or rows, and images, or rows."""
     from headrace.networks.operators import key_of
+    from headrace.networks.operators.mean import averages_rows
 
     users = graph.users()
     makers = {
@@ -63,13 +68,25 @@ def _between(graph: Graph) -> set[str]:
         rows = {name for name in (*read, *node.outputs) if name not in graph.constants}
         return not rows.isdisjoint(read) and found >= rows - {""}
 
+    def moves_runs(node: Node) -> bool:
+        """Whether it makes rows of rows, with other channels."""
+        if key_of(node) != _RUNS:
+            return False
+        ends = [name for name in (node.inputs[0], node.outputs[0]) if name not in recurrent]
+        return all(len(graph.shape(name) or ()) != 4 or name in found for name in ends)
+
     def taken(node: Node) -> bool:
-        return _gives_images(node) or _keeps_channels(graph, node) or computes(node)
+        if _gives_images(node) or _keeps_channels(graph, node):
+            return True
+        return computes(node) or moves_runs(node) or averages_rows(graph, node)
+
+    def gives_rows(node: Node) -> bool:
+        return _gives_rows(graph, node)
 
     while wrong := {
         name
         for name in found
-        if not (_gives_rows(graph, makers[name]) or computes(makers[name]))
+        if not any(gives(makers[name]) for gives in (gives_rows, computes, moves_runs))
         or not users.get(name)
         or not all(taken(one) for one in users[name])
     }:

@@ -13,7 +13,7 @@ from headrace.networks.graph import Graph, Node
 _OF_ONE = (
     "Conv", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Clip",
     "headrace.Silu", "headrace.HardSwish", "headrace.SoftmaxMean", "Split", "Slice", "Pad",
-    "Pow", "Sqrt", "Tanh", "Abs",
+    "Pow", "Sqrt", "Tanh", "Abs", "InstanceNormalization", "GroupNormalization",
 )  # fmt: skip
 _OF_SEVERAL = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat")
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")

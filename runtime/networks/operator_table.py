@@ -10,10 +10,10 @@ from pathlib import Path
 
 from headrace.atomic_file import write_whole
 from headrace.networks.operators import MODULES
-from headrace.networks.patterns import attention, dynamic, microsoft, softmax_mean
+from headrace.networks.patterns import attention, dynamic, microsoft, runs, softmax_mean
 
 BEGIN, END = "<!-- operators -->\n", "<!-- /operators -->"
-_PATTERNS = (attention, microsoft, dynamic, softmax_mean)
+_PATTERNS = (attention, microsoft, dynamic, softmax_mean, runs)
 
 
 def operator_table() -> str:

@@ -33,8 +33,9 @@ _KEPT = ("QuantizeLinear", "Identity")
 # Of older operator sets onnx forgets dilations, or counts windows that begin behind the image, or
 # overlooks axes below 0, which onnxruntime takes.
 _SINCE = {"MaxPool": 22, "AveragePool": 22, "LpPool": 22, "Squeeze": 11, "Unsqueeze": 11}
+_LIKE_FIRST = ("GroupNormalization",)  # what they make; onnx says nothing of its shape
 _MOVES = ("Transpose", "Reshape")  # of codes, which TFLite files have in another order
-FLOAT, BYTES = 1, (2, 3)  # of TensorProto
+FLOAT, BYTES, BOOL = 1, (2, 3), 9  # of TensorProto
 MOST_DERIVED, LARGE_BYTES = 16, 64 << 20  # times a model's bytes, and beside these
 
 
@@ -133,7 +134,7 @@ def _is_derived(graph: Graph, node: Node, types: Mapping[str, TensorType]) -> bo
         return False
     if any(True for _ in subgraphs(node.proto)) or any(n in graph.sparse for n in node.reads):
         return False
-    kinds = (FLOAT, *BYTES) if node.op in _MOVES else (FLOAT,)
+    kinds = (FLOAT, *BYTES) if node.op in _MOVES else (FLOAT, BOOL)  # masks are made of those
     known = all(
         name in types and types[name].elem_type in kinds and types[name].shape is not None
         for name in node.outputs
@@ -224,6 +225,9 @@ def _types(graph: Graph, node: Node) -> dict[str, TensorType]:
     if node.domain == "com.microsoft":
         known = {name: of for name in node.reads if (of := graph.type(name)) is not None}
         return microsoft_types(node, known)
+    if node.op in _LIKE_FIRST and not node.domain and len(node.outputs) == 1:
+        of = graph.type(named(node.inputs, 0))
+        return {} if of is None else {node.outputs[0]: of}
     version, proto = graph.opsets.get(node.domain), inferable(graph, node)
     if version is None or proto is None:
         return {}

@@ -1,7 +1,7 @@
 """Nodes that give what they read go, also where several of them undo each other.
 
-Exporters leave names for names, conversions to the type that a value has, slices of all of it, and
-dimensions of one element that come and go.
+Exporters leave names for names, conversions to the type that a value has, slices of all of it,
+elements taken one by one in order, and dimensions of one element that come and go.
 """
 
 from __future__ import annotations
@@ -60,7 +60,17 @@ def _moves_nothing(graph: Graph, node: Node) -> bool:
         return False
     if node.op == "Slice" and _turns(graph, node):
         return False
+    if node.op == "Gather":
+        return _takes_all(graph, node)
     return node.op in (*_ALWAYS, *_OF_ONE) or (node.op in _MAYBE and x == y)
+
+
+def _takes_all(graph: Graph, node: Node) -> bool:
+    """Whether numbers are those of all elements of one dimension, in order."""
+    ids, x = node.inputs[1], graph.shape(node.inputs[0]) or ()
+    if ids not in graph.constants or len(x) != 1 or not graph.constants.is_small(ids):
+        return False
+    return bool((graph.constants.array(ids).reshape(-1) == range(x[0])).all())
 
 
 def _turns(graph: Graph, node: Node) -> bool:

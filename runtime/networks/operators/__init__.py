@@ -24,6 +24,7 @@ from headrace.networks.operators import (
     mask,
     matrix,
     mean,
+    moments,
     n_bits,
     names,
     normalisation,
@@ -32,6 +33,7 @@ from headrace.networks.operators import (
     quantised_images,
     recurrent,
     resizing,
+    runs,
     softmax,
     softmax_mean,
     taking,
@@ -44,8 +46,8 @@ Maker = Callable[[Graph, Node], Operation | None]
 
 MODULES = (
     convolution, frames, matrix, n_bits, mean, arithmetic, activations, channels, taking, pooling,
-    resizing, softmax, transposed, bounds, names, normalisation, gelu, attention, mask, quantised,
-    dynamic, gathering, quantised_images, softmax_mean, recurrent,
+    resizing, softmax, transposed, bounds, names, normalisation, moments, gelu, attention,
+    mask, quantised, dynamic, gathering, quantised_images, softmax_mean, recurrent, runs,
 )  # fmt: skip
 OPERATORS: dict[str, Maker] = {
     name: maker for module in MODULES for name, maker in module.OPERATORS.items()

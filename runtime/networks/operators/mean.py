@@ -1,4 +1,4 @@
-"""GlobalAveragePool, and ReduceMean of all pixels, or of all rows."""
+"""GlobalAveragePool, and ReduceMean of all pixels, or of all rows (or rows and columns)."""
 
 from __future__ import annotations
 
@@ -32,17 +32,28 @@ def averages_pixels(graph: Graph, node: Node) -> bool:
     return node.op == "ReduceMean" and len(before) == 3 and after == before[:2]
 
 
-def _reduce_mean(graph: Graph, node: Node) -> Operation | None:
+def averages_rows(graph: Graph, node: Node) -> bool:
+    """Whether it gives [images, channels] of [images, rows, columns, channels]."""
+    before, after = (graph.shape(name) or () for name in (node.inputs[0], node.outputs[0]))
+    return node.op == "ReduceMean" and len(before) == 4 and after == (before[0], before[3])
+
+
+def _axes(graph: Graph, node: Node) -> list[int] | None:
+    """In order, counted from the front; None: all, or they are not known."""
     axes = node.attribute("axes")
     if len(node.inputs) > 1 and node.inputs[1]:
         if node.inputs[1] not in graph.constants:
             return None
         axes = graph.constants.array(node.inputs[1]).tolist()
-    x = node.inputs[0]
+    rank = len(graph.shape(node.inputs[0]) or ())
+    return None if axes is None or not rank else sorted(axis % rank for axis in axes)
+
+
+def _reduce_mean(graph: Graph, node: Node) -> Operation | None:
+    axes, x = _axes(graph, node), node.inputs[0]
     shape = graph.shape(x) or ()
     if axes is None or not shape:
         return None
-    axes = sorted(axis % len(shape) for axis in axes)
     if len(shape) == 4 and x not in graph.as_rows:
         return _global_average(graph, node) if axes == [2, 3] else None
     read, made = image_of(graph, x), image_of(graph, node.outputs[0])
@@ -65,6 +76,7 @@ OPERATORS = {"GlobalAveragePool": _global_average, "ReduceMean": _reduce_mean}
 # For the table in docs/onnx.md: which of them.
 WHICH = {
     "GlobalAveragePool, ReduceMean": (
-        "of all pixels, of one dimension as well; ReduceMean also of all rows of each of a batch"
+        "of all pixels, of one dimension as well, or with channels last; ReduceMean also of all "
+        "rows of each of a batch"
     ),
 }

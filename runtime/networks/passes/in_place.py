@@ -17,6 +17,7 @@ from headrace.networks.operation import JOINED, PADDED, PART, Addresses, Image, 
 _STRIDED = (
     "convolution_f32", "depthwise_f32", "images_map", "images_combine", "images_pool",
     "images_resize", "images_copy", "images_take", "images_border", "images_softmax_mean",
+    "images_moments", "images_scale",
 )  # fmt: skip
 
 

@@ -14,9 +14,10 @@ from headrace.kernels.sparse_product import ROWS, kernel_of
 from headrace.networks.operation import JOINED, NOTHING, Operation, Weight
 
 _CONVOLUTIONS = ("convolution_f32", "depthwise_f32")
-_ENDING = (*_CONVOLUTIONS, "images_map")  # kernels that end with an activation
+_SCALING = "images_scale"  # whose factors are those of each image
+_ENDING = (*_CONVOLUTIONS, "images_map", _SCALING)  # kernels that end with an activation
 # Kernels that can add something to what they make.
-_ADDING = (*_CONVOLUTIONS, *(kernel_of(rows) for rows in ROWS), sparse_product_u8.NAME)
+_ADDING = (*_CONVOLUTIONS, _SCALING, *(kernel_of(rows) for rows in ROWS), sparse_product_u8.NAME)
 _BOUNDING = (*_ADDING, "images_map", "images_add", "images_combine")
 
 
@@ -107,6 +108,8 @@ def _takes(before: Operation, finish: Finish, affine: tuple[np.ndarray, np.ndarr
         a, b = float(scale[0]), float(shift[0])
         end = before.finish
         before.finish = replace(end, scale=end.scale * a, shift=end.shift * a + b)
+    elif before.kernel == _SCALING:
+        return False
     elif before.kernel == "images_map":
         inner = before.affine
         before.affine = affine if inner is None else (inner[0] * scale, inner[1] * scale + shift)

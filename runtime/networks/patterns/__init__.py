@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from headrace.networks.as_rows import as_rows
 from headrace.networks.channels_first import channels_first
@@ -23,6 +24,7 @@ from headrace.networks.patterns import (
     frames,
     gelu,
     ids,
+    image_norms,
     layer_norm,
     linear,
     mask,
@@ -30,6 +32,7 @@ from headrace.networks.patterns import (
     n_bits,
     quantised,
     quantised_rows,
+    runs,
     scale_and_add,
     shuffle,
     softmax_mean,
@@ -45,6 +48,7 @@ PATTERNS: tuple[Pattern, ...] = (
     microsoft.expanded,
     n_bits.found,
     layer_norm.found,
+    image_norms.found,
     gelu.found,
     activations.found,
     scale_and_add.found,
@@ -66,7 +70,17 @@ def with_patterns(graph: Graph) -> Graph:
     graph = replace(graph, as_rows=as_rows(graph))
     for pattern in PATTERNS:
         graph = _applied(graph, pattern)
-    graph = without_repeats(graph)
+    graph = _laid_out(without_repeats(graph))
+    refused: set[tuple[str, str]] = set()
+    while True:  # what lies how is known only when all of them are there
+        found = _laid_out(_applied(graph, partial(runs.found, refused=refused)))
+        wrong = runs.not_running(found)
+        if not wrong:
+            return found
+        refused |= wrong
+
+
+def _laid_out(graph: Graph) -> Graph:
     return replace(graph, channels_first=channels_first(graph), as_rows=as_rows(graph))
 
 
@@ -98,7 +112,7 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
 
 def _runs(graph: Graph, node: Node) -> bool:
     # How values of three dimensions lie is known only behind all patterns.
-    late = node.op in (*microsoft.ON_MASKS, "SoftmaxMean", "Frames")
+    late = node.op in (*microsoft.ON_MASKS, *runs.OPS, *image_norms.OPS, "SoftmaxMean", "Frames")
     return late or operation_for(graph, node) is not None
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 
-from headrace.networks.graph import Node
+from headrace.networks.graph import Node, TensorType
 from headrace.networks.operators.softmax import axis_of
 from headrace.networks.operators.taking import places_of_slice
 from headrace.networks.patterns import dynamic
@@ -75,7 +76,9 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
     q, k, masks, scale = read
     v = _source(matcher, product.inputs[1], factors=False)
     mask, nodes = masks[0] if masks else "", []
-    if len(masks) > 1:
+    if len(masks) > 1 and all(name in matcher.graph.constants for name in masks):
+        mask = _constant_sum(matcher, node.outputs[0], masks)
+    elif len(masks) > 1:
         if matcher.graph.opsets.get("", 0) < 8:  # nor does its Sum spread what it adds
             return None
         mask = matcher.new_value(node.outputs[0], "masks", _spread(matcher, masks))
@@ -89,10 +92,28 @@ def _spread(matcher: Matcher, names: Sequence[str]) -> tuple[int, ...]:
     return np.broadcast_shapes(*[matcher.shape(name) or (0,) for name in names])
 
 
+def _constant_sum(matcher: Matcher, like: str, names: Sequence[str]) -> str:
+    """The name of a constant: the sum of others, made when it is wanted."""
+    constants, made = matcher.graph.constants, f"{like}/headrace/masks"
+    of = TensorType(onnx.TensorProto.FLOAT, _spread(matcher, names))
+    constants.derive(
+        made, of, names, lambda: np.add(*[constants.array(n) for n in names], dtype=np.float32)
+    )
+    return made
+
+
 def _scores(matcher: Matcher, name: str) -> tuple[_Source, _Source, list[str], float] | None:
     """Queries, keys, what is added (masks, biases of places) and scale of scores."""
     masks: list[str] = []
-    while len(masks) < MOST_MASKS and (add := matcher.maker(name, "Add")) is not None:
+    while len(masks) < MOST_MASKS:
+        windows = _of_windows(matcher, name)
+        if windows is not None:
+            name = windows[0]
+            masks.insert(0, windows[1])
+            continue
+        add = matcher.maker(name, "Add")
+        if add is None:
+            break
         direct = [i for i in (0, 1) if _product(matcher, add.inputs[i]) is not None]
         inner = direct or [i for i in (0, 1) if _is_scores(matcher, add.inputs[i])]
         if len(inner) != 1:
@@ -105,6 +126,43 @@ def _scores(matcher: Matcher, name: str) -> tuple[_Source, _Source, list[str], f
     product, scale = found
     q, k = (_source(matcher, one) for one in product.inputs)
     return q, k, masks, scale * q.factor * k.factor
+
+
+def _of_windows(matcher: Matcher, name: str) -> tuple[str, str] | None:
+    """Scores and a constant mask of each window, where windows are apart from images for the sum.
+
+    So does Swin mask what windows of rolled images have together (2103.14030).
+    """
+    behind = matcher.maker(name, "Reshape")
+    add = None if behind is None else matcher.maker(behind.inputs[0], "Add")
+    shape, constants = matcher.shape(name), matcher.graph.constants
+    for inner, mask in () if add is None else (add.inputs, add.inputs[::-1]):
+        apart, before = matcher.shape(inner) or (), matcher.maker(inner, "Reshape")
+        held = constants.type(mask) if mask in constants else None
+        if before is None or shape is None or matcher.shape(before.inputs[0]) != shape:
+            continue
+        if len(apart) != 5 or len(shape) != 4 or apart[2:] != shape[1:] or held is None:
+            continue
+        if held.elem_type != onnx.TensorProto.FLOAT or not held.shape:
+            continue
+        of = (1,) * (5 - len(held.shape)) + held.shape
+        if len(of) > 5 or np.broadcast_shapes(of, apart) != apart:
+            continue
+        # What all windows have alike, or those of all images, stays so.
+        first = (1, 1) if of[:2] == (1, 1) else apart[:2]
+        return before.inputs[0], _mask_of_windows(matcher, mask, (*first, *of[2:]), name)
+    return None
+
+
+def _mask_of_windows(matcher: Matcher, mask: str, apart: tuple[int, ...], like: str) -> str:
+    """The name of a constant: a mask for the windows of all images, in one dimension."""
+    constants, sizes = matcher.graph.constants, (apart[0] * apart[1], *apart[2:])
+    made = f"{like}/headrace/mask of windows"
+    constants.derive(
+        made, TensorType(onnx.TensorProto.FLOAT, sizes), [mask],
+        lambda: np.broadcast_to(constants.array(mask), apart).reshape(sizes),
+    )  # fmt: skip
+    return made
 
 
 def _is_scores(matcher: Matcher, name: str) -> bool:
@@ -285,6 +343,7 @@ def _part(matcher: Matcher, move: _Move, at: np.ndarray) -> np.ndarray | None:
 WHICH = {
     "attention, GELU, LayerNorm, SiLU": (
         "as exporters spell them ([encoders](#encoders)); queries, keys and values may be "
-        "parts of one value; masks out of ones and zeros of tokens"
+        "parts of one value; also of windows, each with its mask (Swin); masks out of ones and "
+        "zeros of tokens"
     ),
 }

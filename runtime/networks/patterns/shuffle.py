@@ -37,5 +37,7 @@ def found(matcher: Matcher, node: Node) -> list[Node] | None:
     places = places.reshape(images, channels)
     if (places != places[0] + channels * np.arange(images)[:, None]).any():
         return None  # they come from other images
+    if (np.diff(places[0]) == 1).all():
+        return None  # nothing moves
     table = matcher.new_constant(places[0].astype(np.int32))
     return [new_node("Gather", [x, table], y, axis=1)]
