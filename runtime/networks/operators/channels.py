@@ -55,6 +55,8 @@ def _one_behind_the_other(graph: Graph, node: Node) -> Operation | None:
     outer = math.prod(n for i, n in enumerate(shape[:axis]) if i != channels)
     if whole is None or outer * len(node.inputs) > MOST_COPIES:
         return None
+    if outer > 1 and axis > 2:  # of each row of an image: it is better taken for rows of channels
+        return None
     if all(name in graph.constants for name in node.inputs):
         return None
     copies: list[Operation] = []
