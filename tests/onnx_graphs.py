@@ -422,10 +422,67 @@ def _recurrent(g: Graph) -> Proposal:
     return op, [x, w, r, b], attributes
 
 
+def _made(g: Graph, op: str, *inputs: str, **attributes: Any) -> str:
+    """The value of one more node, on the way to a proposal."""
+    if not g.add(op, list(inputs), **attributes):
+        raise ValueError(f"{op} is not valid here")
+    return str(g.nodes[-1].output[0])
+
+
+def _whole(g: Graph, *numbers: int) -> str:
+    return g.constant(np.array(numbers, np.int64))
+
+
+def _shuffle(g: Graph) -> Proposal:
+    """Dimensions are cut, change places, and are joined again: windows of images, among others."""
+    x = g.value(3, 4)
+    parts: list[int] = []
+    for n in g.shapes[x]:
+        cut = g.one_of(*[d for d in range(1, n + 1) if n % d == 0])
+        parts += [n] if cut in (1, n) or len(parts) > 5 else [n // cut, cut]
+    fixed = g.upto(2) > 0  # channels stay innermost
+    perm = g.rng.permutation(len(parts) - fixed).tolist() + [len(parts) - 1] * fixed
+    x = _made(g, "Reshape", x, _whole(g, *parts))
+    x = _made(g, "Transpose", x, perm=perm)
+    sizes = [parts[i] for i in perm]
+    while len(sizes) > g.one_of(2, 3, 4):
+        at = g.upto(len(sizes) - 2)
+        sizes[at : at + 2] = [sizes[at] * sizes[at + 1]]
+    return "Reshape", [x, _whole(g, *sizes)], {}
+
+
+def _roll(g: Graph) -> Proposal:
+    x = g.value(3, 4)
+    axis = g.upto(len(g.shapes[x]) - 1)
+    size = g.shapes[x][axis]
+    if size < 2:
+        raise ValueError("nothing to roll")
+    at = g.upto(size - 1, 1)
+    ends = [(at, size), (0, at)]
+    parts = [_made(g, "Slice", x, *(_whole(g, n) for n in (*of, axis))) for of in ends]
+    return "Concat", parts, {"axis": axis}
+
+
+def _group_norm(g: Graph) -> Proposal:
+    x = g.value(3, 4, 4)
+    shape = g.shapes[x]
+    groups = g.one_of(*[n for n in range(1, shape[1] + 1) if shape[1] % n == 0])
+    more = {"epsilon": 0.01}  # less makes differences between libraries too large
+    if g.upto(2) == 0:
+        return "InstanceNormalization", [x, g.floats(shape[1]), g.floats(shape[1])], more
+    ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
+    apart = _made(g, "Reshape", x, _whole(g, 0, groups, -1))
+    x = _made(g, "InstanceNormalization", apart, g.constant(ones), g.constant(zeros), **more)
+    x = _made(g, "Reshape", x, _whole(g, *shape))
+    sizes = (shape[1], *[1] * (len(shape) - 2))
+    return "Add", [_made(g, "Mul", x, g.floats(*sizes)), g.floats(*sizes)], {}
+
+
 PROPOSALS: tuple[tuple[int, Callable[[Graph], Proposal]], ...] = (
     (8, _conv), (1, _transposed), (3, _pool), (1, _mean), (5, _single), (2, _clip), (6, _two),
     (1, _div), (4, _norm), (4, _product), (2, _concat), (2, _split), (2, _slice), (2, _pad),
-    (2, _resize), (5, _move), (2, _reduce), (1, _power), (1, _expand), (1, _gather),
+    (2, _resize), (5, _move), (2, _reduce), (2, _shuffle), (1, _roll), (2, _group_norm),
+    (1, _power), (1, _expand), (1, _gather),
     (1, _recurrent),
 )  # fmt: skip
 

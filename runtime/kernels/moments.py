@@ -2,8 +2,9 @@
 
 GroupNorm (Wu and He 2018, arXiv:1803.08494) and InstanceNorm (1607.08022), and the response norm of
 ConvNeXt V2 (2301.00808). Mean and sum of squares around it are formed of blocks of pixels, each in
-two passes while it is in the first cache, and put together as Chan, Golub and LeVeque (1979) do:
-large means cost no digits, and results do not depend on threads.
+two passes while it is in the first cache, and put together as Chan, Golub and LeVeque (1979) do.
+Means are sums of differences from a first value: what is the same everywhere is its mean, exactly,
+and large means cost no digits. Results do not depend on threads.
 """
 
 from __future__ import annotations
@@ -75,10 +76,11 @@ def moments(args: Any, thread: Any, n_threads: Any) -> None:
         to = y + (block * vectors * 128 + chunk * 64)
         share = splat_f32(1.0) / splat_f32(count)
         if vectors - chunk >= 4:
+            base = load_f32(p, 4, 64)
             total = zeros_f32(4)
-            for i in range(count):
-                total = total + load_f32(p + i * step, 4, 64)
-            mean = total * repeat(share, 4)
+            for i in range(1, count):
+                total = total + (load_f32(p + i * step, 4, 64) - base)
+            mean = fma(total, repeat(share, 4), base)
             squares = zeros_f32(4)
             for i in range(count):
                 apart = load_f32(p + i * step, 4, 64) - mean
@@ -87,10 +89,11 @@ def moments(args: Any, thread: Any, n_threads: Any) -> None:
             store_f32(to + vectors * 64, squares, 64)
         else:
             for v in range(vectors - chunk):
+                first_one = load_f32(p + v * 64, 1, 0)
                 one = zeros_f32(1)
-                for i in range(count):
-                    one = one + load_f32(p + (i * step + v * 64), 1, 0)
-                middle = one * share
+                for i in range(1, count):
+                    one = one + (load_f32(p + (i * step + v * 64), 1, 0) - first_one)
+                middle = fma(one, share, first_one)
                 around = zeros_f32(1)
                 for i in range(count):
                     away = load_f32(p + (i * step + v * 64), 1, 0) - middle
@@ -100,9 +103,9 @@ def moments(args: Any, thread: Any, n_threads: Any) -> None:
 
 
 def normalise(args: Any, thread: Any, n_threads: Any) -> None:
-    """Factors and summands that make (x - mean) / sqrt(variance + epsilon) * weight + bias.
+    """What makes (x - mean) / sqrt(variance + epsilon) * weight + bias: see `scale_images`.
 
-    Slots: 0 moments, 1 weight and 2 bias of channels, 3 y [images][2][padded], 4 images, 5 pixels
+    Slots: 0 moments, 1 weight and 2 bias of channels, 3 y [images][3][padded], 4 images, 5 pixels
     of one, 6 channels, 7 padded (to 16), 8 channels of a group, which have mean and variance
     together, 9 epsilon (float32). Pads of y become zero. Threads share the images.
     """
@@ -117,53 +120,53 @@ def normalise(args: Any, thread: Any, n_threads: Any) -> None:
     images = arg_int(args, 4)
     for image in range(images * thread // n_threads, images * (thread + 1) // n_threads):
         x = arg_ptr(args, 0) + image * blocks * 2 * row
-        y = arg_ptr(args, 3) + image * 2 * row
+        y = arg_ptr(args, 3) + image * 3 * row
         for at in range(0, row, 64):
+            base = load_f32(x + at, 1, 0)
             total = zeros_f32(1)
-            for b in range(blocks):
+            for b in range(1, blocks):
                 count = splat_f32(_of_block(pixels, b * BLOCK))
-                total = fma(load_f32(x + (b * 2 * row + at), 1, 0), count, total)
-            mean = total / splat_f32(pixels)
+                total = fma(load_f32(x + (b * 2 * row + at), 1, 0) - base, count, total)
+            mean = base + total / splat_f32(pixels)
             squares = zeros_f32(1)
             for b in range(blocks):
                 count = splat_f32(_of_block(pixels, b * BLOCK))
                 apart = load_f32(x + (b * 2 * row + at), 1, 0) - mean
                 squares = squares + load_f32(x + (b * 2 * row + row + at), 1, 0)
                 squares = fma(apart * apart, count, squares)
+            store_f32(y + at, mean, 0)
+            store_f32(y + (row + at), squares, 0)
+            store_f32(y + (2 * row + at), load_f32(bias + at, 1, 0), 0)
             if each == 1:
                 spread = square_root(squares / splat_f32(pixels) + splat_f32(epsilon))
-                scale = load_f32(weight + at, 1, 0) / spread
-                shift = load_f32(bias + at, 1, 0) - mean * scale
                 there = iota_i32() + splat_i32(at // 4)
-                scale = select_lt(there, splat_i32(channels), scale, zeros_f32(1))
-                shift = select_lt(there, splat_i32(channels), shift, zeros_f32(1))
-                store_f32(y + at, scale, 0)
-                store_f32(y + (row + at), shift, 0)
-            else:
-                store_f32(y + at, mean, 0)
-                store_f32(y + (row + at), squares, 0)
+                scale = load_f32(weight + at, 1, 0) / spread
+                store_f32(
+                    y + (row + at), select_lt(there, splat_i32(channels), scale, zeros_f32(1)), 0
+                )
+                store_f32(y + at, select_lt(there, splat_i32(channels), mean, zeros_f32(1)), 0)
         if each > 1:
             for first in range(0, channels, each):
+                begin = get_f32(y + first * 4)
                 middle = 0.0
                 for c in range(first, first + each):
-                    middle = middle + get_f32(y + c * 4)
-                middle = middle / each
+                    middle = middle + (get_f32(y + c * 4) - begin)
+                middle = begin + middle / each
                 around = 0.0
                 for c in range(first, first + each):
                     away = get_f32(y + c * 4) - middle
                     around = around + get_f32(y + (row + c * 4)) + away * away * pixels
                 factor = 1.0 / sqrt(around / (pixels * each) + epsilon)
                 for c in range(first, first + each):
-                    put_f32(y + c * 4, get_f32(weight + c * 4) * factor)
-                    found = get_f32(bias + c * 4) - middle * (get_f32(weight + c * 4) * factor)
-                    put_f32(y + (row + c * 4), found)
+                    put_f32(y + c * 4, middle)
+                    put_f32(y + (row + c * 4), get_f32(weight + c * 4) * factor)
             for c in range(channels, row // 4):
                 put_f32(y + c * 4, 0.0)
                 put_f32(y + (row + c * 4), 0.0)
 
 
 def respond(args: Any, thread: Any, n_threads: Any) -> None:
-    """Factors and summands that make x + x n weight + bias.
+    """What makes x + x n weight + bias: see `scale_images`.
 
     n is a channel's length over all pixels by that of all channels in the mean (and epsilon).
     Slots: those of `normalise`; 8 is not read. Threads share the images.
@@ -178,7 +181,7 @@ def respond(args: Any, thread: Any, n_threads: Any) -> None:
     images = arg_int(args, 4)
     for image in range(images * thread // n_threads, images * (thread + 1) // n_threads):
         x = arg_ptr(args, 0) + image * blocks * 2 * row
-        y = arg_ptr(args, 3) + image * 2 * row
+        y = arg_ptr(args, 3) + image * 3 * row
         total = zeros_f32(1)
         for at in range(0, row, 64):
             squares = zeros_f32(1)
@@ -195,16 +198,20 @@ def respond(args: Any, thread: Any, n_threads: Any) -> None:
         for at in range(0, row, 64):
             share = load_f32(y + at, 1, 0) / whole
             scale = fma(share, load_f32(weight + at, 1, 0), splat_f32(1.0))
-            store_f32(y + at, scale, 0)
-            store_f32(y + (row + at), load_f32(bias + at, 1, 0), 0)
+            store_f32(y + at, zeros_f32(1), 0)
+            store_f32(y + (row + at), scale, 0)
+            store_f32(y + (2 * row + at), load_f32(bias + at, 1, 0), 0)
 
 
 def scale_images(args: Any, thread: Any, n_threads: Any) -> None:
-    """y = clamp(activation(x * scale[image, c] + shift[image, c]) ... + more), pixel by pixel.
+    """y = clamp(activation((x - mean) scale + shift) ... + more), pixel by pixel.
 
-    Slots: 0 x, 1 y, 2 scales and shifts [images][2][16 vectors], 3 more (0: nothing is added), 4
-    images, 5 pixels of one, 6 vectors of 16 of a pixel, 7 to 9 bytes between pixels of x, y and
-    more, 10 least and 11 most value, 12 to 16 `Finish`. Threads share the pixels.
+    The mean is taken away first: what is the same everywhere becomes zero, and not what is left of
+    two large numbers.
+
+    Slots: 0 x, 1 y, 2 means, scales and shifts [images][3][16 vectors], 3 more (0: nothing is
+    added), 4 images, 5 pixels of one, 6 vectors of 16 of a pixel, 7 to 9 bytes between pixels of x,
+    y and more, 10 least and 11 most value, 12 to 16 `Finish`. Threads share the pixels.
     """
     more = arg_ptr(args, 3)
     adds = arg_int(args, 3) != 0
@@ -219,12 +226,13 @@ def scale_images(args: Any, thread: Any, n_threads: Any) -> None:
     shift = splat_f32(arg_float(args, 16))
     n = arg_int(args, 4) * pixels
     for i in range(n * thread // n_threads, n * (thread + 1) // n_threads):
-        factors = arg_ptr(args, 2) + i // pixels * vectors * 128
+        factors = arg_ptr(args, 2) + i // pixels * vectors * 192
         p = arg_ptr(args, 0) + i * arg_int(args, 7)
         q = arg_ptr(args, 1) + i * arg_int(args, 8)
         for at in range(0, vectors * 64, 64):
-            times = load_f32(factors + at, 1, 0)
-            v = fma(load_f32(p + at, 1, 0), times, load_f32(factors + (vectors * 64 + at), 1, 0))
+            times = load_f32(factors + (vectors * 64 + at), 1, 0)
+            apart = load_f32(p + at, 1, 0) - load_f32(factors + at, 1, 0)
+            v = fma(apart, times, load_f32(factors + (vectors * 128 + at), 1, 0))
             if kind != NONE:
                 v = fma(activated(v, kind, alpha, beta), scale, shift)
             if adds:
@@ -286,26 +294,24 @@ def _moment_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 def _factors(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, each: int, epsilon: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of a group norm, in float64."""
+) -> list[np.ndarray]:
+    """Of a group norm, in float64: means, scales and shifts."""
     import numpy as np
 
-    x = x.astype(np.float64)
     images, pixels, n = x.shape
-    groups = x.reshape(images, pixels, n // each, each)
-    spread = np.sqrt(groups.var((1, 3)) + epsilon)
-    scale = weight / spread.repeat(each, 1)
-    return scale, bias - groups.mean((1, 3)).repeat(each, 1) * scale
+    groups = x.astype(np.float64).reshape(images, pixels, n // each, each)
+    scale = weight / np.sqrt(groups.var((1, 3)) + epsilon).repeat(each, 1)
+    return [groups.mean((1, 3)).repeat(each, 1), scale, np.broadcast_to(bias, scale.shape)]
 
 
 def _responses(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, each: int, epsilon: float
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[np.ndarray]:
     import numpy as np
 
     length = np.sqrt((x.astype(np.float64) ** 2).sum(1))
     scale = 1 + length / (length.mean(1, keepdims=True) + epsilon) * weight
-    return scale, np.broadcast_to(bias, scale.shape)
+    return [0 * scale, scale, np.broadcast_to(bias, scale.shape)]
 
 
 def _factor_cases(of: Any, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -316,18 +322,19 @@ def _factor_cases(of: Any, target: Target, rng: np.random.Generator) -> Iterator
         padded = x.shape[-1]
         weight, bias = np.zeros((2, padded), np.float32)
         weight[:n], bias[:n] = rng.standard_normal((2, n))
-        scale, shift = of(x[..., :n], weight[:n], bias[:n], each, epsilon)
-        expected = np.zeros((images, 2, padded))
-        expected[:, 0, :n], expected[:, 1, :n] = scale, shift
-        if of is _responses:
-            expected[:, 0, n:] = 1
+        expected = np.zeros((images, 3, padded))
+        expected[..., :n] = np.stack(of(x[..., :n], weight[:n], bias[:n], each, epsilon), 1)
         y = np.full(expected.shape, np.nan, np.float32)
         # Means are off by a few units, a group's spread by as much, and its factor in proportion.
-        off = 2.0**-24 * 8 * (1 + np.abs(x[..., :n]).max() * (of is _factors))
-        narrow = np.abs(scale / weight[:n]) if of is _factors else 1.0
+        off, narrow = 2.0**-21, np.float64(1)
         bound = np.abs(expected) * 2.0**-20 + 1e-30
-        bound[:, 0, :n] += (np.abs(scale) + (of is _responses)) * off * narrow
-        bound[:, 1, :n] += np.abs(scale) * off * 10 * (1 + narrow) + 1e-6 * np.abs(bias[:n])
+        if of is _factors:
+            off *= 1 + float(np.abs(x[..., :n]).max())
+            narrow = np.abs(expected[:, 1, :n] / weight[:n])
+            bound[:, 0, :n] += off
+        else:
+            expected[:, 1, n:], bound[:, 1] = 1, 2.0**-20 * (2 + np.abs(expected[:, 1]))
+        bound[:, 1, :n] += np.abs(expected[:, 1, :n]) * off * narrow
         slots = [
             _moments_of(x).astype(np.float32), weight, bias, y, images, pixels, n, padded, each,
             epsilon,
@@ -341,11 +348,12 @@ def _scale_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     for i, finish in enumerate((Finish(NONE), Finish(SILU), Finish(NONE))):
         images, pixels, n, gap = 1 + i, 5, 16 + 16 * i, 16 * i
         x = rng.standard_normal((images, pixels, n + gap)).astype(np.float32)
-        factors = rng.standard_normal((images, 2, n)).astype(np.float32)
+        factors = rng.standard_normal((images, 3, n)).astype(np.float32)
         more = rng.standard_normal((images, pixels, n)).astype(np.float32)
         y = np.full((images, pixels, n + 16), 7, np.float32)
         low, high = (0.0, 1.5) if i == 2 else (-INFINITE, INFINITE)
-        inner = x[..., :n] * factors[:, None, 0].astype(np.float64) + factors[:, None, 1]
+        mean, scale, shift = factors[:, None].astype(np.float64).transpose(2, 0, 1, 3)
+        inner = (x[..., :n] - mean) * scale + shift
         found = reference(inner, finish)
         expected = y.astype(np.float64)
         expected[..., :n] = np.clip(found + (more if i else 0), low, high)

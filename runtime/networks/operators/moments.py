@@ -70,7 +70,7 @@ def _norm(graph: Graph, node: Node, kernel: str, each: int) -> Operation | None:
     first = Operation("images_moments", [x], parts, of_blocks, [node])
     first.image = Image(2 * blocks, 1, 1, of.padded)
     found = Operation(kernel, [parts], factors, of_images, [], {"weight": weight, "bias": bias})
-    found.image = Image(2 * images, 1, 1, of.padded)
+    found.image = Image(3 * images, 1, 1, of.padded)
     first.also = [found, Operation("images_scale", [x, factors], y, scaled, [])]
     return first
 
