@@ -287,3 +287,22 @@ def test_shifted_windows(
     kernels = check_alone(of.model(), {"x": x}, tmp_path, of.reference(x), 3e-6)
     assert kernels.count("rows_take_runs") == 3
     assert "attention_rows_f32" in kernels
+
+
+def test_chains_without_end() -> None:
+    """More moves than anybody writes: not looked through one by one, nor each way of joins."""
+    turns, joins = 1500, 9
+    nodes = [
+        node("Transpose", f"t{i}" if i else "x", f"t{i + 1}", perm=[0, 2, 1, 3])
+        for i in range(turns)
+    ]
+    nodes += [
+        node("Concat", f"c{i} c{i}" if i else f"t{turns} t{turns}", f"c{i + 1}", axis=0)
+        for i in range(joins)
+    ]
+    nodes.append(node("CumSum", f"c{joins} axis"))
+    x = np.random.default_rng(1).standard_normal((1, 4, 6, 5)).astype(np.float32)
+    model = model_of(nodes, {"x": (FLOAT, list(x.shape))}, ["y"], {"axis": np.array(1)})
+    with network_of(model, threads=1) as network:
+        expected = np.repeat(x, 2**joins, axis=0).cumsum(1)
+        np.testing.assert_allclose(network({"x": x})["y"], expected, rtol=1e-5, atol=1e-5)

@@ -28,7 +28,7 @@ OPS = (OP, "Transpose", "Reshape", "Identity")  # that are made here
 _RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _MOVES = (*_RESHAPES, "Transpose", "Slice", "Pad", "Concat")
 LEAST_RUN = 4  # channels
-MOST_RUNS = 1 << 22
+MOST_RUNS, MOST_MOVES = 1 << 22, 64  # of a value, and one behind the other
 _RANKS = (2, 3, 4)
 _TURNS = {3: ([0, 2, 1], [0, 2, 1]), 4: (TO_ROWS, TO_IMAGES)}  # to rows and back
 
@@ -107,7 +107,10 @@ def _is_float(matcher: Matcher, name: str) -> bool:
 
 def _values_behind(matcher: Matcher, name: str) -> Iterator[str]:
     """What a value is made of by moves, the nearest first."""
-    while (node := matcher.makers.get(name)) is not None and _is_move(node):
+    for _ in range(MOST_MOVES):
+        node = matcher.makers.get(name)
+        if node is None or not _is_move(node):
+            return
         name = node.inputs[0]
         if name in matcher.graph.constants or not _is_float(matcher, name):
             return
@@ -148,25 +151,23 @@ def _followed(matcher: Matcher, x: str, axis: int, y: str, run: int) -> _Runs | 
         return None
     rows = [*(n for i, n in enumerate(shape) if i != axis), shape[axis] // run]
     numbers = np.arange(math.prod(rows), dtype=np.int32).reshape(rows)
-    known = {x: _Runs(np.moveaxis(numbers, -1, axis), axis)}
+    known: dict[str, _Runs | None] = {x: _Runs(np.moveaxis(numbers, -1, axis), axis)}
 
-    def of(name: str) -> _Runs | None:
+    def of(name: str, left: int = MOST_MOVES) -> _Runs | None:
         if name not in known:
-            node = matcher.makers.get(name)
-            if node is None or not _is_move(node) or name in matcher.graph.constants:
-                return None
-            first, *others = [of(one) for one in node.inputs[: _joins(node)]]
-            if first is None:
-                return None
-            if node.op == "Concat":
-                parts = [first, *(one for one in others if one is not None)]
-                moved = _joined(node, parts) if len(parts) == len(node.inputs) else None
-            else:
-                moved = _moved(matcher, node, first, run)
-            if moved is None or moved.numbers.size > MOST_RUNS:
-                return None
-            known[name] = moved
+            known[name] = made(name, left) if left else None
         return known[name]
+
+    def made(name: str, left: int) -> _Runs | None:
+        node = matcher.makers.get(name)
+        if node is None or not _is_move(node) or name in matcher.graph.constants:
+            return None
+        parts = [one for name in node.inputs[: _joins(node)] if (one := of(name, left - 1))]
+        if len(parts) < _joins(node):
+            return None
+        joins = node.op == "Concat"
+        moved = _joined(node, parts) if joins else _moved(matcher, node, parts[0], run)
+        return None if moved is None or moved.numbers.size > MOST_RUNS else moved
 
     return of(y)
 
