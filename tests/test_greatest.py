@@ -1,4 +1,4 @@
-"""The largest set of values for which something holds, against taking out what does not, all over."""
+"""The largest set of values for which something holds, against looking at all again and again."""
 
 from __future__ import annotations
 
