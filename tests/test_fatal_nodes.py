@@ -84,9 +84,7 @@ def test_zero_points_that_may_be_left_out() -> None:
     given = ["q", "scale", "zero", "fine"]
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
-        helper.make_node(
-            "QLinearSigmoid", ["q", "scale", "zero", "fine"], ["p"], domain="com.microsoft"
-        ),
+        helper.make_node("QLinearSigmoid", given, ["p"], domain="com.microsoft"),
         helper.make_node("DequantizeLinear", ["p", "fine"], ["y"]),
     ]
     constants = {
