@@ -8,7 +8,9 @@ from typing import Any
 
 from headrace.errors import ModelFileError
 
-MOST_NODES = 1 << 20  # of the graph when functions are in it
+# Of the graph when functions are in it: so many for each that the file has, if these are not few.
+# Functions that call each other make 2^20 nodes of 40.
+MOST_FOR_EACH, FEW = 64, 1 << 13
 
 
 def check_functions(path: Path | None, proto: Any) -> None:
@@ -19,7 +21,7 @@ def check_functions(path: Path | None, proto: Any) -> None:
         proto: a ModelProto.
 
     Raises:
-        ModelFileError: a function calls itself, or there would be more than `MOST_NODES` nodes.
+        ModelFileError: a function calls itself, or there would be far more nodes than the file has.
     """
     functions = {_key(one, one.name): one for one in proto.functions}
     if not functions:
@@ -47,10 +49,12 @@ def check_functions(path: Path | None, proto: Any) -> None:
             )
         left += missing
     total = _count(proto.graph.node, counts)
-    if total > MOST_NODES:
+    written = sum(1 for one in (proto.graph, *proto.functions) for _ in _all(one.node))
+    most = max(FEW, MOST_FOR_EACH * written)
+    if total > most:
         raise ModelFileError(
-            f"with its functions in place of their calls it has {total} nodes, and {MOST_NODES} "
-            "are read; export it again",
+            f"with its functions in place of their calls it has {total} nodes, and up to {most} "
+            f"are made of the {written} that it has; export it again",
             path=path,
         )
 

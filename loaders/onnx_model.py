@@ -206,6 +206,8 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place], n_bytes: i
             weights[tensor.name] = place
     model = OnnxModel(path, _without_initializers(proto), weights, inline, n_bytes)
     _check_graph(path, proto.graph, {*weights, *inline}, set())
+    for function in proto.functions:
+        _check_order(path, function.node, set(function.input), set(), function.output)
 
     def shape_of(name: str) -> tuple[int, ...] | None:
         return model.shape_and_type(name)[0] if name in weights or name in inline else None
@@ -372,16 +374,27 @@ def _check_values(tensor: Any, count: int, bad: Any) -> None:
 
 
 def _check_graph(path: Path | None, graph: Any, constants: set[str], outer: set[str]) -> None:
-    """Each name is written once and before it is read: nothing goes in a circle."""
+    own = {*constants, *(one.name for one in graph.input)}
+    own |= {one.name for one in graph.initializer}
+    own |= {one.values.name for one in graph.sparse_initializer}
+    _check_order(path, graph.node, own, outer, [one.name for one in graph.output])
+
+
+def _check_order(
+    path: Path | None, nodes: Any, own: set[str], outer: set[str], outputs: Iterable[str]
+) -> None:
+    """Each name is written once and before it is read: nothing goes in a circle.
+
+    Args:
+        own: names that are there before the nodes; theirs are added.
+        outer: those of graphs around them.
+    """
 
     def bad(message: str) -> ModelFileError:
         return ModelFileError(message, path=path)
 
-    own = {*constants, *(one.name for one in graph.input)}
-    own |= {one.name for one in graph.initializer}
-    own |= {one.values.name for one in graph.sparse_initializer}
-    made_later = {name for node in graph.node for name in node.output if name}
-    for node in graph.node:
+    made_later = {name for node in nodes for name in node.output if name}
+    for node in nodes:
         label = f"node {node.name or node.output[:1]} ({node.op_type})"
         for name in filter(None, node.input):
             if name not in own and name not in outer:
@@ -400,6 +413,6 @@ def _check_graph(path: Path | None, graph: Any, constants: set[str], outer: set[
             if name in own:
                 raise bad(f"{label} makes {name!r}, which is there already")
             own.add(name)
-    for one in graph.output:
-        if one.name not in own and one.name not in outer:
-            raise bad(f"the output {one.name!r} is made by nothing")
+    for name in outputs:
+        if name not in own and name not in outer:
+            raise bad(f"the output {name!r} is made by nothing")

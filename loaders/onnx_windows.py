@@ -14,6 +14,7 @@ _WEIGHTS: Mapping[str, int | None] = {
     "AveragePool": None, "LpPool": None,
 }  # fmt: skip
 _FROM_ONE = ("strides", "dilations", "kernel_shape")  # each of these is at least 1
+_PADS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 
 
 def check_windows(
@@ -28,7 +29,7 @@ def check_windows(
 
     Raises:
         ModelFileError: a stride, dilation or size is below 1, a pad below 0, or there are too few
-            or too many of them; weights fit neither them nor the groups.
+            or too many of them; weights fit neither them nor the groups; pads are of no kind.
     """
     if node.op_type not in _WEIGHTS or node.domain not in ("", "ai.onnx"):
         return
@@ -40,6 +41,13 @@ def check_windows(
                 f"{label} has {name} {given[name]}, and each is at least {least}; export it again",
                 path=path,
             )
+    pad = next((one.s for one in node.attribute if one.name == "auto_pad"), b"NOTSET")
+    if pad not in _PADS:
+        raise ModelFileError(
+            f"{label} has auto_pad {pad.decode(errors='replace')!r}, which is none of "
+            f"{', '.join(one.decode() for one in _PADS)}; export it again",
+            path=path,
+        )
     groups = next((one.i for one in node.attribute if one.name == "group"), 1)
     if groups < 1:
         raise ModelFileError(f"{label} has {groups} groups; export it again", path=path)

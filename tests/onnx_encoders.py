@@ -56,7 +56,7 @@ def _heads(b: Builder, x: str, heads: int, width: int, perm: list[int]) -> str:
     return b.add("Transpose", b.add("Reshape", x, sizes), perm=perm)
 
 
-def _attention(b: Builder, x: str, mask: str, heads: int, width: int, spelling: str) -> str:
+def attention(b: Builder, x: str, mask: str, heads: int, width: int, spelling: str) -> str:
     q, k, v = (_linear(b, x, width, width) for _ in range(3))
     head = width // heads
     q, v = (_heads(b, one, heads, width, [0, 2, 1, 3]) for one in (q, v))
@@ -86,7 +86,7 @@ def _mask(b: Builder, spelling: str) -> str:
 
 
 def _plain_layer(b: Builder, x: str, mask: str, heads: int, width: int, spelling: str) -> str:
-    mixed = _linear(b, _attention(b, x, mask, heads, width, spelling), width, width)
+    mixed = _linear(b, attention(b, x, mask, heads, width, spelling), width, width)
     x = _norm(b, b.add("Add", mixed, x), width, spelling)
     inner = _linear(b, x, width, INNER)
     if spelling == "old":

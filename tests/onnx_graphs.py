@@ -290,7 +290,10 @@ def _concat(g: Graph) -> Proposal:
         for k, s in g.shapes.items()
         if len(s) == len(shape) and s[:axis] == shape[:axis] and s[axis + 1 :] == shape[axis + 1 :]
     ]
-    return "Concat", [g.one_of(*like) for _ in range(g.upto(3, 1))] + [x], {"axis": axis}
+    read = [g.one_of(*like) for _ in range(g.upto(3, 1))] + [x]
+    if not g.ours and g.upto(1):
+        read.insert(g.upto(len(read)), g.floats(*shape[:axis], g.upto(3, 1), *shape[axis + 1 :]))
+    return "Concat", read, {"axis": axis}
 
 
 def _split(g: Graph) -> Proposal:

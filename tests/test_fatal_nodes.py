@@ -21,6 +21,7 @@ CASES: list[tuple[str, list[str], dict[str, Any]]] = [
     ("LayerNormalization", ["x", "row"], {"axis": 2**31}),
     ("Resize", ["x", "row"], {"mode": "linear"}),
     ("Resize", ["x", "w", "scales"], {}),
+    ("Resize", ["x", "", "odd"], {}),
     ("RoiAlign", ["x", "rois", "ids"], {"sampling_ratio": -(2**63)}),
     ("Split", ["x"], {"num_outputs": 3}),
 ]
@@ -39,8 +40,32 @@ def test_it_is_refused(
     constants = {
         "w": np.ones((4, 4, 1, 1), np.float32), "row": np.ones(5, np.float32),
         "ids": np.array([1]), "scales": np.array([1, 1, 2, 2], np.float32),
-        "rois": np.zeros((1, 4), np.float32),
+        "odd": np.array([1, 1, np.nan, 2], np.float32), "rois": np.zeros((1, 4), np.float32),
     }  # fmt: skip
     model = model_of(nodes, {"x": (FLOAT, [1, 4, 6, 5])}, ["y"], constants, opset=18)
     with network_of(model, threads=1) as network, pytest.raises(HeadraceError, match=op):
         network({"x": np.ones((1, 4, 6, 5), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "match"),
+    [
+        ("QLinearConcat", "none zero q scale zero", "input 0 is left out, or has no elements"),
+        ("QLinearConcat", "scale zero q scale ", "input 4 is left out"),
+        ("QLinearAdd", "q scale zero q none zero scale zero", "none has no elements"),
+    ],
+)
+def test_scales_without_elements(op: str, inputs: str, match: str) -> None:
+    attributes = {"axis": 1} if op == "QLinearConcat" else {}
+    given = inputs.split(" ")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node(op, given, ["p"], domain="com.microsoft", **attributes),
+        helper.make_node("DequantizeLinear", ["p", "scale", "zero"], ["y"]),
+    ]
+    constants = {
+        "none": np.zeros(0, np.float32), "scale": np.float32(0.1), "zero": np.uint8(3),
+    }  # fmt: skip
+    model = model_of(nodes, {"x": (FLOAT, [2, 4])}, ["y"], constants, opset=18)
+    with network_of(model, threads=1) as network, pytest.raises(HeadraceError, match=match):
+        network({"x": np.ones((2, 4), np.float32)})

@@ -284,3 +284,18 @@ def test_fused_products_with_a_vector() -> None:
     constants = {"v": RNG.standard_normal(N).astype(np.float32)}
     model = model_of(nodes, {"x": (FLOAT, [5, N])}, ["y"], constants)
     _same(model, RNG.standard_normal((5, N)).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint4", "int4", "float8e4m3fn"])
+def test_what_is_rectified_before_it_is_quantised(kind: str) -> None:
+    """Zero points that are not the least code, of types that it takes for bytes."""
+    floats = getattr(ml_dtypes, "float8_e4m3fn", None) if kind == "float8e4m3fn" else None
+    dtype = floats or getattr(ml_dtypes, kind, None) or np.dtype(kind)
+    nodes = [
+        node("Relu", "x", "r"), node("QuantizeLinear", "r scale zero", "q"),
+        node("DequantizeLinear", "q scale zero"),
+    ]  # fmt: skip
+    zero = np.array(0 if floats or kind.startswith("int") else 1, dtype)
+    constants = {"scale": np.float32(0.25), "zero": zero}
+    model = model_of(nodes, {"x": (FLOAT, [4, N])}, ["y"], constants, opset=21)
+    _same(model, np.linspace(-2, 2, 4 * N, dtype=np.float32).reshape(4, N), 0)

@@ -267,6 +267,20 @@ def test_activations_give_no_denormal_numbers() -> None:
         assert np.abs(one).min() < 1e-25 and not (np.abs(one[one != 0]) < 1.2e-38).any()
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(3, 20, 5, 4), (2, 7, 33), (6, 18)])
+def test_constants_beside_values(shape: tuple[int, ...], axis: int) -> None:
+    """A class token among tokens, and the like: pixels of constants, in every image of a batch."""
+    channels = 1 if len(shape) == 4 else len(shape) - 1
+    if axis >= len(shape) or axis == channels:
+        pytest.skip("these are channels")
+    sizes = [(*shape[:axis], n, *shape[axis + 1 :]) for n in (1, 3)]
+    constants = {"c": constant(*sizes[0]), "d": constant(*sizes[1]), "k": np.float32(2)}
+    nodes = [node("Mul", "x k", "a"), node("Concat", "c a d a", "b", axis=axis), node("Relu", "b")]
+    run = check(nodes, {"x": (FLOAT, list(shape))}, ("y",), constants, threads=2)
+    assert len(run.nodes) == 3
+
+
 # ---- values [images, channels, pixels] ------------------------------------------------------
 
 

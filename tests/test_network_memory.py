@@ -31,7 +31,7 @@ from headrace.cli import main
 from headrace.errors import BudgetError, HeadraceError, ModelFileError
 from headrace.kernels.sparse_product import sparse_weights
 from headrace.kernels.sparse_product_u8 import sparse_codes
-from headrace.networks import graph, needs, network_plan, packed_file, residence
+from headrace.networks import graph, host_memory, needs, network_plan, packed_file, residence
 from headrace.networks.network import Network, load_network, network_of
 from headrace.networks.operation import Weight
 from headrace.offload import pieces
@@ -417,12 +417,12 @@ def test_weights_of_the_host_are_counted(tmp_path: Path) -> None:
     inputs = {"x": rng.standard_normal((512, 2)).astype(np.float32)}
     with (
         load_network(path, memory=1_500_000) as network,
-        pytest.raises(BudgetError, match=r"that onnxruntime runs \(MatMul y.*2\.10 MB"),
+        pytest.raises(BudgetError, match=r"that onnxruntime runs \(MatMul y.*4\.19 MB"),
     ):
         network(inputs)
-    with load_network(path, memory=4_000_000) as network:
+    with load_network(path, memory=6_000_000) as network:
         network(inputs)
-        assert network.plan(inputs).memory.parts["onnxruntime"] >= 2 * w.nbytes
+        assert network.plan(inputs).memory.parts["onnxruntime"] >= 3 * w.nbytes
 
 
 def test_patches_are_chosen_where_the_arena_does_not_fit(tmp_path: Path) -> None:
@@ -614,7 +614,7 @@ def test_what_is_free_is_the_limit(
     with load_network(path) as network:
         expected = _bytes(network, inputs)
     monkeypatch.setattr(residence, "WATCHED_BYTES", 1 << 20)
-    monkeypatch.setattr(residence, "resident_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(host_memory, "resident_bytes", lambda: 1 << 30)
     for free, streams in ((budget, True), (1 << 30, False)):
         limit = Limit((1 << 30) + free, "free")
         monkeypatch.setattr(planning, "limit_of", lambda _, limit=limit: limit)
@@ -632,7 +632,7 @@ def test_encoders_take_memory(tmp_path: Path) -> None:
         expected = whole.embed(TEXTS)
         tokens = {name: np.zeros((1, 16), np.int64) for name in whole._takes}
         most = whole.network.plan(tokens).memory.whole
-    with headrace.load(folder, threads=2, memory=most // 2) as encoder:
+    with headrace.load(folder, threads=2, memory=2 * most // 3) as encoder:
         np.testing.assert_array_equal(encoder.embed(TEXTS), expected)
         assert encoder.network._residence.streaming is not None
     with headrace.load(folder, memory="1kB") as encoder, pytest.raises(BudgetError):

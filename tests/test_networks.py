@@ -439,11 +439,42 @@ def test_functions_take_the_place_of_their_calls() -> None:
         ({"a": ["b"], "b": ["c", "Relu"], "c": ["a"]}, "calls itself"),
         ({**{f"f{i}": [f"f{i + 1}"] for i in range(300)}, "f300": ["Relu"]}, "depth exceeds"),
         ({**{f"f{i}": [f"f{i + 1}"] * 10 for i in range(9)}, "f9": ["Relu"]}, "1000000000 nodes"),
+        ({**{f"f{i}": [f"f{i + 1}"] * 2 for i in range(14)}, "f14": ["Relu"]}, "16384 nodes"),
     ],
 )
 def test_functions_that_never_end_are_refused(calls: dict[str, list[str]], match: str) -> None:
     with pytest.raises(ModelFileError, match=match):
         network_of(_with_functions(calls))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "match"),
+    [
+        ([("Add", "x v", "y"), ("Relu", "y", "v")], "reads 'v', which a later node makes"),
+        ([("Add", "x outside", "y")], "reads 'outside', which nothing makes"),
+        ([("Relu", "x", "v")], "output 'y' is made by nothing"),
+    ],
+)
+def test_functions_that_are_not_in_order(nodes: list[tuple[str, str, str]], match: str) -> None:
+    model = _with_functions({"a": ["Relu"]})
+    del model.functions[0].node[:]
+    model.functions[0].node.extend(helper.make_node(op, x.split(), [y]) for op, x, y in nodes)
+    model.graph.node.insert(0, helper.make_node("Neg", ["x"], ["outside"]))
+    with pytest.raises(ModelFileError, match=match):
+        network_of(model)
+
+
+def test_constants_and_branches_that_are_none() -> None:
+    held = helper.make_node("Constant", [], ["c"], value=3)
+    add = helper.make_node("Add", ["x", "c"], ["y"])
+    none = helper.make_graph([], "none", [], [])
+    branches = helper.make_node("If", ["c"], ["y"], then_branch=none, else_branch=none)
+    conditions = (np.array(True), np.array([], bool), np.array([True, False]))
+    cases = [([held, add], {}), *(([branches], {"c": one}) for one in conditions)]
+    for nodes, constants in cases:
+        model = model_of(nodes, {"x": (FLOAT, [2])}, ["y"], constants)
+        with network_of(model) as network, pytest.raises(HeadraceError):
+            network({"x": np.ones(2, np.float32)})
 
 
 def test_a_network_in_memory_has_no_files_beside_it() -> None:

@@ -26,9 +26,13 @@ def taken_branch(graph: Graph, node: Node) -> list[Node] | None:
         return None
     if node.inputs[0] not in graph.constants:
         return None
-    condition = bool(graph.constants.array(node.inputs[0]).reshape(-1)[0])
+    condition = _truth(graph.constants.array(node.inputs[0]))
+    if condition is None:  # which onnxruntime refuses
+        return None
     branch = node.attribute("then_branch" if condition else "else_branch")
     if branch is None or branch.sparse_initializer:
+        return None
+    if len(branch.output) != len(node.outputs):  # which onnxruntime refuses
         return None
     # A name of its own for all that is made inside: other branches may use the same ones.
     own = [name for one in branch.node for name in one.output if name]
@@ -42,6 +46,13 @@ def taken_branch(graph: Graph, node: Node) -> list[Node] | None:
             source = names.get(inside.name, inside.name)
             found.append(node_of(_made("Identity", [source], outside)))
     return found
+
+
+def _truth(value: Any) -> bool | None:
+    """Of a condition; None: it is none."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.bool_ or value.size != 1:
+        return None
+    return bool(value.reshape(-1)[0])
 
 
 def _constant(tensor: Any, name: str) -> Node:
@@ -125,7 +136,8 @@ class Decisions:
         found = {name: values[name] for name in self.inputs}
         if made:
             found |= HostRegion(self._graph, self._nodes, made, 1).run(values)
-        return tuple((name, bool(found[name].reshape(-1)[0])) for name in self._conditions)
+        known = ((name, _truth(found[name])) for name in self._conditions)
+        return tuple((name, value) for name, value in known if value is not None)
 
 
 def _behind(

@@ -22,6 +22,7 @@ from headrace.kernels import (
     images,
     images_u8,
     layer_norm,
+    mask,
     moments,
     n_bits_rows,
     prepare,
@@ -48,7 +49,7 @@ MODULES = (
     convolution, depthwise, sparse_product, sparse_tiles, images, finishes, image_operators,
     image_copies, layer_norm, moments, gelu, attention_rows, convolution_u8, depthwise_u8,
     images_u8, image_operators_u8, dynamic_u8, rows, n_bits, n_bits_rows, prepare, product_rows,
-    softmax_rows, softmax_mean, recurrent, dynamic_columns, sparse_product_u8, taking,
+    softmax_rows, softmax_mean, mask, recurrent, dynamic_columns, sparse_product_u8, taking,
 )  # fmt: skip
 
 

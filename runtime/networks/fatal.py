@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from headrace.errors import UnsupportedError
 from headrace.loaders.onnx_model import subgraphs
 from headrace.networks.graph import Graph, Node
@@ -19,7 +21,7 @@ def check_values(graph: Graph, node: Node) -> None:
     Raises:
         UnsupportedError: it, or onnx's inference of shapes, would end the process.
     """
-    check = None if node.domain else _CHECKS.get(node.op)
+    check = _CHECKS.get(node.op) if not node.domain else _OTHERS.get(node.domain)
     wrong = None if check is None else check(graph, node)
     if wrong is not None:
         raise UnsupportedError(
@@ -95,6 +97,11 @@ def _resize(graph: Graph, node: Node) -> str | None:
         of = _shape(graph, node, i)
         if named(node.inputs, i) and of is not None and len(of) != 1:
             return f"an input for its sizes has the shape {list(of)}"
+    scales = named(node.inputs, 2)
+    if scales in graph.constants and graph.constants.is_small(scales):
+        given = graph.constants.array(scales)
+        if not (np.isfinite(given) & (given > 0)).all():
+            return f"its scales are {given.tolist()}"
     return None
 
 
@@ -110,6 +117,18 @@ def _roi_align(graph: Graph, node: Node) -> str | None:
     return None if 0 <= ratio <= _MOST_SAMPLES else f"its sampling_ratio is {ratio}"
 
 
+def _fused(graph: Graph, node: Node) -> str | None:
+    if node.op == "QLinearConcat":  # scale and zero point of the result, then values with theirs
+        for i, name in enumerate(node.inputs):
+            if not name or ((i < 2 or i % 3 != 2) and 0 in (_shape(graph, node, i) or ())):
+                return f"its input {i} is left out, or has no elements"
+    for name in filter(None, node.inputs):
+        if name in graph.constants and 0 in (graph.constants.type(name).shape or ()):
+            return f"{name} has no elements"
+    return None
+
+
+_OTHERS = {"com.microsoft": _fused}
 _CHECKS: dict[str, Callable[[Graph, Node], str | None]] = {
     "GatherND": _gather_nd,
     "LayerNormalization": _layer_norm,

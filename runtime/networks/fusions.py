@@ -8,7 +8,7 @@ normalisations takes any power for the second, any difference for that from the 
 have lost their dimension; it and others forget dimensions that constants add. That of products with
 what is transposed forgets it beside a vector, and pools in blocks of channels divide by sizes that
 are 0, which ends the process. Pairs that it adds behind values that are dequantised without a zero
-point are of uint8.
+point are of uint8. A Relu in front of codes of 4 bits, or floats of 8, goes as if they were bytes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _NO_ZERO = "QDQPropagationTransformer"
 _PAIRS = "DoubleQDQPairsRemover"  # quantises once what the file quantises twice
 _NAMED = "/headrace/kept"
 _TO_FLOATS, _TRANSPOSED = "MatMulIntegerToFloatFusion", "MatmulTransposeFusion"
+_RECTIFIED = "ReluQuantRewrite"
+_WHOLE = (2, 3, 4, 5)  # integers of 8 and 16 bits
 _BLOCKS = "NchwcTransformer"
 _NORMS = ("LayerNormFusionL1", "LayerNormFusionL2", "SimplifiedLayerNormFusion")
 _OF_CONSTANTS = (
@@ -59,6 +61,8 @@ def left_out(graph: Graph, nodes: Sequence[Node]) -> list[str]:
         found += _NORMS
     if any(_has_no_zero(graph, node) for node in nodes):
         found.append(_NO_ZERO)
+    if any(_is_rectified_oddly(graph, makers, node) for node in nodes):
+        found.append(_RECTIFIED)
     if any(_widens(graph, node) for node in nodes):
         found.append(_TO_FLOATS)
     if any(_has_a_vector(graph, makers, node) for node in nodes):
@@ -91,6 +95,13 @@ def _has_no_zero(graph: Graph, node: Node) -> bool:
     if node.domain or node.op != "DequantizeLinear" or named(node.inputs, 2):
         return False
     return elem_type(graph, node.inputs[0]) != onnx.TensorProto.UINT8
+
+
+def _is_rectified_oddly(graph: Graph, makers: Mapping[str, Node], node: Node) -> bool:
+    """Whether what comes from a Relu is quantised to no integers of 8 or 16 bits."""
+    if node.domain or node.op != "QuantizeLinear" or _maker(makers, node.inputs[0], "Relu") is None:
+        return False
+    return elem_type(graph, node.outputs[0]) not in _WHOLE
 
 
 def _has_a_vector(graph: Graph, makers: Mapping[str, Node], node: Node) -> bool:

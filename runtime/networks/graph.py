@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,11 @@ class Constants:
             return self.derived[name].type
         shape, elem_type = self._model.shape_and_type(name)
         return TensorType(elem_type, shape)
+
+    @cached_property
+    def file_bytes(self) -> int:
+        """Of all that the model has."""
+        return self._model.weight_bytes + self._model.graph_bytes
 
     def is_small(self, name: str) -> bool:
         """Whether it may be read to compute something ahead."""

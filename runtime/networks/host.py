@@ -7,28 +7,31 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from headrace.errors import HeadraceError, UnsupportedError
 from headrace.interruptible import run_aside
-from headrace.loaders.onnx_model import subgraphs, tensor_bytes, type_name
+from headrace.loaders.onnx_model import subgraphs
+from headrace.memory import give_back_heap
+from headrace.networks.by_reference import check_reference
 from headrace.networks.fatal import check_empty
 from headrace.networks.fusions import ends_the_process, kept, left_out
 from headrace.networks.graph import Graph, Node, TensorType
-from headrace.networks.live import live_bytes
-from headrace.networks.quantisation import named
+from headrace.networks.host_memory import (
+    bound_values,
+    free_bytes,
+    is_open,
+    ran_out,
+    values_bytes,
+    weight_bytes,
+)
 
 SESSION_BYTES = 250_000  # of a session, beside weights and values
 ARENA_BYTES = 1 << 20  # onnxruntime takes for values at a time, and keeps
 NARROW = (21, 22, 23, 25, 26)  # elements of less than a byte
 _LONG_S = 0.1  # a run that takes longer goes where Ctrl-C can end it
-# Activations that the reference has, whatever a layer says.
-_RECURRENT = {
-    "RNN": [b"tanh"], "GRU": [b"sigmoid", b"tanh"], "LSTM": [b"sigmoid", b"tanh", b"tanh"],
-}  # fmt: skip
 _QUIET = 4  # of onnxruntime's severities: only what is fatal
 
 
@@ -45,11 +48,12 @@ class HostRegion:
         threads: of the session.
         spins: whether they look for work for a while before they sleep; not where kernels of ours
             want the cores.
+        budget: that values of unknown sizes stay below; None: what is free.
 
     Attributes:
         inputs, outputs: names.
         by_reference: why onnxruntime does not compute them; None: it does.
-        memory_bytes: that it takes, about.
+        memory_bytes: that it takes at most, about.
 
     Raises:
         UnsupportedError: nothing here computes them.
@@ -57,7 +61,7 @@ class HostRegion:
 
     def __init__(
         self, graph: Graph, nodes: Sequence[Node], outputs: Sequence[str], threads: int,
-        spins: bool = True,
+        spins: bool = True, budget: int | None = None,
     ) -> None:  # fmt: skip
         self.nodes = list(nodes)
         self.outputs = list(outputs)
@@ -67,38 +71,42 @@ class HostRegion:
         self.inputs = [
             name for name in read if name not in graph.constants and name not in graph.sparse
         ]
-        weights = host_weight_bytes(graph, self.nodes)
-        values = _live_bytes(graph, self.nodes, self.inputs, outputs)
+        weights = weight_bytes(graph, self.nodes)
+        values = values_bytes(graph, self.nodes, self.inputs, outputs)
         self._few = not spins and values <= ARENA_BYTES  # little is taken anew for each run
         self.memory_bytes = SESSION_BYTES + weights + values + (0 if self._few else ARENA_BYTES)
         self.by_reference: str | None = None
         self._session: Any = None
         self._plain = True
         self._reference: Any = None
-        self._held: list[Any] = []
+        self._budget, self._is_open = budget, is_open(graph, self.nodes)
         self._seconds = math.inf  # that the last run took, where all take about as long
         self._loops = any(True for node in self.nodes for _ in subgraphs(node.proto))
         types: Mapping[str, TensorType] = graph.types
         proto = self._model(graph, here, types)
         try:
             check_empty(graph, self.nodes, outputs)
-            try:
-                self._session = self._open(graph, proto, here, threads, spins)
-            except Exception:
-                # It checks branches of `If` that are never taken too, and known shapes may not fit.
-                types = _without_shapes(types)
-                proto = self._model(graph, here, types)
+            failed: Exception | None = None
+            # It checks branches of `If` that are never taken too, and known shapes may not fit; or
+            # it fails in its own fusions.
+            for known, optimised in ((True, True), (False, True), (False, False)):
+                if not known:
+                    types = _without_shapes(graph.types)
+                    proto = self._model(graph, here, types)
                 try:
-                    self._session = self._open(graph, proto, here, threads, spins)
-                except Exception:  # of its own fusions, it may be
-                    self._session = self._open(graph, proto, here, threads, spins, False)
+                    self._session = self._open(graph, proto, here, threads, spins, optimised)
+                    break
+                except Exception as error:
+                    failed = error.with_traceback(None)  # which has its weights
+            else:
+                assert failed is not None
+                raise failed
             self._given = graph, types, here, threads, spins
             self._plain = self._is_plain()
         except Exception as error:  # of any kind: it is a native library's
             self.by_reference = _first_line(error)
             for node in self.nodes:
-                _check_types(graph, node)
-                self._check_recurrent(graph, node)
+                check_reference(graph, node, self.by_reference)
             self._reference = self._evaluator(graph, proto, here)
 
     def _model(
@@ -155,18 +163,24 @@ class HostRegion:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not spins:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        most = (self._budget or free_bytes()) if self._is_open else None
+        if most is not None:
+            bound_values(options, most)
         large = [name for name in constants if not graph.constants.is_small(name)]
-        if large:
+        if large:  # the session has its own of these
             values = [self._value(graph, name) for name in large]
-            self._held = values
             options.add_external_initializers(large, values)
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             proto.SerializeToString(),
             options,
             providers=["CPUExecutionProvider"],
             enable_fallback=0,  # it prints what went wrong
             disabled_optimizers=left_out(graph, self.nodes),
         )
+        if large:
+            del options, values
+            give_back_heap()
+        return session
 
     def _unoptimised(self) -> Any:
         graph, types, constants, threads, spins = self._given
@@ -198,28 +212,6 @@ class HostRegion:
                 f"nothing here runs {labels}: onnxruntime says {self.by_reference}, and onnx "
                 f"itself {_first_line(error)}"
             ) from error
-
-    def _check_recurrent(self, graph: Graph, node: Node) -> None:
-        """Raises UnsupportedError: the reference leaves out something that a layer has."""
-        usual = _RECURRENT.get(node.op) if not node.domain else None
-        if usual is None:
-            return
-        shape = graph.shape(named(node.inputs, 0)) or ()
-        if len(shape) == 3 and shape[1 if node.attribute("layout", 0) else 0] == 0:
-            raise UnsupportedError(f"nothing here runs {node.label}: its input has no steps")
-        names = [name.lower() for name in node.attribute("activations", [])]
-        odd = {
-            "activations": any(one != usual[i % len(usual)] for i, one in enumerate(names)),
-            "clip": node.attribute("clip") is not None,
-            "input_forget": bool(node.attribute("input_forget", 0)),
-            "sequence_lens": bool(named(node.inputs, 4)),
-        }
-        if any(odd.values()):
-            what = ", ".join(name for name, given in odd.items() if given)
-            raise UnsupportedError(
-                f"nothing here runs {node.label}: onnxruntime says {self.by_reference}, and the "
-                f"reference of onnx leaves {what} out"
-            )
 
     def _is_plain(self) -> bool:
         """Whether all that goes in and out are types that numpy has.
@@ -255,7 +247,8 @@ class HostRegion:
         """Outputs for inputs: arrays, or lists of them where the values are sequences.
 
         Raises:
-            HeadraceError: an operator refuses its inputs.
+            HeadraceError: an operator refuses its inputs, or values of unknown sizes become larger
+                than there may be.
         """
         feeds = {name: values[name] for name in self.inputs}
         try:
@@ -266,6 +259,11 @@ class HostRegion:
         except Exception as error:
             labels = ", ".join(node.label for node in self.nodes[:3])
             more = f" and {len(self.nodes) - 3} more" if len(self.nodes) > 3 else ""
+            if ran_out(error):
+                raise HeadraceError(
+                    f"{labels}{more}: values become larger than what is free, or `memory` allows: "
+                    "give the network smaller inputs, or allow more"
+                ) from None
             raise HeadraceError(f"{labels}{more}: {_first_line(error)}") from error
         return dict(zip(self.outputs, found, strict=True))
 
@@ -276,18 +274,20 @@ class HostRegion:
         except Exception:
             if not any(node.op == "Transpose" for node in self.nodes):
                 raise
-            optimised = self._session, self._held
+            optimised = self._session
             try:
                 self._session = self._unoptimised()
                 return self._run_session(feeds)
             except Exception:
-                self._session, self._held = optimised
+                self._session = optimised
                 raise
 
     def _run_session(self, feeds: dict[str, Any]) -> Sequence[Any]:
         import onnxruntime
 
         began, options = time.perf_counter(), onnxruntime.RunOptions()
+        if self._is_open:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         on_main = threading.current_thread() is threading.main_thread()
         if on_main and (self._loops or self._seconds > _LONG_S):
             found = run_aside(
@@ -312,44 +312,6 @@ class HostRegion:
         }
         made = self._session.run_with_ort_values(self.outputs, values, options)
         return [_array(one) for one in made]
-
-
-def host_weight_bytes(graph: Graph, nodes: Sequence[Node]) -> int:
-    """What large constants of a region take: as they are, and as onnxruntime packs them."""
-    names = {name for node in nodes for name in node.reads if name in graph.constants}
-    large = [graph.constants.type(n) for n in names if not graph.constants.is_small(n)]
-    return 2 * sum(tensor_bytes(of.elem_type, of.shape or ()) for of in large)
-
-
-def _live_bytes(
-    graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
-) -> int:
-    """What values whose shapes are known take at most, twice: it asks for powers of two."""
-    alone = replace(graph, nodes=list(nodes), inputs=list(inputs), outputs=list(outputs))
-    return 2 * live_bytes(alone)
-
-
-def _check_types(graph: Graph, node: Node) -> None:
-    """Raises UnsupportedError: inputs of one type have several; numpy would make one of them."""
-    import onnx
-
-    try:
-        schema = onnx.defs.get_schema(node.op, graph.opsets.get(node.domain, 1), node.domain)
-    except onnx.defs.SchemaError:
-        return
-    found: dict[str, tuple[str, int]] = {}
-    for i, name in enumerate(node.inputs[: len(schema.inputs)]):
-        of = graph.types.get(name)
-        if name in graph.constants:
-            of = graph.constants.type(name)
-        if of is None:
-            continue
-        first, elem_type = found.setdefault(schema.inputs[i].type_str, (name, of.elem_type))
-        if elem_type != of.elem_type:
-            raise UnsupportedError(
-                f"{node.label} reads {first} of {type_name(elem_type)} and {name} of "
-                f"{type_name(of.elem_type)}, which have to be of one type: export it again"
-            )
 
 
 def _without_shapes(types: Mapping[str, TensorType]) -> dict[str, TensorType]:

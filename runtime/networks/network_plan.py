@@ -11,7 +11,8 @@ import numpy as np
 from headrace.errors import BudgetError, HeadraceError
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node, TensorType
-from headrace.networks.host import HostRegion, host_weight_bytes
+from headrace.networks.host import HostRegion
+from headrace.networks.host_memory import free_bytes, values_bytes, weight_bytes
 from headrace.networks.native import NativeRegion
 from headrace.networks.needs import OPERATION_BYTES, Needs, NetworkMemory, decide, needs_of
 from headrace.networks.operation import Operation, Weight
@@ -19,7 +20,7 @@ from headrace.networks.operators import operation_for
 from headrace.networks.patch_choice import Choice, Patches
 from headrace.networks.patterns import with_patterns
 from headrace.networks.regions import Region, regions_of, regions_that_pay, with_nodes_of_file
-from headrace.networks.residence import Residence
+from headrace.networks.residence import WATCHED_BYTES, Residence
 from headrace.networks.specialise import specialise
 from headrace.networks.without_turns import without_turns
 from headrace.sizes import format_size
@@ -77,8 +78,9 @@ class NetworkPlan:
                 )
             else:
                 run = HostRegion(
-                    self.graph, region.nodes, region.outputs, engine.threads, spins=not mixed
-                )
+                    self.graph, region.nodes, region.outputs, engine.threads,
+                    spins=not mixed, budget=residence.budget,
+                )  # fmt: skip
             self.graph.types.update(
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
             )
@@ -92,16 +94,24 @@ class NetworkPlan:
         self._last_use = _last_uses(self.regions, self.graph.outputs)
 
     def _check_host(self) -> None:
-        """Sessions of onnxruntime take their memory as soon as they are there."""
-        budget = self._residence.budget
-        nodes = [n for r in self.regions if not r.ours for one in r.nodes for n in one.originals]
-        needed = host_weight_bytes(self.graph, nodes)
+        """Sessions of onnxruntime take their memory as soon as they are there: weights, and what it
+        makes of constants.
+        """
+        host = [region for region in self.regions if not region.ours]
+        nodes = [n for region in host for one in region.nodes for n in one.originals]
+        weights = weight_bytes(self.graph, nodes)
+        needed = weights + sum(values_bytes(self.graph, r.nodes, [], r.outputs) for r in host)
+        budget, given = self._residence.budget, "(`memory`)"
+        if not weights and needed <= WATCHED_BYTES:
+            return  # what else there is, is said with it
+        if budget is None and needed > WATCHED_BYTES:
+            budget, given = free_bytes(), "that are free"
         if budget is not None and needed > budget:
             raise BudgetError(
-                f"{self._residence.name} does not fit in {format_size(budget)} (`memory`): its "
+                f"{self._residence.name} does not fit in {format_size(budget)} {given}: its "
                 f"operators that onnxruntime runs ({nodes[0].label} and others) take "
-                f"{format_size(needed)} for weights, which cannot be read while it runs; allow "
-                "more than that",
+                f"{format_size(weights)} for weights, which cannot be read while it runs, and "
+                f"{format_size(needed - weights)} for values; allow more than that",
                 needed_bytes=needed,
             )
 

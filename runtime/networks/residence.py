@@ -6,12 +6,12 @@ import gc
 from typing import TYPE_CHECKING
 from weakref import ReferenceType, WeakSet, ref
 
-from headrace.available import resident_bytes
 from headrace.errors import BudgetError, HeadraceError
 from headrace.loaders.onnx_model import OnnxModel
 from headrace.loaders.progress import Progress
 from headrace.memory import give_back_heap
 from headrace.networks.engine import Engine
+from headrace.networks.host_memory import free_bytes
 from headrace.networks.needs import OTHERS, Needs, NetworkMemory, decide
 from headrace.offload.modes import FlashRate, ReadMode
 from headrace.promises import promise
@@ -208,13 +208,9 @@ def _free_for(needs: Needs) -> int | None:
     """What is free, if a plan needs more; None: it does not."""
     if needs.weights + sum(needs.fixed.values()) < WATCHED_BYTES:
         return None
-    from headrace.planning import limit_of  # of language models: networks seldom need it
-
-    free = limit_of(None).n_bytes
+    free = free_bytes()
     needed = decide(needs, None, {}, "").whole
-    if free is None or needed <= free - resident_bytes():
-        return None
-    return max(1, free - resident_bytes())
+    return None if free is None or needed <= free else max(1, free)
 
 
 def _alone(before: NetworkPlan, plan: NetworkPlan) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.loaders.onnx_model import subgraphs
+from headrace.loaders.onnx_model import subgraphs, tensor_bytes
 from headrace.networks.branches import taken_branch
 from headrace.networks.fatal import check_values
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
@@ -36,6 +36,7 @@ _SINCE = {"MaxPool": 22, "AveragePool": 22, "LpPool": 22, "Squeeze": 11, "Unsque
 _LIKE_FIRST = ("GroupNormalization",)  # what they make; onnx says nothing of its shape
 _MOVES = ("Transpose", "Reshape")  # of codes, which TFLite files have in another order
 FLOAT, BYTES, BOOL = 1, (2, 3), 9  # of TensorProto
+MOST_DERIVED, LARGE_BYTES = 16, 64 << 20  # times a model's bytes, and beside these
 
 
 def specialise(
@@ -117,7 +118,7 @@ def _is_constant(graph: Graph, node: Node) -> bool:
 
 def _is_large_constant(node: Node) -> bool:
     """Whether it is a weight that stands in the graph instead of among the initialisers."""
-    held = node.attribute("value") if node.op == "Constant" and not node.domain else None
+    held = _value(node)
     return held is not None and held.data_type == FLOAT and not held.external_data
 
 
@@ -138,7 +139,12 @@ def _is_derived(graph: Graph, node: Node, types: Mapping[str, TensorType]) -> bo
         name in types and types[name].elem_type in kinds and types[name].shape is not None
         for name in node.outputs
     )
-    return known and all(name in graph.constants for name in node.reads)
+    if not known or not all(name in graph.constants for name in node.reads):
+        return False
+    # More than files hold is made while the network runs, where memory is counted.
+    most = MOST_DERIVED * graph.constants.file_bytes + LARGE_BYTES
+    sizes = (tensor_bytes(types[name].elem_type, types[name].shape or ()) for name in node.outputs)
+    return sum(sizes) <= most
 
 
 def _later(graph: Graph, node: Node, name: str) -> Callable[[], np.ndarray]:
@@ -170,7 +176,7 @@ def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
 
     outputs = [name for name in node.outputs if name]
     try:
-        values = HostRegion(graph, [node], outputs, 1).run({})
+        values = HostRegion(graph, [node], outputs, 1, budget=LARGE_BYTES).run({})
         tensors = {
             name: onnx.numpy_helper.from_array(np.asarray(value), name)
             for name, value in values.items()
@@ -184,15 +190,21 @@ def _computed(graph: Graph, node: Node) -> dict[str, Any] | None:
 
 def _held(node: Node) -> Any:
     """A small tensor that stands in a node: no session is made for it."""
-    if node.domain or len(node.outputs) != 1 or node.op != "Constant":
-        return None
-    held = node.attribute("value")
+    held = _value(node) if len(node.outputs) == 1 else None
     if held is None or held.external_data or held.ByteSize() > SMALL_BYTES:
         return None
     found = type(held)()
     found.CopyFrom(held)
     found.name = node.outputs[0]
     return found
+
+
+def _value(node: Node) -> Any:
+    """The tensor of a Constant; None: it is none, or has something else."""
+    import onnx
+
+    held = node.attribute("value") if node.op == "Constant" and not node.domain else None
+    return held if isinstance(held, onnx.TensorProto) else None
 
 
 def _of_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | int:

@@ -21,6 +21,7 @@ from headrace.networks.operators import (
     frames,
     gathering,
     gelu,
+    mask,
     matrix,
     mean,
     moments,
@@ -46,7 +47,7 @@ Maker = Callable[[Graph, Node], Operation | None]
 MODULES = (
     convolution, frames, matrix, n_bits, mean, arithmetic, activations, channels, taking, pooling,
     resizing, softmax, transposed, bounds, names, normalisation, moments, gelu, attention,
-    quantised, dynamic, gathering, quantised_images, softmax_mean, recurrent, runs,
+    mask, quantised, dynamic, gathering, quantised_images, softmax_mean, recurrent, runs,
 )  # fmt: skip
 OPERATORS: dict[str, Maker] = {
     name: maker for module in MODULES for name, maker in module.OPERATORS.items()

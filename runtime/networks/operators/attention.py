@@ -2,8 +2,8 @@
 
 headrace.Attention takes q, k and v of [batch, tokens, heads x channels], and a mask that is added
 to the scores or none; its attributes are `heads`, `scale` and `zeros` (what a query gets whose keys
-are all masked by -inf: zeros, or else no numbers), and where in the rows of its inputs `columns`
-begin.
+are all masked by -inf: zeros, or else no numbers), where in the rows of its inputs `columns` begin,
+and `mask_rows`: whether the mask is rows of ours, [batch, keys], and not as it lies in ONNX.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def _attention(graph: Graph, node: Node) -> Operation | None:
         return None
     steps = (0, 0, 0)
     own: dict[str, np.ndarray | Weight] = {}
-    if mask:
+    in_rows = image_of(graph, mask) if node.attribute("mask_rows", 0) else None
+    if in_rows is not None:
+        steps = (in_rows.pixel_bytes if batch > 1 else 0, 0, 0)
+    elif mask:
         of = graph.type(mask)
         found = None
         if of is not None and of.elem_type == onnx.TensorProto.FLOAT and of.shape is not None:
@@ -66,10 +69,11 @@ def _attention(graph: Graph, node: Node) -> Operation | None:
             keys, *rows, made.pixel_bytes, scale, *steps, at.own["scratch"], one.scratch, zeros,
         ]  # fmt: skip
 
+    read = dict.fromkeys((q, k, v) if in_rows is None else (q, k, v, mask))
     return Operation(
-        "attention_rows_f32", list(dict.fromkeys((q, k, v))), node.outputs[0], slots, [node], own,
+        "attention_rows_f32", list(read), node.outputs[0], slots, [node], own,
         macs=2 * batch * queries * keys * width, scratch=n_bytes,
-        plain=[mask] if mask and not is_own else [],
+        plain=[mask] if mask and not is_own and in_rows is None else [],
     )  # fmt: skip
 
 

@@ -23,9 +23,11 @@ from headrace.networks.patterns import (
     embed_layer_norm,
     frames,
     gelu,
+    ids,
     image_norms,
     layer_norm,
     linear,
+    mask,
     microsoft,
     n_bits,
     quantised,
@@ -52,7 +54,9 @@ PATTERNS: tuple[Pattern, ...] = (
     scale_and_add.found,
     linear.found,
     attention.found,
+    mask.found,
     quantised_rows.found,
+    ids.found,
     quantised.found,
     quantised.with_constants,
     softmax_mean.found,
@@ -100,7 +104,8 @@ def _applied(graph: Graph, pattern: Pattern) -> Graph:
         if id(instead[-1]) not in kept:  # a later one stands for this, too
             continue
         whole = _behind(matcher, graph.nodes[i], gone)
-        last = replace(instead[-1], instead_of=tuple(whole), ours_alone=len(instead) > 1)
+        alone = graph.nodes[i].ours_alone or len(instead) > 1
+        last = replace(instead[-1], instead_of=tuple(whole), ours_alone=alone)
         after.nodes = [last if one is instead[-1] else one for one in after.nodes]
     return after
 
@@ -119,6 +124,7 @@ def _behind(matcher: Matcher, node: Node, gone: dict[int, Node]) -> list[Node]:
         one = look.pop()
         if gone.pop(id(one), None) is None:
             continue
-        found.extend(one.originals)
+        if one.instead_of or not one.ours_alone:  # what a pattern made is not of the file
+            found.extend(one.originals)
         look.extend(maker for name in one.reads if (maker := matcher.makers.get(name)) is not None)
     return found[::-1]

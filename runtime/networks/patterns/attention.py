@@ -345,6 +345,7 @@ def _part(matcher: Matcher, move: _Move, at: np.ndarray) -> np.ndarray | None:
 WHICH = {
     "attention, GELU, LayerNorm, SiLU": (
         "as exporters spell them ([encoders](#encoders)); queries, keys and values may be "
-        "parts of one value; also of windows, each with its mask (Swin)"
+        "parts of one value; also of windows, each with its mask (Swin); masks out of ones and "
+        "zeros of tokens"
     ),
 }

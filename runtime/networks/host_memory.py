@@ -1,0 +1,82 @@
+"""What operators take that onnxruntime runs, at most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from headrace.available import resident_bytes
+from headrace.loaders.onnx_model import subgraphs, tensor_bytes
+from headrace.networks.graph import Graph, Node
+from headrace.networks.live import live_bytes, value_bytes
+
+# Bytes for each of a weight while a session begins: as it is given, onnxruntime's copy, and what it
+# makes of that (packed; in blocks of channels; of halves float32).
+_COPIES, _COPIES_OF_CONVOLUTIONS, _COPIES_OF_HALVES = 3, 4, 6
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_HALVES = (10, 16)  # float16 and bfloat16
+
+
+def weight_bytes(graph: Graph, nodes: Sequence[Node]) -> int:
+    """What large constants of a region take at the peak."""
+    copies = _COPIES
+    if any(node.op in _CONVOLUTIONS for node in nodes):
+        copies = _COPIES_OF_CONVOLUTIONS
+    names = {name for node in nodes for name in node.reads if name in graph.constants}
+    types = [graph.constants.type(n) for n in names if not graph.constants.is_small(n)]
+    sizes = [tensor_bytes(of.elem_type, of.shape or ()) for of in types]
+    halves = [of.elem_type in _HALVES for of in types]
+    each = (
+        n * (_COPIES_OF_HALVES if half else copies) for n, half in zip(sizes, halves, strict=True)
+    )
+    return sum(each) + max(sizes, default=0)  # one of them is in the making
+
+
+def values_bytes(
+    graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
+) -> int:
+    """What values whose shapes are known take at most, twice: it asks for powers of two.
+
+    What is made of constants alone is there before all else.
+    """
+    alone = replace(graph, nodes=list(nodes), inputs=list(inputs), outputs=list(outputs))
+    first = set[str]()
+    for node in nodes:
+        if all(name in first or name in graph.constants for name in node.reads):
+            first.update(node.outputs)
+    return 2 * live_bytes(alone) + sum(value_bytes(graph, name) for name in first)
+
+
+def free_bytes() -> int | None:
+    """What the process may take beside what it has; None: that is not known."""
+    from headrace.planning import limit_of  # of language models: networks seldom need it
+
+    limit = limit_of(None).n_bytes
+    return None if limit is None else max(0, limit - resident_bytes())
+
+
+def is_open(graph: Graph, nodes: Sequence[Node]) -> bool:
+    """Whether values may become larger than anybody knows: shapes are not known, or nodes loop."""
+    known = (graph.type(name) for node in nodes for name in node.outputs if name)
+    loops = any(True for node in nodes for _ in subgraphs(node.proto))
+    return loops or any(of is None or of.shape is None for of in known)
+
+
+def bound_values(options: Any, most: int) -> None:
+    """Have a session take so many bytes at most for values; what needs more ends in an exception.
+
+    Args:
+        options: SessionOptions, which get an allocator of their own.
+    """
+    import onnxruntime as ort
+
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(most, -1, -1, -1))
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether a run failed because of `bound_values`."""
+    return "bfc_arena" in str(error)
