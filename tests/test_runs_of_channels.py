@@ -306,3 +306,40 @@ def test_chains_without_end() -> None:
     with network_of(model, threads=1) as network:
         expected = np.repeat(x, 2**joins, axis=0).cumsum(1)
         np.testing.assert_allclose(network({"x": x})["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_patches_whose_channels_are_joined_with_rows_on_the_way(tmp_path: Path) -> None:
+    """As MobileViT makes them, and images of them."""
+    (b, c, h, w), (tall, wide) = (2, 20, 6, 8), (2, 4)
+    down, across, patch = h // tall, w // wide, tall * wide
+    product = np.random.default_rng(0).standard_normal((c, c)).astype(np.float32)
+    constants = {
+        "k0": np.array([b * c * down, tall, across, wide]), "p": product,
+        "k1": np.array([b, c, down * across, patch]), "k2": np.array([b * patch, -1, c]),
+        "k3": np.array([b, patch, down * across, c]),
+        "k4": np.array([b * c * down, across, tall, wide]), "k5": np.array([b, c, h, w]),
+    }  # fmt: skip
+    nodes = [
+        node("Reshape", "x k0", "a"), node("Transpose", "a", "b", perm=[0, 2, 1, 3]),
+        node("Reshape", "b k1", "c"), node("Transpose", "c", "d", perm=[0, 3, 2, 1]),
+        node("Reshape", "d k2", "e"), node("MatMul", "e p", "f"), node("Reshape", "f k3", "g"),
+        node("Transpose", "g", "h", perm=[0, 3, 2, 1]), node("Reshape", "h k4", "i"),
+        node("Transpose", "i", "j", perm=[0, 2, 1, 3]), node("Reshape", "j k5", "k"),
+        node("Add", "k x"),
+    ]  # fmt: skip
+    model = model_of(nodes, {"x": (FLOAT, [b, c, h, w])}, ["y"], constants, 17)
+    x = np.random.default_rng(1).standard_normal((b, c, h, w)).astype(np.float32)
+    expected = np.einsum("bchw,cd->bdhw", x.astype(np.float64), product) + x
+    kernels = check_alone(model, {"x": x}, tmp_path, expected, 2e-6)
+    assert kernels.count("rows_take_runs") == 2
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 40), (1, 5, 16, 8)], ids=str)
+def test_what_moves_without_kernels_around_it_stays_with_the_host(shape: Any) -> None:
+    """Runs of inputs that are images, and not rows."""
+    perm = [1, 0, *range(2, len(shape))]
+    nodes = [node("Transpose", "x", "a", perm=perm), node("Sin", "a")]
+    model = model_of(nodes, {"x": (FLOAT, list(shape))}, ["y"], {}, 17)
+    x = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    with network_of(model, threads=1) as network:
+        np.testing.assert_allclose(network(x)["y"], as_the_file_says(model, x)[0], atol=1e-6)

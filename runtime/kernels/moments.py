@@ -326,8 +326,7 @@ def _factor_cases(of: Any, target: Target, rng: np.random.Generator) -> Iterator
         expected[..., :n] = np.stack(of(x[..., :n], weight[:n], bias[:n], each, epsilon), 1)
         y = np.full(expected.shape, np.nan, np.float32)
         # Means are off by a few units, a group's spread by as much, and its factor in proportion.
-        narrow: Any = 1.0
-        off = 2.0**-21
+        off, narrow = 2.0**-21, np.ones((images, n))
         bound = np.abs(expected) * 2.0**-20 + 1e-30
         if of is _factors:
             off *= 1 + float(np.abs(x[..., :n]).max())

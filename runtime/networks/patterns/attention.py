@@ -25,6 +25,7 @@ _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 _PARTS = ("Split", "Slice", "Gather")
 MOST_MASKS = 2
 MOST_ELEMENTS = 1 << 22  # of a value whose shuffle is tried
+MOST_MOVES = 64  # behind each other
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ def _source(matcher: Matcher, name: str, *, factors: bool = True) -> _Source:
     factor = 1.0
     while True:
         node = matcher.maker(name, *_MOVES, *_PARTS)
-        if node is not None and node.inputs[0] not in matcher.graph.constants:
+        is_move = node is not None and node.inputs[0] not in matcher.graph.constants
+        if node is not None and is_move and len(moves) < MOST_MOVES:
             moves.append(_Move(node, name))
             name = node.inputs[0]
             continue

@@ -3,7 +3,8 @@
 Windows of images, also of rolled ones, and what merges four pixels into one (Swin, 2103.14030);
 states of both directions of a recurrent layer beside each other; batches that change places with
 steps. What is between may have any number of dimensions: places are numbers of runs, on which the
-nodes are tried, from the farthest value on that channels can be followed from.
+nodes are tried, from the farthest value on that channels can be followed from. Where channels are
+joined with other dimensions on the way (patches of MobileViT, 2110.02178), elements are.
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ OPS = (OP, "Transpose", "Reshape", "Identity")  # that are made here
 _RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _MOVES = (*_RESHAPES, "Transpose", "Slice", "Pad", "Concat")
 LEAST_RUN = 4  # channels
-MOST_RUNS, MOST_MOVES = 1 << 22, 64  # of a value, and one behind the other
+MOST_RUNS = 1 << 22
+MOST_ELEMENTS = 1 << 20  # of values whose elements are followed one by one
+MOST_MOVES = 64  # behind each other
 _RANKS = (2, 3, 4)
 _TURNS = {3: ([0, 2, 1], [0, 2, 1]), 4: (TO_ROWS, TO_IMAGES)}  # to rows and back
 
 
 class _Runs(NamedTuple):
-    """A value's runs: their numbers, in its shape, where one dimension counts runs of channels."""
+    """A value's runs: their numbers, in its shape, where one dimension counts runs of channels.
+
+    Attributes:
+        axis: that dimension; None: these are elements, and any.
+    """
 
     numbers: np.ndarray
-    axis: int
+    axis: int | None
 
 
 class _TooLongError(Exception):
@@ -140,18 +147,47 @@ def _from(matcher: Matcher, x: str, axis: int, y: str) -> list[Node] | None:
             continue
         except MALFORMED:
             return None
-        return None if runs is None else _nodes(matcher, x, axis, y, runs, run)
+        if runs is not None:
+            return _nodes(matcher, x, axis, y, runs, run)
+        break
+    return _by_elements(matcher, x, axis, y)
+
+
+def _by_elements(matcher: Matcher, x: str, axis: int, y: str) -> list[Node] | None:
+    """The same, where runs come together again that were not whole on the way."""
+    read, made = matcher.shape(x) or (), matcher.shape(y) or ()
+    if max(math.prod(read), math.prod(made)) > MOST_ELEMENTS:
+        return None
+    found = _followed(matcher, x, axis, y, 1)
+    if found is None:
+        return None
+    for back in (len(made) - 1, 1):
+        numbers = np.moveaxis(found.numbers, back, -1)
+        run = math.gcd(read[axis], made[back])
+        if run < LEAST_RUN:
+            continue
+        parts = numbers.reshape(*numbers.shape[:-1], -1, run)
+        first, nowhere = parts[..., 0], (parts == NOWHERE).all(-1)
+        whole = (np.diff(parts) == 1).all(-1) & (first % run == 0)
+        if (whole | nowhere).all():
+            first = np.where(nowhere, NOWHERE, first // run)
+            return _nodes(matcher, x, axis, y, _Runs(np.moveaxis(first, -1, back), back), run)
     return None
 
 
 def _followed(matcher: Matcher, x: str, axis: int, y: str, run: int) -> _Runs | None:
-    """Where runs of x come to lie in y; None: that is not known, or something else comes in."""
+    """Where runs of x come to lie in y; None: that is not known, or something else comes in.
+
+    Args:
+        run: channels of each; 1: of elements, wherever they go.
+    """
     shape = matcher.shape(x) or ()
     if math.prod(shape) // run > MOST_RUNS:
         return None
     rows = [*(n for i, n in enumerate(shape) if i != axis), shape[axis] // run]
     numbers = np.arange(math.prod(rows), dtype=np.int32).reshape(rows)
-    known: dict[str, _Runs | None] = {x: _Runs(np.moveaxis(numbers, -1, axis), axis)}
+    at = np.moveaxis(numbers, -1, axis)
+    known: dict[str, _Runs | None] = {x: _Runs(at, axis if run > 1 else None)}
 
     def of(name: str, left: int = MOST_MOVES) -> _Runs | None:
         if name not in known:
@@ -188,7 +224,7 @@ def _moved(matcher: Matcher, node: Node, runs: _Runs, run: int) -> _Runs | None:
     at, axis = runs
     if node.op == "Transpose":
         perm = node.attribute("perm", list(range(at.ndim))[::-1])
-        return _Runs(at.transpose(perm), perm.index(axis))
+        return _Runs(at.transpose(perm), None if axis is None else perm.index(axis))
     if node.op == "Slice":
         places = places_of_slice(matcher.graph, node)
         for i, numbers in (places or {}).items():
@@ -219,7 +255,9 @@ def _padded(matcher: Matcher, node: Node, runs: _Runs) -> _Runs | None:
         return None
     pads = constants.array(given).reshape(2, -1)
     grown = math.prod(np.add(runs.numbers.shape, pads.sum(0)).tolist())
-    if (pads < 0).any() or pads[:, runs.axis].any() or grown > MOST_RUNS:
+    if (pads < 0).any() or grown > MOST_RUNS:
+        return None
+    if runs.axis is not None and pads[:, runs.axis].any():
         return None
     return _Runs(np.pad(runs.numbers, pads.T, constant_values=NOWHERE), runs.axis)
 
@@ -227,6 +265,8 @@ def _padded(matcher: Matcher, node: Node, runs: _Runs) -> _Runs | None:
 def _reshaped(runs: _Runs, shape: tuple[int, ...], run: int) -> _Runs | None:
     """Where as many elements are behind the channels as were; of several such dimensions, any."""
     at, axis = runs
+    if axis is None:
+        return _Runs(at.reshape(shape), None)
     behind = math.prod(at.shape[axis + 1 :])
     shorter = []
     for i in reversed(range(len(shape))):
