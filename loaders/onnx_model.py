@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def _checked(path: Path | None, proto: Any, places: dict[str, Place], n_bytes: i
     for owner, nodes in ((proto, _nodes(proto.graph)), *((f, f.node) for f in proto.functions)):
         versions = {one.domain: one.version for one in owner.opset_import}
         for node in nodes:
-            _check_left_out(path, node, versions)
+            _check_form(path, node, versions)
     for node in _nodes(proto.graph):
         check_windows(path, node, shape_of)
     bring_in(path, model.proto, lambda tensor: _beside(path, tensor))
@@ -277,23 +278,45 @@ def _check_opsets(path: Path | None, proto: Any) -> None:
         )
 
 
-def _check_left_out(path: Path | None, node: Any, versions: Mapping[str, int]) -> None:
-    """Inputs that an operator needs are there: onnxruntime 1.32 ends the process otherwise."""
-    if all(node.input) or node.domain not in ("", "ai.onnx"):
+def _check_form(path: Path | None, node: Any, versions: Mapping[str, int]) -> None:
+    """Inputs that an operator needs are there (onnxruntime 1.32 ends the process otherwise), and
+    attributes are of its types.
+    """
+    if node.domain not in ("", "ai.onnx"):
         return
-    version = versions.get("", versions.get("ai.onnx", 1))
-    try:
-        formal = onnx.defs.get_schema(node.op_type, version, "").inputs
-    except onnx.defs.SchemaError:  # the host says so
+    form = _form(node.op_type, versions.get("", versions.get("ai.onnx", 1)))
+    if form is None:  # the host says so
         return
-    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    optional, types = form
+    label = f"node {node.name or list(node.output[:1])} ({node.op_type})"
     for i, name in enumerate(node.input):
-        if not name and formal and formal[min(i, len(formal) - 1)].option != optional:
+        if not name and optional and not optional[min(i, len(optional) - 1)]:
             raise ModelFileError(
-                f"node {node.name or list(node.output[:1])} ({node.op_type}) lacks its input {i}, "
-                "which this operator needs; export it again",
+                f"{label} lacks its input {i}, which this operator needs; export it again",
                 path=path,
             )
+    for one in node.attribute:
+        wanted = types.get(one.name, one.type)
+        if one.type not in (0, wanted) and not one.ref_attr_name:  # 0: of files that say nothing
+            kinds = [onnx.AttributeProto.AttributeType.Name(kind) for kind in (one.type, wanted)]
+            raise ModelFileError(
+                f"{label} has {one.name} of the type {kinds[0]}, and it is {kinds[1]}; export it "
+                "again",
+                path=path,
+            )
+
+
+@cache
+def _form(op: str, version: int) -> tuple[list[bool], dict[str, int]] | None:
+    """Which inputs may be left out, and types of attributes; None: there is no such operator."""
+    try:
+        schema = onnx.defs.get_schema(op, version, "")
+    except onnx.defs.SchemaError:
+        return None
+    left_out = onnx.defs.OpSchema.FormalParameterOption.Optional
+    kinds = {name: one.type.name for name, one in schema.attributes.items()}
+    types = {name: onnx.AttributeProto.AttributeType.Value(kind) for name, kind in kinds.items()}
+    return [one.option == left_out for one in schema.inputs], types
 
 
 def subgraphs(node: Any) -> Iterator[Any]:

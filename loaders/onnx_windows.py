@@ -48,6 +48,11 @@ def check_windows(
             f"{', '.join(one.decode() for one in _PADS)}; export it again",
             path=path,
         )
+    ceil = next((one.i for one in node.attribute if one.name == "ceil_mode"), 0)
+    if ceil not in (0, 1):
+        raise ModelFileError(
+            f"{label} has ceil_mode {ceil}, which is 0 or 1; export it again", path=path
+        )
     groups = next((one.i for one in node.attribute if one.name == "group"), 1)
     if groups < 1:
         raise ModelFileError(f"{label} has {groups} groups; export it again", path=path)

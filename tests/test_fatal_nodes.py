@@ -22,9 +22,11 @@ CASES: list[tuple[str, list[str], dict[str, Any]]] = [
     ("Resize", ["x", "row"], {"mode": "linear"}),
     ("Resize", ["x", "w", "scales"], {}),
     ("Resize", ["x", "", "odd"], {}),
-    ("RandomUniformLike", ["x"], {"low": "a"}),
+    ("Cast", ["x"], {"to": 1, "saturate": 2}),
     ("ReverseSequence", ["ids", "ids"], {}),
     ("DFT", ["scalar"], {}),
+    ("Multinomial", ["row"], {}),
+    ("RoiAlign", ["x", "row", "ids"], {}),
     ("RoiAlign", ["x", "rois", "ids"], {"sampling_ratio": -(2**63)}),
     ("Split", ["x"], {"num_outputs": 3}),
 ]

@@ -464,15 +464,21 @@ def test_functions_that_are_not_in_order(nodes: list[tuple[str, str, str]], matc
         network_of(model)
 
 
-def test_constants_and_branches_that_are_none() -> None:
-    held = helper.make_node("Constant", [], ["c"], value=3)
-    add = helper.make_node("Add", ["x", "c"], ["y"])
+def test_attributes_of_another_type() -> None:
+    for op, attributes in (
+        ("Softmax", {"axis": 0.5}), ("Upsample", {"mode": [1, 2]}), ("Constant", {"value": 3}),
+    ):  # fmt: skip
+        odd = helper.make_node(op, ["x"] if op != "Constant" else [], ["y"], **attributes)
+        with pytest.raises(ModelFileError, match=rf"{op}\) has .* of the type .*export it again"):
+            network_of(model_of([odd], {"x": (FLOAT, [2, 3])}, ["y"], opset=9))
+
+
+def test_branches_that_are_none() -> None:
     none = helper.make_graph([], "none", [], [])
     branches = helper.make_node("If", ["c"], ["y"], then_branch=none, else_branch=none)
     conditions = (np.array(True), np.array([], bool), np.array([True, False]))
-    cases = [([held, add], {}), *(([branches], {"c": one}) for one in conditions)]
-    for nodes, constants in cases:
-        model = model_of(nodes, {"x": (FLOAT, [2])}, ["y"], constants)
+    for condition in conditions:
+        model = model_of([branches], {"x": (FLOAT, [2])}, ["y"], {"c": condition})
         with network_of(model) as network, pytest.raises(HeadraceError):
             network({"x": np.ones(2, np.float32)})
 

@@ -85,6 +85,11 @@ def _shape(graph: Graph, node: Node, index: int) -> tuple[int, ...] | None:
     return None if of is None else of.shape
 
 
+def _saturates(graph: Graph, node: Node) -> str | None:
+    given = node.attribute("saturate", 1)
+    return None if given in (0, 1) else f"its saturate is {given}, which is 0 or 1"
+
+
 def _uniform(graph: Graph, node: Node) -> str | None:
     low, high = node.attribute("low", 0.0), node.attribute("high", 1.0)
     if math.isfinite(high - low) and low <= high:
@@ -209,7 +214,9 @@ _MANY = 1 << 16
 _MOST_BLOCK = (1 << 31) - 1
 # Dimensions of inputs, at least and at most.
 _RANKS: dict[str, dict[int, tuple[int, int]]] = {
-    "DFT": {0: (2, _MANY)}, "STFT": {0: (2, 3)}, "MaxRoiPool": {0: (4, 4), 1: (2, 2)},
+    "DFT": {0: (2, _MANY), 1: (0, 0), 2: (0, 0)}, "Multinomial": {0: (2, 2)},
+    "RoiAlign": {0: (4, 4), 1: (2, 2), 2: (1, 1)},
+    "STFT": {0: (2, 3)}, "MaxRoiPool": {0: (4, 4), 1: (2, 2)},
     "ReverseSequence": {0: (2, _MANY), 1: (1, 1)},
     "com.microsoft.EmbedLayerNormalization": {
         **dict.fromkeys((0, 1, 2, 3, 4, 8), (2, 2)), 5: (1, 1), 6: (1, 1),
@@ -222,6 +229,8 @@ _VALUES: dict[str, tuple[int, ...] | None] = {
     "QLinearWhere": (0, 1, 4), "QLinearConcat": None,
 }  # fmt: skip
 _CHECKS: dict[str, Callable[[Graph, Node], str | None]] = {
+    "Cast": _saturates,
+    "CastLike": _saturates,
     "DequantizeLinear": _in_blocks,
     "GatherND": _gather_nd,
     "LayerNormalization": _layer_norm,

@@ -55,7 +55,8 @@ def values_bytes(
 
 def _gate_bytes(graph: Graph, node: Node) -> int:
     """Of the gates of all steps, which recurrent layers have while they run."""
-    shape = graph.shape(node.inputs[0]) if node.op in _GATES and not node.domain else None
+    layer = node.op in _GATES and not node.domain and bool(node.inputs)
+    shape = graph.shape(node.inputs[0]) if layer else None
     if shape is None or len(shape) != 3:
         return 0
     directions = 2 if node.attribute("direction") == b"bidirectional" else 1

@@ -41,7 +41,7 @@ from headrace.networks.operators import (
 )
 
 # Of nodes that lack inputs, outputs or attributes, or have those of another kind: the host says so.
-MALFORMED = (IndexError, TypeError, ValueError, ArithmeticError)
+MALFORMED = (IndexError, TypeError, ValueError, ArithmeticError, AttributeError)
 Maker = Callable[[Graph, Node], Operation | None]
 
 MODULES = (

@@ -55,8 +55,13 @@ def _pool(graph: Graph, node: Node) -> Operation | None:
     )  # fmt: skip
 
 
+_MOST_TAPS = 1 << 20  # of all windows along one dimension
+
+
 def _all_see(size: int, count: int, taps: int, stride: int, before: int, apart: int) -> bool:
-    """Whether each window along one dimension has a tap in the image."""
+    """Whether each window along one dimension has a tap in the image, as far as it is looked at."""
+    if count * taps > _MOST_TAPS:
+        return False
     at = np.arange(count)[:, None] * stride - before + np.arange(taps) * apart
     return bool(((at >= 0) & (at < size)).any(1).all())
 
