@@ -41,6 +41,16 @@ def test_loops() -> None:
         assert network({"x": x})["y"].shape == (64, 3)
 
 
+def test_numbers_that_are_no_arrays() -> None:
+    model = _doubling(3)
+    del model.graph.initializer[:]
+    model.graph.input.append(helper.make_tensor_value_info("times", INT64, []))
+    inputs = {"x": np.ones((2, 3), np.float32), "times": np.int64(2)}
+    with network_of(model) as network:
+        assert network(inputs)["y"].shape == (8, 3)
+        assert network.plan(inputs) is network.plan({**inputs, "times": np.array(4)})
+
+
 def test_lengths_that_inputs_say() -> None:
     nodes = [
         helper.make_node("ReduceMax", ["x"], ["end"], keepdims=0),

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 GEOMETRY = 8
+MOST = 1 << 48
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a convolution, in pixels; pads are those above and to the left."""
+    """Sizes of a convolution, in pixels; pads are those above and to the left.
+
+    Raises:
+        ValueError: one is not below `MOST`, so that it might be taken for an address.
+    """
 
     images: int
     read: tuple[int, int]
@@ -30,6 +35,11 @@ class Geometry:
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int] = (0, 0)
     dilations: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        sizes = (*self.read, *self.taps, *self.strides, *self.pads, *self.dilations)
+        if max(sizes) >= MOST:
+            raise ValueError(f"{max(sizes)} pixels")
 
     def flat(self) -> Geometry:
         """The same where each pixel stands for itself, as one row, which needs no borders."""

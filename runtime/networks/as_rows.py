@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from headrace.networks.graph import Graph, Node
+from headrace.networks.greatest import keep_those
 
 _RESHAPES = ("Squeeze", "Unsqueeze", "Reshape", "Flatten")
 _RUNS = "headrace.TakeRuns"
@@ -57,7 +58,7 @@ def _between(graph: Graph, recurrent: Collection[str]) -> set[str]:
         if node.inputs and len(graph.shape(name) or ()) == 4
         if graph.types[name].elem_type == FLOAT
     }
-    found = makers.keys() - graph.outputs
+    found = set(makers.keys() - graph.outputs)
 
     def computes(node: Node) -> bool:
         """Whether it makes rows of rows."""
@@ -83,14 +84,11 @@ def _between(graph: Graph, recurrent: Collection[str]) -> set[str]:
     def gives_rows(node: Node) -> bool:
         return _gives_rows(graph, node)
 
-    while wrong := {
-        name
-        for name in found
-        if not any(gives(makers[name]) for gives in (gives_rows, computes, moves_runs))
-        or not users.get(name)
-        or not all(taken(one) for one in users[name])
-    }:
-        found -= wrong
+    def holds(name: str) -> bool:
+        made = any(gives(makers[name]) for gives in (gives_rows, computes, moves_runs))
+        return made and bool(users.get(name)) and all(taken(one) for one in users[name])
+
+    keep_those(found, holds, makers, users)
     return found
 
 

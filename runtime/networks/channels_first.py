@@ -9,6 +9,7 @@ kernels of ours lies so, too.
 from __future__ import annotations
 
 from headrace.networks.graph import Graph, Node
+from headrace.networks.greatest import keep_those
 
 _OF_ONE = (
     "Conv", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Clip",
@@ -57,8 +58,7 @@ def channels_first(graph: Graph) -> frozenset[str]:
             for node in users.get(name, [])
         )
 
-    while wrong := {name for name in found if not (made_so(name) and used_so(name))}:
-        found -= wrong
+    keep_those(found, lambda name: made_so(name) and used_so(name), makers, users)
     return frozenset(found)
 
 

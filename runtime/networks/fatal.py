@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import onnx
 
 from headrace.errors import UnsupportedError
 from headrace.loaders.onnx_model import subgraphs
@@ -21,8 +22,10 @@ def check_values(graph: Graph, node: Node) -> None:
     Raises:
         UnsupportedError: it, or onnx's inference of shapes, would end the process.
     """
-    check = _CHECKS.get(node.op) if not node.domain else _OTHERS.get(node.domain)
-    wrong = None if check is None else check(graph, node)
+    try:
+        wrong = _wrong(graph, node)
+    except (TypeError, ValueError, AttributeError):
+        wrong = "an attribute is of another type than it should be"
     if wrong is not None:
         raise UnsupportedError(
             f"nothing here runs {node.label}: {wrong}; the file is damaged, or made to do harm"
@@ -30,6 +33,34 @@ def check_values(graph: Graph, node: Node) -> None:
     for inner in subgraphs(node.proto):
         for proto in inner.node:
             check_values(graph, Node(proto))
+
+
+def completed(graph: Graph, node: Node) -> Node:
+    """A node with a zero point of its result that may be left out, and onnxruntime reads."""
+    if node.domain != "com.microsoft" or node.op not in ("QLinearSigmoid", "QLinearLeakyRelu"):
+        return node
+    of = graph.type(named(node.inputs, 0))
+    if named(node.inputs, 4) or len(node.inputs) < 4 or of is None:
+        return node
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(of.elem_type))
+    proto.input[4:] = [graph.constants.put(zero)]
+    return Node(proto)
+
+
+def _wrong(graph: Graph, node: Node) -> str | None:
+    """What ends the process; None: nothing that is known."""
+    key = f"{node.domain}.{node.op}" if node.domain else node.op
+    for i, (least, most) in _RANKS.get(key, {}).items():
+        of = _shape(graph, node, i)
+        if named(node.inputs, i) and of is not None and not least <= len(of) <= most:
+            return f"its input {i} has {len(of)} dimensions"
+    for check in (_CHECKS.get(key), _fused if node.domain == "com.microsoft" else None):
+        wrong = None if check is None else check(graph, node)
+        if wrong is not None:
+            return wrong
+    return None
 
 
 def check_empty(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]) -> None:
@@ -118,20 +149,83 @@ def _roi_align(graph: Graph, node: Node) -> str | None:
 
 
 def _fused(graph: Graph, node: Node) -> str | None:
-    if node.op == "QLinearConcat":  # scale and zero point of the result, then values with theirs
-        for i, name in enumerate(node.inputs):
-            if not name or ((i < 2 or i % 3 != 2) and 0 in (_shape(graph, node, i) or ())):
-                return f"its input {i} is left out, or has no elements"
     for name in filter(None, node.inputs):
         if name in graph.constants and 0 in (graph.constants.type(name).shape or ()):
             return f"{name} has no elements"
     return None
 
 
-_OTHERS = {"com.microsoft": _fused}
+def _quantised(graph: Graph, node: Node) -> str | None:
+    """Of scales and zero points, of which it reads one element."""
+    values = _VALUES[node.op]
+    for i, name in enumerate(node.inputs):
+        if i % 3 == 2 if values is None else i in values:
+            continue
+        of = _shape(graph, node, i)
+        if name and of is not None and math.prod(of) != 1:
+            return f"its input {i}, a scale or a zero point, has {math.prod(of)} elements"
+    return None
+
+
+def _concatenated(graph: Graph, node: Node) -> str | None:
+    left_out = [i for i, name in enumerate(node.inputs) if not name]
+    return f"its input {left_out[0]} is left out" if left_out else _quantised(graph, node)
+
+
+def _inverse(graph: Graph, node: Node) -> str | None:
+    of = _shape(graph, node, 0)
+    if of is None or (len(of) > 1 and of[-1] == of[-2]):
+        return None
+    return f"it has matrices of the shape {list(of[-2:])}"
+
+
+def _upsample(graph: Graph, node: Node) -> str | None:
+    of, scales = _shape(graph, node, 0), node.attribute("scales")
+    count = None if scales is None else len(scales)
+    if scales is None and len(node.inputs) > 1:
+        given = _shape(graph, node, 1)
+        count = None if given is None else math.prod(given)
+    if of is None or count in (None, len(of)):
+        return None
+    return f"it has {count} scales, for {len(of)} dimensions"
+
+
+def _in_blocks(graph: Graph, node: Node) -> str | None:
+    size, of = node.attribute("block_size", 0), _shape(graph, node, 0)
+    most = _MOST_BLOCK if of is None else max((1, *of))
+    return None if 0 <= size <= most else f"its block_size is {size}"
+
+
+def _ngrams(graph: Graph, node: Node) -> str | None:
+    counts = node.attribute("ngram_counts", [])
+    pool = node.attribute("pool_int64s") or node.attribute("pool_strings") or []
+    within = all(0 <= n <= len(pool) for n in counts)
+    if within and list(counts) == sorted(counts):
+        return None
+    return f"its ngram_counts are {list(counts)[:8]}, of a pool of {len(pool)}"
+
+
+_MANY = 1 << 16
+_MOST_BLOCK = (1 << 31) - 1
+# Dimensions of inputs, at least and at most.
+_RANKS: dict[str, dict[int, tuple[int, int]]] = {
+    "DFT": {0: (2, _MANY)}, "STFT": {0: (2, 3)}, "MaxRoiPool": {0: (4, 4), 1: (2, 2)},
+    "ReverseSequence": {0: (2, _MANY), 1: (1, 1)},
+    "com.microsoft.EmbedLayerNormalization": {
+        **dict.fromkeys((0, 1, 2, 3, 4, 8), (2, 2)), 5: (1, 1), 6: (1, 1),
+    },
+}  # fmt: skip
+# Which inputs of quantised operators are values; None: each third from the third on.
+_VALUES: dict[str, tuple[int, ...] | None] = {
+    "QLinearAdd": (0, 3), "QLinearMul": (0, 3), "QLinearSigmoid": (0,), "QLinearLeakyRelu": (0,),
+    "QLinearSoftmax": (0,), "QLinearAveragePool": (0,), "QLinearGlobalAveragePool": (0,),
+    "QLinearWhere": (0, 1, 4), "QLinearConcat": None,
+}  # fmt: skip
 _CHECKS: dict[str, Callable[[Graph, Node], str | None]] = {
+    "DequantizeLinear": _in_blocks,
     "GatherND": _gather_nd,
     "LayerNormalization": _layer_norm,
+    "QuantizeLinear": _in_blocks,
     "RandomNormal": _normal,
     "RandomNormalLike": _normal,
     "RandomUniform": _uniform,
@@ -139,4 +233,9 @@ _CHECKS: dict[str, Callable[[Graph, Node], str | None]] = {
     "Resize": _resize,
     "RoiAlign": _roi_align,
     "Split": _split,
+    "TfIdfVectorizer": _ngrams,
+    "Upsample": _upsample,
+    "com.microsoft.Inverse": _inverse,
+    **{f"com.microsoft.{op}": _quantised for op in _VALUES},
+    "com.microsoft.QLinearConcat": _concatenated,
 }

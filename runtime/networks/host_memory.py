@@ -16,6 +16,8 @@ from headrace.networks.live import live_bytes, value_bytes
 _COPIES, _COPIES_OF_CONVOLUTIONS, _COPIES_OF_HALVES = 3, 4, 6
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _HALVES = (10, 16)  # float16 and bfloat16
+_COPIES_OF_INNER = 6  # of graphs in attributes: as nodes, a model, its text, and the session's
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 def weight_bytes(graph: Graph, nodes: Sequence[Node]) -> int:
@@ -30,7 +32,9 @@ def weight_bytes(graph: Graph, nodes: Sequence[Node]) -> int:
     each = (
         n * (_COPIES_OF_HALVES if half else copies) for n, half in zip(sizes, halves, strict=True)
     )
-    return sum(each) + max(sizes, default=0)  # one of them is in the making
+    inner = sum(int(one.ByteSize()) for node in nodes for one in subgraphs(node.proto))
+    # One of them is in the making.
+    return sum(each) + max(sizes, default=0) + _COPIES_OF_INNER * inner
 
 
 def values_bytes(
@@ -45,7 +49,18 @@ def values_bytes(
     for node in nodes:
         if all(name in first or name in graph.constants for name in node.reads):
             first.update(node.outputs)
-    return 2 * live_bytes(alone) + sum(value_bytes(graph, name) for name in first)
+    gates = max((_gate_bytes(graph, node) for node in nodes), default=0)
+    return 2 * live_bytes(alone) + gates + sum(value_bytes(graph, name) for name in first)
+
+
+def _gate_bytes(graph: Graph, node: Node) -> int:
+    """Of the gates of all steps, which recurrent layers have while they run."""
+    shape = graph.shape(node.inputs[0]) if node.op in _GATES and not node.domain else None
+    if shape is None or len(shape) != 3:
+        return 0
+    directions = 2 if node.attribute("direction") == b"bidirectional" else 1
+    size = max(0, int(node.attribute("hidden_size", 0))) * _GATES[node.op] * directions
+    return 4 * shape[0] * shape[1] * size
 
 
 def free_bytes() -> int | None:

@@ -121,8 +121,12 @@ class Network:
                 closed.
         """
         check_names(inputs, self.inputs)
+        given = {
+            name: value if isinstance(value, TensorType) else self._as_array(name, value)
+            for name, value in inputs.items()
+        }
         with self._lock:
-            return self._plan(types_key(inputs), inputs)
+            return self._plan(types_key(given), given)
 
     def _plan(self, types: Any, inputs: Mapping[str, Any]) -> NetworkPlan:
         if self._graph is None:

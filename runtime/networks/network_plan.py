@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ import numpy as np
 from headrace.errors import BudgetError, HeadraceError
 from headrace.networks.engine import Engine
 from headrace.networks.graph import Graph, Node, TensorType
-from headrace.networks.host import HostRegion
+from headrace.networks.host import ARENA_BYTES, HostRegion
 from headrace.networks.host_memory import free_bytes, values_bytes, weight_bytes
+from headrace.networks.live import live_bytes
 from headrace.networks.native import NativeRegion
 from headrace.networks.needs import OPERATION_BYTES, Needs, NetworkMemory, decide, needs_of
 from headrace.networks.operation import Operation, Weight
@@ -67,6 +68,7 @@ class NetworkPlan:
             self.regions = regions_of(as_it_is, lambda node: False)
         self.regions = with_nodes_of_file(self.regions, self.graph, as_it_is)
         self._check_host()
+        room = self._room_for_host(list(ours.values()))
         self.runs: list[HostRegion | NativeRegion] = []
         mixed = any(region.ours for region in self.regions)
         for region in self.regions:
@@ -79,7 +81,7 @@ class NetworkPlan:
             else:
                 run = HostRegion(
                     self.graph, region.nodes, region.outputs, engine.threads,
-                    spins=not mixed, budget=residence.budget,
+                    spins=not mixed, budget=room,
                 )  # fmt: skip
             self.graph.types.update(
                 {n: of for n, of in run.types().items() if n not in self.graph.types}
@@ -114,6 +116,15 @@ class NetworkPlan:
                 f"{format_size(needed - weights)} for values; allow more than that",
                 needed_bytes=needed,
             )
+
+    def _room_for_host(self, ours: Sequence[Operation]) -> int | None:
+        """What the budget leaves for values whose sizes are not known, beside ours and outputs."""
+        budget = self._residence.budget
+        if budget is None or all(region.ours for region in self.regions):
+            return None
+        natives = needs_of(ours, self._threads, {}, files=self._residence.has_files)
+        beside = natives.weights + natives.making + 2 * live_bytes(self.graph)
+        return max(ARENA_BYTES, (budget - beside) // 2)
 
     @cached_property
     def needs(self) -> Needs:

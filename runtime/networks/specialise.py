@@ -17,7 +17,7 @@ import numpy as np
 
 from headrace.loaders.onnx_model import subgraphs, tensor_bytes
 from headrace.networks.branches import taken_branch
-from headrace.networks.fatal import check_values
+from headrace.networks.fatal import check_values, completed
 from headrace.networks.graph import SMALL_BYTES, Graph, Node, TensorType
 from headrace.networks.microsoft_types import microsoft_types
 from headrace.networks.quantisation import named
@@ -60,7 +60,7 @@ def specialise(
     waiting = list(reversed(graph.nodes))
     names, renamed = _names_for_names(graph), dict[str, str]()
     while waiting:
-        node = reading(waiting.pop(), renamed)
+        node = completed(found, reading(waiting.pop(), renamed))
         if conditions.keys() >= set(node.outputs):
             continue
         branch = taken_branch(found, node)

@@ -47,6 +47,8 @@ def _product(graph: Graph, node: Node, transposed: bool, bias_name: str) -> Oper
         return None
     if not in_rows(graph, x) or read.images != written.images:
         return None
+    if (of.shape or ())[:: -1 if transposed else 1] != (read.channels, written.channels):
+        return None
     if bias_name and bias_name not in graph.constants:
         return None
     bias = np.zeros(written.padded, np.float32)

@@ -16,6 +16,7 @@ from headrace.networks.patterns.match import Matcher, new_node
 from headrace.networks.quantisation import named
 
 OPS = ("GroupNormalization", "ResponseNorm")  # that are made here
+MOST_STEPS = 8  # behind a norm: exporters write two
 
 
 def found(matcher: Matcher, node: Node) -> list[Node] | None:
@@ -40,7 +41,10 @@ class _Affine:
     def __init__(self, matcher: Matcher, name: str, shape: tuple[int, ...], axis: int) -> None:
         self.name, self._shape, self._axis, self._matcher = name, shape, axis, matcher
         self.scale, self.shift = np.ones(shape[axis]), np.zeros(shape[axis])
-        while (node := matcher.maker(self.name, "Mul", "Add")) is not None:
+        for _ in range(MOST_STEPS):
+            node = matcher.maker(self.name, "Mul", "Add")
+            if node is None:
+                return
             inner, given = node.inputs
             values = self._of_channels(given)
             if values is None:

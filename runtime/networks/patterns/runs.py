@@ -186,27 +186,26 @@ def _followed(matcher: Matcher, x: str, axis: int, y: str, run: int) -> _Runs | 
         return None
     rows = [*(n for i, n in enumerate(shape) if i != axis), shape[axis] // run]
     numbers = np.arange(math.prod(rows), dtype=np.int32).reshape(rows)
-    known = {x: _Runs(np.moveaxis(numbers, -1, axis), axis if run > 1 else None)}
+    at = np.moveaxis(numbers, -1, axis)
+    known: dict[str, _Runs | None] = {x: _Runs(at, axis if run > 1 else None)}
 
-    def of(name: str, depth: int) -> _Runs | None:
+    def of(name: str, left: int = MOST_MOVES) -> _Runs | None:
         if name not in known:
-            node = matcher.makers.get(name)
-            if node is None or not _is_move(node) or depth == MOST_MOVES:
-                return None
-            first, *others = [of(one, depth + 1) for one in node.inputs[: _joins(node)]]
-            if first is None:
-                return None
-            if node.op == "Concat":
-                parts = [first, *(one for one in others if one is not None)]
-                moved = _joined(node, parts) if len(parts) == len(node.inputs) else None
-            else:
-                moved = _moved(matcher, node, first, run)
-            if moved is None or moved.numbers.size > MOST_RUNS:
-                return None
-            known[name] = moved
+            known[name] = made(name, left) if left else None
         return known[name]
 
-    return of(y, 0)
+    def made(name: str, left: int) -> _Runs | None:
+        node = matcher.makers.get(name)
+        if node is None or not _is_move(node) or name in matcher.graph.constants:
+            return None
+        parts = [one for name in node.inputs[: _joins(node)] if (one := of(name, left - 1))]
+        if len(parts) < _joins(node):
+            return None
+        joins = node.op == "Concat"
+        moved = _joined(node, parts) if joins else _moved(matcher, node, parts[0], run)
+        return None if moved is None or moved.numbers.size > MOST_RUNS else moved
+
+    return of(y)
 
 
 def _joins(node: Node) -> int:
