@@ -310,12 +310,11 @@ def _check_form(path: Path | None, node: Any, versions: Mapping[str, int]) -> No
 def _form(op: str, version: int) -> tuple[list[bool], dict[str, int]] | None:
     """Which inputs may be left out, and types of attributes; None: there is no such operator."""
     try:
-        schema = onnx.defs.get_schema(op, version, "")
+        schema: Any = onnx.defs.get_schema(op, version, "")
     except onnx.defs.SchemaError:
         return None
     left_out = onnx.defs.OpSchema.FormalParameterOption.Optional
-    kinds = {name: one.type.name for name, one in schema.attributes.items()}
-    types = {name: onnx.AttributeProto.AttributeType.Value(kind) for name, kind in kinds.items()}
+    types = {name: int(one.type.value) for name, one in schema.attributes.items()}
     return [one.option == left_out for one in schema.inputs], types
 
 

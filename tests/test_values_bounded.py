@@ -66,6 +66,18 @@ def test_lengths_that_inputs_say() -> None:
         assert network({"x": np.array([3, 5], np.float32)})["y"] == 10
 
 
+def test_memory_that_changes_meanwhile() -> None:
+    x = np.ones((2, 3), np.float32)
+    with network_of(_doubling(20), memory=ROOM) as network:
+        for memory, fits in ((ROOM, False), (10 * ROOM, True), (ROOM, False)):
+            network.memory = memory
+            if fits:
+                assert network({"x": x})["y"].shape == (2**21, 3)
+                continue
+            with pytest.raises(HeadraceError, match="values become larger"):
+                network({"x": x})
+
+
 @pytest.mark.parametrize("first", ["ConstantOfShape", "Shape"])
 def test_constants_that_are_laid_behind_themselves(first: str) -> None:
     made = [helper.make_node(first, ["s" if first == "ConstantOfShape" else "x"], ["c0"])]

@@ -20,7 +20,7 @@ from headrace.networks.fatal import check_empty
 from headrace.networks.fusions import ends_the_process, kept, left_out
 from headrace.networks.graph import Graph, Node, TensorType
 from headrace.networks.host_memory import (
-    bound_values,
+    bounded,
     free_bytes,
     is_open,
     ran_out,
@@ -54,6 +54,7 @@ class HostRegion:
         inputs, outputs: names.
         by_reference: why onnxruntime does not compute them; None: it does.
         memory_bytes: that it takes at most, about.
+        is_open: whether there are values whose sizes are not known.
 
     Raises:
         UnsupportedError: nothing here computes them.
@@ -79,7 +80,7 @@ class HostRegion:
         self._session: Any = None
         self._plain = True
         self._reference: Any = None
-        self._budget, self._is_open = budget, is_open(graph, self.nodes)
+        self._budget, self.is_open = budget, is_open(graph, self.nodes)
         self._seconds = math.inf  # that the last run took, where all take about as long
         self._loops = any(True for node in self.nodes for _ in subgraphs(node.proto))
         types: Mapping[str, TensorType] = graph.types
@@ -163,20 +164,19 @@ class HostRegion:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not spins:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        most = (self._budget or free_bytes()) if self._is_open else None
-        if most is not None:
-            bound_values(options, most)
+        most = (self._budget or free_bytes()) if self.is_open else None
         large = [name for name in constants if not graph.constants.is_small(name)]
         if large:  # the session has its own of these
             values = [self._value(graph, name) for name in large]
             options.add_external_initializers(large, values)
-        session = onnxruntime.InferenceSession(
-            proto.SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-            enable_fallback=0,  # it prints what went wrong
-            disabled_optimizers=left_out(graph, self.nodes),
-        )
+        with bounded(options, most):
+            session = onnxruntime.InferenceSession(
+                proto.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # it prints what went wrong
+                disabled_optimizers=left_out(graph, self.nodes),
+            )
         if large:
             del options, values
             give_back_heap()
@@ -286,7 +286,7 @@ class HostRegion:
         import onnxruntime
 
         began, options = time.perf_counter(), onnxruntime.RunOptions()
-        if self._is_open:
+        if self.is_open:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         on_main = threading.current_thread() is threading.main_thread()
         if on_main and (self._loops or self._seconds > _LONG_S):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,7 @@ _COPIES, _COPIES_OF_CONVOLUTIONS, _COPIES_OF_HALVES = 3, 4, 6
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _HALVES = (10, 16)  # float16 and bfloat16
 _COPIES_OF_INNER = 6  # of graphs in attributes: as nodes, a model, its text, and the session's
+_REGISTERING = threading.Lock()
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
@@ -79,20 +82,38 @@ def is_open(graph: Graph, nodes: Sequence[Node]) -> bool:
     return loops or any(of is None or of.shape is None for of in known)
 
 
-def bound_values(options: Any, most: int) -> None:
-    """Have a session take so many bytes at most for values; what needs more ends in an exception.
+@contextmanager
+def bounded(options: Any, most: int | None) -> Iterator[None]:
+    """Have the session that is made meanwhile take so many bytes at most for values.
+
+    What needs more ends in an exception. Allocators that sessions can be told to take are the
+    process's: behind it, there is one without a bound.
 
     Args:
-        options: SessionOptions, which get an allocator of their own.
+        options: SessionOptions.
+        most: None: there is no bound.
     """
+    if most is None:
+        yield
+        return
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    with _REGISTERING:
+        try:
+            _register(most)
+            yield
+        finally:
+            _register(0)
+
+
+def _register(most: int) -> None:
+    """Have another allocator for sessions that are made from now on; 0: without a bound."""
     import onnxruntime as ort
 
     kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(most, -1, -1, -1))
-    options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether a run failed because of `bound_values`."""
+    """Whether a run failed because its session is `bounded`."""
     return "bfc_arena" in str(error)

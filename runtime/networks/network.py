@@ -191,6 +191,8 @@ class Network:
     def memory(self, memory: int | str) -> None:
         with self._lock:
             self._residence.change(size_of(memory))
+            # Sessions keep the bound that they began with.
+            self._forget([key for key, plan in self._plans.items() if plan.is_bounded])
 
     def predict(self, plan: NetworkPlan) -> Prediction:
         """What a run of a plan should take that has no memory yet (as `plan` gives it).

@@ -155,6 +155,11 @@ class NetworkPlan:
         return any(run.is_linked for run in self.natives)
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether onnxruntime holds some values below a number, as their sizes are not known."""
+        return any(isinstance(run, HostRegion) and run.is_open for run in self.runs)
+
+    @property
     def least_bytes(self) -> int:
         """The smallest budget in which it runs."""
         return decide(self.needs, None, {}, "").least

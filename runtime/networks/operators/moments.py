@@ -40,7 +40,9 @@ def _norm(graph: Graph, node: Node, kernel: str, each: int) -> Operation | None:
     in_rows = channel_axis(graph, x) == len(shape) - 1
     if in_rows and node.domain != "headrace":
         return None
-    weights = [_of_channels(graph, name, of, each) for name in node.inputs[1:3]]
+    of_file = not (node.ours_alone or node.instead_of)
+    grouped = of_file and graph.opsets.get("", 21) < 21
+    weights = [_of_channels(graph, name, of, each if grouped else 1) for name in node.inputs[1:3]]
     weight, bias = weights
     if weight is None or bias is None:
         return None
@@ -76,12 +78,10 @@ def _norm(graph: Graph, node: Node, kernel: str, each: int) -> Operation | None:
 
 
 def _of_channels(graph: Graph, name: str, of: Image, each: int) -> np.ndarray | None:
-    """A constant of each channel, or of each group (before operator set 21), padded with zeros."""
+    """A constant for each channel, or for so many together, padded with zeros."""
     if name not in graph.constants or graph.constants.type(name).elem_type != 1:
         return None
-    given = graph.constants.array(name).reshape(-1)
-    if given.size == of.channels // each:
-        given = given.repeat(each)
+    given = graph.constants.array(name).reshape(-1).repeat(each)
     if given.size != of.channels:
         return None
     found = np.zeros(of.padded, np.float32)
