@@ -177,6 +177,26 @@ def _concatenated(graph: Graph, node: Node) -> str | None:
     return f"its input {left_out[0]} is left out" if left_out else _quantised(graph, node)
 
 
+def _chosen(graph: Graph, node: Node) -> str | None:
+    shapes = [of for i in (0, 1, 4) if (of := _shape(graph, node, i)) is not None]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return f"its inputs have the shapes {', '.join(str(list(of)) for of in shapes)}"
+    return _quantised(graph, node)
+
+
+def _scaled(graph: Graph, node: Node) -> str | None:
+    """Of products with weights, which have one scale or one for each column (of each matrix)."""
+    of, at = _shape(graph, node, 1), 2 if node.op == "DynamicQuantizeMatMul" else 3
+    scales = _shape(graph, node, at)
+    if of is None or scales is None or len(of) < 2:
+        return None
+    if math.prod(scales) in (1, of[-1], math.prod(of[:-2]) * of[-1]):
+        return None
+    return f"its input {at} has {math.prod(scales)} scales, of {of[-1]} columns"
+
+
 def _inverse(graph: Graph, node: Node) -> str | None:
     of = _shape(graph, node, 0)
     if of is None or (len(of) > 1 and of[-1] == of[-2]):
@@ -218,6 +238,12 @@ _RANKS: dict[str, dict[int, tuple[int, int]]] = {
     "RoiAlign": {0: (4, 4), 1: (2, 2), 2: (1, 1)},
     "STFT": {0: (2, 3)}, "MaxRoiPool": {0: (4, 4), 1: (2, 2)},
     "ReverseSequence": {0: (2, _MANY), 1: (1, 1)},
+    "com.microsoft.AttnLSTM": {
+        **dict.fromkeys((0, 1, 2, 5, 6, 11), (3, 3)), **dict.fromkeys((3, 7, 8, 9, 13), (2, 2)),
+        **dict.fromkeys((4, 10, 12), (1, 1)),
+    },
+    "com.microsoft.DynamicQuantizeMatMul": {1: (2, _MANY)},
+    "com.microsoft.MatMulIntegerToFloat": {1: (2, _MANY)},
     "com.microsoft.EmbedLayerNormalization": {
         **dict.fromkeys((0, 1, 2, 3, 4, 8), (2, 2)), 5: (1, 1), 6: (1, 1),
     },
@@ -246,5 +272,8 @@ _CHECKS: dict[str, Callable[[Graph, Node], str | None]] = {
     "Upsample": _upsample,
     "com.microsoft.Inverse": _inverse,
     **{f"com.microsoft.{op}": _quantised for op in _VALUES},
+    "com.microsoft.DynamicQuantizeMatMul": _scaled,
+    "com.microsoft.MatMulIntegerToFloat": _scaled,
     "com.microsoft.QLinearConcat": _concatenated,
+    "com.microsoft.QLinearWhere": _chosen,
 }
