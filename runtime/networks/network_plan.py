@@ -68,7 +68,9 @@ class NetworkPlan:
             self.regions = regions_of(as_it_is, lambda node: False)
         self.regions = with_nodes_of_file(self.regions, self.graph, as_it_is)
         self._check_host()
-        room = self._room_for_host(list(ours.values()))
+        room = self._room_for_host(
+            [ours[id(node)] for region in self.regions if region.ours for node in region.nodes]
+        )
         self.runs: list[HostRegion | NativeRegion] = []
         mixed = any(region.ours for region in self.regions)
         for region in self.regions:
