@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx_models import FLOAT, model_of
 from onnx_references import as_the_file_says, check_alone
 from test_native_operators import node
@@ -287,6 +287,29 @@ def test_shifted_windows(
     kernels = check_alone(of.model(), {"x": x}, tmp_path, of.reference(x), 3e-6)
     assert kernels.count("rows_take_runs") == 3
     assert "attention_rows_f32" in kernels
+
+
+@pytest.mark.parametrize("exporter", ["timm", "torchvision"])
+def test_windows_of_any_number_of_images(exporter: str) -> None:
+    """Plans of several batches share weights; masks of all their windows are each plan's own."""
+    of = Windows((2, 20, 7, 11), 4, 2, exporter)
+    model = of.model()
+    for tensor in model.graph.initializer:
+        sizes = numpy_helper.to_array(tensor)
+        if sizes.dtype == np.int64 and sizes.size >= 4 and sizes[0] == 2:
+            free = np.array([-1, *sizes[1:]])
+            tensor.CopyFrom(numpy_helper.from_array(free, tensor.name))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "images"
+    rng = np.random.default_rng(3)
+    with network_of(model, threads=2) as network:
+        for images in (1, 5, 2, 1):
+            x = rng.standard_normal((images, 20, 7, 11)).astype(np.float32)
+            plan = network.plan({"x": x})
+            assert "attention_rows_f32" in {
+                o.kernel for run in plan.natives for o in run.operations
+            }
+            of.images = (images, 20, 7, 11)
+            np.testing.assert_allclose(network({"x": x})["y"], of.reference(x), atol=2e-5)
 
 
 def test_chains_without_end() -> None:

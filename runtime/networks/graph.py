@@ -231,9 +231,13 @@ class Constants:
     def derive(
         self, name: str, of: TensorType, sources: Sequence[str], make: Callable[[], np.ndarray]
     ) -> None:
-        """Have a constant of this type that is computed from others, always in the same way."""
+        """Have a constant that is computed from others, for this type always in the same way.
+
+        Plans of other shapes may have another one of this name.
+        """
         keys = tuple(self.identity(one) for one in sources)
-        self.derived[name] = Derived(of, make, None if None in keys else (name, *keys))
+        key = None if None in keys else (name, of.elem_type, of.shape, *keys)
+        self.derived[name] = Derived(of, make, key)
 
     def remembered(self, key: Any, find: Callable[[], Any]) -> Any:
         """What was found of a constant with this key, for all plans of a network."""
