@@ -128,12 +128,7 @@ def normalise(args: Any, thread: Any, n_threads: Any) -> None:
                 count = splat_f32(_of_block(pixels, b * BLOCK))
                 total = fma(load_f32(x + (b * 2 * row + at), 1, 0) - base, count, total)
             mean = base + total / splat_f32(pixels)
-            squares = zeros_f32(1)
-            for b in range(blocks):
-                count = splat_f32(_of_block(pixels, b * BLOCK))
-                apart = load_f32(x + (b * 2 * row + at), 1, 0) - mean
-                squares = squares + load_f32(x + (b * 2 * row + row + at), 1, 0)
-                squares = fma(apart * apart, count, squares)
+            squares = _squares(x + at, row, pixels, mean)
             store_f32(y + at, mean, 0)
             store_f32(y + (row + at), squares, 0)
             store_f32(y + (2 * row + at), load_f32(bias + at, 1, 0), 0)
@@ -184,12 +179,7 @@ def respond(args: Any, thread: Any, n_threads: Any) -> None:
         y = arg_ptr(args, 3) + image * 3 * row
         total = zeros_f32(1)
         for at in range(0, row, 64):
-            squares = zeros_f32(1)
-            for b in range(blocks):
-                count = splat_f32(_of_block(pixels, b * BLOCK))
-                mean = load_f32(x + (b * 2 * row + at), 1, 0)
-                squares = squares + load_f32(x + (b * 2 * row + row + at), 1, 0)
-                squares = fma(mean * mean, count, squares)
+            squares = _squares(x + at, row, pixels, zeros_f32(1))
             there = iota_i32() + splat_i32(at // 4)
             length = select_lt(there, splat_i32(channels), square_root(squares), zeros_f32(1))
             store_f32(y + at, length, 0)
@@ -239,6 +229,17 @@ def scale_images(args: Any, thread: Any, n_threads: Any) -> None:
                 v = v + load_f32(more + (i * arg_int(args, 9) + at), 1, 0)
             # In this order what is no number stays none.
             store_f32(q + at, minimum(most, maximum(v, least)), 0)
+
+
+def _squares(x: Any, row: Any, pixels: Any, middle: Any) -> Any:
+    """Of differences from some value: moments of blocks put together, a vector of channels."""
+    squares = zeros_f32(1)
+    for b in range((pixels + (BLOCK - 1)) // BLOCK):
+        count = splat_f32(_of_block(pixels, b * BLOCK))
+        apart = load_f32(x + b * 2 * row, 1, 0) - middle
+        squares = squares + load_f32(x + (b * 2 * row + row), 1, 0)
+        squares = fma(apart * apart, count, squares)
+    return squares
 
 
 def _of_block(pixels: Any, first: Any) -> Any:
